@@ -1,0 +1,55 @@
+"""The errors a user can meet, each with the exit code of the command that ends on it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class PortError(Exception):
+    """Base of every error that the commands show as one message.
+
+    Attributes:
+        exit_code: The process exit code: 1 a difference was found, 2 wrong usage, 3 unreadable, corrupt
+            or foreign input, 4 something that is needed is missing.
+    """
+
+    exit_code = 1
+
+
+class DifferenceError(PortError):
+    """Two things that must be the same are not (exit code 1)."""
+
+    exit_code = 1
+
+
+class UsageError(PortError):
+    """The request itself cannot be carried out, for example because the output exists (exit code 2)."""
+
+    exit_code = 2
+
+
+class SourceError(PortError):
+    """The input is unreadable, corrupt or not this network (exit code 3).
+
+    Args:
+        path: The file or folder at fault.
+        problem: What is wrong, a clause without a full stop.
+        tensor: The tensor at fault, where there is one.
+        next_step: What the user can do about it, a clause without a full stop.
+    """
+
+    exit_code = 3
+
+    def __init__(
+        self, path: Path | str, problem: str, *, tensor: str | None = None, next_step: str | None = None
+    ) -> None:
+        self.path = Path(path)
+        self.tensor = tensor
+        where = f"{path}: " if tensor is None else f"{path}: tensor {tensor!r}: "
+        super().__init__(where + problem + "." + (f" {next_step}." if next_step else ""))
+
+
+class RequirementError(PortError):
+    """Something that the request needs is not there: a package, the network (exit code 4)."""
+
+    exit_code = 4

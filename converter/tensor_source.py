@@ -1,0 +1,88 @@
+"""What every format looks like once it is open: named tensors, described at once, read on demand."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+Naming = Literal["tensorflow", "keras", "pytorch"]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """The dtype and shape of a tensor that need not have been read.
+
+    Attributes:
+        dtype: NumPy dtype; `object` for a string tensor (its elements are `bytes`), `ml_dtypes.bfloat16`
+            for bfloat16.
+        shape: Row-major extents; `()` for a scalar.
+    """
+
+    dtype: np.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """Number of elements, one for a scalar."""
+        return math.prod(self.shape)
+
+
+class TensorSource(Mapping[str, NDArray]):
+    """An open file of tensors: a mapping from name to array.
+
+    `source[name]` reads one tensor, checks it against everything the format says of it and returns it;
+    nothing else is read. `source.info` describes all of them without reading any. A source is a context
+    manager; an array that it returned stays valid only until the source is closed.
+
+    Attributes:
+        path: What was opened.
+        format: The format in words, for messages and manifests.
+        naming: Whose names the tensors bear: those of TensorFlow variables, of Keras weights, or of
+            PyTorch state_dict keys.
+        files: Every file that tensors are read from.
+        info: Name to dtype and shape, in the file's own order.
+    """
+
+    path: Path
+    format: str
+    naming: Naming
+    files: tuple[Path, ...]
+    info: Mapping[str, TensorInfo]
+
+    @abstractmethod
+    def __getitem__(self, name: str) -> NDArray:
+        """Read and check one tensor.
+
+        Raises:
+            KeyError: There is no tensor of this name.
+            SourceError: The tensor is corrupt.
+        """
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.info)
+
+    def __len__(self) -> int:
+        return len(self.info)
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release the file. Arrays that were read may become invalid."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
