@@ -1,0 +1,107 @@
+"""Files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from converter.errors import UsageError
+
+
+class AtomicFiles:
+    """Several files of one folder that are written out of sight and appear together at the end.
+
+    `with AtomicFiles(folder, overwrite=False) as files:` write to what `files.stage(name)` returns, then call
+    `files.commit()`. Whatever was not committed is removed on the way out.
+
+    Args:
+        folder: Where the files will stand.
+        overwrite: Whether a file that exists may be replaced.
+
+    Raises:
+        UsageError: There is no such folder, or it cannot be written to.
+    """
+
+    def __init__(self, folder: Path, *, overwrite: bool) -> None:
+        self._folder = folder
+        self._overwrite = overwrite
+        self._names: list[str] = []
+        try:
+            # Beside the files to come: a rename is atomic only within one file system.
+            self._hidden = Path(tempfile.mkdtemp(prefix=".facenet-port-", dir=folder))
+        except OSError as error:
+            raise UsageError(
+                f"{folder}: cannot be written to ({error.strerror}). Give another name."
+            ) from error
+
+    def stage(self, name: str) -> Path:
+        """Where to write the file that will be called `name`.
+
+        Raises:
+            UsageError: A file of that name exists and may not be replaced.
+        """
+        if (self._folder / name).exists() and not self._overwrite:
+            raise UsageError(
+                f"{self._folder / name} exists. Add --overwrite to replace it, or give another name with -o."
+            )
+        self._names.append(name)
+        return self._hidden / name
+
+    def commit(self) -> None:
+        """Bring every staged file to the disk and give it its name.
+
+        Raises:
+            UsageError: A file of that name has appeared in the meantime; none of the new files stays.
+        """
+        for name in self._names:
+            _sync(self._hidden / name)
+        named: list[Path] = []
+        try:
+            for name in self._names:
+                if self._overwrite:
+                    (self._hidden / name).replace(self._folder / name)
+                else:
+                    _rename_new(self._hidden / name, self._folder / name)
+                    named.append(self._folder / name)
+        except BaseException:
+            for path in named:
+                path.unlink()
+            raise
+        _sync(self._folder)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        shutil.rmtree(self._hidden, ignore_errors=True)
+
+
+def _rename_new(hidden: Path, path: Path) -> None:
+    """Rename without replacing: a link fails where the name is taken, a rename would not."""
+    taken = UsageError(f"{path} has appeared while it was being written. Nothing was replaced.")
+    try:
+        path.hardlink_to(hidden)
+    except FileExistsError:
+        raise taken from None
+    except OSError:
+        # No hard links on this file system: look once more, and rename.
+        if path.exists():
+            raise taken from None
+        hidden.rename(path)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

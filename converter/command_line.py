@@ -1,0 +1,69 @@
+"""What every command has in common: its common options, its exit codes, and errors as one message."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from converter.errors import PortError
+
+UNREADABLE = 3  # the exit code for whatever a file led to that was not foreseen
+INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
+
+def parser(program: str, description: str, epilog: str = "") -> argparse.ArgumentParser:
+    """A parser with the options that every command has: --json, --quiet, --debug."""
+    built = argparse.ArgumentParser(
+        prog=program,
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    built.add_argument("--json", type=Path, metavar="FILE", help="also write the result as JSON")
+    built.add_argument("--quiet", action="store_true", help="print nothing but errors")
+    built.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return built
+
+
+def run(
+    built: argparse.ArgumentParser,
+    work: Callable[[argparse.Namespace], int],
+    argv: Sequence[str] | None = None,
+) -> int:
+    """Parse the arguments, do the work and turn every error into one message on stderr and an exit code.
+
+    Args:
+        built: The parser.
+        work: Takes the arguments, returns the exit code.
+        argv: The arguments; None takes those of the process.
+
+    Returns:
+        0 proven; 1 a difference was found; 2 wrong usage; 3 the input is unreadable, corrupt or not this
+        network; 4 something that is needed is missing; 130 interrupted.
+    """
+    arguments = built.parse_args(argv)
+    try:
+        return work(arguments)
+    except PortError as error:
+        message, code = str(error), error.exit_code
+    except KeyboardInterrupt:
+        message, code = "interrupted; nothing was left behind", INTERRUPTED
+    except OSError as error:
+        message, code = str(error), UNREADABLE
+    except Exception as error:
+        message = f"unexpected {type(error).__name__}: {error}. Please report it, with the output of --debug."
+        code = UNREADABLE
+    if arguments.debug:
+        traceback.print_exc()
+    print(f"{built.prog}: error: {message}", file=sys.stderr)
+    return code
+
+
+def write_json(path: Path, result: Mapping[str, Any]) -> None:
+    """Write a result where `--json` asked for it; an existing file is replaced."""
+    path.write_text(json.dumps(result, indent=1) + "\n")

@@ -1,0 +1,124 @@
+"""PyTorch state_dict files (.pt), read without executing any pickle and written with the same bytes each time."""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from converter.errors import SourceError
+from converter.tensor_source import Naming, TensorInfo, TensorSource
+
+
+class StateDictFile(TensorSource):
+    """A state_dict saved by `torch.save`, in the zip format or in the one before PyTorch 1.6.
+
+    Args:
+        path: The file.
+
+    Raises:
+        SourceError: The file is corrupt, holds anything but a flat mapping of names to dense tensors, or asks
+            for code to be run.
+    """
+
+    format = "PyTorch state_dict"
+    naming: Naming = "pytorch"
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.files = (path,)
+        self._tensors = self._load()
+        self.info = {
+            name: TensorInfo(_numpy_dtype(tensor, path, name), tuple(tensor.shape))
+            for name, tensor in self._tensors.items()
+        }
+
+    def _load(self) -> dict[str, torch.Tensor]:
+        is_zip = zipfile.is_zipfile(self.path)
+        try:
+            if is_zip:
+                self._check_members()
+            content = torch.load(self.path, map_location="cpu", weights_only=True, mmap=is_zip)
+        except pickle.UnpicklingError as error:
+            raise SourceError(
+                self.path,
+                f"the pickle inside asks for more than tensors, or is damaged; nothing of it was run "
+                f"({_first_line(error)})",
+                next_step="Ask its author for a plain state_dict: torch.save(model.state_dict(), path)",
+            ) from error
+        except (RuntimeError, OSError, ValueError, EOFError, KeyError, TypeError, AttributeError) as error:
+            raise SourceError(
+                self.path,
+                f"cannot be read as a PyTorch file ({_first_line(error)})",
+                next_step="Download or copy it again",
+            ) from error
+        if not isinstance(content, Mapping):
+            raise SourceError(self.path, f"holds a {type(content).__name__}, not a state_dict")
+        for name, value in content.items():
+            if not isinstance(name, str) or not isinstance(value, torch.Tensor):
+                raise SourceError(
+                    self.path,
+                    f"{name!r} is a {type(value).__name__}, not a tensor",
+                    next_step="Give the state_dict itself, not the training checkpoint around it",
+                )
+        return {name: value.detach() for name, value in content.items()}
+
+    def _check_members(self) -> None:
+        # torch.load does not verify the CRC-32 that its zip members carry. It stores them uncompressed, so
+        # that a compressed member is none of its own and may be a bomb.
+        with zipfile.ZipFile(self.path) as archive:
+            for member in archive.infolist():
+                if member.compress_type != zipfile.ZIP_STORED:
+                    raise SourceError(
+                        self.path, f"member {member.filename!r} is compressed, not of torch.save"
+                    )
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise SourceError(
+                self.path, f"member {damaged!r} is corrupt (CRC-32)", next_step="Download or copy it again"
+            )
+
+    def __getitem__(self, name: str) -> NDArray:
+        """The tensor as a NumPy array, mapped from the file where the format allows it.
+
+        Raises:
+            KeyError: There is no tensor of this name.
+        """
+        return np.asarray(self._tensors[name].numpy())
+
+    def close(self) -> None:
+        """Drop the tensors; the mapping ends when the last array of it is gone."""
+        self._tensors = {}
+
+
+def _numpy_dtype(tensor: torch.Tensor, path: Path, name: str) -> np.dtype:
+    if tensor.layout != torch.strided or tensor.is_quantized:
+        raise SourceError(path, f"not a dense tensor ({tensor.layout})", tensor=name)
+    try:
+        return np.dtype(str(tensor.dtype).removeprefix("torch."))
+    except TypeError as error:
+        raise SourceError(path, f"dtype {tensor.dtype} is not supported", tensor=name) from error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def write_state_dict(file: BinaryIO, state_dict: Mapping[str, NDArray]) -> None:
+    """Write a state_dict as `torch.save` does.
+
+    The bytes depend on the tensors and the version of PyTorch only: through a file object PyTorch names the
+    archive's root `archive`, not after the file.
+
+    Args:
+        file: Open for writing, in binary.
+        state_dict: Key to C-contiguous array.
+    """
+    torch.save(OrderedDict((key, torch.from_numpy(array)) for key, array in state_dict.items()), file)

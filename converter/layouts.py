@@ -1,0 +1,68 @@
+"""How a tensor's axes are ordered on either side: each layout is a named permutation with its inverse."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+Extent = TypeVar("Extent")
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """A permutation of axes under a name.
+
+    Attributes:
+        name: Source axes, an arrow, target axes.
+        permutation: For each target axis the source axis it comes from, as `numpy.transpose` takes it.
+    """
+
+    name: str
+    permutation: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if sorted(self.permutation) != list(range(len(self.permutation))):
+            raise ValueError(f"layout {self.name}: {self.permutation} is not a permutation of its axes")
+
+    @property
+    def inverse(self) -> Layout:
+        """The layout that undoes this one."""
+        source, _, target = self.name.partition("->")
+        back = tuple(self.permutation.index(axis) for axis in range(len(self.permutation)))
+        return Layout(f"{target}->{source}", back)
+
+    def shape(self, shape: Sequence[Extent]) -> tuple[Extent, ...]:
+        """The shape that a tensor of `shape` has under this layout; extents may be symbols.
+
+        Raises:
+            ValueError: The rank differs from the layout's.
+        """
+        self._check_rank(len(shape))
+        return tuple(shape[axis] for axis in self.permutation)
+
+    def apply(self, array: NDArray) -> NDArray:
+        """Reorder the axes of `array`: any dtype, the same bits, C-contiguous.
+
+        The array itself is returned where nothing moves.
+
+        Raises:
+            ValueError: The rank differs from the layout's.
+        """
+        self._check_rank(array.ndim)
+        return np.asarray(array.transpose(self.permutation), order="C")
+
+    def _check_rank(self, rank: int) -> None:
+        if rank != len(self.permutation):
+            raise ValueError(f"layout {self.name} takes {len(self.permutation)} axes, not {rank}")
+
+
+# Kernels: TensorFlow puts height and width first and the output channel last (tf.nn.conv2d), PyTorch the
+# output channel first and height and width last (torch.nn.Conv2d). Fully connected layers: TensorFlow
+# multiplies from the right (inputs, outputs), torch.nn.Linear keeps (outputs, inputs).
+CONVOLUTION = Layout("HWIO->OIHW", (3, 2, 0, 1))
+FULLY_CONNECTED = Layout("IO->OI", (1, 0))
+VECTOR = Layout("C->C", (0,))

@@ -1,0 +1,58 @@
+"""A progress bar on stderr that shows only when the work takes over a second."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Any, Self
+
+_PATIENCE = 1.0  # seconds
+
+
+class ProgressBar:
+    """Call it with (done, total) as the work goes on.
+
+    Args:
+        label: What is going on.
+        quiet: Whether to show nothing at all.
+    """
+
+    def __init__(self, label: str, *, quiet: bool = False) -> None:
+        self._label = label
+        self._quiet = quiet
+        self._start = time.monotonic()
+        self._bar: Any = None
+        self._task: Any = None
+
+    def __call__(self, done: int, total: int) -> None:
+        """Show that `done` of `total` is done, in any unit."""
+        if self._quiet:
+            return
+        if self._bar is None:
+            if time.monotonic() - self._start < _PATIENCE:
+                return
+            from rich.console import Console
+            from rich.progress import Progress
+
+            self._bar = Progress(console=Console(stderr=True), transient=True)
+            self._task = self._bar.add_task(self._label, total=total)
+            self._bar.start()
+        self._bar.update(self._task, completed=done, total=total)
+
+    def label(self, label: str) -> None:
+        """Say what is going on now."""
+        self._label = label
+        if self._bar is not None:
+            self._bar.update(self._task, description=label)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()

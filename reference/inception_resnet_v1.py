@@ -1,0 +1,246 @@
+"""Inception-ResNet-v1 as FaceNet uses it, in PyTorch.
+
+Szegedy et al., "Inception-v4, Inception-ResNet and the Impact of Residual Connections on Learning"
+(arXiv:1602.07261), in the variant of davidsandberg/facenet: a 3x3 convolution of stride 2 closes the stem,
+residual branches are scaled, BatchNorm has no scale, and a bottleneck turns 1792 features into the embedding.
+Module names are those of the published PyTorch state_dicts.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 - PyTorch's own habit
+
+# davidsandberg/facenet, src/train_softmax.py: batch_norm_params.
+BATCH_NORM_EPSILON = 0.001
+BATCH_NORM_MOMENTUM = 1 - 0.995  # TensorFlow's decay is the share that is kept, PyTorch's momentum the rest
+# The floor under the squared norm in tf.nn.l2_normalize(prelogits, 1, 1e-10) is this under the norm itself.
+NORM_FLOOR = 1e-5
+
+MINIMUM_IMAGE_SIZE = 75
+"""Height and width, in pixels, below which no feature is left after the last reduction."""
+
+
+class BasicConv2d(nn.Module):
+    """Convolution without bias, BatchNorm, ReLU: (N, inputs, H, W) to (N, outputs, H', W')."""
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        kernel_size: int | tuple[int, int],
+        stride: int = 1,
+        padding: int | tuple[int, int] = 0,
+    ) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(inputs, outputs, kernel_size, stride, padding, bias=False)
+        self.bn = nn.BatchNorm2d(outputs, eps=BATCH_NORM_EPSILON, momentum=BATCH_NORM_MOMENTUM)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.bn(self.conv(x)))
+
+
+class Residual(nn.Module):
+    """Adds to its input what its branches make of it: x + scale * conv2d(concatenated branches).
+
+    Args:
+        channels: Channels of the input, and so of the output.
+        branches: Modules on the same input; their outputs are concatenated in this order.
+        branch_channels: Channels of all branches together.
+        scale: Factor on the residual.
+        relu: Whether a ReLU follows the sum.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        branches: tuple[nn.Module, ...],
+        branch_channels: int,
+        scale: float,
+        relu: bool = True,
+    ) -> None:
+        super().__init__()
+        self.scale = scale
+        self.relu = relu
+        self.branches = len(branches)
+        for index, branch in enumerate(branches):
+            self.add_module(f"branch{index}", branch)
+        self.conv2d = nn.Conv2d(branch_channels, channels, kernel_size=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mixed = torch.cat([self.get_submodule(f"branch{index}")(x) for index in range(self.branches)], dim=1)
+        x = x + self.scale * self.conv2d(mixed)
+        return F.relu(x) if self.relu else x
+
+
+class Block35(Residual):
+    """Inception-ResNet-A on 256 channels (a 35x35 map in the paper, 17x17 for a 160x160 image)."""
+
+    def __init__(self) -> None:
+        branches = (
+            BasicConv2d(256, 32, 1),
+            nn.Sequential(BasicConv2d(256, 32, 1), BasicConv2d(32, 32, 3, padding=1)),
+            nn.Sequential(
+                BasicConv2d(256, 32, 1),
+                BasicConv2d(32, 32, 3, padding=1),
+                BasicConv2d(32, 32, 3, padding=1),
+            ),
+        )
+        super().__init__(256, branches, 96, scale=0.17)
+
+
+class Block17(Residual):
+    """Inception-ResNet-B on 896 channels (a 17x17 map in the paper, 8x8 for a 160x160 image)."""
+
+    def __init__(self) -> None:
+        branches = (
+            BasicConv2d(896, 128, 1),
+            nn.Sequential(
+                BasicConv2d(896, 128, 1),
+                BasicConv2d(128, 128, (1, 7), padding=(0, 3)),
+                BasicConv2d(128, 128, (7, 1), padding=(3, 0)),
+            ),
+        )
+        super().__init__(896, branches, 256, scale=0.10)
+
+
+class Block8(Residual):
+    """Inception-ResNet-C on 1792 channels (an 8x8 map in the paper, 3x3 for a 160x160 image)."""
+
+    def __init__(self, scale: float = 0.20, relu: bool = True) -> None:
+        branches = (
+            BasicConv2d(1792, 192, 1),
+            nn.Sequential(
+                BasicConv2d(1792, 192, 1),
+                BasicConv2d(192, 192, (1, 3), padding=(0, 1)),
+                BasicConv2d(192, 192, (3, 1), padding=(1, 0)),
+            ),
+        )
+        super().__init__(1792, branches, 384, scale, relu)
+
+
+class Mixed6a(nn.Module):
+    """Reduction-A: 256 channels to 384 + 256 + 256 = 896, half the height and width."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.branch0 = BasicConv2d(256, 384, 3, stride=2)
+        self.branch1 = nn.Sequential(
+            BasicConv2d(256, 192, 1), BasicConv2d(192, 192, 3, padding=1), BasicConv2d(192, 256, 3, stride=2)
+        )
+        self.branch2 = nn.MaxPool2d(3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.branch0(x), self.branch1(x), self.branch2(x)], dim=1)
+
+
+class Mixed7a(nn.Module):
+    """Reduction-B: 896 channels to 384 + 256 + 256 + 896 = 1792, half the height and width."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.branch0 = nn.Sequential(BasicConv2d(896, 256, 1), BasicConv2d(256, 384, 3, stride=2))
+        self.branch1 = nn.Sequential(BasicConv2d(896, 256, 1), BasicConv2d(256, 256, 3, stride=2))
+        self.branch2 = nn.Sequential(
+            BasicConv2d(896, 256, 1), BasicConv2d(256, 256, 3, padding=1), BasicConv2d(256, 256, 3, stride=2)
+        )
+        self.branch3 = nn.MaxPool2d(3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.branch0(x), self.branch1(x), self.branch2(x), self.branch3(x)], dim=1)
+
+
+class InceptionResnetV1(nn.Module):
+    """Face images to embeddings, or to logits.
+
+    Args:
+        pretrained: None. The names of published weights are refused with the command that converts them.
+        classify: Whether `forward` gives logits instead of embeddings. The attribute may be set later.
+        num_classes: Outputs of the classifier; None builds none.
+        embedding_size: Outputs of the bottleneck: 512 for the checkpoints of 2018, 128 for those of 2017.
+        dropout_prob: Share of features zeroed before the bottleneck in training; 0.6 is the
+            `--keep_probability 0.4` that the checkpoints of 2018 were trained with.
+
+    Raises:
+        ValueError: `pretrained` is given, or `classify` without `num_classes`.
+    """
+
+    def __init__(
+        self,
+        pretrained: str | None = None,
+        classify: bool = False,
+        num_classes: int | None = None,
+        embedding_size: int = 512,
+        dropout_prob: float = 0.6,
+    ) -> None:
+        super().__init__()
+        if pretrained is not None:
+            raise ValueError(
+                f"pretrained={pretrained!r}: weights are not downloaded. Convert the TensorFlow checkpoint "
+                "with `python -m converter FOLDER -o weights.pt`, then call "
+                "`model.load_state_dict(torch.load('weights.pt', weights_only=True))`."
+            )
+        if classify and num_classes is None:
+            raise ValueError("classify=True needs num_classes, the number of outputs of the classifier")
+        self.classify = classify
+        self.conv2d_1a = BasicConv2d(3, 32, 3, stride=2)
+        self.conv2d_2a = BasicConv2d(32, 32, 3)
+        self.conv2d_2b = BasicConv2d(32, 64, 3, padding=1)
+        self.maxpool_3a = nn.MaxPool2d(3, stride=2)
+        self.conv2d_3b = BasicConv2d(64, 80, 1)
+        self.conv2d_4a = BasicConv2d(80, 192, 3)
+        self.conv2d_4b = BasicConv2d(192, 256, 3, stride=2)
+        self.repeat_1 = nn.Sequential(*(Block35() for _ in range(5)))
+        self.mixed_6a = Mixed6a()
+        self.repeat_2 = nn.Sequential(*(Block17() for _ in range(10)))
+        self.mixed_7a = Mixed7a()
+        self.repeat_3 = nn.Sequential(*(Block8() for _ in range(5)))
+        self.block8 = Block8(scale=1.0, relu=False)
+        self.avgpool_1a = nn.AdaptiveAvgPool2d(1)
+        self.dropout = nn.Dropout(dropout_prob)
+        self.last_linear = nn.Linear(1792, embedding_size, bias=False)
+        self.last_bn = nn.BatchNorm1d(embedding_size, eps=BATCH_NORM_EPSILON, momentum=BATCH_NORM_MOMENTUM)
+        self.logits = None if num_classes is None else nn.Linear(embedding_size, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Embeddings of length one, or logits where `classify` is set.
+
+        Args:
+            images: (N, 3, H, W) in RGB, of the parameters' dtype, standardised as in training; H and W at
+                least 75, 160 in training.
+
+        Returns:
+            (N, embedding_size), each row L2-normalised; or (N, num_classes), computed from the embedding
+            before normalisation.
+
+        Raises:
+            ValueError: The images are of another shape or too small, or `classify` is set on a model without
+                a classifier.
+        """
+        if images.ndim != 4 or images.shape[1] != 3 or min(images.shape[2:]) < MINIMUM_IMAGE_SIZE:
+            raise ValueError(
+                f"images of shape {tuple(images.shape)}: expected (N, 3, H, W) with H and W at least "
+                f"{MINIMUM_IMAGE_SIZE}"
+            )
+        if self.classify and self.logits is None:
+            raise ValueError("classify is set, but the model was built without num_classes")
+        x = self.conv2d_1a(images)
+        x = self.conv2d_2a(x)
+        x = self.conv2d_2b(x)
+        x = self.maxpool_3a(x)
+        x = self.conv2d_3b(x)
+        x = self.conv2d_4a(x)
+        x = self.conv2d_4b(x)
+        x = self.repeat_1(x)
+        x = self.mixed_6a(x)
+        x = self.repeat_2(x)
+        x = self.mixed_7a(x)
+        x = self.repeat_3(x)
+        x = self.block8(x)
+        x = self.avgpool_1a(x)
+        x = self.dropout(x)
+        x = self.last_bn(self.last_linear(x.flatten(start_dim=1)))
+        if self.classify and self.logits is not None:
+            return self.logits(x)
+        return F.normalize(x, eps=NORM_FLOOR)
