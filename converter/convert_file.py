@@ -257,7 +257,7 @@ def _write(paths: _Paths, part: Mapping[str, NDArray], decided: Plan, output_for
 def _read_back(
     paths: _Paths, part: Mapping[str, NDArray], output_format: OutputFormat, meter: _Meter
 ) -> None:
-    with open_source(paths.files[0]) as source:
+    with _open_written(paths, output_format) as source:
         again: Mapping[str, NDArray] = to_pytorch(source) if output_format == "tensorflow" else source
         if set(again) != set(part):
             raise DifferenceError(f"{paths.path.name}: what was written reads back with other tensors.")
@@ -268,6 +268,14 @@ def _read_back(
                     "memory may be failing; nothing was kept."
                 )
             meter.advance(array.nbytes)
+
+
+def _open_written(paths: _Paths, output_format: OutputFormat) -> TensorSource:
+    if output_format != "pt":
+        return open_source(paths.files[0])
+    from converter.formats.state_dict_file import StateDictFile
+
+    return StateDictFile(paths.path, verify=False)
 
 
 def same_bits(one: NDArray, other: NDArray) -> bool:

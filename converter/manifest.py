@@ -79,7 +79,7 @@ def build_manifest(
             entry["dtype"], entry["shape"] = row.dtype, row.shape
         entry["sha256"] = digests[row.key]
         tensors.append(entry)
-    manifest = {
+    sections = {
         "tool": {"name": "facenet-port", "version": __version__},
         "source": source,
         "network": {
@@ -94,4 +94,19 @@ def build_manifest(
         "tensors": tensors,
         "left_out": [{"name": item.name, "reason": item.reason} for item in left_out],
     }
-    return (json.dumps(manifest, indent=1, ensure_ascii=False) + "\n").encode()
+    return _lay_out(sections).encode()
+
+
+def _lay_out(sections: Mapping[str, Any]) -> str:
+    """JSON with a line for each entry of a section, so that a person and diff can read it."""
+    blocks = []
+    for name, section in sections.items():
+        if isinstance(section, list):
+            lines = [json.dumps(entry) for entry in section]
+            opening, closing = "[", "]"
+        else:
+            lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in section.items()]
+            opening, closing = "{", "}"
+        body = "\n  " + ",\n  ".join(lines) + "\n " if lines else ""
+        blocks.append(f" {json.dumps(name)}: {opening}{body}{closing}")
+    return "{\n" + ",\n".join(blocks) + "\n}\n"

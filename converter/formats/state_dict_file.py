@@ -22,6 +22,8 @@ class StateDictFile(TensorSource):
 
     Args:
         path: The file.
+        verify: Whether to check the CRC-32 of the archive's members, which torch.load does not; not needed
+            where every bit is about to be compared with something else.
 
     Raises:
         SourceError: The file is corrupt, holds anything but a flat mapping of names to dense tensors, or asks
@@ -31,19 +33,19 @@ class StateDictFile(TensorSource):
     format = "PyTorch state_dict"
     naming: Naming = "pytorch"
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, verify: bool = True) -> None:
         self.path = path
         self.files = (path,)
-        self._tensors = self._load()
+        self._tensors = self._load(verify)
         self.info = {
             name: TensorInfo(_numpy_dtype(tensor, path, name), tuple(tensor.shape))
             for name, tensor in self._tensors.items()
         }
 
-    def _load(self) -> dict[str, torch.Tensor]:
+    def _load(self, verify: bool) -> dict[str, torch.Tensor]:
         is_zip = zipfile.is_zipfile(self.path)
         try:
-            if is_zip:
+            if is_zip and verify:
                 self._check_members()
             content = torch.load(self.path, map_location="cpu", weights_only=True, mmap=is_zip)
         except pickle.UnpicklingError as error:
@@ -71,8 +73,7 @@ class StateDictFile(TensorSource):
         return {name: value.detach() for name, value in content.items()}
 
     def _check_members(self) -> None:
-        # torch.load does not verify the CRC-32 that its zip members carry. It stores them uncompressed, so
-        # that a compressed member is none of its own and may be a bomb.
+        # torch.save stores its members uncompressed: a compressed one is not of its making and may be a bomb.
         with zipfile.ZipFile(self.path) as archive:
             for member in archive.infolist():
                 if member.compress_type != zipfile.ZIP_STORED:
