@@ -218,13 +218,19 @@ class InceptionResnetV1(nn.Module):
             ValueError: The images are of another shape or too small, or `classify` is set on a model without
                 a classifier.
         """
+        return self.head(self.prelogits(images))
+
+    def prelogits(self, images: Tensor) -> Tensor:
+        """The embedding before normalisation: (N, 3, H, W) to (N, embedding_size).
+
+        Raises:
+            ValueError: The images are of another shape or too small.
+        """
         if images.ndim != 4 or images.shape[1] != 3 or min(images.shape[2:]) < MINIMUM_IMAGE_SIZE:
             raise ValueError(
                 f"images of shape {tuple(images.shape)}: expected (N, 3, H, W) with H and W at least "
                 f"{MINIMUM_IMAGE_SIZE}"
             )
-        if self.classify and self.logits is None:
-            raise ValueError("classify is set, but the model was built without num_classes")
         x = self.conv2d_1a(images)
         x = self.conv2d_2a(x)
         x = self.conv2d_2b(x)
@@ -240,7 +246,16 @@ class InceptionResnetV1(nn.Module):
         x = self.block8(x)
         x = self.avgpool_1a(x)
         x = self.dropout(x)
-        x = self.last_bn(self.last_linear(x.flatten(start_dim=1)))
-        if self.classify and self.logits is not None:
-            return self.logits(x)
-        return F.normalize(x, eps=NORM_FLOOR)
+        return self.last_bn(self.last_linear(x.flatten(start_dim=1)))
+
+    def head(self, prelogits: Tensor) -> Tensor:
+        """What `forward` makes of the embedding before normalisation: embeddings, or logits.
+
+        Raises:
+            ValueError: `classify` is set on a model without a classifier.
+        """
+        if not self.classify:
+            return F.normalize(prelogits, eps=NORM_FLOOR)
+        if self.logits is None:
+            raise ValueError("classify is set, but the model was built without num_classes")
+        return self.logits(prelogits)

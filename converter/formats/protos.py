@@ -252,7 +252,7 @@ def _build_pool() -> descriptor_pool.DescriptorPool:
         for value_name, number in values.items():
             enum.value.add(name=value_name, number=number)
     pool = descriptor_pool.DescriptorPool()
-    pool.Add(file)
+    pool.AddSerializedFile(file.SerializeToString())
     return pool
 
 
@@ -353,6 +353,21 @@ def slice_key(name: bytes, message: Any) -> bytes:
         key += _ordered_signed(extent.start)
         key += _ordered_signed(extent.length if extent.HasField("length") else _FULL_EXTENT)
     return key
+
+
+def variable_of_slice(key: bytes) -> str:
+    """Find the variable that a slice belongs to.
+
+    Args:
+        key: A key that starts with a zero byte, as `slice_key` makes it.
+
+    Returns:
+        The variable's name; for a key that is not in ordered code, what stands in its place.
+
+    Raises:
+        UnicodeDecodeError: The name is not UTF-8.
+    """
+    return key[1:].partition(b"\0\1")[0].replace(b"\0\xff", b"\0").decode()
 
 
 def _ordered_signed(number: int) -> bytes:

@@ -166,13 +166,13 @@ class Table:
             key: bytes | None = None
             for key, value in self._entries(self._block(offset, size)):
                 if floor is not None and key <= floor:
-                    raise TableError(f"key {key!r} is not above the index key before its block")
+                    raise TableError(f"key {key[:200]!r} is not above the index key before its block")
                 floor = None
                 yield key, value
             if key is None:
                 raise TableError(f"the data block at byte {offset} is empty")
             if key > separator:
-                raise TableError(f"key {key!r} is above the index key of its block")
+                raise TableError(f"key {key[:200]!r} is above the index key of its block")
             floor = separator
 
     def _block(self, offset: int, size: int) -> bytes:

@@ -163,7 +163,7 @@ class _Entry:
     """What the index says of one tensor or of one slice of a partitioned variable.
 
     Attributes:
-        name: The variable's name; for a slice, its key in a printable form.
+        name: The variable's name, also for a slice of it.
         is_slice: Whether this is a slice.
         slices: For a partitioned variable, for each slice its key and its extents (start, stop); else empty.
     """
@@ -195,7 +195,10 @@ def _read_index(index: Path, prefix: Path) -> tuple[int, dict[bytes, _Entry]]:
     """Read and check the index: the number of shards and, by key, the entries."""
     try:
         with index.open("rb") as file:
-            data = file.read(MAX_INDEX_BYTES + 1)
+            size = os.fstat(file.fileno()).st_size
+            if size > MAX_INDEX_BYTES:
+                raise SourceError(index, f"the file has {size} bytes, more than any index")
+            data = file.read()
     except FileNotFoundError:
         if is_v1_checkpoint(prefix):
             raise SourceError(prefix, "this is a V1 checkpoint", next_step=_SAVE_AS_V2) from None
@@ -203,8 +206,6 @@ def _read_index(index: Path, prefix: Path) -> tuple[int, dict[bytes, _Entry]]:
         raise SourceError(index, "there is no such file", next_step=next_step) from None
     except OSError as error:
         raise SourceError(index, f"the file cannot be read ({error.strerror})") from error
-    if len(data) > MAX_INDEX_BYTES:
-        raise SourceError(index, f"the file is larger than {MAX_INDEX_BYTES >> 20} MB, which no index is")
     entries: dict[bytes, _Entry] = {}
     try:
         table = iter(sstable.Table(data))
@@ -243,7 +244,7 @@ def _parse_entry(index: Path, key: bytes, value: bytes, num_shards: int) -> _Ent
     """Parse one entry and check all that it says by itself."""
     is_slice = key.startswith(b"\0")
     try:
-        name = repr(key)[2:-1] if is_slice else key.decode()
+        name = protos.variable_of_slice(key) if is_slice else key.decode()
     except UnicodeDecodeError:
         raise SourceError(index, f"the tensor name {key!r} is not UTF-8") from None
     try:
@@ -293,7 +294,7 @@ def _map_shards(prefix: Path, num_shards: int) -> dict[Path, mmap.mmap | bytes]:
         path = _shard_path(prefix, shard, num_shards)
         try:
             with path.open("rb") as file:
-                empty = file.seek(0, os.SEEK_END) == 0
+                empty = os.fstat(file.fileno()).st_size == 0
                 maps[path] = b"" if empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except FileNotFoundError:
             problem = f"there is no such file, and the checkpoint has {num_shards} data file(s)"
@@ -401,9 +402,9 @@ def write_tensor_bundle(prefix: Path, tensors: Mapping[str, NDArray]) -> tuple[P
     """Write a checkpoint of one shard that TensorFlow restores.
 
     The same tensors give the same bytes: those that TensorFlow's own BundleWriter gives (tf.raw_ops.SaveV2)
-    for tensors in sorted order. Tensors are written one at a time, each fetched once and let go. The files
-    are written in place, so a caller that wants them whole or not at all gives a temporary prefix and
-    renames.
+    for tensors in sorted order. Tensors are written one at a time, each fetched once and let go. Nothing is
+    overwritten, since cutting off a file that is mapped would kill the process that reads it; a caller that
+    wants the files whole or not at all gives a temporary prefix and renames.
 
     Args:
         prefix: The checkpoint's path without `.index`; its folder exists.
@@ -414,6 +415,7 @@ def write_tensor_bundle(prefix: Path, tensors: Mapping[str, NDArray]) -> tuple[P
 
     Raises:
         ValueError: A name is empty or starts with a zero byte, or TensorFlow has no such numeric dtype.
+        FileExistsError: One of the files is there already.
         OSError: A file cannot be written.
     """
     index, data = Path(f"{prefix}.index"), _shard_path(prefix, 0, 1)
@@ -421,14 +423,13 @@ def write_tensor_bundle(prefix: Path, tensors: Mapping[str, NDArray]) -> tuple[P
     header.version.producer = _VERSION
     entries = [(b"", header.SerializeToString())]
     offset = 0
-    with data.open("wb") as file:
+    with data.open("xb") as file, index.open("xb") as index_file:
         for key, name in sorted((name.encode(), name) for name in tensors):
             entry, content = _encode_entry(name, tensors[name], offset)
             file.write(content.data)
             offset += entry.size
             entries.append((key, entry.SerializeToString()))
-    with index.open("wb") as file:
-        sstable.write_table(file, entries)
+        sstable.write_table(index_file, entries)
     return index, data
 
 

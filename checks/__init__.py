@@ -1,0 +1,1 @@
+"""The proofs: each command holds the PyTorch side against TensorFlow and says whether they agree."""

@@ -1,0 +1,147 @@
+"""Stored activations: TensorFlow's side of a comparison in one HDF5 file, for machines without TensorFlow."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from checks.probes import Probe
+from checks.tensorflow_side import Activations
+from converter.atomic import AtomicFiles
+from converter.errors import SourceError
+
+_FORMAT = "facenet-port activations 1"
+_DAMAGED = "Store the activations again with --save-activations"
+
+
+class ActivationWriter:
+    """Writes activations probe by probe; the file appears when it is complete. A context manager.
+
+    Args:
+        path: The file.
+        provenance: What the activations were made of; has to be JSON.
+
+    Raises:
+        UsageError: The file exists, or its folder does not.
+    """
+
+    def __init__(self, path: Path, provenance: Mapping[str, Any]) -> None:
+        self._files = AtomicFiles(path.parent, overwrite=False)
+        try:
+            self._file = h5py.File(self._files.stage(path.name), "w")
+        except BaseException:
+            self._files.__exit__(None, None, None)
+            raise
+        self._file.attrs["format"] = _FORMAT
+        self._file.attrs["provenance"] = json.dumps(provenance)
+
+    def add(self, activations: Activations) -> None:
+        """Store one probe with what TensorFlow gave on it."""
+        probe = activations.probe
+        group = self._file.create_group(f"{len(self._file):03d}")
+        group.attrs["name"] = probe.name
+        group.attrs["few_values"] = probe.few_values
+        group.attrs["own_graph"] = activations.own_graph
+        group.attrs["rebuilt"] = json.dumps(activations.rebuilt)
+        group.attrs["rebuilt_error"] = json.dumps(activations.rebuilt_error)
+        _store(group, "images", probe.images)
+        for precision, arrays in (("float64", activations.float64), ("float32", activations.float32)):
+            for index, (tap, array) in enumerate(arrays.items()):
+                dataset = _store(group, f"{precision}/{index:03d}", array)
+                dataset.attrs["tap"] = tap
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            self._file.close()
+            if kind is None:
+                self._files.commit()
+        finally:
+            self._files.__exit__(kind, error, traceback)
+
+
+def _store(group: h5py.Group, name: str, array: NDArray) -> h5py.Dataset:
+    # HDF5 checks Fletcher-32 sums of chunks, so a chunk it is: one image's activations.
+    chunk = (1, *array.shape[1:])
+    return group.create_dataset(name, data=array, chunks=chunk, fletcher32=True)
+
+
+class ActivationFile:
+    """Stored activations, read probe by probe. A context manager.
+
+    Args:
+        path: The file.
+
+    Attributes:
+        provenance: What the activations were made of.
+
+    Raises:
+        SourceError: Not a file of stored activations, or damaged.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            self._file = h5py.File(path, "r")
+        except OSError as error:
+            raise SourceError(path, f"cannot be read as HDF5 ({error})", next_step=_DAMAGED) from error
+        if self._file.attrs.get("format") != _FORMAT:
+            self._file.close()
+            raise SourceError(path, "not a file of stored activations", next_step=_DAMAGED)
+        self.provenance: Mapping[str, Any] = json.loads(self._file.attrs["provenance"])
+
+    def __iter__(self) -> Iterator[Activations]:
+        """Read one probe after another.
+
+        Raises:
+            SourceError: A checksum does not fit, or something is missing.
+        """
+        for name in sorted(self._file):
+            group = self._file[name]
+            try:
+                probe = Probe(str(group.attrs["name"]), group["images"][()], bool(group.attrs["few_values"]))
+                yield Activations(
+                    probe,
+                    _read(group["float64"]),
+                    _read(group["float32"]),
+                    bool(group.attrs["own_graph"]),
+                    json.loads(group.attrs["rebuilt"]),
+                    json.loads(group.attrs["rebuilt_error"]),
+                )
+            except (OSError, KeyError, ValueError) as error:
+                raise SourceError(
+                    self._path, f"probe {name} is damaged ({error})", next_step=_DAMAGED
+                ) from error
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _read(group: h5py.Group) -> dict[str, NDArray]:
+    return {str(group[name].attrs["tap"]): np.asarray(group[name][()]) for name in sorted(group)}

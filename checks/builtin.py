@@ -1,0 +1,126 @@
+"""The built-in checkpoint: seeded weights in a trained network's range, written as real TensorFlow files."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from checks.probes import seeded_probes
+from converter.convert import to_tensorflow
+from converter.layer_map import Converted, Variant, table
+from reference import InceptionResnetV1
+
+MODEL_NAME = "built-in-512d-8631"
+STEP = 1
+VARIANT = Variant(embedding_size=512, num_classes=8631)  # that of the published 20180402-114759
+_SEED = 20180402
+
+
+def cache_folder() -> Path:
+    """Where the built-in checkpoint is kept: facenet-port in XDG_CACHE_HOME, or in ~/.cache."""
+    root = os.environ.get("XDG_CACHE_HOME")
+    return (Path(root) if root else Path.home() / ".cache") / "facenet-port"
+
+
+def built_in_checkpoint() -> Path:
+    """The folder of the built-in checkpoint, written on first use.
+
+    Raises:
+        RequirementError: It has to be written and TensorFlow is not installed.
+    """
+    folder = cache_folder() / MODEL_NAME
+    if folder.is_dir():
+        return folder
+    from checks.tensorflow_side import require_tensorflow
+
+    require_tensorflow("to write the built-in checkpoint")
+    from facenet_tf.checkpoint import write_checkpoint
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # Beside the folder to come, and renamed at the end: it appears whole or not at all.
+    hidden = Path(tempfile.mkdtemp(prefix=f".{MODEL_NAME}-", dir=folder.parent))
+    try:
+        write_checkpoint(hidden, built_in_tensors(), model_name=MODEL_NAME, step=STEP)
+        hidden.chmod(0o755)
+        try:
+            hidden.rename(folder)
+        except OSError:
+            if not folder.is_dir():  # otherwise another process was faster, with the same content
+                raise
+    finally:
+        shutil.rmtree(hidden, ignore_errors=True)
+    return folder
+
+
+def built_in_tensors(variant: Variant = VARIANT, seed: int = _SEED) -> dict[str, NDArray]:
+    """Seeded weights under their TensorFlow names.
+
+    Kernels are normal with He's variance, a tenth of it on the residual convolutions; offsets are small; the
+    BatchNorm statistics are those that the network itself produces on seeded images, so that every
+    activation is of order one, as in a trained network. The kernels are the same on every machine; the
+    statistics may differ in their last bits with the machine's arithmetic.
+
+    Args:
+        variant: Sizes; gamma and the Bottleneck's scope as well.
+        seed: For numpy's PCG64.
+
+    Returns:
+        Variable name to float32 array.
+    """
+    random = np.random.default_rng(seed)
+    model = InceptionResnetV1(num_classes=variant.num_classes, embedding_size=variant.embedding_size)
+    state_dict = model.state_dict()
+    for row in table(variant):
+        if not isinstance(row, Converted):
+            continue
+        shape = row.layout.shape(row.shape)
+        if row.variable.endswith("/weights"):
+            scale = math.sqrt(2.0 / math.prod(row.shape[:-1]))
+            if f"{row.scope}/biases" in _RESIDUAL_BIASES:
+                scale *= math.sqrt(0.1)
+            values = random.normal(0.0, scale, shape)
+        elif row.variable.endswith("/gamma"):
+            values = random.normal(1.0, 0.1, shape)
+        else:
+            values = random.normal(0.0, 0.2, shape)
+        state_dict[row.key] = torch.from_numpy(values.astype(np.float32))
+    for key in state_dict:
+        if key.endswith("running_var"):
+            state_dict[key] = torch.ones_like(state_dict[key])
+    model.load_state_dict(state_dict)
+    _calibrate(model, seed)
+    arrays = {key: tensor.numpy() for key, tensor in model.state_dict().items()}
+    return to_tensorflow(arrays, variant=variant)
+
+
+_RESIDUAL_BIASES = frozenset(
+    row.variable
+    for row in table(Variant())
+    if isinstance(row, Converted) and row.variable.endswith("/biases")
+)
+
+
+def _calibrate(model: InceptionResnetV1, seed: int) -> None:
+    """Set every BatchNorm's statistics to those of its input on seeded images, one probe weighing as another."""
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)]
+    momentum = norms[0].momentum
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # PyTorch then averages the batches
+    model.train()
+    model.dropout.eval()
+    with torch.inference_mode():
+        for probe in seeded_probes(seed)[:2]:
+            model(torch.from_numpy(probe.images).permute(0, 3, 1, 2))
+    model.eval()
+    for norm in norms:
+        norm.momentum = momentum
+        torch.nn.init.zeros_(norm.num_batches_tracked)  # type: ignore[arg-type]

@@ -1,0 +1,385 @@
+"""`python -m checks.compare`: TensorFlow and PyTorch on the same inputs, tap by tap, and four judgements."""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from checks.activation_file import ActivationFile, ActivationWriter
+from checks.builtin import built_in_checkpoint
+from checks.judgements import (
+    Judgement,
+    ProbeMeasurement,
+    judge_headline,
+    judge_mapping,
+    judge_rounding,
+    judge_stored_tensors,
+    judge_tensors,
+    measure,
+)
+from checks.probes import Probe, photograph_probes, seeded_probes
+from checks.taps import run_pytorch, tap_names
+from checks.tensorflow_side import Activations, TensorFlowSide, require_tensorflow
+from converter import command_line
+from converter.convert import MappingError, Plan, Weights, convert_rows, describe, plan, state_dict_variant
+from converter.convert_file import convert_file
+from converter.errors import SourceError, UsageError
+from converter.layer_map import Variant
+from converter.manifest import tensor_digest
+from converter.naming import tensorflow_tensors
+from converter.progress import ProgressBar
+from converter.sources import open_source
+from converter.tensor_source import TensorSource
+from reference import InceptionResnetV1
+
+Say = Callable[[str], None]
+"""Told what is going on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """The result of a comparison.
+
+    Attributes:
+        source: What was compared against.
+        state_dict: The file that was judged, or None where the source was converted for it.
+        own_graph: The file of the checkpoint's own graph, or None where the rebuilt graph stood in.
+        variant: The variant of the network.
+        judgements: tensors, mapping, rounding, headline.
+        probes: What was measured on each probe; empty where the state_dict could not be loaded.
+        environment: Versions and threads.
+    """
+
+    source: str
+    state_dict: str | None
+    own_graph: str | None
+    variant: Variant
+    judgements: tuple[Judgement, ...]
+    probes: tuple[ProbeMeasurement, ...]
+    environment: Mapping[str, Any]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every judgement holds."""
+        return all(judgement.passed for judgement in self.judgements)
+
+
+@dataclass(frozen=True, slots=True)
+class _Port:
+    """The PyTorch side: the tensors that a user loads, and the two models made of them."""
+
+    tensors: Mapping[str, NDArray]
+    float32: InceptionResnetV1
+    float64: InceptionResnetV1
+
+
+def compare(
+    source: Path | None = None,
+    *,
+    state_dict: Path | None = None,
+    weights: Weights = "variable",
+    every_layer: bool = False,
+    seed: int = 0,
+    images: Path | None = None,
+    save_activations: Path | None = None,
+    activations: Path | None = None,
+    say: Say = lambda _: None,
+) -> Report:
+    """Hold a PyTorch port against a TensorFlow checkpoint.
+
+    Args:
+        source: Anything that `open_source` takes; None is the built-in checkpoint, or with `activations` and
+            `state_dict` the checkpoint that the activations were stored of.
+        state_dict: A .pt or .safetensors file to judge; None converts the source and judges the result.
+        weights: As in `convert.plan`.
+        every_layer: Whether to compare every one of the 132 convolutions besides the stages.
+        seed: Of the built-in inputs.
+        images: A folder of photographs to compare on as well.
+        save_activations: Where to store TensorFlow's side.
+        activations: TensorFlow's side as stored before; TensorFlow is then not needed.
+        say: Told what is going on.
+
+    Returns:
+        The report; its `passed` is the verdict.
+
+    Raises:
+        PortError: As its subclasses say; a difference is no error but a verdict.
+    """
+    if activations is not None:
+        stored = _StoredComparison(activations, source, state_dict, weights, say)
+        return stored.report()
+    require_tensorflow("to compare with")
+    if source is None:
+        say("looking for the built-in checkpoint")
+        source = built_in_checkpoint()
+    with ExitStack() as closing:
+        opened = closing.enter_context(open_source(source))
+        tensors, decided = _plan(opened, weights)
+        say("converting")
+        arrays = _load_state_dict(state_dict, source, weights)
+        say("starting TensorFlow")
+        used = {row.variable: tensors[decided.sources[row.variable]] for row in decided.converted}
+        tensorflow = closing.enter_context(TensorFlowSide(opened, used, weights))
+        first = judge_tensors(arrays, tensors, decided, tensorflow.own_tensors)
+        own_graph = None if tensorflow.own_graph is None else tensorflow.own_graph.name
+        taps = tap_names(every_layer=every_layer, logits=decided.variant.num_classes is not None)
+        writer = None
+        if save_activations is not None:
+            provenance = _provenance(opened, tensors, decided, own_graph, seed)
+            writer = closing.enter_context(ActivationWriter(save_activations, provenance))
+        port = _build_port(arrays)
+
+        def run_tensorflow() -> Iterator[Activations]:
+            for probe in _probes(seed, images):
+                say(f"comparing: {probe.name}")
+                found = tensorflow.run(probe, taps)
+                if writer is not None:
+                    writer.add(found)
+                yield found
+
+        return _judge(str(source), state_dict, own_graph, decided.variant, first, port, run_tensorflow())
+
+
+def _plan(opened: TensorSource, weights: Weights) -> tuple[Mapping[str, NDArray], Plan]:
+    try:
+        tensors = tensorflow_tensors(opened)
+        return tensors, plan(describe(tensors), weights=weights)
+    except MappingError as error:
+        raise error.named(opened.path) from None
+
+
+def _probes(seed: int, images: Path | None) -> Iterator[Probe]:
+    yield from seeded_probes(seed)
+    if images is not None:
+        yield from photograph_probes(images)
+
+
+def _load_state_dict(
+    state_dict: Path | None, source: Path, weights: Weights
+) -> Mapping[str, NDArray]:
+    """The port's tensors as a user would have them: from the file, or converted to a file and loaded."""
+    if state_dict is not None:
+        with open_source(state_dict) as opened:
+            if opened.naming != "pytorch":
+                raise UsageError(f"--state-dict {state_dict}: this is a {opened.format}, not a state_dict.")
+            return {key: np.array(opened[key]) for key in opened}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "converted.pt"
+        convert_file(source, path, weights=weights)
+        loaded = torch.load(path, weights_only=True)
+        return {key: tensor.numpy() for key, tensor in loaded.items()}
+
+
+def _build_port(arrays: Mapping[str, NDArray]) -> _Port | str:
+    """The two models, or in words why the state_dict does not load."""
+    info = describe(arrays)
+    variant = state_dict_variant(info)
+    models = []
+    for dtype in (torch.float32, torch.float64):
+        model = InceptionResnetV1(num_classes=variant.num_classes, embedding_size=variant.embedding_size)
+        try:
+            model.load_state_dict({key: torch.from_numpy(array) for key, array in arrays.items()})
+        except RuntimeError as error:
+            return " ".join(str(error).split())
+        models.append(model.to(dtype).eval())
+    return _Port(arrays, *models)
+
+
+def _judge(
+    source: str,
+    state_dict: Path | None,
+    own_graph: str | None,
+    variant: Variant,
+    tensors: Judgement,
+    port: _Port | str,
+    activations: Iterator[Activations],
+) -> Report:
+    probes: tuple[ProbeMeasurement, ...] = ()
+    judgements = [tensors]
+    if isinstance(port, str):
+        statement = "not judged: the state_dict does not load"
+        judgements += [Judgement(name, False, statement, (port,)) for name in ("mapping", "rounding", "headline")]
+    else:
+        probes = tuple(_measure(port, found) for found in activations)
+        judgements += [judge_mapping(probes), judge_rounding(probes), judge_headline(probes)]
+    return Report(
+        source=source,
+        state_dict=None if state_dict is None else str(state_dict),
+        own_graph=own_graph,
+        variant=variant,
+        judgements=tuple(judgements),
+        probes=probes,
+        environment=_environment(),
+    )
+
+
+def _measure(port: _Port, found: Activations) -> ProbeMeasurement:
+    taps = tuple(found.float64)
+    return measure(
+        found,
+        run_pytorch(port.float32, found.probe.images, taps),
+        run_pytorch(port.float64, found.probe.images, taps),
+    )
+
+
+def _environment() -> dict[str, Any]:
+    versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
+    if "tensorflow" in sys.modules:
+        versions["tensorflow"] = sys.modules["tensorflow"].__version__
+    return {**versions, "machine": platform.machine(), "torch_threads": torch.get_num_threads()}
+
+
+def _digests(tensors: Mapping[str, NDArray], decided: Plan) -> dict[str, str]:
+    return {row.key: tensor_digest(array) for row, array in convert_rows(tensors, decided)}
+
+
+def _provenance(
+    opened: TensorSource,
+    tensors: Mapping[str, NDArray],
+    decided: Plan,
+    own_graph: str | None,
+    seed: int,
+) -> dict[str, Any]:
+    return {
+        "source": opened.path.name,
+        "format": opened.format,
+        "own_graph": own_graph,
+        "variant": asdict(decided.variant),
+        "weights": decided.weights,
+        "seed": seed,
+        "environment": _environment(),
+        "tensors": _digests(tensors, decided),
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class _StoredComparison:
+    """A comparison with stored activations, where TensorFlow is not needed."""
+
+    activations: Path
+    source: Path | None
+    state_dict: Path | None
+    weights: Weights
+    say: Say
+
+    def report(self) -> Report:
+        with ActivationFile(self.activations) as stored:
+            source = self.source
+            if source is None and self.state_dict is None:
+                source = built_in_checkpoint()
+            first, arrays = self._tensors(stored, source)
+            provenance = stored.provenance
+            return _judge(
+                str(source or provenance["source"]),
+                self.state_dict,
+                provenance["own_graph"],
+                Variant(**provenance["variant"]),
+                first,
+                _build_port(arrays),
+                self._announced(stored),
+            )
+
+    def _tensors(
+        self, stored: ActivationFile, source: Path | None
+    ) -> tuple[Judgement, Mapping[str, NDArray]]:
+        expected: Mapping[str, str] = stored.provenance["tensors"]
+        if source is None:
+            assert self.state_dict is not None  # `report` sees to it
+            arrays = _load_state_dict(self.state_dict, self.state_dict, self.weights)
+            found = {key: tensor_digest(array) for key, array in arrays.items()}
+            return judge_stored_tensors(found, expected), arrays
+        self.say("converting")
+        with open_source(source) as opened:
+            tensors, decided = _plan(opened, self.weights)
+            if _digests(tensors, decided) != expected:
+                raise UsageError(
+                    f"{self.activations}: stored of {stored.provenance['source']!r} "
+                    f"({stored.provenance['weights']}s), and {source} has other tensors. Store its own with "
+                    "--save-activations."
+                )
+            arrays = _load_state_dict(self.state_dict, source, self.weights)
+            return judge_tensors(arrays, tensors, decided, {}), arrays
+
+    def _announced(self, stored: ActivationFile) -> Iterator[Activations]:
+        for found in stored:
+            self.say(f"comparing: {found.probe.name}")
+            yield found
+
+
+_EPILOG = """\
+Without SOURCE the built-in checkpoint is compared; the first time it is written to the user's cache.
+
+exit codes: 0 all four judgements hold; 1 a difference was found; 2 wrong usage; 3 an input is unreadable,
+corrupt or another network; 4 something that is needed, such as TensorFlow, is missing
+"""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = command_line.parser(
+        "python -m checks.compare",
+        "Prove a PyTorch port of a FaceNet checkpoint: TensorFlow and PyTorch on the same inputs, stage by stage.",
+        _EPILOG,
+    )
+    parser.add_argument("source", metavar="SOURCE", type=Path, nargs="?", help="the TensorFlow checkpoint")
+    parser.add_argument("--state-dict", metavar="FILE", type=Path, help="judge this .pt or .safetensors file")
+    parser.add_argument(
+        "--weights",
+        choices=("variable", "average"),
+        default="variable",
+        help="take the variables (default) or their exponential moving averages",
+    )
+    parser.add_argument("--every-layer", action="store_true", help="compare all 132 convolutions as well")
+    parser.add_argument("--images", metavar="FOLDER", type=Path, help="compare on these photographs as well")
+    parser.add_argument("--seed", type=int, default=0, help="of the inputs (default: 0)")
+    parser.add_argument("--save-activations", metavar="FILE", type=Path, help="store TensorFlow's side as HDF5")
+    parser.add_argument("--activations", metavar="FILE", type=Path, help="use a stored TensorFlow side")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    return command_line.run(_parser(), _work, argv)
+
+
+def _work(arguments: argparse.Namespace) -> int:
+    if arguments.activations:
+        fixed = ("save_activations", "images", "every_layer")
+        given = [f"--{name.replace('_', '-')}" for name in fixed if getattr(arguments, name)]
+        if given:
+            raise UsageError(
+                f"{', '.join(given)}: what is compared was fixed when the activations were stored. Leave it out."
+            )
+    with ProgressBar("starting", quiet=arguments.quiet) as progress:
+        report = compare(
+            arguments.source,
+            state_dict=arguments.state_dict,
+            weights=arguments.weights,
+            every_layer=arguments.every_layer,
+            seed=arguments.seed,
+            images=arguments.images,
+            save_activations=arguments.save_activations,
+            activations=arguments.activations,
+            say=progress.label,
+        )
+    if not arguments.quiet:
+        from checks.compare_table import show
+
+        show(report)
+    if arguments.json:
+        command_line.write_json(arguments.json, {"passed": report.passed, **asdict(report)})
+    return 0 if report.passed else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,98 @@
+"""A comparison on the screen: a table of taps, a line for each input, and the four verdicts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+from checks.judgements import Judgement, ProbeMeasurement, TapMeasurement, short
+
+if TYPE_CHECKING:
+    from checks.compare import Report
+
+_MOST_DETAILS = 12
+_WIDTH = 110  # columns; rather a wrapped line than a figure cut off
+
+
+def show(report: Report) -> None:
+    """Print a report on stdout."""
+    console = Console(highlight=False, soft_wrap=True)
+    console.width = max(console.width, _WIDTH)
+    console.print(f"[bold]{report.source}[/]" + (f", judging {report.state_dict}" if report.state_dict else ""))
+    graph = report.own_graph or "none of its own; rebuilt from scratch"
+    console.print(f"TensorFlow graph: {graph}\n")
+    if report.probes:
+        console.print(_taps(report.probes[0]))
+        console.print()
+        console.print(_inputs(report.probes))
+        console.print()
+    for judgement in report.judgements:
+        _verdict(console, judgement)
+    first = next((probe for probe in report.probes if probe.first_divergence), None)
+    if report.passed:
+        console.print("\n[bold green]The port is exact.[/]")
+    elif first is not None and first.first_divergence is not None:
+        console.print(
+            f"\n[bold red]The port differs.[/] First divergence: {first.first_divergence} ({first.name})"
+        )
+    else:
+        console.print("\n[bold red]A difference was found.[/]")
+
+
+def _taps(probe: ProbeMeasurement) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold", title_justify="left")
+    table.add_column(f"tap ({probe.name})", no_wrap=True)
+    for heading in ("float64\nrel. L2", "float32\nrel. L2", "max abs", "1 - cos", "ULP\nmax", "ULP\nmedian"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("error,\nPT:TF", justify="right", no_wrap=True)
+    for tap in probe.taps:
+        style = "bold red" if tap.tap == probe.first_divergence else None
+        table.add_row(*_row(tap), style=style)
+    return table
+
+
+def _row(tap: TapMeasurement) -> tuple[str, ...]:
+    return (
+        short(tap.tap),
+        f"{tap.float64.relative_l2:.1e}",
+        f"{tap.float32.relative_l2:.1e}",
+        f"{tap.float32.max_abs:.1e}",
+        f"{1 - tap.float32.cosine:.0e}",
+        f"{tap.float32.max_ulp:.0e}" if tap.float32.max_ulp > 9999 else str(tap.float32.max_ulp),
+        f"{tap.float32.median_ulp:g}",
+        f"{tap.excess:.2f}",
+    )
+
+
+def _inputs(probes: tuple[ProbeMeasurement, ...]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("input", no_wrap=True)
+    for heading in (
+        "embeddings,\nfloat64",
+        "worst tap,\nfloat64",
+        "embeddings,\nfloat32",
+        "largest row,\nfloat32",
+        "worst error,\nPT:TF",
+    ):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for probe in probes:
+        table.add_row(
+            probe.name,
+            f"{probe.distance64:.1e}",
+            f"{max(tap.float64.relative_l2 for tap in probe.taps):.1e}",
+            f"{probe.distance32:.2e}",
+            f"{probe.row_distance32:.1e}",
+            f"{max(tap.excess for tap in probe.taps):.2f}",
+        )
+    return table
+
+
+def _verdict(console: Console, judgement: Judgement) -> None:
+    mark = "[bold green]holds [/]" if judgement.passed else "[bold red]FAILS [/]"
+    console.print(f"{mark} [bold]{judgement.name:<10}[/]{judgement.statement}")
+    for detail in judgement.details[:_MOST_DETAILS]:
+        console.print(f"         {detail}", markup=False)
+    if len(judgement.details) > _MOST_DETAILS:
+        console.print(f"         ... and {len(judgement.details) - _MOST_DETAILS} more")

@@ -1,0 +1,281 @@
+"""The four judgements of a comparison, each a pure function of what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from checks import thresholds
+from checks.metrics import Difference, difference, relative_l2
+from checks.probes import NOISE
+from checks.taps import EMBEDDINGS
+from checks.tensorflow_side import Activations
+from converter.convert import Plan, synthesise
+from converter.convert_file import same_bits
+from converter.layer_map import Synthesised
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """One verdict.
+
+    Attributes:
+        name: What was judged.
+        passed: Whether it holds.
+        statement: The finding with its figures, one line.
+        details: What is wrong, item by item; empty where it holds.
+    """
+
+    name: str
+    passed: bool
+    statement: str
+    details: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TapMeasurement:
+    """Everything measured at one tap on one probe.
+
+    Attributes:
+        tap: TensorFlow scope.
+        float32: PyTorch from TensorFlow, both in float32.
+        float64: PyTorch from TensorFlow, both in float64.
+        pytorch_error: Relative L2 of PyTorch's float32 from TensorFlow's float64.
+        tensorflow_error: Relative L2 of TensorFlow's float32 from the same.
+        excess: The first error over the second, which counts as one unit roundoff at least.
+    """
+
+    tap: str
+    float32: Difference
+    float64: Difference
+    pytorch_error: float
+    tensorflow_error: float
+    excess: float
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeMeasurement:
+    """Everything measured on one probe.
+
+    Attributes:
+        name: The probe.
+        few_values: As in `Probe`.
+        own_graph: As in `Activations`.
+        taps: In the order of evaluation.
+        distance64: Frobenius distance of the embeddings in float64.
+        distance32: The same in float32.
+        row_distance32: Largest distance of a single embedding in float32.
+        rebuilt: As in `Activations`.
+        rebuilt_error: As in `Activations`.
+    """
+
+    name: str
+    few_values: bool
+    own_graph: bool
+    taps: tuple[TapMeasurement, ...]
+    distance64: float
+    distance32: float
+    row_distance32: float
+    rebuilt: Mapping[str, float]
+    rebuilt_error: Mapping[str, float]
+
+    @property
+    def first_divergence(self) -> str | None:
+        """The first tap at which the float64 results differ by more than rounding; None where none does."""
+        return next((t.tap for t in self.taps if not t.float64.relative_l2 <= thresholds.MAPPING), None)
+
+
+def measure(
+    activations: Activations, float32: Mapping[str, NDArray], float64: Mapping[str, NDArray]
+) -> ProbeMeasurement:
+    """Measure PyTorch's activations against TensorFlow's.
+
+    Args:
+        activations: TensorFlow's side.
+        float32: Tap to array of PyTorch in float32.
+        float64: Tap to array of PyTorch in float64.
+
+    Raises:
+        ValueError: Shapes differ at a tap.
+    """
+    taps = []
+    for tap, exact in activations.float64.items():
+        pytorch_error = relative_l2(float32[tap], exact)
+        tensorflow_error = relative_l2(activations.float32[tap], exact)
+        taps.append(
+            TapMeasurement(
+                tap,
+                difference(float32[tap], activations.float32[tap]),
+                difference(float64[tap], exact),
+                pytorch_error,
+                tensorflow_error,
+                pytorch_error / max(tensorflow_error, thresholds.UNIT_ROUNDOFF),
+            )
+        )
+    gap32 = float32[EMBEDDINGS].astype(np.float64) - activations.float32[EMBEDDINGS]
+    gap64 = float64[EMBEDDINGS] - activations.float64[EMBEDDINGS]
+    return ProbeMeasurement(
+        name=activations.probe.name,
+        few_values=activations.probe.few_values,
+        own_graph=activations.own_graph,
+        taps=tuple(taps),
+        distance64=_norm(gap64),
+        distance32=_norm(gap32),
+        row_distance32=max(_norm(row) for row in gap32),
+        rebuilt=activations.rebuilt,
+        rebuilt_error=activations.rebuilt_error,
+    )
+
+
+def _norm(array: NDArray) -> float:
+    norm = float(np.linalg.norm(array.reshape(-1)))
+    return norm if np.isfinite(norm) else float("inf")
+
+
+def judge_tensors(
+    state_dict: Mapping[str, NDArray],
+    source: Mapping[str, NDArray],
+    plan: Plan,
+    own: Mapping[str, NDArray],
+) -> Judgement:
+    """Every tensor of the state_dict against the source, bit for bit.
+
+    Args:
+        state_dict: Key to array, as a user loads it.
+        source: TensorFlow name to array, as this project reads it.
+        plan: The plan that was made for the source.
+        own: TensorFlow name to array, as TensorFlow's own reader gave it to the checkpoint's own graph.
+    """
+    details = [f"{key}: not in the state_dict" for row in plan.rows if (key := row.key) not in state_dict]
+    known = {row.key for row in plan.rows}
+    details += [f"{key}: not a tensor of this network" for key in state_dict if key not in known]
+    for row in plan.rows:
+        if row.key not in state_dict:
+            continue
+        found = state_dict[row.key]
+        if isinstance(row, Synthesised):
+            if not same_bits(found, synthesise(row)):
+                details.append(f"{row.key}: not {row.fill} throughout")
+            continue
+        expected = source[plan.sources[row.variable]]
+        shape = row.layout.shape(row.shape)
+        if found.shape != shape or found.dtype != expected.dtype:
+            details.append(f"{row.key}: {found.dtype} {found.shape}, expected {expected.dtype} {shape}")
+        elif not same_bits(row.layout.inverse.apply(found), expected):
+            changed = int((row.layout.inverse.apply(found) != expected).sum())
+            details.append(f"{row.key}: {changed} of {expected.size} values differ from {row.variable}")
+    own_differs = [
+        f"{name}: TensorFlow's own reader gives other values than this project's"
+        for name, array in own.items()
+        if plan.sources.get(name) is not None and not same_bits(array, source[plan.sources[name]])
+    ]
+    details += own_differs
+    converted, synthesised = len(plan.converted), len(plan.synthesised)
+    if details:
+        statement = f"{len(details)} tensors differ from the source"
+    else:
+        statement = f"{converted} converted bit for bit, {synthesised} synthesised as stated"
+        if own:
+            statement += f"; TensorFlow's own reader gives the same {len(own)}"
+    return Judgement("tensors", not details, statement, tuple(details))
+
+
+def judge_stored_tensors(digests: Mapping[str, str], stored: Mapping[str, str]) -> Judgement:
+    """Every tensor of the state_dict against the digests that came with stored activations.
+
+    Args:
+        digests: Key to SHA-256 of the state_dict's tensors.
+        stored: The same of the state_dict that belongs to the activations.
+    """
+    details = [f"{key}: not in the state_dict" for key in stored if key not in digests]
+    details += [f"{key}: not a tensor of this network" for key in digests if key not in stored]
+    details += [
+        f"{key}: other values than those of the stored activations"
+        for key, digest in stored.items()
+        if digests.get(key, digest) != digest
+    ]
+    statement = f"{len(stored)} tensors have the SHA-256 that came with the stored activations"
+    if details:
+        statement = f"{len(details)} tensors differ from those of the stored activations"
+    return Judgement("tensors", not details, statement, tuple(details))
+
+
+def judge_mapping(probes: Sequence[ProbeMeasurement]) -> Judgement:
+    """Float64 against float64: the embeddings' distance and every tap, on every probe."""
+    limit = thresholds.MAPPING
+    details = []
+    for probe in probes:
+        if not probe.distance64 <= limit:
+            details.append(f"{probe.name}: embeddings are {probe.distance64:.1e} apart")
+        if probe.first_divergence is not None:
+            tap = next(t for t in probe.taps if t.tap == probe.first_divergence)
+            details.append(f"{probe.name}: first at {tap.tap}, relative L2 {tap.float64.relative_l2:.1e}")
+    distance = max(probe.distance64 for probe in probes)
+    worst = max((tap for probe in probes for tap in probe.taps), key=lambda t: t.float64.relative_l2)
+    statement = (
+        f"float64: embeddings {distance:.1e} apart, worst tap {worst.float64.relative_l2:.1e} "
+        f"({short(worst.tap)}); at most {limit:.0e}"
+    )
+    return Judgement("mapping", not details, statement, tuple(details))
+
+
+def judge_rounding(probes: Sequence[ProbeMeasurement]) -> Judgement:
+    """Float32 errors against the float64 result: PyTorch's against TensorFlow's, and graph against graph."""
+    details = []
+    for probe in probes:
+        factor = thresholds.ROUNDING_FEW_VALUES if probe.few_values else thresholds.ROUNDING
+        details += [
+            f"{probe.name}: {tap.tap}: PyTorch is {tap.excess:.2f} times as far from float64 as TensorFlow, "
+            f"at most {factor:g}"
+            for tap in probe.taps
+            if not tap.excess <= factor
+        ]
+        own_error = {tap.tap: tap.tensorflow_error for tap in probe.taps}
+        details += [
+            f"{probe.name}: {tap}: the rebuilt graph is {error:.1e} from float64, the checkpoint's own "
+            f"{own_error[tap]:.1e}"
+            for tap, error in probe.rebuilt_error.items()
+            if not error <= factor * max(own_error[tap], thresholds.UNIT_ROUNDOFF)
+            or not own_error[tap] <= factor * max(error, thresholds.UNIT_ROUNDOFF)
+        ]
+    statement = "float32: PyTorch's error over TensorFlow's, worst tap " + _worst_excess(probes)
+    compared = [value for probe in probes for value in probe.rebuilt.values()]
+    if compared:
+        same = sum(value == 0.0 for value in compared)
+        statement += f"; rebuilt graph equals the checkpoint's own bit for bit at {same} of {len(compared)} taps"
+        if same < len(compared):
+            statement += f", at most {max(compared):.1e} apart"
+    else:
+        statement += "; no graph of its own, the rebuilt one stands in"
+    return Judgement("rounding", not details, statement, tuple(details))
+
+
+def _worst_excess(probes: Sequence[ProbeMeasurement]) -> str:
+    parts = []
+    for few_values, limit in ((False, thresholds.ROUNDING), (True, thresholds.ROUNDING_FEW_VALUES)):
+        excesses = [tap.excess for probe in probes if probe.few_values is few_values for tap in probe.taps]
+        if excesses:
+            inputs = "on few values" if few_values else "on varied inputs"
+            parts.append(f"{max(excesses):.2f} {inputs} (at most {limit:g})")
+    return ", ".join(parts)
+
+
+def judge_headline(probes: Sequence[ProbeMeasurement]) -> Judgement:
+    """The float32 distance that the field quotes, on five standard normal images."""
+    noise = next(probe for probe in probes if probe.name == NOISE)
+    passed = (
+        noise.distance32 <= thresholds.HEADLINE and noise.row_distance32 <= thresholds.HEADLINE_ROW
+    )
+    statement = (
+        f"float32 distance {noise.distance32:.3e} (at most {thresholds.HEADLINE:.0e}), largest row "
+        f"{noise.row_distance32:.1e} (at most {thresholds.HEADLINE_ROW:.0e})"
+    )
+    return Judgement("headline", passed, statement, () if passed else (statement,))
+
+
+def short(tap: str) -> str:
+    """A tap's name without the network's scope."""
+    return tap.removeprefix("InceptionResnetV1/")

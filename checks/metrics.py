@@ -1,0 +1,99 @@
+"""How far two arrays are apart, in the measures that the report states."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """The difference of an array from a reference of the same dtype and shape.
+
+    Attributes:
+        max_abs: Largest absolute difference.
+        relative_l2: L2 norm of the difference over L2 norm of the reference.
+        cosine: Smallest cosine between an image's activations and their reference.
+        max_ulp: Largest difference in units in the last place: how many floats lie between.
+        median_ulp: Median of the same.
+    """
+
+    max_abs: float
+    relative_l2: float
+    cosine: float
+    max_ulp: int
+    median_ulp: float
+
+
+def relative_l2(array: NDArray, reference: NDArray) -> float:
+    """L2 norm of `array - reference` over that of `reference`, computed in float64.
+
+    Zero where both are equal, infinite where only the reference vanishes, NaN nowhere: an array with a NaN is
+    infinitely far from everything.
+    """
+    exact = reference.astype(np.float64)
+    distance = float(np.linalg.norm((array.astype(np.float64) - exact).reshape(-1)))
+    norm = float(np.linalg.norm(exact.reshape(-1)))
+    if not np.isfinite(distance):
+        return float("inf")
+    if distance == 0.0:
+        return 0.0
+    return distance / norm if norm else float("inf")
+
+
+def ulp_distance(array: NDArray, reference: NDArray) -> NDArray:
+    """For each element, how many steps of its dtype lie between the two; -0.0 and 0.0 are the same.
+
+    Args:
+        array: float32 or float64.
+        reference: The same dtype and shape.
+
+    Returns:
+        float64 array of the same shape: exact up to 2**53 steps.
+    """
+    one, other = _ordered(array), _ordered(reference)
+    return (np.maximum(one, other) - np.minimum(one, other)).astype(np.float64)
+
+
+def _ordered(array: NDArray) -> NDArray:
+    """The place of each float among all floats of its dtype, as uint64."""
+    # IEEE 754: bits are sign and magnitude, and magnitudes are in the order of the values.
+    kind = np.int32 if array.dtype == np.float32 else np.int64
+    bits = np.ascontiguousarray(array).view(kind).astype(np.int64)
+    magnitude = (bits & np.int64(np.iinfo(kind).max)).astype(np.uint64)
+    zero = np.uint64(2**63)
+    return np.where(bits < 0, zero - magnitude, zero + magnitude)
+
+
+def cosine(array: NDArray, reference: NDArray) -> float:
+    """Smallest cosine between corresponding rows (first axis), in float64; two zero rows have cosine one."""
+    one = array.astype(np.float64).reshape(len(array), -1)
+    other = reference.astype(np.float64).reshape(len(reference), -1)
+    lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
+    products = (one * other).sum(axis=1)
+    both_zero = ~one.any(axis=1) & ~other.any(axis=1)
+    cosines = np.divide(products, lengths, out=np.zeros_like(products), where=lengths > 0)
+    return float(np.where(both_zero, 1.0, np.clip(cosines, -1.0, 1.0)).min())
+
+
+def difference(array: NDArray, reference: NDArray) -> Difference:
+    """Measure an array against a reference of the same dtype and shape.
+
+    Raises:
+        ValueError: The dtypes or shapes differ.
+    """
+    if array.dtype != reference.dtype or array.shape != reference.shape:
+        raise ValueError(
+            f"{array.dtype} {array.shape} cannot be measured against {reference.dtype} {reference.shape}"
+        )
+    gap = float(np.abs(array.astype(np.float64) - reference.astype(np.float64)).max())
+    steps = ulp_distance(array, reference)
+    return Difference(
+        max_abs=gap if np.isfinite(gap) else float("inf"),
+        relative_l2=relative_l2(array, reference),
+        cosine=cosine(array, reference),
+        max_ulp=int(steps.max()),
+        median_ulp=float(np.median(steps)),
+    )

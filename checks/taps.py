@@ -1,0 +1,93 @@
+"""Where the two networks are compared: tap names are TensorFlow scopes, each with its PyTorch module."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from converter.layer_map import BLOCKS, CONVOLUTIONS, NETWORK_SCOPE
+from reference import InceptionResnetV1
+
+BOTTLENECK = f"{NETWORK_SCOPE}/Bottleneck"
+EMBEDDINGS = "embeddings"
+LOGITS = "Logits"
+
+
+def _stage_modules() -> dict[str, str]:
+    stages: dict[str, str] = {}
+    for scope, module, layers in BLOCKS:
+        if scope:
+            stages[f"{NETWORK_SCOPE}/{scope}"] = module
+            continue
+        for layer in layers:
+            stages[f"{NETWORK_SCOPE}/{layer.scope}"] = layer.module
+            if layer.module == "conv2d_2b":
+                stages[f"{NETWORK_SCOPE}/MaxPool_3a_3x3"] = "maxpool_3a"
+    stages[f"{NETWORK_SCOPE}/Logits/AvgPool_1a_8x8"] = "avgpool_1a"
+    stages[BOTTLENECK] = "last_bn"
+    return stages
+
+
+STAGES: Mapping[str, str] = _stage_modules()
+"""Stage to the module whose output it is, in the order of evaluation; embeddings and logits follow."""
+
+LAYERS: Mapping[str, str] = {layer.scope: layer.module for layer in CONVOLUTIONS}
+"""Each of the 132 convolutions to its module: after BatchNorm and ReLU, or after the bias in a residual."""
+
+
+def tap_names(*, every_layer: bool, logits: bool) -> tuple[str, ...]:
+    """The taps to compare, in the order of evaluation: a block's convolutions come before the block."""
+    names: list[str] = []
+    for stage in STAGES:
+        if every_layer:
+            names += [layer for layer in LAYERS if layer.startswith(f"{stage}/")]
+        names.append(stage)
+    return (*names, EMBEDDINGS, LOGITS) if logits else (*names, EMBEDDINGS)
+
+
+def run_pytorch(model: InceptionResnetV1, images: NDArray, taps: tuple[str, ...]) -> dict[str, NDArray]:
+    """Run the model and keep the output of every tap.
+
+    Args:
+        model: In evaluation mode; its dtype is the dtype of the arithmetic.
+        images: (N, H, W, 3), converted to the model's dtype.
+        taps: As `tap_names` gives them.
+
+    Returns:
+        Tap to array of the model's dtype: maps as (N, H', W', channels), vectors as (N, size).
+    """
+    outputs: dict[str, Tensor] = {}
+
+    def keep(tap: str) -> object:
+        def hook(module: nn.Module, inputs: object, output: Tensor) -> None:
+            outputs[tap] = output
+
+        return hook
+
+    modules = {**LAYERS, **STAGES}
+    handles = [
+        model.get_submodule(modules[tap]).register_forward_hook(keep(tap))  # type: ignore[arg-type]
+        for tap in taps
+        if tap in modules
+    ]
+    dtype = next(model.parameters()).dtype
+    was_classifying = model.classify
+    try:
+        with torch.inference_mode():
+            prelogits = model.prelogits(torch.from_numpy(images).to(dtype).permute(0, 3, 1, 2))
+            model.classify = False
+            outputs[EMBEDDINGS] = model.head(prelogits)
+            if LOGITS in taps:
+                model.classify = True
+                outputs[LOGITS] = model.head(prelogits)
+    finally:
+        model.classify = was_classifying
+        for handle in handles:
+            handle.remove()
+    return {
+        tap: (outputs[tap].permute(0, 2, 3, 1) if outputs[tap].ndim == 4 else outputs[tap]).numpy()
+        for tap in taps
+    }

@@ -1,0 +1,157 @@
+"""TensorFlow's side of a comparison: which graphs there are for a source, and what they give on a probe."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from numpy.typing import NDArray
+
+from checks.metrics import relative_l2
+from checks.probes import Probe
+from converter.convert import Weights
+from converter.errors import RequirementError, SourceError
+from converter.tensor_source import TensorSource
+
+if TYPE_CHECKING:
+    from facenet_tf.published import PublishedGraph
+
+
+def require_tensorflow(purpose: str) -> None:
+    """Make sure that TensorFlow is installed, without importing it.
+
+    Raises:
+        RequirementError: It is not.
+    """
+    if importlib.util.find_spec("tensorflow") is None:
+        raise RequirementError(
+            f"TensorFlow is needed {purpose} and is not installed: pip install 'facenet-port[tensorflow]'. "
+            "A comparison with stored activations (--activations FILE) works without it."
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Activations:
+    """What TensorFlow gives on one probe.
+
+    Attributes:
+        probe: The input.
+        float64: Tap to array: the rebuilt graph in float64, the judge of every error.
+        float32: Tap to array: the checkpoint's own graph where it has one and takes images of this size, the
+            rebuilt one otherwise.
+        own_graph: Whether `float32` is from the checkpoint's own graph.
+        rebuilt: Tap to the relative L2 of the rebuilt float32 graph from the checkpoint's own; empty where
+            `own_graph` is false.
+        rebuilt_error: Tap to the relative L2 of the rebuilt float32 graph from the float64 one; empty as well.
+    """
+
+    probe: Probe
+    float64: Mapping[str, NDArray]
+    float32: Mapping[str, NDArray]
+    own_graph: bool
+    rebuilt: Mapping[str, float]
+    rebuilt_error: Mapping[str, float]
+
+
+class TensorFlowSide:
+    """The TensorFlow graphs of one source, open until closed. A context manager.
+
+    Args:
+        source: The open source.
+        tensors: Its tensors under TensorFlow's names, those that are converted.
+        weights: As in `convert.plan`.
+
+    Attributes:
+        own_graph: The file that the checkpoint's own graph was read from, or None.
+        own_tensors: The weights as TensorFlow's own reader gave them to that graph; empty where there is none.
+
+    Raises:
+        SourceError: The source has a graph of its own that cannot be run.
+    """
+
+    def __init__(self, source: TensorSource, tensors: Mapping[str, NDArray], weights: Weights) -> None:
+        from facenet_tf.graph import RebuiltNetwork
+
+        self._closing = ExitStack()
+        try:
+            self._exact = self._closing.enter_context(RebuiltNetwork(tensors, "float64"))
+            self._single = self._closing.enter_context(RebuiltNetwork(tensors, "float32"))
+            self._own = _open_own_graph(source, weights)
+            if self._own is not None:
+                self._closing.enter_context(self._own)
+        except BaseException:
+            self._closing.close()
+            raise
+        self.own_graph: Path | None = None if self._own is None else self._own.path
+        self.own_tensors: Mapping[str, NDArray] = {} if self._own is None else self._own.tensors
+
+    def run(self, probe: Probe, taps: tuple[str, ...]) -> Activations:
+        """Run every graph on a probe.
+
+        A tap that the checkpoint's own graph does not have, as a frozen one has no Logits, comes from the
+        rebuilt graph.
+        """
+        exact = self._exact.run(probe.images, taps)
+        rebuilt = self._single.run(probe.images, taps)
+        height, width = probe.images.shape[1:3]
+        if self._own is None or not self._own.supports(height, width):
+            return Activations(probe, exact, rebuilt, False, {}, {})
+        own = self._own.run(probe.images, [tap for tap in taps if tap in self._own.taps])
+        return Activations(
+            probe,
+            exact,
+            {tap: own.get(tap, rebuilt[tap]) for tap in taps},
+            True,
+            {tap: relative_l2(rebuilt[tap], own[tap]) for tap in own},
+            {tap: relative_l2(rebuilt[tap], exact[tap]) for tap in own},
+        )
+
+    def close(self) -> None:
+        """Release the sessions."""
+        self._closing.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def find_meta(prefix: Path) -> Path | None:
+    """The .meta of a checkpoint: of the same name, or without the step as the published ones; None if none."""
+    stem = re.sub(r"\.ckpt(-\d+)?$", "", prefix.name)
+    for name in (f"{prefix.name}.meta", f"{stem}.meta"):
+        if prefix.with_name(name).is_file():
+            return prefix.with_name(name)
+    return None
+
+
+def _open_own_graph(source: TensorSource, weights: Weights) -> PublishedGraph | None:
+    from converter.formats.frozen_graph import FrozenGraph
+    from converter.formats.tensor_bundle import TensorBundle
+    from facenet_tf.published import GraphError, PublishedGraph
+
+    try:
+        if isinstance(source, FrozenGraph):
+            return PublishedGraph.from_frozen(source.path)
+        if isinstance(source, TensorBundle):
+            meta = find_meta(source.path)
+            return None if meta is None else PublishedGraph.from_checkpoint(meta, source.path, weights)
+    except GraphError as error:
+        raise SourceError(
+            error.path,
+            f"the checkpoint's own graph cannot be run ({error})",
+            next_step="Move the .meta away to compare with the rebuilt graph alone",
+        ) from error
+    return None

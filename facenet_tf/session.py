@@ -1,0 +1,70 @@
+"""What rebuilt and published graphs share: how a graph is made, run and asked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from numpy.typing import NDArray
+
+from facenet_tf import import_tensorflow
+
+tf = import_tensorflow()
+tf1 = tf.compat.v1
+
+MIN_IMAGE_SIZE = 75
+"""The smallest side that leaves the last stage a map of one pixel."""
+
+
+@contextmanager
+def legacy_graph() -> Iterator[Any]:
+    """Enter a new graph in which conditionals are Switch and Merge and variables are VariableV2.
+
+    Both are switches of the process in current TensorFlow; they are put back on leaving.
+
+    Yields:
+        The `tf.Graph`, made the default one.
+    """
+    control_flow_v2 = tf1.control_flow_v2_enabled()
+    resource_variables = tf1.resource_variables_enabled()
+    tf1.disable_control_flow_v2()
+    tf1.disable_resource_variables()
+    try:
+        with tf.Graph().as_default() as graph:
+            yield graph
+    finally:
+        if control_flow_v2:
+            tf1.enable_control_flow_v2()
+        if resource_variables:
+            tf1.enable_resource_variables()
+
+
+def open_session(graph: Any) -> Any:
+    """Open a session that runs the graph as it was written.
+
+    Grappler, the graph rewriter, is off: it would fold constants and fuse batch normalisation into
+    convolutions, so that taps would vanish and the arithmetic measured would no longer be the checkpoint's.
+
+    Args:
+        graph: The `tf.Graph` to run.
+
+    Returns:
+        The `tf.compat.v1.Session`.
+    """
+    config = tf1.ConfigProto()
+    config.graph_options.rewrite_options.disable_meta_optimizer = True
+    return tf1.Session(graph=graph, config=config)
+
+
+def check_images(images: NDArray) -> None:
+    """Raise ValueError unless `images` is (N, H, W, 3) with H and W at least 75."""
+    if images.ndim != 4 or images.shape[3] != 3 or min(images.shape[1:3]) < MIN_IMAGE_SIZE:
+        raise ValueError(f"images must be (N, H, W, 3) with H, W >= {MIN_IMAGE_SIZE}, not {images.shape}")
+
+
+def check_taps(names: Sequence[str], known: Sequence[str]) -> None:
+    """Raise ValueError naming the taps that are not among `known`."""
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise ValueError(f"no such tap: {', '.join(unknown)}")

@@ -1,0 +1,93 @@
+"""The variables of the network: what a set of them says, and whether it is theirs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from facenet_tf import import_tensorflow
+
+tf = import_tensorflow()
+tf1 = tf.compat.v1
+
+SCOPE = "InceptionResnetV1"
+BOTTLENECK = f"{SCOPE}/Bottleneck"
+OLD_BOTTLENECK = "Bottleneck"
+"""Where checkpoints from before 2017-05-09 keep the embedding layer."""
+
+
+class NetworkOptions(NamedTuple):
+    """What the variables of a checkpoint say about its network: the matching arguments of `build`."""
+
+    embedding_size: int
+    num_classes: int | None
+    gamma: bool
+    bottleneck_scope: str
+
+
+def infer_options(tensors: Mapping[str, NDArray]) -> NetworkOptions:
+    """Read the options of `build` off a set of variables.
+
+    Args:
+        tensors: Variable name to array.
+
+    Returns:
+        The options under which `build` creates these variables, if they are those of the network at all:
+        that is for `require_variables` to say.
+
+    Raises:
+        ValueError: There is no embedding layer.
+    """
+    for scope in (BOTTLENECK, OLD_BOTTLENECK):
+        if f"{scope}/weights" in tensors:
+            break
+    else:
+        raise ValueError(f"missing {BOTTLENECK}/weights: not the variables of Inception-ResNet-v1")
+    head = tensors.get("Logits/weights")
+    return NetworkOptions(
+        embedding_size=np.atleast_1d(tensors[f"{scope}/weights"]).shape[-1],
+        num_classes=np.atleast_1d(head).shape[-1] if head is not None else None,
+        gamma=f"{SCOPE}/Conv2d_1a_3x3/BatchNorm/gamma" in tensors,
+        bottleneck_scope=scope,
+    )
+
+
+def require_variables(tensors: Mapping[str, NDArray]) -> None:
+    """Hold a set of variables against those of the network that has been built in the default graph.
+
+    Args:
+        tensors: Variable name to array.
+
+    Raises:
+        ValueError: A variable is missing, unexpected or of another shape; all of them are named.
+    """
+    expected = graph_shapes()
+    problems = [f"missing {name}" for name in sorted(expected.keys() - tensors.keys())]
+    problems += [f"unexpected {name}" for name in sorted(tensors.keys() - expected.keys())]
+    problems += [
+        f"{name} has shape {np.shape(tensors[name])}, not {shape}"
+        for name, shape in expected.items()
+        if name in tensors and np.shape(tensors[name]) != shape
+    ]
+    if problems:
+        raise ValueError("not the variables of Inception-ResNet-v1: " + "; ".join(problems))
+
+
+def graph_shapes() -> dict[str, tuple[int, ...]]:
+    """Name and shape of the variables of the default graph, in the order of creation."""
+    return {v.op.name: tuple(v.shape.as_list()) for v in tf1.global_variables()}
+
+
+def load_variables(session: Any, tensors: Mapping[str, NDArray]) -> None:
+    """Initialise variables of the session's graph by feeding their initial values.
+
+    Args:
+        session: An open session on the graph that holds the variables.
+        tensors: Variable name to array; variables that are not named stay as they are.
+    """
+    variables = {v.op.name: v for v in session.graph.get_collection(tf1.GraphKeys.GLOBAL_VARIABLES)}
+    chosen = [(variables[name], value) for name, value in tensors.items()]
+    session.run([v.initializer for v, _ in chosen], {v.initial_value: value for v, value in chosen})
