@@ -63,10 +63,11 @@ def built_in_checkpoint() -> Path:
 def built_in_tensors(variant: Variant = VARIANT, seed: int = _SEED) -> dict[str, NDArray]:
     """Seeded weights under their TensorFlow names.
 
-    Kernels are normal with He's variance, a tenth of it on the residual convolutions; offsets are small; the
-    BatchNorm statistics are those that the network itself produces on seeded images, so that every
-    activation is of order one, as in a trained network. The kernels are the same on every machine; the
-    statistics may differ in their last bits with the machine's arithmetic.
+    Kernels are normal with He's variance, a tenth of it on the residual convolutions. The BatchNorm
+    statistics are those that the network itself produces on seeded images, so that every activation is of
+    order one. The Bottleneck's offsets are large, so that embeddings of noise lie near each other, as those
+    of the trained networks do. The kernels are the same on every machine; the statistics may differ in their
+    last bits with the machine's arithmetic.
 
     Args:
         variant: Sizes; gamma and the Bottleneck's scope as well.
@@ -89,6 +90,8 @@ def built_in_tensors(variant: Variant = VARIANT, seed: int = _SEED) -> dict[str,
             values = random.normal(0.0, scale, shape)
         elif row.variable.endswith("/gamma"):
             values = random.normal(1.0, 0.1, shape)
+        elif row.variable == f"{variant.bottleneck_scope}/BatchNorm/beta":
+            values = random.normal(0.0, 7.0, shape)
         else:
             values = random.normal(0.0, 0.2, shape)
         state_dict[row.key] = torch.from_numpy(values.astype(np.float32))
@@ -109,17 +112,17 @@ _RESIDUAL_BIASES = frozenset(
 
 
 def _calibrate(model: InceptionResnetV1, seed: int) -> None:
-    """Set every BatchNorm's statistics to those of its input on seeded images, one probe weighing as another."""
+    """Set every BatchNorm's statistics to those of its input on one batch of noise and smooth images."""
+    noise, smooth = (probe.images for probe in seeded_probes(seed)[:2])
+    images = torch.from_numpy(np.concatenate([noise, smooth])).permute(0, 3, 1, 2)
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)]
     momentum = norms[0].momentum
     for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # PyTorch then averages the batches
+        norm.momentum = 1.0  # take the batch's statistics, keep nothing
     model.train()
     model.dropout.eval()
     with torch.inference_mode():
-        for probe in seeded_probes(seed)[:2]:
-            model(torch.from_numpy(probe.images).permute(0, 3, 1, 2))
+        model(images)
     model.eval()
     for norm in norms:
         norm.momentum = momentum

@@ -34,7 +34,7 @@ from checks.tensorflow_side import Activations, TensorFlowSide, require_tensorfl
 from converter import command_line
 from converter.convert import MappingError, Plan, Weights, convert_rows, describe, plan, state_dict_variant
 from converter.convert_file import convert_file
-from converter.errors import SourceError, UsageError
+from converter.errors import UsageError
 from converter.layer_map import Variant
 from converter.manifest import tensor_digest
 from converter.naming import tensorflow_tensors
@@ -165,9 +165,7 @@ def _probes(seed: int, images: Path | None) -> Iterator[Probe]:
         yield from photograph_probes(images)
 
 
-def _load_state_dict(
-    state_dict: Path | None, source: Path, weights: Weights
-) -> Mapping[str, NDArray]:
+def _load_state_dict(state_dict: Path | None, source: Path, weights: Weights) -> Mapping[str, NDArray]:
     """The port's tensors as a user would have them: from the file, or converted to a file and loaded."""
     if state_dict is not None:
         with open_source(state_dict) as opened:
@@ -209,7 +207,8 @@ def _judge(
     judgements = [tensors]
     if isinstance(port, str):
         statement = "not judged: the state_dict does not load"
-        judgements += [Judgement(name, False, statement, (port,)) for name in ("mapping", "rounding", "headline")]
+        others = ("mapping", "rounding", "headline")
+        judgements += [Judgement(name, False, statement, (port,)) for name in others]
     else:
         probes = tuple(_measure(port, found) for found in activations)
         judgements += [judge_mapping(probes), judge_rounding(probes), judge_headline(probes)]
@@ -328,7 +327,7 @@ corrupt or another network; 4 something that is needed, such as TensorFlow, is m
 def _parser() -> argparse.ArgumentParser:
     parser = command_line.parser(
         "python -m checks.compare",
-        "Prove a PyTorch port of a FaceNet checkpoint: TensorFlow and PyTorch on the same inputs, stage by stage.",
+        "Prove a PyTorch port of a FaceNet checkpoint: TensorFlow and PyTorch on the same inputs, tap by tap.",
         _EPILOG,
     )
     parser.add_argument("source", metavar="SOURCE", type=Path, nargs="?", help="the TensorFlow checkpoint")
@@ -342,7 +341,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--every-layer", action="store_true", help="compare all 132 convolutions as well")
     parser.add_argument("--images", metavar="FOLDER", type=Path, help="compare on these photographs as well")
     parser.add_argument("--seed", type=int, default=0, help="of the inputs (default: 0)")
-    parser.add_argument("--save-activations", metavar="FILE", type=Path, help="store TensorFlow's side as HDF5")
+    parser.add_argument("--save-activations", metavar="FILE", type=Path, help="store TensorFlow's side")
     parser.add_argument("--activations", metavar="FILE", type=Path, help="use a stored TensorFlow side")
     return parser
 
@@ -358,7 +357,7 @@ def _work(arguments: argparse.Namespace) -> int:
         given = [f"--{name.replace('_', '-')}" for name in fixed if getattr(arguments, name)]
         if given:
             raise UsageError(
-                f"{', '.join(given)}: what is compared was fixed when the activations were stored. Leave it out."
+                f"{', '.join(given)}: this was fixed when the activations were stored. Leave it out."
             )
     with ProgressBar("starting", quiet=arguments.quiet) as progress:
         report = compare(

@@ -20,7 +20,8 @@ def show(report: Report) -> None:
     """Print a report on stdout."""
     console = Console(highlight=False, soft_wrap=True)
     console.width = max(console.width, _WIDTH)
-    console.print(f"[bold]{report.source}[/]" + (f", judging {report.state_dict}" if report.state_dict else ""))
+    judged = f", judging {report.state_dict}" if report.state_dict else ""
+    console.print(f"[bold]{report.source}[/]{judged}")
     graph = report.own_graph or "none of its own; rebuilt from scratch"
     console.print(f"TensorFlow graph: {graph}\n")
     if report.probes:

@@ -245,7 +245,7 @@ def judge_rounding(probes: Sequence[ProbeMeasurement]) -> Judgement:
     compared = [value for probe in probes for value in probe.rebuilt.values()]
     if compared:
         same = sum(value == 0.0 for value in compared)
-        statement += f"; rebuilt graph equals the checkpoint's own bit for bit at {same} of {len(compared)} taps"
+        statement += f"; rebuilt and own graph agree bit for bit at {same} of {len(compared)} taps"
         if same < len(compared):
             statement += f", at most {max(compared):.1e} apart"
     else:
@@ -266,9 +266,7 @@ def _worst_excess(probes: Sequence[ProbeMeasurement]) -> str:
 def judge_headline(probes: Sequence[ProbeMeasurement]) -> Judgement:
     """The float32 distance that the field quotes, on five standard normal images."""
     noise = next(probe for probe in probes if probe.name == NOISE)
-    passed = (
-        noise.distance32 <= thresholds.HEADLINE and noise.row_distance32 <= thresholds.HEADLINE_ROW
-    )
+    passed = noise.distance32 <= thresholds.HEADLINE and noise.row_distance32 <= thresholds.HEADLINE_ROW
     statement = (
         f"float32 distance {noise.distance32:.3e} (at most {thresholds.HEADLINE:.0e}), largest row "
         f"{noise.row_distance32:.1e} (at most {thresholds.HEADLINE_ROW:.0e})"

@@ -54,7 +54,8 @@ def ulp_distance(array: NDArray, reference: NDArray) -> NDArray:
         float64 array of the same shape: exact up to 2**53 steps.
     """
     one, other = _ordered(array), _ordered(reference)
-    return (np.maximum(one, other) - np.minimum(one, other)).astype(np.float64)
+    steps: NDArray = np.maximum(one, other) - np.minimum(one, other)
+    return steps.astype(np.float64)
 
 
 def _ordered(array: NDArray) -> NDArray:

@@ -48,7 +48,7 @@ class Activations:
         own_graph: Whether `float32` is from the checkpoint's own graph.
         rebuilt: Tap to the relative L2 of the rebuilt float32 graph from the checkpoint's own; empty where
             `own_graph` is false.
-        rebuilt_error: Tap to the relative L2 of the rebuilt float32 graph from the float64 one; empty as well.
+        rebuilt_error: Tap to the relative L2 of the rebuilt float32 graph from float64; empty as well.
     """
 
     probe: Probe
@@ -69,7 +69,7 @@ class TensorFlowSide:
 
     Attributes:
         own_graph: The file that the checkpoint's own graph was read from, or None.
-        own_tensors: The weights as TensorFlow's own reader gave them to that graph; empty where there is none.
+        own_tensors: The weights as TensorFlow's reader gave them to that graph; empty where there is none.
 
     Raises:
         SourceError: The source has a graph of its own that cannot be run.

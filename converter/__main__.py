@@ -28,7 +28,7 @@ exit codes: 0 converted and verified; 1 what was written reads back different; 2
 def _parser() -> argparse.ArgumentParser:
     parser = command_line.parser(
         "python -m converter",
-        "Convert a FaceNet checkpoint (Inception-ResNet-v1) to a PyTorch state_dict, or back, without losing a bit.",
+        "Convert a FaceNet checkpoint (Inception-ResNet-v1) to a PyTorch state_dict, or back, bit for bit.",
         _EPILOG,
     )
     parser.add_argument("source", metavar="SOURCE", type=Path, help="what to convert")
@@ -100,8 +100,8 @@ def _show(conversion: Conversion) -> None:
     console.print(table)
     converted = len(plan.converted)
     console.print(
-        f"\n{converted} of {converted} variables consumed, {len(plan.rows)} of {len(plan.rows)} keys produced "
-        f"({converted} converted, {len(plan.synthesised)} synthesised)"
+        f"\n{converted} of {converted} variables consumed, {len(plan.rows)} of {len(plan.rows)} keys "
+        f"produced ({converted} converted, {len(plan.synthesised)} synthesised)"
     )
     for reason, count in Counter(item.reason for item in conversion.left_out).items():
         console.print(f"{count} left out: {reason}")

@@ -81,7 +81,7 @@ def model_name(source: TensorSource) -> str:
 
 
 def default_output(source: TensorSource, output_format: OutputFormat) -> Path:
-    """The name a conversion gets unasked, in the current folder: `<model>-<dataset>.pt`, as the published ones.
+    """The name that a conversion gets unasked, in the current folder: `<model>-<dataset>.pt`.
 
     The data set is known for the published checkpoints only; otherwise the model's name stands alone.
     """
@@ -264,8 +264,8 @@ def _read_back(
         for key, array in part.items():
             if not same_bits(again[key], array):
                 raise DifferenceError(
-                    f"{paths.path.name}: tensor {key!r} reads back different from what was written. The disk or the "
-                    "memory may be failing; nothing was kept."
+                    f"{paths.path.name}: tensor {key!r} reads back different from what was written. The disk "
+                    "or the memory may be failing; nothing was kept."
                 )
             meter.advance(array.nbytes)
 

@@ -12,7 +12,7 @@ from converter.convert import MappingError, Problem, to_tensorflow
 from converter.layer_map import NETWORK_SCOPE, Converted, Variant, table
 from converter.tensor_source import TensorSource
 
-# Keras files of this network number the last block8, which has a scope of its own in TensorFlow, as the sixth.
+# The last block8 has a scope of its own in TensorFlow; Keras files count it as the sixth.
 _LAST_BLOCK = "Block8_6"
 _WEIGHTS = {
     "weights": "{layer}/kernel:0",

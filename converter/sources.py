@@ -47,8 +47,8 @@ def open_source(path: Path | str) -> TensorSource:
     published = PUBLISHED.get(str(path))
     if published is not None:
         raise RequirementError(
-            f"{path}: published checkpoints are not downloaded. Get {published.url} with a browser, unpack it "
-            "and give the folder."
+            f"{path}: published checkpoints are not downloaded. Get {published.url} with a browser, "
+            "unpack it and give the folder."
         )
     raise SourceError(
         path,
@@ -103,8 +103,8 @@ def _open_file(path: Path) -> TensorSource:
     if head.lstrip().lower().startswith((b"<!doctype", b"<html")):
         raise SourceError(
             path,
-            "this is a web page, not a model: Google Drive answers so when it asks for a confirmation or its quota "
-            "is used up",
+            "this is a web page, not a model: Google Drive answers so when it asks for a confirmation or its "
+            "quota is used up",
             next_step="Open the link in a browser and save the file itself",
         )
     if head.startswith(_HDF5_MAGIC):
@@ -121,11 +121,18 @@ def _open_file(path: Path) -> TensorSource:
 
 
 def _open_table(path: Path) -> TensorSource:
+    from converter.formats.tensor_bundle import is_v1_checkpoint
+
+    if is_v1_checkpoint(path):
+        raise SourceError(
+            path,
+            "a V1 checkpoint (one file, as TensorFlow wrote before 0.12), which is not read",
+            next_step="Restore it in TensorFlow and save it again with tf.train.Saver",
+        )
     raise SourceError(
         path,
-        "a table without its name: an .index must be called PREFIX.index beside PREFIX.data-00000-of-00001, and a "
-        "V1 checkpoint (one .ckpt file, TensorFlow before 0.12) is not read",
-        next_step="Rename an .index; convert a V1 checkpoint by restoring it in TensorFlow and saving it again",
+        "the table of a checkpoint, under a name that does not tell where its data is",
+        next_step="Call it PREFIX.index, beside PREFIX.data-00000-of-00001",
     )
 
 
@@ -153,7 +160,7 @@ def _open_protobuf(path: Path) -> TensorSource:
 
 
 def _open_beside_meta(path: Path) -> TensorSource:
-    """Open the checkpoint that a .meta belongs to; the published ones leave the step out of the .meta's name."""
+    """Open the checkpoint of a .meta; the published ones leave the step out of the .meta's name."""
     from converter.formats.tensor_bundle import TensorBundle
 
     prefix = path.with_suffix("")

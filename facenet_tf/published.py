@@ -411,10 +411,18 @@ def _parse(path: Path, message: Any) -> Any:
 
 
 def _read_checkpoint(prefix: Path, shapes: Mapping[str, Any], weights: str) -> dict[str, NDArray]:
-    """Read the named variables, or their averages, with TensorFlow's reader."""
-    stored = {name: f"{name}/{AVERAGE}" if weights == "average" else name for name in shapes}
+    """Read the named variables, or their averages, with TensorFlow's reader.
+
+    A BatchNorm statistic without an average is taken as it is: it is a moving average already.
+    """
     try:
         reader = tf.train.load_checkpoint(str(prefix))
+        stored = {}
+        for name in shapes:
+            average = f"{name}/{AVERAGE}"
+            is_statistic = name.endswith(("/moving_mean", "/moving_variance"))
+            wanted = weights == "average" and (reader.has_tensor(average) or not is_statistic)
+            stored[name] = average if wanted else name
         missing = [name for name in stored.values() if not reader.has_tensor(name)]
         if missing:
             raise GraphError(prefix, f"the checkpoint lacks {', '.join(missing)}")

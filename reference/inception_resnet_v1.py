@@ -246,7 +246,9 @@ class InceptionResnetV1(nn.Module):
         x = self.block8(x)
         x = self.avgpool_1a(x)
         x = self.dropout(x)
-        return self.last_bn(self.last_linear(x.flatten(start_dim=1)))
+        x = self.last_linear(x.flatten(start_dim=1))
+        normalised: Tensor = self.last_bn(x)
+        return normalised
 
     def head(self, prelogits: Tensor) -> Tensor:
         """What `forward` makes of the embedding before normalisation: embeddings, or logits.
@@ -258,4 +260,5 @@ class InceptionResnetV1(nn.Module):
             return F.normalize(prelogits, eps=NORM_FLOOR)
         if self.logits is None:
             raise ValueError("classify is set, but the model was built without num_classes")
-        return self.logits(prelogits)
+        logits: Tensor = self.logits(prelogits)
+        return logits

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes  # noqa: F401 - registers bfloat16 with NumPy
 import numpy as np
@@ -46,7 +47,7 @@ class SafetensorsFile(TensorSource):
         self.path = path
         self.files = (path,)
         try:
-            self._file = safe_open(path, framework="np")
+            self._file: Any = safe_open(path, framework="np")
             self._file.__enter__()
         except (SafetensorError, OSError) as error:
             raise SourceError(

@@ -1,4 +1,4 @@
-"""PyTorch state_dict files (.pt), read without executing any pickle and written with the same bytes each time."""
+"""PyTorch state_dict files (.pt): read without executing any pickle, written the same way each time."""
 
 from __future__ import annotations
 

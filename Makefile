@@ -1,0 +1,44 @@
+# Each target starts from nothing but python3, make and a package index.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: compare test real lint format benchmark clean
+
+# Convert the built-in checkpoint and prove the port.
+compare: $(STAMP)
+	$(BIN)/python -m checks.compare
+
+# All tests; those on real weights are skipped aloud where no package index answers.
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+# Only the tests on real trained weights.
+real: $(STAMP)
+	$(BIN)/python -m pytest -m real
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+benchmark: $(STAMP)
+	$(BIN)/python -m checks.benchmark
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
+
+# torch comes first and alone: its pinned CPU build is then left in place by everything that wants a torch.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade --constraint constraints.txt pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[tensorflow,dev]'
+	touch $@
