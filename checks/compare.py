@@ -58,7 +58,7 @@ class Report:
         variant: The variant of the network.
         judgements: tensors, mapping, rounding, headline.
         probes: What was measured on each probe; empty where the state_dict could not be loaded.
-        environment: Versions and threads.
+        environment: Versions and machine.
     """
 
     source: str
@@ -120,6 +120,8 @@ def compare(
         stored = _StoredComparison(activations, source, state_dict, weights, say)
         return stored.report()
     require_tensorflow("to compare with")
+    if save_activations is not None and save_activations.exists():
+        raise UsageError(f"{save_activations} exists. Give another name to --save-activations.")
     if source is None:
         say("looking for the built-in checkpoint")
         source = built_in_checkpoint()
@@ -234,9 +236,10 @@ def _measure(port: _Port, found: Activations) -> ProbeMeasurement:
 
 def _environment() -> dict[str, Any]:
     versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
-    if "tensorflow" in sys.modules:
-        versions["tensorflow"] = sys.modules["tensorflow"].__version__
-    return {**versions, "machine": platform.machine(), "torch_threads": torch.get_num_threads()}
+    tensorflow = sys.modules.get("tensorflow")
+    if tensorflow is not None:
+        versions["tensorflow"] = tensorflow.__version__
+    return {**versions, "machine": platform.machine()}
 
 
 def _digests(tensors: Mapping[str, NDArray], decided: Plan) -> dict[str, str]:
@@ -327,7 +330,7 @@ corrupt or another network; 4 something that is needed, such as TensorFlow, is m
 def _parser() -> argparse.ArgumentParser:
     parser = command_line.parser(
         "python -m checks.compare",
-        "Prove a PyTorch port of a FaceNet checkpoint: TensorFlow and PyTorch on the same inputs, tap by tap.",
+        "Prove a PyTorch port of a FaceNet checkpoint: both networks on the same inputs, tap by tap.",
         _EPILOG,
     )
     parser.add_argument("source", metavar="SOURCE", type=Path, nargs="?", help="the TensorFlow checkpoint")

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from checks import thresholds
-from checks.metrics import Difference, difference, relative_l2
+from checks.metrics import Difference, difference, l2_norm, relative_l2
 from checks.probes import NOISE
 from checks.taps import EMBEDDINGS
 from checks.tensorflow_side import Activations
@@ -122,17 +122,12 @@ def measure(
         few_values=activations.probe.few_values,
         own_graph=activations.own_graph,
         taps=tuple(taps),
-        distance64=_norm(gap64),
-        distance32=_norm(gap32),
-        row_distance32=max(_norm(row) for row in gap32),
+        distance64=l2_norm(gap64),
+        distance32=l2_norm(gap32),
+        row_distance32=max(l2_norm(row) for row in gap32),
         rebuilt=activations.rebuilt,
         rebuilt_error=activations.rebuilt_error,
     )
-
-
-def _norm(array: NDArray) -> float:
-    norm = float(np.linalg.norm(array.reshape(-1)))
-    return norm if np.isfinite(norm) else float("inf")
 
 
 def judge_tensors(

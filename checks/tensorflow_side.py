@@ -129,7 +129,7 @@ class TensorFlowSide:
 
 
 def find_meta(prefix: Path) -> Path | None:
-    """The .meta of a checkpoint: of the same name, or without the step as the published ones; None if none."""
+    """The .meta of a checkpoint, with the step in its name or without, as the published ones have it."""
     stem = re.sub(r"\.ckpt(-\d+)?$", "", prefix.name)
     for name in (f"{prefix.name}.meta", f"{stem}.meta"):
         if prefix.with_name(name).is_file():

@@ -42,8 +42,10 @@ class AtomicFiles:
         """Where to write the file that will be called `name`.
 
         Raises:
-            UsageError: A file of that name exists and may not be replaced.
+            UsageError: A file of that name exists and may not be replaced, or it is a folder.
         """
+        if (self._folder / name).is_dir():
+            raise UsageError(f"{self._folder / name} is a folder. Give the name of a file in it with -o.")
         if (self._folder / name).exists() and not self._overwrite:
             raise UsageError(
                 f"{self._folder / name} exists. Add --overwrite to replace it, or give another name with -o."

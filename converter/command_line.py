@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from converter.errors import PortError
+from converter.errors import PortError, UsageError
 
 UNREADABLE = 3  # the exit code for whatever a file led to that was not foreseen
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
@@ -48,6 +48,8 @@ def run(
     """
     arguments = built.parse_args(argv)
     try:
+        if arguments.json and not arguments.json.parent.is_dir():
+            raise UsageError(f"--json {arguments.json}: there is no folder {arguments.json.parent}.")
         return work(arguments)
     except PortError as error:
         message, code = str(error), error.exit_code

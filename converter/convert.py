@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeGuard
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -281,8 +281,17 @@ def convert_rows(tensors: Mapping[str, NDArray], decided: Plan) -> Iterator[tupl
         yield row, moved.copy() if np.may_share_memory(moved, array) else moved
 
 
-def _is_scale(row: Row) -> TypeGuard[Synthesised]:
-    return isinstance(row, Synthesised) and row.dtype == "float32"
+def _is_other_scale(row: Row, state_dict: Mapping[str, NDArray], info: Mapping[str, TensorInfo]) -> bool:
+    """Whether a row without a variable is a BatchNorm scale, and the state_dict has it other than one.
+
+    A scale of another dtype or shape is a problem of its own and is not read.
+    """
+    return (
+        isinstance(row, Synthesised)
+        and row.dtype == "float32"
+        and info.get(row.key) == TensorInfo(np.dtype(row.dtype), row.shape)
+        and not np.array_equal(state_dict[row.key], synthesise(row))
+    )
 
 
 def state_dict_variant(info: Mapping[str, TensorInfo], *, gamma: bool = False) -> Variant:
@@ -314,10 +323,7 @@ def to_tensorflow(state_dict: Mapping[str, NDArray], *, variant: Variant | None 
     info = describe(state_dict)
     if variant is None:
         plain = state_dict_variant(info)
-        ones = (row for row in table(plain) if _is_scale(row))
-        gamma = any(
-            row.key in info and not np.array_equal(state_dict[row.key], synthesise(row)) for row in ones
-        )
+        gamma = any(_is_other_scale(row, state_dict, info) for row in table(plain))
         variant = state_dict_variant(info, gamma=gamma)
     rows = {row.key: row for row in table(variant)}
     problems = [Problem("missing", key) for key in rows if key not in info]
@@ -335,7 +341,7 @@ def to_tensorflow(state_dict: Mapping[str, NDArray], *, variant: Variant | None 
             problems.append(Problem("misshapen", key, f"{info[key].shape}, expected {shape}"))
         if info[key].dtype != np.dtype(dtype):
             problems.append(Problem("wrong dtype", key, f"{info[key].dtype}, expected {dtype}"))
-        if _is_scale(row) and not np.array_equal(state_dict[key], synthesise(row)):
+        if _is_other_scale(row, state_dict, info):
             problems.append(Problem("unexpected", key, "a BatchNorm scale other than one, without a gamma"))
     if problems:
         raise MappingError(problems, len(info), len(rows))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -25,7 +26,7 @@ from converter.convert import (
     to_pytorch,
     to_tensorflow,
 )
-from converter.errors import DifferenceError, UsageError
+from converter.errors import DifferenceError, RequirementError, SourceError, UsageError
 from converter.formats.tensor_bundle import TensorBundle, write_tensor_bundle
 from converter.layer_map import Converted, Row
 from converter.manifest import build_manifest, describe_source, file_digest, tensor_digest
@@ -138,7 +139,10 @@ def convert_file(
         SourceError: The source is unreadable or corrupt.
         MappingError: The source is not this network.
         UsageError: An output exists, its folder does not, or parts of what has no parts are asked for.
-        DifferenceError: What was written does not read back as it was; nothing is left behind.
+        RequirementError: An output cannot be written, for example because the disk is full.
+        DifferenceError: What was written does not read back as it was.
+
+    Whatever is raised, nothing is left behind.
     """
     # Hashing lets go of the interpreter: digests are made beside the conversion and collected at the end.
     with open_source(path) as source, ThreadPoolExecutor(2) as pool:
@@ -166,7 +170,8 @@ def convert_file(
             output_hashes: dict[_Target, dict[str, Future[str]]] = {}
             for target, paths in staged.items():
                 part = {row.key: state_dict[row.key] for row in target.rows}
-                _write(paths, part, decided, output_format)
+                with _writing(destination):
+                    _write(paths, part, decided, output_format)
                 output_hashes[target] = {file.name: pool.submit(file_digest, file) for file in paths.files}
                 _read_back(paths, part, output_format, meter)
             source_digests = _results(source_hashes)
@@ -176,12 +181,14 @@ def convert_file(
             written: dict[Path, str] = {}
             for target, paths in staged.items():
                 files_digests = _results(output_hashes[target])
-                paths.manifest.write_bytes(
-                    build_manifest(described, decided, files_digests, target.rows, digests, left_out)
-                )
+                with _writing(destination):
+                    paths.manifest.write_bytes(
+                        build_manifest(described, decided, files_digests, target.rows, digests, left_out)
+                    )
                 files_digests[paths.manifest.name] = file_digest(paths.manifest)
                 written |= {destination.with_name(name): digest for name, digest in files_digests.items()}
-            files.commit()
+            with _writing(destination):
+                files.commit()
     return Conversion(
         source.path, source.format, source_digests, published, decided, left_out, written, digests
     )
@@ -240,6 +247,18 @@ def _stage(files: AtomicFiles, target: _Target, output_format: OutputFormat) -> 
     return _Paths(path, (path,), manifest)
 
 
+@contextmanager
+def _writing(destination: Path) -> Iterator[None]:
+    """Say what a failure to write means; the hidden file that the system names tells a user nothing."""
+    try:
+        yield
+    except OSError as error:
+        raise RequirementError(
+            f"{destination}: cannot be written ({error.strerror or error}); nothing was kept. Make room on "
+            "the disk, or give another name with -o."
+        ) from error
+
+
 def _write(paths: _Paths, part: Mapping[str, NDArray], decided: Plan, output_format: OutputFormat) -> None:
     if output_format == "tensorflow":
         write_tensor_bundle(paths.path, to_tensorflow(part, variant=decided.variant))
@@ -257,17 +276,20 @@ def _write(paths: _Paths, part: Mapping[str, NDArray], decided: Plan, output_for
 def _read_back(
     paths: _Paths, part: Mapping[str, NDArray], output_format: OutputFormat, meter: _Meter
 ) -> None:
-    with _open_written(paths, output_format) as source:
-        again: Mapping[str, NDArray] = to_pytorch(source) if output_format == "tensorflow" else source
-        if set(again) != set(part):
-            raise DifferenceError(f"{paths.path.name}: what was written reads back with other tensors.")
-        for key, array in part.items():
-            if not same_bits(again[key], array):
-                raise DifferenceError(
-                    f"{paths.path.name}: tensor {key!r} reads back different from what was written. The disk "
-                    "or the memory may be failing; nothing was kept."
-                )
-            meter.advance(array.nbytes)
+    failing = "The disk or the memory may be failing; nothing was kept."
+    name = paths.path.name
+    try:
+        with _open_written(paths, output_format) as source:
+            again: Mapping[str, NDArray] = to_pytorch(source) if output_format == "tensorflow" else source
+            if set(again) != set(part):
+                raise DifferenceError(f"{name}: what was written reads back with other tensors. {failing}")
+            for key, array in part.items():
+                if not same_bits(again[key], array):
+                    problem = f"tensor {key!r} reads back different from what was written"
+                    raise DifferenceError(f"{name}: {problem}. {failing}")
+                meter.advance(array.nbytes)
+    except (SourceError, MappingError) as error:
+        raise DifferenceError(f"{name}: what was written does not read back. {failing} {error}") from error
 
 
 def _open_written(paths: _Paths, output_format: OutputFormat) -> TensorSource:

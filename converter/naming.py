@@ -8,7 +8,7 @@ from functools import cache
 
 from numpy.typing import NDArray
 
-from converter.convert import MappingError, Problem, to_tensorflow
+from converter.convert import MappingError, Problem, plan, to_tensorflow
 from converter.layer_map import NETWORK_SCOPE, Converted, Variant, table
 from converter.tensor_source import TensorSource
 
@@ -70,7 +70,13 @@ def tensorflow_tensors(source: TensorSource) -> Mapping[str, NDArray]:
         variable = keras_names().get(name, name)
         if variable in origin:
             problems.append(Problem("duplicate", name, f"{origin[variable]} is the same variable {variable}"))
-        origin[variable] = name
+        else:
+            origin[variable] = name
     if problems:
+        info = {variable: source.info[name] for variable, name in origin.items()}
+        try:
+            plan(info)
+        except MappingError as error:
+            problems += error.problems
         raise MappingError(problems, len(source), len(keras_names()))
     return {variable: source[name] for variable, name in origin.items()}

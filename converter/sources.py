@@ -139,15 +139,19 @@ def _open_table(path: Path) -> TensorSource:
 def _open_archive_or_pickle(path: Path) -> TensorSource:
     from converter.formats.state_dict_file import StateDictFile
 
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-        if not any(name.endswith("/data.pkl") for name in names):
-            raise SourceError(
-                path,
-                f"a zip archive, not a PyTorch file (it holds {', '.join(names[:4]) or 'nothing'})",
-                next_step="Unpack it and give the folder",
-            )
+    try:
+        names = None
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                names = archive.namelist()
+    except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
+        raise SourceError(path, f"a damaged zip archive ({error})", next_step=_DOWNLOAD_AGAIN) from error
+    if names is not None and not any(name.endswith("/data.pkl") for name in names):
+        raise SourceError(
+            path,
+            f"a zip archive, not a PyTorch file (it holds {', '.join(names[:4]) or 'nothing'})",
+            next_step="Unpack it and give the folder",
+        )
     return StateDictFile(path)
 
 

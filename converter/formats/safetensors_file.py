@@ -81,6 +81,12 @@ def write_safetensors(path: Path, state_dict: Mapping[str, NDArray]) -> None:
     Args:
         path: Where to write; an existing file is replaced.
         state_dict: Key to C-contiguous array.
+
+    Raises:
+        OSError: The file cannot be written.
     """
-    # A single metadata entry: the library writes several in an order that changes from run to run.
-    save_file(dict(state_dict), path, metadata={"format": "pt"})
+    try:
+        # A single metadata entry: the library writes several in an order that changes from run to run.
+        save_file(dict(state_dict), path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise OSError(str(error)) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -43,11 +44,14 @@ class StateDictFile(TensorSource):
         }
 
     def _load(self, verify: bool) -> dict[str, torch.Tensor]:
-        is_zip = zipfile.is_zipfile(self.path)
         try:
+            is_zip = zipfile.is_zipfile(self.path)
             if is_zip and verify:
                 self._check_members()
-            content = torch.load(self.path, map_location="cpu", weights_only=True, mmap=is_zip)
+            with warnings.catch_warnings(action="ignore"):
+                content = torch.load(self.path, map_location="cpu", weights_only=True, mmap=is_zip)
+        except SourceError:
+            raise
         except pickle.UnpicklingError as error:
             raise SourceError(
                 self.path,
@@ -55,7 +59,7 @@ class StateDictFile(TensorSource):
                 f"({_first_line(error)})",
                 next_step="Ask its author for a plain state_dict: torch.save(model.state_dict(), path)",
             ) from error
-        except (RuntimeError, OSError, ValueError, EOFError, KeyError, TypeError, AttributeError) as error:
+        except Exception as error:  # PyTorch's unpickler meets damage with whatever Python raises there
             raise SourceError(
                 self.path,
                 f"cannot be read as a PyTorch file ({_first_line(error)})",
@@ -102,6 +106,8 @@ class StateDictFile(TensorSource):
 def _numpy_dtype(tensor: torch.Tensor, path: Path, name: str) -> np.dtype:
     if tensor.layout != torch.strided or tensor.is_quantized:
         raise SourceError(path, f"not a dense tensor ({tensor.layout})", tensor=name)
+    if tensor.is_meta:
+        raise SourceError(path, "saved without its data (a tensor of the meta device)", tensor=name)
     try:
         return np.dtype(str(tensor.dtype).removeprefix("torch."))
     except TypeError as error:
@@ -121,5 +127,14 @@ def write_state_dict(file: BinaryIO, state_dict: Mapping[str, NDArray]) -> None:
     Args:
         file: Open for writing, in binary.
         state_dict: Key to C-contiguous array.
+
+    Raises:
+        OSError: The file cannot be written.
     """
-    torch.save(OrderedDict((key, torch.from_numpy(array)) for key, array in state_dict.items()), file)
+    try:
+        torch.save(OrderedDict((key, torch.from_numpy(array)) for key, array in state_dict.items()), file)
+    except RuntimeError as error:
+        # Closing its archive, PyTorch covers up why writing failed.
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
