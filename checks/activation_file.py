@@ -74,7 +74,7 @@ class ActivationWriter:
             self._files.__exit__(kind, error, traceback)
 
 
-def _store(group: h5py.Group, name: str, array: NDArray) -> h5py.Dataset:
+def _store(group: h5py.Group, name: str, array: NDArray[Any]) -> h5py.Dataset:
     # HDF5 checks Fletcher-32 sums of chunks, so a chunk it is: one image's activations.
     chunk = (1, *array.shape[1:])
     return group.create_dataset(name, data=array, chunks=chunk, fletcher32=True)
@@ -143,5 +143,5 @@ class ActivationFile:
         self.close()
 
 
-def _read(group: h5py.Group) -> dict[str, NDArray]:
+def _read(group: h5py.Group) -> dict[str, NDArray[Any]]:
     return {str(group[name].attrs["tap"]): np.asarray(group[name][()]) for name in sorted(group)}

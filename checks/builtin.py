@@ -7,6 +7,7 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -60,7 +61,7 @@ def built_in_checkpoint() -> Path:
     return folder
 
 
-def built_in_tensors(variant: Variant = VARIANT, seed: int = _SEED) -> dict[str, NDArray]:
+def built_in_tensors(variant: Variant = VARIANT, seed: int = _SEED) -> dict[str, NDArray[Any]]:
     """Seeded weights under their TensorFlow names.
 
     Kernels are normal with He's variance, a tenth of it on the residual convolutions. The BatchNorm

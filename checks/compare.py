@@ -79,7 +79,7 @@ class Report:
 class _Port:
     """The PyTorch side: the tensors that a user loads, and the two models made of them."""
 
-    tensors: Mapping[str, NDArray]
+    tensors: Mapping[str, NDArray[Any]]
     float32: InceptionResnetV1
     float64: InceptionResnetV1
 
@@ -153,7 +153,7 @@ def compare(
         return _judge(str(source), state_dict, own_graph, decided.variant, first, port, run_tensorflow())
 
 
-def _plan(opened: TensorSource, weights: Weights) -> tuple[Mapping[str, NDArray], Plan]:
+def _plan(opened: TensorSource, weights: Weights) -> tuple[Mapping[str, NDArray[Any]], Plan]:
     try:
         tensors = tensorflow_tensors(opened)
         return tensors, plan(describe(tensors), weights=weights)
@@ -167,7 +167,7 @@ def _probes(seed: int, images: Path | None) -> Iterator[Probe]:
         yield from photograph_probes(images)
 
 
-def _load_state_dict(state_dict: Path | None, source: Path, weights: Weights) -> Mapping[str, NDArray]:
+def _load_state_dict(state_dict: Path | None, source: Path, weights: Weights) -> Mapping[str, NDArray[Any]]:
     """The port's tensors as a user would have them: from the file, or converted to a file and loaded."""
     if state_dict is not None:
         with open_source(state_dict) as opened:
@@ -181,7 +181,7 @@ def _load_state_dict(state_dict: Path | None, source: Path, weights: Weights) ->
         return {key: tensor.numpy() for key, tensor in loaded.items()}
 
 
-def _build_port(arrays: Mapping[str, NDArray]) -> _Port | str:
+def _build_port(arrays: Mapping[str, NDArray[Any]]) -> _Port | str:
     """The two models, or in words why the state_dict does not load."""
     info = describe(arrays)
     variant = state_dict_variant(info)
@@ -242,13 +242,13 @@ def _environment() -> dict[str, Any]:
     return {**versions, "machine": platform.machine()}
 
 
-def _digests(tensors: Mapping[str, NDArray], decided: Plan) -> dict[str, str]:
+def _digests(tensors: Mapping[str, NDArray[Any]], decided: Plan) -> dict[str, str]:
     return {row.key: tensor_digest(array) for row, array in convert_rows(tensors, decided)}
 
 
 def _provenance(
     opened: TensorSource,
-    tensors: Mapping[str, NDArray],
+    tensors: Mapping[str, NDArray[Any]],
     decided: Plan,
     own_graph: str | None,
     seed: int,
@@ -294,7 +294,7 @@ class _StoredComparison:
 
     def _tensors(
         self, stored: ActivationFile, source: Path | None
-    ) -> tuple[Judgement, Mapping[str, NDArray]]:
+    ) -> tuple[Judgement, Mapping[str, NDArray[Any]]]:
         expected: Mapping[str, str] = stored.provenance["tensors"]
         if source is None:
             assert self.state_dict is not None  # `report` sees to it

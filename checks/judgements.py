@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -89,7 +90,7 @@ class ProbeMeasurement:
 
 
 def measure(
-    activations: Activations, float32: Mapping[str, NDArray], float64: Mapping[str, NDArray]
+    activations: Activations, float32: Mapping[str, NDArray[Any]], float64: Mapping[str, NDArray[Any]]
 ) -> ProbeMeasurement:
     """Measure PyTorch's activations against TensorFlow's.
 
@@ -131,10 +132,10 @@ def measure(
 
 
 def judge_tensors(
-    state_dict: Mapping[str, NDArray],
-    source: Mapping[str, NDArray],
+    state_dict: Mapping[str, NDArray[Any]],
+    source: Mapping[str, NDArray[Any]],
     plan: Plan,
-    own: Mapping[str, NDArray],
+    own: Mapping[str, NDArray[Any]],
 ) -> Judgement:
     """Every tensor of the state_dict against the source, bit for bit.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,14 +29,14 @@ class Difference:
     median_ulp: float
 
 
-def l2_norm(array: NDArray) -> float:
+def l2_norm(array: NDArray[Any]) -> float:
     """Euclidean norm of all elements in float64; infinite where one of them is not finite."""
     # Summed by NumPy itself: numpy.linalg.norm hands the sum to as many threads as there are cores.
     norm = math.sqrt(float(np.square(array, dtype=np.float64).sum()))
     return norm if math.isfinite(norm) else math.inf
 
 
-def relative_l2(array: NDArray, reference: NDArray) -> float:
+def relative_l2(array: NDArray[Any], reference: NDArray[Any]) -> float:
     """L2 norm of `array - reference` over that of `reference`, computed in float64.
 
     Zero where both are equal, infinite where only the reference vanishes, NaN nowhere: an array with a NaN is
@@ -49,7 +50,7 @@ def relative_l2(array: NDArray, reference: NDArray) -> float:
     return distance / norm if norm and math.isfinite(distance) else math.inf
 
 
-def ulp_distance(array: NDArray, reference: NDArray) -> NDArray:
+def ulp_distance(array: NDArray[Any], reference: NDArray[Any]) -> NDArray[Any]:
     """For each element, how many steps of its dtype lie between the two; -0.0 and 0.0 are the same.
 
     Args:
@@ -60,11 +61,11 @@ def ulp_distance(array: NDArray, reference: NDArray) -> NDArray:
         float64 array of the same shape: exact up to 2**53 steps.
     """
     one, other = _ordered(array), _ordered(reference)
-    steps: NDArray = np.maximum(one, other) - np.minimum(one, other)
+    steps: NDArray[Any] = np.maximum(one, other) - np.minimum(one, other)
     return steps.astype(np.float64)
 
 
-def _ordered(array: NDArray) -> NDArray:
+def _ordered(array: NDArray[Any]) -> NDArray[Any]:
     """The place of each float among all floats of its dtype, as uint64."""
     # IEEE 754: bits are sign and magnitude, and magnitudes are in the order of the values.
     kind = np.int32 if array.dtype == np.float32 else np.int64
@@ -74,7 +75,7 @@ def _ordered(array: NDArray) -> NDArray:
     return np.where(bits < 0, zero - magnitude, zero + magnitude)
 
 
-def cosine(array: NDArray, reference: NDArray) -> float:
+def cosine(array: NDArray[Any], reference: NDArray[Any]) -> float:
     """Smallest cosine between corresponding rows (first axis), in float64; two zero rows have cosine one."""
     one = array.astype(np.float64).reshape(len(array), -1)
     other = reference.astype(np.float64).reshape(len(reference), -1)
@@ -85,7 +86,7 @@ def cosine(array: NDArray, reference: NDArray) -> float:
     return float(np.where(both_zero, 1.0, np.clip(cosines, -1.0, 1.0)).min())
 
 
-def difference(array: NDArray, reference: NDArray) -> Difference:
+def difference(array: NDArray[Any], reference: NDArray[Any]) -> Difference:
     """Measure an array against a reference of the same dtype and shape.
 
     Raises:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +30,7 @@ class Probe:
     """
 
     name: str
-    images: NDArray
+    images: NDArray[Any]
     few_values: bool = False
 
 
@@ -51,12 +52,12 @@ def seeded_probes(seed: int) -> list[Probe]:
     ]
 
 
-def standardise(pixels: NDArray) -> NDArray:
+def standardise(pixels: NDArray[Any]) -> NDArray[Any]:
     """Pixels of 0 to 255 as the networks of 2018 were trained on them: (x - 127.5) / 128, float32."""
     return ((pixels - 127.5) / 128.0).astype(np.float32)
 
 
-def _smooth(random: np.random.Generator, count: int) -> NDArray:
+def _smooth(random: np.random.Generator, count: int) -> NDArray[Any]:
     """Sums of six plane waves of at most three periods across the image, for each channel."""
     grid = np.linspace(0, 1, IMAGE_SIZE)
     images = np.zeros((count, IMAGE_SIZE, IMAGE_SIZE, 3))

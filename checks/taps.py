@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from numpy.typing import NDArray
@@ -48,7 +49,9 @@ def tap_names(*, every_layer: bool, logits: bool) -> tuple[str, ...]:
     return (*names, EMBEDDINGS, LOGITS) if logits else (*names, EMBEDDINGS)
 
 
-def run_pytorch(model: InceptionResnetV1, images: NDArray, taps: tuple[str, ...]) -> dict[str, NDArray]:
+def run_pytorch(
+    model: InceptionResnetV1, images: NDArray[Any], taps: tuple[str, ...]
+) -> dict[str, NDArray[Any]]:
     """Run the model and keep the output of every tap, on one thread.
 
     One thread gives the same bits whatever the number of cores, and costs little: threads that wait for each

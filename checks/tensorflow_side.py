@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from numpy.typing import NDArray
 
@@ -52,8 +52,8 @@ class Activations:
     """
 
     probe: Probe
-    float64: Mapping[str, NDArray]
-    float32: Mapping[str, NDArray]
+    float64: Mapping[str, NDArray[Any]]
+    float32: Mapping[str, NDArray[Any]]
     own_graph: bool
     rebuilt: Mapping[str, float]
     rebuilt_error: Mapping[str, float]
@@ -75,7 +75,7 @@ class TensorFlowSide:
         SourceError: The source has a graph of its own that cannot be run.
     """
 
-    def __init__(self, source: TensorSource, tensors: Mapping[str, NDArray], weights: Weights) -> None:
+    def __init__(self, source: TensorSource, tensors: Mapping[str, NDArray[Any]], weights: Weights) -> None:
         from facenet_tf.graph import RebuiltNetwork
 
         self._closing = ExitStack()
@@ -89,7 +89,7 @@ class TensorFlowSide:
             self._closing.close()
             raise
         self.own_graph: Path | None = None if self._own is None else self._own.path
-        self.own_tensors: Mapping[str, NDArray] = {} if self._own is None else self._own.tensors
+        self.own_tensors: Mapping[str, NDArray[Any]] = {} if self._own is None else self._own.tensors
 
     def run(self, probe: Probe, taps: tuple[str, ...]) -> Activations:
         """Run every graph on a probe.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -49,7 +50,13 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    return command_line.run(_parser(), _work, argv)
+    # One import of torch and one pass over the tensors leave no cycles worth looking for, and the collector
+    # looks through all of torch each time.
+    gc.disable()
+    try:
+        return command_line.run(_parser(), _work, argv)
+    finally:
+        gc.enable()
 
 
 def _work(arguments: argparse.Namespace) -> int:
@@ -152,4 +159,6 @@ def _result(conversion: Conversion) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_code = main()
+    gc.freeze()  # on its way out the interpreter would look through all of torch once more
+    sys.exit(exit_code)

@@ -60,7 +60,7 @@ class AtomicFiles:
             UsageError: A file of that name has appeared in the meantime; none of the new files stays.
         """
         for name in self._names:
-            _sync(self._hidden / name)
+            sync(self._hidden / name)
         named: list[Path] = []
         try:
             for name in self._names:
@@ -73,7 +73,7 @@ class AtomicFiles:
             for path in named:
                 path.unlink()
             raise
-        _sync(self._folder)
+        sync(self._folder)
 
     def __enter__(self) -> Self:
         return self
@@ -101,7 +101,8 @@ def _rename_new(hidden: Path, path: Path) -> None:
         hidden.rename(path)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Wait until a file, or a folder's list of names, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -52,16 +52,20 @@ def run(
             raise UsageError(f"--json {arguments.json}: there is no folder {arguments.json.parent}.")
         return work(arguments)
     except PortError as error:
+        caught: BaseException = error
         message, code = str(error), error.exit_code
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
+        caught = error
         message, code = "interrupted; nothing was left behind", INTERRUPTED
     except OSError as error:
+        caught = error
         message, code = str(error), UNREADABLE
     except Exception as error:
+        caught = error
         message = f"unexpected {type(error).__name__}: {error}. Please report it, with the output of --debug."
         code = UNREADABLE
     if arguments.debug:
-        traceback.print_exc()
+        traceback.print_exception(caught)
     print(f"{built.prog}: error: {message}", file=sys.stderr)
     return code
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -146,7 +146,7 @@ class Plan:
         return tuple(row for row in self.rows if isinstance(row, Synthesised))
 
 
-def describe(tensors: Mapping[str, NDArray]) -> Mapping[str, TensorInfo]:
+def describe(tensors: Mapping[str, NDArray[Any]]) -> Mapping[str, TensorInfo]:
     """Dtype and shape of every tensor; an open source is not read for it."""
     if isinstance(tensors, TensorSource):
         return tensors.info
@@ -245,12 +245,14 @@ def _reason_to_leave_out(name: str, variables: Mapping[str, Converted]) -> str |
     return None
 
 
-def synthesise(row: Synthesised) -> NDArray:
+def synthesise(row: Synthesised) -> NDArray[Any]:
     """The value of a state_dict entry that TensorFlow does not have."""
     return np.full(row.shape, row.fill, row.dtype)
 
 
-def to_pytorch(tensors: Mapping[str, NDArray], *, weights: Weights = "variable") -> dict[str, NDArray]:
+def to_pytorch(
+    tensors: Mapping[str, NDArray[Any]], *, weights: Weights = "variable"
+) -> dict[str, NDArray[Any]]:
     """Turn TensorFlow tensors into a PyTorch state_dict.
 
     Args:
@@ -270,7 +272,7 @@ def to_pytorch(tensors: Mapping[str, NDArray], *, weights: Weights = "variable")
     return {row.key: array for row, array in convert_rows(tensors, decided)}
 
 
-def convert_rows(tensors: Mapping[str, NDArray], decided: Plan) -> Iterator[tuple[Row, NDArray]]:
+def convert_rows(tensors: Mapping[str, NDArray[Any]], decided: Plan) -> Iterator[tuple[Row, NDArray[Any]]]:
     """Carry out a plan that was made for these tensors, a row at a time; otherwise like `to_pytorch`."""
     for row in decided.rows:
         if isinstance(row, Synthesised):
@@ -281,7 +283,7 @@ def convert_rows(tensors: Mapping[str, NDArray], decided: Plan) -> Iterator[tupl
         yield row, moved.copy() if np.may_share_memory(moved, array) else moved
 
 
-def _is_other_scale(row: Row, state_dict: Mapping[str, NDArray], info: Mapping[str, TensorInfo]) -> bool:
+def _is_other_scale(row: Row, state_dict: Mapping[str, NDArray[Any]], info: Mapping[str, TensorInfo]) -> bool:
     """Whether a row without a variable is a BatchNorm scale, and the state_dict has it other than one.
 
     A scale of another dtype or shape is a problem of its own and is not read.
@@ -305,7 +307,9 @@ def state_dict_variant(info: Mapping[str, TensorInfo], *, gamma: bool = False) -
     return Variant(outputs("last_linear.weight", None) or Variant().embedding_size, classes, gamma)
 
 
-def to_tensorflow(state_dict: Mapping[str, NDArray], *, variant: Variant | None = None) -> dict[str, NDArray]:
+def to_tensorflow(
+    state_dict: Mapping[str, NDArray[Any]], *, variant: Variant | None = None
+) -> dict[str, NDArray[Any]]:
     """Turn a PyTorch state_dict back into TensorFlow tensors; the inverse of `to_pytorch`, bit for bit.
 
     Args:

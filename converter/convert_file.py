@@ -8,12 +8,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from converter.atomic import AtomicFiles
+from converter.atomic import AtomicFiles, sync
 from converter.catalog import CHECKPOINTS, PUBLISHED
 from converter.convert import (
     LeftOut,
@@ -158,7 +158,7 @@ def convert_file(
         meter = _Meter(progress, sum(map(_row_bytes, decided.rows)) + read_back)
         with AtomicFiles(destination.parent, overwrite=overwrite) as files:
             staged = {target: _stage(files, target, output_format) for target in targets}
-            state_dict: dict[str, NDArray] = {}
+            state_dict: dict[str, NDArray[Any]] = {}
             hashes: dict[str, Future[str]] = {}
             for row, array in convert_rows(tensors, decided):
                 state_dict[row.key] = array
@@ -173,6 +173,8 @@ def convert_file(
                 with _writing(destination):
                     _write(paths, part, decided, output_format)
                 output_hashes[target] = {file.name: pool.submit(file_digest, file) for file in paths.files}
+                for file in paths.files:
+                    pool.submit(sync, file)  # the disk is slow: `commit` finds this done
                 _read_back(paths, part, output_format, meter)
             source_digests = _results(source_hashes)
             published = identify(source_digests)
@@ -259,7 +261,9 @@ def _writing(destination: Path) -> Iterator[None]:
         ) from error
 
 
-def _write(paths: _Paths, part: Mapping[str, NDArray], decided: Plan, output_format: OutputFormat) -> None:
+def _write(
+    paths: _Paths, part: Mapping[str, NDArray[Any]], decided: Plan, output_format: OutputFormat
+) -> None:
     if output_format == "tensorflow":
         write_tensor_bundle(paths.path, to_tensorflow(part, variant=decided.variant))
     elif output_format == "safetensors":
@@ -274,13 +278,15 @@ def _write(paths: _Paths, part: Mapping[str, NDArray], decided: Plan, output_for
 
 
 def _read_back(
-    paths: _Paths, part: Mapping[str, NDArray], output_format: OutputFormat, meter: _Meter
+    paths: _Paths, part: Mapping[str, NDArray[Any]], output_format: OutputFormat, meter: _Meter
 ) -> None:
     failing = "The disk or the memory may be failing; nothing was kept."
     name = paths.path.name
     try:
         with _open_written(paths, output_format) as source:
-            again: Mapping[str, NDArray] = to_pytorch(source) if output_format == "tensorflow" else source
+            again: Mapping[str, NDArray[Any]] = (
+                to_pytorch(source) if output_format == "tensorflow" else source
+            )
             if set(again) != set(part):
                 raise DifferenceError(f"{name}: what was written reads back with other tensors. {failing}")
             for key, array in part.items():
@@ -300,13 +306,13 @@ def _open_written(paths: _Paths, output_format: OutputFormat) -> TensorSource:
     return StateDictFile(paths.path, verify=False)
 
 
-def same_bits(one: NDArray, other: NDArray) -> bool:
+def same_bits(one: NDArray[Any], other: NDArray[Any]) -> bool:
     """Whether two arrays have the same dtype, shape and bits: -0.0 differs from 0.0, a NaN equals itself."""
     if one.dtype != other.dtype or one.shape != other.shape:
         return False
+    bits = f"u{one.itemsize}" if one.itemsize in (1, 2, 4, 8) else "u1"
     return np.array_equal(
-        np.ascontiguousarray(one).reshape(-1).view(np.uint8),
-        np.ascontiguousarray(other).reshape(-1).view(np.uint8),
+        np.ascontiguousarray(one).reshape(-1).view(bits), np.ascontiguousarray(other).reshape(-1).view(bits)
     )
 
 

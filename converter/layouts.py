@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,7 +44,7 @@ class Layout:
         self._check_rank(len(shape))
         return tuple(shape[axis] for axis in self.permutation)
 
-    def apply(self, array: NDArray) -> NDArray:
+    def apply(self, array: NDArray[Any]) -> NDArray[Any]:
         """Reorder the axes of `array`: any dtype, the same bits, C-contiguous.
 
         The array itself is returned where nothing moves.

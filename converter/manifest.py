@@ -21,7 +21,7 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def tensor_digest(array: NDArray) -> str:
+def tensor_digest(array: NDArray[Any]) -> str:
     """SHA-256 of a tensor's elements in C order and little-endian, in hexadecimal.
 
     dtype and shape are not part of it; the manifest states them beside the digest.

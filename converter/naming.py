@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from functools import cache
+from typing import Any
 
 from numpy.typing import NDArray
 
@@ -50,7 +51,7 @@ def keras_names() -> Mapping[str, str]:
     return names
 
 
-def tensorflow_tensors(source: TensorSource) -> Mapping[str, NDArray]:
+def tensorflow_tensors(source: TensorSource) -> Mapping[str, NDArray[Any]]:
     """The tensors of a source under the names and in the layout of TensorFlow.
 
     A source that bears TensorFlow's names is returned as it is, unread. Keras keeps TensorFlow's layouts; a

@@ -10,7 +10,7 @@ _PATIENCE = 1.0  # seconds
 
 
 class ProgressBar:
-    """Call it with (done, total) as the work goes on.
+    """Call it with (done, total) as the work goes on, or tell it with `label` what is going on.
 
     Args:
         label: What is going on.
@@ -26,24 +26,32 @@ class ProgressBar:
 
     def __call__(self, done: int, total: int) -> None:
         """Show that `done` of `total` is done, in any unit."""
-        if self._quiet:
-            return
-        if self._bar is None:
-            if time.monotonic() - self._start < _PATIENCE:
-                return
-            from rich.console import Console
-            from rich.progress import Progress
-
-            self._bar = Progress(console=Console(stderr=True), transient=True)
-            self._task = self._bar.add_task(self._label, total=total)
-            self._bar.start()
-        self._bar.update(self._task, completed=done, total=total)
+        if self._shown():
+            self._bar.update(self._task, completed=done, total=total)
 
     def label(self, label: str) -> None:
-        """Say what is going on now."""
+        """Say what is going on now; the bar moves without an end until it is told one."""
         self._label = label
-        if self._bar is not None:
+        if self._shown():
             self._bar.update(self._task, description=label)
+
+    def _shown(self) -> bool:
+        if self._bar is not None:
+            return True
+        if self._quiet or time.monotonic() - self._start < _PATIENCE:
+            return False
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+        console = Console(stderr=True)
+        if not console.is_terminal:
+            self._quiet = True  # nobody watches, and a bar would leave an empty line
+            return False
+        columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+        self._bar = Progress(*columns, console=console, transient=True)
+        self._task = self._bar.add_task(self._label, total=None)
+        self._bar.start()
+        return True
 
     def __enter__(self) -> Self:
         return self

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,7 +35,7 @@ class TensorInfo:
         return math.prod(self.shape)
 
 
-class TensorSource(Mapping[str, NDArray]):
+class TensorSource(Mapping[str, NDArray[Any]]):
     """An open file of tensors: a mapping from name to array.
 
     `source[name]` reads one tensor, checks it against everything the format says of it and returns it;
@@ -58,7 +58,7 @@ class TensorSource(Mapping[str, NDArray]):
     info: Mapping[str, TensorInfo]
 
     @abstractmethod
-    def __getitem__(self, name: str) -> NDArray:
+    def __getitem__(self, name: str) -> NDArray[Any]:
         """Read and check one tensor.
 
         Raises:

@@ -64,7 +64,7 @@ class CheckpointFiles:
 
 
 def write_checkpoint(
-    folder: Path, tensors: Mapping[str, NDArray], *, model_name: str, step: int, frozen: bool = True
+    folder: Path, tensors: Mapping[str, NDArray[Any]], *, model_name: str, step: int, frozen: bool = True
 ) -> CheckpointFiles:
     """Write the files of a published model: checkpoint, training graph and frozen graph.
 
@@ -134,7 +134,7 @@ def _export(graph: Any, saver_def: Any) -> Any:
     return meta
 
 
-def _training_graph(tensors: Mapping[str, NDArray]) -> list[Any]:
+def _training_graph(tensors: Mapping[str, NDArray[Any]]) -> list[Any]:
     """Add everything that training needs to the default graph; returns the variables of the network."""
     learning_rate = tf1.placeholder(tf.float32, (), name="learning_rate")
     batch_size = tf1.placeholder(tf.int32, (), name="batch_size")
@@ -199,7 +199,7 @@ def _moving_averages(variables: Sequence[Any]) -> list[Any]:
     return updates
 
 
-def freeze(graph_def: Any, tensors: Mapping[str, NDArray]) -> Any:
+def freeze(graph_def: Any, tensors: Mapping[str, NDArray[Any]]) -> Any:
     """Cut a training graph down to inference and put its values in, as facenet's `freeze_graph.py` does.
 
     Kept are `embeddings`, `label_batch` and what they depend on, both branches of every conditional

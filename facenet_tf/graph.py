@@ -357,7 +357,7 @@ class RebuiltNetwork:
     """
 
     def __init__(
-        self, tensors: Mapping[str, NDArray], dtype: Literal["float32", "float64"] = "float32"
+        self, tensors: Mapping[str, NDArray[Any]], dtype: Literal["float32", "float64"] = "float32"
     ) -> None:
         options = infer_options(tensors)
         with legacy_graph() as graph:
@@ -368,7 +368,7 @@ class RebuiltNetwork:
         self._session = open_session(graph)
         load_variables(self._session, tensors)
 
-    def run(self, images: NDArray, taps: Sequence[str] | None = None) -> dict[str, NDArray]:
+    def run(self, images: NDArray[Any], taps: Sequence[str] | None = None) -> dict[str, NDArray[Any]]:
         """Run the network on a batch.
 
         Args:
@@ -384,7 +384,7 @@ class RebuiltNetwork:
         check_images(images)
         names = self.taps if taps is None else tuple(taps)
         check_taps(names, self.taps)
-        values: dict[str, NDArray] = self._session.run(
+        values: dict[str, NDArray[Any]] = self._session.run(
             {name: self._endpoints[name] for name in names}, {self._images: images}
         )
         return values

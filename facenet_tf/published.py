@@ -260,7 +260,12 @@ class PublishedGraph:
     """
 
     def __init__(
-        self, path: Path, graph_def: Any, logits: str | None, tensors: Mapping[str, NDArray], ops: Any = None
+        self,
+        path: Path,
+        graph_def: Any,
+        logits: str | None,
+        tensors: Mapping[str, NDArray[Any]],
+        ops: Any = None,
     ) -> None:
         nodes = Nodes(path, graph_def)
         self.path = path
@@ -347,7 +352,7 @@ class PublishedGraph:
         """Tell whether images of this size run: a fixed average pool must cover the last map exactly."""
         return self.pool_size in (None, (_map_size(height), _map_size(width)))
 
-    def run(self, images: NDArray, taps: Sequence[str] | None = None) -> dict[str, NDArray]:
+    def run(self, images: NDArray[Any], taps: Sequence[str] | None = None) -> dict[str, NDArray[Any]]:
         """Run the graph on a batch, `phase_train` off.
 
         Args:
@@ -370,7 +375,7 @@ class PublishedGraph:
         names = self.taps if taps is None else tuple(taps)
         check_taps(names, self.taps)
         given = {"input": images, "phase_train": False, "batch_size": len(images)}
-        values: dict[str, NDArray] = self._session.run(
+        values: dict[str, NDArray[Any]] = self._session.run(
             {name: self._tensors[name] for name in names},
             {tensor: given[name] for name, tensor in self._feeds.items()},
         )
@@ -410,7 +415,7 @@ def _parse(path: Path, message: Any) -> Any:
     return message
 
 
-def _read_checkpoint(prefix: Path, shapes: Mapping[str, Any], weights: str) -> dict[str, NDArray]:
+def _read_checkpoint(prefix: Path, shapes: Mapping[str, Any], weights: str) -> dict[str, NDArray[Any]]:
     """Read the named variables, or their averages, with TensorFlow's reader.
 
     A BatchNorm statistic without an average is taken as it is: it is a moving average already.

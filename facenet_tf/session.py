@@ -57,7 +57,7 @@ def open_session(graph: Any) -> Any:
     return tf1.Session(graph=graph, config=config)
 
 
-def check_images(images: NDArray) -> None:
+def check_images(images: NDArray[Any]) -> None:
     """Raise ValueError unless `images` is (N, H, W, 3) with H and W at least 75."""
     if images.ndim != 4 or images.shape[3] != 3 or min(images.shape[1:3]) < MIN_IMAGE_SIZE:
         raise ValueError(f"images must be (N, H, W, 3) with H, W >= {MIN_IMAGE_SIZE}, not {images.shape}")

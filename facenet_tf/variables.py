@@ -28,7 +28,7 @@ class NetworkOptions(NamedTuple):
     bottleneck_scope: str
 
 
-def infer_options(tensors: Mapping[str, NDArray]) -> NetworkOptions:
+def infer_options(tensors: Mapping[str, NDArray[Any]]) -> NetworkOptions:
     """Read the options of `build` off a set of variables.
 
     Args:
@@ -55,7 +55,7 @@ def infer_options(tensors: Mapping[str, NDArray]) -> NetworkOptions:
     )
 
 
-def require_variables(tensors: Mapping[str, NDArray]) -> None:
+def require_variables(tensors: Mapping[str, NDArray[Any]]) -> None:
     """Hold a set of variables against those of the network that has been built in the default graph.
 
     Args:
@@ -81,7 +81,7 @@ def graph_shapes() -> dict[str, tuple[int, ...]]:
     return {v.op.name: tuple(v.shape.as_list()) for v in tf1.global_variables()}
 
 
-def load_variables(session: Any, tensors: Mapping[str, NDArray]) -> None:
+def load_variables(session: Any, tensors: Mapping[str, NDArray[Any]]) -> None:
     """Initialise variables of the session's graph by feeding their initial values.
 
     Args:

@@ -144,7 +144,7 @@ class FrozenGraph(TensorSource):
             )
         return TensorInfo(dtype, shape)
 
-    def __getitem__(self, name: str) -> NDArray:
+    def __getitem__(self, name: str) -> NDArray[Any]:
         """Decode one constant.
 
         Raises:

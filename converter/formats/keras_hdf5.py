@@ -6,6 +6,7 @@ The model's configuration, which may hold marshalled Python code in its Lambda l
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -54,7 +55,8 @@ class KerasHdf5(TensorSource):
 
     def _index(self) -> dict[str, h5py.Dataset]:
         root = self._file.get("model_weights", self._file)
-        if not isinstance(root, h5py.Group) or "layer_names" not in root.attrs:
+        indices = ("layer_names", "layer_names0")
+        if not isinstance(root, h5py.Group) or not any(index in root.attrs for index in indices):
             raise SourceError(
                 self.path,
                 "no Keras weights inside",
@@ -75,7 +77,7 @@ class KerasHdf5(TensorSource):
                 datasets[name] = dataset
         return datasets
 
-    def __getitem__(self, name: str) -> NDArray:
+    def __getitem__(self, name: str) -> NDArray[Any]:
         """Read one weight into memory.
 
         Raises:

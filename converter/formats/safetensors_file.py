@@ -60,7 +60,7 @@ class SafetensorsFile(TensorSource):
                 raise SourceError(path, f"dtype {view.get_dtype()} is not supported", tensor=name)
             self.info[name] = TensorInfo(np.dtype(_DTYPES[view.get_dtype()]), tuple(view.get_shape()))
 
-    def __getitem__(self, name: str) -> NDArray:
+    def __getitem__(self, name: str) -> NDArray[Any]:
         """Read one tensor into memory.
 
         Raises:
@@ -75,7 +75,7 @@ class SafetensorsFile(TensorSource):
         self._file.__exit__(None, None, None)
 
 
-def write_safetensors(path: Path, state_dict: Mapping[str, NDArray]) -> None:
+def write_safetensors(path: Path, state_dict: Mapping[str, NDArray[Any]]) -> None:
     """Write a state_dict as safetensors; the same tensors give the same bytes.
 
     Args:

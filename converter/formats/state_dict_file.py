@@ -8,7 +8,7 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -48,8 +48,15 @@ class StateDictFile(TensorSource):
             is_zip = zipfile.is_zipfile(self.path)
             if is_zip and verify:
                 self._check_members()
-            with warnings.catch_warnings(action="ignore"):
-                content = torch.load(self.path, map_location="cpu", weights_only=True, mmap=is_zip)
+            with warnings.catch_warnings(action="ignore"), self.path.open("rb") as file:
+                # Newer releases of PyTorch go by a name that ends in .safetensors; an open file has none.
+                misnamed = self.path.suffix == ".safetensors"
+                content = torch.load(
+                    file if misnamed else self.path,
+                    map_location="cpu",
+                    weights_only=True,
+                    mmap=is_zip and not misnamed,
+                )
         except SourceError:
             raise
         except pickle.UnpicklingError as error:
@@ -90,7 +97,7 @@ class StateDictFile(TensorSource):
                 self.path, f"member {damaged!r} is corrupt (CRC-32)", next_step="Download or copy it again"
             )
 
-    def __getitem__(self, name: str) -> NDArray:
+    def __getitem__(self, name: str) -> NDArray[Any]:
         """The tensor as a NumPy array, mapped from the file where the format allows it.
 
         Raises:
@@ -118,7 +125,7 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def write_state_dict(file: BinaryIO, state_dict: Mapping[str, NDArray]) -> None:
+def write_state_dict(file: BinaryIO, state_dict: Mapping[str, NDArray[Any]]) -> None:
     """Write a state_dict as `torch.save` does.
 
     The bytes depend on the tensors and the version of PyTorch only: through a file object PyTorch names the

@@ -75,7 +75,7 @@ class TensorBundle(TensorSource):
         whole = (entry for entry in self._entries.values() if not entry.is_slice)
         self.info = {entry.name: TensorInfo(entry.dtype, entry.shape) for entry in whole}
 
-    def __getitem__(self, name: str) -> NDArray:
+    def __getitem__(self, name: str) -> NDArray[Any]:
         """Read and check one tensor.
 
         Args:
@@ -116,7 +116,7 @@ class TensorBundle(TensorSource):
         """Drop the maps. Arrays that were read keep theirs until they are gone."""
         self._maps = None
 
-    def _read(self, entry: _Entry) -> NDArray:
+    def _read(self, entry: _Entry) -> NDArray[Any]:
         """Read the bytes of one entry that has bytes of its own."""
         if self._maps is None:
             raise ValueError(f"{self.path} is closed")
@@ -360,7 +360,7 @@ def _tile(boxes: Sequence[_Extents], shape: tuple[int, ...]) -> bool:
     return position == shape[0]
 
 
-def _decode_numbers(data: NDArray[np.uint8], entry: _Entry) -> NDArray:
+def _decode_numbers(data: NDArray[np.uint8], entry: _Entry) -> NDArray[Any]:
     """View a tensor's bytes as its numbers."""
     if sstable.mask(google_crc32c.value(data)) != entry.crc32c:
         raise _EntryError("its bytes do not match their checksum")
@@ -369,7 +369,7 @@ def _decode_numbers(data: NDArray[np.uint8], entry: _Entry) -> NDArray:
     return data.view(entry.dtype).reshape(entry.shape)
 
 
-def _decode_strings(data: bytes, entry: _Entry) -> NDArray:
+def _decode_strings(data: bytes, entry: _Entry) -> NDArray[Any]:
     """Cut a string tensor's bytes into its strings.
 
     They are the strings' lengths as varints, the masked checksum of the lengths, and the strings. The
@@ -398,7 +398,7 @@ def _decode_strings(data: bytes, entry: _Entry) -> NDArray:
     return array.reshape(entry.shape)
 
 
-def write_tensor_bundle(prefix: Path, tensors: Mapping[str, NDArray]) -> tuple[Path, Path]:
+def write_tensor_bundle(prefix: Path, tensors: Mapping[str, NDArray[Any]]) -> tuple[Path, Path]:
     """Write a checkpoint of one shard that TensorFlow restores.
 
     The same tensors give the same bytes: those that TensorFlow's own BundleWriter gives (tf.raw_ops.SaveV2)
@@ -433,7 +433,7 @@ def write_tensor_bundle(prefix: Path, tensors: Mapping[str, NDArray]) -> tuple[P
     return index, data
 
 
-def _encode_entry(name: str, array: NDArray, offset: int) -> tuple[Any, NDArray[np.uint8]]:
+def _encode_entry(name: str, array: NDArray[Any], offset: int) -> tuple[Any, NDArray[np.uint8]]:
     """Make a tensor's entry and its bytes, which are a view of the array where its layout allows."""
     if not name or name.startswith("\0") or array.dtype.hasobject:
         raise ValueError(f"tensor {name!r} of dtype {array.dtype} cannot be written")
