@@ -95,7 +95,7 @@ def _show(conversion: Conversion) -> None:
         console.print(f"  sha256 {digest}  {name}")
     if conversion.published:
         console.print(f"  the published checkpoint {conversion.published}, by its SHA-256")
-    console.print(f"  {variant.embedding_size}-d embedding, {classes}, {gamma}, {plan.weights}s\n")
+    console.print(f"  {variant.embedding_size}-d embedding, {classes}, {gamma}, from the {plan.weights}s\n")
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("TensorFlow scope", no_wrap=True)
     table.add_column("PyTorch module", no_wrap=True)
