@@ -78,6 +78,7 @@ def _inputs(probes: tuple[ProbeMeasurement, ...]) -> Table:
         "worst error,\nPT:TF",
     ):
         table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("TensorFlow's\nfloat32 graph", no_wrap=True)
     for probe in probes:
         table.add_row(
             probe.name,
@@ -86,6 +87,7 @@ def _inputs(probes: tuple[ProbeMeasurement, ...]) -> Table:
             f"{probe.distance32:.2e}",
             f"{probe.row_distance32:.1e}",
             f"{max(tap.excess for tap in probe.taps):.2f}",
+            "own" if probe.own_graph else "rebuilt",
         )
     return table
 
