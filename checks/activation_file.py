@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import h5py
@@ -37,7 +36,7 @@ class ActivationWriter:
         try:
             self._file = h5py.File(self._files.stage(path.name), "w")
         except BaseException:
-            self._files.__exit__(None, None, None)
+            self._files.__exit__()
             raise
         self._file.attrs["format"] = _FORMAT
         self._file.attrs["provenance"] = json.dumps(provenance)
@@ -60,18 +59,13 @@ class ActivationWriter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         try:
             self._file.close()
             if kind is None:
                 self._files.commit()
         finally:
-            self._files.__exit__(kind, error, traceback)
+            self._files.__exit__()
 
 
 def _store(group: h5py.Group, name: str, array: NDArray[Any]) -> h5py.Dataset:
@@ -134,12 +128,7 @@ class ActivationFile:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
 

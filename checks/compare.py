@@ -21,6 +21,7 @@ from checks.builtin import built_in_checkpoint
 from checks.judgements import (
     Judgement,
     ProbeMeasurement,
+    Report,
     judge_headline,
     judge_mapping,
     judge_rounding,
@@ -45,34 +46,6 @@ from reference import InceptionResnetV1
 
 Say = Callable[[str], None]
 """Told what is going on."""
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """The result of a comparison.
-
-    Attributes:
-        source: What was compared against.
-        state_dict: The file that was judged, or None where the source was converted for it.
-        own_graph: The file of the checkpoint's own graph, or None where the rebuilt graph stood in.
-        variant: The variant of the network.
-        judgements: tensors, mapping, rounding, headline.
-        probes: What was measured on each probe; empty where the state_dict could not be loaded.
-        environment: Versions and machine.
-    """
-
-    source: str
-    state_dict: str | None
-    own_graph: str | None
-    variant: Variant
-    judgements: tuple[Judgement, ...]
-    probes: tuple[ProbeMeasurement, ...]
-    environment: Mapping[str, Any]
-
-    @property
-    def passed(self) -> bool:
-        """Whether every judgement holds."""
-        return all(judgement.passed for judgement in self.judgements)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from rich.console import Console
 from rich.table import Table
 
-from checks.judgements import Judgement, ProbeMeasurement, TapMeasurement, short
-
-if TYPE_CHECKING:
-    from checks.compare import Report
+from checks.judgements import Judgement, ProbeMeasurement, Report, TapMeasurement, short
 
 _MOST_DETAILS = 12
 _WIDTH = 110  # columns; rather a wrapped line than a figure cut off

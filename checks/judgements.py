@@ -1,4 +1,4 @@
-"""The four judgements of a comparison, each a pure function of what was measured."""
+"""What a comparison measures, and its four judgements, each a pure function of what was measured."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from checks.taps import EMBEDDINGS
 from checks.tensorflow_side import Activations
 from converter.convert import Plan, synthesise
 from converter.convert_file import same_bits
-from converter.layer_map import Synthesised
+from converter.layer_map import Synthesised, Variant
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +87,34 @@ class ProbeMeasurement:
     def first_divergence(self) -> str | None:
         """The first tap at which the float64 results differ by more than rounding; None where none does."""
         return next((t.tap for t in self.taps if not t.float64.relative_l2 <= thresholds.MAPPING), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """The result of a comparison.
+
+    Attributes:
+        source: What was compared against.
+        state_dict: The file that was judged, or None where the source was converted for it.
+        own_graph: The file of the checkpoint's own graph, or None where the rebuilt graph stood in.
+        variant: The variant of the network.
+        judgements: tensors, mapping, rounding, headline.
+        probes: What was measured on each probe; empty where the state_dict could not be loaded.
+        environment: Versions and machine.
+    """
+
+    source: str
+    state_dict: str | None
+    own_graph: str | None
+    variant: Variant
+    judgements: tuple[Judgement, ...]
+    probes: tuple[ProbeMeasurement, ...]
+    environment: Mapping[str, Any]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every judgement holds."""
+        return all(judgement.passed for judgement in self.judgements)
 
 
 def measure(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -71,5 +72,16 @@ def run(
 
 
 def write_json(path: Path, result: Mapping[str, Any]) -> None:
-    """Write a result where `--json` asked for it; an existing file is replaced."""
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    """Write a result where `--json` asked for it; an existing file is replaced.
+
+    JSON has no infinity and no NaN: both are written as null.
+    """
+    path.write_text(json.dumps(_finite(result), indent=1, allow_nan=False) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value

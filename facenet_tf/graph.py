@@ -8,7 +8,6 @@ float64, where every constant is the decimal number as written (0.001, 0.17) and
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from types import TracebackType
 from typing import Any, Literal, NamedTuple, Self
 
 from numpy.typing import NDArray
@@ -396,10 +395,5 @@ class RebuiltNetwork:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
