@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from checks.probes import Probe
+from checks.taps import LOGITS
 from checks.tensorflow_side import Activations
 from converter.atomic import AtomicFiles
 from converter.errors import SourceError
@@ -25,7 +26,7 @@ class ActivationWriter:
 
     Args:
         path: The file.
-        provenance: What the activations were made of; has to be JSON.
+        provenance: What the activations were made of, their taps in order among it; has to be JSON.
 
     Raises:
         UsageError: The file exists, or its folder does not.
@@ -46,7 +47,6 @@ class ActivationWriter:
         probe = activations.probe
         group = self._file.create_group(f"{len(self._file):03d}")
         group.attrs["name"] = probe.name
-        group.attrs["few_values"] = probe.few_values
         group.attrs["own_graph"] = activations.own_graph
         group.attrs["rebuilt"] = json.dumps(activations.rebuilt)
         group.attrs["rebuilt_error"] = json.dumps(activations.rebuilt_error)
@@ -61,6 +61,9 @@ class ActivationWriter:
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         try:
+            self._file.attrs["probes"] = json.dumps(
+                [str(self._file[name].attrs["name"]) for name in self._file]
+            )
             self._file.close()
             if kind is None:
                 self._files.commit()
@@ -82,6 +85,7 @@ class ActivationFile:
 
     Attributes:
         provenance: What the activations were made of.
+        probes: The names of the probes.
 
     Raises:
         SourceError: Not a file of stored activations, or damaged.
@@ -92,11 +96,21 @@ class ActivationFile:
         try:
             self._file = h5py.File(path, "r")
         except OSError as error:
-            raise SourceError(path, f"cannot be read as HDF5 ({error})", next_step=_DAMAGED) from error
+            problem = "cannot be read as HDF5" if path.is_file() else "no such file"
+            raise SourceError(path, problem, next_step=_DAMAGED) from error
         if self._file.attrs.get("format") != _FORMAT:
             self._file.close()
             raise SourceError(path, "not a file of stored activations", next_step=_DAMAGED)
-        self.provenance: Mapping[str, Any] = json.loads(self._file.attrs["provenance"])
+        try:
+            self.provenance: Mapping[str, Any] = json.loads(self._file.attrs["provenance"])
+            self.probes: tuple[str, ...] = tuple(json.loads(self._file.attrs["probes"]))
+            there = tuple(str(self._file[name].attrs["name"]) for name in sorted(self._file))
+        except (KeyError, ValueError) as error:
+            self._file.close()
+            raise SourceError(path, "its provenance is damaged", next_step=_DAMAGED) from error
+        if there != self.probes:
+            self._file.close()
+            raise SourceError(path, f"probes are missing: {there} of {self.probes}", next_step=_DAMAGED)
 
     def __iter__(self) -> Iterator[Activations]:
         """Read one probe after another.
@@ -107,8 +121,8 @@ class ActivationFile:
         for name in sorted(self._file):
             group = self._file[name]
             try:
-                probe = Probe(str(group.attrs["name"]), group["images"][()], bool(group.attrs["few_values"]))
-                yield Activations(
+                probe = Probe(str(group.attrs["name"]), group["images"][()])
+                found = Activations(
                     probe,
                     _read(group["float64"]),
                     _read(group["float32"]),
@@ -116,10 +130,21 @@ class ActivationFile:
                     json.loads(group.attrs["rebuilt"]),
                     json.loads(group.attrs["rebuilt_error"]),
                 )
+                self._check_taps(found)
             except (OSError, KeyError, ValueError) as error:
                 raise SourceError(
                     self._path, f"probe {name} is damaged ({error})", next_step=_DAMAGED
                 ) from error
+            yield found
+
+    def _check_taps(self, found: Activations) -> None:
+        taps = list(self.provenance["taps"])
+        if list(found.float64) != taps or list(found.float32) != taps:
+            raise ValueError("taps are missing")
+        # A frozen graph has no Logits of its own.
+        compared = [taps, [tap for tap in taps if tap != LOGITS]] if found.own_graph else [[]]
+        if list(found.rebuilt) not in compared or list(found.rebuilt_error) not in compared:
+            raise ValueError("the comparison of the two TensorFlow graphs is missing")
 
     def close(self) -> None:
         """Close the file."""

@@ -17,14 +17,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from checks import thresholds
 from converter import command_line
 from converter.errors import UsageError
-
-# What the benchmark holds itself to; each is a bound on the median.
-CONVERT_RATIO = 1.5  # python -m converter over `import torch`, time
-CONVERT_MEMORY = 2.5  # peak memory above that of `import torch`, in sizes of the checkpoint
-LARGE_RATIO = 1.3  # a checkpoint with averages and slots over the same without, time
-COMPARE_SECONDS = 40.0  # checks.compare --every-layer on a .pb
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,10 +104,17 @@ def measure(folder: Path, rounds: int) -> list[Figure]:
 
     memory = [(a.peak - b.peak) / size for a, b in zip(small_runs, torch_runs, strict=True)]
     return [
-        _figure("convert / import torch, time", ratios(small_runs, torch_runs), CONVERT_RATIO),
-        _figure("convert - import torch, peak memory / checkpoint", memory, CONVERT_MEMORY),
-        _figure("with averages and slots / without, time", ratios(large_runs, small_runs), LARGE_RATIO),
-        _figure("compare --every-layer on a .pb", [r.seconds for r in compare_runs], COMPARE_SECONDS, "s"),
+        _figure("convert / import torch, time", ratios(small_runs, torch_runs), thresholds.CONVERT_RATIO),
+        _figure("convert - import torch, peak memory / checkpoint", memory, thresholds.CONVERT_MEMORY),
+        _figure(
+            "with averages and slots / without, time", ratios(large_runs, small_runs), thresholds.LARGE_RATIO
+        ),
+        _figure(
+            "compare --every-layer on a .pb",
+            [r.seconds for r in compare_runs],
+            thresholds.COMPARE_SECONDS,
+            "s",
+        ),
     ]
 
 
@@ -173,7 +175,6 @@ def _work(arguments: argparse.Namespace) -> int:
 
 
 def _show(figures: Sequence[Figure]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -185,9 +186,7 @@ def _show(figures: Sequence[Figure]) -> None:
         mark = "[green]kept[/]" if figure.held else "[red]OVER[/]"
         values = (figure.value, figure.low, figure.high, figure.bound)
         table.add_row(mark, figure.name, *(f"{value:.2f} {figure.unit}".strip() for value in values))
-    console = Console(highlight=False)
-    console.width = max(console.width, 110)
-    console.print(table)
+    command_line.console(width=110).print(table)
 
 
 if __name__ == "__main__":

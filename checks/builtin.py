@@ -16,11 +16,12 @@ from torch import nn
 
 from checks.probes import seeded_probes
 from converter.convert import to_tensorflow
+from converter.errors import SourceError
 from converter.layer_map import Converted, Variant, table
 from reference import InceptionResnetV1
 
 MODEL_NAME = "built-in-512d-8631"
-STEP = 1
+STEP = 1  # counts versions of the recipe below: a checkpoint of another one is not used
 VARIANT = Variant(embedding_size=512, num_classes=8631)  # that of the published 20180402-114759
 _SEED = 20180402
 
@@ -36,9 +37,14 @@ def built_in_checkpoint() -> Path:
 
     Raises:
         RequirementError: It has to be written and TensorFlow is not installed.
+        SourceError: The folder is there and holds something else.
     """
     folder = cache_folder() / MODEL_NAME
     if folder.is_dir():
+        if not (folder / f"model-{MODEL_NAME}.ckpt-{STEP}.index").is_file():
+            raise SourceError(
+                folder, "not the built-in checkpoint of this version", next_step="Remove the folder"
+            )
         return folder
     from checks.tensorflow_side import require_tensorflow
 

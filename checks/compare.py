@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +30,13 @@ from checks.judgements import (
     judge_tensors,
     measure,
 )
-from checks.probes import Probe, photograph_probes, seeded_probes
+from checks.probes import SEEDED, find_photographs, photograph_probes, seeded_probes
 from checks.taps import run_pytorch, tap_names
 from checks.tensorflow_side import Activations, TensorFlowSide, require_tensorflow
 from converter import command_line
-from converter.convert import MappingError, Plan, Weights, convert_rows, describe, plan, state_dict_variant
+from converter.convert import MappingError, Plan, Weights, convert_rows, describe, plan
 from converter.convert_file import convert_file
-from converter.errors import UsageError
+from converter.errors import SourceError, UsageError
 from converter.layer_map import Variant
 from converter.manifest import tensor_digest
 from converter.naming import tensorflow_tensors
@@ -50,9 +51,8 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class _Port:
-    """The PyTorch side: the tensors that a user loads, and the two models made of them."""
+    """The PyTorch side: the two models made of what a user loads."""
 
-    tensors: Mapping[str, NDArray[Any]]
     float32: InceptionResnetV1
     float64: InceptionResnetV1
 
@@ -93,8 +93,11 @@ def compare(
         stored = _StoredComparison(activations, source, state_dict, weights, say)
         return stored.report()
     require_tensorflow("to compare with")
-    if save_activations is not None and save_activations.exists():
-        raise UsageError(f"{save_activations} exists. Give another name to --save-activations.")
+    if seed < 0:
+        raise UsageError(f"--seed {seed}: a seed is not negative.")
+    photographs = [] if images is None else find_photographs(images)
+    if save_activations is not None:
+        _refuse_activations(save_activations)
     if source is None:
         say("looking for the built-in checkpoint")
         source = built_in_checkpoint()
@@ -109,14 +112,14 @@ def compare(
         first = judge_tensors(arrays, tensors, decided, tensorflow.own_tensors)
         own_graph = None if tensorflow.own_graph is None else tensorflow.own_graph.name
         taps = tap_names(every_layer=every_layer, logits=decided.variant.num_classes is not None)
+        port = _build_port(arrays, decided.variant)
         writer = None
-        if save_activations is not None:
-            provenance = _provenance(opened, tensors, decided, own_graph, seed)
+        if save_activations is not None and isinstance(port, _Port):
+            provenance = _provenance(opened, tensors, decided, own_graph, seed) | {"taps": taps}
             writer = closing.enter_context(ActivationWriter(save_activations, provenance))
-        port = _build_port(arrays)
 
         def run_tensorflow() -> Iterator[Activations]:
-            for probe in _probes(seed, images):
+            for probe in chain(seeded_probes(seed), photograph_probes(photographs)):
                 say(f"comparing: {probe.name}")
                 found = tensorflow.run(probe, taps)
                 if writer is not None:
@@ -127,6 +130,11 @@ def compare(
 
 
 def _plan(opened: TensorSource, weights: Weights) -> tuple[Mapping[str, NDArray[Any]], Plan]:
+    if opened.naming == "pytorch":
+        raise UsageError(
+            f"{opened.path}: a state_dict cannot judge itself. Give the checkpoint as SOURCE and this file "
+            "with --state-dict."
+        )
     try:
         tensors = tensorflow_tensors(opened)
         return tensors, plan(describe(tensors), weights=weights)
@@ -134,10 +142,11 @@ def _plan(opened: TensorSource, weights: Weights) -> tuple[Mapping[str, NDArray[
         raise error.named(opened.path) from None
 
 
-def _probes(seed: int, images: Path | None) -> Iterator[Probe]:
-    yield from seeded_probes(seed)
-    if images is not None:
-        yield from photograph_probes(images)
+def _refuse_activations(path: Path) -> None:
+    if path.exists():
+        raise UsageError(f"{path} exists. Give another name to --save-activations.")
+    if not path.parent.is_dir():
+        raise UsageError(f"{path}: there is no folder {path.parent}. Create it first.")
 
 
 def _load_state_dict(state_dict: Path | None, source: Path, weights: Weights) -> Mapping[str, NDArray[Any]]:
@@ -154,19 +163,31 @@ def _load_state_dict(state_dict: Path | None, source: Path, weights: Weights) ->
         return {key: tensor.numpy() for key, tensor in loaded.items()}
 
 
-def _build_port(arrays: Mapping[str, NDArray[Any]]) -> _Port | str:
-    """The two models, or in words why the state_dict does not load."""
-    info = describe(arrays)
-    variant = state_dict_variant(info)
-    models = []
-    for dtype in (torch.float32, torch.float64):
-        model = InceptionResnetV1(num_classes=variant.num_classes, embedding_size=variant.embedding_size)
-        try:
-            model.load_state_dict({key: torch.from_numpy(array) for key, array in arrays.items()})
-        except RuntimeError as error:
-            return " ".join(str(error).split())
-        models.append(model.to(dtype).eval())
-    return _Port(arrays, *models)
+def _build_port(arrays: Mapping[str, NDArray[Any]], variant: Variant) -> _Port | str:
+    """The two models of this variant, or in words why the state_dict does not load strictly into them."""
+    single, double = (
+        InceptionResnetV1(num_classes=variant.num_classes, embedding_size=variant.embedding_size)
+        for _ in range(2)
+    )
+    expected = single.state_dict()
+    wrong = {
+        "missing": [key for key in expected if key not in arrays],
+        "unexpected": [key for key in arrays if key not in expected],
+        "of another shape or dtype": [
+            key
+            for key, tensor in expected.items()
+            if key in arrays
+            and (tuple(tensor.shape), tensor.numpy().dtype) != (arrays[key].shape, arrays[key].dtype)
+        ],
+    }
+    if any(wrong.values()):
+        return "; ".join(
+            f"{len(keys)} keys {what}, {keys[0]!r} first" for what, keys in wrong.items() if keys
+        )
+    loaded = {key: torch.from_numpy(array) for key, array in arrays.items()}
+    single.load_state_dict(loaded)
+    double.load_state_dict(loaded)
+    return _Port(single.eval(), double.double().eval())
 
 
 def _judge(
@@ -181,9 +202,10 @@ def _judge(
     probes: tuple[ProbeMeasurement, ...] = ()
     judgements = [tensors]
     if isinstance(port, str):
-        statement = "not judged: the state_dict does not load"
-        others = ("mapping", "rounding", "headline")
-        judgements += [Judgement(name, False, statement, (port,)) for name in others]
+        judgements.append(
+            Judgement("mapping", False, "not judged: the state_dict does not load strictly", (port,))
+        )
+        judgements += [Judgement(name, False, "not judged") for name in ("rounding", "headline")]
     else:
         probes = tuple(_measure(port, found) for found in activations)
         judgements += [judge_mapping(probes), judge_rounding(probes), judge_headline(probes)]
@@ -215,8 +237,12 @@ def _environment() -> dict[str, Any]:
     return {**versions, "machine": platform.machine()}
 
 
-def _digests(tensors: Mapping[str, NDArray[Any]], decided: Plan) -> dict[str, str]:
-    return {row.key: tensor_digest(array) for row, array in convert_rows(tensors, decided)}
+def _fingerprint(array: NDArray[Any]) -> str:
+    return f"{array.dtype} {list(array.shape)} {tensor_digest(array)}"
+
+
+def _fingerprints(tensors: Mapping[str, NDArray[Any]], decided: Plan) -> dict[str, str]:
+    return {row.key: _fingerprint(array) for row, array in convert_rows(tensors, decided)}
 
 
 def _provenance(
@@ -234,7 +260,7 @@ def _provenance(
         "weights": decided.weights,
         "seed": seed,
         "environment": _environment(),
-        "tensors": _digests(tensors, decided),
+        "tensors": _fingerprints(tensors, decided),
     }
 
 
@@ -253,16 +279,35 @@ class _StoredComparison:
             source = self.source
             if source is None and self.state_dict is None:
                 source = built_in_checkpoint()
-            first, arrays = self._tensors(stored, source)
             provenance = stored.provenance
+            variant = Variant(**provenance["variant"])
+            self._check(stored, variant)
+            first, arrays = self._tensors(stored, source)
             return _judge(
                 str(source or provenance["source"]),
                 self.state_dict,
                 provenance["own_graph"],
-                Variant(**provenance["variant"]),
+                variant,
                 first,
-                _build_port(arrays),
+                _build_port(arrays, variant),
                 self._announced(stored),
+            )
+
+    def _check(self, stored: ActivationFile, variant: Variant) -> None:
+        """See to it that nothing that belongs to a comparison was left out of the stored one."""
+        whole = [
+            list(tap_names(every_layer=every_layer, logits=variant.num_classes is not None))
+            for every_layer in (False, True)
+        ]
+        if stored.probes[: len(SEEDED)] != SEEDED or list(stored.provenance["taps"]) not in whole:
+            raise SourceError(
+                self.activations, "not a whole comparison", next_step="Store it again with --save-activations"
+            )
+        weights = stored.provenance["weights"]
+        if weights != self.weights:
+            raise UsageError(
+                f"{self.activations}: stored of the {weights}s, not the {self.weights}s. Give --weights "
+                f"{weights}."
             )
 
     def _tensors(
@@ -272,12 +317,12 @@ class _StoredComparison:
         if source is None:
             assert self.state_dict is not None  # `report` sees to it
             arrays = _load_state_dict(self.state_dict, self.state_dict, self.weights)
-            found = {key: tensor_digest(array) for key, array in arrays.items()}
+            found = {key: _fingerprint(array) for key, array in arrays.items()}
             return judge_stored_tensors(found, expected), arrays
         self.say("converting")
         with open_source(source) as opened:
             tensors, decided = _plan(opened, self.weights)
-            if _digests(tensors, decided) != expected:
+            if _fingerprints(tensors, decided) != expected:
                 raise UsageError(
                     f"{self.activations}: stored of {stored.provenance['source']!r} "
                     f"({stored.provenance['weights']}s), and {source} has other tensors. Store its own with "
@@ -306,8 +351,12 @@ def _parser() -> argparse.ArgumentParser:
         "Prove a PyTorch port of a FaceNet checkpoint: both networks on the same inputs, tap by tap.",
         _EPILOG,
     )
-    parser.add_argument("source", metavar="SOURCE", type=Path, nargs="?", help="the TensorFlow checkpoint")
-    parser.add_argument("--state-dict", metavar="FILE", type=Path, help="judge this .pt or .safetensors file")
+    parser.add_argument(
+        "source", metavar="SOURCE", type=command_line.path, nargs="?", help="the TensorFlow checkpoint"
+    )
+    parser.add_argument(
+        "--state-dict", metavar="FILE", type=command_line.path, help="judge this .pt or .safetensors file"
+    )
     parser.add_argument(
         "--weights",
         choices=("variable", "average"),
@@ -315,10 +364,16 @@ def _parser() -> argparse.ArgumentParser:
         help="take the variables (default) or their exponential moving averages",
     )
     parser.add_argument("--every-layer", action="store_true", help="compare all 132 convolutions as well")
-    parser.add_argument("--images", metavar="FOLDER", type=Path, help="compare on these photographs as well")
-    parser.add_argument("--seed", type=int, default=0, help="of the inputs (default: 0)")
-    parser.add_argument("--save-activations", metavar="FILE", type=Path, help="store TensorFlow's side")
-    parser.add_argument("--activations", metavar="FILE", type=Path, help="use a stored TensorFlow side")
+    parser.add_argument(
+        "--images", metavar="FOLDER", type=command_line.path, help="compare on these photographs as well"
+    )
+    parser.add_argument("--seed", type=int, help="of the inputs (default: 0)")
+    parser.add_argument(
+        "--save-activations", metavar="FILE", type=command_line.path, help="store TensorFlow's side"
+    )
+    parser.add_argument(
+        "--activations", metavar="FILE", type=command_line.path, help="use a stored TensorFlow side"
+    )
     return parser
 
 
@@ -329,8 +384,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _work(arguments: argparse.Namespace) -> int:
     if arguments.activations:
-        fixed = ("save_activations", "images", "every_layer")
-        given = [f"--{name.replace('_', '-')}" for name in fixed if getattr(arguments, name)]
+        fixed = ("save_activations", "images", "every_layer", "seed")
+        given = [f"--{n.replace('_', '-')}" for n in fixed if getattr(arguments, n) not in (None, False)]
         if given:
             raise UsageError(
                 f"{', '.join(given)}: this was fixed when the activations were stored. Leave it out."
@@ -341,7 +396,7 @@ def _work(arguments: argparse.Namespace) -> int:
             state_dict=arguments.state_dict,
             weights=arguments.weights,
             every_layer=arguments.every_layer,
-            seed=arguments.seed,
+            seed=arguments.seed or 0,
             images=arguments.images,
             save_activations=arguments.save_activations,
             activations=arguments.activations,

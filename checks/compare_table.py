@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from checks.judgements import Judgement, ProbeMeasurement, Report, TapMeasurement, short
+from converter import command_line
 
 _MOST_DETAILS = 12
 _WIDTH = 110  # columns; rather a wrapped line than a figure cut off
@@ -13,8 +14,7 @@ _WIDTH = 110  # columns; rather a wrapped line than a figure cut off
 
 def show(report: Report) -> None:
     """Print a report on stdout."""
-    console = Console(highlight=False, soft_wrap=True)
-    console.width = max(console.width, _WIDTH)
+    console = command_line.console(_WIDTH)
     judged = f", judging {report.state_dict}" if report.state_dict else ""
     console.print(f"[bold]{report.source}[/]{judged}")
     graph = report.own_graph or "none of its own; rebuilt from scratch"

@@ -16,7 +16,7 @@ from checks.taps import EMBEDDINGS
 from checks.tensorflow_side import Activations
 from converter.convert import Plan, synthesise
 from converter.convert_file import same_bits
-from converter.layer_map import Synthesised, Variant
+from converter.layer_map import LOGITS_SCOPE, Synthesised, Variant
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,27 +191,40 @@ def judge_tensors(
         elif not same_bits(row.layout.inverse.apply(found), expected):
             changed = int((row.layout.inverse.apply(found) != expected).sum())
             details.append(f"{row.key}: {changed} of {expected.size} values differ from {row.variable}")
-    own_differs = [
-        f"{name}: TensorFlow's own reader gives other values than this project's"
-        for name, array in own.items()
-        if plan.sources.get(name) is not None and not same_bits(array, source[plan.sources[name]])
-    ]
-    details += own_differs
+    if own:
+        details += _judge_readers(source, plan, own)
     converted, synthesised = len(plan.converted), len(plan.synthesised)
     if details:
         statement = f"{len(details)} tensors differ from the source"
     else:
         statement = f"{converted} converted bit for bit, {synthesised} synthesised as stated"
         if own:
-            statement += f"; TensorFlow's own reader gives the same {len(own)}"
+            statement += f"; TensorFlow's own reader gives the same {len(own)} of {converted}"
     return Judgement("tensors", not details, statement, tuple(details))
 
 
+def _judge_readers(
+    source: Mapping[str, NDArray[Any]], plan: Plan, own: Mapping[str, NDArray[Any]]
+) -> list[str]:
+    """Where TensorFlow's own reader and this project's differ; its graph may do without the Logits."""
+    details = [
+        f"{row.variable}: TensorFlow's own graph does not read it"
+        for row in plan.converted
+        if row.variable not in own and row.scope != LOGITS_SCOPE
+    ]
+    for name, array in own.items():
+        if name not in plan.sources:
+            details.append(f"{name}: read by TensorFlow's own graph, not converted")
+        elif not same_bits(array, source[plan.sources[name]]):
+            details.append(f"{name}: TensorFlow's own reader gives other values than this project's")
+    return details
+
+
 def judge_stored_tensors(digests: Mapping[str, str], stored: Mapping[str, str]) -> Judgement:
-    """Every tensor of the state_dict against the digests that came with stored activations.
+    """Every tensor of the state_dict against the fingerprints that came with stored activations.
 
     Args:
-        digests: Key to SHA-256 of the state_dict's tensors.
+        digests: Key to dtype, shape and SHA-256 of the state_dict's tensors, in one string.
         stored: The same of the state_dict that belongs to the activations.
     """
     details = [f"{key}: not in the state_dict" for key in stored if key not in digests]
@@ -221,7 +234,7 @@ def judge_stored_tensors(digests: Mapping[str, str], stored: Mapping[str, str]) 
         for key, digest in stored.items()
         if digests.get(key, digest) != digest
     ]
-    statement = f"{len(stored)} tensors have the SHA-256 that came with the stored activations"
+    statement = f"{len(stored)} tensors have dtype, shape and SHA-256 of those of the stored activations"
     if details:
         statement = f"{len(details)} tensors differ from those of the stored activations"
     return Judgement("tensors", not details, statement, tuple(details))
@@ -295,7 +308,7 @@ def judge_headline(probes: Sequence[ProbeMeasurement]) -> Judgement:
         f"float32 distance {noise.distance32:.3e} (at most {thresholds.HEADLINE:.0e}), largest row "
         f"{noise.row_distance32:.1e} (at most {thresholds.HEADLINE_ROW:.0e})"
     )
-    return Judgement("headline", passed, statement, () if passed else (statement,))
+    return Judgement("headline", passed, statement)
 
 
 def short(tap: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from converter.errors import SourceError
+from checks import thresholds
+from converter.errors import SourceError, UsageError
 
 IMAGE_SIZE = 160  # pixels; what the published networks were trained on
 ODD_SIZE = (147, 123)  # height and width: odd, unequal, and every map of the network rounds somewhere
 BATCH = 5  # images, the field's habit
 NOISE = "standard normal"
+SEEDED = (NOISE, "smooth", "constant", "near-black", f"odd size {ODD_SIZE[0]}x{ODD_SIZE[1]}")
 _PHOTOGRAPHS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
 
 
@@ -26,12 +28,15 @@ class Probe:
     Attributes:
         name: What the images are, in words.
         images: (N, H, W, 3), float32, standardised pixels.
-        few_values: Whether so few distinct values occur that rounding errors do not average out.
     """
 
     name: str
     images: NDArray[Any]
-    few_values: bool = False
+
+    @property
+    def few_values(self) -> bool:
+        """Whether an image has so few distinct values that rounding errors do not average out."""
+        return min(np.unique(image).size for image in self.images) < thresholds.FEW_VALUES
 
 
 def seeded_probes(seed: int) -> list[Probe]:
@@ -45,10 +50,10 @@ def seeded_probes(seed: int) -> list[Probe]:
     near_black = standardise(random.integers(0, 3, (2, *square)))
     return [
         Probe(NOISE, noise.astype(np.float32)),
-        Probe("smooth", _smooth(random, 2)),
-        Probe("constant", constant.astype(np.float32), few_values=True),
-        Probe("near-black", near_black, few_values=True),
-        Probe(f"odd size {ODD_SIZE[0]}x{ODD_SIZE[1]}", odd.astype(np.float32)),
+        Probe(SEEDED[1], _smooth(random, 2)),
+        Probe(SEEDED[2], constant.astype(np.float32)),
+        Probe(SEEDED[3], near_black),
+        Probe(SEEDED[4], odd.astype(np.float32)),
     ]
 
 
@@ -71,28 +76,48 @@ def _smooth(random: np.random.Generator, count: int) -> NDArray[Any]:
     return images.astype(np.float32)
 
 
-def photograph_probes(folder: Path) -> Iterator[Probe]:
-    """All photographs of a folder and its subfolders, sorted by name, five at a time.
-
-    Each is cropped to its central square, resized to 160x160 and standardised as for the networks of 2018.
+def find_photographs(folder: Path) -> list[Path]:
+    """All photographs of a folder and its subfolders, sorted by name.
 
     Raises:
-        SourceError: The folder has no photographs, or one cannot be decoded.
+        UsageError: There is no such folder.
+        SourceError: It holds no photographs.
     """
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: there is no such folder. Give a folder of photographs.")
     files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in _PHOTOGRAPHS)
     if not files:
         kinds = ", ".join(sorted(_PHOTOGRAPHS))
         raise SourceError(folder, "no photographs in it", next_step=f"Give a folder with {kinds} files")
+    return files
+
+
+def photograph_probes(files: Sequence[Path]) -> Iterator[Probe]:
+    """Photographs in batches of five.
+
+    Each is cropped to its central square, resized to 160x160 and standardised as for the networks of 2018.
+
+    Raises:
+        SourceError: One cannot be decoded, or has more than 8 bits a channel.
+    """
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
     for start in range(0, len(files), BATCH):
         images = []
         for file in files[start : start + BATCH]:
             try:
                 with Image.open(file) as image:
+                    if image.mode.startswith(("I", "F")):
+                        raise SourceError(
+                            file,
+                            "more than 8 bits a channel",
+                            next_step="Save it with 8 bits, or take it away",
+                        )
                     square = ImageOps.fit(image.convert("RGB"), (IMAGE_SIZE, IMAGE_SIZE))
             except (UnidentifiedImageError, OSError, ValueError) as error:
-                raise SourceError(file, f"cannot be decoded ({error})") from error
+                raise SourceError(
+                    file, "cannot be decoded as a photograph", next_step="Take it out of the folder"
+                ) from error
             images.append(np.asarray(square))
         name = f"photographs {start + 1}-{start + len(images)}"
         yield Probe(name, standardise(np.stack(images)))

@@ -30,7 +30,7 @@ def require_tensorflow(purpose: str) -> None:
     """
     if importlib.util.find_spec("tensorflow") is None:
         raise RequirementError(
-            f"TensorFlow is needed {purpose} and is not installed: pip install 'facenet-port[tensorflow]'. "
+            f"TensorFlow is needed {purpose} and is not installed: pip install 'tensorflow>=2.16'. "
             "A comparison with stored activations (--activations FILE) works without it."
         )
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 MAPPING = 1e-13
 """Largest distance in float64: of the embeddings (Frobenius) and, as relative L2, of every tap.
 
-Two correct float64 implementations differ by rounding alone, some 1e-15 through this network's 132
-convolutions. The smallest fault that a port has shipped with moves a tap by more than 1e-9; 1e-13 stands
-well clear of both.
+Two correct float64 implementations differ by rounding alone, about 1e-14 at the worst tap through this
+network's 132 convolutions. A single weight that is one float32 step off already shows: a test plants one.
 """
 
 ROUNDING = 2.0
@@ -15,6 +14,9 @@ ROUNDING = 2.0
 
 ROUNDING_FEW_VALUES = 4.0
 """The same on inputs of few distinct values, where rounding errors repeat and do not average out."""
+
+FEW_VALUES = 32
+"""An image with fewer distinct values than this has few of them; photographs have over a hundred."""
 
 UNIT_ROUNDOFF = 2.0**-24
 """Relative error of one float32 rounding (IEEE 754). TensorFlow's error counts as at least this much: it can
@@ -25,3 +27,15 @@ HEADLINE = 2e-6
 
 HEADLINE_ROW = 1e-6
 """Largest float32 distance of a single embedding among them."""
+
+CONVERT_RATIO = 1.5
+"""Benchmark: time of `python -m converter` over that of `import torch`."""
+
+CONVERT_MEMORY = 2.5
+"""Benchmark: peak memory of the converter above that of `import torch`, in sizes of the checkpoint."""
+
+LARGE_RATIO = 1.3
+"""Benchmark: time for a checkpoint with averages and optimiser slots over that for the same without."""
+
+COMPARE_SECONDS = 40.0
+"""Benchmark: seconds that `checks.compare --every-layer` takes for a .pb."""

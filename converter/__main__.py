@@ -7,7 +7,6 @@ import gc
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from converter import command_line
@@ -15,7 +14,7 @@ from converter.layer_map import NETWORK_SCOPE
 from converter.progress import ProgressBar
 
 if TYPE_CHECKING:
-    from converter.convert_file import Conversion
+    from converter.convert_file import Conversion, OutputFormat
 
 _EPILOG = """\
 SOURCE may be a model folder, a checkpoint prefix, an .index, .data or .meta file, a frozen .pb, a Keras .h5,
@@ -32,9 +31,9 @@ def _parser() -> argparse.ArgumentParser:
         "Convert a FaceNet checkpoint (Inception-ResNet-v1) to a PyTorch state_dict, or back, bit for bit.",
         _EPILOG,
     )
-    parser.add_argument("source", metavar="SOURCE", type=Path, help="what to convert")
+    parser.add_argument("source", metavar="SOURCE", type=command_line.path, help="what to convert")
     parser.add_argument(
-        "-o", "--output", metavar="OUT", type=Path,
+        "-o", "--output", metavar="OUT", type=command_line.path,
         help="file to write, or checkpoint prefix (default: <model>-<dataset>.pt in this folder)",
     )  # fmt: skip
     parser.add_argument("--to", choices=("pytorch", "tensorflow"), default="pytorch", help="direction")
@@ -65,11 +64,16 @@ def _work(arguments: argparse.Namespace) -> int:
 
     if arguments.to == "tensorflow" and arguments.format:
         raise UsageError("--format is the format of a state_dict; it does not go with --to tensorflow.")
+    output_format: OutputFormat = arguments.format or "pt"
+    if arguments.to == "tensorflow":
+        output_format = "tensorflow"
+    elif arguments.format is None and arguments.output and arguments.output.suffix == ".safetensors":
+        output_format = "safetensors"
     with ProgressBar("converting", quiet=arguments.quiet) as progress:
         conversion = convert_file(
             arguments.source,
             arguments.output,
-            output_format="tensorflow" if arguments.to == "tensorflow" else arguments.format or "pt",
+            output_format=output_format,
             parts=arguments.parts,
             weights=arguments.weights,
             overwrite=arguments.overwrite,
@@ -78,15 +82,19 @@ def _work(arguments: argparse.Namespace) -> int:
     if not arguments.quiet:
         _show(conversion)
     if arguments.json:
+        written = {path.resolve() for path in conversion.outputs}
+        if arguments.json.resolve() in written:
+            raise UsageError(
+                f"--json {arguments.json}: the conversion has just written that file. It is kept."
+            )
         command_line.write_json(arguments.json, _result(conversion))
     return 0
 
 
 def _show(conversion: Conversion) -> None:
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False, soft_wrap=True)
+    console = command_line.console()
     plan, variant = conversion.plan, conversion.plan.variant
     classes = "no logits" if variant.num_classes is None else f"{variant.num_classes} classes"
     gamma = "with gamma" if variant.gamma else "no gamma"

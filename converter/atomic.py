@@ -29,6 +29,8 @@ class AtomicFiles:
         self._folder = folder
         self._overwrite = overwrite
         self._names: list[str] = []
+        if not folder.is_dir():
+            raise UsageError(f"{folder}: there is no such folder. Create it, or give another name.")
         try:
             # Beside the files to come: a rename is atomic only within one file system.
             self._hidden = Path(tempfile.mkdtemp(prefix=".facenet-port-", dir=folder))
@@ -47,13 +49,17 @@ class AtomicFiles:
             raise UsageError(f"{self._folder / name} is a folder. Give the name of a file in it with -o.")
         if (self._folder / name).exists() and not self._overwrite:
             raise UsageError(
-                f"{self._folder / name} exists. Add --overwrite to replace it, or give another name with -o."
+                f"{self._folder / name} exists. Give another name; the converter replaces it if --overwrite "
+                "is given."
             )
         self._names.append(name)
         return self._hidden / name
 
     def commit(self) -> None:
         """Bring every staged file to the disk and give it its name.
+
+        Each file is whole at any moment; where files are replaced, a failure in between leaves some of them
+        new and some old.
 
         Raises:
             UsageError: A file of that name has appeared in the meantime; none of the new files stays.

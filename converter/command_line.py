@@ -5,16 +5,41 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from converter.errors import PortError, UsageError
+from rich.console import Console
+
+from converter.atomic import AtomicFiles
+from converter.errors import PortError, RequirementError, UsageError
 
 UNREADABLE = 3  # the exit code for whatever a file led to that was not foreseen
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Go on without a reader, as behind `| head`: the exit code is the verdict, read or not."""
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def console(width: int = 0) -> Console:
+    """A console on stdout that wraps nothing, at least `width` columns wide."""
+    made = _Console(highlight=False, soft_wrap=True)
+    made.width = max(made.width, width)
+    return made
+
+
+def path(text: str) -> Path:
+    """The type of an argument that is a path: anything but nothing."""
+    if not text:
+        raise argparse.ArgumentTypeError("an empty path")
+    return Path(text)
 
 
 def parser(program: str, description: str, epilog: str = "") -> argparse.ArgumentParser:
@@ -25,7 +50,7 @@ def parser(program: str, description: str, epilog: str = "") -> argparse.Argumen
         epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    built.add_argument("--json", type=Path, metavar="FILE", help="also write the result as JSON")
+    built.add_argument("--json", type=path, metavar="FILE", help="also write the result as JSON")
     built.add_argument("--quiet", action="store_true", help="print nothing but errors")
     built.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return built
@@ -49,8 +74,8 @@ def run(
     """
     arguments = built.parse_args(argv)
     try:
-        if arguments.json and not arguments.json.parent.is_dir():
-            raise UsageError(f"--json {arguments.json}: there is no folder {arguments.json.parent}.")
+        if arguments.json:
+            _refuse(arguments.json, getattr(arguments, "overwrite", False))
         return work(arguments)
     except PortError as error:
         caught: BaseException = error
@@ -60,7 +85,8 @@ def run(
         message, code = "interrupted; nothing was left behind", INTERRUPTED
     except OSError as error:
         caught = error
-        message, code = str(error), UNREADABLE
+        message = f"{error}. Look at the disk's free space and at the permissions."
+        code = RequirementError.exit_code
     except Exception as error:
         caught = error
         message = f"unexpected {type(error).__name__}: {error}. Please report it, with the output of --debug."
@@ -72,11 +98,21 @@ def run(
 
 
 def write_json(path: Path, result: Mapping[str, Any]) -> None:
-    """Write a result where `--json` asked for it; an existing file is replaced.
+    """Write a result where `--json` asked for it, whole or not at all.
 
-    JSON has no infinity and no NaN: both are written as null.
+    JSON has no infinity and no NaN: both are written as null. `run` has refused an existing file, but for
+    `--overwrite`.
     """
-    path.write_text(json.dumps(_finite(result), indent=1, allow_nan=False) + "\n")
+    with AtomicFiles(path.parent, overwrite=True) as files:
+        files.stage(path.name).write_text(json.dumps(_finite(result), indent=1, allow_nan=False) + "\n")
+        files.commit()
+
+
+def _refuse(path: Path, overwrite: bool) -> None:
+    if not path.parent.is_dir():
+        raise UsageError(f"--json {path}: there is no folder {path.parent}. Create it first.")
+    if path.is_dir() or (path.exists() and not overwrite):
+        raise UsageError(f"--json {path}: it exists. Give another name.")
 
 
 def _finite(value: Any) -> Any:

@@ -39,6 +39,7 @@ SLOTS = {
 }
 TRAINING_STATE = {
     "global_step": "step counter",
+    "Variable": "step counter, which facenet's training scripts leave without a name",
     "beta1_power": "step state of the Adam optimiser",
     "beta2_power": "step state of the Adam optimiser",
     "centers": "class centres of the centre loss, used in training only",
@@ -165,13 +166,13 @@ def infer_variant(info: Mapping[str, TensorInfo]) -> Variant:
 
     def outputs(name: str, default: int) -> int:
         shape = info[name].shape if name in info else ()
-        return shape[1] if len(shape) == 2 else default
+        return shape[1] if len(shape) == 2 and shape[1] > 0 else default
 
     classes = None
     if f"{LOGITS_SCOPE}/weights" in info:
-        classes = outputs(f"{LOGITS_SCOPE}/weights", 0)
+        classes = outputs(f"{LOGITS_SCOPE}/weights", 1)
     elif f"{LOGITS_SCOPE}/biases" in info:
-        classes = info[f"{LOGITS_SCOPE}/biases"].size
+        classes = max(1, info[f"{LOGITS_SCOPE}/biases"].size)
     return Variant(
         embedding_size=outputs(f"{bottleneck}/weights", Variant().embedding_size),
         num_classes=classes,
@@ -185,8 +186,8 @@ def plan(info: Mapping[str, TensorInfo], *, weights: Weights = "variable") -> Pl
 
     Args:
         info: TensorFlow names with dtypes and shapes.
-        weights: "variable" takes the variables themselves, "average" their exponential moving averages. A
-            BatchNorm statistic without an average is taken as it is: it is a moving average already.
+        weights: "variable" takes the variables themselves, "average" their exponential moving averages. Where
+            no BatchNorm statistic has one, all statistics are taken as they are: moving averages already.
 
     Raises:
         MappingError: Any tensor is missing, unexpected, misshapen, of a dtype other than float32, or there
@@ -197,12 +198,12 @@ def plan(info: Mapping[str, TensorInfo], *, weights: Weights = "variable") -> Pl
     variables = {row.variable: row for row in rows if isinstance(row, Converted)}
     problems: list[Problem] = []
     sources: dict[str, str] = {}
+    averaged = {name for name in variables if weights == "average"}
+    statistics = {name for name in averaged if name.endswith(("/moving_mean", "/moving_variance"))}
+    if not any(f"{name}/{AVERAGE}" in info for name in statistics):
+        averaged -= statistics
     for name, row in variables.items():
-        source = name
-        if weights == "average":
-            average = f"{name}/{AVERAGE}"
-            is_statistic = name.endswith(("/moving_mean", "/moving_variance"))
-            source = name if is_statistic and average not in info else average
+        source = f"{name}/{AVERAGE}" if name in averaged else name
         if source not in info:
             problems.append(Problem("missing", source, f"for {row.key}"))
             continue
@@ -220,7 +221,7 @@ def plan(info: Mapping[str, TensorInfo], *, weights: Weights = "variable") -> Pl
         reason = _reason_to_leave_out(name, variables)
         if reason is not None:
             left_out.append(LeftOut(name, reason))
-        elif any(name.startswith(f"{scope}/") for scope in BOTTLENECK_SCOPES):
+        elif _in_other_bottleneck(name, variant) in variables:
             problems.append(Problem("duplicate", name, f"{variant.bottleneck_scope} is there as well"))
         else:
             problems.append(Problem("unexpected", name, f"{info[name].dtype} {info[name].shape}"))
@@ -228,8 +229,18 @@ def plan(info: Mapping[str, TensorInfo], *, weights: Weights = "variable") -> Pl
         hint = ""
         if weights == "average" and not any(name.endswith(f"/{AVERAGE}") for name in info):
             hint = "There are no moving averages here: leave out --weights average."
+        elif any(problem.kind == "wrong dtype" for problem in problems):
+            hint = "Only float32 variables are converted: save the checkpoint in float32."
         raise MappingError(problems, len(info), len(variables), hint)
     return Plan(variant, weights, rows, sources, tuple(left_out))
+
+
+def _in_other_bottleneck(name: str, variant: Variant) -> str | None:
+    """What a variable of the Bottleneck scope that is not used would be called in the one that is."""
+    for scope in BOTTLENECK_SCOPES:
+        if scope != variant.bottleneck_scope and name.startswith(f"{scope}/"):
+            return variant.bottleneck_scope + name.removeprefix(scope)
+    return None
 
 
 def _reason_to_leave_out(name: str, variables: Mapping[str, Converted]) -> str | None:
@@ -348,7 +359,11 @@ def to_tensorflow(
         if _is_other_scale(row, state_dict, info):
             problems.append(Problem("unexpected", key, "a BatchNorm scale other than one, without a gamma"))
     if problems:
-        raise MappingError(problems, len(info), len(rows))
+        hint = ""
+        prefix = next(iter(info)).partition(".")[0] + "." if info else ""
+        if f"{prefix}conv2d_1a.conv.weight" in info and all(name.startswith(prefix) for name in info):
+            hint = f"Every key begins with {prefix!r}: save the state_dict of the model inside the wrapper."
+        raise MappingError(problems, len(info), len(rows), hint)
     return {
         row.variable: row.layout.inverse.apply(state_dict[key])
         for key, row in rows.items()

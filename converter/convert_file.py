@@ -138,12 +138,15 @@ def convert_file(
     Raises:
         SourceError: The source is unreadable or corrupt.
         MappingError: The source is not this network.
-        UsageError: An output exists, its folder does not, or parts of what has no parts are asked for.
+        UsageError: An output exists, its folder does not, its ending says another format, or parts of what
+            has no parts are asked for.
         RequirementError: An output cannot be written, for example because the disk is full.
         DifferenceError: What was written does not read back as it was.
 
     Whatever is raised, nothing is left behind.
     """
+    if output is not None:
+        _check_ending(output, output_format)
     # Hashing lets go of the interpreter: digests are made beside the conversion and collected at the end.
     with open_source(path) as source, ThreadPoolExecutor(2) as pool:
         source_hashes = {file.name: pool.submit(file_digest, file) for file in source.files}
@@ -221,6 +224,21 @@ class _Meter:
 
 def _row_bytes(row: Row) -> int:
     return int(np.prod(row.shape)) * (4 if isinstance(row, Converted) else np.dtype(row.dtype).itemsize)
+
+
+def _check_ending(output: Path, output_format: OutputFormat) -> None:
+    endings = {
+        ".pt": "pt",
+        ".pth": "pt",
+        ".safetensors": "safetensors",
+        ".index": "a prefix",
+        ".meta": "a prefix",
+    }
+    said = endings.get(output.suffix, output_format)
+    if said != output_format:
+        raise UsageError(
+            f"{output}: the ending says {said}, and {output_format} is to be written. Change one of them."
+        )
 
 
 def _targets(

@@ -13,7 +13,7 @@ from converter.tensor_source import TensorSource
 
 _HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"  # HDF5 file format specification 3.0, section II.A
 _ZIP_MAGIC = b"PK\x03\x04"
-_PICKLE_MAGIC = b"\x80\x02"  # protocol 2, in which torch.save wrote before PyTorch 1.6
+_PICKLE = re.compile(rb"\x80[\x02-\x05]")  # protocols 2 to 5; torch.save wrote 2 before PyTorch 1.6
 _TABLE_MAGIC = struct.pack("<Q", 0xDB4775248B80FB57)  # LevelDB, table/format.h: kTableMagicNumber
 _SHARD = re.compile(r"(?P<prefix>.+)\.data-\d{5}-of-\d{5}")
 _SINGLE_FILES = (".pb", ".h5", ".hdf5", ".pt", ".pth", ".safetensors")
@@ -111,7 +111,8 @@ def _open_file(path: Path) -> TensorSource:
         from converter.formats.keras_hdf5 import KerasHdf5
 
         return KerasHdf5(path)
-    if head.startswith((_ZIP_MAGIC, _PICKLE_MAGIC)):
+    is_text_pickle = path.suffix in (".pt", ".pth") and head[:1] in b"c(]}"  # protocols 0 and 1 have no magic
+    if head.startswith(_ZIP_MAGIC) or _PICKLE.match(head) or is_text_pickle:
         return _open_archive_or_pickle(path)
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= size - 8:
         from converter.formats.safetensors_file import SafetensorsFile

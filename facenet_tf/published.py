@@ -412,16 +412,15 @@ def _parse(path: Path, message: Any) -> Any:
 def _read_checkpoint(prefix: Path, shapes: Mapping[str, Any], weights: str) -> dict[str, NDArray[Any]]:
     """Read the named variables, or their averages, with TensorFlow's reader.
 
-    A BatchNorm statistic without an average is taken as it is: it is a moving average already.
+    Where no BatchNorm statistic has an average, all are taken as they are: moving averages already.
     """
     try:
         reader = tf.train.load_checkpoint(str(prefix))
-        stored = {}
-        for name in shapes:
-            average = f"{name}/{AVERAGE}"
-            is_statistic = name.endswith(("/moving_mean", "/moving_variance"))
-            wanted = weights == "average" and (reader.has_tensor(average) or not is_statistic)
-            stored[name] = average if wanted else name
+        averaged = {name for name in shapes if weights == "average"}
+        statistics = {name for name in averaged if name.endswith(("/moving_mean", "/moving_variance"))}
+        if not any(reader.has_tensor(f"{name}/{AVERAGE}") for name in statistics):
+            averaged -= statistics
+        stored = {name: f"{name}/{AVERAGE}" if name in averaged else name for name in shapes}
         missing = [name for name in stored.values() if not reader.has_tensor(name)]
         if missing:
             raise GraphError(prefix, f"the checkpoint lacks {', '.join(missing)}")

@@ -143,7 +143,7 @@ def test_things_that_are_no_files(command, tmp_path, name):
 
 def test_an_output_folder_that_is_not_there(command, trained, tmp_path):
     command.refuses(
-        trained, "-o", tmp_path / "no" / "w.pt", code=2, says=[tmp_path / "no", "cannot be written to"]
+        trained, "-o", tmp_path / "no" / "w.pt", code=2, says=[tmp_path / "no", "there is no such folder"]
     )
     assert list(tmp_path.iterdir()) == []
 

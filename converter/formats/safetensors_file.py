@@ -85,8 +85,11 @@ def write_safetensors(path: Path, state_dict: Mapping[str, NDArray[Any]]) -> Non
     Raises:
         OSError: The file cannot be written.
     """
+    path.touch()
+    mode = path.stat().st_mode  # as the user's umask has it; the library makes files for their owner alone
     try:
         # A single metadata entry: the library writes several in an order that changes from run to run.
         save_file(dict(state_dict), path, metadata={"format": "pt"})
     except SafetensorError as error:
         raise OSError(str(error)) from error
+    path.chmod(mode)

@@ -62,14 +62,13 @@ class StateDictFile(TensorSource):
         except pickle.UnpicklingError as error:
             raise SourceError(
                 self.path,
-                f"the pickle inside asks for more than tensors, or is damaged; nothing of it was run "
-                f"({_first_line(error)})",
+                "the pickle inside asks for more than tensors, or is damaged; nothing of it was run",
                 next_step="Ask its author for a plain state_dict: torch.save(model.state_dict(), path)",
             ) from error
         except Exception as error:  # PyTorch's unpickler meets damage with whatever Python raises there
             raise SourceError(
                 self.path,
-                f"cannot be read as a PyTorch file ({_first_line(error)})",
+                "cannot be read as a PyTorch file: damaged, or cut off",
                 next_step="Download or copy it again",
             ) from error
         if not isinstance(content, Mapping):
@@ -103,7 +102,10 @@ class StateDictFile(TensorSource):
         Raises:
             KeyError: There is no tensor of this name.
         """
-        return np.asarray(self._tensors[name].numpy())
+        tensor = self._tensors[name]
+        if tensor.dtype == torch.bfloat16:  # which torch does not hand to NumPy
+            return np.asarray(tensor.view(torch.int16).numpy()).view(self.info[name].dtype)
+        return np.asarray(tensor.numpy())
 
     def close(self) -> None:
         """Drop the tensors; the mapping ends when the last array of it is gone."""
@@ -119,10 +121,6 @@ def _numpy_dtype(tensor: torch.Tensor, path: Path, name: str) -> np.dtype:
         return np.dtype(str(tensor.dtype).removeprefix("torch."))
     except TypeError as error:
         raise SourceError(path, f"dtype {tensor.dtype} is not supported", tensor=name) from error
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def write_state_dict(file: BinaryIO, state_dict: Mapping[str, NDArray[Any]]) -> None:
