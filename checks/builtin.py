@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from checks.probes import seeded_probes
+from converter.cache import cache_folder
 from converter.convert import to_tensorflow
 from converter.errors import SourceError
 from converter.layer_map import Converted, Variant, table
@@ -24,12 +24,6 @@ MODEL_NAME = "built-in-512d-8631"
 STEP = 1  # counts versions of the recipe below: a checkpoint of another one is not used
 VARIANT = Variant(embedding_size=512, num_classes=8631)  # that of the published 20180402-114759
 _SEED = 20180402
-
-
-def cache_folder() -> Path:
-    """Where the built-in checkpoint is kept: facenet-port in XDG_CACHE_HOME, or in ~/.cache."""
-    root = os.environ.get("XDG_CACHE_HOME")
-    return (Path(root) if root else Path.home() / ".cache") / "facenet-port"
 
 
 def built_in_checkpoint() -> Path:

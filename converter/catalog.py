@@ -1,103 +1,188 @@
-"""The checkpoints that davidsandberg/facenet published, as data."""
+"""The checkpoints that davidsandberg/facenet published, as data, and the user's own beside them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+FIXED = "(x - 127.5) / 128"
+PER_IMAGE = "per image (prewhiten)"
+
+_RELEASE = "https://github.com/timesler/facenet-pytorch/releases/download/v2.2.9"
+
 
 @dataclass(frozen=True, slots=True)
-class Published:
-    """One published checkpoint.
+class PublishedStateDict:
+    """A PyTorch file that timesler/facenet-pytorch made of a checkpoint and published as its release v2.2.9.
 
     Attributes:
-        name: The model's name, which is the time at which its training began.
+        name: The file's name.
+        size: In bytes; None where no source states it.
+        sha256: In hexadecimal; None where no source states it.
+    """
+
+    name: str
+    size: int | None = None
+    sha256: str | None = None
+
+    @property
+    def url(self) -> str:
+        """Where the file is."""
+        return f"{_RELEASE}/{self.name}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Published:
+    """One checkpoint that can be downloaded as a zip. Of `drive_id` and `link` exactly one is given.
+
+    Attributes:
+        name: The model's name; for a published one the time at which its training began.
         dataset: What it was trained on, as in the names of the PyTorch files.
-        embedding_size: Outputs of the bottleneck.
-        num_classes: Outputs of the classifier; None where no source states it.
-        lfw_accuracy: Accuracy on Labeled Faces in the Wild that its author measured.
-        standardisation: What training did to the pixels.
+        aliases: Other names to ask for it by.
+        embedding_size: Outputs of the bottleneck; None where no source states it, as for all that follow.
+        num_classes: Outputs of the classifier.
+        lfw_accuracy: Accuracy on Labeled Faces in the Wild that its author measured, between 0 and 1.
+        standardisation: What training did to the pixels, `FIXED` or `PER_IMAGE`.
         drive_id: Google Drive id of the zip.
-        sha256: Ending of a file's name to its SHA-256, as the package keras-facenet lists them.
+        link: Address of the zip where it is not on Google Drive, https or http.
+        archive_size: Size of the zip in bytes.
+        archive_sha256: SHA-256 of the zip in hexadecimal.
+        sha256: Ending of a file's name (it begins with a dot), or the whole name, to the SHA-256 of that file
+            in the zip.
+        state_dict: The PyTorch file that was published of it, if one was.
     """
 
     name: str
     dataset: str
-    embedding_size: int
-    num_classes: int | None
-    lfw_accuracy: float
-    standardisation: str
-    drive_id: str
+    aliases: tuple[str, ...] = ()
+    embedding_size: int | None = None
+    num_classes: int | None = None
+    lfw_accuracy: float | None = None
+    standardisation: str | None = None
+    drive_id: str | None = None
+    link: str | None = None
+    archive_size: int | None = None
+    archive_sha256: str
     sha256: Mapping[str, str]
+    state_dict: PublishedStateDict | None = None
 
     @property
     def url(self) -> str:
         """Where the zip is, for a browser."""
-        return f"https://drive.google.com/file/d/{self.drive_id}"
+        return self.link or f"https://drive.google.com/file/d/{self.drive_id}"
+
+    @property
+    def state_dict_name(self) -> str:
+        """What facenet-pytorch calls the state_dict of this checkpoint."""
+        return f"{self.name}-{self.dataset}.pt"
+
+    def digests(self, file_name: str) -> frozenset[str]:
+        """Every SHA-256 that is stated for a file of the zip, by its name or its ending: one, if any."""
+        return frozenset(
+            digest
+            for name, digest in self.sha256.items()
+            if file_name == name or (name.startswith(".") and file_name.endswith(name))
+        )
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Everything it can be asked for by: the name, then the aliases."""
+        return (self.name, *self.aliases)
 
 
-_FIXED = "(x - 127.5) / 128"
-_PER_IMAGE = "per image (prewhiten)"
-
+# Names, accuracies and Drive ids: the README of davidsandberg/facenet. SHA-256 of the zips and their files,
+# and the size of the one zip: the metadata of the package keras-facenet.
+# A data set alone means the checkpoint of 2018, as it does for the published PyTorch files.
 CHECKPOINTS = (
     Published(
-        "20180402-114759",
-        "vggface2",
-        512,
-        8631,
-        0.9965,
-        _FIXED,
-        "1EXPBSXwTaqrSC0OhUdXNmKSh9qJUQ55-",
-        {
+        name="20180402-114759",
+        dataset="vggface2",
+        aliases=("vggface2",),
+        embedding_size=512,
+        num_classes=8631,
+        lfw_accuracy=0.9965,
+        standardisation=FIXED,
+        drive_id="1EXPBSXwTaqrSC0OhUdXNmKSh9qJUQ55-",
+        archive_sha256="669f37d3954b72b53121ff0638ca5bb8b14309bfe4767fe6bd851eee75f1f0de",
+        sha256={
             ".pb": "bf2c12f31880aaa865fa5a9c168dcbd619f7a40b1633f6446d416fac2421ab99",
             ".data-00000-of-00001": "5ccfbec36aa87074e96507d1b2957c739ddd1ce928cdc8f31b70fd3f7091f25a",
             ".index": "2f84bad893bc250af5a19dca9cf4690c13d0eb394ab09eb39a9f3480fedf3dce",
             ".meta": "b711e501998754794959573f0fbaa45da89cad3457b31c6de48ad53c87fce00c",
         },
+        state_dict=PublishedStateDict(
+            "20180402-114759-vggface2.pt",
+            111_898_327,
+            "281cebca8662831adb987a874bdcb36e73f5b1c6dc5ee5878f305e985625d99b",
+        ),
     ),
     Published(
-        "20180408-102900",
-        "casia-webface",
-        512,
-        10575,
-        0.9905,
-        _FIXED,
-        "1R77HmFADxe87GmoLwzfgMu_HY0IhcyBz",
-        {
+        name="20180408-102900",
+        dataset="casia-webface",
+        aliases=("casia-webface",),
+        embedding_size=512,
+        num_classes=10575,
+        lfw_accuracy=0.9905,
+        standardisation=FIXED,
+        drive_id="1R77HmFADxe87GmoLwzfgMu_HY0IhcyBz",
+        archive_size=195_479_980,
+        archive_sha256="2a32a4d6b797b0e35e065c674dfa2d60e9eb2372aa10728bd0b221abe12490ac",
+        sha256={
             ".pb": "272568219fa6505371ceed76dca6b3925ef69b54962709cf76f763e9d8bf4cfb",
             ".data-00000-of-00001": "15d3109b99a6ca0d49843c183d4b417f7952f2948a1c246e2059813157b9d385",
             ".index": "548d743099cf13f598db8a660e9a8ad7f12148cb4206ab9cc480f0550edc17e9",
             ".meta": "238c98fc44fd0db79f61e719646b55c22b6a79944f806f8ee23e2d9f36c9ae7d",
         },
+        state_dict=PublishedStateDict("20180408-102900-casia-webface.pt"),
     ),
     Published(
-        "20170512-110547",
-        "ms-celeb-1m",
-        128,
-        None,
-        0.992,
-        _PER_IMAGE,
-        "0B5MzpY9kBtDVZ2RpVDYwWmxoSUk",
-        {
+        name="20170512-110547",
+        dataset="ms-celeb-1m",
+        embedding_size=128,
+        lfw_accuracy=0.992,
+        standardisation=PER_IMAGE,
+        drive_id="0B5MzpY9kBtDVZ2RpVDYwWmxoSUk",
+        archive_sha256="24a020c3d7794a590d834c4963f8a7c59819b8950a54fcb08e10b2a253ab0a30",
+        sha256={
             ".pb": "8bdc3aed34e577113a656b8e5d0274346f8967fa7f0f9d6f3fdcd9608a29b9e4",
             ".data-00000-of-00001": "08bb31fc541d7cd2fcd2c499a1d90de45140828f0d08d23c34b65fab2d172ebb",
         },
     ),
     Published(
-        "20170511-185253",
-        "casia-webface",
-        128,
-        None,
-        0.987,
-        _PER_IMAGE,
-        "0B5MzpY9kBtDVOTVnU3NIaUdySFE",
-        {".data-00000-of-00001": "8776a47ef7fd0a5848946295a763c2c10580c621f84f591d731f8c2b6d8eabf5"},
+        name="20170511-185253",
+        dataset="casia-webface",
+        embedding_size=128,
+        lfw_accuracy=0.987,
+        standardisation=PER_IMAGE,
+        drive_id="0B5MzpY9kBtDVOTVnU3NIaUdySFE",
+        archive_sha256="0dd66caa1e9b7a7c91424bca150a66da193c4e626e75bfa50ff406180a09c7e9",
+        sha256={".data-00000-of-00001": "8776a47ef7fd0a5848946295a763c2c10580c621f84f591d731f8c2b6d8eabf5"},
     ),
 )
 
-# A data set alone means the checkpoint of 2018, as it does for the published PyTorch files.
 PUBLISHED: Mapping[str, Published] = {
-    **{checkpoint.name: checkpoint for checkpoint in CHECKPOINTS},
-    "vggface2": CHECKPOINTS[0],
-    "casia-webface": CHECKPOINTS[1],
+    label: checkpoint for checkpoint in CHECKPOINTS for label in checkpoint.labels
 }
+"""The built-in checkpoints by name and by alias."""
+
+
+def known() -> tuple[Published, ...]:
+    """The built-in checkpoints, then the user's own.
+
+    Raises:
+        SourceError: The user's catalogue is unreadable or wrong, as `catalog_file.read_catalog` says.
+    """
+    from converter.catalog_file import read_catalog
+
+    return CHECKPOINTS + read_catalog()
+
+
+def find(name: str) -> Published | None:
+    """The checkpoint of this name or alias, or None.
+
+    Raises:
+        SourceError: `name` is not built in, and the user's catalogue is unreadable or wrong.
+    """
+    if name in PUBLISHED:
+        return PUBLISHED[name]
+    return next((checkpoint for checkpoint in known() if name in checkpoint.labels), None)

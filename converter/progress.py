@@ -23,8 +23,8 @@ class ProgressBar:
         self._bar: Any = None
         self._task: Any = None
 
-    def __call__(self, done: int, total: int) -> None:
-        """Show that `done` of `total` is done, in any unit."""
+    def __call__(self, done: int, total: int | None) -> None:
+        """Show that `done` of `total` is done, in any unit; the bar has no end where that is None."""
         if self._shown():
             self._bar.update(self._task, completed=done, total=total)
 

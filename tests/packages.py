@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from checks.builtin import cache_folder
+from converter.cache import cache_folder
 
 
 @dataclass(frozen=True)
