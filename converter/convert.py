@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from converter.casting import CASTABLE, FLOAT32, Cast, measure_cast, to_float32
 from converter.errors import PortError
 from converter.layer_map import (
     BOTTLENECK_SCOPES,
@@ -45,7 +46,7 @@ TRAINING_STATE = {
     "centers": "class centres of the centre loss, used in training only",
 }
 
-ProblemKind = Literal["missing", "unexpected", "misshapen", "wrong dtype", "duplicate"]
+ProblemKind = Literal["missing", "unexpected", "misshapen", "wrong dtype", "duplicate", "out of range"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +129,7 @@ class Plan:
         sources: Variable name to the name of the tensor that is read for it; the two differ where the
             average is used.
         left_out: Every other tensor of the source.
+        casts: Name of each tensor that is not float32, and is cast to it, to its dtype.
     """
 
     variant: Variant
@@ -135,6 +137,7 @@ class Plan:
     rows: tuple[Row, ...]
     sources: Mapping[str, str]
     left_out: tuple[LeftOut, ...]
+    casts: Mapping[str, np.dtype]
 
     @property
     def converted(self) -> tuple[Converted, ...]:
@@ -190,14 +193,15 @@ def plan(info: Mapping[str, TensorInfo], *, weights: Weights = "variable") -> Pl
             no BatchNorm statistic has one, all statistics are taken as they are: moving averages already.
 
     Raises:
-        MappingError: Any tensor is missing, unexpected, misshapen, of a dtype other than float32, or there
-            twice; all of them are named.
+        MappingError: Any tensor is missing, unexpected, misshapen, of a dtype that is neither float32 nor
+            cast to it, or there twice; all of them are named.
     """
     variant = infer_variant(info)
     rows = table(variant)
     variables = {row.variable: row for row in rows if isinstance(row, Converted)}
     problems: list[Problem] = []
     sources: dict[str, str] = {}
+    casts: dict[str, np.dtype] = {}
     averaged = {name for name in variables if weights == "average"}
     statistics = {name for name in averaged if name.endswith(("/moving_mean", "/moving_variance"))}
     if not any(f"{name}/{AVERAGE}" in info for name in statistics):
@@ -211,7 +215,9 @@ def plan(info: Mapping[str, TensorInfo], *, weights: Weights = "variable") -> Pl
         found = info[source]
         if found.shape != row.shape:
             problems.append(Problem("misshapen", source, f"{found.shape}, expected {row.shape}"))
-        if found.dtype != np.float32:
+        if found.dtype in CASTABLE:
+            casts[source] = found.dtype
+        elif found.dtype != FLOAT32:
             problems.append(Problem("wrong dtype", source, f"{found.dtype}, expected float32"))
     used = set(sources.values())
     left_out: list[LeftOut] = []
@@ -230,9 +236,9 @@ def plan(info: Mapping[str, TensorInfo], *, weights: Weights = "variable") -> Pl
         if weights == "average" and not any(name.endswith(f"/{AVERAGE}") for name in info):
             hint = "There are no moving averages here: leave out --weights average."
         elif any(problem.kind == "wrong dtype" for problem in problems):
-            hint = "Only float32 variables are converted: save the checkpoint in float32."
+            hint = "float32, float16, bfloat16 and float64 are converted: save the checkpoint in one of them."
         raise MappingError(problems, len(info), len(variables), hint)
-    return Plan(variant, weights, rows, sources, tuple(left_out))
+    return Plan(variant, weights, rows, sources, tuple(left_out), casts)
 
 
 def _in_other_bottleneck(name: str, variant: Variant) -> str | None:
@@ -267,8 +273,9 @@ def to_pytorch(
     """Turn TensorFlow tensors into a PyTorch state_dict.
 
     Args:
-        tensors: Variable name to float32 array, kernels in HWIO; an open `TensorSource` is read tensor by
-            tensor, and only for what is used.
+        tensors: Variable name to array, kernels in HWIO; an open `TensorSource` is read tensor by tensor, and
+            only for what is used. float32 keeps every bit; float16, bfloat16 and float64 are cast as
+            `to_float32` says.
         weights: As in `plan`.
 
     Returns:
@@ -276,22 +283,58 @@ def to_pytorch(
         Every array is C-contiguous and the caller's own.
 
     Raises:
-        MappingError: The tensors are not those of this network.
+        MappingError: The tensors are not those of this network, or a finite value is beyond float32.
         SourceError: A tensor of an open source is corrupt.
     """
     decided = plan(describe(tensors), weights=weights)
     return {row.key: array for row, array in convert_rows(tensors, decided)}
 
 
-def convert_rows(tensors: Mapping[str, NDArray[Any]], decided: Plan) -> Iterator[tuple[Row, NDArray[Any]]]:
-    """Carry out a plan that was made for these tensors, a row at a time; otherwise like `to_pytorch`."""
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One entry of a state_dict, made as planned.
+
+    Attributes:
+        row: What it is.
+        array: Its value, C-contiguous and the caller's own.
+        cast: What casting its tensor to float32 did; None where the tensor was float32, or there is none.
+    """
+
+    row: Row
+    array: NDArray[Any]
+    cast: Cast | None
+
+
+def convert_entries(tensors: Mapping[str, NDArray[Any]], decided: Plan) -> Iterator[Entry]:
+    """Carry out a plan that was made for these tensors, a tensor at a time.
+
+    Raises:
+        MappingError: Finite values are beyond float32; raised at the end, with every such tensor.
+        SourceError: A tensor of an open source is corrupt.
+    """
+    problems: list[Problem] = []
     for row in decided.rows:
         if isinstance(row, Synthesised):
-            yield row, synthesise(row)
+            yield Entry(row, synthesise(row), None)
             continue
-        array = tensors[decided.sources[row.variable]]
-        moved = row.layout.apply(array)
-        yield row, moved.copy() if np.may_share_memory(moved, array) else moved
+        name = decided.sources[row.variable]
+        array = tensors[name]
+        try:
+            single = to_float32(array)
+        except OverflowError as error:
+            problems.append(Problem("out of range", name, f"{error} (for {row.key})"))
+            continue
+        cast = measure_cast(array, single) if name in decided.casts else None
+        moved = row.layout.apply(single)
+        yield Entry(row, moved.copy() if np.may_share_memory(moved, array) else moved, cast)
+    if problems:
+        hint = "float32 cannot hold these values: train or save the checkpoint in float32."
+        raise MappingError(problems, len(tensors), len(decided.sources), hint)
+
+
+def convert_rows(tensors: Mapping[str, NDArray[Any]], decided: Plan) -> Iterator[tuple[Row, NDArray[Any]]]:
+    """Like `convert_entries`, without a word on casts."""
+    return ((entry.row, entry.array) for entry in convert_entries(tensors, decided))
 
 
 def _is_other_scale(row: Row, state_dict: Mapping[str, NDArray[Any]], info: Mapping[str, TensorInfo]) -> bool:
@@ -302,9 +345,16 @@ def _is_other_scale(row: Row, state_dict: Mapping[str, NDArray[Any]], info: Mapp
     return (
         isinstance(row, Synthesised)
         and row.dtype == "float32"
-        and info.get(row.key) == TensorInfo(np.dtype(row.dtype), row.shape)
+        and row.key in info
+        and info[row.key].shape == row.shape
+        and _may_stand_for(info[row.key].dtype, row)
         and not np.array_equal(state_dict[row.key], synthesise(row))
     )
+
+
+def _may_stand_for(dtype: np.dtype, row: Row) -> bool:
+    """Whether a row's entry may have this dtype; who casts a whole state_dict casts its counters as well."""
+    return dtype == FLOAT32 or dtype in CASTABLE or (isinstance(row, Synthesised) and dtype == row.dtype)
 
 
 def state_dict_variant(info: Mapping[str, TensorInfo], *, gamma: bool = False) -> Variant:
@@ -324,13 +374,15 @@ def to_tensorflow(
     """Turn a PyTorch state_dict back into TensorFlow tensors; the inverse of `to_pytorch`, bit for bit.
 
     Args:
-        state_dict: Key to array, as `to_pytorch` returns it; float32 but for the batch counters.
+        state_dict: Key to array, as `to_pytorch` returns it: float32 but for the batch counters. float16,
+            bfloat16 and float64 are taken as well.
         variant: What a state_dict does not say: whether BatchNorm had a gamma and where the Bottleneck stood.
             Without it, a gamma is written where any BatchNorm weight differs from one, and the Bottleneck
             stands inside the network's scope. `infer_variant` tells it from the TensorFlow tensors.
 
     Returns:
-        Variable name to C-contiguous float32 array. Batch counters have no variable and are dropped.
+        Variable name to C-contiguous array of the dtype that it had. Batch counters have no variable and are
+        dropped.
 
     Raises:
         MappingError: The state_dict is not one of this network.
@@ -354,7 +406,7 @@ def to_tensorflow(
         dtype = row.dtype if isinstance(row, Synthesised) else "float32"
         if info[key].shape != shape:
             problems.append(Problem("misshapen", key, f"{info[key].shape}, expected {shape}"))
-        if info[key].dtype != np.dtype(dtype):
+        if not _may_stand_for(info[key].dtype, row):
             problems.append(Problem("wrong dtype", key, f"{info[key].dtype}, expected {dtype}"))
         if _is_other_scale(row, state_dict, info):
             problems.append(Problem("unexpected", key, "a BatchNorm scale other than one, without a gamma"))

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,13 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converter.atomic import AtomicFiles, sync
-from converter.catalog import CHECKPOINTS, PUBLISHED
+from converter.casting import Cast, state_casts
+from converter.catalog import CHECKPOINTS, PUBLISHED, Published
+from converter.checkpoint_state import Snapshot
 from converter.convert import (
     LeftOut,
     MappingError,
     Plan,
     Weights,
-    convert_rows,
+    convert_entries,
     describe,
     plan,
     to_pytorch,
@@ -38,6 +40,8 @@ OutputFormat = Literal["pt", "safetensors", "tensorflow"]
 Progress = Callable[[int, int], None]
 """Told how many bytes are done, of how many."""
 
+_MODEL = re.compile(r"model-(?P<name>.+)\.ckpt(-\d+)?")  # as facenet's training scripts call checkpoints
+
 
 @dataclass(frozen=True, slots=True)
 class Conversion:
@@ -48,8 +52,11 @@ class Conversion:
         source_format: Its format in words.
         source_digests: Name of each file read to its SHA-256.
         published: Name of the published checkpoint that the digests prove the source to be, or None.
+        namesake: Name of the published checkpoint that the source is called after although its digests are
+            others; None where it is the published one, has a name of its own, or no digest is known.
         plan: What became of every tensor.
         left_out: Every source tensor that is not in the output, with the reason.
+        casts: Name of each source tensor that was cast to float32 to what that did.
         outputs: Every file written to its SHA-256, manifests included.
         digests: state_dict key to the SHA-256 of the PyTorch tensor.
     """
@@ -58,10 +65,17 @@ class Conversion:
     source_format: str
     source_digests: Mapping[str, str]
     published: str | None
+    namesake: str | None
     plan: Plan
     left_out: tuple[LeftOut, ...]
+    casts: Mapping[str, Cast]
     outputs: Mapping[Path, str]
     digests: Mapping[str, str]
+
+    @property
+    def cast_statements(self) -> tuple[str, ...]:
+        """What was cast to float32 and what that changed, a sentence for each dtype."""
+        return state_casts(self.casts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +89,7 @@ class _Target:
 def model_name(source: TensorSource) -> str:
     """The model's name in the name of its file: `model-NAME.ckpt-STEP` and `NAME.pb` give NAME."""
     name = source.path.name
-    match = re.fullmatch(r"model-(?P<name>.+)\.ckpt(-\d+)?", name)
+    match = _MODEL.fullmatch(name)
     if match:
         return match["name"]
     return name if isinstance(source, TensorBundle) else source.path.stem
@@ -89,8 +103,22 @@ def default_output(source: TensorSource, output_format: OutputFormat) -> Path:
     name = model_name(source)
     if output_format == "tensorflow":
         return Path(f"model-{name}.ckpt-0")
+    return Path(f"{_with_dataset(name)}.{output_format}")
+
+
+def step_output(snapshot: Snapshot, output_format: OutputFormat) -> Path:
+    """The name that a checkpoint gets among those of its training: the step stands behind it."""
+    match = _MODEL.fullmatch(snapshot.model)
+    name = match["name"] if match else snapshot.model
+    behind = "" if snapshot.step is None else f"-{snapshot.step}"
+    if output_format == "tensorflow":
+        return Path(f"model-{name}.ckpt{behind}")
+    return Path(f"{_with_dataset(name)}{behind}.{output_format}")
+
+
+def _with_dataset(name: str) -> str:
     published = PUBLISHED.get(name)
-    return Path(f"{name}-{published.dataset}.{output_format}" if published else f"{name}.{output_format}")
+    return f"{name}-{published.dataset}" if published else name
 
 
 def identify(digests: Mapping[str, str]) -> str | None:
@@ -102,16 +130,27 @@ def identify(digests: Mapping[str, str]) -> str | None:
     Returns:
         The checkpoint's name, or None where the weights' digest is not a published one or another differs.
     """
-    for checkpoint in CHECKPOINTS:
-        known = {
-            digest == expected
-            for ending, expected in checkpoint.sha256.items()
-            for name, digest in digests.items()
-            if name.endswith(ending)
-        }
-        if known == {True}:
-            return checkpoint.name
-    return None
+    return next((known.name for known in CHECKPOINTS if _is_published(known, digests)), None)
+
+
+def find_namesake(name: str, digests: Mapping[str, str]) -> str | None:
+    """Name the published checkpoint that a source is called after without being it.
+
+    Args:
+        name: The source's name, as `model_name` gives it.
+        digests: File name to SHA-256.
+
+    Returns:
+        The checkpoint's name; None where the name is none of theirs, or no published digest contradicts it.
+    """
+    known = next((checkpoint for checkpoint in CHECKPOINTS if checkpoint.name == name), None)
+    return None if known is None or _is_published(known, digests) is not False else known.name
+
+
+def _is_published(known: Published, digests: Mapping[str, str]) -> bool | None:
+    """Whether files are those of a published checkpoint; None where no digest of theirs was published."""
+    verdicts = [digest in stated for name, digest in digests.items() if (stated := known.digests(name))]
+    return all(verdicts) if verdicts else None
 
 
 def convert_file(
@@ -121,6 +160,8 @@ def convert_file(
     output_format: OutputFormat = "pt",
     parts: bool = False,
     weights: Weights = "variable",
+    step: int | None = None,
+    sha256: Collection[str] = (),
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Conversion:
@@ -132,14 +173,17 @@ def convert_file(
         output_format: A PyTorch state_dict, the same as safetensors, or a TensorFlow checkpoint.
         parts: Also write `-features` and `-logits`, the state_dict in two.
         weights: As in `convert.plan`.
+        step: As in `open_source`.
+        sha256: The SHA-256 that the source is expected to have, one for each of its files, in hexadecimal;
+            empty expects nothing.
         overwrite: Whether files that exist may be replaced.
         progress: Told of progress.
 
     Raises:
-        SourceError: The source is unreadable or corrupt.
-        MappingError: The source is not this network.
-        UsageError: An output exists, its folder does not, its ending says another format, or parts of what
-            has no parts are asked for.
+        SourceError: The source is unreadable or corrupt, or a file of it has none of the expected SHA-256.
+        MappingError: The source is not this network, or a value of it is beyond float32.
+        UsageError: An output exists, its folder does not, its ending says another format, parts of what has
+            no parts are asked for, or what is expected is no SHA-256.
         RequirementError: An output cannot be written, for example because the disk is full.
         DifferenceError: What was written does not read back as it was.
 
@@ -147,56 +191,135 @@ def convert_file(
     """
     if output is not None:
         _check_ending(output, output_format)
+    expected = _normalise_digests(sha256)
     # Hashing lets go of the interpreter: digests are made beside the conversion and collected at the end.
-    with open_source(path) as source, ThreadPoolExecutor(2) as pool:
+    with open_source(path, step=step) as source, ThreadPoolExecutor(2) as pool:
         source_hashes = {file.name: pool.submit(file_digest, file) for file in source.files}
-        try:
+        with _naming(source.path):
             tensors = tensorflow_tensors(source)
             decided = plan(describe(tensors), weights=weights)
-        except MappingError as error:
-            raise error.named(source.path) from None
         destination = output or default_output(source, output_format)
         targets = _targets(decided, destination, output_format, parts)
-        read_back = sum(_row_bytes(row) for target in targets for row in target.rows)
-        meter = _Meter(progress, sum(map(_row_bytes, decided.rows)) + read_back)
+        meter = _Meter(progress, [decided.rows, *(target.rows for target in targets)])
         with AtomicFiles(destination.parent, overwrite=overwrite) as files:
             staged = {target: _stage(files, target, output_format) for target in targets}
-            state_dict: dict[str, NDArray[Any]] = {}
-            hashes: dict[str, Future[str]] = {}
-            for row, array in convert_rows(tensors, decided):
-                state_dict[row.key] = array
-                hashes[row.key] = pool.submit(tensor_digest, array)
-                meter.advance(_row_bytes(row))
+            with _naming(source.path):
+                made = _make(tensors, decided, pool, meter)
             if isinstance(source, TensorBundle):
                 source.release()
-            left_out = decided.left_out + _changed(source, decided)
-            output_hashes: dict[_Target, dict[str, Future[str]]] = {}
+            if expected:
+                _check_source(source, _results(source_hashes), expected)
+            hashes: dict[_Target, dict[str, Future[str]]] = {}
             for target, paths in staged.items():
-                part = {row.key: state_dict[row.key] for row in target.rows}
+                part = {row.key: made.state_dict[row.key] for row in target.rows}
                 with _writing(destination):
                     _write(paths, part, decided, output_format)
-                output_hashes[target] = {file.name: pool.submit(file_digest, file) for file in paths.files}
-                for file in paths.files:
-                    pool.submit(sync, file)  # the disk is slow: `commit` finds this done
+                hashes[target] = _hash_and_sync(paths, pool)
                 _read_back(paths, part, output_format, meter)
-            source_digests = _results(source_hashes)
-            published = identify(source_digests)
-            described = describe_source(source.path, source.format, source_digests, published)
-            digests = _results(hashes)
+            conversion = _describe(source, _results(source_hashes), decided, made)
             written: dict[Path, str] = {}
             for target, paths in staged.items():
-                files_digests = _results(output_hashes[target])
                 with _writing(destination):
-                    paths.manifest.write_bytes(
-                        build_manifest(described, decided, files_digests, target.rows, digests, left_out)
-                    )
-                files_digests[paths.manifest.name] = file_digest(paths.manifest)
-                written |= {destination.with_name(name): digest for name, digest in files_digests.items()}
+                    digests = _write_manifest(paths, target, conversion, _results(hashes[target]))
+                written |= {destination.with_name(name): digest for name, digest in digests.items()}
             with _writing(destination):
                 files.commit()
+    return replace(conversion, outputs=written)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Say which file it is whose tensors are not those of the network."""
+    try:
+        yield
+    except MappingError as error:
+        raise error.named(path) from None
+
+
+def _normalise_digests(sha256: Collection[str]) -> frozenset[str]:
+    for digest in sha256:
+        if not re.fullmatch("[0-9A-Fa-f]{64}", digest):
+            raise UsageError(f"{digest!r} is no SHA-256, which has 64 hexadecimal digits.")
+    return frozenset(digest.lower() for digest in sha256)
+
+
+def _check_source(source: TensorSource, digests: Mapping[str, str], expected: frozenset[str]) -> None:
+    """Hold every file of the source to the digests that the user expects."""
+    for file in source.files:
+        if digests[file.name] not in expected:
+            raise SourceError(
+                file,
+                f"its SHA-256 is {digests[file.name]}, not {' or '.join(sorted(expected))} as expected",
+                next_step="Download it again from where the digest is from; every file that is read "
+                f"({', '.join(digests)}) needs one",
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """The state_dict in memory, the digests of its tensors in the making, and what was cast for it."""
+
+    state_dict: Mapping[str, NDArray[Any]]
+    hashes: Mapping[str, Future[str]]
+    casts: Mapping[str, Cast]
+
+
+def _make(
+    tensors: Mapping[str, NDArray[Any]], decided: Plan, pool: ThreadPoolExecutor, meter: _Meter
+) -> _Made:
+    state_dict: dict[str, NDArray[Any]] = {}
+    hashes: dict[str, Future[str]] = {}
+    casts: dict[str, Cast] = {}
+    for entry in convert_entries(tensors, decided):
+        state_dict[entry.row.key] = entry.array
+        hashes[entry.row.key] = pool.submit(tensor_digest, entry.array)
+        if isinstance(entry.row, Converted) and entry.cast is not None:
+            casts[decided.sources[entry.row.variable]] = entry.cast
+        meter.advance(_row_bytes(entry.row))
+    return _Made(state_dict, hashes, casts)
+
+
+def _hash_and_sync(paths: _Paths, pool: ThreadPoolExecutor) -> dict[str, Future[str]]:
+    hashes = {file.name: pool.submit(file_digest, file) for file in paths.files}
+    for file in paths.files:
+        pool.submit(sync, file)  # the disk is slow: `commit` finds this done
+    return hashes
+
+
+def _describe(source: TensorSource, digests: Mapping[str, str], decided: Plan, made: _Made) -> Conversion:
+    """The conversion, but for what it will have written."""
     return Conversion(
-        source.path, source.format, source_digests, published, decided, left_out, written, digests
+        source=source.path,
+        source_format=source.format,
+        source_digests=digests,
+        published=identify(digests),
+        namesake=find_namesake(model_name(source), digests),
+        plan=decided,
+        left_out=decided.left_out + _changed(source, decided),
+        casts=made.casts,
+        outputs={},
+        digests=_results(made.hashes),
     )
+
+
+def _write_manifest(
+    paths: _Paths, target: _Target, conversion: Conversion, digests: Mapping[str, str]
+) -> dict[str, str]:
+    """Write the manifest of one output; returns the digests of its files and of the manifest."""
+    described = describe_source(
+        conversion.source, conversion.source_format, conversion.source_digests, conversion.published
+    )
+    manifest = build_manifest(
+        described,
+        conversion.plan,
+        digests,
+        target.rows,
+        conversion.digests,
+        conversion.left_out,
+        conversion.casts,
+    )
+    paths.manifest.write_bytes(manifest)
+    return {**digests, paths.manifest.name: file_digest(paths.manifest)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,8 +336,11 @@ def _results(futures: Mapping[str, Future[str]]) -> dict[str, str]:
 
 
 class _Meter:
-    def __init__(self, progress: Progress | None, total: int) -> None:
-        self._progress, self._total, self._done = progress, total, 0
+    """Counts bytes towards the sum of several passes over rows: one to make them, one to read each back."""
+
+    def __init__(self, progress: Progress | None, passes: Sequence[Sequence[Row]]) -> None:
+        self._progress, self._done = progress, 0
+        self._total = sum(_row_bytes(row) for rows in passes for row in rows)
 
     def advance(self, count: int) -> None:
         self._done += count
@@ -338,8 +464,9 @@ def _changed(source: TensorSource, decided: Plan) -> tuple[LeftOut, ...]:
     """Entries of a state_dict that TensorFlow has no place for and that are not what would be synthesised."""
     if source.naming != "pytorch":
         return ()
+    counters = (row for row in decided.synthesised if row.dtype == "int64")
     return tuple(
-        LeftOut(row.key, f"{source[row.key].item()} batches counted; written as {row.fill}")
-        for row in decided.synthesised
-        if row.dtype == "int64" and source[row.key].item() != row.fill
+        LeftOut(row.key, f"{count:.15g} batches counted; written as {row.fill}")
+        for row in counters
+        if (count := float(source[row.key])) != row.fill
     )

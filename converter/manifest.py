@@ -4,15 +4,28 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from converter import __version__
-from converter.convert import LeftOut, Plan
+from converter.errors import SourceError
 from converter.layer_map import Converted, Row
+from converter.tensor_source import TensorInfo
+
+if TYPE_CHECKING:  # who only reads a manifest need not wait for these
+    from converter.casting import Cast
+    from converter.convert import LeftOut, Plan
+
+MAX_MANIFEST_BYTES = 16 << 20
+"""Largest manifest that is read, a limit of this reader: one of 716 tensors has 0.2 MB."""
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def file_digest(path: Path) -> str:
@@ -51,6 +64,7 @@ def build_manifest(
     rows: Sequence[Row],
     digests: Mapping[str, str],
     left_out: Sequence[LeftOut],
+    casts: Mapping[str, Cast],
 ) -> bytes:
     """Lay out the manifest of one output.
 
@@ -61,6 +75,7 @@ def build_manifest(
         rows: The rows of the layer map that are in the output.
         digests: Key to the digest of the PyTorch tensor.
         left_out: Tensors of the source that are not in the output.
+        casts: Name of each tensor of the source that was cast to float32 to what that did.
 
     Returns:
         UTF-8 JSON with a final newline; the same arguments give the same bytes.
@@ -70,10 +85,13 @@ def build_manifest(
         entry: dict[str, Any] = {"key": row.key}
         if isinstance(row, Converted):
             entry["variable"] = row.variable
-            if plan.sources[row.variable] != row.variable:
-                entry["source"] = plan.sources[row.variable]
+            source_name = plan.sources[row.variable]
+            if source_name != row.variable:
+                entry["source"] = source_name
             entry["layout"] = row.layout.name
             entry["dtype"], entry["shape"] = "float32", row.layout.shape(row.shape)
+            if source_name in casts:
+                entry["cast_from"] = asdict(casts[source_name])
         else:
             entry["synthesised"], entry["value"] = row.reason, row.fill
             entry["dtype"], entry["shape"] = row.dtype, row.shape
@@ -110,3 +128,77 @@ def _lay_out(sections: Mapping[str, Any]) -> str:
         body = "\n  " + ",\n  ".join(lines) + "\n " if lines else ""
         blocks.append(f" {json.dumps(name)}: {opening}{body}{closing}")
     return "{\n" + ",\n".join(blocks) + "\n}\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What a manifest says of an output as a whole.
+
+    Attributes:
+        source_files: Name of each file of the source to its SHA-256.
+        embedding_size: Outputs of the bottleneck.
+        num_classes: Outputs of the classifier; None where the output has no logits.
+        output: Name of each file of the output to its SHA-256.
+        tensors: Key of each tensor to its dtype and shape, in their order.
+    """
+
+    source_files: Mapping[str, str]
+    embedding_size: int
+    num_classes: int | None
+    output: Mapping[str, str]
+    tensors: Mapping[str, TensorInfo]
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Read and check a manifest.
+
+    Raises:
+        SourceError: It is not there, too large, not JSON, or not what `build_manifest` lays out.
+    """
+    remedy = "Convert the source again; a manifest is written beside the output"
+    try:
+        with path.open("rb") as file:
+            text = file.read(MAX_MANIFEST_BYTES + 1)
+    except OSError as error:
+        raise SourceError(path, f"cannot be read ({error.strerror or error})", next_step=remedy) from error
+    if len(text) > MAX_MANIFEST_BYTES:
+        problem = f"more than {MAX_MANIFEST_BYTES >> 20} MB, larger than any manifest"
+        raise SourceError(path, problem, next_step=remedy)
+    try:
+        content = json.loads(text)
+        network = content["network"]
+        return Manifest(
+            _digests(content["source"]["files"]),
+            _count(network["embedding_size"]),
+            None if network["num_classes"] is None else _count(network["num_classes"]),
+            _digests(content["output"]),
+            {entry["key"]: _tensor_info(entry) for entry in content["tensors"]},
+        )
+    except (ValueError, TypeError, LookupError, RecursionError) as error:
+        raise SourceError(path, "not a manifest of this converter, or damaged", next_step=remedy) from error
+
+
+def _digests(value: Any) -> Mapping[str, str]:
+    if not isinstance(value, dict) or not all(
+        isinstance(digest, str) and _SHA256.fullmatch(digest) for digest in value.values()
+    ):
+        raise TypeError("not a mapping of SHA-256 digests")
+    return value
+
+
+def _count(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise TypeError("not a count")
+    return value
+
+
+def _tensor_info(entry: Any) -> TensorInfo:
+    if entry["dtype"] not in ("float32", "int64"):
+        raise TypeError("a dtype that no output has")
+    return TensorInfo(np.dtype(entry["dtype"]), tuple(_extent(extent) for extent in entry["shape"]))
+
+
+def _extent(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 31:
+        raise TypeError("not an extent")
+    return value

@@ -4,57 +4,101 @@ from __future__ import annotations
 
 import re
 import struct
-import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
-from converter.catalog import PUBLISHED
-from converter.errors import RequirementError, SourceError, UsageError
+from converter import catalog
+from converter.checkpoint_state import STATE_FILE, Snapshot, choose, find_snapshots, find_state, read_latest
+from converter.errors import SourceError, UsageError
 from converter.tensor_source import TensorSource
 
 _HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"  # HDF5 file format specification 3.0, section II.A
 _ZIP_MAGIC = b"PK\x03\x04"
 _PICKLE = re.compile(rb"\x80[\x02-\x05]")  # protocols 2 to 5; torch.save wrote 2 before PyTorch 1.6
 _TABLE_MAGIC = struct.pack("<Q", 0xDB4775248B80FB57)  # LevelDB, table/format.h: kTableMagicNumber
+_STATE_BEGINNING = b"model_checkpoint_path:"  # first field of a CheckpointState in text format
 _SHARD = re.compile(r"(?P<prefix>.+)\.data-\d{5}-of-\d{5}")
 _SINGLE_FILES = (".pb", ".h5", ".hdf5", ".pt", ".pth", ".safetensors")
 _DOWNLOAD_AGAIN = "Download or copy it again"
 
 
-def open_source(path: Path | str) -> TensorSource:
+def locate(
+    source: Path | str,
+    *,
+    offline: bool = False,
+    archive: Path | None = None,
+    progress: Callable[[int, int | None], None] | None = None,
+) -> Path:
+    """Turn the name of a known checkpoint into the folder of its verified files.
+
+    Args:
+        source: A name or alias of the catalogue, or a path, which is returned as it is; what exists as a path
+            is no name.
+        offline: Never download.
+        archive: The zip of the named checkpoint, downloaded by other means.
+        progress: Told of the download, in bytes done and in all.
+
+    Raises:
+        UsageError: `archive` is given, and `source` is no name.
+        RequirementError: The checkpoint is not in the cache and cannot be had.
+        SourceError: What was downloaded, given or cached is damaged, or the user's catalogue is.
+    """
+    path = Path(source)
+    checkpoint = None if _exists(path) else catalog.find(str(source))
+    if checkpoint is not None:
+        from converter.download import model_folder
+
+        return model_folder(checkpoint, offline=offline, archive=archive, progress=progress)
+    if archive is not None:
+        raise UsageError(f"--archive goes with a name, such as vggface2; {source} is a path or unknown.")
+    return path
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists() or _sibling(path, ".index").exists()
+    except (OSError, ValueError):  # a name that no path can have
+        return False
+
+
+def open_source(path: Path | str, *, step: int | None = None) -> TensorSource:
     """Open a checkpoint, a frozen graph, Keras weights or a state_dict.
 
     Args:
-        path: A model folder, a checkpoint prefix, an .index, a .data shard, a .meta (its sibling checkpoint
-            is opened), a frozen .pb, a Keras .h5, a .pt or a .safetensors.
+        path: A name of the catalogue, as `locate` takes it; a model folder or its `checkpoint` file (the
+            latest checkpoint is opened, as `choose` says), a checkpoint prefix, an .index, a .data shard, a
+            .meta (its sibling checkpoint is opened), a frozen .pb, a Keras .h5, a .pt or a .safetensors.
+        step: The training step to take where there are several. A path that is one checkpoint must be of it.
 
     Raises:
         SourceError: Nothing is there, or it is unreadable, corrupt or of no known format.
-        UsageError: A folder holds several checkpoints.
-        RequirementError: `path` is no path but the name of a published checkpoint.
+        UsageError: A folder holds checkpoints of several models, or none of this step.
+        RequirementError: `path` is a name, and its files are not in the cache and cannot be had.
     """
-    from converter.formats.tensor_bundle import TensorBundle
+    path = locate(path)
+    source = _open(path, step)
+    if step is not None and (found := Snapshot.of(source.path).step) != step:
+        source.close()
+        what = "its name tells no step" if found is None else f"this is step {found}"
+        raise UsageError(f"{path}: {what}, and step {step} is asked for. Leave it out, or give the folder.")
+    return source
 
-    path = Path(path)
+
+def _open(path: Path, step: int | None) -> TensorSource:
     try:
         if path.is_dir():
-            return _open_folder(path)
+            return _open_folder(path, step)
         if path.is_file():
-            return _open_file(path)
+            return _open_file(path, step)
         if _sibling(path, ".index").is_file():
-            return TensorBundle(path)
+            return _open_file(_sibling(path, ".index"), step)
     except OSError as error:
         raise SourceError(path, f"cannot be read ({error.strerror or error})") from error
-    published = PUBLISHED.get(str(path))
-    if published is not None:
-        raise RequirementError(
-            f"{path}: published checkpoints are not downloaded. Get {published.url} with a browser, "
-            "unpack it and give the folder."
-        )
     raise SourceError(
         path,
         "no such file, folder or checkpoint prefix",
-        next_step="Give a model folder, a checkpoint prefix, or an .index, .data, .meta, .pb, .h5, .pt or "
-        ".safetensors file",
+        next_step="Give a model folder, a checkpoint prefix, an .index, .data, .meta, .pb, .h5, .pt or "
+        ".safetensors file, or a name that `python -m converter list` shows",
     )
 
 
@@ -62,12 +106,12 @@ def _sibling(prefix: Path, ending: str) -> Path:
     return prefix.with_name(prefix.name + ending)
 
 
-def _open_folder(folder: Path) -> TensorSource:
-    from converter.formats.tensor_bundle import TensorBundle
-
+def _open_folder(folder: Path, step: int | None) -> TensorSource:
+    snapshots = find_snapshots(folder)
+    if snapshots:
+        return _open_file(choose(snapshots, folder, step=step, state=find_state(folder)).path, step)
     files = sorted(entry for entry in folder.iterdir() if entry.is_file())
-    indices = [file for file in files if file.suffix == ".index"]
-    candidates = indices or [file for file in files if file.suffix in _SINGLE_FILES]
+    candidates = [file for file in files if file.suffix in _SINGLE_FILES]
     if not candidates:
         found = ", ".join(file.name for file in files[:5]) or "nothing"
         raise SourceError(
@@ -80,10 +124,10 @@ def _open_folder(folder: Path) -> TensorSource:
         raise UsageError(
             f"{folder}: {len(candidates)} checkpoints in one folder ({names}). Name one of these files."
         )
-    return TensorBundle(candidates[0].with_suffix("")) if indices else _open_file(candidates[0])
+    return _open_file(candidates[0], step)
 
 
-def _open_file(path: Path) -> TensorSource:
+def _open_file(path: Path, step: int | None) -> TensorSource:
     from converter.formats.tensor_bundle import TensorBundle
 
     size = path.stat().st_size
@@ -113,12 +157,16 @@ def _open_file(path: Path) -> TensorSource:
         return KerasHdf5(path)
     is_text_pickle = path.suffix in (".pt", ".pth") and head[:1] in b"c(]}"  # protocols 0 and 1 have no magic
     if head.startswith(_ZIP_MAGIC) or _PICKLE.match(head) or is_text_pickle:
-        return _open_archive_or_pickle(path)
+        from converter.formats.state_dict_file import StateDictFile
+
+        return StateDictFile(path)
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= size - 8:
         from converter.formats.safetensors_file import SafetensorsFile
 
         return SafetensorsFile(path)
-    return _open_protobuf(path)
+    if path.name == STATE_FILE or head.startswith(_STATE_BEGINNING):
+        return _open_beside_state(path, step)
+    return _open_protobuf(path, step)
 
 
 def _open_table(path: Path) -> TensorSource:
@@ -137,50 +185,39 @@ def _open_table(path: Path) -> TensorSource:
     )
 
 
-def _open_archive_or_pickle(path: Path) -> TensorSource:
-    from converter.formats.state_dict_file import StateDictFile
-
-    try:
-        names = None
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                names = archive.namelist()
-    except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
-        raise SourceError(path, f"a damaged zip archive ({error})", next_step=_DOWNLOAD_AGAIN) from error
-    if names is not None and not any(name.endswith("/data.pkl") for name in names):
-        raise SourceError(
-            path,
-            f"a zip archive, not a PyTorch file (it holds {', '.join(names[:4]) or 'nothing'})",
-            next_step="Unpack it and give the folder",
-        )
-    return StateDictFile(path)
-
-
-def _open_protobuf(path: Path) -> TensorSource:
+def _open_protobuf(path: Path, step: int | None) -> TensorSource:
     from converter.formats.frozen_graph import FrozenGraph, is_meta_graph
 
     if path.suffix == ".meta" or is_meta_graph(path):
-        return _open_beside_meta(path)
+        return _open_beside_meta(path, step)
     return FrozenGraph(path)
 
 
-def _open_beside_meta(path: Path) -> TensorSource:
+def _open_beside_meta(path: Path, step: int | None) -> TensorSource:
     """Open the checkpoint of a .meta; the published ones leave the step out of the .meta's name."""
-    from converter.formats.tensor_bundle import TensorBundle
-
     prefix = path.with_suffix("")
     if _sibling(prefix, ".index").is_file():
-        return TensorBundle(prefix)
-    beside = sorted(file for file in path.parent.glob("*.index") if file.name.startswith(prefix.name + "."))
+        return _open_file(_sibling(prefix, ".index"), step)
+    beside = [
+        snapshot for snapshot in find_snapshots(path.parent) if snapshot.name.startswith(f"{prefix.name}.")
+    ]
     if not beside:
         raise SourceError(
             path,
             "a graph without weights, and no checkpoint of its name beside it",
             next_step=f"Put {prefix.name}.ckpt-STEP.index and its .data file beside it",
         )
-    if len(beside) > 1:
-        names = ", ".join(file.name for file in beside)
-        raise UsageError(
-            f"{path}: {len(beside)} checkpoints belong to it ({names}). Name one of these files."
+    return _open_file(choose(beside, path, step=step, state=find_state(path.parent)).path, step)
+
+
+def _open_beside_state(path: Path, step: int | None) -> TensorSource:
+    """Open the checkpoint that a `checkpoint` file names, or if it is gone the one of the highest step."""
+    latest = read_latest(path)
+    snapshots = find_snapshots(path.parent)
+    if not snapshots:
+        raise SourceError(
+            path,
+            f"a list of checkpoints, and {latest!r} is not beside it, nor is any other",
+            next_step=f"Put {latest}.index and its .data file beside it",
         )
-    return TensorBundle(beside[0].with_suffix(""))
+    return _open_file(choose(snapshots, path, step=step, state=path).path, step)

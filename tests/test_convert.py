@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ml_dtypes
 import numpy as np
 import pytest
+import torch
 from conftest import CLASSES, same_bits
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -12,6 +14,7 @@ from converter.convert import (
     AVERAGE,
     MappingError,
     Problem,
+    convert_entries,
     describe,
     infer_variant,
     plan,
@@ -19,6 +22,8 @@ from converter.convert import (
     to_tensorflow,
 )
 from converter.layer_map import Converted, Synthesised, Variant, table
+from converter.naming import tensorflow_tensors
+from converter.sources import open_source
 from converter.tensor_source import TensorInfo
 
 BITS = np.random.default_rng(0).integers(0, 1 << 32, 1 << 22, np.uint32).view(np.float32)
@@ -210,6 +215,113 @@ def test_averages_that_are_not_there_are_said_so():
     assert "There are no moving averages here: leave out --weights average." in str(error)
 
 
+# Other precisions
+
+
+PRECISIONS = (np.dtype("float16"), np.dtype(ml_dtypes.bfloat16), np.dtype("float64"), np.dtype("float32"))
+
+
+@pytest.fixture(scope="module")
+def mixed(tensors):
+    """Each tensor in the next of four dtypes; those of float64 are such that float32 cannot hold them."""
+    drawn = {}
+    for number, (name, array) in enumerate(tensors.items()):
+        dtype = PRECISIONS[number % 4]
+        drawn[name] = array.astype(dtype)
+        if dtype == np.float64:
+            drawn[name] *= 1 + 2.0**-30
+    return drawn
+
+
+def test_every_precision_becomes_float32(mixed):
+    state_dict = to_pytorch(mixed)
+    axes = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}
+    for row in table(Variant(num_classes=CLASSES)):
+        if isinstance(row, Converted):
+            array = mixed[row.variable]
+            # PyTorch casts here, not NumPy.
+            bits = array.view(np.int16) if array.dtype == ml_dtypes.bfloat16 else array
+            tensor = torch.from_numpy(bits.copy())
+            tensor = tensor.view(torch.bfloat16) if bits is not array else tensor
+            expected = tensor.float().numpy().transpose(axes[array.ndim])
+            assert same_bits(state_dict[row.key], expected), row.key
+
+
+def test_the_plan_tells_what_will_be_cast(mixed, tensors):
+    casts = plan(describe(mixed)).casts
+    assert casts == {name: array.dtype for name, array in mixed.items() if array.dtype != np.float32}
+    assert len(casts) == 369
+    assert plan(describe(tensors)).casts == {}
+
+
+def test_entries_say_what_their_cast_changed(mixed):
+    casts = {}
+    for entry in convert_entries(mixed, plan(describe(mixed))):
+        if isinstance(entry.row, Converted):
+            casts[entry.row.variable] = entry.cast
+        else:
+            assert entry.cast is None
+    for name, array in mixed.items():
+        if array.dtype == np.float32:
+            assert casts[name] is None
+            continue
+        exact = array.astype(np.float32).astype(np.float64)
+        assert (casts[name].dtype, casts[name].elements) == (array.dtype.name, array.size)
+        assert casts[name].changed == (exact != array.astype(np.float64)).sum()
+        assert (casts[name].changed > 0) == (array.dtype == np.float64), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("counters", [False, True], ids=["model.half()", "every entry"])
+def test_a_state_dict_of_another_precision(tensors, tmp_path, dtype, counters):
+    """`model.half()` leaves the batch counters as they are; who casts every entry casts them as well."""
+    state_dict = {key: torch.from_numpy(array) for key, array in to_pytorch(tensors).items()}
+    content = {
+        key: value.to(dtype) if counters or value.is_floating_point() else value
+        for key, value in state_dict.items()
+    }
+    torch.save(content, tmp_path / "w.pt")
+    with open_source(tmp_path / "w.pt") as source:
+        again = to_pytorch(tensorflow_tensors(source))
+    assert list(again) == list(state_dict)
+    for key, value in content.items():
+        expected = value.to(state_dict[key].dtype).numpy()
+        assert same_bits(again[key], expected), key
+
+
+def test_a_gamma_in_half_precision_is_told_from_ones(tensors):
+    state_dict = {key: array.astype(np.float16) for key, array in to_pytorch(tensors).items()}
+    assert not any(name.endswith("/gamma") for name in to_tensorflow(state_dict))
+    state_dict["last_bn.weight"][3] = 2
+    again = to_tensorflow(state_dict)
+    assert again["InceptionResnetV1/Bottleneck/BatchNorm/gamma"][3] == 2
+    assert to_pytorch(again)["last_bn.weight"].dtype == np.float32
+
+
+def test_values_beyond_float32_are_refused_in_one_report(tensors):
+    kernel, beta = f"{STEM}/weights", f"{STEM}/BatchNorm/beta"
+    large = {kernel: tensors[kernel].astype(np.float64), beta: tensors[beta].astype(np.float64)}
+    large[kernel][0, 0, 0, :2] = 1e39, -1e300
+    large[beta][5] = np.inf
+    to_pytorch(tensors | {beta: large[beta]})  # an infinity is one in float32 as well
+    large[beta][6] = 1e39
+    with pytest.raises(MappingError) as caught:
+        to_pytorch(tensors | large)
+    assert caught.value.problems == (
+        Problem(
+            "out of range",
+            kernel,
+            "2 of 864 values are beyond float32, the largest is -1e+300 (for conv2d_1a.conv.weight)",
+        ),
+        Problem(
+            "out of range",
+            beta,
+            "1 of 32 values are beyond float32, the largest is 1e+39 (for conv2d_1a.bn.bias)",
+        ),
+    )
+    assert caught.value.exit_code == 3
+
+
 # What does not fit
 
 
@@ -220,13 +332,13 @@ def test_every_problem_is_in_one_report():
     assert plan(info).left_out == ()
     del info[missing]
     info[misshapen] = TensorInfo(np.dtype("float32"), (3, 3, 32, 3))
-    info[wrong] = TensorInfo(np.dtype("float64"), (32,))
+    info[wrong] = TensorInfo(np.dtype("int64"), (32,))
     info["Bottleneck/weights"] = info["InceptionResnetV1/Bottleneck/weights"]
     info["InceptionResnetV1/Conv2d_9z/weights"] = TensorInfo(np.dtype("float32"), (1, 1, 3, 3))
     error = problems_of(info)
     assert error.problems == (
         Problem("misshapen", misshapen, "(3, 3, 32, 3), expected (3, 3, 3, 32)"),
-        Problem("wrong dtype", wrong, "float64, expected float32"),
+        Problem("wrong dtype", wrong, "int64, expected float32"),
         Problem("missing", missing, "for repeat_2.2.conv2d.bias"),
         Problem("duplicate", "Bottleneck/weights", "InceptionResnetV1/Bottleneck is there as well"),
         Problem("unexpected", "InceptionResnetV1/Conv2d_9z/weights", "float32 (1, 1, 3, 3)"),
@@ -239,7 +351,7 @@ def test_every_problem_of_a_state_dict_is_in_one_report(tensors):
     state_dict = to_pytorch(tensors)
     del state_dict["repeat_2.2.conv2d.bias"]
     state_dict["conv2d_1a.conv.weight"] = tensors[f"{STEM}/weights"]
-    state_dict["conv2d_1a.bn.bias"] = state_dict["conv2d_1a.bn.bias"].astype(np.float16)
+    state_dict["conv2d_1a.bn.bias"] = state_dict["conv2d_1a.bn.bias"].astype(np.int16)
     state_dict["conv2d_1a.bn.num_batches_tracked"] = np.zeros((), np.int32)
     state_dict["last_linear.bias"] = np.zeros(512, np.float32)
     with pytest.raises(MappingError) as caught:
@@ -247,7 +359,7 @@ def test_every_problem_of_a_state_dict_is_in_one_report(tensors):
     assert set(caught.value.problems) == {
         Problem("missing", "repeat_2.2.conv2d.bias"),
         Problem("misshapen", "conv2d_1a.conv.weight", "(3, 3, 3, 32), expected (32, 3, 3, 3)"),
-        Problem("wrong dtype", "conv2d_1a.bn.bias", "float16, expected float32"),
+        Problem("wrong dtype", "conv2d_1a.bn.bias", "int16, expected float32"),
         Problem("wrong dtype", "conv2d_1a.bn.num_batches_tracked", "int32, expected int64"),
         Problem("unexpected", "last_linear.bias", "float32 (512,)"),
     }
@@ -293,11 +405,13 @@ def test_a_misshapen_bottleneck_is_reported_and_not_tripped_over(shape):
     assert has(problems_of(info), "misshapen", "InceptionResnetV1/Bottleneck/weights")
 
 
-@pytest.mark.parametrize("dtype", ["float16", "float64", "int32", ">f4", "object"])
-def test_only_float32_is_weights(dtype):
+@pytest.mark.parametrize("dtype", ["int32", "uint8", "bool", "complex64", ">f4", ">f8", "object"])
+def test_what_is_no_dtype_of_a_weight(dtype):
     info = info_of(Variant())
     info[f"{STEM}/weights"] = TensorInfo(np.dtype(dtype), (3, 3, 3, 32))
-    assert [problem.kind for problem in problems_of(info).problems] == ["wrong dtype"]
+    error = problems_of(info)
+    assert [problem.kind for problem in error.problems] == ["wrong dtype"]
+    assert "float32, float16, bfloat16 and float64 are converted" in str(error)
 
 
 def test_nothing_at_all_is_refused():

@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
 from contextlib import contextmanager
+from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 
@@ -17,16 +19,18 @@ import pytest
 import torch
 from conftest import CLASSES, random_bits, same_bits, write_keras
 from safetensors.numpy import load_file
+from safetensors.torch import save_file as save_torch
 
 from converter import convert_file as module
 from converter.__main__ import main
 from converter.atomic import AtomicFiles
 from converter.catalog import CHECKPOINTS
-from converter.convert import AVERAGE, MappingError
-from converter.convert_file import convert_file, identify
-from converter.errors import DifferenceError, UsageError
+from converter.convert import AVERAGE, MappingError, to_pytorch
+from converter.convert_file import convert_file, find_namesake, identify
+from converter.errors import DifferenceError, SourceError, UsageError
 from converter.formats.tensor_bundle import TensorBundle, write_tensor_bundle
 from converter.layer_map import Converted, Variant, table
+from converter.sources import open_source
 from reference import InceptionResnetV1
 
 ROOT = Path(module.__file__).parents[1]
@@ -232,6 +236,151 @@ def test_only_digests_prove_a_published_checkpoint(converted):
     assert identify({"x.index": "0" * 64, "x.data-00000-of-00001": data}) is None
     assert identify({"x.h5": data}) is None
     assert identify({}) is None
+
+
+def test_a_namesake_of_a_published_checkpoint_is_called_one(converted):
+    assert converted["pt"].namesake == NAME
+    index, data = f"model-{NAME}.ckpt-275.index", f"model-{NAME}.ckpt-275.data-00000-of-00001"
+    known = {index: CHECKPOINTS[0].sha256[".index"], data: CHECKPOINTS[0].sha256[".data-00000-of-00001"]}
+    assert find_namesake(NAME, known) is None
+    assert find_namesake(NAME, known | {index: "0" * 64}) == NAME
+    assert find_namesake(NAME, {f"{NAME}.pb": "0" * 64}) == NAME
+    assert find_namesake(NAME, {f"{NAME}.h5": "0" * 64}) is None  # no digest of such a file was published
+    assert find_namesake("20990101-000000", known | {index: "0" * 64}) is None
+    assert find_namesake("vggface2", known | {index: "0" * 64}) is None
+
+
+# What is expected of the source
+
+
+def digests_of(source):
+    return [sha256(Path(f"{source}{end}")) for end in (".index", ".data-00000-of-00001")]
+
+
+def test_a_source_of_the_expected_digests(source, tmp_path):
+    digests = [digest.upper() for digest in digests_of(source)]
+    conversion = convert_file(source, tmp_path / "w.pt", sha256=["0" * 64, *digests])
+    assert sorted(conversion.source_digests.values()) == sorted(digests_of(source))
+
+
+@pytest.mark.parametrize("wrong", [0, 1])
+def test_a_source_of_another_digest_is_refused_and_nothing_written(source, tmp_path, wrong):
+    digests = digests_of(source)
+    expected = [digest for number, digest in enumerate(digests) if number != wrong] + ["f" * 64]
+    steps = []
+    with pytest.raises(SourceError) as caught:
+        convert_file(source, tmp_path / "w.pt", sha256=expected, progress=lambda *step: steps.append(step))
+    file = f"{source}{('.index', '.data-00000-of-00001')[wrong]}"
+    assert str(caught.value).startswith(f"{file}: its SHA-256 is {digests[wrong]}, not ")
+    assert all(digest in str(caught.value) for digest in expected)
+    assert caught.value.exit_code == 3
+    assert snapshot_names(tmp_path) == []
+    assert steps[-1][0] < steps[-1][1] / 2 + 1  # the tensors were made, and none of them was written
+
+
+@pytest.mark.parametrize("digest", ["", "0" * 63, "g" * 64, f"sha256:{'0' * 64}"])
+def test_what_is_no_digest_is_said_so(source, tmp_path, digest):
+    with pytest.raises(UsageError, match="is no SHA-256, which has 64 hexadecimal digits"):
+        convert_file(source, tmp_path / "w.pt", sha256=[digest])
+
+
+# Other precisions
+
+
+@pytest.fixture(scope="module")
+def mixed(tensors, tmp_path_factory):
+    """A checkpoint that TensorFlow wrote in four precisions, and the same as TensorFlow casts it."""
+    tf = pytest.importorskip("tensorflow")
+    dtypes = (tf.float16, tf.bfloat16, tf.float64, tf.float32)
+    values = {name: tf.cast(array, dtypes[n % 4]) for n, (name, array) in enumerate(tensors.items())}
+    factor = tf.constant(1 + 2.0**-30, tf.float64)
+    values = {name: value * factor if value.dtype == tf.float64 else value for name, value in values.items()}
+    prefix = tmp_path_factory.mktemp("mixed") / "mixed.ckpt-7"
+    tf.raw_ops.SaveV2(
+        prefix=str(prefix),
+        tensor_names=list(values),
+        shape_and_slices=[""] * len(values),
+        tensors=list(values.values()),
+    )
+    single = {name: tf.cast(value, tf.float32).numpy() for name, value in values.items()}
+    return prefix, {name: value.dtype.name for name, value in values.items()}, single
+
+
+def test_other_precisions_become_float32_and_the_change_is_stated(mixed, tmp_path):
+    prefix, dtypes, single = mixed
+    conversion = convert_file(prefix.parent, tmp_path / "w.pt", step=7)
+    assert_converted(load(tmp_path / "w.pt"), single)
+    assert {name: cast.dtype for name, cast in conversion.casts.items()} == {
+        name: dtype for name, dtype in dtypes.items() if dtype != "float32"
+    }
+    assert conversion.plan.casts.keys() == conversion.casts.keys()
+    half, brain, double = conversion.cast_statements
+    assert re.fullmatch(
+        r"123 tensors of float16 widened to float32, which holds each of the .* exactly", half
+    )
+    assert re.fullmatch(r"123 tensors of bfloat16 widened to float32, which holds each .* exactly", brain)
+    assert re.fullmatch(
+        r"123 tensors of float64 rounded to the nearest float32: 14,3[\d,]+ of 14,3[\d,]+ values changed, "
+        r"by 9\.3e-10 of the value at most \(.*\)",  # 2^-30, which the factor is away from one
+        double,
+    )
+    manifest = json.loads((tmp_path / "w.pt.json").read_text())
+    for entry in manifest["tensors"]:
+        if dtypes.get(entry.get("variable"), "float32") == "float32":
+            assert "cast_from" not in entry
+        else:
+            assert entry["cast_from"] == asdict(conversion.casts[entry["variable"]])
+            assert (entry["cast_from"]["changed"] > 0) == (entry["cast_from"]["dtype"] == "float64")
+
+
+def test_a_value_beyond_float32_is_refused_by_name(mixed, tensors, tmp_path):
+    name = "InceptionResnetV1/Bottleneck/BatchNorm/beta"
+    large = tensors[name].astype(np.float64)
+    large[3] = -1e200
+    write_tensor_bundle(tmp_path / "large", tensors | {name: large})
+    before = set(snapshot_names(tmp_path))
+    with pytest.raises(MappingError) as caught:
+        convert_file(tmp_path / "large", tmp_path / "w.pt")
+    assert f"{tmp_path / 'large'}: 1 of the tensors do not fit" in str(caught.value)
+    assert f"{name}: 1 of 512 values are beyond float32, the largest is -1e+200" in str(caught.value)
+    assert set(snapshot_names(tmp_path)) == before
+
+
+def test_a_frozen_graph_in_half_precision(tensors, tmp_path):
+    tf = pytest.importorskip("tensorflow")
+    halves = {name: array.astype(np.float16) for name, array in tensors.items()}
+    with tf.Graph().as_default() as graph:
+        for name, array in halves.items():
+            tf.identity(tf.constant(array, name=name), name=f"{name}/read")
+    (tmp_path / "half.pb").write_bytes(graph.as_graph_def().SerializeToString())
+    with open_source(tmp_path / "half.pb") as opened:
+        state_dict = to_pytorch(opened)
+    assert_converted(state_dict, {name: array.astype(np.float32) for name, array in halves.items()})
+
+
+def test_keras_weights_in_float64(tensors, tmp_path):
+    write_keras(tmp_path / "w.h5", {name: array.astype(np.float64) for name, array in tensors.items()})
+    conversion = convert_file(tmp_path / "w.h5", tmp_path / "w.safetensors", output_format="safetensors")
+    assert_converted(load_file(tmp_path / "w.safetensors"), tensors)
+    assert len(conversion.casts) == 492
+    assert conversion.cast_statements[0].startswith(
+        "492 tensors of float64 rounded to the nearest float32: none"
+    )
+
+
+def test_a_state_dict_in_bfloat16_whose_every_entry_was_cast(tensors, tmp_path):
+    state_dict = {key: torch.from_numpy(array) for key, array in to_pytorch(tensors).items()}
+    state_dict["last_bn.num_batches_tracked"] += 256
+    halves = {key: value.bfloat16() for key, value in state_dict.items()}
+    save_torch(halves, tmp_path / "half.safetensors")
+    conversion = convert_file(tmp_path / "half.safetensors", tmp_path / "w.pt")
+    state_dict["last_bn.num_batches_tracked"] *= 0
+    again = torch.load(tmp_path / "w.pt", weights_only=True)
+    for key, value in again.items():
+        assert torch.equal(value, halves[key].to(value.dtype) if "batches" not in key else state_dict[key]), (
+            key
+        )
+    assert [item.reason for item in conversion.left_out] == ["256 batches counted; written as 0"]
 
 
 # The manifest

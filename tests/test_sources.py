@@ -114,15 +114,63 @@ def test_a_folder_with_a_checkpoint_and_its_frozen_graph_means_the_checkpoint(ch
         assert "Logits/weights" in source
 
 
-def test_two_checkpoints_in_a_folder_are_for_the_user_to_choose_from(folder, tensors):
+def test_checkpoints_of_two_models_are_for_the_user_to_choose_from(folder, tensors):
     for path in sorted(folder.glob(f"{PREFIX}.*")):
-        link(path, folder / path.name.replace(f"-{STEP}.", "-91."))
-    with pytest.raises(UsageError, match=r"2 checkpoints in one folder") as caught:
+        link(path, folder / path.name.replace("model-", "other-"))
+    names = f"model-{MODEL}.ckpt-90.index, other-{MODEL}.ckpt-90.index"
+    with pytest.raises(
+        UsageError, match=rf"2 checkpoints in one folder \({names}\). Name one of these files"
+    ):
         open_source(folder)
-    assert all(f"{PREFIX[:-2]}{step}.index" in str(caught.value) for step in (STEP, 91))
-    with pytest.raises(UsageError, match=r"2 checkpoints belong to it"):
-        open_source(folder / f"model-{MODEL}.meta")
+    with pytest.raises(UsageError, match=rf"2 checkpoints are of step 90 \({names}\)"):
+        open_source(folder, step=STEP)
     assert_holds(folder / f"{PREFIX}.index", tensors, TABLE)
+
+
+@pytest.fixture
+def steps(folder):
+    """The checkpoint again under two more steps."""
+    for step in (9, 100):
+        for path in sorted(folder.glob(f"{PREFIX}.*")):
+            link(path, folder / path.name.replace(f"-{STEP}.", f"-{step}."))
+    return folder
+
+
+@pytest.mark.parametrize("name", ["", f"model-{MODEL}.meta"])
+def test_the_highest_step_is_a_number_and_not_a_name(steps, name):
+    with open_source(steps / name) as source:
+        assert source.path.name == f"model-{MODEL}.ckpt-100"
+
+
+@pytest.mark.parametrize("name", ["", f"model-{MODEL}.meta", "checkpoint"])
+def test_a_step_is_chosen(steps, name):
+    (steps / "checkpoint").write_text(f'model_checkpoint_path: "model-{MODEL}.ckpt-90"')
+    for step in (9, 90, 100):
+        with open_source(steps / name, step=step) as source:
+            assert source.path.name == f"model-{MODEL}.ckpt-{step}"
+    with pytest.raises(
+        UsageError, match=r"there is no checkpoint of step 91 \(.*-9\.index, .*-90\.index, .*-100"
+    ):
+        open_source(steps / name, step=91)
+
+
+def test_a_list_of_checkpoints_under_another_name(steps):
+    (steps / "of-yesterday").write_text(f'model_checkpoint_path: "model-{MODEL}.ckpt-9"')
+    with open_source(steps / "of-yesterday") as source:
+        assert source.path.name == f"model-{MODEL}.ckpt-9"
+
+
+def test_a_single_checkpoint_must_be_of_the_step(checkpoint, single_files):
+    folder = checkpoint.index.parent
+    for name in ("", PREFIX, f"{PREFIX}.index", f"{PREFIX}.data-00000-of-00001", f"model-{MODEL}.meta"):
+        with open_source(folder / name, step=STEP) as source:
+            assert source.path == checkpoint.prefix
+    for name in (PREFIX, f"{PREFIX}.index", f"{PREFIX}.data-00000-of-00001"):
+        with pytest.raises(UsageError, match="this is step 90, and step 91 is asked for"):
+            open_source(folder / name, step=91)
+    for path in (checkpoint.frozen, single_files / "weights.pt"):
+        with pytest.raises(UsageError, match="its name tells no step, and step 90 is asked for"):
+            open_source(path, step=STEP)
 
 
 def test_a_meta_is_not_given_a_longer_name_s_checkpoint(folder):

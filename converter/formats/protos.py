@@ -7,7 +7,8 @@ it, with the same number and type. Fields that nothing here needs are left out; 
 in them as unknown fields.
 
 Sources: TensorFlow's core/protobuf/tensor_bundle.proto and, in core/framework, versions.proto, types.proto,
-tensor_shape.proto, tensor_slice.proto, tensor.proto, attr_value.proto, node_def.proto and graph.proto.
+tensor_shape.proto, tensor_slice.proto, tensor.proto, attr_value.proto, node_def.proto and graph.proto; for
+CheckpointState, python/training/checkpoint_state.proto.
 
 The functions at the end turn a message into the Python value it stands for, or refuse it.
 """
@@ -24,6 +25,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+
+from converter.formats.limits import MAX_RANK
 
 
 class DataType(IntEnum):
@@ -191,6 +194,12 @@ _MESSAGES: Mapping[str, tuple[str, ...]] = {
     ),
     "NodeDef.AttrEntry": ("string key = 1", "AttrValue value = 2"),
     "GraphDef": ("repeated NodeDef node = 1", "VersionDef versions = 4"),
+    "CheckpointState": (
+        "string model_checkpoint_path = 1",
+        "repeated string all_model_checkpoint_paths = 2",
+        "repeated double all_model_checkpoint_timestamps = 3",
+        "double last_preserved_timestamp = 4",
+    ),
 }
 
 _MAP_ENTRIES = {"NodeDef.AttrEntry"}
@@ -272,9 +281,7 @@ TensorProto = _message_class("TensorProto")
 AttrValue = _message_class("AttrValue")
 NodeDef = _message_class("NodeDef")
 GraphDef = _message_class("GraphDef")
-
-_MAX_DIMS = 32
-"""Dimensions of an array in NumPy 1; NumPy 2 allows 64, TensorFlow 254."""
+CheckpointState = _message_class("CheckpointState")
 
 
 def shape_of(message: Any, dtype: np.dtype) -> tuple[int, ...]:
@@ -291,11 +298,11 @@ def shape_of(message: Any, dtype: np.dtype) -> tuple[int, ...]:
         ValueError: The rank is unknown or above 32, a dimension is negative, or the dimensions that are not
             zero make more than 2**63 - 1 bytes.
     """
-    shape = tuple(dim.size for dim in message.dim)
     if message.unknown_rank:
         raise ValueError("the shape is unknown")
-    if len(shape) > _MAX_DIMS:
-        raise ValueError(f"the shape has {len(shape)} dimensions, more than {_MAX_DIMS}")
+    if len(message.dim) > MAX_RANK:
+        raise ValueError(f"the shape has {len(message.dim)} dimensions, more than {MAX_RANK}")
+    shape = tuple(dim.size for dim in message.dim)
     if any(size < 0 for size in shape):
         raise ValueError(f"the shape {shape} has a negative dimension")
     if math.prod(size for size in shape if size) * dtype.itemsize >= 1 << 63:

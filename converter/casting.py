@@ -1,0 +1,139 @@
+"""Casting weights of other precisions to float32, and saying for each tensor what that changed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+FLOAT32 = np.dtype(np.float32)
+HALVES = (np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
+"""Half precisions: float32 holds every value of theirs."""
+
+CASTABLE = (*HALVES, np.dtype(np.float64))
+"""What is cast to float32; any other dtype is no dtype of a weight."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cast:
+    """What casting one tensor to float32 did to it.
+
+    Attributes:
+        dtype: NumPy name of the dtype that it had.
+        elements: How many elements it has.
+        changed: How many of them are other bits once cast back. Always 0 for half precisions.
+        largest_relative_error: Largest |cast - value| / |value| over the finite elements. At most 2^-24 where
+            the value is in float32's normal range, up to 1 below it.
+    """
+
+    dtype: str
+    elements: int
+    changed: int
+    largest_relative_error: float
+
+
+def to_float32(array: NDArray[Any]) -> NDArray[np.float32]:
+    """Cast an array to float32.
+
+    float16 and bfloat16 are widened exactly, and float64 is rounded to the nearest float32, ties to even
+    (IEEE 754). Infinities and the sign of a zero stay. A NaN stays one of the same sign: of a half precision
+    with its whole payload, of float64 with the leading 22 bits of it, and quiet. Processors differ in what
+    they do to signalling NaNs, so theirs is not relied upon.
+
+    Args:
+        array: float32, or of a dtype in `CASTABLE`.
+
+    Returns:
+        The array itself where it is float32, otherwise a new one of the same shape in C order.
+
+    Raises:
+        OverflowError: Finite values are beyond float32's range; the message counts them.
+        TypeError: The dtype is none of these.
+    """
+    if array.dtype == FLOAT32:
+        return array
+    if array.dtype not in CASTABLE:
+        raise TypeError(f"{array.dtype} is not cast to float32")
+    with np.errstate(over="ignore", invalid="ignore"):  # infinities and NaNs are looked at below
+        cast = array.astype(FLOAT32, order="C")
+    finite = np.isfinite(cast)
+    if not finite.all():
+        _settle_special_values(array, cast, ~finite)
+    return cast
+
+
+def _settle_special_values(
+    array: NDArray[Any], cast: NDArray[np.float32], special: NDArray[np.bool_]
+) -> None:
+    """Refuse infinities that were none before, and give NaNs the bits that `to_float32` promises."""
+    original = array[special]
+    with np.errstate(invalid="ignore"):
+        overflown = original[np.isfinite(original)]
+        nan = np.isnan(original)
+    if overflown.size:
+        largest = max(overflown.tolist(), key=abs)
+        raise OverflowError(
+            f"{overflown.size} of {array.size} values are beyond float32, the largest is {largest:g}"
+        )
+    bits = original.view(f"u{original.itemsize}")
+    if array.dtype == np.float16:
+        wide = bits.astype(np.uint32)
+        payloads = (wide & 0x8000) << 16 | 0x7F800000 | (wide & 0x3FF) << 13
+    elif array.dtype == np.float64:
+        payloads = (bits >> 32 & 0x80000000 | 0x7FC00000 | bits >> 29 & 0x3FFFFF).astype(np.uint32)
+    else:
+        payloads = bits.astype(np.uint32) << 16
+    cast[special] = np.where(nan, payloads, cast[special].view(np.uint32)).astype(np.uint32).view(FLOAT32)
+
+
+def measure_cast(array: NDArray[Any], cast: NDArray[np.float32]) -> Cast:
+    """Say what `to_float32` did to an array.
+
+    Args:
+        array: What was cast, of a dtype in `CASTABLE`.
+        cast: What `to_float32` made of it.
+    """
+    if array.dtype in HALVES:
+        return Cast(array.dtype.name, array.size, 0, 0.0)
+    with np.errstate(invalid="ignore"):
+        back = cast.astype(np.float64).reshape(-1)
+    before = np.ascontiguousarray(array).reshape(-1)
+    changed = back.view(np.uint64) != before.view(np.uint64)
+    was, became = before[changed], back[changed]
+    finite = np.isfinite(was)  # what else has changed is a NaN that lost bits of its payload
+    errors = np.abs(became[finite] - was[finite]) / np.abs(was[finite])
+    return Cast(array.dtype.name, array.size, int(changed.sum()), float(errors.max(initial=0.0)))
+
+
+def state_casts(casts: Mapping[str, Cast]) -> tuple[str, ...]:
+    """Put into words what was cast, a sentence for each dtype.
+
+    Args:
+        casts: Name of each tensor that was cast to what that did.
+    """
+    return tuple(
+        _state_dtype(dtype, {name: cast for name, cast in casts.items() if cast.dtype == dtype})
+        for dtype in dict.fromkeys(cast.dtype for cast in casts.values())
+    )
+
+
+def _state_dtype(dtype: str, casts: Mapping[str, Cast]) -> str:
+    what = f"{len(casts)} {'tensor' if len(casts) == 1 else 'tensors'} of {dtype}"
+    elements = _sum(cast.elements for cast in casts.values())
+    if dtype != "float64":
+        return f"{what} widened to float32, which holds each of the {elements} values exactly"
+    head = f"{what} rounded to the nearest float32"
+    changed = _sum(cast.changed for cast in casts.values())
+    if changed == "0":
+        return f"{head}: none of the {elements} values changed"
+    worst = max(casts, key=lambda name: casts[name].largest_relative_error)
+    error = casts[worst].largest_relative_error
+    return f"{head}: {changed} of {elements} values changed, by {error:.1e} of the value at most ({worst})"
+
+
+def _sum(counts: Iterable[int]) -> str:
+    return f"{sum(counts):,}"
