@@ -445,7 +445,7 @@ def test_small_keras_control(tmp_path):
         (make_external, "kept in another file"),
         (make_virtual, "kept in another file"),
         (make_text, "not numeric"),
-        (drop_layer, "damaged HDF5"),
+        (drop_layer, "a layer named in the file, but not there"),
         (drop_index, "no Keras weights inside"),
     ],
 )

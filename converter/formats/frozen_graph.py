@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +13,21 @@ from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
 from converter.errors import SourceError
-from converter.formats.protos import GraphDef, numpy_dtype
+from converter.formats.limits import MAX_RANK, check_claims, open_regular
+from converter.formats.protos import TensorProto, numpy_dtype
+from converter.formats.wire import BYTES, Field, Wire, WireError
 from converter.tensor_source import Naming, TensorInfo, TensorSource
 
 _MOST_BYTES = 2**31 - 1  # protobuf's own limit for a message
 _MOST_REPEATED_BYTES = 2**26  # for a tensor spelled as one value and a shape, which costs a file nothing
+_MOST_LISTED_BYTES = 2**22  # of values that are not in tensor_content; TensorFlow lists only very few
+_MAX_FIELDS = 250_000  # of a graph; one real frozen graph of 5,893 nodes has 40,000
+# Numbers of fields: core/framework/graph.proto, node_def.proto, attr_value.proto and tensor.proto.
+_NODE = 1
+_NAME, _OP, _INPUT, _ATTRIBUTE = 1, 2, 3, 5
+_KEY, _VALUE = 1, 2
+_TENSOR = 8
+_TENSOR_CONTENT = 4
 _VARIABLE_OPS = ("Variable", "VariableV2", "VarHandleOp")
 # Where TensorProto keeps the elements that are not in tensor_content (core/framework/tensor.proto).
 _VALUE_FIELDS = {
@@ -74,35 +86,44 @@ class FrozenGraph(TensorSource):
     def __init__(self, path: Path) -> None:
         self.path = path
         self.files = (path,)
-        if path.stat().st_size > _MOST_BYTES:
-            raise SourceError(path, "over 2 GiB, which no GraphDef can be")
-        graph = GraphDef()
         try:
-            graph.ParseFromString(path.read_bytes())
-        except DecodeError as error:
+            with open_regular(path) as file:
+                size = os.fstat(file.fileno()).st_size
+                if size > _MOST_BYTES:
+                    raise SourceError(path, "over 2 GiB, which no GraphDef can be")
+                self._wire: Wire | None = Wire(file.read(size), _MAX_FIELDS)
+        except OSError as error:
+            raise SourceError(path, f"the file cannot be read ({error.strerror})") from error
+        try:
+            self._constants = self._frozen_variables(self._wire)
+        except WireError as error:
             raise SourceError(
                 path,
-                "not a readable file of any known format (as a GraphDef it does not parse)",
+                f"not a readable file of any known format (as a GraphDef it does not parse: {error})",
                 next_step="Download or copy it again, or give a checkpoint, .pb, .h5, .pt or .safetensors",
             ) from error
-        self._constants = self._frozen_variables(graph)
-        self.info = {name: self._describe(name, proto) for name, proto in self._constants.items()}
+        self.info = {name: self._describe(name, constant) for name, constant in self._constants.items()}
+        check_claims(path, self.info, size)
 
-    def _frozen_variables(self, graph: Any) -> dict[str, Any]:
+    def _frozen_variables(self, wire: Wire) -> dict[str, _Constant]:
         read: set[str] = set()
-        constants: dict[str, Any] = {}
-        variables = 0
-        for node in graph.node:
-            if node.op == "Identity" and len(node.input) > 0:
-                source = node.input[0].removesuffix(":0")
+        constants: dict[str, _Constant] = {}
+        variables = nodes = 0
+        for field in wire.fields(0, len(wire.data)):
+            if field.number != _NODE:
+                continue
+            node = _Node(wire, field)
+            nodes += 1
+            if node.op == "Identity" and node.inputs:
+                source = node.inputs[0].removesuffix(":0")
                 if node.name in (f"{source}/read", f"{source}/Read/ReadVariableOp"):
                     read.add(source)
             elif node.op == "Const":
                 if node.name in constants:
-                    raise SourceError(self.path, "there twice", tensor=node.name)
-                constants[node.name] = node.attr["value"].tensor
+                    raise SourceError(self.path, "there twice", tensor=node.name[:200])
+                constants[node.name] = _find_constant(wire, node)
             variables += node.op in _VARIABLE_OPS
-        frozen = {name: proto for name, proto in constants.items() if name in read}
+        frozen = {name: constant for name, constant in constants.items() if name in read}
         if frozen:
             return frozen
         if variables:
@@ -113,12 +134,14 @@ class FrozenGraph(TensorSource):
             )
         raise SourceError(
             self.path,
-            f"no weights in it (as a GraphDef it has {len(graph.node)} nodes and no frozen variable)",
+            f"no weights in it (as a GraphDef it has {nodes} nodes and no frozen variable)",
             next_step="Give a checkpoint, a frozen .pb, .h5, .pt or .safetensors",
         )
 
-    def _describe(self, name: str, proto: Any) -> TensorInfo:
-        shape = tuple(dim.size for dim in proto.tensor_shape.dim)
+    def _describe(self, name: str, constant: _Constant) -> TensorInfo:
+        proto = self._parse(name, constant)
+        # The number of dimensions comes first: a shape may have millions.
+        shape = tuple(dim.size for dim in proto.tensor_shape.dim[: MAX_RANK + 1])
         try:
             dtype = numpy_dtype(proto.dtype)
         except ValueError as error:
@@ -128,36 +151,48 @@ class FrozenGraph(TensorSource):
         if proto.tensor_shape.unknown_rank or any(extent < 0 for extent in shape):
             raise SourceError(self.path, f"a constant of unknown shape {shape}", tensor=name)
         wanted = math.prod(shape) * dtype.itemsize
-        if proto.tensor_content:
-            fits = len(proto.tensor_content) == wanted
+        if constant.content is not None:
+            fits = constant.content.stop - constant.content.start == wanted
         else:
             values = len(getattr(proto, _VALUE_FIELDS[dtype.name]))
             fits = values <= math.prod(shape) and (
                 values == math.prod(shape) or wanted <= _MOST_REPEATED_BYTES
             )
         if not fits:
-            raise SourceError(
-                self.path,
-                f"its data does not have the size of {dtype} {shape}",
-                tensor=name,
-                next_step="Download or copy the file again",
-            )
+            raise self._misfit(name, f"its data does not have the size of {dtype} {shape}")
         return TensorInfo(dtype, shape)
+
+    def _parse(self, name: str, constant: _Constant) -> Any:
+        """Parse a constant's TensorProto without its tensor_content, which is large and never copied."""
+        try:
+            return TensorProto.FromString(constant.fields)
+        except DecodeError as error:
+            raise self._misfit(name, "it is not a valid message") from error
+
+    def _misfit(self, name: str, problem: str) -> SourceError:
+        return SourceError(self.path, problem, tensor=name[:200], next_step="Download or copy the file again")
 
     def __getitem__(self, name: str) -> NDArray[Any]:
         """Decode one constant.
 
         Raises:
             KeyError: There is no frozen variable of this name.
+            SourceError: A value is none of its dtype.
+            ValueError: The source is closed.
         """
-        proto, info = self._constants[name], self.info[name]
-        if proto.tensor_content:
-            return np.frombuffer(proto.tensor_content, info.dtype).reshape(info.shape)
-        values = getattr(proto, _VALUE_FIELDS[info.dtype.name])
-        if info.dtype.name in ("float16", "bfloat16"):
-            listed = np.array(values, np.uint16).view(info.dtype)  # half_val holds the bits
-        else:
-            listed = np.array(values, info.dtype)
+        constant, info = self._constants[name], self.info[name]
+        if self._wire is None:
+            raise ValueError(f"{self.path} is closed")
+        if constant.content is not None:
+            data = np.frombuffer(self._wire.data, np.uint8)[constant.content.start : constant.content.stop]
+            return data.view(info.dtype).reshape(info.shape)
+        values = getattr(self._parse(name, constant), _VALUE_FIELDS[info.dtype.name])
+        # half_val holds the bits.
+        stored = np.dtype(np.uint16) if info.dtype.name in ("float16", "bfloat16") else info.dtype
+        listed = np.array(values).astype(stored)
+        if stored.kind in "iu" and listed.tolist() != list(values):
+            raise self._misfit(name, f"a value is none of {info.dtype}")
+        listed = listed.view(info.dtype)
         # TensorFlow lets the last value stand for all that follow, and an empty list for zeros.
         array = np.full(info.size, listed[-1] if listed.size else 0, info.dtype)
         array[: listed.size] = listed
@@ -165,4 +200,60 @@ class FrozenGraph(TensorSource):
 
     def close(self) -> None:
         """Drop the graph; arrays that were read stay valid."""
-        self._constants = {}
+        self._wire = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Constant:
+    """The TensorProto of a Const: where its tensor_content stands, and the bytes of all its other fields."""
+
+    content: Field | None
+    fields: bytes
+
+
+class _Node:
+    """What is needed of a NodeDef: name, op, inputs, and where its attributes stand."""
+
+    def __init__(self, wire: Wire, message: Field) -> None:
+        if message.wire_type != BYTES:
+            raise WireError(f"a node at byte {message.begin} that is no message")
+        self.name = self.op = ""
+        self.inputs: list[str] = []
+        self.attributes: list[Field] = []
+        for field in wire.fields(message.start, message.stop):
+            if field.wire_type != BYTES:
+                continue
+            if field.number == _NAME:
+                self.name = wire.text(field)
+            elif field.number == _OP:
+                self.op = wire.text(field)
+            elif field.number == _INPUT:
+                self.inputs.append(wire.text(field))
+            elif field.number == _ATTRIBUTE:
+                self.attributes.append(field)
+
+
+def _find_constant(wire: Wire, node: _Node) -> _Constant:
+    """Find the tensor in the attribute `value` of a Const."""
+    found = []
+    for attribute in node.attributes:
+        entry = {field.number: field for field in wire.fields(attribute.start, attribute.stop)}
+        if _KEY in entry and _VALUE in entry and wire.text(entry[_KEY]) == "value":
+            found.append(entry[_VALUE])
+    if len(found) != 1:
+        raise WireError(
+            f"a Const at byte {node.attributes[0].begin if node.attributes else 0} with {len(found)} values"
+        )
+    kinds = list(wire.fields(found[0].start, found[0].stop))
+    if [kind.number for kind in kinds] != [_TENSOR] or kinds[0].wire_type != BYTES:
+        raise WireError(f"a Const at byte {found[0].begin} whose value is no tensor")
+    contents, rest = [], bytearray()
+    for field in wire.fields(kinds[0].start, kinds[0].stop):
+        if field.number == _TENSOR_CONTENT and field.wire_type == BYTES:
+            contents.append(field)
+        else:
+            rest += wire.data[field.begin : field.stop]
+    if len(contents) > 1 or len(rest) > _MOST_LISTED_BYTES:
+        raise WireError(f"a tensor at byte {kinds[0].begin} that is larger than it should be")
+    content = contents[0] if contents and contents[0].stop > contents[0].start else None
+    return _Constant(content, bytes(rest))

@@ -42,7 +42,7 @@ BLOCK_SIZE = 262_144
 RESTART_INTERVAL = 16
 """Keys between two restart points of a data block (core/lib/io/table_options.h)."""
 
-MAX_KEY_BYTES = 256 << 20
+MAX_KEY_BYTES = 16 << 20
 """Bytes of keys that a table may hold once prefixes are restored. A limit of this reader: 4 bytes in the
 file can stand for a key of any length, and a real index of a thousand variables stays below 0.1 MB."""
 

@@ -2,20 +2,37 @@
 
 from __future__ import annotations
 
-import pickle
+import io
+import os
 import warnings
-import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import ml_dtypes  # noqa: F401 - registers bfloat16 with NumPy
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from converter.errors import SourceError
+from converter.formats.limits import check_claims, open_regular
+from converter.formats.torch_archive import read_archive
+from converter.formats.torch_pickle import (
+    MAX_PICKLE_BYTES,
+    Other,
+    PickleDamageError,
+    PickleDemandError,
+    PickleWalk,
+    Tensor,
+)
 from converter.tensor_source import Naming, TensorInfo, TensorSource
+
+_ZIP_MAGIC = b"PK\x03\x04"
+_COUNT_BYTES = 8
+# torch/serialization.py: MAGIC_NUMBER and PROTOCOL_VERSION.
+_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+_LEGACY_PROTOCOL = 1001
 
 
 class StateDictFile(TensorSource):
@@ -37,17 +54,86 @@ class StateDictFile(TensorSource):
     def __init__(self, path: Path, *, verify: bool = True) -> None:
         self.path = path
         self.files = (path,)
-        self._tensors = self._load(verify)
-        self.info = {
-            name: TensorInfo(_numpy_dtype(tensor, path, name), tuple(tensor.shape))
-            for name, tensor in self._tensors.items()
-        }
-
-    def _load(self, verify: bool) -> dict[str, torch.Tensor]:
         try:
-            is_zip = zipfile.is_zipfile(self.path)
-            if is_zip and verify:
-                self._check_members()
+            with open_regular(path) as file:
+                self._size = os.fstat(file.fileno()).st_size
+                is_zip = file.read(len(_ZIP_MAGIC)) == _ZIP_MAGIC
+                expected = self._walk_archive(file, verify) if is_zip else self._walk_legacy(file)
+        except OSError as error:
+            raise SourceError(path, f"the file cannot be read ({error.strerror})") from error
+        except PickleDemandError as error:
+            raise SourceError(
+                path,
+                "the pickle inside asks for more than tensors, or is damaged; nothing of it was run",
+                next_step="Ask its author for a plain state_dict: torch.save(model.state_dict(), path)",
+            ) from error
+        except PickleDamageError as error:
+            raise self._damaged(f"the pickle inside: {error}") from error
+        self.info = {
+            name: TensorInfo(np.dtype(tensor.storage.dtype), tensor.shape)
+            for name, tensor in self._check_content(expected).items()
+        }
+        check_claims(path, self.info, self._size)
+        self._tensors = self._load(is_zip)
+
+    def _walk_archive(self, file: io.BufferedReader, verify: bool) -> Any:
+        """Check the zip format, and find out what its pickle makes."""
+        archive = read_archive(self.path, file, verify=verify)
+        if archive.byte_order != b"little":
+            raise self._damaged("it is not little-endian")
+        walk = PickleWalk()
+        content = walk.load(io.BytesIO(archive.pickle))
+        for key, storage in walk.storages.items():
+            if archive.sizes.get(f"data/{key}") != storage.nbytes:
+                raise self._damaged(f"storage {key[:80]!r} does not have the size that the pickle says")
+        return content
+
+    def _walk_legacy(self, file: io.BufferedReader) -> Any:
+        """Check the format before PyTorch 1.6: five pickles, and the storages one after another."""
+        file.seek(0)
+        head = io.BytesIO(file.read(MAX_PICKLE_BYTES))
+        walk = PickleWalk()
+        if walk.load(head) != _LEGACY_MAGIC or walk.load(head) != _LEGACY_PROTOCOL:
+            raise PickleDamageError("none of a PyTorch file")
+        system = walk.load(head)
+        if not isinstance(system, dict) or system.get("little_endian") is not True:
+            raise self._damaged("it is not little-endian")
+        content, keys = walk.load(head), walk.load(head)
+        if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
+            raise PickleDamageError("its storages are not named")
+        if len(keys) != len(walk.storages) or set(keys) != set(walk.storages):
+            raise self._damaged("its storages are not those of the pickle")
+        position = head.tell()
+        for key in keys:
+            file.seek(position)
+            storage = walk.storages[key]
+            if int.from_bytes(file.read(_COUNT_BYTES), "little") != storage.numel:
+                raise self._damaged(f"storage {key[:80]!r} does not have the size that the pickle says")
+            position += _COUNT_BYTES + storage.nbytes
+        if position != self._size:
+            raise self._damaged(f"its storages end at byte {position}, and it has {self._size}")
+        return content
+
+    def _check_content(self, content: Any) -> dict[str, Tensor]:
+        if not isinstance(content, dict):
+            raise SourceError(self.path, f"holds a {_kind(content)}, not a state_dict")
+        for name, value in content.items():
+            if not isinstance(name, str) or not isinstance(value, Tensor | Other):
+                raise SourceError(
+                    self.path,
+                    f"{repr(name)[:200]} is a {_kind(value)}, not a tensor",
+                    next_step="Give the state_dict itself, not the training checkpoint around it",
+                )
+            if isinstance(value, Other):
+                problem = f"not a dense tensor ({value.function[:80]})"
+                if value.function == "torch._utils._rebuild_meta_tensor_no_storage":
+                    problem = "saved without its data (a tensor of the meta device)"
+                raise SourceError(self.path, problem, tensor=name[:200])
+        return content
+
+    def _load(self, is_zip: bool) -> dict[str, torch.Tensor]:
+        """Load what has been found harmless, and check that PyTorch makes of it what the walk did."""
+        try:
             with warnings.catch_warnings(action="ignore"), self.path.open("rb") as file:
                 # Newer releases of PyTorch go by a name that ends in .safetensors; an open file has none.
                 misnamed = self.path.suffix == ".safetensors"
@@ -57,44 +143,23 @@ class StateDictFile(TensorSource):
                     weights_only=True,
                     mmap=is_zip and not misnamed,
                 )
-        except SourceError:
-            raise
-        except pickle.UnpicklingError as error:
-            raise SourceError(
-                self.path,
-                "the pickle inside asks for more than tensors, or is damaged; nothing of it was run",
-                next_step="Ask its author for a plain state_dict: torch.save(model.state_dict(), path)",
-            ) from error
+            tensors = {name: value.detach() for name, value in content.items()}
+            found = {
+                name: TensorInfo(np.dtype(str(tensor.dtype).removeprefix("torch.")), tuple(tensor.shape))
+                for name, tensor in tensors.items()
+            }
         except Exception as error:  # PyTorch's unpickler meets damage with whatever Python raises there
-            raise SourceError(
-                self.path,
-                "cannot be read as a PyTorch file: damaged, or cut off",
-                next_step="Download or copy it again",
-            ) from error
-        if not isinstance(content, Mapping):
-            raise SourceError(self.path, f"holds a {type(content).__name__}, not a state_dict")
-        for name, value in content.items():
-            if not isinstance(name, str) or not isinstance(value, torch.Tensor):
-                raise SourceError(
-                    self.path,
-                    f"{name!r} is a {type(value).__name__}, not a tensor",
-                    next_step="Give the state_dict itself, not the training checkpoint around it",
-                )
-        return {name: value.detach() for name, value in content.items()}
+            raise self._damaged("PyTorch does not load it") from error
+        if found != self.info:
+            raise self._damaged("PyTorch finds other tensors in it")
+        return tensors
 
-    def _check_members(self) -> None:
-        # torch.save stores its members uncompressed: a compressed one is not of its making and may be a bomb.
-        with zipfile.ZipFile(self.path) as archive:
-            for member in archive.infolist():
-                if member.compress_type != zipfile.ZIP_STORED:
-                    raise SourceError(
-                        self.path, f"member {member.filename!r} is compressed, not of torch.save"
-                    )
-            damaged = archive.testzip()
-        if damaged is not None:
-            raise SourceError(
-                self.path, f"member {damaged!r} is corrupt (CRC-32)", next_step="Download or copy it again"
-            )
+    def _damaged(self, problem: str) -> SourceError:
+        return SourceError(
+            self.path,
+            f"cannot be read as a PyTorch file: damaged, or cut off ({problem})",
+            next_step="Download or copy it again",
+        )
 
     def __getitem__(self, name: str) -> NDArray[Any]:
         """The tensor as a NumPy array, mapped from the file where the format allows it.
@@ -112,15 +177,8 @@ class StateDictFile(TensorSource):
         self._tensors = {}
 
 
-def _numpy_dtype(tensor: torch.Tensor, path: Path, name: str) -> np.dtype:
-    if tensor.layout != torch.strided or tensor.is_quantized:
-        raise SourceError(path, f"not a dense tensor ({tensor.layout})", tensor=name)
-    if tensor.is_meta:
-        raise SourceError(path, "saved without its data (a tensor of the meta device)", tensor=name)
-    try:
-        return np.dtype(str(tensor.dtype).removeprefix("torch."))
-    except TypeError as error:
-        raise SourceError(path, f"dtype {tensor.dtype} is not supported", tensor=name) from error
+def _kind(value: Any) -> str:
+    return "Tensor" if isinstance(value, Tensor | Other) else type(value).__name__
 
 
 def write_state_dict(file: BinaryIO, state_dict: Mapping[str, NDArray[Any]]) -> None:
@@ -140,6 +198,40 @@ def write_state_dict(file: BinaryIO, state_dict: Mapping[str, NDArray[Any]]) -> 
         torch.save(OrderedDict((key, torch.from_numpy(array)) for key, array in state_dict.items()), file)
     except RuntimeError as error:
         # Closing its archive, PyTorch covers up why writing failed.
-        if isinstance(error.__context__, OSError):
+        if isinstance(error.__context__, OSError | KeyboardInterrupt):
             raise error.__context__ from None
         raise
+
+
+def map_state_dict(path: Path, info: Mapping[str, TensorInfo]) -> dict[str, torch.Tensor]:
+    """Map the tensors of a file that `write_state_dict` wrote, without going through its pickle.
+
+    PyTorch's restricted unpickler takes as long as hashing the whole file. What it would find is known to who
+    has the manifest and has found the file's SHA-256 to be the one in it; nobody else may call this.
+
+    Args:
+        path: The file.
+        info: Key to dtype and shape, in the order in which they were written.
+
+    Returns:
+        Key to tensor, each a storage of its own, mapped from the file, copy on write.
+
+    Raises:
+        SourceError: The file has no such tensors.
+    """
+    try:
+        with open_regular(path) as file:
+            archive = read_archive(path, file, verify=False)
+        whole = torch.UntypedStorage.from_file(str(path), shared=False, nbytes=path.stat().st_size)
+    except (OSError, RuntimeError) as error:
+        raise SourceError(path, f"the file cannot be mapped ({error})") from error
+    tensors = {}
+    for number, (key, tensor) in enumerate(info.items()):
+        member = f"data/{number}"  # torch.save numbers the storages as it meets them
+        size = tensor.size * tensor.dtype.itemsize
+        if archive.sizes.get(member) != size:
+            raise SourceError(path, "its size is not that in the manifest", tensor=key)
+        storage = whole[archive.starts[member] : archive.starts[member] + size]
+        empty = torch.empty(0, dtype=getattr(torch, tensor.dtype.name))
+        tensors[key] = empty.set_(storage).view(tensor.shape)
+    return tensors

@@ -28,10 +28,17 @@ from numpy.typing import NDArray
 
 from converter.errors import SourceError
 from converter.formats import protos, sstable
+from converter.formats.limits import MAX_TENSORS, check_name, open_regular
 from converter.tensor_source import TensorInfo, TensorSource
 
-MAX_INDEX_BYTES = 256 << 20
+MAX_INDEX_BYTES = 4 << 20
 """Largest `.index` that is read, a limit of this reader: a real one of a thousand variables has 0.1 MB."""
+
+MAX_SLICES = 2_000
+"""Slices that the variables of one checkpoint may be cut into, a limit of this reader."""
+
+MAX_SHARDS = 1_000
+"""Data files of one checkpoint, a limit of this reader: each takes a file descriptor."""
 
 _VERSION = 1
 _LITTLE = 0
@@ -120,14 +127,19 @@ class TensorBundle(TensorSource):
         """Read the bytes of one entry that has bytes of its own."""
         if self._maps is None:
             raise ValueError(f"{self.path} is closed")
-        data = np.frombuffer(self._maps[entry.shard], np.uint8)[entry.offset : entry.end]
+        shard = self._maps[entry.shard]
+        where = self.files[1 + entry.shard]
+        # A page of a map that is no longer in the file ends the process, so a file cut off since then is not
+        # touched; one that is cut off this very moment cannot be helped.
+        if isinstance(shard, mmap.mmap) and shard.size() < entry.end:
+            raise SourceError(where, "the file was cut off after it was opened", tensor=entry.name)
+        data = np.frombuffer(shard, np.uint8)[entry.offset : entry.end]
         try:
             if entry.dtype.hasobject:
                 array = _decode_strings(data.tobytes(), entry)
             else:
                 array = _decode_numbers(data, entry)
         except _EntryError as error:
-            where = self.files[1 + entry.shard]
             raise SourceError(where, str(error), tensor=entry.name, next_step=_GET_IT_AGAIN) from None
         array.flags.writeable = False
         return array
@@ -194,11 +206,11 @@ class _EntryError(Exception):
 def _read_index(index: Path, prefix: Path) -> tuple[int, dict[bytes, _Entry]]:
     """Read and check the index: the number of shards and, by key, the entries."""
     try:
-        with index.open("rb") as file:
+        with open_regular(index) as file:
             size = os.fstat(file.fileno()).st_size
             if size > MAX_INDEX_BYTES:
                 raise SourceError(index, f"the file has {size} bytes, more than any index")
-            data = file.read()
+            data = file.read(size)
     except FileNotFoundError:
         if is_v1_checkpoint(prefix):
             raise SourceError(prefix, "this is a V1 checkpoint", next_step=_SAVE_AS_V2) from None
@@ -210,8 +222,15 @@ def _read_index(index: Path, prefix: Path) -> tuple[int, dict[bytes, _Entry]]:
     try:
         table = iter(sstable.Table(data))
         num_shards = _parse_header(index, *next(table, (None, b"")))
+        slices = 0
         for key, value in table:
-            entries[key] = _parse_entry(index, key, value, num_shards)
+            entry = _parse_entry(index, key, value, num_shards)
+            slices += len(entry.slices)
+            if len(entries) >= MAX_TENSORS or slices > MAX_SLICES:
+                problem = f"it has more than {MAX_TENSORS} tensors or {MAX_SLICES} slices"
+                raise SourceError(index, problem)
+            check_name(index, entry.name)
+            entries[key] = entry
     except sstable.TableError as error:
         raise SourceError(index, str(error), next_step=error.next_step or _GET_IT_AGAIN) from error
     return num_shards, entries
@@ -235,7 +254,7 @@ def _parse_header(index: Path, key: bytes | None, value: bytes) -> int:
     if version.producer < 0 or version.min_consumer > _VERSION or _VERSION in version.bad_consumers:
         problem = f"its format is of version {version.producer}, and this reader knows version {_VERSION}"
         raise SourceError(index, problem)
-    if header.num_shards < 1:
+    if not 1 <= header.num_shards <= MAX_SHARDS:
         raise SourceError(index, f"the checkpoint claims {header.num_shards} data files")
     return int(header.num_shards)
 
@@ -251,6 +270,8 @@ def _parse_entry(index: Path, key: bytes, value: bytes, num_shards: int) -> _Ent
         proto = protos.BundleEntryProto.FromString(value)
         dtype = protos.numpy_dtype(proto.dtype)
         shape = protos.shape_of(proto.shape, dtype)
+        if len(proto.slices) > MAX_SLICES:
+            raise _EntryError(f"it is cut into {len(proto.slices)} slices, more than {MAX_SLICES}")
         if proto.slices and is_slice:
             raise _EntryError("a slice is itself cut into slices")
         slices = tuple((protos.slice_key(key, s), protos.slice_extents(s, shape)) for s in proto.slices)
@@ -293,7 +314,7 @@ def _map_shards(prefix: Path, num_shards: int) -> dict[Path, mmap.mmap | bytes]:
     for shard in range(num_shards):
         path = _shard_path(prefix, shard, num_shards)
         try:
-            with path.open("rb") as file:
+            with open_regular(path) as file:
                 empty = os.fstat(file.fileno()).st_size == 0
                 maps[path] = b"" if empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except FileNotFoundError:

@@ -1,0 +1,90 @@
+"""What every reader holds a file to before it believes it: bounds far above any checkpoint of FaceNet."""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+
+from converter.errors import SourceError
+from converter.tensor_source import TensorInfo
+
+MAX_TENSORS = 20_000
+"""Tensors in one file; a training checkpoint with averages and optimiser slots has 2,500."""
+
+MAX_NAME_LENGTH = 1_000
+"""Characters in a tensor's name; the longest of this network has 71."""
+
+MAX_RANK = 32
+"""Dimensions of an array in NumPy 1; NumPy 2 allows 64, TensorFlow 254."""
+
+_SPARE_BYTES = 64 << 20
+
+
+def open_regular(path: Path) -> io.BufferedReader:
+    """Open a regular file for reading; anything else, such as a pipe or a device, may never end.
+
+    Raises:
+        SourceError: The path is not a regular file.
+        OSError: It cannot be opened.
+    """
+    # O_NONBLOCK: without it, opening a pipe waits for its writer. On regular files it does nothing.
+    file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise SourceError(path, "not a regular file", next_step="Copy its content to a file")
+    return file
+
+
+def most_bytes(file_size: int) -> int:
+    """Bytes that the tensors of a file of this size may make together.
+
+    Compression, views of one storage and values that are repeated make them more than the file itself;
+    weights do not compress to half.
+    """
+    return 2 * file_size + _SPARE_BYTES
+
+
+def check_claims(path: Path, info: Mapping[str, TensorInfo], file_size: int) -> None:
+    """Check the names, shapes and sizes of a file's tensors before memory is asked for.
+
+    Args:
+        path: The file.
+        info: Its tensors, as it describes them.
+        file_size: Its size in bytes.
+
+    Raises:
+        SourceError: There are too many tensors, a name is too long, a shape is none that an array can have,
+            or the tensors would take more memory than a file of this size justifies.
+    """
+    if len(info) > MAX_TENSORS:
+        raise SourceError(path, f"it holds {len(info)} tensors, more than {MAX_TENSORS}")
+    claimed = 0
+    for name, tensor in info.items():
+        check_name(path, name)
+        if len(tensor.shape) > MAX_RANK:
+            problem = f"the shape has {len(tensor.shape)} dimensions, more than {MAX_RANK}"
+            raise SourceError(path, problem, tensor=name)
+        if any(extent < 0 for extent in tensor.shape):
+            raise SourceError(path, f"the shape {tensor.shape} has a negative dimension", tensor=name)
+        # NumPy refuses a shape whose other dimensions overflow even where one is zero.
+        if math.prod(extent for extent in tensor.shape if extent) * tensor.dtype.itemsize >= 1 << 63:
+            raise SourceError(path, f"the shape {tensor.shape} overflows", tensor=name)
+        claimed += tensor.size * tensor.dtype.itemsize
+        if claimed > most_bytes(file_size):
+            problem = f"with it the tensors claim {claimed} bytes, and the file has {file_size}"
+            raise SourceError(path, problem, tensor=name)
+
+
+def check_name(path: Path, name: str) -> None:
+    """Check that a name is short enough to be shown.
+
+    Raises:
+        SourceError: It is not.
+    """
+    if len(name) > MAX_NAME_LENGTH:
+        problem = f"a name of {len(name)} characters, which starts with {name[:80]!r}"
+        raise SourceError(path, problem)
