@@ -8,9 +8,14 @@ Module names are those of the published PyTorch state_dicts.
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - PyTorch's own habit
+
+from converter.pretrained import Pretrained, collector_paused
+from reference.pretrained import check_embedding_size, fresh_logits
 
 # davidsandberg/facenet, src/train_softmax.py: batch_norm_params.
 BATCH_NORM_EPSILON = 0.001
@@ -155,15 +160,24 @@ class InceptionResnetV1(nn.Module):
     """Face images to embeddings, or to logits.
 
     Args:
-        pretrained: None. The names of published weights are refused with the command that converts them.
+        pretrained: A name or alias of the catalogue, such as `vggface2` or `casia-webface`; its weights are
+            taken from the cache of `torch.hub`, verified, or made from the TensorFlow archive, which is
+            downloaded if need be. None leaves the weights as initialised.
         classify: Whether `forward` gives logits instead of embeddings. The attribute may be set later.
-        num_classes: Outputs of the classifier; None builds none.
-        embedding_size: Outputs of the bottleneck: 512 for the checkpoints of 2018, 128 for those of 2017.
+        num_classes: Outputs of the classifier; None builds none, or that of the pretrained weights. Another
+            number than theirs gives a classifier that starts afresh, with a warning.
+        embedding_size: Outputs of the bottleneck; None takes that of the pretrained weights, or 512: the
+            checkpoints of 2018 have 512, those of 2017 have 128.
         dropout_prob: Share of features zeroed before the bottleneck in training; 0.6 is the
             `--keep_probability 0.4` that the checkpoints of 2018 were trained with.
+        offline: Never download pretrained weights.
 
     Raises:
-        ValueError: `pretrained` is given, or `classify` without `num_classes`.
+        ValueError: `classify` without `num_classes` or a pretrained classifier, or an `embedding_size` that
+            is not that of the pretrained weights.
+        UsageError: The catalogue has no such name.
+        RequirementError: The pretrained weights are not in the cache and cannot be had.
+        SourceError: What was downloaded or cached is damaged.
     """
 
     def __init__(
@@ -171,19 +185,21 @@ class InceptionResnetV1(nn.Module):
         pretrained: str | None = None,
         classify: bool = False,
         num_classes: int | None = None,
-        embedding_size: int = 512,
+        embedding_size: int | None = None,
         dropout_prob: float = 0.6,
+        *,
+        offline: bool = False,
     ) -> None:
         super().__init__()
-        if pretrained is not None:
-            raise ValueError(
-                f"pretrained={pretrained!r}: weights are not downloaded. Convert the TensorFlow checkpoint "
-                "with `python -m converter FOLDER -o weights.pt`, then call "
-                "`model.load_state_dict(torch.load('weights.pt', weights_only=True))`."
-            )
-        if classify and num_classes is None:
-            raise ValueError("classify=True needs num_classes, the number of outputs of the classifier")
         self.classify = classify
+        if pretrained is None:
+            if classify and num_classes is None:
+                raise ValueError("classify=True needs num_classes, the number of outputs of the classifier")
+            self._build(num_classes, embedding_size or 512, dropout_prob)
+        else:
+            self._build_pretrained(pretrained, num_classes, embedding_size, dropout_prob, offline)
+
+    def _build(self, num_classes: int | None, embedding_size: int, dropout_prob: float) -> None:
         self.conv2d_1a = BasicConv2d(3, 32, 3, stride=2)
         self.conv2d_2a = BasicConv2d(32, 32, 3)
         self.conv2d_2b = BasicConv2d(32, 64, 3, padding=1)
@@ -202,6 +218,31 @@ class InceptionResnetV1(nn.Module):
         self.last_linear = nn.Linear(1792, embedding_size, bias=False)
         self.last_bn = nn.BatchNorm1d(embedding_size, eps=BATCH_NORM_EPSILON, momentum=BATCH_NORM_MOMENTUM)
         self.logits = None if num_classes is None else nn.Linear(embedding_size, num_classes)
+
+    def _build_pretrained(
+        self,
+        name: str,
+        num_classes: int | None,
+        embedding_size: int | None,
+        dropout_prob: float,
+        offline: bool,
+    ) -> None:
+        with collector_paused():
+            weights = Pretrained(name, offline=offline)
+            if embedding_size is not None:
+                check_embedding_size(name, weights.embedding_size, embedding_size)
+            # Without memory behind it: the weights need no initial values, and while they are verified the
+            # modules are built.
+            with torch.device("meta"):
+                self._build(weights.num_classes, weights.embedding_size, dropout_prob)
+            self.load_state_dict(weights.state_dict(), assign=True)
+        if num_classes not in (None, weights.num_classes):
+            message = fresh_logits(name, weights.num_classes, num_classes)
+            warnings.warn(message, stacklevel=3)  # at the call of the class
+            self.logits = nn.Linear(weights.embedding_size, num_classes)
+        if self.classify and self.logits is None:
+            raise ValueError(f"{name!r} has no classifier: classify=True needs num_classes")
+        self.to(torch.get_default_device(), torch.get_default_dtype())
 
     def forward(self, images: Tensor) -> Tensor:
         """Embeddings of length one, or logits where `classify` is set.

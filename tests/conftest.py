@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zipfile
+
 import h5py
 import numpy as np
 import pytest
@@ -82,6 +84,16 @@ def checkpoint(tensors, tmp_path_factory):
     from facenet_tf.checkpoint import write_checkpoint
 
     return write_checkpoint(tmp_path_factory.mktemp(MODEL), tensors, model_name=MODEL, step=STEP)
+
+
+@pytest.fixture(scope="session")
+def archive(checkpoint, tmp_path_factory):
+    """The checkpoint zipped as the published ones are."""
+    path = tmp_path_factory.mktemp("archive") / f"{MODEL}.zip"
+    with zipfile.ZipFile(path, "w") as file:
+        for member in sorted(checkpoint.prefix.parent.iterdir()):
+            file.write(member, f"{MODEL}/{member.name}")
+    return path
 
 
 @pytest.fixture(scope="session")

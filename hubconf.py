@@ -1,0 +1,19 @@
+"""Entry point for `torch.hub.load`: the network, with published weights by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from reference import InceptionResnetV1
+
+dependencies = ["torch", "numpy", "ml_dtypes", "google_crc32c", "rich", "filelock", "gdown"]
+
+
+def inception_resnet_v1(pretrained: str | None = None, **options: Any) -> InceptionResnetV1:
+    """Inception-ResNet-v1 for faces.
+
+    Args:
+        pretrained: `vggface2`, `casia-webface` or another name of the catalogue; None for untrained weights.
+        options: As `reference.InceptionResnetV1` takes them.
+    """
+    return InceptionResnetV1(pretrained, **options)

@@ -1,0 +1,64 @@
+"""Loading the published weights by name into the network."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from converter.pretrained import Pretrained
+
+if TYPE_CHECKING:
+    from reference.inception_resnet_v1 import InceptionResnetV1
+
+
+def load_weights(model: InceptionResnetV1, name: str, *, offline: bool = False) -> None:
+    """Load the weights of a published checkpoint into a model, verified.
+
+    A model without a classifier takes the features alone. A classifier of another number of classes is
+    initialised afresh, with a warning that says so.
+
+    Args:
+        model: On any device and of any floating dtype; both stay as they are.
+        name: A name or alias of the catalogue, such as `vggface2`.
+        offline: Never download.
+
+    Raises:
+        ValueError: The model's embedding has another size.
+        UsageError: The catalogue has no such name.
+        RequirementError: The weights are not in the cache and cannot be had.
+        SourceError: What was downloaded or cached is damaged.
+    """
+    weights = Pretrained(name, offline=offline)
+    check_embedding_size(name, weights.embedding_size, model.last_linear.out_features)
+    state_dict = weights.state_dict()
+    if model.logits is None or model.logits.out_features != weights.num_classes:
+        state_dict = features(state_dict)
+        if model.logits is not None:
+            model.logits.reset_parameters()
+            wanted = model.logits.out_features
+            warnings.warn(fresh_logits(name, weights.num_classes, wanted), stacklevel=2)
+            state_dict |= model.logits.state_dict(prefix="logits.")
+    model.load_state_dict(state_dict)
+
+
+def features(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The state_dict without its classifier."""
+    return {key: tensor for key, tensor in state_dict.items() if not key.startswith("logits.")}
+
+
+def check_embedding_size(name: str, found: int, wanted: int) -> None:
+    """Refuse weights for an embedding of another size.
+
+    Raises:
+        ValueError: The sizes differ.
+    """
+    if found != wanted:
+        raise ValueError(f"{name!r} has embeddings of {found} numbers, the model of {wanted}")
+
+
+def fresh_logits(name: str, found: int | None, wanted: int) -> str:
+    """The warning that the classifier is not the published one."""
+    has = "has no classifier" if found is None else f"tells {found} people apart"
+    return f"{name!r} {has}, not {wanted}: the logits layer starts afresh and has to be trained"
