@@ -14,6 +14,7 @@ from checks.metrics import Difference, difference, l2_norm, relative_l2
 from checks.probes import NOISE
 from checks.taps import EMBEDDINGS
 from checks.tensorflow_side import Activations
+from converter.casting import to_float32
 from converter.convert import Plan, synthesise
 from converter.convert_file import same_bits
 from converter.layer_map import LOGITS_SCOPE, Synthesised, Variant
@@ -184,7 +185,7 @@ def judge_tensors(
             if not same_bits(found, synthesise(row)):
                 details.append(f"{row.key}: not {row.fill} throughout")
             continue
-        expected = source[plan.sources[row.variable]]
+        expected = to_float32(source[plan.sources[row.variable]])
         shape = row.layout.shape(row.shape)
         if found.shape != shape or found.dtype != expected.dtype:
             details.append(f"{row.key}: {found.dtype} {found.shape}, expected {expected.dtype} {shape}")
@@ -198,6 +199,9 @@ def judge_tensors(
         statement = f"{len(details)} tensors differ from the source"
     else:
         statement = f"{converted} converted bit for bit, {synthesised} synthesised as stated"
+        if plan.casts:
+            dtypes = " and ".join(sorted({str(dtype) for dtype in plan.casts.values()}))
+            statement += f" ({len(plan.casts)} of them of {dtypes}, cast to float32 first)"
         if own:
             statement += f"; TensorFlow's own reader gives the same {len(own)} of {converted}"
     return Judgement("tensors", not details, statement, tuple(details))

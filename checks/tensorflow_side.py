@@ -65,6 +65,8 @@ class TensorFlowSide:
         source: The open source.
         tensors: Its tensors under TensorFlow's names, those that are converted.
         weights: As in `convert.plan`.
+        own_graph: Whether to run the source's own graph. One whose weights are not float32 computes in
+            another precision, and says nothing of float32 rounding.
 
     Attributes:
         own_graph: The file that the checkpoint's own graph was read from, or None.
@@ -74,14 +76,21 @@ class TensorFlowSide:
         SourceError: The source has a graph of its own that cannot be run.
     """
 
-    def __init__(self, source: TensorSource, tensors: Mapping[str, NDArray[Any]], weights: Weights) -> None:
+    def __init__(
+        self,
+        source: TensorSource,
+        tensors: Mapping[str, NDArray[Any]],
+        weights: Weights,
+        *,
+        own_graph: bool = True,
+    ) -> None:
         from facenet_tf.graph import RebuiltNetwork
 
         self._closing = ExitStack()
         try:
             self._exact = self._closing.enter_context(RebuiltNetwork(tensors, "float64"))
             self._single = self._closing.enter_context(RebuiltNetwork(tensors, "float32"))
-            self._own = _open_own_graph(source, weights)
+            self._own = _open_own_graph(source, weights) if own_graph else None
             if self._own is not None:
                 self._closing.enter_context(self._own)
         except BaseException:

@@ -39,3 +39,6 @@ LARGE_RATIO = 1.3
 
 COMPARE_SECONDS = 40.0
 """Benchmark: seconds that `checks.compare --every-layer` takes for a .pb."""
+
+PRETRAINED_RATIO = 1.3
+"""Benchmark: time of `InceptionResnetV1(pretrained=...)` from the cache, verified, over torch.load."""

@@ -1,24 +1,27 @@
-"""`python -m converter`: a thin shell around `converter.convert_file`."""
+"""`python -m converter`: a thin shell around `converter.convert_file`, `convert_steps` and `listing`."""
 
 from __future__ import annotations
 
 import argparse
 import gc
 import sys
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from converter import command_line
-from converter.layer_map import NETWORK_SCOPE
+from converter.errors import UsageError
 from converter.progress import ProgressBar
 
 if TYPE_CHECKING:
-    from converter.convert_file import Conversion, OutputFormat
+    from converter.convert_file import OutputFormat
+
+_LIST = Path("list")
 
 _EPILOG = """\
-SOURCE may be a model folder, a checkpoint prefix, an .index, .data or .meta file, a frozen .pb, a Keras .h5,
-a .pt or a .safetensors; what a file is, its bytes tell. TensorFlow is not needed.
+SOURCE may be a name (`list` shows all), a model folder or its `checkpoint` file, a checkpoint prefix, an
+.index, .data or .meta file, a frozen .pb, a Keras .h5, a .pt or a .safetensors; what a file is, its bytes
+tell. A file or folder of that name goes before a name of the list. TensorFlow is not needed.
 
 exit codes: 0 converted and verified; 1 what was written reads back different; 2 wrong usage;
 3 the source is unreadable, corrupt or another network; 4 something that is needed is missing
@@ -31,10 +34,14 @@ def _parser() -> argparse.ArgumentParser:
         "Convert a FaceNet checkpoint (Inception-ResNet-v1) to a PyTorch state_dict, or back, bit for bit.",
         _EPILOG,
     )
-    parser.add_argument("source", metavar="SOURCE", type=command_line.path, help="what to convert")
+    parser.add_argument(
+        "source", metavar="SOURCE", type=command_line.path,
+        help="what to convert, or `list` to see the names that are known",
+    )  # fmt: skip
     parser.add_argument(
         "-o", "--output", metavar="OUT", type=command_line.path,
-        help="file to write, or checkpoint prefix (default: <model>-<dataset>.pt in this folder)",
+        help="file to write, or checkpoint prefix (default: <model>-<dataset>.pt in this folder); with "
+        "--all-steps a folder (default: this one)",
     )  # fmt: skip
     parser.add_argument("--to", choices=("pytorch", "tensorflow"), default="pytorch", help="direction")
     parser.add_argument("--format", choices=("pt", "safetensors"), help="state_dict format (default: pt)")
@@ -43,6 +50,17 @@ def _parser() -> argparse.ArgumentParser:
         "--weights", choices=("variable", "average"), default="variable",
         help="take the variables (default) or their exponential moving averages",
     )  # fmt: skip
+    steps = parser.add_mutually_exclusive_group()
+    steps.add_argument(
+        "--step", metavar="N", type=command_line.natural_number,
+        help="of a folder with several checkpoints take that of step N (default: the latest)",
+    )  # fmt: skip
+    steps.add_argument("--all-steps", action="store_true", help="convert every checkpoint of a folder")
+    parser.add_argument(
+        "--sha256", metavar="DIGEST", action="append", default=[],
+        help="refuse SOURCE unless each of its files has this SHA-256, or one of several if given again",
+    )  # fmt: skip
+    command_line.add_network_options(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
     return parser
 
@@ -59,111 +77,87 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _work(arguments: argparse.Namespace) -> int:
-    from converter.convert_file import convert_file
-    from converter.errors import UsageError
-
+    if arguments.source == _LIST and not _LIST.exists():
+        return _list(arguments)
     if arguments.to == "tensorflow" and arguments.format:
         raise UsageError("--format is the format of a state_dict; it does not go with --to tensorflow.")
-    output_format: OutputFormat = arguments.format or "pt"
-    if arguments.to == "tensorflow":
-        output_format = "tensorflow"
-    elif arguments.format is None and arguments.output and arguments.output.suffix == ".safetensors":
-        output_format = "safetensors"
+    source = command_line.locate(arguments)
+    return _convert_steps(arguments, source) if arguments.all_steps else _convert(arguments, source)
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    from converter import listing
+
+    found = listing.entries()
+    if not arguments.quiet:
+        listing.show(found)
+    if arguments.json:
+        command_line.write_json(arguments.json, listing.as_json(found))
+    return 0
+
+
+def _convert(arguments: argparse.Namespace, source: Path) -> int:
+    from converter import conversion_table
+    from converter.convert_file import convert_file
+
     with ProgressBar("converting", quiet=arguments.quiet) as progress:
         conversion = convert_file(
-            arguments.source,
+            source,
             arguments.output,
-            output_format=output_format,
+            output_format=_output_format(arguments),
             parts=arguments.parts,
+            weights=arguments.weights,
+            step=arguments.step,
+            sha256=arguments.sha256,
+            overwrite=arguments.overwrite,
+            progress=progress,
+        )
+    if not arguments.quiet:
+        conversion_table.show(conversion)
+    if arguments.json:
+        _refuse_output(arguments.json, conversion.outputs)
+        command_line.write_json(arguments.json, conversion_table.as_json(conversion))
+    return 0
+
+
+def _convert_steps(arguments: argparse.Namespace, source: Path) -> int:
+    from converter import conversion_table
+    from converter.convert_steps import convert_steps
+
+    for option in ("parts", "sha256"):
+        if getattr(arguments, option):
+            raise UsageError(f"--{option} is about one conversion; it does not go with --all-steps.")
+    with ProgressBar("converting", quiet=arguments.quiet) as progress:
+        conversions = convert_steps(
+            source,
+            arguments.output or Path(),
+            output_format=_output_format(arguments),
             weights=arguments.weights,
             overwrite=arguments.overwrite,
             progress=progress,
         )
     if not arguments.quiet:
-        _show(conversion)
+        conversion_table.show_steps(conversions)
+    for step in conversions.failed:
+        print(f"python -m converter: error: {step.error}", file=sys.stderr)
     if arguments.json:
-        written = {path.resolve() for path in conversion.outputs}
-        if arguments.json.resolve() in written:
-            raise UsageError(
-                f"--json {arguments.json}: the conversion has just written that file. It is kept."
-            )
-        command_line.write_json(arguments.json, _result(conversion))
-    return 0
+        made = [step.conversion for step in conversions.steps if step.conversion is not None]
+        _refuse_output(arguments.json, [path for conversion in made for path in conversion.outputs])
+        command_line.write_json(arguments.json, conversion_table.steps_as_json(conversions))
+    return conversions.exit_code
 
 
-def _show(conversion: Conversion) -> None:
-    from rich.table import Table
-
-    console = command_line.console()
-    plan, variant = conversion.plan, conversion.plan.variant
-    classes = "no logits" if variant.num_classes is None else f"{variant.num_classes} classes"
-    gamma = "with gamma" if variant.gamma else "no gamma"
-    console.print(f"[bold]{conversion.source}[/] ({conversion.source_format})")
-    for name, digest in conversion.source_digests.items():
-        console.print(f"  sha256 {digest}  {name}")
-    if conversion.published:
-        console.print(f"  the published checkpoint {conversion.published}, by its SHA-256")
-    console.print(f"  {variant.embedding_size}-d embedding, {classes}, {gamma}, from the {plan.weights}s\n")
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("TensorFlow scope", no_wrap=True)
-    table.add_column("PyTorch module", no_wrap=True)
-    for heading in ("variables", "keys", "added"):
-        table.add_column(heading, justify="right")
-    table.add_column("layout", no_wrap=True)
-    for scope, module, variables, keys, layout in _groups(conversion):
-        table.add_row(scope, module, str(variables), str(keys), str(keys - variables), layout)
-    console.print(table)
-    converted = len(plan.converted)
-    console.print(
-        f"\n{converted} of {converted} variables consumed, {len(plan.rows)} of {len(plan.rows)} keys "
-        f"produced ({converted} converted, {len(plan.synthesised)} synthesised)"
-    )
-    for reason, count in Counter(item.reason for item in conversion.left_out).items():
-        console.print(f"{count} left out: {reason}")
-    console.print("Read back and compared bit for bit:")
-    for path, digest in conversion.outputs.items():
-        console.print(f"  sha256 {digest}  {path}")
+def _output_format(arguments: argparse.Namespace) -> OutputFormat:
+    if arguments.to == "tensorflow":
+        return "tensorflow"
+    if arguments.format is None and arguments.output and arguments.output.suffix == ".safetensors":
+        return "safetensors"
+    return arguments.format or "pt"
 
 
-def _groups(conversion: Conversion) -> list[tuple[str, str, int, int, str]]:
-    """The layer map by top-level module: scope, module, variables, keys, and the layout of its weights."""
-    variables: dict[str, list[str]] = {}
-    keys: Counter[str] = Counter(row.key.split(".")[0] for row in conversion.plan.rows)
-    layouts: dict[str, str] = {}
-    for row in conversion.plan.converted:
-        module = row.key.split(".")[0]
-        variables.setdefault(module, []).append(row.variable)
-        layouts.setdefault(module, row.layout.name)
-    groups = []
-    for module, names in variables.items():
-        scopes = dict.fromkeys(_outer_scope(name) for name in names)
-        first, last = next(iter(scopes)), next(reversed(scopes))
-        scope = first if first == last else f"{first} ... {last.rpartition('_')[2]}"
-        groups.append((scope, module, len(names), keys[module], layouts[module]))
-    return groups
-
-
-def _outer_scope(variable: str) -> str:
-    parts = variable.removeprefix(f"{NETWORK_SCOPE}/").split("/")
-    return "/".join(parts[:2]) if parts[0].startswith("Repeat") else parts[0]
-
-
-def _result(conversion: Conversion) -> dict[str, object]:
-    variant = conversion.plan.variant
-    return {
-        "source": str(conversion.source),
-        "format": conversion.source_format,
-        "source_sha256": dict(conversion.source_digests),
-        "published": conversion.published,
-        "embedding_size": variant.embedding_size,
-        "num_classes": variant.num_classes,
-        "gamma": variant.gamma,
-        "weights": conversion.plan.weights,
-        "converted": len(conversion.plan.converted),
-        "synthesised": len(conversion.plan.synthesised),
-        "left_out": {item.name: item.reason for item in conversion.left_out},
-        "outputs": {str(path): digest for path, digest in conversion.outputs.items()},
-    }
+def _refuse_output(json: Path, written: Iterable[Path]) -> None:
+    if json.resolve() in {path.resolve() for path in written}:
+        raise UsageError(f"--json {json}: the conversion has just written that file. It is kept.")
 
 
 if __name__ == "__main__":

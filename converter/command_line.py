@@ -16,6 +16,7 @@ from rich.console import Console
 
 from converter.atomic import AtomicFiles
 from converter.errors import PortError, RequirementError, UsageError
+from converter.progress import ProgressBar
 
 UNREADABLE = 3  # the exit code for whatever a file led to that was not foreseen
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
@@ -40,6 +41,39 @@ def path(text: str) -> Path:
     if not text:
         raise argparse.ArgumentTypeError("an empty path")
     return Path(text)
+
+
+def natural_number(text: str) -> int:
+    """The type of an argument that is a number from 0 on."""
+    if not text.isascii() or not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number")
+    return int(text)
+
+
+def add_network_options(built: argparse.ArgumentParser) -> None:
+    """Add the options of a command whose SOURCE may be a name: --offline and --archive."""
+    built.add_argument("--offline", action="store_true", help="never use the network")
+    built.add_argument(
+        "--archive",
+        metavar="FILE",
+        type=path,
+        help="with a name as SOURCE: its zip, downloaded by hand, which is verified and unpacked",
+    )
+
+
+def locate(arguments: argparse.Namespace) -> Path:
+    """The path of a command's SOURCE; where it is a name, that of the model's folder in the cache.
+
+    Raises:
+        UsageError: --archive is given, and SOURCE is no name.
+        RequirementError, SourceError: As `download.model_folder` says.
+    """
+    from converter.sources import locate as locate_source
+
+    with ProgressBar(f"downloading {arguments.source}", quiet=arguments.quiet) as progress:
+        return locate_source(
+            arguments.source, offline=arguments.offline, archive=arguments.archive, progress=progress
+        )
 
 
 def parser(program: str, description: str, epilog: str = "") -> argparse.ArgumentParser:

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from checks import compare as compare_command
-from checks.compare import Report, compare
+from checks.comparison import Report, compare
 from checks.probes import find_photographs, photograph_probes, seeded_probes
 from checks.taps import tap_names
 from converter.convert_file import convert_file

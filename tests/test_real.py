@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from packages import KERAS_FACENET, PEER, IndexUnreachableError, download, extract, peer_class
 
 from checks.builtin import built_in_tensors
-from checks.compare import Report, compare
+from checks.comparison import Report, compare
 from checks.probes import find_photographs, photograph_probes, seeded_probes
 from checks.taps import STAGES
 from converter.convert import to_pytorch, to_tensorflow
