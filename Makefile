@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: compare test real lint format benchmark clean
+.PHONY: compare test real fuzz lint format benchmark clean
 
 # Convert the built-in checkpoint and prove the port.
 compare: $(STAMP)
@@ -18,6 +18,10 @@ test: $(STAMP)
 # Only the tests on real trained weights.
 real: $(STAMP)
 	$(BIN)/python -m pytest -m real
+
+# Mutated files, damaged networks, flipped bits and killed writers, in large number.
+fuzz: $(STAMP)
+	$(BIN)/python tests/fuzz
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -1,0 +1,43 @@
+"""What an attack is, and where they are collected."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+FOLDER = Path(__file__).parent
+MARK = "executed"
+"""What an attack that runs code, or leads out of its folder, leaves behind."""
+
+WEIGHTS = "InceptionResnetV1/Conv2d_1a_3x3/weights"
+KEY = "conv2d_1a.conv.weight"
+_ENDINGS = {"data": ".data-00000-of-00001", "index": ".index"}
+
+
+@dataclass(frozen=True)
+class Attack:
+    """A file made to do harm.
+
+    Attributes:
+        name: Of the file that is given to the command.
+        tries: What it tries, in a line.
+        files: Every file of it by name; two only where an .index and a .data belong together.
+        exact: Whether the same bytes come of it everywhere: those of HDF5 and zlib change with releases.
+    """
+
+    name: str
+    tries: str
+    files: Mapping[str, bytes]
+    exact: bool
+
+
+ATTACKS: dict[str, Attack] = {}
+"""Name to attack, filled when the other modules are imported by `attacks.make`."""
+
+
+def attack(name: str, tries: str, content: bytes, *, exact: bool = True, **companions: bytes) -> None:
+    """Add an attack; a companion is the `data` or the `index` that belongs to it."""
+    stem = name.partition(".")[0]
+    files = {name: content} | {stem + _ENDINGS[kind]: other for kind, other in companions.items()}
+    ATTACKS[name] = Attack(name, tries, files, exact)

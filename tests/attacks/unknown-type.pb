@@ -1,0 +1,7 @@
+
+E
+'InceptionResnetV1/Conv2d_1a_3x3/weightsConst*
+value
+Bc
+a
+,InceptionResnetV1/Conv2d_1a_3x3/weights/readIdentity'InceptionResnetV1/Conv2d_1a_3x3/weights

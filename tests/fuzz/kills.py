@@ -1,0 +1,136 @@
+"""Writers killed at random moments: under every final name stands a whole file, or none."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from converter.convert_file import convert_file
+from converter.manifest import file_digest
+
+JOBS: Mapping[str, tuple[str, dict[str, Any]]] = {
+    "pt": ("weights.pt", {}),
+    "parts": ("weights.pt", {"parts": True}),
+    "safetensors": ("weights.safetensors", {"output_format": "safetensors"}),
+    "tensorflow": ("model.ckpt-1", {"output_format": "tensorflow"}),
+    "overwrite": ("weights.pt", {"overwrite": True}),
+}
+"""What is killed: the name of the output and the arguments of `convert_file`."""
+
+
+@dataclass
+class Kills:
+    """What came of the kills of one job.
+
+    Attributes:
+        moments: How many landed `before` anything was on the disk, `during` the writing, and `after` it.
+            Only those in the middle prove something.
+        partial: What stood under a final name and was not whole.
+    """
+
+    moments: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("before", "during", "after"), 0))
+    partial: list[str] = field(default_factory=list)
+
+
+def run_kills(
+    source: Path,
+    count: int,
+    folder: Path,
+    *,
+    jobs: Sequence[str] = tuple(JOBS),
+    seed: int = 0,
+    progress: Callable[[str], None] | None = None,
+) -> dict[str, Kills]:
+    """Kill `count` conversions of a source, as many of each job, at uniformly drawn moments.
+
+    Args:
+        source: A network in any format.
+        count: Number of kills.
+        folder: Where to write; what appears in it is removed.
+        jobs: What to kill, of `JOBS`.
+        seed: Of the moments.
+        progress: Told which job is next.
+    """
+    rng = Random(seed)
+    kills = {}
+    for number, job in enumerate(jobs):
+        if progress is not None:
+            progress(job)
+        each = count // len(jobs) + (number < count % len(jobs))
+        kills[job] = _kill_job(source, job, each, folder / job, rng)
+    return kills
+
+
+def _kill_job(source: Path, job: str, count: int, folder: Path, rng: Random) -> Kills:
+    name, options = JOBS[job]
+    folder.mkdir(parents=True)
+    _wait(_start(source, folder / name, options))  # warms the caches
+    shutil.rmtree(folder)
+    folder.mkdir()
+    started = time.monotonic()
+    _wait(_start(source, folder / name, options))
+    duration = time.monotonic() - started
+    expected = {path.name: file_digest(path) for path in folder.iterdir()}
+    kills = Kills()
+    for number in range(count):
+        shutil.rmtree(folder)
+        folder.mkdir()
+        if options.get("overwrite"):
+            for file in expected:
+                (folder / file).write_text(f"the old {file}")
+        pid = _start(source, folder / name, options)
+        time.sleep(rng.uniform(0, 1.05 * duration))
+        os.kill(pid, signal.SIGKILL)
+        killed = os.WIFSIGNALED(_wait(pid))
+        moment, partial = _look(folder, expected, killed=killed, old=bool(options.get("overwrite")))
+        kills.moments[moment] += 1
+        kills.partial += [f"{job}, kill {number}: {what}" for what in partial]
+    shutil.rmtree(folder)
+    return kills
+
+
+def _start(source: Path, output: Path, options: Mapping[str, Any]) -> int:
+    pid = os.fork()
+    if pid == 0:
+        try:
+            convert_file(source, output, **options)
+            os._exit(0)
+        finally:
+            os._exit(1)
+    return pid
+
+
+def _wait(pid: int) -> int:
+    status = os.waitpid(pid, 0)[1]
+    if os.WIFEXITED(status) and os.WEXITSTATUS(status):
+        raise RuntimeError("the conversion that was to be killed failed by itself")
+    return status
+
+
+def _look(folder: Path, expected: Mapping[str, str], *, killed: bool, old: bool) -> tuple[str, list[str]]:
+    """When the kill landed, and what is there and should not be."""
+    present = {path.name: path for path in folder.iterdir()}
+    hidden = [name for name in present if name.startswith(".")]
+    partial = []
+    new = 0
+    for name, path in present.items():
+        if name in hidden:
+            continue
+        if old and path.read_bytes()[:16] == f"the old {name}".encode()[:16]:
+            continue
+        if expected.get(name) == file_digest(path):
+            new += 1
+        else:
+            partial.append(f"{name} has {path.stat().st_size} bytes and another digest")
+    if old:
+        partial += [f"{name} is lost" for name in expected if name not in present]
+    if not killed or (new == len(expected) and not hidden):
+        return "after", partial
+    return ("during" if hidden or new else "before"), partial

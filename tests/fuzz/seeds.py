@@ -1,0 +1,316 @@
+"""Small sound files of every format, each written by the library that owns the format."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import zipfile
+from collections.abc import Container, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import h5py
+import ml_dtypes
+import numpy as np
+import torch
+from conftest import write_keras
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
+
+from converter.convert import to_pytorch
+from converter.convert_file import convert_file
+from converter.formats.protos import GraphDef, data_type
+from converter.formats.tensor_bundle import write_tensor_bundle
+from converter.layer_map import Converted, Variant, table
+
+Tensors = Mapping[str, NDArray[Any]]
+
+_UNIT = "InceptionResnetV1/Conv2d_1a_3x3"
+_CLASSES = 7
+_MODEL = "20990101-000000"
+
+
+@dataclass(frozen=True)
+class Seed:
+    """A sound file, and what a reader must find in it.
+
+    Attributes:
+        path: The file that is mutated. What else belongs to it stands in the same folder.
+        tensors: Name to array, as the format's own library wrote them.
+    """
+
+    path: Path
+    tensors: Tensors
+
+
+def small_tensors() -> dict[str, NDArray[Any]]:
+    """A handful of tensors of every kind: several dtypes, an empty one, a scalar."""
+    random = np.random.default_rng(0)
+    return {
+        f"{_UNIT}/weights": random.standard_normal((3, 3, 3, 8), np.float32),
+        f"{_UNIT}/BatchNorm/beta": random.standard_normal(8, np.float32),
+        f"{_UNIT}/BatchNorm/moving_mean": random.standard_normal(8),
+        f"{_UNIT}/BatchNorm/moving_variance": random.uniform(0.5, 1.5, 8).astype(np.float16),
+        "InceptionResnetV1/Bottleneck/weights": random.standard_normal((16, 8), np.float32),
+        "Logits/biases": np.arange(7, dtype=np.int32),
+        "empty": np.zeros((0, 4), np.float32),
+        "flags": np.array([True, False, True]),
+        "global_step": np.array(275, np.int64),
+    }
+
+
+def _bfloat16() -> dict[str, NDArray[Any]]:
+    return {"Logits/weights": np.arange(12).reshape(4, 3).astype(ml_dtypes.bfloat16)}
+
+
+# TensorFlow
+
+
+def has_tensorflow() -> bool:
+    return importlib.util.find_spec("tensorflow") is not None
+
+
+def apart(work: Any, *arguments: Any) -> None:
+    """Run a function in a forked process, so that what it imports and starts stays out of this one."""
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # TensorFlow's greetings
+            work(*arguments)
+            status = 0
+        finally:
+            os._exit(status)
+    if os.waitpid(pid, 0)[1] != 0:
+        raise RuntimeError(f"{work.__name__} failed")
+
+
+def checkpoint_seeds(folder: Path, ending: str) -> list[Seed]:
+    """A checkpoint by TensorFlow, with strings and a partitioned variable where TensorFlow is there."""
+    tensors = small_tensors() | _bfloat16()
+    prefix = folder / f"model-{_MODEL}.ckpt-90"
+    if has_tensorflow():
+        tensors["partitioned"] = np.arange(40, dtype=np.float32).reshape(10, 4)
+        tensors["labels"] = np.array([b"one", b"", b"a name with \xff in it"], object)
+    if not prefix.with_name(prefix.name + ".index").exists():
+        if has_tensorflow():
+            apart(_save_with_tensorflow, prefix, tensors)
+        else:
+            write_tensor_bundle(prefix, tensors)
+    return [Seed(prefix.with_name(prefix.name + ending), tensors)]
+
+
+def _save_with_tensorflow(prefix: Path, tensors: Tensors) -> None:
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    import tensorflow as tf
+
+    names, slices, values = [], [], []
+    for name, array in tensors.items():
+        cuts = ["10 4 0,6:-", "10 4 6,4:-"] if name == "partitioned" else [""]
+        pieces = [array[:6], array[6:]] if len(cuts) == 2 else [array]
+        names += [name] * len(cuts)
+        slices += cuts
+        values += [tf.constant(piece) for piece in pieces]
+    tf.raw_ops.SaveV2(
+        prefix=str(prefix),
+        tensor_names=names,
+        shape_and_slices=slices,
+        tensors=[tf.identity(v) for v in values],
+    )
+
+
+def graph_seeds(folder: Path) -> list[Seed]:
+    """A frozen graph, its constants laid out by TensorFlow: as bytes, as a list, as one repeated value."""
+    tensors = small_tensors()
+    listed = {f"{name}/listed": array for name, array in tensors.items() if array.size and array.ndim}
+    repeated = {"splat": np.full((4, 5), 1.5, np.float32)}
+    path = folder / "frozen.pb"
+    if has_tensorflow():
+        apart(_freeze_with_tensorflow, path, tensors, listed | repeated)
+        tensors |= listed | repeated
+    else:
+        path.write_bytes(_frozen(tensors))
+    return [Seed(path, tensors)]
+
+
+def _freeze_with_tensorflow(path: Path, tensors: Tensors, listed: Tensors) -> None:
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    import tensorflow as tf
+
+    graph = tf.compat.v1.GraphDef()
+    graph.node.add(name="input", op="Placeholder")
+    protos = {name: tf.make_tensor_proto(array) for name, array in tensors.items()}
+    for name, array in listed.items():
+        values = array.flat[0] if name == "splat" else array.tolist()
+        protos[name] = tf.make_tensor_proto(values, tf.as_dtype(array.dtype), array.shape)
+    for name, proto in protos.items():
+        node = graph.node.add(name=name, op="Const")
+        node.attr["dtype"].type = proto.dtype
+        node.attr["value"].tensor.CopyFrom(proto)
+        graph.node.add(name=f"{name}/read", op="Identity", input=[name])
+    path.write_bytes(graph.SerializeToString())
+
+
+# HDF5, PyTorch, safetensors
+
+
+def keras_seeds(folder: Path) -> list[Seed]:
+    """Keras weights in the old and the new layout of HDF5, one data set of them compressed."""
+    tensors = {
+        "Conv2d_1a_3x3/kernel:0": small_tensors()[f"{_UNIT}/weights"],
+        "Conv2d_1a_3x3_BatchNorm/beta:0": np.arange(8, dtype=np.float32),
+        "Conv2d_1a_3x3_BatchNorm/moving_mean:0": np.arange(8, dtype=np.float64),
+        "Bottleneck/kernel:0": np.arange(64, dtype=np.float32).reshape(8, 8),
+    }
+    seeds = []
+    for libver, root_name in (("earliest", "model_weights"), ("latest", "/")):
+        path = folder / f"{libver}.h5"
+        with h5py.File(path, "w", libver=libver) as file:
+            root = file.require_group(root_name)
+            layers = dict.fromkeys(name.partition("/")[0] for name in tensors)
+            root.attrs["layer_names"] = [layer.encode() for layer in layers]
+            for layer in layers:
+                names = [name for name in tensors if name.startswith(f"{layer}/")]
+                group = root.create_group(layer)
+                group.attrs["weight_names"] = [name.encode() for name in names]
+                for name in names:
+                    packed = {"chunks": (4, 8), "compression": "gzip"} if layer == "Bottleneck" else {}
+                    group.create_dataset(name, data=tensors[name], **packed)
+        seeds.append(Seed(path, tensors))
+    return seeds
+
+
+def _keyed() -> dict[str, NDArray[Any]]:
+    """The same tensors under keys like those of a state_dict."""
+    return {name.replace("/", "."): array for name, array in (small_tensors() | _bfloat16()).items()}
+
+
+def pytorch_seeds(folder: Path, *, legacy: bool) -> list[Seed]:
+    """A state_dict by torch.save, in its zip format or in the one before it."""
+    path = folder / ("legacy.pt" if legacy else "weights.pt")
+    state_dict = {}
+    for name, array in _keyed().items():
+        bits = array.view(np.int16) if array.dtype == ml_dtypes.bfloat16 else array
+        state_dict[name] = torch.from_numpy(bits)
+        if bits is not array:
+            state_dict[name] = state_dict[name].view(torch.bfloat16)
+    torch.save(state_dict, path, _use_new_zipfile_serialization=not legacy)
+    return [Seed(path, _keyed())]
+
+
+def safetensors_seeds(folder: Path) -> list[Seed]:
+    path = folder / "weights.safetensors"
+    save_file(_keyed(), path, metadata={"format": "pt"})
+    return [Seed(path, _keyed())]
+
+
+def manifest_seeds(folder: Path) -> list[Seed]:
+    """The manifest of a conversion of the whole network, with the first few of its tensors."""
+    save_file(_network_state_dict(), folder / "network.safetensors")
+    convert_file(folder / "network.safetensors", folder / "converted.pt")
+    path = folder / "converted.pt.json"
+    content = json.loads(path.read_text())
+    content["tensors"] = content["tensors"][:4]
+    path.write_text(json.dumps(content, indent=1))
+    for large in ("network.safetensors", "converted.pt"):
+        (folder / large).unlink()
+    return [Seed(path, {})]
+
+
+def archive_seeds(folder: Path) -> list[Seed]:
+    """A model folder as a zip, compressed and not."""
+    random = np.random.default_rng(0)
+    contents = {f"{_MODEL}.pb": random.bytes(900), f"model-{_MODEL}.meta": bytes(50) + random.bytes(20)}
+    seeds = []
+    for name, method in (("stored", zipfile.ZIP_STORED), ("deflated", zipfile.ZIP_DEFLATED)):
+        with zipfile.ZipFile(folder / f"{name}.zip", "w", method) as archive:
+            archive.writestr(zipfile.ZipInfo(f"{_MODEL}/"), b"")
+            for member, content in contents.items():
+                archive.writestr(zipfile.ZipInfo(f"{_MODEL}/{member}"), content, method)
+        seeds.append(Seed(folder / f"{name}.zip", {}))
+    return seeds
+
+
+def state_seeds(folder: Path) -> list[Seed]:
+    """The list of checkpoints that tf.train.Saver writes."""
+    names = [f"model-{_MODEL}.ckpt-{step}" for step in (80, 90)]
+    path = folder / "checkpoint"
+    lines = [f'all_model_checkpoint_paths: "{name}"' for name in names]
+    path.write_text("\n".join([f'model_checkpoint_path: "{names[-1]}"', *lines]) + "\n")
+    return [Seed(path, {})]
+
+
+def catalog_seeds(folder: Path) -> list[Seed]:
+    """A user's catalogue with every key in it."""
+    path = folder / "catalog.toml"
+    path.write_text(f"""\
+["my-model"]
+dataset = "my-faces"
+aliases = ["mine", "ours"]
+embedding_size = 512
+num_classes = 7
+lfw_accuracy = 0.99
+standardisation = "fixed"
+url = "https://example.org/my-model.zip"
+size = 195479980
+sha256 = "{"ab" * 32}"
+files = {{ ".pb" = "{"cd" * 32}", "model.meta" = "{"01" * 32}" }}
+""")
+    return [Seed(path, {})]
+
+
+# The whole network
+
+
+@cache
+def network_tensors() -> dict[str, NDArray[Any]]:
+    """Seeded tensors of the network's real shapes, 94 MB, by TensorFlow name."""
+    random = np.random.default_rng(1)
+    rows = [row for row in table(Variant(num_classes=_CLASSES)) if isinstance(row, Converted)]
+    return {row.variable: random.standard_normal(row.shape, np.float32) for row in rows}
+
+
+@cache
+def _network_state_dict() -> dict[str, NDArray[Any]]:
+    return to_pytorch(network_tensors())
+
+
+def network_files(folder: Path, targets: Container[str]) -> dict[str, Path]:
+    """The whole network in some formats: target to the file that is mutated."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = network_tensors()
+    state_dict = _network_state_dict()
+    torch_state_dict = {key: torch.from_numpy(array) for key, array in state_dict.items()}
+    files: dict[str, Path] = {}
+    if "index" in targets or "data" in targets:
+        prefix = folder / f"model-{_MODEL}.ckpt-90"
+        files["index"], files["data"] = write_tensor_bundle(prefix, tensors)
+    if "pb" in targets:
+        files["pb"] = folder / "frozen.pb"
+        files["pb"].write_bytes(_frozen(tensors))
+    if "h5" in targets:
+        files["h5"] = write_keras(folder / "weights.h5", tensors)
+    for target, name in (("pt", "weights.pt"), ("pt-legacy", "legacy.pt")):
+        if target in targets:
+            files[target] = folder / name
+            torch.save(torch_state_dict, files[target], _use_new_zipfile_serialization=target == "pt")
+    if "safetensors" in targets:
+        files["safetensors"] = folder / "weights.safetensors"
+        save_file(state_dict, files["safetensors"])
+    return {target: path for target, path in files.items() if target in targets}
+
+
+def _frozen(tensors: Tensors) -> bytes:
+    """A frozen graph in the layout that freeze_graph gives."""
+    graph = GraphDef()
+    for name, array in tensors.items():
+        tensor = graph.node.add(name=name, op="Const").attr["value"].tensor
+        tensor.dtype = data_type(array.dtype)
+        for size in array.shape:
+            tensor.tensor_shape.dim.add(size=size)
+        tensor.tensor_content = array.tobytes()
+        graph.node.add(name=f"{name}/read", op="Identity", input=[name])
+    return bytes(graph.SerializeToString())

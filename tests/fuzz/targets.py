@@ -1,0 +1,157 @@
+"""What is fuzzed: for each format its seeds, its own mutations, and what may come of a mutant."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+
+from converter.archive import unpack
+from converter.catalog_file import VARIABLE, read_catalog
+from converter.checkpoint_state import read_latest
+from converter.manifest import read_manifest
+from converter.sources import open_source
+from fuzz import seeds, structure
+from fuzz.mutations import Mutation, flip_bit, havoc, splice
+from fuzz.seeds import Seed, Tensors
+
+Read = Callable[[Path, Tensors], bool]
+"""Reads a file to its end and tells whether it holds these tensors; raises PortError to refuse it."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A format under attack.
+
+    Attributes:
+        name: As the command and the names of cases call it.
+        seeds: Writes the seeds into a folder.
+        read: What a user's file goes through.
+        mutations: Those that know the format and may touch its checksums unasked.
+        signed: Those that make a sound file of other content on purpose: checksums are made anew.
+        checksummed: Whether the format has checksums, so that no unsigned mutant may read as other tensors.
+            Where it has none, the difference is reported by the file's SHA-256 alone.
+    """
+
+    name: str
+    seeds: Callable[[Path], list[Seed]]
+    read: Read
+    mutations: Sequence[Mutation] = ()
+    signed: Sequence[Mutation] = ()
+    checksummed: bool = False
+
+    def mutant(self, rng: Random, data: bytes, others: Sequence[bytes]) -> tuple[bytes, bool]:
+        """Change a seed.
+
+        Returns:
+            The mutant, which differs from `data`, and whether its checksums were made anew.
+        """
+        own = (*self.mutations, *self.signed)
+        changed, signed = data, False
+        if own and rng.random() < 0.6:
+            mutation = rng.choice(own)
+            changed, signed = mutation(rng, data), mutation in self.signed
+            if rng.random() < 0.1:
+                mutation = rng.choice(own)
+                changed, signed = _again(mutation, rng, changed), signed or mutation in self.signed
+        elif rng.random() < 0.15:
+            changed = splice(rng, data, others)
+        else:
+            changed = havoc(rng, data)
+        return (changed, signed) if changed != data else (flip_bit(rng, data), False)
+
+
+def _again(mutation: Mutation, rng: Random, data: bytes) -> bytes:
+    """A second mutation, where the first has left a structure to mutate."""
+    try:
+        return mutation(rng, data)
+    except Exception:
+        return data
+
+
+def read_source(path: Path, tensors: Tensors) -> bool:
+    """Open anything that the converter takes, and compare every tensor bit for bit."""
+    with open_source(path) as source:
+        same = set(source) == set(tensors)
+        for name in source:
+            same &= _same_bits(source[name], tensors.get(name))
+        return same
+
+
+def _same_bits(one: Any, other: Any) -> bool:
+    if other is None or one.dtype != other.dtype or one.shape != other.shape:
+        return False
+    return bool(
+        one.tolist() == other.tolist() if one.dtype == np.dtype(object) else one.tobytes() == other.tobytes()
+    )
+
+
+class _Parse:
+    """Reads a file that is no source of tensors; the first one, a seed, says what it must say."""
+
+    def __init__(self, parse: Callable[[Path], object]) -> None:
+        self._parse = parse
+        self._first: dict[str, object] = {}
+
+    def __call__(self, path: Path, tensors: Tensors) -> bool:
+        said = self._parse(path)
+        return said == self._first.setdefault(path.name, said)
+
+
+def _unpack(archive: Path) -> object:
+    folder = archive.with_name("unpacked")
+    try:
+        return unpack(archive, folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _read_catalog(path: Path) -> object:
+    os.environ[VARIABLE] = str(path)
+    return read_catalog()
+
+
+_TARGETS = (
+    Target(
+        "index",
+        partial(seeds.checkpoint_seeds, ending=".index"),
+        read_source,
+        signed=(structure.mutate_block, structure.mutate_entries, structure.mutate_entries),
+        checksummed=True,
+    ),
+    Target(
+        "data", partial(seeds.checkpoint_seeds, ending=".data-00000-of-00001"), read_source, checksummed=True
+    ),
+    Target("pb", seeds.graph_seeds, read_source, (structure.mutate_message,)),
+    Target("h5", seeds.keras_seeds, read_source, (structure.mutate_hdf5,)),
+    Target(
+        "pt",
+        partial(seeds.pytorch_seeds, legacy=False),
+        read_source,
+        (structure.mutate_zip_headers,),
+        (structure.mutate_archive, structure.mutate_archive),
+        checksummed=True,
+    ),
+    Target("pt-legacy", partial(seeds.pytorch_seeds, legacy=True), read_source, (structure.mutate_pickle,)),
+    Target("safetensors", seeds.safetensors_seeds, read_source, (structure.mutate_header,)),
+    Target(
+        "zip",
+        seeds.archive_seeds,
+        _Parse(_unpack),
+        (structure.mutate_zip_headers,),
+        (structure.mutate_archive,),
+        checksummed=True,
+    ),
+    Target("manifest", seeds.manifest_seeds, _Parse(read_manifest), (structure.mutate_text,)),
+    Target("checkpoint", seeds.state_seeds, _Parse(read_latest), (structure.mutate_text,)),
+    Target("toml", seeds.catalog_seeds, _Parse(_read_catalog), (structure.mutate_text,)),
+)
+
+TARGETS: Mapping[str, Target] = {target.name: target for target in _TARGETS}
