@@ -6,7 +6,9 @@ from typing import Any
 
 from reference import InceptionResnetV1
 
-dependencies = ["torch", "numpy", "ml_dtypes", "google_crc32c", "rich", "filelock", "gdown"]
+dependencies = [
+    "torch", "numpy", "ml_dtypes", "google_crc32c", "google.protobuf", "rich", "filelock", "gdown", "requests"
+]  # fmt: skip
 
 
 def inception_resnet_v1(pretrained: str | None = None, **options: Any) -> InceptionResnetV1:

@@ -20,6 +20,7 @@ from pathlib import Path
 from checks import thresholds
 from converter import command_line
 from converter.errors import UsageError
+from converter.manifest import file_digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +129,8 @@ def _pretrained_ratios(folder: Path, checkpoint: Path, rounds: int) -> list[floa
     hub = folder / "torch" / "hub" / "checkpoints"
     hub.mkdir(parents=True)
     catalog = folder / "catalog.toml"
-    catalog.write_text(_CATALOG)
+    (data,) = checkpoint.parent.glob(f"{checkpoint.name}.data-*")
+    catalog.write_text(_CATALOG.format(data=file_digest(data)))
     weights = hub / "benchmark-faces.pt"
     run((sys.executable, "-m", "converter", str(checkpoint), "-o", str(weights)))
     environment = {**os.environ, "TORCH_HOME": str(folder / "torch"), "FACENET_PORT_CATALOG": str(catalog)}
@@ -138,11 +140,12 @@ def _pretrained_ratios(folder: Path, checkpoint: Path, rounds: int) -> list[floa
 
 
 # The archive is never asked for: the state_dict is in the cache, with the manifest of its conversion.
-_CATALOG = f"""
+_CATALOG = """
 [benchmark]
 dataset = "faces"
 url = "https://example.org/benchmark.zip"
-sha256 = "{"0" * 64}"
+sha256 = "0000000000000000000000000000000000000000000000000000000000000000"
+files = {{".data-00000-of-00001" = "{data}"}}
 """
 
 _LOAD = """

@@ -15,7 +15,7 @@ _EPILOG = """\
 Without SOURCE the built-in checkpoint is compared; the first time it is written to the user's cache.
 
 exit codes: 0 all four judgements hold; 1 a difference was found; 2 wrong usage; 3 an input is unreadable,
-corrupt or another network; 4 something that is needed, such as TensorFlow, is missing
+corrupt or another network; 4 something that is needed, such as TensorFlow, is missing; 130 interrupted
 """
 
 

@@ -24,7 +24,7 @@ SOURCE may be a name (`list` shows all), a model folder or its `checkpoint` file
 tell. A file or folder of that name goes before a name of the list. TensorFlow is not needed.
 
 exit codes: 0 converted and verified; 1 what was written reads back different; 2 wrong usage;
-3 the source is unreadable, corrupt or another network; 4 something that is needed is missing
+3 the source is unreadable, corrupt or another network; 4 something that is needed is missing; 130 interrupted
 """
 
 
@@ -87,6 +87,12 @@ def _work(arguments: argparse.Namespace) -> int:
 
 def _list(arguments: argparse.Namespace) -> int:
     from converter import listing
+
+    plain = vars(_parser().parse_args([str(_LIST)]))
+    own = {"json", "quiet", "debug", "overwrite"}
+    others = [name for name, value in vars(arguments).items() if name not in own and value != plain[name]]
+    if others:
+        raise UsageError(f"list takes no --{others[0].replace('_', '-')}.")
 
     found = listing.entries()
     if not arguments.quiet:

@@ -1,7 +1,8 @@
 """What is kept for the user, where, and whether it is still what it was.
 
     archives/NAME.zip      as it was downloaded, verified
-    models/NAME/           as it was unpacked, with the digests of its files in SHA256SUMS
+    models/NAME-DIGEST/    as it was unpacked, with the digests of its files in SHA256SUMS; DIGEST is the
+                           start of the archive's SHA-256
     incomplete/NAME/       work in progress; a transfer that was interrupted goes on from here
     locks/NAME.lock        held by the process that fills the folders above
 
@@ -11,6 +12,7 @@ Archives and models appear whole, by a rename; nothing reads what is incomplete,
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -46,7 +48,7 @@ def archive_path(checkpoint: Published) -> Path:
 
 def model_folder_path(checkpoint: Published) -> Path:
     """Where the unpacked files of a checkpoint are kept, or would be."""
-    return cache_folder() / "models" / checkpoint.name
+    return cache_folder() / "models" / f"{checkpoint.name}-{checkpoint.archive_sha256[:16]}"
 
 
 def incomplete_folder(checkpoint: Published) -> Path:
@@ -68,17 +70,27 @@ def hub_checkpoints() -> Path:
 def lock(name: str) -> Iterator[None]:
     """Wait until no other process works on `name`, and keep others waiting meanwhile.
 
+    A wait of over a second is logged as a warning, which is shown on stderr unless logging says otherwise.
+
     The lock goes with the process that holds it, however that ends; its empty file stays.
 
     Raises:
         OSError: The cache folder cannot be written to.
     """
-    from filelock import FileLock
+    from filelock import FileLock, Timeout
 
     folder = cache_folder() / "locks"
     folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / f"{name}.lock"):
+    held = FileLock(folder / f"{name}.lock")
+    try:
+        held.acquire(timeout=1)
+    except Timeout:
+        logging.getLogger(__name__).warning("%s: waiting for another process that works on it", name)
+        held.acquire()
+    try:
         yield
+    finally:
+        held.release()
 
 
 def write_record(folder: Path, digests: Mapping[str, str]) -> None:

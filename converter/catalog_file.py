@@ -54,7 +54,7 @@ def read_catalog() -> tuple[Published, ...]:
 
     Raises:
         SourceError: The file that the environment names is missing; or a file is unreadable, larger than
-            1 MiB, not TOML, or says what a catalogue cannot say: an unknown key, a missing one, a value of
+            256 KiB, not TOML, or says what a catalogue cannot say: an unknown key, a missing one, a value of
             the wrong type or form, a name or alias that is taken.
     """
     path = catalog_path()
@@ -123,7 +123,7 @@ def _checkpoint(path: Path, name: str, values: Any) -> Published:
             raise wrong(f": unknown key {key!r}", f"The keys are {', '.join(_RULES)}")
         read[key] = rule.read(value)
         if read[key] is None:
-            raise wrong(f" {key}: {value!r} will not do", f"Give {rule.form}")
+            raise wrong(f" {key}: {_shown(value)} will not do", f"Give {rule.form}")
     for key in ("dataset", "sha256"):
         if key not in read:
             raise wrong(f": the key {key!r} is missing", f"Give {_RULES[key].form}")
@@ -140,6 +140,13 @@ def _checkpoint(path: Path, name: str, values: Any) -> Published:
     )
 
 
+def _shown(value: object) -> str:
+    try:
+        return repr(value)[:200]
+    except (ValueError, RecursionError):  # Python writes out no number of over 4,300 digits
+        return "what stands there"
+
+
 def _plain_name(value: object) -> str | None:
     if not isinstance(value, str) or not _PLAIN_NAME.fullmatch(value) or DEVICE_NAME.fullmatch(value):
         return None
@@ -153,7 +160,8 @@ def _names(value: object) -> tuple[str, ...] | None:
 
 
 def _count(value: object) -> int | None:
-    return value if type(value) is int and value > 0 else None  # a bool is an int, but not of this type
+    # A bool is an int, but not of this type.
+    return value if type(value) is int and 0 < value < 1 << 63 else None
 
 
 def _share(value: object) -> float | None:

@@ -127,9 +127,9 @@ def choose(
         SourceError: The `checkpoint` file is damaged.
         OSError: It cannot be read.
     """
-    named = _find_named(candidates, state) if len(candidates) > 1 else None
     if step is not None:
-        return _choose_step(candidates, where, step, named)
+        return _choose_step(candidates, where, step, state)
+    named = _find_named(candidates, state) if len(candidates) > 1 else None
     if named is not None:
         return named
     if len(candidates) == 1:
@@ -177,9 +177,10 @@ def _ambiguous(candidates: Sequence[Snapshot], where: Path) -> UsageError:
     )
 
 
-def _choose_step(candidates: Sequence[Snapshot], where: Path, step: int, named: Snapshot | None) -> Snapshot:
+def _choose_step(candidates: Sequence[Snapshot], where: Path, step: int, state: Path | None) -> Snapshot:
     found = [snapshot for snapshot in candidates if snapshot.step == step]
-    if len(found) > 1 and named is not None:
+    named = _find_named(candidates, state) if len(found) > 1 else None
+    if named is not None:
         found = [snapshot for snapshot in found if snapshot.model == named.model] or found
     if len(found) > 1:
         raise UsageError(

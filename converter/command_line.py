@@ -116,7 +116,7 @@ def run(
         message, code = str(error), error.exit_code
     except KeyboardInterrupt as error:
         caught = error
-        message, code = "interrupted; nothing was left behind", INTERRUPTED
+        message, code = "interrupted; no file was left half written", INTERRUPTED
     except OSError as error:
         caught = error
         message = f"{error}. Look at the disk's free space and at the permissions."

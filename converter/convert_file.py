@@ -31,7 +31,7 @@ from converter.convert import (
 from converter.errors import DifferenceError, RequirementError, SourceError, UsageError
 from converter.formats.tensor_bundle import TensorBundle, write_tensor_bundle
 from converter.layer_map import Converted, Row
-from converter.manifest import build_manifest, describe_source, file_digest, tensor_digest
+from converter.manifest import build_manifest, describe_source, file_digest, manifest_path, tensor_digest
 from converter.naming import tensorflow_tensors
 from converter.sources import open_source
 from converter.tensor_source import TensorSource
@@ -51,6 +51,7 @@ class Conversion:
         source: What was opened.
         source_format: Its format in words.
         source_digests: Name of each file read to its SHA-256.
+        archive_sha256: SHA-256 of the archive that they were unpacked from, if the caller named one.
         published: Name of the published checkpoint that the digests prove the source to be, or None.
         namesake: Name of the published checkpoint that the source is called after although its digests are
             others; None where it is the published one, has a name of its own, or no digest is known.
@@ -64,6 +65,7 @@ class Conversion:
     source: Path
     source_format: str
     source_digests: Mapping[str, str]
+    archive_sha256: str | None
     published: str | None
     namesake: str | None
     plan: Plan
@@ -162,6 +164,7 @@ def convert_file(
     weights: Weights = "variable",
     step: int | None = None,
     sha256: Collection[str] = (),
+    archive_sha256: str | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Conversion:
@@ -176,6 +179,7 @@ def convert_file(
         step: As in `open_source`.
         sha256: The SHA-256 that the source is expected to have, one for each of its files, in hexadecimal;
             empty expects nothing.
+        archive_sha256: SHA-256 of the archive that the source was unpacked from, for the manifest.
         overwrite: Whether files that exist may be replaced.
         progress: Told of progress.
 
@@ -216,7 +220,7 @@ def convert_file(
                     _write(paths, part, decided, output_format)
                 hashes[target] = _hash_and_sync(paths, pool)
                 _read_back(paths, part, output_format, meter)
-            conversion = _describe(source, _results(source_hashes), decided, made)
+            conversion = _describe(source, _results(source_hashes), archive_sha256, decided, made)
             written: dict[Path, str] = {}
             for target, paths in staged.items():
                 with _writing(destination):
@@ -286,12 +290,19 @@ def _hash_and_sync(paths: _Paths, pool: ThreadPoolExecutor) -> dict[str, Future[
     return hashes
 
 
-def _describe(source: TensorSource, digests: Mapping[str, str], decided: Plan, made: _Made) -> Conversion:
+def _describe(
+    source: TensorSource,
+    digests: Mapping[str, str],
+    archive_sha256: str | None,
+    decided: Plan,
+    made: _Made,
+) -> Conversion:
     """The conversion, but for what it will have written."""
     return Conversion(
         source=source.path,
         source_format=source.format,
         source_digests=digests,
+        archive_sha256=archive_sha256,
         published=identify(digests),
         namesake=find_namesake(model_name(source), digests),
         plan=decided,
@@ -307,7 +318,11 @@ def _write_manifest(
 ) -> dict[str, str]:
     """Write the manifest of one output; returns the digests of its files and of the manifest."""
     described = describe_source(
-        conversion.source, conversion.source_format, conversion.source_digests, conversion.published
+        conversion.source,
+        conversion.source_format,
+        conversion.source_digests,
+        conversion.published,
+        conversion.archive_sha256,
     )
     manifest = build_manifest(
         described,
@@ -384,13 +399,12 @@ def _targets(
 
 
 def _stage(files: AtomicFiles, target: _Target, output_format: OutputFormat) -> _Paths:
-    manifest = files.stage(f"{target.name}.json")
-    if output_format == "tensorflow":
-        index = files.stage(f"{target.name}.index")
-        data = files.stage(f"{target.name}.data-00000-of-00001")
-        return _Paths(index.with_name(target.name), (index, data), manifest)
-    path = files.stage(target.name)
-    return _Paths(path, (path,), manifest)
+    # In the order in which they appear: a process that is killed in between leaves no manifest without its
+    # output, and no index without its data.
+    endings = (".data-00000-of-00001", ".index") if output_format == "tensorflow" else ("",)
+    outputs = tuple(files.stage(target.name + ending) for ending in endings)
+    manifest = files.stage(manifest_path(Path(target.name)).name)
+    return _Paths(outputs[0].with_name(target.name), outputs, manifest)
 
 
 @contextmanager

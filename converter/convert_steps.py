@@ -97,7 +97,8 @@ def convert_steps(
     if jobs is not None and jobs < 1:
         raise UsageError(f"{jobs} conversions at a time: one is the least.")
     if not output_folder.is_dir():
-        raise UsageError(f"{output_folder}: there is no such folder. Create it, or give another.")
+        what = "this is a file" if output_folder.exists() else "there is no such folder"
+        raise UsageError(f"{output_folder}: {what}. Give a folder for the outputs.")
     snapshots = _find(folder)
     meter = _Meter(progress, len(snapshots))
 
@@ -134,7 +135,8 @@ def convert_steps(
 
 def _find(folder: Path) -> tuple[Snapshot, ...]:
     if not folder.is_dir():
-        raise UsageError(f"{folder}: there is no such folder. Give the folder that holds the checkpoints.")
+        what = "this is a file" if folder.exists() else "there is no such folder"
+        raise UsageError(f"{folder}: {what}. Give the folder that holds the checkpoints.")
     try:
         snapshots = find_snapshots(folder)
         if not snapshots:

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import re
 import shutil
-import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from converter import cache
 from converter.archive import unpack
 from converter.atomic import sync
 from converter.catalog import Published
+from converter.download_failures import explain_page, explain_transfer
 from converter.errors import RequirementError, SourceError
 
 Progress = Callable[[int, int | None], None]
@@ -26,12 +24,7 @@ MAX_ARCHIVE_SIZE = 2 << 30  # bytes, where the catalogue states none; the publis
 _RETRIES = 2  # gdown waits at most 1 s, then 2 s
 _TIMEOUT = (20.0, 60.0)  # seconds: to connect, and between bytes
 _PATIENCE = 120.0  # seconds until the file begins; gdown follows the pages before it without end
-_MAX_PAGE = 1 << 16  # bytes of a page that are looked at
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# How Google Drive words its pages in English; in another language the page's title is shown instead.
-_QUOTA = re.compile(r"too many users have viewed or downloaded|quota exceeded", re.IGNORECASE)
-_INFECTED = re.compile(r"infected (with a virus|files?)", re.IGNORECASE)
-_SCAN = re.compile(r"virus scan warning|scan this file for viruses", re.IGNORECASE)
 
 
 def model_folder(
@@ -150,8 +143,7 @@ def _fill(
             f"{checkpoint.name} is not in the cache, and the network is not to be used (--offline). "
             f"{_by_hand(checkpoint)}."
         )
-    work = cache.incomplete_folder(checkpoint)
-    work.mkdir(parents=True, exist_ok=True)
+    work = _work_folder(checkpoint)
     try:
         if archive is not None:
             _appear(_unpacked(archive, work, checkpoint), folder)
@@ -168,6 +160,17 @@ def _fill(
         _appear(model, folder)
     finally:
         _tidy(work)
+
+
+def _work_folder(checkpoint: Published) -> Path:
+    work = cache.incomplete_folder(checkpoint)
+    for _ in range(3):
+        try:
+            work.mkdir(parents=True, exist_ok=True)
+            break
+        except FileNotFoundError:  # another process has just removed the parent, which was empty
+            work.parent.mkdir(parents=True, exist_ok=True)
+    return work
 
 
 def _unpacked(archive: Path, work: Path, checkpoint: Published) -> Path:
@@ -315,9 +318,12 @@ def _transfer(whole: Path, checkpoint: Published, meter: _Meter) -> None:
                     part.unlink()
                 download()
         except (FileURLRetrievalError, DownloadCancelled) as error:
-            raise _failure(checkpoint, *_what_page(checkpoint, str(error))) from error
+            waited = _PATIENCE if meter.stop.is_set() else None
+            raise _failure(checkpoint, *explain_page(checkpoint, str(error), _TIMEOUT, waited)) from error
         except (DownloadError, requests.RequestException) as error:
-            raise _failure(checkpoint, *_what_network(checkpoint, meter, error)) from error
+            raise _failure(
+                checkpoint, *explain_transfer(checkpoint, meter.received, meter.total, error)
+            ) from error
         except (AssertionError, KeyError, ValueError) as error:
             problem = f"the server answers in a way that gdown does not understand ({error!r})"
             raise _failure(checkpoint, problem, "Try a newer gdown") from error
@@ -325,102 +331,3 @@ def _transfer(whole: Path, checkpoint: Published, meter: _Meter) -> None:
 
 def _failure(checkpoint: Published, problem: str, next_step: str) -> RequirementError:
     return RequirementError(f"{checkpoint.name}: {problem}. {next_step}. {_by_hand(checkpoint)}.")
-
-
-_Reason = tuple[str, str]
-"""What is wrong and what the user can do about it, both without a full stop."""
-
-
-def _what_status(status: int) -> _Reason | None:
-    """What an HTTP status says, if it is that of an error (RFC 9110, section 15)."""
-    answer = f"the server answers with HTTP status {status}"
-    if status in (404, 410):
-        return f"the link is dead: {answer}", "Look for a newer release that has another link"
-    if status in (401, 403):
-        return f"the file is not shared with everyone: {answer}", "Ask its owner to share it"
-    if status == 429 or status >= 500:
-        return f"the server cannot serve it now: {answer}", "Try again later"
-    return (answer, "Look at the link with a browser") if status >= 400 else None
-
-
-def _what_page(checkpoint: Published, said: str) -> _Reason:
-    """Why a page came instead of the file.
-
-    gdown quotes a page of Google Drive where it finds the words to quote; for all others it has one message,
-    so that the page has to be looked at once more.
-
-    Args:
-        checkpoint: What was asked for.
-        said: gdown's message.
-    """
-    import requests
-
-    status, address, page = 200, "", ""
-    if not _QUOTA.search(_words(said)):
-        try:
-            asked = checkpoint.link or f"https://drive.google.com/uc?id={checkpoint.drive_id}"
-            with requests.get(asked, stream=True, timeout=_TIMEOUT) as response:
-                if response.ok and "text/html" not in response.headers.get("Content-Type", ""):
-                    return f"nothing of the file came within {_PATIENCE:.0f} s", "Run the command again"
-                status, address = response.status_code, response.url
-                page = next(response.iter_content(_MAX_PAGE), b"").decode(errors="replace")
-        except requests.RequestException:
-            page = ""  # gdown's own words have to do
-    words = _words(f"{said} {page}")
-    if _QUOTA.search(words):
-        return "Google Drive's quota for this file is used up, for everyone", "Try again in a day"
-    if _INFECTED.search(words):
-        return "Google Drive takes this file for infected and gives it to nobody", "Tell its owner"
-    reason = _what_status(status)
-    if reason is not None:
-        return reason
-    if urlsplit(address).hostname == "accounts.google.com":
-        return "the file is not shared with everyone: Google asks to sign in", "Ask its owner to share it"
-    if _SCAN.search(words):
-        return (
-            "Google Drive cannot scan this file for viruses, and its page lets only a person go on",
-            "A newer gdown may understand the page",
-        )
-    title = re.search(r"<title>([^<]{1,100})</title>", page)
-    return (
-        f"a page came instead of the file{f', titled {title[1].strip()!r}' if title else ''}",
-        "Look at the link with a browser",
-    )
-
-
-def _words(text: str) -> str:
-    """The text in one line: gdown breaks the lines of what it quotes."""
-    return " ".join(text.split())
-
-
-def _what_network(checkpoint: Published, meter: _Meter, error: Exception) -> _Reason:
-    """Why a transfer failed on its way."""
-    from requests import exceptions
-
-    errors = list(_chain(error))
-    failure = next((item for item in errors if isinstance(item, exceptions.RequestException)), None)
-    if isinstance(failure, exceptions.HTTPError) and failure.response is not None:
-        reason = _what_status(failure.response.status_code)
-        if reason is not None:
-            return reason
-    if meter.received or failure is None or isinstance(failure, exceptions.ChunkedEncodingError):
-        of = "" if meter.total is None else f" of {meter.total}"
-        where = f"after {meter.received}{of} bytes" if meter.received else "before its end"
-        return f"the transfer broke off {where}", "Run the command again: it goes on from there"
-    host = urlsplit(checkpoint.url).hostname
-    causes = [item for item in errors if isinstance(item, OSError)]  # requests' own are OSErrors as well
-    why = causes[-1].strerror or str(causes[-1])
-    if any(isinstance(item, ssl.SSLCertVerificationError) for item in errors):
-        return (
-            f"the certificate of {host} is not trusted ({why})",
-            "Where a proxy replaces certificates, name its own in REQUESTS_CA_BUNDLE",
-        )
-    return f"{host} cannot be reached ({why})", "Check the network, and HTTPS_PROXY if there is a proxy"
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """The error and what it came from, down to the system's own."""
-    while error is not None:
-        yield error
-        held = next((item for item in error.args if isinstance(item, BaseException)), None)  # by urllib3
-        error = error.__cause__ or error.__context__ or held

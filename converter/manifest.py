@@ -43,8 +43,17 @@ def tensor_digest(array: NDArray[Any]) -> str:
     return hashlib.sha256(little.reshape(-1).view("u1").data).hexdigest()
 
 
+def manifest_path(output: Path) -> Path:
+    """Where the manifest of an output stands: beside it."""
+    return output.with_name(f"{output.name}.json")
+
+
 def describe_source(
-    path: Path, source_format: str, digests: Mapping[str, str], published: str | None
+    path: Path,
+    source_format: str,
+    digests: Mapping[str, str],
+    published: str | None,
+    archive_sha256: str | None,
 ) -> dict[str, Any]:
     """The source of a conversion.
 
@@ -53,8 +62,10 @@ def describe_source(
         source_format: The format in words.
         digests: File name to SHA-256.
         published: Name of the published checkpoint whose files have these digests, or None.
+        archive_sha256: SHA-256 of the archive that they were unpacked from, or None.
     """
-    return {"name": path.name, "format": source_format, "files": dict(digests), "published": published}
+    described = {"name": path.name, "format": source_format, "files": dict(digests), "published": published}
+    return described if archive_sha256 is None else described | {"archive": archive_sha256}
 
 
 def build_manifest(
@@ -136,6 +147,7 @@ class Manifest:
 
     Attributes:
         source_files: Name of each file of the source to its SHA-256.
+        archive: SHA-256 of the archive that they were unpacked from; None where the manifest states none.
         embedding_size: Outputs of the bottleneck.
         num_classes: Outputs of the classifier; None where the output has no logits.
         output: Name of each file of the output to its SHA-256.
@@ -143,6 +155,7 @@ class Manifest:
     """
 
     source_files: Mapping[str, str]
+    archive: str | None
     embedding_size: int
     num_classes: int | None
     output: Mapping[str, str]
@@ -169,6 +182,7 @@ def read_manifest(path: Path) -> Manifest:
         network = content["network"]
         return Manifest(
             _digests(content["source"]["files"]),
+            content["source"].get("archive"),
             _count(network["embedding_size"]),
             None if network["num_classes"] is None else _count(network["num_classes"]),
             _digests(content["output"]),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import hashlib
 import mmap
+import shutil
 import zipfile
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -12,37 +13,51 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from converter import catalog
+from converter.cache import VARIABLE as CACHE_VARIABLE
 from converter.cache import hub_checkpoints, lock
 from converter.catalog import Published
-from converter.errors import SourceError, UsageError
+from converter.errors import RequirementError, SourceError, UsageError
 from converter.formats.state_dict_file import map_state_dict
-from converter.manifest import Manifest, read_manifest
+from converter.layer_map import Synthesised, Variant, table
+from converter.manifest import Manifest, manifest_path, read_manifest
 from converter.tensor_source import TensorInfo
+
+_WITHOUT_WEIGHTS = (".index", ".meta")
 
 
 @dataclass(frozen=True, slots=True)
 class _Candidate:
-    """A file that bears the right name, and the digests that would prove it."""
+    """A file that bears the right name, and the digest that would prove it to be the right one.
+
+    Attributes:
+        path: The file.
+        sha256: What its SHA-256 has to be.
+        embedding_size: Outputs of the bottleneck.
+        num_classes: Outputs of the classifier; None where it has no logits.
+        tensors: Its tensors in their order, where this converter wrote the file; otherwise None.
+    """
 
     path: Path
-    accepted: frozenset[str]
+    sha256: str
     embedding_size: int
     num_classes: int | None
-    tensors: Mapping[str, TensorInfo] | None = None  # in their order, where this converter wrote the file
+    tensors: Mapping[str, TensorInfo] | None
 
 
 class Pretrained:
     """A known checkpoint's state_dict, found or made, and verified while the caller does something else.
 
     The file is looked for under its published name, `<model>-<dataset>.pt`, in the folder of `torch.hub` and
-    in that of facenet-pytorch. It counts if its SHA-256 is the published one, or is the one in the manifest
-    beside it while the source in that manifest has the digests of the catalogue. Where no file counts, one is
-    made from the TensorFlow archive, which is downloaded if need be, read back and compared bit for bit. A
-    file that does not count and is in the way is kept, as `<name>.unverified`.
+    in that of facenet-pytorch. It counts if its SHA-256 is the published one, or the one in the manifest
+    beside it where that manifest proves its source by digests of the catalogue: that of the archive, or that
+    of the weights in it. Where no file counts, one is made from the TensorFlow archive, which is downloaded
+    if need be, read back and compared bit for bit. A file that does not count and is in the way is kept, with
+    its manifest, as `<name>.unverified`.
 
     Args:
         name: Name or alias of a checkpoint in the catalogue.
@@ -50,7 +65,7 @@ class Pretrained:
 
     Raises:
         UsageError: The catalogue has no such name.
-        RequirementError: The archive is needed and cannot be had.
+        RequirementError: The archive is needed and cannot be had, or a cache cannot be used.
         SourceError: The archive is damaged.
     """
 
@@ -61,23 +76,25 @@ class Pretrained:
             raise UsageError(f"{name!r} is no known checkpoint. Give one of: {names}.")
         self._checkpoint = checkpoint
         self._offline = offline
-        self._candidate = _find(checkpoint) or self._make()
+        with _cache_errors():
+            found = _candidates(checkpoint)
+            self._candidate = found[0] if found else self._make()
         pool = ThreadPoolExecutor(1)
         self._digest = pool.submit(_digest, self._candidate.path)  # hashing lets go of the interpreter
         pool.shutdown(wait=False)
 
     @property
     def embedding_size(self) -> int:
-        """Outputs of the bottleneck."""
+        """Outputs of the bottleneck; `state_dict` may come to another file and change it."""
         return self._candidate.embedding_size
 
     @property
     def num_classes(self) -> int | None:
-        """Outputs of the classifier; None where the file has no logits."""
+        """Outputs of the classifier, None where there are no logits; `state_dict` may change it as well."""
         return self._candidate.num_classes
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Wait for the verification, make the file anew if it fails, and load it.
+        """Wait for the verification and load; where it fails, look further, and at last make the file anew.
 
         Returns:
             Key to tensor, on the CPU whatever the file was saved on. The tensors are mapped from the file,
@@ -85,17 +102,12 @@ class Pretrained:
             not be cut short while they are in use; replacing or deleting it does no harm.
 
         Raises:
-            RequirementError: The file is damaged, and the archive is needed and cannot be had.
-            SourceError: The archive is damaged, or the file made from it is another network than announced.
+            RequirementError, SourceError: As for the class.
         """
-        if self._digest.result() not in self._candidate.accepted:
-            announced = (self.embedding_size, self.num_classes)
-            self._candidate = self._make()
-            if _digest(self._candidate.path) not in self._candidate.accepted:
-                raise SourceError(self._candidate.path, "it changes while it is being read")
-            if announced != (self.embedding_size, self.num_classes):
-                raise SourceError(self._candidate.path, "its manifest was wrong; it is mended, load again")
-        return _load(self._candidate)
+        with _cache_errors():
+            if self._digest.result() != self._candidate.sha256:
+                self._candidate = _verified(self._checkpoint) or self._make()
+            return _load(self._candidate)
 
     def _make(self) -> _Candidate:
         """Convert the archive into the hub's folder, unless another process has just done so."""
@@ -104,41 +116,83 @@ class Pretrained:
         from converter.download import model_folder
         from converter.progress import ProgressBar
 
-        destination = hub_checkpoints() / self._checkpoint.state_dict_name
+        checkpoint = self._checkpoint
+        destination = hub_checkpoints() / checkpoint.state_dict_name
         with lock(destination.name):
-            found = _find(self._checkpoint)
-            if found is not None and _digest(found.path) in found.accepted:
+            found = _verified(checkpoint)
+            if found is not None:
                 return found
-            with ProgressBar(f"downloading {self._checkpoint.name}") as progress:
-                folder = model_folder(self._checkpoint, offline=self._offline, progress=progress)
+            with ProgressBar(f"downloading {checkpoint.name}") as progress:
+                folder = model_folder(checkpoint, offline=self._offline, progress=progress)
             destination.parent.mkdir(parents=True, exist_ok=True)
-            with _set_aside(destination), ProgressBar(f"converting {self._checkpoint.name}") as progress:
-                convert_file(folder, destination, overwrite=True, progress=progress)
-        made = _find(self._checkpoint)
+            with _set_aside(destination), ProgressBar(f"converting {checkpoint.name}") as progress:
+                convert_file(
+                    folder,
+                    destination,
+                    archive_sha256=checkpoint.archive_sha256,
+                    overwrite=True,
+                    progress=progress,
+                )
+            made = _verified(checkpoint)
         if made is None:
-            raise SourceError(folder, "not the checkpoint that the catalogue describes")
+            raise SourceError(destination, "it does not stay as it was written")
         return made
 
 
-def _find(checkpoint: Published) -> _Candidate | None:
-    """Look for a file that says what would prove it; nothing of it is read yet."""
+def _candidates(checkpoint: Published) -> list[_Candidate]:
+    """The files that say what would prove them; nothing of them is read yet."""
     hub = hub_checkpoints()
     peer = hub.parents[1] / "checkpoints"  # torch_home()/checkpoints, where facenet-pytorch downloads to
+    found = []
     for path in (hub / checkpoint.state_dict_name, peer / checkpoint.state_dict_name):
-        if not path.is_file():
-            continue
-        try:
-            manifest = read_manifest(path.with_name(f"{path.name}.json"))
-        except SourceError:
-            manifest = None
-        if manifest is not None and _is_made_from(manifest, checkpoint) and path.name in manifest.output:
-            accepted = frozenset({manifest.output[path.name]})
-            return _Candidate(path, accepted, manifest.embedding_size, manifest.num_classes, manifest.tensors)
-        published = checkpoint.state_dict
-        if published is not None and published.sha256 is not None and checkpoint.embedding_size is not None:
-            accepted = frozenset({published.sha256})
-            return _Candidate(path, accepted, checkpoint.embedding_size, checkpoint.num_classes)
-    return None
+        if path.is_file():
+            found += [
+                candidate
+                for candidate in (_by_manifest(path, checkpoint), _by_digest(path, checkpoint))
+                if candidate
+            ]
+    return found
+
+
+def _by_manifest(path: Path, checkpoint: Published) -> _Candidate | None:
+    try:
+        manifest = read_manifest(manifest_path(path))
+    except SourceError:
+        return None
+    size, classes = manifest.embedding_size, manifest.num_classes
+    tensors = {
+        row.key: TensorInfo(np.dtype(row.dtype), row.shape)
+        if isinstance(row, Synthesised)
+        else TensorInfo(np.dtype(np.float32), row.layout.shape(row.shape))
+        for row in table(Variant(size, classes))
+    }
+    # A manifest is no more to be trusted than the file: the names have to be the network's, in its order.
+    if list(manifest.tensors.items()) != list(tensors.items()) or path.name not in manifest.output:
+        return None
+    if not _is_made_from(manifest, checkpoint):
+        return None
+    return _Candidate(path, manifest.output[path.name], size, classes, tensors)
+
+
+def _by_digest(path: Path, checkpoint: Published) -> _Candidate | None:
+    published = checkpoint.state_dict
+    if published is None or published.sha256 is None or checkpoint.embedding_size is None:
+        return None
+    return _Candidate(path, published.sha256, checkpoint.embedding_size, checkpoint.num_classes, None)
+
+
+def _is_made_from(manifest: Manifest, checkpoint: Published) -> bool:
+    """Whether the source in a manifest is proven by the catalogue, and contradicted nowhere."""
+    stated = {name: checkpoint.digests(name) for name in manifest.source_files}
+    if any(stated[name] and digest not in stated[name] for name, digest in manifest.source_files.items()):
+        return False
+    holds_weights = any(stated[name] and not name.endswith(_WITHOUT_WEIGHTS) for name in stated)
+    return holds_weights or manifest.archive == checkpoint.archive_sha256
+
+
+def _verified(checkpoint: Published) -> _Candidate | None:
+    """The first candidate that is what it should be."""
+    return next((found for found in _candidates(checkpoint) if _digest(found.path) == found.sha256), None)
 
 
 def _load(verified: _Candidate) -> dict[str, Tensor]:
@@ -149,13 +203,6 @@ def _load(verified: _Candidate) -> dict[str, Tensor]:
     return loaded
 
 
-def _is_made_from(manifest: Manifest, checkpoint: Published) -> bool:
-    """Whether no file of the manifest's source has another digest than the catalogue states for it."""
-    return all(
-        digest in (checkpoint.digests(name) or {digest}) for name, digest in manifest.source_files.items()
-    )
-
-
 def _digest(path: Path) -> str:
     """SHA-256 of a file in one call, which never waits for the interpreter in between."""
     with path.open("rb") as file:
@@ -163,6 +210,18 @@ def _digest(path: Path) -> str:
             return hashlib.sha256().hexdigest()
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             return hashlib.sha256(content).hexdigest()
+
+
+@contextmanager
+def _cache_errors() -> Iterator[None]:
+    """Say what it means that a file of the caches cannot be read or written."""
+    try:
+        yield
+    except OSError as error:
+        raise RequirementError(
+            f"the cache cannot be used ({error}). Set TORCH_HOME and {CACHE_VARIABLE} to folders that can be "
+            "written to, on a disk with room."
+        ) from error
 
 
 @contextmanager
@@ -183,16 +242,26 @@ def collector_paused() -> Iterator[None]:
 
 @contextmanager
 def _set_aside(path: Path) -> Iterator[None]:
-    """Keep a file that is about to be replaced under a second name, unless replacing it fails."""
-    kept = None
+    """Keep a file that is about to be replaced, and its manifest, under a second name, unless that fails."""
+    kept: list[Path] = []
     if path.exists():
         taken = {other.name for other in path.parent.iterdir()}
         names = (f"{path.name}.unverified{suffix}" for suffix in ("", *(f"-{n}" for n in range(2, 1000))))
-        kept = path.with_name(next(name for name in names if name not in taken))
-        kept.hardlink_to(path)
+        aside = path.with_name(next(name for name in names if name not in taken))
+        for old, new in ((path, aside), (manifest_path(path), manifest_path(aside))):
+            if old.exists():
+                kept.append(new)
+                _link_or_copy(old, new)
     try:
         yield
     except BaseException:
-        if kept is not None:
-            kept.unlink()
+        for new in kept:
+            new.unlink()
         raise
+
+
+def _link_or_copy(old: Path, new: Path) -> None:
+    try:
+        new.hardlink_to(old)
+    except OSError:  # no hard links on this file system
+        shutil.copy2(old, new)

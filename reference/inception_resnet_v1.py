@@ -233,9 +233,14 @@ class InceptionResnetV1(nn.Module):
                 check_embedding_size(name, weights.embedding_size, embedding_size)
             # Without memory behind it: the weights need no initial values, and while they are verified the
             # modules are built.
+            sizes = weights.num_classes, weights.embedding_size
             with torch.device("meta"):
-                self._build(weights.num_classes, weights.embedding_size, dropout_prob)
-            self.load_state_dict(weights.state_dict(), assign=True)
+                self._build(*sizes, dropout_prob)
+            state_dict = weights.state_dict()
+            if sizes != (weights.num_classes, weights.embedding_size):  # another file than was thought
+                with torch.device("meta"):
+                    self._build(weights.num_classes, weights.embedding_size, dropout_prob)
+            self.load_state_dict(state_dict, assign=True)
         if num_classes not in (None, weights.num_classes):
             message = fresh_logits(name, weights.num_classes, num_classes)
             warnings.warn(message, stacklevel=3)  # at the call of the class

@@ -31,8 +31,8 @@ def load_weights(model: InceptionResnetV1, name: str, *, offline: bool = False) 
         SourceError: What was downloaded or cached is damaged.
     """
     weights = Pretrained(name, offline=offline)
-    check_embedding_size(name, weights.embedding_size, model.last_linear.out_features)
     state_dict = weights.state_dict()
+    check_embedding_size(name, weights.embedding_size, model.last_linear.out_features)
     if model.logits is None or model.logits.out_features != weights.num_classes:
         state_dict = features(state_dict)
         if model.logits is not None:

@@ -237,7 +237,9 @@ def test_the_cache_folder(home, monkeypatch) -> None:
     monkeypatch.setenv("FACENET_PORT_CACHE", "~/own")
     assert cache.cache_folder() == home / "own"
     assert cache.archive_path(CHECKPOINTS[0]) == home / "own" / "archives" / "20180402-114759.zip"
-    assert cache.model_folder_path(CHECKPOINTS[0]) == home / "own" / "models" / "20180402-114759"
+    assert cache.model_folder_path(CHECKPOINTS[0]) == (
+        home / "own" / "models" / "20180402-114759-669f37d3954b72b5"
+    )
 
 
 @pytest.mark.parametrize("torch_home", [None, "", "torch-home", "~/torch-home", "/torch-home"])
@@ -247,3 +249,11 @@ def test_state_dicts_lie_where_torch_hub_keeps_them(torch_home, xdg, monkeypatch
         if value is not None:
             monkeypatch.setenv(variable, value)
     assert cache.hub_checkpoints() == Path(torch.hub.get_dir()) / "checkpoints"
+
+
+def test_a_number_of_thousands_of_digits(write) -> None:
+    """Python refuses to write it out, so that no message can show it."""
+    entry = f'["mine"]\ndataset = "x"\nurl = "https://x.org/x.zip"\nsha256 = "{"0" * 64}"\n'
+    write(f"{entry}size = 0x{'f' * 5000}\n")
+    with pytest.raises(SourceError, match="size: what stands there will not do"):
+        known()

@@ -133,7 +133,7 @@ def test_the_list_of_checkpoints_tells_which_of_two_models_is_meant(tmp_path):
     ("folder", "target", "jobs", "kind", "problem"),
     [
         ("missing", ".", None, UsageError, "missing: there is no such folder"),
-        ("file", ".", None, UsageError, "file: there is no such folder"),
+        ("file", ".", None, UsageError, "file: this is a file"),
         (".", "missing", None, UsageError, "missing: there is no such folder"),
         (".", ".", 0, UsageError, "0 conversions at a time: one is the least"),
         (".", ".", 1, SourceError, "no checkpoint in this folder"),

@@ -120,7 +120,7 @@ def _small_plan() -> Plan:
     """A plan of three rows: a kernel, an offset and a scale that is synthesised."""
     wanted = ("conv2d_1a.conv.weight", "conv2d_1a.bn.bias", "conv2d_1a.bn.weight")
     rows = tuple(row for row in table(Variant()) if row.key in wanted)
-    return Plan(Variant(), "variable", rows, {name: name for name in SMALL}, ())
+    return Plan(Variant(), "variable", rows, {name: name for name in SMALL}, (), {})
 
 
 def _small_state_dict() -> dict[str, NDArray[Any]]:

@@ -57,6 +57,7 @@ def test_from_a_name_to_a_state_dict(home, archive, tensors, tmp_path_factory):
         server.plays[ID] = [scan_page, file(archive.read_bytes())]
         command = [sys.executable, "-m", "converter"]
         environment = {**os.environ, **server.environment, "PYTHONPATH": str(ROOT)}
+        digest = hashlib.sha256(archive.read_bytes()).hexdigest()
         first = subprocess.run([*command, "faces"], env=environment, capture_output=True, text=True)
         assert first.returncode == 0, first.stderr
         asked = len(server.requests)
@@ -65,7 +66,7 @@ def test_from_a_name_to_a_state_dict(home, archive, tensors, tmp_path_factory):
         assert len(server.requests) == asked
     assert_converted(home / "work" / f"{MODEL}.pt", tensors)
     assert (home / "work" / "again.pt").read_bytes() == (home / "work" / f"{MODEL}.pt").read_bytes()
-    assert str(home / "cache" / "models" / MODEL) in first.stdout
+    assert str(home / "cache" / "models" / f"{MODEL}-{digest[:16]}") in first.stdout
 
 
 def test_an_archive_from_a_browser(home, archive, tensors):
@@ -98,6 +99,12 @@ def test_list(home, archive, capsys):
     assert main(["list"]) == 0
     mine = next(line for line in capsys.readouterr().out.splitlines() if line.startswith(MODEL))
     assert mine.split()[-1] == "unpacked"
+
+
+@pytest.mark.parametrize("options", [["--all-steps"], ["--step", "3"], ["--to", "tensorflow"], ["--parts"]])
+def test_list_takes_no_other_option(home, capsys, options):
+    assert main(["list", *options]) == 2
+    assert f"list takes no {options[0]}" in capsys.readouterr().err
 
 
 def test_a_comparison_takes_a_name(home, archive):

@@ -11,13 +11,16 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from conftest import CLASSES, MODEL, same_bits
+from conftest import CLASSES, MODEL, same_bits, write_keras
 
+from converter.__main__ import main
 from converter.catalog import PUBLISHED, PublishedStateDict
 from converter.convert import to_pytorch
 from converter.errors import RequirementError, SourceError, UsageError
+from converter.formats.tensor_bundle import write_tensor_bundle
 from reference import InceptionResnetV1, load_weights
 
 FILE = f"{MODEL}-faces.pt"
@@ -217,7 +220,8 @@ def test_a_damaged_file_is_made_anew_and_kept_aside(with_archive, expected, plac
     damaged = (with_archive / FILE).read_bytes()
     assert_same(InceptionResnetV1(pretrained="faces", offline=True), expected)
     names = {other.name for other in with_archive.iterdir()}
-    assert names == {FILE, f"{FILE}.json", f"{FILE}.unverified"}
+    kept = {f"{FILE}.unverified", f"{FILE}.unverified.json"}
+    assert names == {FILE, f"{FILE}.json", *kept}
     assert (with_archive / f"{FILE}.unverified").read_bytes() == damaged
     assert_same(InceptionResnetV1(pretrained="faces", offline=True), expected)
 
@@ -275,7 +279,7 @@ def test_a_file_saved_on_a_gpu_loads_on_the_cpu(cache, expected, monkeypatch):
 
 
 def test_a_published_file_of_the_old_format(cache, expected, monkeypatch):
-    """A published file has no manifest but a SHA-256 in the catalogue, and may be older than the zip format."""
+    """A published file has no manifest but a catalogued SHA-256, and may be older than the zip format."""
     name = "20180402-114759"
     path = cache / f"{name}-vggface2.pt"
     tensors = {key: torch.from_numpy(array) for key, array in expected.items()}
@@ -294,11 +298,87 @@ def test_a_published_file_of_the_old_format(cache, expected, monkeypatch):
         InceptionResnetV1(pretrained=name, offline=True)
 
 
+def other_weights(cache, source, options=()):
+    """Put a conversion of another file, with its manifest, where the weights of the name are looked for."""
+    (cache / FILE).unlink()
+    (cache / f"{FILE}.json").unlink()
+    assert main([str(source), "-o", str(cache / FILE), "--quiet", *options]) == 0
+
+
+def test_weights_of_another_source_are_not_those_of_the_name(with_archive, expected, tensors, tmp_path):
+    """They agree with their own manifest; the catalogue knows neither their archive nor their files."""
+    other = {name: array + np.float32(1) for name, array in tensors.items()}
+    write_keras(tmp_path / "other.h5", other)
+    other_weights(with_archive, tmp_path / "other.h5")
+    assert_same(InceptionResnetV1(pretrained="faces", offline=True), expected)
+
+
+@pytest.mark.parametrize("change", ["swapped", "renamed", "reshaped", "classes"])
+def test_a_manifest_that_names_other_tensors_is_not_believed(with_archive, expected, change):
+    path = with_archive / f"{FILE}.json"
+    manifest = json.loads(path.read_text())
+    entries = {entry["key"]: entry for entry in manifest["tensors"]}
+    mean, variance = entries["conv2d_1a.bn.running_mean"], entries["conv2d_1a.bn.running_var"]
+    if change == "swapped":
+        mean["key"], variance["key"] = variance["key"], mean["key"]
+    elif change == "renamed":
+        mean["key"] = "conv2d_1a.bn.average"
+    elif change == "reshaped":
+        entries["last_linear.weight"]["shape"].reverse()
+    else:
+        manifest["network"]["num_classes"] = CLASSES + 1
+    path.write_text(json.dumps(manifest))
+    assert_same(InceptionResnetV1(pretrained="faces", offline=True), expected)
+
+
+def test_a_sound_file_in_the_second_folder_counts(cache, expected):
+    peer = cache.parents[1] / "checkpoints"
+    shutil.copytree(cache, peer)
+    flip(cache / FILE, 5_000_000)
+    assert_same(InceptionResnetV1(pretrained="faces", offline=True), expected)
+
+
+def test_a_changed_entry_of_the_catalogue_is_another_model(with_archive, tensors, tmp_path):
+    """Neither the folder nor the state_dict of the former archive stands for the new one."""
+    other = {name: array + np.float32(1) for name, array in tensors.items()}
+    folder = tmp_path / "other"
+    folder.mkdir()
+    write_tensor_bundle(folder / f"model-{MODEL}.ckpt-1", other)
+    archive = shutil.make_archive(str(tmp_path / "other-archive"), "zip", folder)
+    digest = hashlib.sha256(Path(archive).read_bytes()).hexdigest()
+    catalog = Path(os.environ["FACENET_PORT_CATALOG"])
+    lines = [
+        f'sha256 = "{digest}"' if line.startswith("sha256") else line
+        for line in catalog.read_text().splitlines()
+    ]
+    catalog.write_text("\n".join(lines))
+    with pytest.raises(RequirementError, match="not in the cache"):
+        InceptionResnetV1(pretrained="faces", offline=True)
+    assert main(["faces", "--archive", archive, "-o", str(tmp_path / "w.pt"), "--quiet"]) == 0
+    found = torch.load(tmp_path / "w.pt", weights_only=True)
+    assert same_bits(found["logits.bias"].numpy(), other["Logits/biases"])
+    assert_same(InceptionResnetV1(pretrained="faces", offline=True), to_pytorch(other))
+
+
+@pytest.mark.parametrize("variable", ["TORCH_HOME", "FACENET_PORT_CACHE"])
+def test_a_cache_that_cannot_be_used(with_archive, monkeypatch, variable):
+    (with_archive / FILE).unlink()
+    monkeypatch.setenv(variable, "/proc/nothing")
+    with pytest.raises(RequirementError, match=r"cache cannot be used .*TORCH_HOME|FACENET_PORT_CACHE"):
+        InceptionResnetV1(pretrained="faces", offline=True)
+
+
 def test_two_processes_at_once_make_the_file_once(made, archive, tmp_path):
     variables = environment(tmp_path, archive)
     shutil.copytree(made / "cache", tmp_path / "cache")
     code = (
+        "import converter.convert_file as module\n"
         "from reference import InceptionResnetV1\n"
+        "convert_file = module.convert_file\n"
+        "def recorded(*arguments, **options):\n"
+        "    print('converted')\n"
+        "    return convert_file(*arguments, **options)\n"
+        "module.convert_file = recorded\n"
         "model = InceptionResnetV1(pretrained='faces', offline=True)\n"
         "print(float(model.last_linear.weight.detach().double().sum()))\n"
     )
@@ -314,7 +394,8 @@ def test_two_processes_at_once_make_the_file_once(made, archive, tmp_path):
     ]
     outputs = [process.communicate()[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
-    assert outputs[0] == outputs[1] != ""
+    assert sorted(output.count("converted") for output in outputs) == [0, 1]
+    assert outputs[0].splitlines()[-1] == outputs[1].splitlines()[-1]
     hub = tmp_path / "torch" / "hub" / "checkpoints"
     assert {path.name for path in hub.iterdir()} == {FILE, f"{FILE}.json"}
 

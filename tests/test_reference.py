@@ -157,13 +157,6 @@ def test_classify_needs_a_classifier(images):
         run(features, images)
 
 
-@pytest.mark.parametrize("name", ["vggface2", "casia-webface", "anything"])
-def test_pretrained_says_how_to_convert(name):
-    with pytest.raises(ValueError, match=r"python -m converter FOLDER -o weights\.pt") as caught:
-        InceptionResnetV1(pretrained=name)
-    assert name in str(caught.value)
-
-
 def test_loading_is_strict(state_dict):
     model = InceptionResnetV1()
     with pytest.raises(RuntimeError, match="Unexpected key"):

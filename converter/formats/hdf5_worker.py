@@ -100,10 +100,14 @@ def _answer(connection: socket.socket, work: Any) -> Any:
 
 def _limit(file_size: int) -> None:
     """Limit the memory and the processor time of this process, which ends where it exceeds the latter."""
-    with open("/proc/self/statm") as statm:  # noqa: PTH123
-        present = int(statm.read().split()[0]) * resource.getpagesize()
-    most = present + 2 * file_size + _SPARE_MEMORY
-    resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    try:
+        with open("/proc/self/statm") as statm:  # noqa: PTH123
+            present = int(statm.read().split()[0]) * resource.getpagesize()
+    except FileNotFoundError:  # only Linux tells: elsewhere the sizes that the parent checks have to do
+        pass
+    else:
+        most = present + 2 * file_size + _SPARE_MEMORY
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     # The default action of SIGPROF ends the process even where it never leaves libhdf5.
     signal.signal(signal.SIGPROF, signal.SIG_DFL)

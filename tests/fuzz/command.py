@@ -106,6 +106,7 @@ def _inputs(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "other",
         *FINDINGS,
         "CPU ms",
+        "wait ms",
         "MB",
         "per s",
     )

@@ -119,18 +119,22 @@ def _look(folder: Path, expected: Mapping[str, str], *, killed: bool, old: bool)
     present = {path.name: path for path in folder.iterdir()}
     hidden = [name for name in present if name.startswith(".")]
     partial = []
-    new = 0
+    new = set()
     for name, path in present.items():
         if name in hidden:
             continue
         if old and path.read_bytes()[:16] == f"the old {name}".encode()[:16]:
             continue
         if expected.get(name) == file_digest(path):
-            new += 1
+            new.add(name)
         else:
             partial.append(f"{name} has {path.stat().st_size} bytes and another digest")
     if old:
         partial += [f"{name} is lost" for name in expected if name not in present]
-    if not killed or (new == len(expected) and not hidden):
+    for name in new:
+        output = name.removesuffix(".json")
+        if output != name and any(f"{other}.".startswith(f"{output}.") for other in expected.keys() - new):
+            partial.append(f"{name} is there before its output")
+    if not killed or (len(new) == len(expected) and not hidden):
         return "after", partial
     return ("during" if hidden or new else "before"), partial
