@@ -126,7 +126,7 @@ def show(found: Sequence[Entry]) -> None:
     out.print()
     out.print(files)
     out.print(f"\nArchives are kept in {cache}, PyTorch files in {hub}.")
-    out.print("`python -m converter NAME` downloads and converts one; a checkpoint has a page for a browser:")
+    out.print("`python -m converter NAME` downloads and converts one. By hand, with --archive FILE:")
     for entry in found:
         out.print(f"  {entry.checkpoint.name}  {entry.checkpoint.url}")
 
