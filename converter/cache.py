@@ -19,8 +19,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from converter.catalog import Published
 from converter.errors import SourceError
+from converter.published import Published
 
 VARIABLE = "FACENET_PORT_CACHE"
 """The environment variable that names the folder."""

@@ -15,15 +15,15 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from converter.archive import DEVICE_NAME
-from converter.catalog import CHECKPOINTS, FIXED, PER_IMAGE, Published
 from converter.errors import SourceError
+from converter.published import FIXED, PER_IMAGE, Published
 
 VARIABLE = "FACENET_PORT_CATALOG"
 """The environment variable that names the file."""
@@ -49,8 +49,11 @@ def catalog_path() -> Path:
     return (Path(root) if root else Path.home() / ".config") / "facenet-port" / "catalog.toml"
 
 
-def read_catalog() -> tuple[Published, ...]:
+def read_catalog(built_in: Iterable[Published]) -> tuple[Published, ...]:
     """The user's checkpoints, in the order of the file; none where there is no file and none was named.
+
+    Args:
+        built_in: The checkpoints whose names and aliases are taken.
 
     Raises:
         SourceError: The file that the environment names is missing; or a file is unreadable, larger than
@@ -66,7 +69,7 @@ def read_catalog() -> tuple[Published, ...]:
             f"there is no such file, and {VARIABLE} names it",
             next_step="Create the file, or unset that",
         )
-    taken = {label.casefold(): checkpoint.name for checkpoint in CHECKPOINTS for label in checkpoint.labels}
+    taken = {label.casefold(): checkpoint.name for checkpoint in built_in for label in checkpoint.labels}
     checkpoints = []
     for name, values in _tables(path).items():
         checkpoint = _checkpoint(path, name, values)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from converter.atomic import AtomicFiles, sync
 from converter.casting import Cast, state_casts
-from converter.catalog import CHECKPOINTS, PUBLISHED, Published
+from converter.catalog import CHECKPOINTS, PUBLISHED
 from converter.checkpoint_state import Snapshot
 from converter.convert import (
     LeftOut,
@@ -33,6 +33,7 @@ from converter.formats.tensor_bundle import TensorBundle, write_tensor_bundle
 from converter.layer_map import Converted, Row
 from converter.manifest import build_manifest, describe_source, file_digest, manifest_path, tensor_digest
 from converter.naming import tensorflow_tensors
+from converter.published import Published
 from converter.sources import open_source
 from converter.tensor_source import TensorSource
 

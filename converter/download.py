@@ -13,9 +13,9 @@ from pathlib import Path
 from converter import cache
 from converter.archive import unpack
 from converter.atomic import sync
-from converter.catalog import Published
 from converter.download_failures import explain_page, explain_transfer
 from converter.errors import RequirementError, SourceError
+from converter.published import Published
 
 Progress = Callable[[int, int | None], None]
 """Told how many bytes of the archive are there, of how many; None where the server does not say."""

@@ -7,7 +7,7 @@ import ssl
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
-from converter.catalog import Published
+from converter.published import Published
 
 _MAX_PAGE = 1 << 16  # bytes of a page that are looked at
 # How Google Drive words its pages in English; in another language the page's title is shown instead.

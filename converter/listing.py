@@ -9,8 +9,8 @@ from typing import Any
 
 from converter import catalog
 from converter.cache import archive_path, hub_checkpoints, model_folder_path
-from converter.catalog import Published
 from converter.command_line import console
+from converter.published import Published
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,11 +20,11 @@ from torch import Tensor
 from converter import catalog
 from converter.cache import VARIABLE as CACHE_VARIABLE
 from converter.cache import hub_checkpoints, lock
-from converter.catalog import Published
 from converter.errors import RequirementError, SourceError, UsageError
 from converter.formats.state_dict_file import map_state_dict
 from converter.layer_map import Synthesised, Variant, table
 from converter.manifest import Manifest, manifest_path, read_manifest
+from converter.published import Published
 from converter.tensor_source import TensorInfo
 
 _WITHOUT_WEIGHTS = (".index", ".meta")

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - PyTorch's own habit
 
 from converter.pretrained import Pretrained, collector_paused
-from reference.pretrained import check_embedding_size, fresh_logits
 
 # davidsandberg/facenet, src/train_softmax.py: batch_norm_params.
 BATCH_NORM_EPSILON = 0.001
@@ -308,3 +307,19 @@ class InceptionResnetV1(nn.Module):
             raise ValueError("classify is set, but the model was built without num_classes")
         logits: Tensor = self.logits(prelogits)
         return logits
+
+
+def check_embedding_size(name: str, found: int, wanted: int) -> None:
+    """Refuse weights for an embedding of another size.
+
+    Raises:
+        ValueError: The sizes differ.
+    """
+    if found != wanted:
+        raise ValueError(f"{name!r} has embeddings of {found} numbers, the model of {wanted}")
+
+
+def fresh_logits(name: str, found: int | None, wanted: int) -> str:
+    """The warning that the classifier is not the published one."""
+    has = "has no classifier" if found is None else f"tells {found} people apart"
+    return f"{name!r} {has}, not {wanted}: the logits layer starts afresh and has to be trained"

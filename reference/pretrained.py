@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING
-
-from torch import Tensor
 
 from converter.pretrained import Pretrained
-
-if TYPE_CHECKING:
-    from reference.inception_resnet_v1 import InceptionResnetV1
+from reference.inception_resnet_v1 import InceptionResnetV1, check_embedding_size, fresh_logits
 
 
 def load_weights(model: InceptionResnetV1, name: str, *, offline: bool = False) -> None:
@@ -34,31 +29,10 @@ def load_weights(model: InceptionResnetV1, name: str, *, offline: bool = False) 
     state_dict = weights.state_dict()
     check_embedding_size(name, weights.embedding_size, model.last_linear.out_features)
     if model.logits is None or model.logits.out_features != weights.num_classes:
-        state_dict = features(state_dict)
+        state_dict = {key: tensor for key, tensor in state_dict.items() if not key.startswith("logits.")}
         if model.logits is not None:
             model.logits.reset_parameters()
             wanted = model.logits.out_features
             warnings.warn(fresh_logits(name, weights.num_classes, wanted), stacklevel=2)
             state_dict |= model.logits.state_dict(prefix="logits.")
     model.load_state_dict(state_dict)
-
-
-def features(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The state_dict without its classifier."""
-    return {key: tensor for key, tensor in state_dict.items() if not key.startswith("logits.")}
-
-
-def check_embedding_size(name: str, found: int, wanted: int) -> None:
-    """Refuse weights for an embedding of another size.
-
-    Raises:
-        ValueError: The sizes differ.
-    """
-    if found != wanted:
-        raise ValueError(f"{name!r} has embeddings of {found} numbers, the model of {wanted}")
-
-
-def fresh_logits(name: str, found: int | None, wanted: int) -> str:
-    """The warning that the classifier is not the published one."""
-    has = "has no classifier" if found is None else f"tells {found} people apart"
-    return f"{name!r} {has}, not {wanted}: the logits layer starts afresh and has to be trained"

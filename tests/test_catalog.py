@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from converter import cache, catalog, catalog_file
-from converter.catalog import CHECKPOINTS, FIXED, PER_IMAGE, PUBLISHED, find, known
+from converter.catalog import CHECKPOINTS, PUBLISHED, find, known
 from converter.errors import SourceError
+from converter.published import FIXED, PER_IMAGE
 
 ROOT = Path(catalog.__file__).parents[1]
 DIGEST = "0123456789abcdef" * 4

@@ -36,9 +36,10 @@ from drive import (
 )
 
 from converter import cache, download
-from converter.catalog import Published, find
+from converter.catalog import find
 from converter.download import model_folder
 from converter.errors import PortError, RequirementError, SourceError
+from converter.published import Published
 
 ROOT = Path(download.__file__).parents[1]
 NAME = "20990101-000000"

@@ -17,10 +17,11 @@ import torch
 from conftest import CLASSES, MODEL, same_bits, write_keras
 
 from converter.__main__ import main
-from converter.catalog import PUBLISHED, PublishedStateDict
+from converter.catalog import PUBLISHED
 from converter.convert import to_pytorch
 from converter.errors import RequirementError, SourceError, UsageError
 from converter.formats.tensor_bundle import write_tensor_bundle
+from converter.published import PublishedStateDict
 from reference import InceptionResnetV1, load_weights
 
 FILE = f"{MODEL}-faces.pt"

@@ -154,10 +154,11 @@ def _read_latest(path: Path) -> None:
 
 
 def _read_catalog(path: Path) -> None:
-    from converter.catalog_file import VARIABLE, read_catalog
+    from converter.catalog import known
+    from converter.catalog_file import VARIABLE
 
     os.environ[VARIABLE] = str(path)
-    read_catalog()
+    known()
 
 
 FUNCTIONS = {

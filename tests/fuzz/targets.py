@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from converter.archive import unpack
-from converter.catalog_file import VARIABLE, read_catalog
+from converter.catalog import known
+from converter.catalog_file import VARIABLE
 from converter.checkpoint_state import read_latest
 from converter.manifest import read_manifest
 from converter.sources import open_source
@@ -115,7 +116,7 @@ def _unpack(archive: Path) -> object:
 
 def _read_catalog(path: Path) -> object:
     os.environ[VARIABLE] = str(path)
-    return read_catalog()
+    return known()
 
 
 _TARGETS = (
