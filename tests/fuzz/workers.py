@@ -136,6 +136,8 @@ def run_target(
         workers: Processes.
         progress: Told how many are done.
     """
+    for old in findings.glob(f"{target.name}-[0-9]*"):  # of an earlier run
+        old.unlink()
     seeds = target.seeds(folder)
     contents = [each.path.read_bytes() for each in seeds]
     for each in seeds:
@@ -162,7 +164,7 @@ def run_target(
         result.worst_cpu = max(result.worst_cpu, float(worker.shared.times[1]))
         result.worst_wait = max(result.worst_wait, float(worker.shared.times[2]))
         result.worst_growth = max(result.worst_growth, int(worker.shared.numbers[2]))
-    for note in sorted(findings.glob(f"{target.name}-*.txt")):
+    for note in sorted(findings.glob(f"{target.name}-[0-9]*.txt")):
         result.findings[note.stem] = note.read_text()
     return result
 
