@@ -9,12 +9,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from converter import command_line
+from converter import catalog, command_line
 from converter.errors import UsageError
 from converter.progress import ProgressBar
 
 if TYPE_CHECKING:
     from converter.convert_file import OutputFormat
+    from converter.published import Published
 
 _LIST = Path("list")
 
@@ -82,7 +83,10 @@ def _work(arguments: argparse.Namespace) -> int:
     if arguments.to == "tensorflow" and arguments.format:
         raise UsageError("--format is the format of a state_dict; it does not go with --to tensorflow.")
     source = command_line.locate(arguments)
-    return _convert_steps(arguments, source) if arguments.all_steps else _convert(arguments, source)
+    if arguments.all_steps:
+        return _convert_steps(arguments, source)
+    is_name = source != arguments.source
+    return _convert(arguments, source, catalog.find(str(arguments.source)) if is_name else None)
 
 
 def _list(arguments: argparse.Namespace) -> int:
@@ -102,19 +106,24 @@ def _list(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _convert(arguments: argparse.Namespace, source: Path) -> int:
+def _convert(arguments: argparse.Namespace, source: Path, named: Published | None) -> int:
     from converter import conversion_table
     from converter.convert_file import convert_file
 
+    output_format = _output_format(arguments)
+    output = arguments.output
+    if output is None and named is not None and output_format != "tensorflow":
+        output = Path(named.state_dict_name).with_suffix(f".{output_format}")
     with ProgressBar("converting", quiet=arguments.quiet) as progress:
         conversion = convert_file(
             source,
-            arguments.output,
-            output_format=_output_format(arguments),
+            output,
+            output_format=output_format,
             parts=arguments.parts,
             weights=arguments.weights,
             step=arguments.step,
             sha256=arguments.sha256,
+            archive_sha256=None if named is None else named.archive_sha256,
             overwrite=arguments.overwrite,
             progress=progress,
         )

@@ -6,6 +6,7 @@ file called `checkpoint` that names the latest of them.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -167,7 +168,10 @@ def _find_named(candidates: Sequence[Snapshot], state: Path | None) -> Snapshot 
     if state is None:
         return None
     latest = read_latest(state)
-    return next((snapshot for snapshot in candidates if snapshot.name == latest), None)
+    named = next((snapshot for snapshot in candidates if snapshot.name == latest), None)
+    if named is None:
+        logging.getLogger(__name__).warning("%s names %s, which is not beside it", state, latest)
+    return named
 
 
 def _ambiguous(candidates: Sequence[Snapshot], where: Path) -> UsageError:

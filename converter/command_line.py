@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import math
 import os
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -108,6 +111,7 @@ def run(
     """
     arguments = built.parse_args(argv)
     try:
+        _import_numpy()
         if arguments.json:
             _refuse(arguments.json, getattr(arguments, "overwrite", False))
         return work(arguments)
@@ -129,6 +133,28 @@ def run(
         traceback.print_exception(caught)
     print(f"{built.prog}: error: {message}", file=sys.stderr)
     return code
+
+
+def _import_numpy() -> None:
+    """Import NumPy, which every command needs, and let Ctrl-C wait until that is done.
+
+    Its C code would turn the interruption into a traceback and an ImportError.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return  # where no signal arrives
+    interrupted = False
+
+    def note(*_: object) -> None:
+        nonlocal interrupted
+        interrupted = True
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        importlib.import_module("numpy")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if interrupted:
+        raise KeyboardInterrupt
 
 
 def write_json(path: Path, result: Mapping[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from converter.archive import unpack
 from converter.atomic import sync
 from converter.download_failures import explain_page, explain_transfer
 from converter.errors import RequirementError, SourceError
+from converter.formats.limits import open_regular
 from converter.published import Published
 
 Progress = Callable[[int, int | None], None]
@@ -82,7 +84,8 @@ def check_archive(
     """
     where = called or archive
     try:
-        size = archive.stat().st_size
+        with open_regular(archive) as file:
+            size = os.fstat(file.fileno()).st_size
         expected = checkpoint.archive_size
         if expected is not None and size != expected:
             problem = "it is cut short" if size < expected else "it is another file"
@@ -140,7 +143,7 @@ def _fill(
         archive = kept
     if archive is None and offline:
         raise RequirementError(
-            f"{checkpoint.name} is not in the cache, and the network is not to be used (--offline). "
+            f"{checkpoint.name} is not in the cache, and the network is not to be used. "
             f"{_by_hand(checkpoint)}."
         )
     work = _work_folder(checkpoint)

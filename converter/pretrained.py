@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import hashlib
+import logging
 import mmap
 import shutil
 import zipfile
@@ -27,6 +28,7 @@ from converter.manifest import Manifest, manifest_path, read_manifest
 from converter.published import Published
 from converter.tensor_source import TensorInfo
 
+_LOG = logging.getLogger(__name__)
 _WITHOUT_WEIGHTS = (".index", ".meta")
 
 
@@ -122,8 +124,14 @@ class Pretrained:
             found = _verified(checkpoint)
             if found is not None:
                 return found
-            with ProgressBar(f"downloading {checkpoint.name}") as progress:
-                folder = model_folder(checkpoint, offline=self._offline, progress=progress)
+            try:
+                with ProgressBar(f"downloading {checkpoint.name}") as progress:
+                    folder = model_folder(checkpoint, offline=self._offline, progress=progress)
+            except RequirementError as error:
+                if not destination.exists():
+                    raise
+                unproven = f"{destination}: neither its SHA-256 nor a manifest beside it proves it. {error}"
+                raise RequirementError(unproven) from error
             destination.parent.mkdir(parents=True, exist_ok=True)
             with _set_aside(destination), ProgressBar(f"converting {checkpoint.name}") as progress:
                 convert_file(
@@ -248,6 +256,7 @@ def _set_aside(path: Path) -> Iterator[None]:
         taken = {other.name for other in path.parent.iterdir()}
         names = (f"{path.name}.unverified{suffix}" for suffix in ("", *(f"-{n}" for n in range(2, 1000))))
         aside = path.with_name(next(name for name in names if name not in taken))
+        _LOG.warning("%s is damaged or unproven: it is made anew, and kept as %s", path, aside.name)
         for old, new in ((path, aside), (manifest_path(path), manifest_path(aside))):
             if old.exists():
                 kept.append(new)

@@ -105,3 +105,22 @@ def test_the_wrapper_around_a_model_is_recognised(tensors) -> None:
     wrapped = {f"module.{key}": array for key, array in to_pytorch(tensors).items()}
     with pytest.raises(MappingError, match=r"Every key begins with 'module\.'"):
         to_tensorflow(wrapped)
+
+
+def test_ctrl_c_while_numpy_is_imported_waits_until_it_is(source: Path, tmp_path: Path) -> None:
+    """NumPy's C code would make an ImportError of it: here the signal comes from within that import."""
+    program = (
+        "import os, signal, sys\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'numpy._core._multiarray_umath':\n"
+        "            os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Finder())\n"
+        "from converter.__main__ import main\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    command = [sys.executable, "-c", program, str(source), "-o", str(tmp_path / "w.pt")]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.stderr == "python -m converter: error: interrupted; no file was left half written\n"
+    assert result.returncode == 130
+    assert list(tmp_path.iterdir()) == []

@@ -311,7 +311,7 @@ def test_an_interrupt_leaves_only_the_incomplete_file(checkpoint, drive) -> None
     drive.plays[ID] = [held_file(ARCHIVE, CHUNK + 1000, release)]
     running = process()
     incomplete = cache.incomplete_folder(checkpoint)
-    wait_for(lambda: any(path.stat().st_size for path in incomplete.glob("*")))
+    wait_for(lambda: any(path.stat().st_size == CHUNK for path in incomplete.glob("*")))
     running.send_signal(signal.SIGINT)
     running.communicate(timeout=60)
     assert running.returncode == -signal.SIGINT
@@ -556,3 +556,12 @@ def test_a_download_that_was_not_verified_yet_is_verified_and_used(checkpoint, d
     (work / "archive.zip").write_bytes(ARCHIVE)
     assert is_whole(model_folder(checkpoint))
     assert drive.requests == []
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder"])
+def test_an_archive_that_is_no_file_is_not_waited_for(checkpoint, tmp_path, kind) -> None:
+    archive = {"pipe": tmp_path / "pipe", "device": Path("/dev/zero"), "folder": tmp_path}[kind]
+    if kind == "pipe":
+        os.mkfifo(archive)
+    with pytest.raises(SourceError, match=r"not a regular file|cannot be read"):
+        model_folder(checkpoint, archive=archive)

@@ -24,6 +24,7 @@ from converter.__main__ import main
 from converter.convert import to_pytorch
 from converter.formats.tensor_bundle import write_tensor_bundle
 from converter.sources import locate, open_source
+from reference import InceptionResnetV1
 
 ROOT = Path(converter.__file__).parents[1]
 ID = "1FacesFacesFacesFacesFacesFaces01"
@@ -64,8 +65,16 @@ def test_from_a_name_to_a_state_dict(home, archive, tensors, tmp_path_factory):
         again = subprocess.run([*command, "faces", "-o", "again.pt", "--offline"], env=environment)
         assert again.returncode == 0
         assert len(server.requests) == asked
-    assert_converted(home / "work" / f"{MODEL}.pt", tensors)
-    assert (home / "work" / "again.pt").read_bytes() == (home / "work" / f"{MODEL}.pt").read_bytes()
+    assert_converted(home / "work" / f"{MODEL}-faces.pt", tensors)
+    assert (home / "work" / "again.pt").read_bytes() == (home / "work" / f"{MODEL}-faces.pt").read_bytes()
+    # What the command made proves itself where pretrained= looks for it, with no archive at hand.
+    hub = home / "torch" / "hub" / "checkpoints"
+    hub.mkdir(parents=True)
+    for name in (f"{MODEL}-faces.pt", f"{MODEL}-faces.pt.json"):
+        shutil.copy(home / "work" / name, hub)
+    shutil.rmtree(home / "cache")
+    model = InceptionResnetV1(pretrained="faces", offline=True)
+    assert same_bits(model.logits.bias.detach().numpy(), tensors["Logits/biases"])
     assert str(home / "cache" / "models" / f"{MODEL}-{digest[:16]}") in first.stdout
 
 
