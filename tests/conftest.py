@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import zipfile
 
 import h5py
@@ -12,6 +13,11 @@ from safetensors.numpy import save_file
 
 from converter.convert import to_pytorch
 from converter.layer_map import NETWORK_SCOPE, Converted, Variant, table
+
+# A shell that runs the tests in the background has them ignore Ctrl-C, and they would hand that on to the
+# processes that they interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 CLASSES = 7
 MODEL = "20990101-000000"
