@@ -290,6 +290,7 @@ class _StoredComparison:
     say: Say
 
     def report(self) -> Report:
+        """Convert, and compare with what was stored."""
         with ActivationFile(self.activations) as stored:
             source = self.source
             if source is None and self.state_dict is None:
