@@ -85,7 +85,7 @@ def built_in_tensors(variant: Variant = VARIANT, seed: int = _SEED) -> dict[str,
     for row in table(variant):
         if not isinstance(row, Converted):
             continue
-        shape = row.layout.shape(row.shape)
+        shape = row.entry.shape
         if row.variable.endswith("/weights"):
             scale = math.sqrt(2.0 / math.prod(row.shape[:-1]))
             if f"{row.scope}/biases" in _RESIDUAL_BIASES:

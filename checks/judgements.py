@@ -186,9 +186,10 @@ def judge_tensors(
                 details.append(f"{row.key}: not {row.fill} throughout")
             continue
         expected = to_float32(source[plan.sources[row.variable]])
-        shape = row.layout.shape(row.shape)
-        if found.shape != shape or found.dtype != expected.dtype:
-            details.append(f"{row.key}: {found.dtype} {found.shape}, expected {expected.dtype} {shape}")
+        wanted = row.entry
+        if (found.dtype, found.shape) != (wanted.dtype, wanted.shape):
+            stated = f"{found.dtype} {found.shape}, expected {wanted.dtype} {wanted.shape}"
+            details.append(f"{row.key}: {stated}")
         elif not same_bits(row.layout.inverse.apply(found), expected):
             changed = int((row.layout.inverse.apply(found) != expected).sum())
             details.append(f"{row.key}: {changed} of {expected.size} values differ from {row.variable}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import math
 import os
@@ -11,8 +10,10 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from rich.console import Console
@@ -23,6 +24,7 @@ from converter.progress import ProgressBar
 
 UNREADABLE = 3  # the exit code for whatever a file led to that was not foreseen
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+_IMPORT_PAUSE = 0.02  # seconds until an interruption that met an import is tried again
 
 
 class _Console(Console):
@@ -111,10 +113,10 @@ def run(
     """
     arguments = built.parse_args(argv)
     try:
-        _import_numpy()
-        if arguments.json:
-            _refuse(arguments.json, getattr(arguments, "overwrite", False))
-        return work(arguments)
+        with _imports_uninterrupted():
+            if arguments.json:
+                _refuse(arguments.json, getattr(arguments, "overwrite", False))
+            return work(arguments)
     except PortError as error:
         caught: BaseException = error
         message, code = str(error), error.exit_code
@@ -135,26 +137,36 @@ def run(
     return code
 
 
-def _import_numpy() -> None:
-    """Import NumPy, which every command needs, and let Ctrl-C wait until that is done.
+@contextmanager
+def _imports_uninterrupted() -> Iterator[None]:
+    """Let Ctrl-C wait while a module is being imported.
 
-    Its C code would turn the interruption into a traceback and an ImportError.
+    Interrupted, the C and C++ code of NumPy, PyTorch and TensorFlow ends in an ImportError, or ends the
+    process.
     """
-    if threading.current_thread() is not threading.main_thread():
-        return  # where no signal arrives
-    interrupted = False
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or before is not signal.default_int_handler:
+        yield  # no signal arrives here, or somebody else is to have it
+        return
+    entered = sys._getframe()
+    again: list[threading.Timer] = []
 
-    def note(*_: object) -> None:
-        nonlocal interrupted
-        interrupted = True
-
-    before = signal.signal(signal.SIGINT, note)
-    try:
-        importlib.import_module("numpy")
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if interrupted:
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        while frame is not None and frame is not entered:
+            if frame.f_code.co_filename.startswith("<frozen importlib"):
+                again.append(threading.Timer(_IMPORT_PAUSE, signal.raise_signal, [number]))
+                again[-1].start()
+                return
+            frame = frame.f_back
         raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        for timer in again:
+            timer.cancel()
+        signal.signal(signal.SIGINT, before)
 
 
 def write_json(path: Path, result: Mapping[str, Any]) -> None:

@@ -402,12 +402,10 @@ def to_tensorflow(
     for key, row in rows.items():
         if key not in info:
             continue
-        shape = row.shape if isinstance(row, Synthesised) else row.layout.shape(row.shape)
-        dtype = row.dtype if isinstance(row, Synthesised) else "float32"
-        if info[key].shape != shape:
-            problems.append(Problem("misshapen", key, f"{info[key].shape}, expected {shape}"))
+        if info[key].shape != row.entry.shape:
+            problems.append(Problem("misshapen", key, f"{info[key].shape}, expected {row.entry.shape}"))
         if not _may_stand_for(info[key].dtype, row):
-            problems.append(Problem("wrong dtype", key, f"{info[key].dtype}, expected {dtype}"))
+            problems.append(Problem("wrong dtype", key, f"{info[key].dtype}, expected {row.entry.dtype}"))
         if _is_other_scale(row, state_dict, info):
             problems.append(Problem("unexpected", key, "a BatchNorm scale other than one, without a gamma"))
     if problems:

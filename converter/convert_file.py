@@ -280,7 +280,7 @@ def _make(
         hashes[entry.row.key] = pool.submit(tensor_digest, entry.array)
         if isinstance(entry.row, Converted) and entry.cast is not None:
             casts[decided.sources[entry.row.variable]] = entry.cast
-        meter.advance(_row_bytes(entry.row))
+        meter.advance(entry.row.entry.nbytes)
     return _Made(state_dict, hashes, casts)
 
 
@@ -356,16 +356,12 @@ class _Meter:
 
     def __init__(self, progress: Progress | None, passes: Sequence[Sequence[Row]]) -> None:
         self._progress, self._done = progress, 0
-        self._total = sum(_row_bytes(row) for rows in passes for row in rows)
+        self._total = sum(row.entry.nbytes for rows in passes for row in rows)
 
     def advance(self, count: int) -> None:
         self._done += count
         if self._progress is not None:
             self._progress(self._done, self._total)
-
-
-def _row_bytes(row: Row) -> int:
-    return int(np.prod(row.shape)) * (4 if isinstance(row, Converted) else np.dtype(row.dtype).itemsize)
 
 
 def _check_ending(output: Path, output_format: OutputFormat) -> None:

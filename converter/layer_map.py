@@ -12,12 +12,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+
 from converter.layouts import CONVOLUTION, FULLY_CONNECTED, VECTOR, Layout
+from converter.tensor_source import TensorInfo
 
 NETWORK_SCOPE = "InceptionResnetV1"
 BOTTLENECK_SCOPES = (f"{NETWORK_SCOPE}/Bottleneck", "Bottleneck")  # the second before 2017-05-09
 LOGITS_SCOPE = "Logits"
 BOTTLENECK_INPUTS = 1792
+_FLOAT32 = np.dtype(np.float32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +158,11 @@ class Converted:
     shape: tuple[int, ...]
     scope: str
 
+    @property
+    def entry(self) -> TensorInfo:
+        """What stands in the state_dict."""
+        return TensorInfo(_FLOAT32, self.layout.shape(self.shape))
+
 
 @dataclass(frozen=True, slots=True)
 class Synthesised:
@@ -172,6 +181,11 @@ class Synthesised:
     shape: tuple[int, ...]
     fill: int
     reason: str
+
+    @property
+    def entry(self) -> TensorInfo:
+        """What stands in the state_dict."""
+        return TensorInfo(np.dtype(self.dtype), self.shape)
 
 
 Row = Converted | Synthesised

@@ -96,16 +96,14 @@ def build_manifest(
         entry: dict[str, Any] = {"key": row.key}
         if isinstance(row, Converted):
             entry["variable"] = row.variable
-            source_name = plan.sources[row.variable]
-            if source_name != row.variable:
-                entry["source"] = source_name
+            if plan.sources[row.variable] != row.variable:
+                entry["source"] = plan.sources[row.variable]
             entry["layout"] = row.layout.name
-            entry["dtype"], entry["shape"] = "float32", row.layout.shape(row.shape)
-            if source_name in casts:
-                entry["cast_from"] = asdict(casts[source_name])
         else:
             entry["synthesised"], entry["value"] = row.reason, row.fill
-            entry["dtype"], entry["shape"] = row.dtype, row.shape
+        entry["dtype"], entry["shape"] = row.entry.dtype.name, row.entry.shape
+        if isinstance(row, Converted) and plan.sources[row.variable] in casts:
+            entry["cast_from"] = asdict(casts[plan.sources[row.variable]])
         entry["sha256"] = digests[row.key]
         tensors.append(entry)
     sections = {

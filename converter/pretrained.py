@@ -9,12 +9,11 @@ import mmap
 import shutil
 import zipfile
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,7 +22,7 @@ from converter.cache import VARIABLE as CACHE_VARIABLE
 from converter.cache import hub_checkpoints, lock
 from converter.errors import RequirementError, SourceError, UsageError
 from converter.formats.state_dict_file import map_state_dict
-from converter.layer_map import Synthesised, Variant, table
+from converter.layer_map import Variant, table
 from converter.manifest import Manifest, manifest_path, read_manifest
 from converter.published import Published
 from converter.tensor_source import TensorInfo
@@ -79,11 +78,14 @@ class Pretrained:
         self._checkpoint = checkpoint
         self._offline = offline
         with _cache_errors():
+            # Hashing takes longest and lets go of the interpreter: it begins before anything else is read.
+            paths = _paths(checkpoint)
+            hashing = _start_digest(paths[0]) if paths else None
             found = _candidates(checkpoint)
             self._candidate = found[0] if found else self._make()
-        pool = ThreadPoolExecutor(1)
-        self._digest = pool.submit(_digest, self._candidate.path)  # hashing lets go of the interpreter
-        pool.shutdown(wait=False)
+            if hashing is None or not found or found[0].path != paths[0]:
+                hashing = _start_digest(self._candidate.path)
+        self._digest = hashing
 
     @property
     def embedding_size(self) -> int:
@@ -107,9 +109,12 @@ class Pretrained:
             RequirementError, SourceError: As for the class.
         """
         with _cache_errors():
+            # Mapping takes no value from the file and goes on beside the hashing, which decides.
+            mapped = _map(self._candidate)
             if self._digest.result() != self._candidate.sha256:
                 self._candidate = _verified(self._checkpoint) or self._make()
-            return _load(self._candidate)
+                mapped = None
+            return mapped or _load(self._candidate)
 
     def _make(self) -> _Candidate:
         """Convert the archive into the hub's folder, unless another process has just done so."""
@@ -147,19 +152,19 @@ class Pretrained:
         return made
 
 
-def _candidates(checkpoint: Published) -> list[_Candidate]:
-    """The files that say what would prove them; nothing of them is read yet."""
+def _paths(checkpoint: Published) -> list[Path]:
+    """The files that bear the name, in the order in which they are looked at."""
     hub = hub_checkpoints()
     peer = hub.parents[1] / "checkpoints"  # torch_home()/checkpoints, where facenet-pytorch downloads to
-    found = []
-    for path in (hub / checkpoint.state_dict_name, peer / checkpoint.state_dict_name):
-        if path.is_file():
-            found += [
-                candidate
-                for candidate in (_by_manifest(path, checkpoint), _by_digest(path, checkpoint))
-                if candidate
-            ]
-    return found
+    paths = (folder / checkpoint.state_dict_name for folder in (hub, peer))
+    return [path for path in paths if path.is_file()]
+
+
+def _candidates(checkpoint: Published) -> list[_Candidate]:
+    """The files that say what would prove them; nothing of them is read yet."""
+    ways = (_by_manifest, _by_digest)
+    found = (way(path, checkpoint) for path in _paths(checkpoint) for way in ways)
+    return [candidate for candidate in found if candidate is not None]
 
 
 def _by_manifest(path: Path, checkpoint: Published) -> _Candidate | None:
@@ -168,12 +173,7 @@ def _by_manifest(path: Path, checkpoint: Published) -> _Candidate | None:
     except SourceError:
         return None
     size, classes = manifest.embedding_size, manifest.num_classes
-    tensors = {
-        row.key: TensorInfo(np.dtype(row.dtype), row.shape)
-        if isinstance(row, Synthesised)
-        else TensorInfo(np.dtype(np.float32), row.layout.shape(row.shape))
-        for row in table(Variant(size, classes))
-    }
+    tensors = {row.key: row.entry for row in table(Variant(size, classes))}
     # A manifest is no more to be trusted than the file: the names have to be the network's, in its order.
     if list(manifest.tensors.items()) != list(tensors.items()) or path.name not in manifest.output:
         return None
@@ -203,12 +203,29 @@ def _verified(checkpoint: Published) -> _Candidate | None:
     return next((found for found in _candidates(checkpoint) if _digest(found.path) == found.sha256), None)
 
 
+def _map(candidate: _Candidate) -> dict[str, Tensor] | None:
+    """The tensors of a file whose SHA-256 is not known yet; None where it cannot be the right one."""
+    if candidate.tensors is None:
+        return None
+    try:
+        return map_state_dict(candidate.path, candidate.tensors)
+    except SourceError:
+        return None
+
+
 def _load(verified: _Candidate) -> dict[str, Tensor]:
     if verified.tensors is not None:
         return map_state_dict(verified.path, verified.tensors)
     mapped = zipfile.is_zipfile(verified.path)  # what PyTorch wrote before 1.6 is no zip, and is not mapped
     loaded: dict[str, Tensor] = torch.load(verified.path, map_location="cpu", weights_only=True, mmap=mapped)
     return loaded
+
+
+def _start_digest(path: Path) -> Future[str]:
+    pool = ThreadPoolExecutor(1)
+    digest = pool.submit(_digest, path)
+    pool.shutdown(wait=False)
+    return digest
 
 
 def _digest(path: Path) -> str:

@@ -33,6 +33,11 @@ class TensorInfo:
         """Number of elements, one for a scalar."""
         return math.prod(self.shape)
 
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes; of string tensors that of the pointers to them."""
+        return self.size * self.dtype.itemsize
+
 
 class TensorSource(Mapping[str, NDArray[Any]]):
     """An open file of tensors: a mapping from name to array.

@@ -79,7 +79,7 @@ class KerasHdf5(TensorSource):
             ) from error
         check_claims(self.path, info, size)
         for name, offset in offsets.items():
-            if not 0 <= offset <= size - info[name].size * info[name].dtype.itemsize:
+            if not 0 <= offset <= size - info[name].nbytes:
                 raise self._cut_off(name)
         return info, offsets
 

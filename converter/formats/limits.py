@@ -73,7 +73,7 @@ def check_claims(path: Path, info: Mapping[str, TensorInfo], file_size: int) -> 
         # NumPy refuses a shape whose other dimensions overflow even where one is zero.
         if math.prod(extent for extent in tensor.shape if extent) * tensor.dtype.itemsize >= 1 << 63:
             raise SourceError(path, f"the shape {tensor.shape} overflows", tensor=name)
-        claimed += tensor.size * tensor.dtype.itemsize
+        claimed += tensor.nbytes
         if claimed > most_bytes(file_size):
             problem = f"with it the tensors claim {claimed} bytes, and the file has {file_size}"
             raise SourceError(path, problem, tensor=name)

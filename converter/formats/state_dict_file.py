@@ -207,7 +207,7 @@ def map_state_dict(path: Path, info: Mapping[str, TensorInfo]) -> dict[str, torc
     """Map the tensors of a file that `write_state_dict` wrote, without going through its pickle.
 
     PyTorch's restricted unpickler takes as long as hashing the whole file. What it would find is known to who
-    has the manifest and has found the file's SHA-256 to be the one in it; nobody else may call this.
+    has the manifest and finds the file's SHA-256 to be the one in it; before that no tensor may be used.
 
     Args:
         path: The file.
@@ -225,13 +225,14 @@ def map_state_dict(path: Path, info: Mapping[str, TensorInfo]) -> dict[str, torc
         whole = torch.UntypedStorage.from_file(str(path), shared=False, nbytes=path.stat().st_size)
     except (OSError, RuntimeError) as error:
         raise SourceError(path, f"the file cannot be mapped ({error})") from error
+    dtypes = {dtype: getattr(torch, dtype.name) for dtype in {tensor.dtype for tensor in info.values()}}
     tensors = {}
     for number, (key, tensor) in enumerate(info.items()):
         member = f"data/{number}"  # torch.save numbers the storages as it meets them
-        size = tensor.size * tensor.dtype.itemsize
+        size = tensor.nbytes
         if archive.sizes.get(member) != size:
             raise SourceError(path, "its size is not that in the manifest", tensor=key)
         storage = whole[archive.starts[member] : archive.starts[member] + size]
-        empty = torch.empty(0, dtype=getattr(torch, tensor.dtype.name))
+        empty = torch.empty(0, dtype=dtypes[tensor.dtype])
         tensors[key] = empty.set_(storage).view(tensor.shape)
     return tensors
