@@ -94,11 +94,13 @@ def known() -> tuple[Published, ...]:
 
 
 def find(name: str) -> Published | None:
-    """The checkpoint of this name or alias, or None.
+    """The checkpoint of this name or alias, in whatever capitals, or None.
 
     Raises:
         SourceError: `name` is not built in, and the user's catalogue is unreadable or wrong.
     """
-    if name in PUBLISHED:
-        return PUBLISHED[name]
-    return next((checkpoint for checkpoint in known() if name in checkpoint.labels), None)
+    label = name.casefold()
+    if label in PUBLISHED:
+        return PUBLISHED[label]
+    labels = {label.casefold(): checkpoint for checkpoint in known() for label in checkpoint.labels}
+    return labels.get(label)

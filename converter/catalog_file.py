@@ -88,6 +88,8 @@ def read_catalog(built_in: Iterable[Published]) -> tuple[Published, ...]:
 def _tables(path: Path) -> dict[str, Any]:
     import tomllib
 
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise SourceError(path, "not a regular file", next_step="Copy its content to a file")
     try:
         with path.open("rb") as file:
             text = file.read(_MAX_SIZE + 1)

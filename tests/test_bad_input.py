@@ -143,12 +143,15 @@ def test_a_file_that_cannot_be_read(command):
     command.refuses(path, says=[f"{path}: cannot be read (Input/output error)"])
 
 
-@pytest.mark.parametrize("name", ["pipe", "loop", "file/inside"])
-def test_things_that_are_no_files(command, tmp_path, name):
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [("pipe", "not a regular file"), ("loop", "no such file"), ("file/inside", "no such file")],
+)
+def test_things_that_are_no_files(command, tmp_path, name, problem):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     (tmp_path / "file").write_bytes(b"x")
-    command.refuses(tmp_path / name, says=[tmp_path / name])
+    command.refuses(tmp_path / name, says=[tmp_path / name, problem])
 
 
 def test_an_output_folder_that_is_not_there(command, trained, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -156,6 +157,19 @@ def test_a_file_that_is_named_has_to_be_there(home, monkeypatch) -> None:
     with pytest.raises(SourceError, match=re.escape(f"{home}/missing.toml: there is no such file")):
         known()
     assert find("vggface2") is CHECKPOINTS[0]  # a built-in name does not need it
+
+
+@pytest.mark.parametrize("name", ["VGGFace2", "CASIA-WebFace", "NAMED"])
+def test_capitals_make_no_difference(name, write) -> None:
+    write(f"[named]\n{MINIMAL}")
+    assert name.lower() in find(name).labels
+
+
+def test_a_catalogue_that_is_a_pipe_is_not_waited_for(tmp_path, monkeypatch) -> None:
+    os.mkfifo(tmp_path / "pipe.toml")
+    monkeypatch.setenv("FACENET_PORT_CATALOG", str(tmp_path / "pipe.toml"))
+    with pytest.raises(SourceError, match="not a regular file"):
+        known()
 
 
 def with_line(line: str) -> str:
