@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,9 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from checks import thresholds
+from checks.diagnosis import Diagnosis
 from checks.metrics import Difference, difference, l2_norm, relative_l2
 from checks.probes import NOISE
-from checks.taps import EMBEDDINGS
+from checks.repair import Repair
+from checks.taps import EMBEDDINGS, short
 from checks.tensorflow_side import Activations
 from converter.casting import to_float32
 from converter.convert import Plan, synthesise
@@ -102,6 +105,10 @@ class Report:
         judgements: tensors, mapping, rounding, headline.
         probes: What was measured on each probe; empty where the state_dict could not be loaded.
         environment: Versions and machine.
+        diagnosis: Where a judgement failed, the wrong layers and their causes; None where none failed, or no
+            cause could be sought.
+        undiagnosed: Why no cause could be sought; empty otherwise.
+        repair: What came of a repair; None where none was asked for.
     """
 
     source: str
@@ -111,6 +118,9 @@ class Report:
     judgements: tuple[Judgement, ...]
     probes: tuple[ProbeMeasurement, ...]
     environment: Mapping[str, Any]
+    diagnosis: Diagnosis | None = None
+    undiagnosed: str = ""
+    repair: Repair | None = None
 
     @property
     def passed(self) -> bool:
@@ -128,25 +138,24 @@ def measure(
         float32: Tap to array of PyTorch in float32.
         float64: Tap to array of PyTorch in float64.
 
-    Raises:
-        ValueError: Shapes differ at a tap.
+    An array of another shape than TensorFlow's is infinitely far from it.
     """
     taps = []
     for tap, exact in activations.float64.items():
-        pytorch_error = relative_l2(float32[tap], exact)
+        pytorch_error = _relative(float32[tap], exact)
         tensorflow_error = relative_l2(activations.float32[tap], exact)
         taps.append(
             TapMeasurement(
                 tap,
-                difference(float32[tap], activations.float32[tap]),
-                difference(float64[tap], exact),
+                _difference(float32[tap], activations.float32[tap]),
+                _difference(float64[tap], exact),
                 pytorch_error,
                 tensorflow_error,
                 pytorch_error / max(tensorflow_error, thresholds.UNIT_ROUNDOFF),
             )
         )
-    gap32 = float32[EMBEDDINGS].astype(np.float64) - activations.float32[EMBEDDINGS]
-    gap64 = float64[EMBEDDINGS] - activations.float64[EMBEDDINGS]
+    gap32 = _gap(float32[EMBEDDINGS], activations.float32[EMBEDDINGS])
+    gap64 = _gap(float64[EMBEDDINGS], activations.float64[EMBEDDINGS])
     return ProbeMeasurement(
         name=activations.probe.name,
         few_values=activations.probe.few_values,
@@ -158,6 +167,22 @@ def measure(
         rebuilt=activations.rebuilt,
         rebuilt_error=activations.rebuilt_error,
     )
+
+
+_NOWHERE_NEAR = Difference(math.inf, math.inf, -1.0, 2**64 - 1, math.inf)
+
+
+def _difference(found: NDArray[Any], wanted: NDArray[Any]) -> Difference:
+    return difference(found, wanted) if found.shape == wanted.shape else _NOWHERE_NEAR
+
+
+def _relative(found: NDArray[Any], wanted: NDArray[Any]) -> float:
+    return relative_l2(found, wanted) if found.shape == wanted.shape else math.inf
+
+
+def _gap(found: NDArray[Any], wanted: NDArray[Any]) -> NDArray[Any]:
+    """The difference in float64; infinite throughout where the shapes differ."""
+    return found.astype(np.float64) - wanted if found.shape == wanted.shape else np.full(wanted.shape, np.inf)
 
 
 def judge_tensors(
@@ -314,8 +339,3 @@ def judge_headline(probes: Sequence[ProbeMeasurement]) -> Judgement:
         f"{noise.row_distance32:.1e} (at most {thresholds.HEADLINE_ROW:.0e})"
     )
     return Judgement("headline", passed, statement)
-
-
-def short(tap: str) -> str:
-    """A tap's name without the network's scope."""
-    return tap.removeprefix("InceptionResnetV1/")

@@ -56,6 +56,8 @@ def run_pytorch(
 
     One thread gives the same bits whatever the number of cores, and costs little: threads that wait for each
     other in every one of 132 small convolutions lose more than they win as soon as a core is busy elsewhere.
+    PyTorch's number of threads is the whole process's: who calls this from several threads at once sets it to
+    one before, and then it is not touched here.
 
     Args:
         model: In evaluation mode; its dtype is the dtype of the arithmetic.
@@ -82,8 +84,9 @@ def run_pytorch(
     dtype = next(model.parameters()).dtype
     was_classifying = model.classify
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     try:
+        if threads != 1:
+            torch.set_num_threads(1)
         with torch.inference_mode():
             prelogits = model.prelogits(torch.from_numpy(images).to(dtype).permute(0, 3, 1, 2))
             model.classify = False
@@ -92,7 +95,8 @@ def run_pytorch(
                 model.classify = True
                 outputs[LOGITS] = model.head(prelogits)
     finally:
-        torch.set_num_threads(threads)
+        if threads != 1:
+            torch.set_num_threads(threads)
         model.classify = was_classifying
         for handle in handles:
             handle.remove()
@@ -100,3 +104,8 @@ def run_pytorch(
         tap: (outputs[tap].permute(0, 2, 3, 1) if outputs[tap].ndim == 4 else outputs[tap]).numpy()
         for tap in taps
     }
+
+
+def short(tap: str) -> str:
+    """A tap's name without the network's scope."""
+    return tap.removeprefix(f"{NETWORK_SCOPE}/")

@@ -22,17 +22,19 @@ if TYPE_CHECKING:
     from facenet_tf.published import PublishedGraph
 
 
-def require_tensorflow(purpose: str) -> None:
+def require_tensorflow(purpose: str, otherwise: str = "") -> None:
     """Make sure that TensorFlow is installed, without importing it.
+
+    Args:
+        purpose: What it is needed for, from "to" on.
+        otherwise: A sentence on what works without it.
 
     Raises:
         RequirementError: It is not.
     """
     if importlib.util.find_spec("tensorflow") is None:
-        raise RequirementError(
-            f"TensorFlow is needed {purpose} and is not installed: pip install 'tensorflow>=2.16'. "
-            "A comparison with stored activations (--activations FILE) works without it."
-        )
+        message = f"TensorFlow is needed {purpose} and is not installed: pip install 'tensorflow>=2.16'."
+        raise RequirementError(f"{message} {otherwise}".rstrip())
 
 
 @dataclass(frozen=True, slots=True)

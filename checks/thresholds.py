@@ -9,6 +9,25 @@ Two correct float64 implementations differ by rounding alone, about 1e-14 at the
 network's 132 convolutions. A single weight that is one float32 step off already shows: a test plants one.
 """
 
+GRADIENT = 1e-10
+"""Largest relative L2 of any gradient in float64, of the images or of a parameter."""
+
+GRADIENT_FLOOR = 1e-5
+"""A parameter's gradient counts as at least this share of the norm of all parameters' gradients together.
+
+Where a gradient vanishes in exact arithmetic, as that of a bias does whose effect the next BatchNorm takes
+away in training, either side is left with its own rounding, and the relative L2 of one from the other means
+nothing. Within GRADIENT of this floor is within 1e-15 of the whole gradient, a few of float64's roundoffs.
+"""
+
+TRAINING_STEPS = 1e-9
+"""Largest relative L2 in float64 of any weight or running statistic after ten training steps, and of what the
+steps changed in it."""
+
+CHANGE_FLOOR = 1e-5
+"""What training steps change in a tensor counts as at least this share of its norm: the change is the
+difference of two float64 tensors, and rounding each step leaves some 1e-16 of the tensor in it."""
+
 ROUNDING = 2.0
 """How many times further from the float64 result PyTorch's float32 may be than TensorFlow's, at any tap."""
 

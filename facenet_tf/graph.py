@@ -265,6 +265,7 @@ def build(
     gamma: bool = False,
     bottleneck_scope: str = BOTTLENECK,
     keep_probability: float = KEEP_PROBABILITY,
+    dropout_mask: Any = None,
 ) -> Endpoints:
     """Add the network to the default graph, which `legacy_graph` should have made.
 
@@ -279,6 +280,8 @@ def build(
         bottleneck_scope: Variable scope of the embedding layer. Its tap is `InceptionResnetV1/Bottleneck`
             all the same.
         keep_probability: Share of the pooled features that dropout keeps in training.
+        dropout_mask: Tensor (N, 1792) of `dtype`, 1 where dropout keeps a feature and 0 where it does not;
+            None draws one for every batch.
 
     Returns:
         Every tap, the stages of `STAGES` and the 132 convolutions, in the order of evaluation: maps
@@ -297,8 +300,7 @@ def build(
         net = layers.residual(net, "Block8", BLOCK8, 1.0, relu=False)
         with tf1.variable_scope("Logits"):
             net = _average_pool(layers, net)
-            rate = 1 - keep_probability
-            net = layers.switch(lambda: tf.nn.dropout(net, rate=rate), lambda: net)
+            net = layers.switch(lambda: _dropout(net, keep_probability, dropout_mask), lambda: net)
     with tf1.variable_scope(bottleneck_scope):
         net = tf.matmul(net, layers.variable("weights", (net.shape[-1], embedding_size)))
         net = layers.batch_norm(net)
@@ -309,6 +311,13 @@ def build(
             logits = tf.matmul(net, layers.variable("weights", (embedding_size, num_classes)))
             layers.tap(tf.nn.bias_add(logits, layers.variable("biases", (num_classes,))))
     return layers.endpoints
+
+
+def _dropout(net: Any, keep_probability: float, mask: Any) -> Any:
+    """Zero the features that a mask, drawn or given, does not keep, and scale up the others."""
+    if mask is None:
+        return tf.nn.dropout(net, rate=1 - keep_probability)
+    return net * mask / tf.constant(keep_probability, net.dtype)
 
 
 def _average_pool(layers: _Layers, net: Any) -> Any:

@@ -1,0 +1,78 @@
+"""`python -m checks.gradients`: a thin shell around `checks.training_comparison`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from converter import command_line
+from converter.errors import UsageError
+from converter.progress import ProgressBar
+
+_EPILOG = """\
+Without SOURCE the built-in checkpoint is taken; the first time it is written to the user's cache.
+
+exit codes: 0 all five judgements hold; 1 a difference was found; 2 wrong usage; 3 an input is unreadable,
+corrupt or another network; 4 something that is needed, such as TensorFlow, is missing; 130 interrupted
+"""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = command_line.parser(
+        "python -m checks.gradients",
+        "Prove that fine-tuning in PyTorch starts where TensorFlow stopped: gradients and training steps.",
+        _EPILOG,
+    )
+    parser.add_argument(
+        "source",
+        metavar="SOURCE",
+        type=command_line.path,
+        nargs="?",
+        help="the TensorFlow checkpoint, or its name",
+    )
+    parser.add_argument(
+        "--weights",
+        choices=("variable", "average"),
+        default="variable",
+        help="take the variables (default) or their exponential moving averages",
+    )
+    parser.add_argument(
+        "--step",
+        metavar="N",
+        type=command_line.natural_number,
+        help="of a folder with several checkpoints take that of step N (default: the latest)",
+    )
+    command_line.add_network_options(parser)
+    parser.add_argument("--seed", type=int, default=0, help="of the batch (default: 0)")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    return command_line.run(_parser(), _work, argv)
+
+
+def _work(arguments: argparse.Namespace) -> int:
+    # Here, so that Ctrl-C while PyTorch is being imported ends as it does later.
+    from checks.training_comparison import compare_training
+
+    if arguments.source is None and arguments.archive:
+        raise UsageError("--archive goes with a name as SOURCE, such as vggface2.")
+    source = None if arguments.source is None else command_line.locate(arguments)
+    with ProgressBar("starting", quiet=arguments.quiet) as progress:
+        report = compare_training(
+            source, weights=arguments.weights, step=arguments.step, seed=arguments.seed, say=progress.label
+        )
+    if not arguments.quiet:
+        from checks.gradients_table import show
+
+        show(report)
+    if arguments.json:
+        command_line.write_json(arguments.json, {"passed": report.passed, **asdict(report)})
+    return 0 if report.passed else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,78 @@
+"""A check of training on the screen: two tables of the worst tensors by stage, and the verdicts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from checks.judgements import Judgement
+from checks.training_comparison import TrainingReport
+from checks.training_judgements import TensorDistance
+from converter import command_line
+
+_MOST_DETAILS = 12
+_WIDTH = 110  # columns; rather a wrapped line than a figure cut off
+_HEADINGS = {"sgd": "SGD", "adam": "Adam"}
+
+
+def show(report: TrainingReport) -> None:
+    """Print a report on stdout."""
+    console = command_line.console(_WIDTH)
+    size = "x".join(map(str, report.batch_shape[1:3]))
+    console.print(f"[bold]{report.source}[/]")
+    console.print(f"float64, {report.batch_shape[0]} images of {size}, {report.loss}\n")
+    gradients = {str(measured.mode): measured.gradients for measured in report.gradients}
+    console.print(_table("gradients", gradients, keys=True))
+    console.print()
+    steps = {}
+    for measured in report.steps:
+        name = _HEADINGS[measured.optimiser]
+        steps[f"{name},\nstate"] = measured.state
+        steps[f"{name},\nits change"] = measured.change
+    console.print(_table(f"after {report.steps[0].steps} steps", steps, keys=False))
+    console.print()
+    for judgement in report.judgements:
+        _verdict(console, judgement)
+    verdict = (
+        "[green]Training continues as in TensorFlow." if report.passed else "[red]A difference was found."
+    )
+    console.print(f"\n[bold]{verdict}[/][/]")
+
+
+def _table(title: str, columns: Mapping[str, tuple[TensorDistance, ...]], *, keys: bool) -> Table:
+    """A row for each stage: how many tensors it has, and in every column the worst of them."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column(title, no_wrap=True)
+    table.add_column("tensors", justify="right", no_wrap=True)
+    for heading in columns:
+        table.add_column(heading, justify="right", no_wrap=True)
+        if keys:
+            table.add_column("of", no_wrap=True)
+    by_stage = [_by_stage(tensors) for tensors in columns.values()]
+    for stage, tensors in by_stage[0].items():
+        cells = []
+        for column in by_stage:
+            worst = max(column.get(stage, ()), key=lambda tensor: tensor.distance)
+            cells.append(f"{worst.distance:.1e}")
+            if keys:
+                cells.append(worst.key.removeprefix(stage).removeprefix("."))
+        table.add_row(stage, str(len(tensors)), *cells)
+    return table
+
+
+def _by_stage(tensors: Sequence[TensorDistance]) -> dict[str, list[TensorDistance]]:
+    stages: dict[str, list[TensorDistance]] = {}
+    for tensor in tensors:
+        stages.setdefault(tensor.key.partition(".")[0], []).append(tensor)
+    return stages
+
+
+def _verdict(console: Console, judgement: Judgement) -> None:
+    mark = "[bold green]holds [/]" if judgement.passed else "[bold red]FAILS [/]"
+    console.print(f"{mark} [bold]{judgement.name:<11}[/]{judgement.statement}")
+    for detail in judgement.details[:_MOST_DETAILS]:
+        console.print(f"          {detail}", markup=False)
+    if len(judgement.details) > _MOST_DETAILS:
+        console.print(f"          ... and {len(judgement.details) - _MOST_DETAILS} more")

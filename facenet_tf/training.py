@@ -1,0 +1,207 @@
+"""The rebuilt network in training: its gradients, and steps of TensorFlow 1's optimisers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from facenet_tf import import_tensorflow
+from facenet_tf.checkpoint import ADAM_EPSILON
+from facenet_tf.graph import build
+from facenet_tf.session import check_images, legacy_graph, open_session
+from facenet_tf.variables import (
+    NetworkOptions,
+    graph_shapes,
+    infer_options,
+    load_variables,
+    require_variables,
+)
+
+tf = import_tensorflow()
+tf1 = tf.compat.v1
+
+INPUT = "input"
+"""What the gradient for the images is called beside those of the variables."""
+
+POOLED = 1792
+"""Features that the last average pool gives, and dropout takes."""
+
+OptimiserName = Literal["sgd", "adam"]
+
+ADAM_BETAS = (0.9, 0.999)
+"""Adam's defaults, which facenet keeps."""
+
+STATISTICS = ("/moving_mean", "/moving_variance")
+
+
+def _placeholder(options: NetworkOptions) -> Any:
+    """What the loss is taken against: labels, or where there are no logits a functional of the embedding."""
+    if options.num_classes is None:
+        return tf1.placeholder(tf.float64, (None, options.embedding_size), name="functional")
+    return tf1.placeholder(tf.int64, (None,), name="labels")
+
+
+class TrainingNetwork:
+    """The rebuilt network with a loss, in TensorFlow, from a checkpoint's weights on. A context manager.
+
+    Every batch normalisation has a scale variable here, one throughout where the checkpoint has none, so that
+    the scale's gradient can be told. It is trained only where the checkpoint has it.
+
+    Dropout takes a mask from outside, scaled as in the published training. The loss is the mean softmax
+    cross-entropy on the logits; where the checkpoint has none, it is the mean over the images of a linear
+    functional of the embedding.
+
+    Args:
+        tensors: Variable name to float32 array: the 492 variables, or 490 without the head, with gammas where
+            the checkpoint has them. float64, the arithmetic here, takes them exactly.
+
+    Attributes:
+        trained: The variables that a step moves: weights, biases, betas and the checkpoint's gammas.
+
+    Raises:
+        ValueError: A variable is missing, unexpected or of another shape; all of them are named.
+    """
+
+    def __init__(self, tensors: Mapping[str, NDArray[Any]]) -> None:
+        options = infer_options(tensors)
+        with legacy_graph() as graph:
+            self._images = tf1.placeholder(tf.float64, (None, None, None, 3), name=INPUT)
+            self._mask = tf1.placeholder(tf.float64, (None, POOLED), name="dropout_mask")
+            self._target = _placeholder(options)
+            self._learning_rate = tf1.placeholder(tf.float64, (), name="learning_rate")
+            losses = [self._build_loss(options, training) for training in (False, True)]
+            self._initial = {
+                **{n: np.ones(shape) for n, shape in graph_shapes().items() if n.endswith("/gamma")},
+                **tensors,
+            }
+            require_variables(self._initial)
+            self._variables = {v.op.name: v for v in tf1.global_variables()}
+            self._fetches = [(loss, self._differentiate(loss)) for loss in losses]
+            self.trained = tuple(
+                name for name in self._initial if name in tensors and not name.endswith(STATISTICS)
+            )
+            self._steps = self._build_steps()
+            self._session = open_session(graph)
+        self.reset()
+
+    def _build_loss(self, options: NetworkOptions, training: bool) -> Any:
+        """Add the network and its loss, on the variables that are there if it has been added before."""
+        with tf1.variable_scope(tf1.get_variable_scope(), reuse=tf1.AUTO_REUSE):
+            endpoints = build(
+                self._images,
+                dtype=tf.float64,
+                training=training,
+                dropout_mask=self._mask,
+                **options._replace(gamma=True)._asdict(),
+            )
+        if options.num_classes is None:
+            return tf.reduce_mean(tf.reduce_sum(endpoints["embeddings"] * self._target, axis=1))
+        return tf.reduce_mean(
+            tf1.nn.sparse_softmax_cross_entropy_with_logits(labels=self._target, logits=endpoints["Logits"])
+        )
+
+    def _differentiate(self, loss: Any) -> dict[str, Any]:
+        """Add the gradients for the images and every variable that has one."""
+        learned = {n: v for n, v in self._variables.items() if not n.endswith(STATISTICS)}
+        places = {INPUT: self._images, **learned}
+        return dict(zip(places, tf1.gradients(loss, list(places.values())), strict=True))
+
+    def _build_steps(self) -> dict[OptimiserName, Any]:
+        """Add the operations that take a step, by optimiser."""
+        # Only when all gradients are there may the first variable move: other gradients read it.
+        gradients = tf1.tuple([self._fetches[True][1][name] for name in self.trained])
+        pairs = list(zip(gradients, (self._variables[name] for name in self.trained), strict=True))
+        optimisers: dict[OptimiserName, Any] = {
+            "sgd": tf1.train.GradientDescentOptimizer(self._learning_rate),
+            # Given as numbers, the constants would be float32: 1 - 0.999 is then off by 1.3e-5 of itself.
+            "adam": tf1.train.AdamOptimizer(
+                self._learning_rate,
+                *(tf.constant(value, tf.float64) for value in (*ADAM_BETAS, ADAM_EPSILON)),
+            ),
+        }
+        return {name: optimiser.apply_gradients(pairs) for name, optimiser in optimisers.items()}
+
+    def reset(self) -> None:
+        """Go back to the checkpoint's weights and statistics, and to optimisers that have seen nothing."""
+        load_variables(self._session, self._initial)
+        everything = self._session.graph.get_collection(tf1.GraphKeys.GLOBAL_VARIABLES)
+        slots = [variable.initializer for variable in everything if variable.op.name not in self._variables]
+        self._session.run(slots)
+
+    def gradients(
+        self, images: NDArray[Any], target: NDArray[Any], mask: NDArray[Any], *, training: bool
+    ) -> tuple[float, dict[str, NDArray[Any]]]:
+        """Differentiate the loss of one batch; weights and statistics stay what they are.
+
+        Args:
+            images: Standardised pixels (N, H, W, 3), taken in float64; H and W at least 75.
+            target: Labels (N,), or where there are no logits the functional (N, embedding size).
+            mask: (N, 1792), 1 where dropout keeps a feature and 0 where it does not; used in training.
+            training: Batch statistics and dropout, or moving statistics and none.
+
+        Returns:
+            The loss, and by variable the gradient in the variable's shape, with that of the images under
+            `INPUT`; moving statistics have none.
+
+        Raises:
+            ValueError: The images have another shape.
+        """
+        before = self._statistics() if training else {}
+        loss, gradients = self._session.run(self._fetches[training], self._feed(images, target, mask))
+        load_variables(self._session, before)
+        return float(loss), gradients
+
+    def step(
+        self,
+        images: NDArray[Any],
+        target: NDArray[Any],
+        mask: NDArray[Any],
+        *,
+        optimiser: OptimiserName,
+        learning_rate: float,
+    ) -> float:
+        """Take one training step: statistics and variables move.
+
+        Args:
+            images: As in `gradients`, and `target` and `mask` too.
+            target: See there.
+            mask: See there.
+            optimiser: Plain gradient descent, or `tf.train.AdamOptimizer` with facenet's epsilon.
+            learning_rate: Its learning rate.
+
+        Returns:
+            The loss before the step.
+
+        Raises:
+            ValueError: The images have another shape.
+        """
+        feed = self._feed(images, target, mask) | {self._learning_rate: learning_rate}
+        loss, _ = self._session.run((self._fetches[True][0], self._steps[optimiser]), feed)
+        return float(loss)
+
+    def values(self) -> dict[str, NDArray[Any]]:
+        """Every variable of the network by name, scales included."""
+        values: dict[str, NDArray[Any]] = self._session.run(self._variables)
+        return values
+
+    def _feed(self, images: NDArray[Any], target: NDArray[Any], mask: NDArray[Any]) -> dict[Any, Any]:
+        check_images(images)
+        return {self._images: images, self._target: target, self._mask: mask}
+
+    def _statistics(self) -> dict[str, NDArray[Any]]:
+        names = [name for name in self._variables if name.endswith(STATISTICS)]
+        values: dict[str, NDArray[Any]] = self._session.run({name: self._variables[name] for name in names})
+        return values
+
+    def close(self) -> None:
+        """Release the session."""
+        self._session.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
