@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from converter import command_line
 from converter.errors import UsageError
@@ -59,6 +59,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--activations", metavar="FILE", type=command_line.path, help="use a stored TensorFlow side"
     )
+    parser.add_argument(
+        "--repair",
+        metavar="OUT",
+        type=command_line.path,
+        help="where a fault of the weights can be put right, write the state_dict to this file (.pt, "
+        ".safetensors)",
+    )
     return parser
 
 
@@ -92,6 +99,7 @@ def _work(arguments: argparse.Namespace) -> int:
             images=arguments.images,
             save_activations=arguments.save_activations,
             activations=arguments.activations,
+            repair=arguments.repair,
             say=progress.label,
         )
     if not arguments.quiet:
@@ -99,7 +107,10 @@ def _work(arguments: argparse.Namespace) -> int:
 
         show(report)
     if arguments.json:
-        command_line.write_json(arguments.json, {"passed": report.passed, **asdict(report)})
+        result = {"passed": report.passed, **asdict(replace(report, diagnosis=None))}
+        if report.diagnosis is not None:
+            result["diagnosis"] = report.diagnosis.as_json()
+        command_line.write_json(arguments.json, result)
     return 0 if report.passed else 1
 
 

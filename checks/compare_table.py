@@ -5,7 +5,8 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from checks.judgements import Judgement, ProbeMeasurement, Report, TapMeasurement, short
+from checks.judgements import Judgement, ProbeMeasurement, Report, TapMeasurement
+from checks.taps import short
 from converter import command_line
 
 _MOST_DETAILS = 12
@@ -35,6 +36,22 @@ def show(report: Report) -> None:
         )
     else:
         console.print("\n[bold red]A difference was found.[/]")
+    _causes(console, report)
+    if report.repair is not None:
+        console.print("\n[bold]Repair:[/] ", end="")
+        console.print(report.repair.statement, markup=False)
+
+
+def _causes(console: Console, report: Report) -> None:
+    if report.undiagnosed:
+        console.print(f"No cause given: {report.undiagnosed}.", markup=False)
+    if report.diagnosis is None:
+        return
+    for line in report.diagnosis.summary:
+        console.print("[bold]Cause:[/] ", end="")
+        console.print(line, markup=False)
+    if not report.diagnosis.findings:
+        console.print("No cause found: every layer agrees on the reference's own input.")
 
 
 def _taps(probe: ProbeMeasurement) -> Table:

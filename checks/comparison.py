@@ -2,57 +2,31 @@
 
 from __future__ import annotations
 
-import platform
-import sys
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from checks.activation_file import ActivationFile, ActivationWriter
+from checks.activation_file import ActivationWriter
 from checks.builtin import built_in_checkpoint
-from checks.judgements import (
-    Judgement,
-    ProbeMeasurement,
-    Report,
-    judge_headline,
-    judge_mapping,
-    judge_rounding,
-    judge_stored_tensors,
-    judge_tensors,
-    measure,
-)
-from checks.probes import SEEDED, find_photographs, photograph_probes, seeded_probes
-from checks.taps import run_pytorch, tap_names
+from checks.judgements import Judgement, Report, judge_tensors
+from checks.port import Port, build_port, load_state_dict
+from checks.probes import Probe, find_photographs, photograph_probes, seeded_probes
+from checks.repair import refuse_output
+from checks.source_tensors import other_weights, plan_source, right_state_dict, single_precision
+from checks.stored_comparison import StoredComparison, provenance
+from checks.taps import tap_names
 from checks.tensorflow_side import Activations, TensorFlowSide, require_tensorflow
-from converter.casting import to_float32
-from converter.convert import MappingError, Plan, Weights, convert_rows, describe, plan
-from converter.convert_file import convert_file
-from converter.errors import SourceError, UsageError
-from converter.layer_map import Variant
-from converter.manifest import tensor_digest
-from converter.naming import tensorflow_tensors
+from checks.verdict import DIAGNOSED_IMAGES, Arrays, Comparison, Reference, Say
+from converter.convert import Plan, Weights
+from converter.errors import UsageError
 from converter.sources import open_source
-from converter.tensor_source import TensorSource
-from reference import InceptionResnetV1
 
-Say = Callable[[str], None]
-"""Told what is going on."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Port:
-    """The PyTorch side: the two models made of what a user loads."""
-
-    float32: InceptionResnetV1
-    float64: InceptionResnetV1
+__all__ = ["Report", "compare"]
 
 
 def compare(
@@ -66,6 +40,7 @@ def compare(
     images: Path | None = None,
     save_activations: Path | None = None,
     activations: Path | None = None,
+    repair: Path | None = None,
     say: Say = lambda _: None,
 ) -> Report:
     """Hold a PyTorch port against a TensorFlow checkpoint.
@@ -81,18 +56,24 @@ def compare(
         images: A folder of photographs to compare on as well.
         save_activations: Where to store TensorFlow's side.
         activations: TensorFlow's side as stored before; TensorFlow is then not needed.
+        repair: Where to write the state_dict with its tensors put right, if it fails, the cause is in the
+            weights, and what comes of it passes the same comparison.
         say: Told what is going on.
 
     Returns:
-        The report; its `passed` is the verdict.
+        The report; its `passed` is the verdict on the port as it was given. Where it failed, `diagnosis`
+        says why.
 
     Raises:
         PortError: As its subclasses say; a difference is no error but a verdict.
     """
+    if repair is not None:
+        refuse_output(repair)
     if activations is not None:
-        stored = _StoredComparison(activations, source, state_dict, weights, step, say)
-        return stored.report()
-    require_tensorflow("to compare with")
+        return StoredComparison(activations, source, state_dict, weights, step, say, repair).report()
+    require_tensorflow(
+        "to compare with", "A comparison with stored activations (--activations FILE) works without it."
+    )
     if seed < 0:
         raise UsageError(f"--seed {seed}: a seed is not negative.")
     photographs = [] if images is None else find_photographs(images)
@@ -103,57 +84,67 @@ def compare(
         source = built_in_checkpoint()
     with ExitStack() as closing:
         opened = closing.enter_context(open_source(source, step=step))
-        tensors, decided = _plan(opened, weights)
+        tensors, decided = plan_source(opened, weights)
         say("converting")
-        arrays = _load_state_dict(state_dict, opened.path, weights)
+        arrays = load_state_dict(state_dict, opened.path, weights)
         say("starting TensorFlow")
-        used = _single_precision(opened, tensors, decided)
+        used = single_precision(opened, tensors, decided)
         tensorflow = closing.enter_context(TensorFlowSide(opened, used, weights, own_graph=not decided.casts))
-        first = judge_tensors(arrays, tensors, decided, tensorflow.own_tensors)
         own_graph = None if tensorflow.own_graph is None else tensorflow.own_graph.name
+        port = build_port(arrays, decided.variant)
         taps = tap_names(every_layer=every_layer, logits=decided.variant.num_classes is not None)
-        port = _build_port(arrays, decided.variant)
-        writer = None
-        if save_activations is not None and isinstance(port, _Port):
-            provenance = _provenance(opened, tensors, decided, own_graph, seed) | {"taps": taps}
-            writer = closing.enter_context(ActivationWriter(save_activations, provenance))
-
-        def run_tensorflow() -> Iterator[Activations]:
-            for probe in chain(seeded_probes(seed), photograph_probes(photographs)):
-                say(f"comparing: {probe.name}")
-                found = tensorflow.run(probe, taps)
-                if writer is not None:
-                    writer.add(found)
-                yield found
-
-        return _judge(str(source), state_dict, own_graph, decided.variant, first, port, run_tensorflow())
-
-
-def _plan(opened: TensorSource, weights: Weights) -> tuple[Mapping[str, NDArray[Any]], Plan]:
-    if opened.naming == "pytorch":
-        raise UsageError(
-            f"{opened.path}: a state_dict cannot judge itself. Give the checkpoint as SOURCE and this file "
-            "with --state-dict."
+        side = _Side(tensorflow, tensors, decided, taps, seed, photographs, say)
+        if save_activations is not None and isinstance(port, Port):
+            stated = provenance(opened, tensors, decided, own_graph, seed) | {"taps": taps}
+            side.writers.append(closing.enter_context(ActivationWriter(save_activations, stated)))
+        comparison = Comparison(
+            str(source), state_dict, own_graph, decided.variant, side.judge, side.run, side.reference, say
         )
-    try:
-        tensors = tensorflow_tensors(opened)
-        return tensors, plan(describe(tensors), weights=weights)
-    except MappingError as error:
-        raise error.named(opened.path) from None
+        return comparison.report(arrays, port, repair)
 
 
-def _single_precision(
-    opened: TensorSource, tensors: Mapping[str, NDArray[Any]], decided: Plan
-) -> dict[str, NDArray[Any]]:
-    """The variables that are converted, cast to float32 as the conversion casts them."""
-    used = {}
-    for row in decided.converted:
-        name = decided.sources[row.variable]
-        try:
-            used[row.variable] = to_float32(tensors[name])
-        except OverflowError as error:
-            raise SourceError(opened.path, str(error), tensor=name) from error
-    return used
+@dataclass(frozen=True, slots=True)
+class _Side:
+    """TensorFlow's side as it is run, and what the source says.
+
+    Attributes:
+        writers: Takes what is run first; empty where nothing is stored.
+    """
+
+    tensorflow: TensorFlowSide
+    tensors: Mapping[str, NDArray[Any]]
+    decided: Plan
+    taps: tuple[str, ...]
+    seed: int
+    photographs: list[Path]
+    say: Say
+    writers: list[ActivationWriter] = field(default_factory=list)
+
+    def judge(self, arrays: Arrays) -> Judgement:
+        """The first judgement."""
+        return judge_tensors(arrays, self.tensors, self.decided, self.tensorflow.own_tensors)
+
+    def run(self) -> Iterator[Activations]:
+        """Run every probe; the first time what comes of it is stored."""
+        writers, self.writers[:] = tuple(self.writers), ()
+        for probe in chain(seeded_probes(self.seed), photograph_probes(self.photographs)):
+            self.say(f"comparing: {probe.name}")
+            found = self.tensorflow.run(probe, self.taps)
+            for writer in writers:
+                writer.add(found)
+            yield found
+
+    def reference(self) -> Reference:
+        """What a port is diagnosed with: a few images at every layer."""
+        logits = self.decided.variant.num_classes is not None
+        images = seeded_probes(self.seed)[0].images[:DIAGNOSED_IMAGES]
+        found = self.tensorflow.run(Probe("diagnosis", images), tap_names(every_layer=True, logits=logits))
+        return Reference(
+            found.float64,
+            images,
+            right_state_dict(self.tensors, self.decided),
+            other_weights(self.tensors, self.decided.weights),
+        )
 
 
 def _refuse_activations(path: Path) -> None:
@@ -161,193 +152,3 @@ def _refuse_activations(path: Path) -> None:
         raise UsageError(f"{path} exists. Give another name to --save-activations.")
     if not path.parent.is_dir():
         raise UsageError(f"{path}: there is no folder {path.parent}. Create it first.")
-
-
-def _load_state_dict(state_dict: Path | None, source: Path, weights: Weights) -> Mapping[str, NDArray[Any]]:
-    """The port's tensors as a user would have them: from the file, or converted to a file and loaded."""
-    if state_dict is not None:
-        with open_source(state_dict) as opened:
-            if opened.naming != "pytorch":
-                raise UsageError(f"--state-dict {state_dict}: this is a {opened.format}, not a state_dict.")
-            return {key: np.array(opened[key]) for key in opened}
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "converted.pt"
-        convert_file(source, path, weights=weights)
-        loaded = torch.load(path, weights_only=True)
-        return {key: tensor.numpy() for key, tensor in loaded.items()}
-
-
-def _build_port(arrays: Mapping[str, NDArray[Any]], variant: Variant) -> _Port | str:
-    """The two models of this variant, or in words why the state_dict does not load strictly into them."""
-    single, double = (
-        InceptionResnetV1(num_classes=variant.num_classes, embedding_size=variant.embedding_size)
-        for _ in range(2)
-    )
-    expected = single.state_dict()
-    wrong = {
-        "missing": [key for key in expected if key not in arrays],
-        "unexpected": [key for key in arrays if key not in expected],
-        "of another shape or dtype": [
-            key
-            for key, tensor in expected.items()
-            if key in arrays
-            and (tuple(tensor.shape), tensor.numpy().dtype) != (arrays[key].shape, arrays[key].dtype)
-        ],
-    }
-    if any(wrong.values()):
-        return "; ".join(
-            f"{len(keys)} keys {what}, {keys[0]!r} first" for what, keys in wrong.items() if keys
-        )
-    loaded = {key: torch.from_numpy(array) for key, array in arrays.items()}
-    single.load_state_dict(loaded)
-    double.load_state_dict(loaded)
-    return _Port(single.eval(), double.double().eval())
-
-
-def _judge(
-    source: str,
-    state_dict: Path | None,
-    own_graph: str | None,
-    variant: Variant,
-    tensors: Judgement,
-    port: _Port | str,
-    activations: Iterator[Activations],
-) -> Report:
-    probes: tuple[ProbeMeasurement, ...] = ()
-    judgements = [tensors]
-    if isinstance(port, str):
-        judgements.append(
-            Judgement("mapping", False, "not judged: the state_dict does not load strictly", (port,))
-        )
-        judgements += [Judgement(name, False, "not judged") for name in ("rounding", "headline")]
-    else:
-        probes = tuple(_measure(port, found) for found in activations)
-        judgements += [judge_mapping(probes), judge_rounding(probes), judge_headline(probes)]
-    return Report(
-        source=source,
-        state_dict=None if state_dict is None else str(state_dict),
-        own_graph=own_graph,
-        variant=variant,
-        judgements=tuple(judgements),
-        probes=probes,
-        environment=_environment(),
-    )
-
-
-def _measure(port: _Port, found: Activations) -> ProbeMeasurement:
-    taps = tuple(found.float64)
-    return measure(
-        found,
-        run_pytorch(port.float32, found.probe.images, taps),
-        run_pytorch(port.float64, found.probe.images, taps),
-    )
-
-
-def _environment() -> dict[str, Any]:
-    versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
-    tensorflow = sys.modules.get("tensorflow")
-    if tensorflow is not None:
-        versions["tensorflow"] = tensorflow.__version__
-    return {**versions, "machine": platform.machine()}
-
-
-def _fingerprint(array: NDArray[Any]) -> str:
-    return f"{array.dtype} {list(array.shape)} {tensor_digest(array)}"
-
-
-def _fingerprints(tensors: Mapping[str, NDArray[Any]], decided: Plan) -> dict[str, str]:
-    return {row.key: _fingerprint(array) for row, array in convert_rows(tensors, decided)}
-
-
-def _provenance(
-    opened: TensorSource,
-    tensors: Mapping[str, NDArray[Any]],
-    decided: Plan,
-    own_graph: str | None,
-    seed: int,
-) -> dict[str, Any]:
-    return {
-        "source": opened.path.name,
-        "format": opened.format,
-        "own_graph": own_graph,
-        "variant": asdict(decided.variant),
-        "weights": decided.weights,
-        "seed": seed,
-        "environment": _environment(),
-        "tensors": _fingerprints(tensors, decided),
-    }
-
-
-@dataclass(frozen=True, slots=True)
-class _StoredComparison:
-    """A comparison with stored activations, where TensorFlow is not needed."""
-
-    activations: Path
-    source: Path | None
-    state_dict: Path | None
-    weights: Weights
-    step: int | None
-    say: Say
-
-    def report(self) -> Report:
-        """Convert, and compare with what was stored."""
-        with ActivationFile(self.activations) as stored:
-            source = self.source
-            if source is None and self.state_dict is None:
-                source = built_in_checkpoint()
-            provenance = stored.provenance
-            variant = Variant(**provenance["variant"])
-            self._check(stored, variant)
-            first, arrays = self._tensors(stored, source)
-            return _judge(
-                str(source or provenance["source"]),
-                self.state_dict,
-                provenance["own_graph"],
-                variant,
-                first,
-                _build_port(arrays, variant),
-                self._announced(stored),
-            )
-
-    def _check(self, stored: ActivationFile, variant: Variant) -> None:
-        """See to it that nothing that belongs to a comparison was left out of the stored one."""
-        whole = [
-            list(tap_names(every_layer=every_layer, logits=variant.num_classes is not None))
-            for every_layer in (False, True)
-        ]
-        if stored.probes[: len(SEEDED)] != SEEDED or list(stored.provenance["taps"]) not in whole:
-            raise SourceError(
-                self.activations, "not a whole comparison", next_step="Store it again with --save-activations"
-            )
-        weights = stored.provenance["weights"]
-        if weights != self.weights:
-            raise UsageError(
-                f"{self.activations}: stored of the {weights}s, not the {self.weights}s. Give --weights "
-                f"{weights}."
-            )
-
-    def _tensors(
-        self, stored: ActivationFile, source: Path | None
-    ) -> tuple[Judgement, Mapping[str, NDArray[Any]]]:
-        expected: Mapping[str, str] = stored.provenance["tensors"]
-        if source is None:
-            assert self.state_dict is not None  # `report` sees to it
-            arrays = _load_state_dict(self.state_dict, self.state_dict, self.weights)
-            found = {key: _fingerprint(array) for key, array in arrays.items()}
-            return judge_stored_tensors(found, expected), arrays
-        self.say("converting")
-        with open_source(source, step=self.step) as opened:
-            tensors, decided = _plan(opened, self.weights)
-            if _fingerprints(tensors, decided) != expected:
-                raise UsageError(
-                    f"{self.activations}: stored of {stored.provenance['source']!r} "
-                    f"({stored.provenance['weights']}s), and {source} has other tensors. Store its own with "
-                    "--save-activations."
-                )
-            arrays = _load_state_dict(self.state_dict, opened.path, self.weights)
-            return judge_tensors(arrays, tensors, decided, {}), arrays
-
-    def _announced(self, stored: ActivationFile) -> Iterator[Activations]:
-        for found in stored:
-            self.say(f"comparing: {found.probe.name}")
-            yield found
