@@ -23,8 +23,8 @@ def plan_source(opened: TensorSource, weights: Weights) -> tuple[Mapping[str, ND
     """
     if opened.naming == "pytorch":
         raise UsageError(
-            f"{opened.path}: a state_dict cannot judge itself. Give the checkpoint as SOURCE and this file "
-            "with --state-dict."
+            f"{opened.path}: a state_dict cannot judge itself. Give the checkpoint as SOURCE; checks.compare "
+            "takes this file with --state-dict."
         )
     try:
         tensors = tensorflow_tensors(opened)

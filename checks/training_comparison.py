@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from checks.builtin import built_in_checkpoint
 from checks.judgements import Judgement
+from checks.source_tensors import plan_source, right_state_dict, single_precision
 from checks.taps import short
 from checks.tensorflow_side import find_meta, require_tensorflow
 from checks.training import (
@@ -42,11 +43,9 @@ from checks.training_judgements import (
     judge_gradients,
     judge_steps,
 )
-from converter.casting import to_float32
-from converter.convert import MappingError, Plan, Weights, convert_rows, describe, plan
+from converter.convert import Weights
 from converter.errors import SourceError, UsageError
 from converter.layer_map import Converted, Variant, table
-from converter.naming import tensorflow_tensors
 from converter.sources import open_source
 from converter.tensor_source import TensorSource
 from reference import InceptionResnetV1
@@ -117,18 +116,18 @@ def compare_training(
         source = built_in_checkpoint()
     say("converting")
     with open_source(source, step=step) as opened:
-        decided, tensors, model = _both_sides(opened, weights)
+        variant, tensors, model = _both_sides(opened, weights)
         say("reading the checkpoint's own graph")
         moving, origin = _moving_variances(opened)
-    batch = training_batch(decided.variant, seed=seed)
-    with _pytorch_side(model, decided.variant, batch) as (taken, trained):
+    batch = training_batch(variant, seed=seed)
+    with _pytorch_side(model, variant, batch) as (taken, trained):
         reference = training_reference(tensors, batch, say=say)
         say("waiting for PyTorch")
         gradients = tuple(compare_gradients(taken[mode].result(), reference, mode) for mode in MODES)
         steps = tuple(compare_steps(trained[name].result(), reference, name) for name in OPTIMISERS)
     return TrainingReport(
         source=str(source),
-        variant=decided.variant,
+        variant=variant,
         loss=(
             "mean linear functional of the embeddings"
             if batch.labels is None
@@ -136,7 +135,7 @@ def compare_training(
         ),
         batch_shape=batch.images.shape,
         judgements=(
-            judge_statistics(moving, model, origin, decided.variant, len(batch.images)),
+            judge_statistics(moving, model, origin, variant, len(batch.images)),
             *map(judge_gradients, gradients),
             *map(judge_steps, steps),
         ),
@@ -147,23 +146,14 @@ def compare_training(
 
 def _both_sides(
     opened: TensorSource, weights: Weights
-) -> tuple[Plan, dict[str, NDArray[Any]], InceptionResnetV1]:
-    """The plan, the float32 variables for TensorFlow, and the port in float64."""
-    if opened.naming == "pytorch":
-        raise UsageError(
-            f"{opened.path}: a state_dict. Give the TensorFlow checkpoint that it was made from."
-        )
-    try:
-        source = tensorflow_tensors(opened)
-        decided = plan(describe(source), weights=weights)
-        state_dict = {row.key: torch.from_numpy(array) for row, array in convert_rows(source, decided)}
-    except MappingError as error:
-        raise error.named(opened.path) from None
-    tensors = {row.variable: to_float32(source[decided.sources[row.variable]]) for row in decided.converted}
+) -> tuple[Variant, dict[str, NDArray[Any]], InceptionResnetV1]:
+    """The variant, the float32 variables for TensorFlow, and the port in float64."""
+    tensors, decided = plan_source(opened, weights)
     variant = decided.variant
     model = InceptionResnetV1(num_classes=variant.num_classes, embedding_size=variant.embedding_size)
-    model.load_state_dict(state_dict)
-    return decided, tensors, model.double()
+    state_dict = right_state_dict(tensors, decided)
+    model.load_state_dict({key: torch.from_numpy(array) for key, array in state_dict.items()})
+    return variant, single_precision(opened, tensors, decided), model.double()
 
 
 @contextmanager
