@@ -1,0 +1,346 @@
+"""The checks, checked: every fault of the catalogue planted in a clean port, and clean ports as they are."""
+
+from __future__ import annotations
+
+import difflib
+import queue
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from checks.builtin import built_in_checkpoint
+from checks.causes import Cause
+from checks.control_judging import InferenceJudge, Snapshot, Verdict, judge_tiny, judge_whole
+from checks.control_reference import ControlReference, ControlSource
+from checks.control_training import judge_training
+from checks.diagnosis import diagnose
+from checks.faults.catalogue import CATALOGUE
+from checks.faults.fault import Fault, Kind, Pipeline, Setting, Site
+from checks.taps import LOGITS
+from checks.tensorflow_side import require_tensorflow
+from converter.errors import DifferenceError, UsageError
+from converter.layer_map import Variant
+from converter.sources import open_source
+
+Say = Callable[[str], None]
+Progress = Callable[[int, int | None], None]
+
+Status = Literal["killed", "survived", "not equivalent", "does not apply"]
+
+CLEAN_RUNS = 20
+PLACES = 0.95  # of the killed faults, the least share whose place is exact
+CAUSES = 0.80  # of the killed faults, the least share whose cause is named
+_WORKERS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class SiteResult:
+    """What became of one fault at one site.
+
+    Attributes:
+        fault: The class.
+        kind: As in `Fault`.
+        site: The site's label.
+        setting: Where it has to show; in any but inference it must not show in inference.
+        status: "not equivalent" is a fault that showed in inference although it was declared not to.
+        judgements: Those that failed.
+        true_place: Where the fault is.
+        place: Where the comparison says that the port first differs.
+        cause: What the diagnosis should call it; None where it has no name for it.
+        named: What it calls it.
+        probes: How many probes were run until one told, in the setting.
+    """
+
+    fault: str
+    kind: Kind
+    site: str
+    setting: Setting
+    status: Status
+    judgements: tuple[str, ...] = ()
+    true_place: str = ""
+    place: str | None = None
+    cause: str | None = None
+    named: str | None = None
+    probes: int = 0
+
+    @property
+    def killed(self) -> bool:
+        """Whether it was found in its setting, and in that only."""
+        return self.status == "killed"
+
+    @property
+    def exact(self) -> bool:
+        """Whether it was found where it is."""
+        return self.killed and self.place == self.true_place
+
+    @property
+    def explained(self) -> bool:
+        """Whether its cause was named."""
+        return self.killed and self.cause is not None and self.named == self.cause
+
+
+@dataclass(frozen=True, slots=True)
+class CleanRun:
+    """A port without a fault, judged on the inputs of one seed.
+
+    Attributes:
+        seed: The seed.
+        alarms: What failed; each is a false alarm.
+    """
+
+    seed: int
+    alarms: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ControlReport:
+    """What the controls came to.
+
+    Attributes:
+        source: The checkpoint.
+        variant: The variant of the network.
+        own_averages: Whether the moving averages that faults mix in are the checkpoint's own.
+        sites: In the order of the catalogue.
+        clean: In the order of the seeds.
+        seconds: Wall time of the whole.
+    """
+
+    source: str
+    variant: Variant
+    own_averages: bool
+    sites: tuple[SiteResult, ...]
+    clean: tuple[CleanRun, ...]
+    seconds: float
+
+    @property
+    def applicable(self) -> tuple[SiteResult, ...]:
+        """The sites that this checkpoint has."""
+        return tuple(site for site in self.sites if site.status != "does not apply")
+
+    @property
+    def surviving(self) -> tuple[SiteResult, ...]:
+        """Faults that were not found, or found where they were said not to show."""
+        return tuple(site for site in self.applicable if not site.killed)
+
+    @property
+    def false_alarms(self) -> tuple[CleanRun, ...]:
+        """Clean runs that raised an alarm."""
+        return tuple(run for run in self.clean if run.alarms)
+
+    @property
+    def places(self) -> float:
+        """The share of all faults whose place is exact."""
+        return sum(site.exact for site in self.applicable) / max(len(self.applicable), 1)
+
+    @property
+    def causes(self) -> float:
+        """The share of all faults whose cause is named."""
+        return sum(site.explained for site in self.applicable) / max(len(self.applicable), 1)
+
+    @property
+    def passed(self) -> bool:
+        """Whether the checks are worth their name."""
+        enough = self.places >= PLACES and self.causes >= CAUSES
+        return enough and not self.surviving and not self.false_alarms
+
+
+def choose(names: Sequence[str]) -> tuple[Fault, ...]:
+    """The classes of these names, in the catalogue's order; all for no name.
+
+    Raises:
+        UsageError: There is no such class.
+    """
+    known = [fault.name for fault in CATALOGUE]
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=3) or known[:3]
+            raise UsageError(f"--only {name}: no such class of faults. Near it: {', '.join(near)}.")
+    return tuple(fault for fault in CATALOGUE if not names or fault.name in names)
+
+
+def run_controls(
+    source: Path | None = None,
+    *,
+    faults: Sequence[Fault] = CATALOGUE,
+    step: int | None = None,
+    clean: int = CLEAN_RUNS,
+    seed: int = 0,
+    say: Say = lambda _: None,
+    progress: Progress = lambda done, total: None,
+) -> ControlReport:
+    """Plant every fault at every site and see what the checks say, then judge clean ports.
+
+    Args:
+        source: Anything that `open_source` takes but a state_dict; None is the built-in checkpoint.
+        faults: What to plant.
+        step: As in `open_source`.
+        clean: How many clean runs, each on the inputs of a seed of its own.
+        seed: Of the inputs that the faults are judged on; the clean runs take the ones after it.
+        say: Told what is going on.
+        progress: Told how many sites and clean runs are done, and how many there are.
+
+    Returns:
+        The report; its `passed` is the verdict.
+
+    Raises:
+        DifferenceError: A fault could not be taken out again without a trace.
+        PortError: As its subclasses say.
+    """
+    require_tensorflow("to run the controls")
+    started = time.monotonic()
+    if source is None:
+        say("looking for the built-in checkpoint")
+        source = built_in_checkpoint()
+    say("starting TensorFlow")
+    with open_source(source, step=step) as opened, ControlSource(opened) as checkpoint:
+        training = any(site.setting == "training" for fault in faults for site in fault.sites)
+        reference = checkpoint.reference(seed, training=training, say=say)
+        say("planting faults")
+        with one_thread_each():
+            controls = Controls(checkpoint, reference)
+            results, runs = controls.run(faults, range(seed + 1, seed + 1 + clean), progress)
+        return ControlReport(
+            str(source),
+            checkpoint.plan.variant,
+            checkpoint.own_averages,
+            results,
+            runs,
+            time.monotonic() - started,
+        )
+
+
+@contextmanager
+def one_thread_each() -> Iterator[None]:
+    """Have PyTorch compute on the calling thread alone, as long as it is open."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+class Controls:
+    """Clean ports, one for each worker, and what judges them.
+
+    Args:
+        checkpoint: Where the ports come from.
+        reference: TensorFlow's side.
+    """
+
+    def __init__(self, checkpoint: ControlSource, reference: ControlReference) -> None:
+        self._checkpoint = checkpoint
+        self._reference = reference
+        self._ports: queue.SimpleQueue[tuple[Pipeline, Snapshot]] = queue.SimpleQueue()
+        kept = checkpoint.port()
+        clean = kept.float32.state_dict(), kept.float64.state_dict()
+        for _ in range(_WORKERS):
+            port = checkpoint.port()
+            self._ports.put((port, Snapshot(port, clean)))
+        self._inference = InferenceJudge(port, reference.inference)
+        self._odd = InferenceJudge(port, [reference.odd])
+
+    def run(
+        self, faults: Sequence[Fault], seeds: Sequence[int], progress: Progress
+    ) -> tuple[tuple[SiteResult, ...], tuple[CleanRun, ...]]:
+        """Judge every site of some faults, and a clean port on the inputs of some seeds."""
+        with ThreadPoolExecutor(_WORKERS) as workers:
+            planted = [workers.submit(self.plant, fault, site) for fault in faults for site in fault.sites]
+            clean = [workers.submit(self.clean, seed) for seed in seeds]
+            try:
+                waiting: list[Future[Any]] = [*planted, *clean]
+                for done, finished in enumerate(as_completed(waiting), start=1):
+                    finished.result()
+                    progress(done, len(planted) + len(clean))
+            except BaseException:
+                workers.shutdown(wait=False, cancel_futures=True)
+                raise
+        return tuple(one.result() for one in planted), tuple(one.result() for one in clean)
+
+    @contextmanager
+    def _port(self, what: str) -> Iterator[Pipeline]:
+        """A clean port, which has to come back as it was."""
+        port, snapshot = self._ports.get()
+        try:
+            yield port
+            left = snapshot.differences(port)
+            if left:
+                raise DifferenceError(
+                    f"{what}: taken out again, this fault leaves traces, at {left[0]} first."
+                )
+        finally:
+            self._ports.put((port, snapshot))
+
+    def clean(self, seed: int) -> CleanRun:
+        """Judge a clean port on the inputs of one seed, as a whole."""
+        probes = self._checkpoint.probes(seed)
+        with self._port(f"clean run {seed}") as port:
+            return CleanRun(seed, tuple(judge_whole(port, probes)))
+
+    def plant(self, fault: Fault, site: Site) -> SiteResult:
+        """Plant a fault at a site, see what the checks say of it, and take it out again.
+
+        Raises:
+            DifferenceError: The port is not what it was before.
+        """
+        known: dict[str, Any] = {
+            "fault": fault.name,
+            "kind": fault.kind,
+            "site": site.label,
+            "setting": site.setting,
+            "true_place": site.tap,
+            "cause": fault.cause,
+        }
+        if site.tap == LOGITS and LOGITS not in self._checkpoint.taps:
+            return SiteResult(status="does not apply", **known)
+        with self._port(f"{fault.name} at {site.label}") as port, site.apply(port):
+            found = self._inference.judge(port)
+            if site.setting != "inference" and found.killed:
+                status: Status = "not equivalent"
+                named = None
+            else:
+                if site.setting != "inference":
+                    found, named = self._judge_in(site.setting, port)
+                else:
+                    named = self._diagnose(port, found)
+                status = "killed" if found.killed else "survived"
+        return SiteResult(
+            status=status,
+            judgements=found.judgements,
+            place=found.place,
+            named=named,
+            probes=found.probes,
+            **known,
+        )
+
+    def _judge_in(self, setting: Setting, port: Pipeline) -> tuple[Verdict, Cause | None]:
+        """Judge a port in a setting other than inference, and name the cause."""
+        if setting == "training":
+            assert self._reference.training is not None  # `run_controls` sees to it
+            trained = judge_training(port, self._reference.training)
+            return trained.verdict, trained.cause
+        odd = setting == "odd size"
+        found = self._odd.judge(port) if odd else judge_tiny(port, self._reference.tiny)
+        return found, self._diagnose(port, found)
+
+    def _diagnose(self, port: Pipeline, found: Verdict) -> Cause | None:
+        """The cause of the first thing that is wrong; the source is read by the layer map as it should be."""
+        if not found.killed:
+            return None
+        probe = found.probe or self._reference.inference[0]
+        diagnosis = diagnose(
+            port.float64,
+            probe.activations.float64,
+            probe.activations.probe.images,
+            given=None if probe.pixels is None else probe.given(port),
+            pixels=probe.pixels,
+            source=self._checkpoint.arrays,
+            averages=self._checkpoint.averages,
+        )
+        return diagnosis.findings[0].cause if diagnosis.findings else None

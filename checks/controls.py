@@ -1,0 +1,84 @@
+"""`python -m checks.controls`: a thin shell around `checks.control_run`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from converter import command_line
+from converter.errors import UsageError
+from converter.progress import ProgressBar
+
+_EPILOG = """\
+Without SOURCE the built-in checkpoint is used; the first time it is written to the user's cache. --only may
+be given again; without --clean it leaves the clean runs out.
+
+exit codes: 0 every fault is found, and no clean port; 1 one is not; 2 wrong usage; 3 an input is unreadable,
+corrupt or another network; 4 something that is needed, such as TensorFlow, is missing; 130 interrupted
+"""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = command_line.parser(
+        "python -m checks.controls",
+        "Check the checks: plant faults that real ports shipped; are they found, and where, and why?",
+        _EPILOG,
+    )
+    parser.add_argument(
+        "source",
+        metavar="SOURCE",
+        type=command_line.path,
+        nargs="?",
+        help="the TensorFlow checkpoint, or its name",
+    )
+    parser.add_argument(
+        "--step",
+        metavar="N",
+        type=command_line.natural_number,
+        help="of a folder with several checkpoints take that of step N (default: the latest)",
+    )
+    command_line.add_network_options(parser)
+    parser.add_argument(
+        "--only", metavar="NAME", action="append", default=[], help="plant this class of faults"
+    )
+    parser.add_argument(
+        "--clean",
+        metavar="N",
+        type=command_line.natural_number,
+        help="judge a clean port on the inputs of N seeds (default: 20)",
+    )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    return command_line.run(_parser(), _work, argv)
+
+
+def _work(arguments: argparse.Namespace) -> int:
+    # Here, so that Ctrl-C while PyTorch is being imported ends as it does later.
+    from checks.control_run import CLEAN_RUNS, choose, run_controls
+
+    if arguments.source is None and arguments.archive:
+        raise UsageError("--archive goes with a name as SOURCE, such as vggface2.")
+    faults = choose(arguments.only)
+    clean = (0 if arguments.only else CLEAN_RUNS) if arguments.clean is None else arguments.clean
+    source = None if arguments.source is None else command_line.locate(arguments)
+    with ProgressBar("starting", quiet=arguments.quiet) as progress:
+        report = run_controls(
+            source, faults=faults, step=arguments.step, clean=clean, say=progress.label, progress=progress
+        )
+    if not arguments.quiet:
+        from checks.controls_table import show
+
+        show(report)
+    if arguments.json:
+        figures = {"passed": report.passed, "places": report.places, "causes": report.causes}
+        command_line.write_json(arguments.json, {**figures, **asdict(report)})
+    return 0 if report.passed else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,150 @@
+"""The controls on the screen: a line for each class of faults, what went wrong, and the verdict."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+
+from rich.console import Console
+from rich.table import Table
+
+from checks.control_run import CAUSES, PLACES, ControlReport, SiteResult
+from checks.taps import short
+from converter import command_line
+
+_WIDTH = 110  # columns; rather a wrapped line than a figure cut off
+
+
+def show(report: ControlReport) -> None:
+    """Print a report on stdout."""
+    console = command_line.console(_WIDTH)
+    console.print(f"[bold]{report.source}[/]")
+    if not report.own_averages:
+        console.print("No moving averages of its own; its weights moved by about 1e-3 stand in.")
+    console.print()
+    if report.sites:
+        console.print(_classes(report.sites))
+        console.print()
+    for site in report.applicable:
+        for line in _remarks(site):
+            console.print(line, markup=False)
+    for run in report.false_alarms:
+        for alarm in run.alarms:
+            console.print(f"false alarm, seed {run.seed}: {alarm}", markup=False)
+    _summary(console, report)
+
+
+def _classes(sites: Sequence[SiteResult]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("class of faults", no_wrap=True)
+    for heading in ("killed", "place\nexact", "cause\nnamed", "probes"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("setting", no_wrap=True)
+    table.add_column("by", no_wrap=True)
+    for kind, of_kind in groupby(sites, key=lambda site: site.kind):
+        table.add_row(f"[bold]{kind}[/]")
+        for name, of_class in groupby(of_kind, key=lambda site: site.fault):
+            table.add_row(*_row(name, list(of_class)))
+    return table
+
+
+def _row(name: str, sites: Sequence[SiteResult]) -> tuple[str, ...]:
+    found = [site for site in sites if site.status != "does not apply"]
+    if not found:
+        return (f"  {name}", "-", "-", "-", "-", "not in this checkpoint", "")
+    count = len(found)
+    killed = sum(site.killed for site in found)
+    exact = sum(site.exact for site in found)
+    explained = sum(site.explained for site in found)
+    good = killed == exact == count
+    shown = f"  {name}" if good else f"  [bold red]{name}[/]"
+    causes = f"{explained}/{count}" if any(site.cause for site in found) else "-"
+    return (
+        shown,
+        f"{killed}/{count}",
+        f"{exact}/{count}",
+        causes,
+        _span(site.probes for site in found),
+        _listed(site.setting for site in found),
+        _listed(judgement for site in found for judgement in site.judgements),
+    )
+
+
+def _span(numbers: Iterable[int]) -> str:
+    found = sorted(set(numbers))
+    return str(found[0]) if len(found) == 1 else f"{found[0]}-{found[-1]}"
+
+
+def _listed(words: Iterable[str]) -> str:
+    return ", ".join(dict.fromkeys(words))
+
+
+def _remarks(site: SiteResult) -> list[str]:
+    """What is to be said of a site that was not found as it should be."""
+    where = f"{site.fault} at {short(site.site)}"
+    if site.status == "not equivalent":
+        return [f"{where}: declared not to show in inference, but shows at {short(site.place or 'no tap')}"]
+    if not site.killed:
+        return [f"{where}: survived ({site.setting})"]
+    lines = []
+    if not site.exact:
+        lines.append(f"{where}: placed at {short(site.place or 'no tap')}, is at {short(site.true_place)}")
+    if site.cause is not None and not site.explained:
+        named = f"called {site.named}" if site.named else "cause not named"
+        lines.append(f"{where}: {named}, is {site.cause}")
+    return lines
+
+
+def _summary(console: Console, report: ControlReport) -> None:
+    sites = report.applicable
+    count = len(sites)
+    classes = len({site.fault for site in report.sites})
+    killed = sum(site.killed for site in sites)
+    left_out = len(report.sites) - count
+    _line(
+        console,
+        not report.surviving,
+        "killed",
+        f"{killed} of {count} faults, in {classes} {'class' if classes == 1 else 'classes'}"
+        + (f"; {left_out} more are in layers that this checkpoint does not have" if left_out else ""),
+    )
+    elsewhere = Counter(site.setting for site in sites if site.setting != "inference")
+    if elsewhere:
+        settings = ", ".join(f"{setting} {number}" for setting, number in elsewhere.items())
+        wrong = sum(site.status == "not equivalent" for site in sites)
+        equivalent = sum(elsewhere.values()) - wrong
+        _line(
+            console,
+            not wrong,
+            "equivalent",
+            f"{equivalent} show nothing in inference at 160x160, as declared, and are to be killed "
+            f"elsewhere: {settings}",
+        )
+    exact, explained = (sum(getattr(site, name) for site in sites) for name in ("exact", "explained"))
+    _line(
+        console,
+        report.places >= PLACES,
+        "place",
+        f"exact for {exact} of {count} ({report.places:.1%}; at least {PLACES:.0%})",
+    )
+    _line(
+        console,
+        report.causes >= CAUSES,
+        "cause",
+        f"named for {explained} of {count} ({report.causes:.1%}; at least {CAUSES:.0%})",
+    )
+    _line(
+        console,
+        not report.false_alarms,
+        "clean",
+        f"{len(report.false_alarms)} false alarms in {len(report.clean)} clean runs",
+    )
+    verdict = "The checks hold." if report.passed else "The checks are not worth what they say."
+    style = "bold green" if report.passed else "bold red"
+    console.print(f"\n[{style}]{verdict}[/] {report.seconds:.0f} s")
+
+
+def _line(console: Console, holds: bool, name: str, statement: str) -> None:
+    mark = "[bold green]holds [/]" if holds else "[bold red]FAILS [/]"
+    console.print(f"{mark} [bold]{name:<12}[/]{statement}")
