@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from checks import thresholds
-from checks.diagnosis import Diagnosis
+from checks.diagnosis.search import Diagnosis
 from checks.metrics import Difference, difference, l2_norm, relative_l2
 from checks.probes import NOISE
 from checks.repair import Repair

@@ -62,6 +62,19 @@ def standardise(pixels: NDArray[Any]) -> NDArray[Any]:
     return ((pixels - 127.5) / 128.0).astype(np.float32)
 
 
+def prewhiten(pixels: NDArray[Any]) -> NDArray[Any]:
+    """Pixels of 0 to 255 as the networks of 2017 were trained on them, float32.
+
+    (x - mean) / max(std, 1 / sqrt(x.size)) over each image: `prewhiten` in facenet's `src/facenet.py`.
+    """
+    images = pixels.astype(np.float64)
+    axes = (1, 2, 3)
+    floor = 1.0 / np.sqrt(images[0].size)
+    deviations = np.maximum(images.std(axis=axes, keepdims=True), floor)
+    whitened: NDArray[Any] = (images - images.mean(axis=axes, keepdims=True)) / deviations
+    return whitened.astype(np.float32)
+
+
 def _smooth(random: np.random.Generator, count: int) -> NDArray[Any]:
     """Sums of six plane waves of at most three periods across the image, for each channel."""
     grid = np.linspace(0, 1, IMAGE_SIZE)

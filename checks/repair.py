@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from checks.diagnosis import Diagnosis
+from checks.diagnosis.search import Diagnosis
 from checks.taps import short
 from converter.atomic import AtomicFiles
 from converter.convert_file import same_bits

@@ -47,6 +47,12 @@ HEADLINE = 2e-6
 HEADLINE_ROW = 1e-6
 """Largest float32 distance of a single embedding among them."""
 
+PLACES = 0.95
+"""Controls: least share of the faults at which the first divergence is where the fault is."""
+
+CAUSES = 0.80
+"""Controls: least share of the faults whose cause the diagnosis names."""
+
 CONVERT_RATIO = 1.5
 """Benchmark: time of `python -m converter` over that of `import torch`."""
 

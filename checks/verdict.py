@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from checks import repair as repairing
-from checks.diagnosis import Diagnosis, diagnose
+from checks.diagnosis.search import Diagnosis, diagnose
 from checks.judgements import (
     Judgement,
     ProbeMeasurement,

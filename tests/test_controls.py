@@ -12,17 +12,19 @@ import pytest
 from conftest import write_keras
 from packages import KERAS_FACENET, IndexUnreachableError, download, extract
 
-from checks import control_run, controls
+from checks import thresholds
 from checks.builtin import built_in_checkpoint
-from checks.control_judging import InferenceJudge, Snapshot, judge_whole, measure_for_judging
-from checks.control_reference import ControlReference, ControlSource
-from checks.control_run import ControlReport, Controls, choose, one_thread_each, run_controls
+from checks.controls import __main__ as controls
+from checks.controls import run
+from checks.controls.judging import InferenceJudge, Snapshot, judge_whole, measure_for_judging
+from checks.controls.reference import ControlReference, ControlSource
+from checks.controls.run import CleanRun, ControlReport, Controls, choose, one_thread_each, run_controls
 from checks.faults.catalogue import CATALOGUE
 from checks.faults.fault import Fault, Pipeline, Site
 from checks.judgements import judge_mapping, judge_rounding, measure
 from checks.taps import run_pytorch
 from converter.errors import DifferenceError, UsageError
-from converter.layer_map import LOGITS_SCOPE
+from converter.layer_map import LOGITS_SCOPE, Variant
 from converter.sources import open_source
 
 TAP = "InceptionResnetV1/Conv2d_2a_3x3"
@@ -61,7 +63,7 @@ def _fault(site: Site) -> Fault:
 
 
 def _report(results, **changes) -> ControlReport:
-    report = ControlReport("made for a test", control_run.Variant(), False, tuple(results), (), 0.0)
+    report = ControlReport("made for a test", Variant(), False, tuple(results), (), 0.0)
     return replace(report, **changes)
 
 
@@ -81,7 +83,7 @@ def test_the_catalogue_has_forty_classes_of_three_sites_each_in_every_part_of_a_
 
 def test_every_fault_leaves_no_trace(checkpoint, port):
     clean = checkpoint.port()
-    snapshot = Snapshot(port, (clean.float32.state_dict(), clean.float64.state_dict()))
+    snapshot = Snapshot(port, clean)
     with _site("one-ulp").apply(port):
         assert snapshot.differences(port) == ["repeat_2.4.branch1.1.conv.weight"] * 2  # in either arithmetic
     for fault in CATALOGUE:
@@ -105,7 +107,7 @@ def test_one_site_of_every_class_is_killed_at_its_place(planting):
     report = _report(results)
     assert [f"{site.fault} at {site.site}" for site in report.surviving] == []
     assert [f"{site.fault} at {site.site}: {site.place}" for site in results if not site.exact] == []
-    assert report.causes >= control_run.CAUSES
+    assert report.causes >= thresholds.CAUSES
     assert {site.setting for site in results} >= {"inference", "training"}
 
 
@@ -182,7 +184,7 @@ def test_a_fault_that_leaves_a_trace_is_an_error(checkpoint, reference):
 def test_an_alarm_in_a_clean_run_fails_the_controls(planting):
     result = planting.plant(CLASSES["bgr-for-rgb"], _site("bgr-for-rgb"))
     assert _report([result]).passed
-    assert not _report([result], clean=(control_run.CleanRun(1, ("mapping: ...",)),)).passed
+    assert not _report([result], clean=(CleanRun(1, ("mapping: ...",)),)).passed
 
 
 # The command
@@ -214,7 +216,7 @@ def test_the_command_writes_what_it_prints(tmp_path, capsys):
 def test_a_surviving_fault_ends_with_exit_code_1_and_is_spelled_out(monkeypatch, capsys):
     pytest.importorskip("tensorflow")
     nothing = _fault(Site("nowhere", TAP, lambda port: nullcontext()))
-    monkeypatch.setattr(control_run, "CATALOGUE", (nothing,))
+    monkeypatch.setattr(run, "CATALOGUE", (nothing,))
     assert controls.main(["--only", nothing.name]) == 1
     assert "made-for-a-test at nowhere: survived (inference)" in capsys.readouterr().out
 

@@ -21,9 +21,9 @@ from torch.nn import functional as F  # noqa: N812 - PyTorch's own habit
 from checks import compare as compare_command
 from checks.activation_file import ActivationWriter
 from checks.builtin import built_in_tensors
-from checks.causes import Cause
 from checks.comparison import compare
 from checks.diagnosis import diagnose
+from checks.diagnosis.causes import Cause
 from checks.judgements import measure
 from checks.probes import SEEDED, Probe
 from checks.source_tensors import plan_source

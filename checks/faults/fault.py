@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
-from checks.causes import Cause
-from checks.probes import standardise
+from checks.diagnosis.causes import Cause
+from checks.probes import prewhiten, standardise
 from checks.taps import BOTTLENECK, LAYERS, LOGITS, STAGES
 from checks.training import Loss, OptimiserName, make_optimiser, training_loss
 from converter.convert import Plan
@@ -36,19 +36,6 @@ Forward = Callable[..., Tensor]
 
 LOSS = "loss"
 OPTIMISER = "optimiser"
-
-
-def prewhiten(pixels: NDArray[Any]) -> NDArray[Any]:
-    """Pixels of 0 to 255 as the networks of 2017 were trained on them, float32.
-
-    (x - mean) / max(std, 1 / sqrt(x.size)) over each image: `prewhiten` in facenet's `src/facenet.py`.
-    """
-    images = pixels.astype(np.float64)
-    axes = (1, 2, 3)
-    floor = 1.0 / np.sqrt(images[0].size)
-    deviations = np.maximum(images.std(axis=axes, keepdims=True), floor)
-    whitened: NDArray[Any] = (images - images.mean(axis=axes, keepdims=True)) / deviations
-    return whitened.astype(np.float32)
 
 
 def _preparations() -> dict[Standardisation, Prepare]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - PyTorch's own habit
 
-from checks.causes import Cause
+from checks.diagnosis.causes import Cause
 from checks.faults.fault import (
     Fault,
     Forward,

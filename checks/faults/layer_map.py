@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 
-from checks.causes import Cause
+from checks.diagnosis.causes import Cause
 from checks.faults.fault import Apply, Fault, Pipeline, Site, rows_changed, tap_of
 from converter.convert import AVERAGE
 from converter.layer_map import NETWORK_SCOPE, Converted, Row, Synthesised

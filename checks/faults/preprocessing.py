@@ -10,9 +10,9 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from checks.causes import Cause
-from checks.faults.fault import Fault, Pipeline, Prepare, Site, Standardisation, prewhiten, tap_of
-from checks.probes import standardise
+from checks.diagnosis.causes import Cause
+from checks.faults.fault import Fault, Pipeline, Prepare, Site, Standardisation, tap_of
+from checks.probes import prewhiten, standardise
 
 # torchvision.transforms.Normalize as its ImageNet models want it.
 _IMAGENET_MEAN = np.array([0.485, 0.456, 0.406])

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from checks.causes import Cause
+from checks.diagnosis.causes import Cause
 from checks.faults.fault import Arrays, Fault, Pipeline, Site, tap_of
 from checks.faults.planting import copied, in_variables, planted
 from converter.convert import AVERAGE

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - PyTorch's own habit
 
-from checks.causes import Cause
+from checks.diagnosis.causes import Cause
 from checks.faults.fault import Apply, Fault, Forward, Site, forward_replaced, module_of, modules_set, tap_of
 from checks.taps import EMBEDDINGS, LOGITS
 from reference.inception_resnet_v1 import NORM_FLOOR

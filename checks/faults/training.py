@@ -12,7 +12,7 @@ from torch.nn import Parameter
 from torch.nn import functional as F  # noqa: N812 - PyTorch's own habit
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from checks.causes import Cause
+from checks.diagnosis.causes import Cause
 from checks.faults.fault import (
     LOSS,
     OPTIMISER,

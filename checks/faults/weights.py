@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from checks.causes import Cause
+from checks.diagnosis.causes import Cause
 from checks.faults.fault import Arrays, Fault, Pipeline, Site, tap_of
 from checks.faults.planting import exchanged, in_every, in_variable, in_variables, planted
 from converter.layer_map import NETWORK_SCOPE

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from checks import thresholds
-from checks.causes import Cause
-from checks.channel_fit import ROUNDED, fit_channels, match_channels
-from checks.layers import (
+from checks.diagnosis.causes import Cause
+from checks.diagnosis.channel_fit import ROUNDED, fit_channels, match_channels
+from checks.diagnosis.layers import (
     EPSILON,
     KEYS,
     NETWORK,
@@ -24,9 +24,9 @@ from checks.layers import (
     per_channel,
     run_weights,
 )
-from checks.lost_values import Correction, lost_values
+from checks.diagnosis.lost_values import Correction, lost_values
+from checks.diagnosis.tensor_causes import branch_sizes, layout_variants, undo_layout
 from checks.taps import short
-from checks.tensor_causes import branch_sizes, layout_variants, undo_layout
 
 
 def explain_without_source(

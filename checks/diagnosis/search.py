@@ -11,13 +11,23 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from checks import input_causes, module_causes, tensor_causes, thresholds
-from checks.causes import Cause
-from checks.isolation import Isolated, isolate, to_torch
-from checks.layers import EPSILON, NETWORK, Kind, Layer, concatenated, distance, layer_input, run_weights
+from checks import thresholds
+from checks.diagnosis import input_causes, module_causes, tensor_causes
+from checks.diagnosis.causes import Cause
+from checks.diagnosis.isolation import Isolated, isolate, to_torch
+from checks.diagnosis.layers import (
+    EPSILON,
+    NETWORK,
+    Kind,
+    Layer,
+    concatenated,
+    distance,
+    layer_input,
+    run_weights,
+)
+from checks.diagnosis.tensor_causes import Others, same
+from checks.diagnosis.weight_candidates import explain_without_source
 from checks.taps import short
-from checks.tensor_causes import Others, same
-from checks.weight_candidates import explain_without_source
 from converter.layer_map import Variant, table
 from reference import InceptionResnetV1
 

@@ -14,12 +14,13 @@ from typing import Any, Literal
 
 import torch
 
+from checks import thresholds
 from checks.builtin import built_in_checkpoint
-from checks.causes import Cause
-from checks.control_judging import InferenceJudge, Snapshot, Verdict, judge_tiny, judge_whole
-from checks.control_reference import ControlReference, ControlSource
-from checks.control_training import judge_training
-from checks.diagnosis import diagnose
+from checks.controls.judging import InferenceJudge, Snapshot, Verdict, judge_tiny, judge_whole
+from checks.controls.reference import ControlProbe, ControlReference, ControlSource
+from checks.controls.training import judge_training
+from checks.diagnosis.causes import Cause
+from checks.diagnosis.search import diagnose
 from checks.faults.catalogue import CATALOGUE
 from checks.faults.fault import Fault, Kind, Pipeline, Setting, Site
 from checks.taps import LOGITS
@@ -33,9 +34,8 @@ Progress = Callable[[int, int | None], None]
 
 Status = Literal["killed", "survived", "not equivalent", "does not apply"]
 
-CLEAN_RUNS = 20
-PLACES = 0.95  # of the killed faults, the least share whose place is exact
-CAUSES = 0.80  # of the killed faults, the least share whose cause is named
+CLEAN_RUNS = 5
+_EQUIVALENCE_PROBES = 2  # noise and pixels: on these a fault that shows elsewhere leaves inference alone
 _WORKERS = 2
 
 
@@ -146,7 +146,7 @@ class ControlReport:
     @property
     def passed(self) -> bool:
         """Whether the checks are worth their name."""
-        enough = self.places >= PLACES and self.causes >= CAUSES
+        enough = self.places >= thresholds.PLACES and self.causes >= thresholds.CAUSES
         return enough and not self.surviving and not self.false_alarms
 
 
@@ -238,13 +238,12 @@ class Controls:
         self._checkpoint = checkpoint
         self._reference = reference
         self._ports: queue.SimpleQueue[tuple[Pipeline, Snapshot]] = queue.SimpleQueue()
-        kept = checkpoint.port()
-        clean = kept.float32.state_dict(), kept.float64.state_dict()
+        clean = checkpoint.port()
         for _ in range(_WORKERS):
             port = checkpoint.port()
             self._ports.put((port, Snapshot(port, clean)))
-        self._inference = InferenceJudge(port, reference.inference)
-        self._odd = InferenceJudge(port, [reference.odd])
+        self._inference = InferenceJudge(clean, reference.inference)
+        self._odd = InferenceJudge(clean, [reference.odd])
 
     def run(
         self, faults: Sequence[Fault], seeds: Sequence[int], progress: Progress
@@ -300,12 +299,13 @@ class Controls:
         if site.tap == LOGITS and LOGITS not in self._checkpoint.taps:
             return SiteResult(status="does not apply", **known)
         with self._port(f"{fault.name} at {site.label}") as port, site.apply(port):
-            found = self._inference.judge(port)
-            if site.setting != "inference" and found.killed:
+            elsewhere = site.setting != "inference"
+            found = self._inference.judge(port, most=_EQUIVALENCE_PROBES if elsewhere else None)
+            if elsewhere and found.killed:
                 status: Status = "not equivalent"
                 named = None
             else:
-                if site.setting != "inference":
+                if elsewhere:
                     found, named = self._judge_in(site.setting, port)
                 else:
                     named = self._diagnose(port, found)
@@ -334,12 +334,19 @@ class Controls:
         if not found.killed:
             return None
         probe = found.probe or self._reference.inference[0]
+        # One image tells most causes; those that lie between the images of a batch need two.
+        named = self._name(port, probe, 1)
+        return named or (self._name(port, probe, 2) if len(probe.activations.probe.images) > 1 else None)
+
+    def _name(self, port: Pipeline, probe: ControlProbe, images: int) -> Cause | None:
+        """The cause of the first thing that is wrong on the first images of a probe."""
+        activations = {tap: array[:images] for tap, array in probe.activations.float64.items()}
         diagnosis = diagnose(
             port.float64,
-            probe.activations.float64,
-            probe.activations.probe.images,
-            given=None if probe.pixels is None else probe.given(port),
-            pixels=probe.pixels,
+            activations,
+            probe.activations.probe.images[:images],
+            given=None if probe.pixels is None else probe.given(port)[:images],
+            pixels=None if probe.pixels is None else probe.pixels[:images],
             source=self._checkpoint.arrays,
             averages=self._checkpoint.averages,
         )

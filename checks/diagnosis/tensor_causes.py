@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from checks.causes import Cause
-from checks.layers import KEYS, NETWORK, STATISTICS, Kind
+from checks.diagnosis.causes import Cause
+from checks.diagnosis.layers import KEYS, NETWORK, STATISTICS, Kind
 from checks.metrics import ulp_distance
 from checks.taps import short
 from converter.layer_map import CONVOLUTIONS

@@ -1,4 +1,4 @@
-"""`python -m checks.controls`: a thin shell around `checks.control_run`."""
+"""`python -m checks.controls`: a thin shell around `checks.controls.run`."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
         "--clean",
         metavar="N",
         type=command_line.natural_number,
-        help="judge a clean port on the inputs of N seeds (default: 20)",
+        help="judge a clean port on the inputs of N seeds (default: 5)",
     )
     return parser
 
@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _work(arguments: argparse.Namespace) -> int:
     # Here, so that Ctrl-C while PyTorch is being imported ends as it does later.
-    from checks.control_run import CLEAN_RUNS, choose, run_controls
+    from checks.controls.run import CLEAN_RUNS, choose, run_controls
 
     if arguments.source is None and arguments.archive:
         raise UsageError("--archive goes with a name as SOURCE, such as vggface2.")
@@ -71,7 +71,7 @@ def _work(arguments: argparse.Namespace) -> int:
             source, faults=faults, step=arguments.step, clean=clean, say=progress.label, progress=progress
         )
     if not arguments.quiet:
-        from checks.controls_table import show
+        from checks.controls.table import show
 
         show(report)
     if arguments.json:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from checks import thresholds
-from checks.causes import Cause
-from checks.control_judging import Verdict
+from checks.controls.judging import Verdict
+from checks.diagnosis.causes import Cause
 from checks.faults.fault import LOSS, OPTIMISER, Pipeline
 from checks.metrics import relative_l2
 from checks.taps import BOTTLENECK, LAYERS

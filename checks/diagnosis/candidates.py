@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - PyTorch's own habit
 
-from checks.causes import Cause
-from checks.layers import Layer
+from checks.diagnosis.causes import Cause
+from checks.diagnosis.layers import Layer
 
 
 class Candidate(NamedTuple):

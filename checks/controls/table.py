@@ -9,7 +9,8 @@ from itertools import groupby
 from rich.console import Console
 from rich.table import Table
 
-from checks.control_run import CAUSES, PLACES, ControlReport, SiteResult
+from checks import thresholds
+from checks.controls.run import ControlReport, SiteResult
 from checks.taps import short
 from converter import command_line
 
@@ -124,15 +125,15 @@ def _summary(console: Console, report: ControlReport) -> None:
     exact, explained = (sum(getattr(site, name) for site in sites) for name in ("exact", "explained"))
     _line(
         console,
-        report.places >= PLACES,
+        report.places >= thresholds.PLACES,
         "place",
-        f"exact for {exact} of {count} ({report.places:.1%}; at least {PLACES:.0%})",
+        f"exact for {exact} of {count} ({report.places:.1%}; at least {thresholds.PLACES:.0%})",
     )
     _line(
         console,
-        report.causes >= CAUSES,
+        report.causes >= thresholds.CAUSES,
         "cause",
-        f"named for {explained} of {count} ({report.causes:.1%}; at least {CAUSES:.0%})",
+        f"named for {explained} of {count} ({report.causes:.1%}; at least {thresholds.CAUSES:.0%})",
     )
     _line(
         console,

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - PyTorch's own habit
 
-from checks.causes import Cause
-from checks.layers import Kind, Layer, concatenated, distance, normalise
+from checks.diagnosis.causes import Cause
+from checks.diagnosis.layers import Kind, Layer, concatenated, distance, normalise
+from checks.diagnosis.tensor_causes import Explanation
 from checks.taps import short
-from checks.tensor_causes import Explanation
 
 _ROUNDED = 1e-6  # relative L2; the same formula in float32, in another order, lies well within
 _EXACT = 1e-12

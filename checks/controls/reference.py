@@ -9,9 +9,9 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from checks.faults.fault import Pipeline, Standardisation, prewhiten
+from checks.faults.fault import Pipeline, Standardisation
 from checks.port import build_port
-from checks.probes import NOISE, Probe, seeded_probes, standardise
+from checks.probes import NOISE, Probe, prewhiten, seeded_probes, standardise
 from checks.source_tensors import other_weights, plan_source, right_state_dict, single_precision
 from checks.taps import EMBEDDINGS, tap_names
 from checks.tensorflow_side import Activations, TensorFlowSide

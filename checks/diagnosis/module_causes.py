@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - PyTorch's own habit
 
 from checks import thresholds
-from checks.candidates import Candidate, activated, other_activations
-from checks.causes import Cause
-from checks.layers import (
+from checks.diagnosis.candidates import Candidate, activated, other_activations
+from checks.diagnosis.causes import Cause
+from checks.diagnosis.layers import (
     EPSILON,
     Kind,
     Layer,
@@ -29,7 +29,7 @@ from checks.layers import (
     residual,
     run_weights,
 )
-from checks.stage_causes import averages, normalisations, poolings, reductions, residuals
+from checks.diagnosis.stage_causes import averages, normalisations, poolings, reductions, residuals
 
 _EPSILONS = (1e-5, 1e-6, 1e-7, 1e-8, 1e-12, 0.0, 1e-4, 1e-2, 0.1, 1.001e-5, float(torch.tensor(1e-3)))
 
@@ -126,7 +126,8 @@ def _batch_norms(
             normalised(epsilon, True),
         )
     axes = [axis for axis in range(linear.ndim) if axis != 1]
-    for unbiased in (False, True):
+    values = linear.numel() // linear.shape[1]  # in a channel; one alone has no unbiased variance
+    for unbiased in (False, True) if values > 1 else (False,):
         batch = {
             **tensors,
             "mean": linear.mean(axes),
