@@ -289,7 +289,10 @@ def compare_gradients(found: Gradients, reference: TrainingReference, mode: Mode
     return GradientMeasurement(
         mode,
         abs(found.loss - loss) / max(1.0, abs(loss)),
-        tuple(measure_distance(key, found.gradients.get(key), expected.get(key), floor) for key in keys),
+        tuple(
+            measure_distance(key, found.gradients.get(key), expected.get(key), 0.0 if key == INPUT else floor)
+            for key in keys
+        ),
     )
 
 

@@ -101,7 +101,8 @@ def judge_gradients(measurement: GradientMeasurement) -> Judgement:
     )
     floored = sum(tensor.scale > tensor.norm for tensor in measurement.gradients)
     if floored:
-        statement += f"; {floored} all but vanish and are judged by the norm of the whole gradient"
+        share = f"{thresholds.GRADIENT_FLOOR:.0e} of the norm of all"
+        statement += f"; {floored} all but vanish and are judged by {share}"
     return Judgement(measurement.mode, not details, statement, tuple(details))
 
 

@@ -570,6 +570,30 @@ def test_a_clean_port_has_no_findings_and_is_left_as_it_was(
         assert not module._forward_pre_hooks
 
 
+def test_a_port_that_works_in_place_is_no_fault_and_leaves_the_reference_alone(
+    right: Arrays, reference: Mapping[str, NDArray[Any]]
+) -> None:
+    def in_place(self: Any, x: Tensor) -> Tensor:
+        mixed = torch.cat([self.branch0(x), self.branch1(x), self.branch2(x)], 1)
+        x += self.scale * self.conv2d(mixed)
+        return x.relu_()
+
+    port = _port(right)
+    _computing("repeat_1.2", in_place)(port)
+    before = {tap: array.copy() for tap, array in reference.items()}
+    assert diagnose(port, reference, IMAGES, source=right).findings == ()
+    assert all(np.array_equal(array, before[tap]) for tap, array in reference.items())
+
+
+def test_a_source_that_was_read_by_a_wrong_table_does_not_hide_the_cause(
+    right: Arrays, reference: Mapping[str, NDArray[Any]]
+) -> None:
+    wrong = {**right, KERNEL: np.ascontiguousarray(right[KERNEL].swapaxes(2, 3))}
+    (finding,) = diagnose(_port(wrong), reference, IMAGES, source=wrong).findings
+    assert finding.cause is Cause.HEIGHT_WIDTH
+    assert _same(finding.repair[KERNEL], right[KERNEL])
+
+
 def test_ports_are_diagnosed_in_several_threads_at_once(
     right: Arrays, reference: Mapping[str, NDArray[Any]]
 ) -> None:

@@ -76,7 +76,12 @@ def _work(arguments: argparse.Namespace) -> int:
         show(report)
     if arguments.json:
         figures = {"passed": report.passed, "places": report.places, "causes": report.causes}
-        command_line.write_json(arguments.json, {**figures, **asdict(report)})
+        shipped = {fault.name: fault.shipped for fault in faults}
+        sites = [
+            {**asdict(s), "exact": s.exact, "explained": s.explained, "shipped": shipped[s.fault]}
+            for s in report.sites
+        ]
+        command_line.write_json(arguments.json, {**figures, **asdict(report), "sites": sites})
     return 0 if report.passed else 1
 
 

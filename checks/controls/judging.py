@@ -37,7 +37,7 @@ class Verdict:
     """What the judgements say of a port.
 
     Attributes:
-        judgements: Those that fail, by name; "run" is a network that raises or gives another shape. Rounding
+        judgements: Those that fail, by name; "run" is a network that raises. Rounding
             and headline are asked where the mapping holds.
         place: Where the port first differs: a tap; in training `LOSS` or `OPTIMISER` as well.
         probes: How many probes were run until one told.
@@ -126,7 +126,7 @@ def _try(port: Pipeline, probe: ControlProbe, clean: _Clean) -> tuple[tuple[str,
         # The mapping fails, and it looks at float64 only: float32 need not be run.
         return _judge(_measured(expected, clean.float32, double, clean, (diverged, EMBEDDINGS)))
     if diverged is not None or misshapen is not None:
-        return ("run",), diverged or misshapen
+        return ("mapping",), diverged or misshapen  # another shape counts as infinitely far
     single = run_pytorch(port.float32, images, taps)
     changed += [tap for tap in taps if not np.array_equal(single[tap], clean.float32[tap])]
     return _judge(_measured(expected, single, double, clean, changed)) if changed else ((), None)

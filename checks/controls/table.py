@@ -119,8 +119,8 @@ def _summary(console: Console, report: ControlReport) -> None:
             console,
             not wrong,
             "equivalent",
-            f"{equivalent} show nothing in inference at 160x160, as declared, and are to be killed "
-            f"elsewhere: {settings}",
+            f"{equivalent} show nothing on two inputs of 160x160 in inference, as declared, and are to be "
+            f"killed elsewhere: {settings}",
         )
     exact, explained = (sum(getattr(site, name) for site in sites) for name in ("exact", "explained"))
     _line(
@@ -135,12 +135,9 @@ def _summary(console: Console, report: ControlReport) -> None:
         "cause",
         f"named for {explained} of {count} ({report.causes:.1%}; at least {thresholds.CAUSES:.0%})",
     )
-    _line(
-        console,
-        not report.false_alarms,
-        "clean",
-        f"{len(report.false_alarms)} false alarms in {len(report.clean)} clean runs",
-    )
+    if report.clean:
+        alarms = f"{len(report.false_alarms)} false alarms in {len(report.clean)} clean runs"
+        _line(console, not report.false_alarms, "clean", alarms)
     verdict = "The checks hold." if report.passed else "The checks are not worth what they say."
     style = "bold green" if report.passed else "bold red"
     console.print(f"\n[{style}]{verdict}[/] {report.seconds:.0f} s")

@@ -12,7 +12,7 @@ from checks.controls.judging import Verdict
 from checks.diagnosis.causes import Cause
 from checks.faults.fault import LOSS, OPTIMISER, Pipeline
 from checks.metrics import relative_l2
-from checks.taps import BOTTLENECK, LAYERS
+from checks.taps import BOTTLENECK, LAYERS, LOGITS
 from checks.training import (
     INPUT,
     GradientMeasurement,
@@ -113,9 +113,9 @@ def _layer(key: str) -> str:
     for tap, module in LAYERS.items():
         if key.startswith(f"{module}."):
             return tap
-    return "Logits" if key.startswith("logits.") else BOTTLENECK
+    return LOGITS if key.startswith("logits.") else BOTTLENECK
 
 
 def _first_layer(keys: Sequence[str]) -> str:
-    order = [*LAYERS, BOTTLENECK, "Logits"]
+    order = [*LAYERS, BOTTLENECK, LOGITS]
     return min((_layer(key) for key in keys), key=order.index)

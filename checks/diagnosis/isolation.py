@@ -61,7 +61,7 @@ def isolate(model: InceptionResnetV1, images: Tensor, reference: Mapping[str, Te
     run = _Run(model, reference)
     with torch.inference_mode(), run.forced():
         try:
-            model.prelogits(images)
+            model.prelogits(images.clone())
         except Exception as error:  # whatever a faulty port raises, it is the finding
             run.failure = _words(error)
     with torch.inference_mode(), run.watching_classifier():
@@ -131,7 +131,7 @@ class _Run:
                     continue
                 self._model.classify = classify
                 try:
-                    self.outputs[tap] = self._model.head(self._reference[BOTTLENECK])
+                    self.outputs[tap] = self._model.head(self._reference[BOTTLENECK].clone())
                 except Exception as error:
                     self.outputs[tap] = _words(error)
         finally:
@@ -140,21 +140,22 @@ class _Run:
     def _watch_input(self, closing: ExitStack, tap: str, module: nn.Module) -> None:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             if inputs:
-                self.inputs.setdefault(tap, inputs[0])
+                self.inputs.setdefault(tap, inputs[0].clone())
 
         closing.callback(module.register_forward_pre_hook(hook).remove)
 
     def _watch_pool(self, closing: ExitStack, tap: str, module: nn.Module) -> None:
         def hook(module: nn.Module, inputs: object, output: Tensor) -> None:
-            self.pools.setdefault(tap, output)
+            self.pools.setdefault(tap, output.clone())
 
         pool = module.get_submodule(POOLS[tap])
         closing.callback(pool.register_forward_hook(hook).remove)
 
     def _force(self, tap: str, forced: Tensor) -> Callable[[nn.Module, Any, Any], Tensor]:
         def hook(module: nn.Module, inputs: object, output: Tensor) -> Tensor:
-            self.outputs.setdefault(tap, output)
-            return forced
+            # Copies: a port that works in place would change its own findings, and the reference.
+            self.outputs.setdefault(tap, output.clone() if isinstance(output, Tensor) else output)
+            return forced.clone()
 
         return hook
 
@@ -169,7 +170,7 @@ class _Run:
                 return forward(*inputs)
             except Exception as error:
                 self.outputs.setdefault(tap, _words(error))
-                return instead
+                return instead.clone()
 
         module.forward = guarded
         try:

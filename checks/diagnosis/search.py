@@ -228,10 +228,7 @@ class _Search:
     def _wrong_tensors(
         self, layer: Layer, x: Tensor, wanted: Tensor, tensors: Mapping[str, Tensor], gap: float
     ) -> list[Finding]:
-        if self._source is not None:
-            found = list(self._against_source(layer, gap, ""))
-            if not found:
-                return []
+        if self._source is not None and (found := list(self._against_source(layer, gap, ""))):
             right = {role: _exact(self._source[key]) for role, key in layer.keys.items()}
             agreement = distance(run_weights(layer, x, right), wanted)
             if agreement > thresholds.MAPPING:
@@ -242,6 +239,7 @@ class _Search:
                 Finding(layer.tap, gap, one.cause, one.statement + words, one.repair, in_weights=True)
                 for one in found
             ]
+        # Where they are the source's they may be wrong all the same: it was read by a wrong table.
         right_shape = tensors["weight"].shape == torch.Size(self._shapes[layer.keys["weight"]])
         if right_shape and distance(run_weights(layer, x, tensors), wanted) <= thresholds.MAPPING:
             return []

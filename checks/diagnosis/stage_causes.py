@@ -82,7 +82,7 @@ def _with_pool(branches: tuple[Tensor, ...], pooling: Candidate) -> Tensor:
 def poolings(x: Tensor, shape: torch.Size) -> Iterator[Candidate]:
     """Pools of other kinds, sizes and paddings that give the shape."""
     for size, stride, padding, ceil in itertools.product((3, 2, 1, 4, 5), (2, 1, 3), (0, 1), (False, True)):
-        if padding > size // 2:
+        if padding > size // 2 or min(x.shape[2:]) + 2 * padding < size:
             continue
         told = f"of {size}x{size} at stride {stride}"
         told += (f", padding {padding}" if padding else "") + (", ceil_mode" if ceil else "")
@@ -109,6 +109,8 @@ def _one_sided(x: Tensor, shape: torch.Size) -> Iterator[Candidate]:
     functions: tuple[Callable[[Tensor, int, int], Tensor], ...] = (F.max_pool2d, F.avg_pool2d)
     for words, padding in (("right and bottom", (0, 1, 0, 1)), ("left and top", (1, 0, 1, 0))):
         for size, function in itertools.product((3, 2), functions):
+            if min(x.shape[2:]) + 1 < size:
+                continue
             pooled = function(F.pad(x, padding), size, 2)[:, :, : shape[2], : shape[3]]
             told = f"its {size}x{size} pool is padded {words}"
             if pooled.shape == shape:

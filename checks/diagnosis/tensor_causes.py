@@ -91,9 +91,8 @@ def _role(key: str) -> str:
 
 def _constant(found: Array, right: Array, role: str) -> Explanation | None:
     low, high = found.min(), found.max()
-    if role == "gamma" and (right == 1).all():
-        values = f"{low:g} throughout" if low == high else f"{low:g} to {high:g}"
-        return Cause.UNLOADED, f"is {values}, not 1"
+    if role == "gamma" and (right == 1).all() and 0 <= low < 0.5 < high <= 1:
+        return Cause.UNLOADED, f"is {low:g} to {high:g}, not 1, as PyTorch drew it before 1.2"
     return (Cause.UNLOADED, f"is {low:g} throughout") if found.size > 1 and low == high else None
 
 
@@ -311,8 +310,6 @@ def _scaled(found: Array, right: Array) -> Explanation | None:
         low, high = factors.min(), factors.max()
         words = f"{low:.6g}" if math.isclose(low, high, rel_tol=_ROUNDED) else f"{low:.6g} to {high:.6g}"
         return Cause.FOLDED, f"is scaled by {words}, as by another BatchNorm"
-    if right.ndim == 1 and np.ptp(rows - wanted) <= 1e-6 * float(np.abs(wanted).max()):
-        return Cause.FOLDED, f"has {np.mean(rows - wanted):.6g} added"
     return None
 
 

@@ -1,1 +1,1 @@
-"""The faults that real ports shipped, each a small change of a port that can be taken back."""
+"""Faults that ports have had or easily come by, each a small change of a port that can be taken back."""

@@ -24,8 +24,8 @@ def _standard_deviation() -> Fault:
     return Fault(
         "deviation-for-variance",
         "weights",
-        "cuDNN hands out the inverse deviation of a batch and TensorFlow's fused operation passes it on: "
-        "code that keeps it as it comes forgets the square.",
+        "Libraries disagree on what a BatchNorm stores, a variance, a deviation or its inverse: code that "
+        "takes it as it comes forgets the square.",
         Cause.STANDARD_DEVIATION,
         in_variables(
             np.sqrt,
