@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 
+from checks import source_options
 from converter import command_line
 from converter.errors import UsageError
 from converter.progress import ProgressBar
@@ -25,29 +26,11 @@ def _parser() -> argparse.ArgumentParser:
         "Prove a PyTorch port of a FaceNet checkpoint: both networks on the same inputs, tap by tap.",
         _EPILOG,
     )
-    parser.add_argument(
-        "source",
-        metavar="SOURCE",
-        type=command_line.path,
-        nargs="?",
-        help="the TensorFlow checkpoint, or its name",
-    )
+    source_options.add_source_options(parser)
+    source_options.add_weights_option(parser)
     parser.add_argument(
         "--state-dict", metavar="FILE", type=command_line.path, help="judge this .pt or .safetensors file"
     )
-    parser.add_argument(
-        "--weights",
-        choices=("variable", "average"),
-        default="variable",
-        help="take the variables (default) or their exponential moving averages",
-    )
-    parser.add_argument(
-        "--step",
-        metavar="N",
-        type=command_line.natural_number,
-        help="of a folder with several checkpoints take that of step N (default: the latest)",
-    )
-    command_line.add_network_options(parser)
     parser.add_argument("--every-layer", action="store_true", help="compare all 132 convolutions as well")
     parser.add_argument(
         "--images", metavar="FOLDER", type=command_line.path, help="compare on these photographs as well"
@@ -85,9 +68,7 @@ def _work(arguments: argparse.Namespace) -> int:
             raise UsageError(
                 f"{', '.join(given)}: this was fixed when the activations were stored. Leave it out."
             )
-    if arguments.source is None and arguments.archive:
-        raise UsageError("--archive goes with a name as SOURCE, such as vggface2.")
-    source = None if arguments.source is None else command_line.locate(arguments)
+    source = source_options.locate(arguments)
     with ProgressBar("starting", quiet=arguments.quiet) as progress:
         report = compare(
             source,

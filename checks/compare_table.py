@@ -5,11 +5,11 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from checks.judgements import Judgement, ProbeMeasurement, Report, TapMeasurement
+from checks.judgement_lines import show_judgements
+from checks.judgements import ProbeMeasurement, Report, TapMeasurement
 from checks.taps import short
 from converter import command_line
 
-_MOST_DETAILS = 12
 _WIDTH = 110  # columns; rather a wrapped line than a figure cut off
 
 
@@ -25,8 +25,7 @@ def show(report: Report) -> None:
         console.print()
         console.print(_inputs(report.probes))
         console.print()
-    for judgement in report.judgements:
-        _verdict(console, judgement)
+    show_judgements(console, report.judgements)
     first = next((probe for probe in report.probes if probe.first_divergence), None)
     if report.passed:
         console.print("\n[bold green]The port is exact.[/]")
@@ -102,12 +101,3 @@ def _inputs(probes: tuple[ProbeMeasurement, ...]) -> Table:
             "own" if probe.own_graph else "rebuilt",
         )
     return table
-
-
-def _verdict(console: Console, judgement: Judgement) -> None:
-    mark = "[bold green]holds [/]" if judgement.passed else "[bold red]FAILS [/]"
-    console.print(f"{mark} [bold]{judgement.name:<10}[/]{judgement.statement}")
-    for detail in judgement.details[:_MOST_DETAILS]:
-        console.print(f"         {detail}", markup=False)
-    if len(judgement.details) > _MOST_DETAILS:
-        console.print(f"         ... and {len(judgement.details) - _MOST_DETAILS} more")

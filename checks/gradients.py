@@ -7,8 +7,8 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 
+from checks import source_options
 from converter import command_line
-from converter.errors import UsageError
 from converter.progress import ProgressBar
 
 _EPILOG = """\
@@ -25,26 +25,8 @@ def _parser() -> argparse.ArgumentParser:
         "Prove that fine-tuning in PyTorch starts where TensorFlow stopped: gradients and training steps.",
         _EPILOG,
     )
-    parser.add_argument(
-        "source",
-        metavar="SOURCE",
-        type=command_line.path,
-        nargs="?",
-        help="the TensorFlow checkpoint, or its name",
-    )
-    parser.add_argument(
-        "--weights",
-        choices=("variable", "average"),
-        default="variable",
-        help="take the variables (default) or their exponential moving averages",
-    )
-    parser.add_argument(
-        "--step",
-        metavar="N",
-        type=command_line.natural_number,
-        help="of a folder with several checkpoints take that of step N (default: the latest)",
-    )
-    command_line.add_network_options(parser)
+    source_options.add_source_options(parser)
+    source_options.add_weights_option(parser)
     parser.add_argument("--seed", type=int, default=0, help="of the batch (default: 0)")
     return parser
 
@@ -58,9 +40,7 @@ def _work(arguments: argparse.Namespace) -> int:
     # Here, so that Ctrl-C while PyTorch is being imported ends as it does later.
     from checks.training_comparison import compare_training
 
-    if arguments.source is None and arguments.archive:
-        raise UsageError("--archive goes with a name as SOURCE, such as vggface2.")
-    source = None if arguments.source is None else command_line.locate(arguments)
+    source = source_options.locate(arguments)
     with ProgressBar("starting", quiet=arguments.quiet) as progress:
         report = compare_training(
             source, weights=arguments.weights, step=arguments.step, seed=arguments.seed, say=progress.label

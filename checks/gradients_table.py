@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from rich.console import Console
 from rich.table import Table
 
-from checks.judgements import Judgement
+from checks.judgement_lines import show_judgements
 from checks.training_comparison import TrainingReport
 from checks.training_judgements import TensorDistance
 from converter import command_line
 
-_MOST_DETAILS = 12
 _WIDTH = 110  # columns; rather a wrapped line than a figure cut off
 _HEADINGS = {"sgd": "SGD", "adam": "Adam"}
 
@@ -33,8 +31,7 @@ def show(report: TrainingReport) -> None:
         steps[f"{name},\nits change"] = measured.change
     console.print(_table(f"after {report.steps[0].steps} steps", steps, keys=False))
     console.print()
-    for judgement in report.judgements:
-        _verdict(console, judgement)
+    show_judgements(console, report.judgements)
     verdict = (
         "[green]Training continues as in TensorFlow." if report.passed else "[red]A difference was found."
     )
@@ -67,12 +64,3 @@ def _by_stage(tensors: Sequence[TensorDistance]) -> dict[str, list[TensorDistanc
     for tensor in tensors:
         stages.setdefault(tensor.key.partition(".")[0], []).append(tensor)
     return stages
-
-
-def _verdict(console: Console, judgement: Judgement) -> None:
-    mark = "[bold green]holds [/]" if judgement.passed else "[bold red]FAILS [/]"
-    console.print(f"{mark} [bold]{judgement.name:<11}[/]{judgement.statement}")
-    for detail in judgement.details[:_MOST_DETAILS]:
-        console.print(f"          {detail}", markup=False)
-    if len(judgement.details) > _MOST_DETAILS:
-        console.print(f"          ... and {len(judgement.details) - _MOST_DETAILS} more")

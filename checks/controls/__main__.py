@@ -7,8 +7,8 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 
+from checks import source_options
 from converter import command_line
-from converter.errors import UsageError
 from converter.progress import ProgressBar
 
 _EPILOG = """\
@@ -26,20 +26,7 @@ def _parser() -> argparse.ArgumentParser:
         "Check the checks: plant faults that real ports shipped; are they found, and where, and why?",
         _EPILOG,
     )
-    parser.add_argument(
-        "source",
-        metavar="SOURCE",
-        type=command_line.path,
-        nargs="?",
-        help="the TensorFlow checkpoint, or its name",
-    )
-    parser.add_argument(
-        "--step",
-        metavar="N",
-        type=command_line.natural_number,
-        help="of a folder with several checkpoints take that of step N (default: the latest)",
-    )
-    command_line.add_network_options(parser)
+    source_options.add_source_options(parser)
     parser.add_argument(
         "--only", metavar="NAME", action="append", default=[], help="plant this class of faults"
     )
@@ -61,11 +48,9 @@ def _work(arguments: argparse.Namespace) -> int:
     # Here, so that Ctrl-C while PyTorch is being imported ends as it does later.
     from checks.controls.run import CLEAN_RUNS, choose, run_controls
 
-    if arguments.source is None and arguments.archive:
-        raise UsageError("--archive goes with a name as SOURCE, such as vggface2.")
     faults = choose(arguments.only)
     clean = (0 if arguments.only else CLEAN_RUNS) if arguments.clean is None else arguments.clean
-    source = None if arguments.source is None else command_line.locate(arguments)
+    source = source_options.locate(arguments)
     with ProgressBar("starting", quiet=arguments.quiet) as progress:
         report = run_controls(
             source, faults=faults, step=arguments.step, clean=clean, say=progress.label, progress=progress

@@ -6,11 +6,12 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 
-from rich.console import Console
 from rich.table import Table
 
 from checks import thresholds
 from checks.controls.run import ControlReport, SiteResult
+from checks.judgement_lines import show_judgements
+from checks.judgements import Judgement
 from checks.taps import short
 from converter import command_line
 
@@ -33,7 +34,10 @@ def show(report: ControlReport) -> None:
     for run in report.false_alarms:
         for alarm in run.alarms:
             console.print(f"false alarm, seed {run.seed}: {alarm}", markup=False)
-    _summary(console, report)
+    show_judgements(console, _summary(report))
+    verdict = "The checks hold." if report.passed else "The checks are not worth what they say."
+    style = "bold green" if report.passed else "bold red"
+    console.print(f"\n[{style}]{verdict}[/] {report.seconds:.0f} s")
 
 
 def _classes(sites: Sequence[SiteResult]) -> Table:
@@ -97,52 +101,33 @@ def _remarks(site: SiteResult) -> list[str]:
     return lines
 
 
-def _summary(console: Console, report: ControlReport) -> None:
+def _summary(report: ControlReport) -> list[Judgement]:
+    """What the controls came to, in the form of judgements."""
     sites = report.applicable
     count = len(sites)
     classes = len({site.fault for site in report.sites})
     killed = sum(site.killed for site in sites)
     left_out = len(report.sites) - count
-    _line(
-        console,
-        not report.surviving,
-        "killed",
-        f"{killed} of {count} faults, in {classes} {'class' if classes == 1 else 'classes'}"
-        + (f"; {left_out} more are in layers that this checkpoint does not have" if left_out else ""),
-    )
+    statement = f"{killed} of {count} faults, in {classes} {'class' if classes == 1 else 'classes'}"
+    if left_out:
+        statement += f"; {left_out} more are in layers that this checkpoint does not have"
+    lines = [Judgement("killed", not report.surviving, statement)]
     elsewhere = Counter(site.setting for site in sites if site.setting != "inference")
     if elsewhere:
         settings = ", ".join(f"{setting} {number}" for setting, number in elsewhere.items())
         wrong = sum(site.status == "not equivalent" for site in sites)
-        equivalent = sum(elsewhere.values()) - wrong
-        _line(
-            console,
-            not wrong,
-            "equivalent",
-            f"{equivalent} show nothing on two inputs of 160x160 in inference, as declared, and are to be "
-            f"killed elsewhere: {settings}",
+        statement = (
+            f"{elsewhere.total() - wrong} show nothing on two inputs of 160x160 in inference, as declared, "
+            f"and are to be killed elsewhere: {settings}"
         )
+        lines.append(Judgement("equivalent", not wrong, statement))
     exact, explained = (sum(getattr(site, name) for site in sites) for name in ("exact", "explained"))
-    _line(
-        console,
-        report.places >= thresholds.PLACES,
-        "place",
-        f"exact for {exact} of {count} ({report.places:.1%}; at least {thresholds.PLACES:.0%})",
-    )
-    _line(
-        console,
-        report.causes >= thresholds.CAUSES,
-        "cause",
-        f"named for {explained} of {count} ({report.causes:.1%}; at least {thresholds.CAUSES:.0%})",
-    )
+    place = f"exact for {exact} of {count} ({report.places:.1%}; at least {thresholds.PLACES:.0%})"
+    lines.append(Judgement("place", report.places >= thresholds.PLACES, place))
+    cause = f"named for {explained} of {count} ({report.causes:.1%}; "
+    cause += f"at least {thresholds.CAUSES:.0%}{'' if report.whole else ' of the whole catalogue'})"
+    lines.append(Judgement("cause", report.enough_causes, cause))
     if report.clean:
         alarms = f"{len(report.false_alarms)} false alarms in {len(report.clean)} clean runs"
-        _line(console, not report.false_alarms, "clean", alarms)
-    verdict = "The checks hold." if report.passed else "The checks are not worth what they say."
-    style = "bold green" if report.passed else "bold red"
-    console.print(f"\n[{style}]{verdict}[/] {report.seconds:.0f} s")
-
-
-def _line(console: Console, holds: bool, name: str, statement: str) -> None:
-    mark = "[bold green]holds [/]" if holds else "[bold red]FAILS [/]"
-    console.print(f"{mark} [bold]{name:<12}[/]{statement}")
+        lines.append(Judgement("clean", not report.false_alarms, alarms))
+    return lines
