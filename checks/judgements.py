@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -129,16 +129,20 @@ class Report:
 
 
 def measure(
-    activations: Activations, float32: Mapping[str, NDArray[Any]], float64: Mapping[str, NDArray[Any]]
+    activations: Activations,
+    float32: Mapping[str, NDArray[Any]],
+    float64: Mapping[str, NDArray[Any]],
+    differ: Callable[[NDArray[Any], NDArray[Any]], Difference] = difference,
 ) -> ProbeMeasurement:
     """Measure PyTorch's activations against TensorFlow's.
+
+    An array of another shape than TensorFlow's is infinitely far from it.
 
     Args:
         activations: TensorFlow's side.
         float32: Tap to array of PyTorch in float32.
         float64: Tap to array of PyTorch in float64.
-
-    An array of another shape than TensorFlow's is infinitely far from it.
+        differ: Measures two arrays of one shape.
     """
     taps = []
     for tap, exact in activations.float64.items():
@@ -147,8 +151,8 @@ def measure(
         taps.append(
             TapMeasurement(
                 tap,
-                _difference(float32[tap], activations.float32[tap]),
-                _difference(float64[tap], exact),
+                _difference(float32[tap], activations.float32[tap], differ),
+                _difference(float64[tap], exact, differ),
                 pytorch_error,
                 tensorflow_error,
                 pytorch_error / max(tensorflow_error, thresholds.UNIT_ROUNDOFF),
@@ -172,8 +176,12 @@ def measure(
 _NOWHERE_NEAR = Difference(math.inf, math.inf, -1.0, 2**64 - 1, math.inf)
 
 
-def _difference(found: NDArray[Any], wanted: NDArray[Any]) -> Difference:
-    return difference(found, wanted) if found.shape == wanted.shape else _NOWHERE_NEAR
+def _difference(
+    found: NDArray[Any],
+    wanted: NDArray[Any],
+    differ: Callable[[NDArray[Any], NDArray[Any]], Difference],
+) -> Difference:
+    return differ(found, wanted) if found.shape == wanted.shape else _NOWHERE_NEAR
 
 
 def _relative(found: NDArray[Any], wanted: NDArray[Any]) -> float:

@@ -23,8 +23,9 @@ from checks.judgements import (
     judge_mapping,
     judge_rounding,
     judge_tensors,
+    measure,
 )
-from checks.metrics import Difference, l2_norm, relative_l2
+from checks.metrics import Difference, relative_l2
 from checks.probes import NOISE
 from checks.taps import EMBEDDINGS, LAYERS, STAGES, run_pytorch
 from checks.tensorflow_side import Activations
@@ -144,26 +145,7 @@ def _measured(
 
 def measure_for_judging(activations: Activations, single: Outputs, double: Outputs) -> ProbeMeasurement:
     """`judgements.measure` without the figures that no judgement looks at, which cost the most."""
-    taps = []
-    for tap, exact in activations.float64.items():
-        pytorch_error = relative_l2(single[tap], exact)
-        tensorflow_error = relative_l2(activations.float32[tap], exact)
-        excess = pytorch_error / max(tensorflow_error, thresholds.UNIT_ROUNDOFF)
-        figures = (_only_l2(single[tap], activations.float32[tap]), _only_l2(double[tap], exact))
-        taps.append(TapMeasurement(tap, *figures, pytorch_error, tensorflow_error, excess))
-    gap32 = single[EMBEDDINGS].astype(np.float64) - activations.float32[EMBEDDINGS]
-    gap64 = double[EMBEDDINGS] - activations.float64[EMBEDDINGS]
-    return ProbeMeasurement(
-        name=activations.probe.name,
-        few_values=activations.probe.few_values,
-        own_graph=activations.own_graph,
-        taps=tuple(taps),
-        distance64=l2_norm(gap64),
-        distance32=l2_norm(gap32),
-        row_distance32=max(l2_norm(row) for row in gap32),
-        rebuilt=activations.rebuilt,
-        rebuilt_error=activations.rebuilt_error,
-    )
+    return measure(activations, single, double, differ=_only_l2)
 
 
 def _only_l2(array: NDArray[Any], reference: NDArray[Any]) -> Difference:
