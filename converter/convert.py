@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +21,7 @@ from converter.layer_map import (
     Variant,
     table,
 )
+from converter.mtcnn_map import network_of_variables
 from converter.tensor_source import TensorInfo, TensorSource
 
 Weights = Literal["variable", "average"]
@@ -224,7 +225,7 @@ def plan(info: Mapping[str, TensorInfo], *, weights: Weights = "variable") -> Pl
     for name in info:
         if name in used:
             continue
-        reason = _reason_to_leave_out(name, variables)
+        reason = reason_to_leave_out(name, variables)
         if reason is not None:
             left_out.append(LeftOut(name, reason))
         elif _in_other_bottleneck(name, variant) in variables:
@@ -233,7 +234,12 @@ def plan(info: Mapping[str, TensorInfo], *, weights: Weights = "variable") -> Pl
             problems.append(Problem("unexpected", name, f"{info[name].dtype} {info[name].shape}"))
     if problems:
         hint = ""
-        if weights == "average" and not any(name.endswith(f"/{AVERAGE}") for name in info):
+        if network := network_of_variables(info):
+            hint = (
+                f"This is the {network} of MTCNN, which is audited and not converted: "
+                "python -m checks.audit PORT --against FILE."
+            )
+        elif weights == "average" and not any(name.endswith(f"/{AVERAGE}") for name in info):
             hint = "There are no moving averages here: leave out --weights average."
         elif any(problem.kind == "wrong dtype" for problem in problems):
             hint = "float32, float16, bfloat16 and float64 are converted: save the checkpoint in one of them."
@@ -249,7 +255,13 @@ def _in_other_bottleneck(name: str, variant: Variant) -> str | None:
     return None
 
 
-def _reason_to_leave_out(name: str, variables: Mapping[str, Converted]) -> str | None:
+def reason_to_leave_out(name: str, variables: Container[str]) -> str | None:
+    """Why a tensor of a checkpoint is no part of the network, or None where nothing explains it.
+
+    Args:
+        name: TensorFlow name.
+        variables: The names of the network's variables.
+    """
     if name in TRAINING_STATE:
         return TRAINING_STATE[name]
     if name in variables:

@@ -64,5 +64,9 @@ class Layout:
 # output channel first and height and width last (torch.nn.Conv2d). Fully connected layers: TensorFlow
 # multiplies from the right (inputs, outputs), torch.nn.Linear keeps (outputs, inputs).
 CONVOLUTION = Layout("HWIO->OIHW", (3, 2, 0, 1))
+# MTCNN: facenet's detector transposes each image before a network and each map behind it
+# (src/align/detect_face.py). A port that does not transpose has the kernels transposed instead: height and
+# width change places, on purpose.
+CONVOLUTION_WIDTH_FIRST = Layout("HWIO->OIWH", (3, 2, 1, 0))
 FULLY_CONNECTED = Layout("IO->OI", (1, 0))
 VECTOR = Layout("C->C", (0,))

@@ -32,6 +32,17 @@ def _keras_layer(scope: str) -> str:
     return layer.replace("/", "_")
 
 
+def keras_weight(scope: str, leaf: str) -> str:
+    """What Keras calls the weight of a layer.
+
+    Args:
+        scope: TensorFlow scope of the layer, without `BatchNorm`.
+        leaf: The last part of the variable's name: `weights`, `biases`, `beta`, `gamma`, `moving_mean` or
+            `moving_variance`.
+    """
+    return _WEIGHTS[leaf].format(layer=_keras_layer(scope))
+
+
 @cache
 def keras_names() -> Mapping[str, str]:
     """Keras weight name to TensorFlow variable, as in facenet_keras.h5 and keras-facenet.
@@ -43,11 +54,10 @@ def keras_names() -> Mapping[str, str]:
     for row in table(Variant(num_classes=1, gamma=True)):
         if not isinstance(row, Converted):
             continue
-        weight = _WEIGHTS[row.variable.rpartition("/")[2]]
-        layer = _keras_layer(row.scope)
-        names[weight.format(layer=layer)] = row.variable
-        if re.match(r"Block(17|8)_\d+_Branch_1_", layer):
-            names[weight.format(layer=layer.replace("_Branch_1_", "_Branch_2_"))] = row.variable
+        weight = keras_weight(row.scope, row.variable.rpartition("/")[2])
+        names[weight] = row.variable
+        if re.match(r"Block(17|8)_\d+_Branch_1_", weight):
+            names[weight.replace("_Branch_1_", "_Branch_2_")] = row.variable
     return names
 
 

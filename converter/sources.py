@@ -13,6 +13,7 @@ from converter.errors import SourceError, UsageError
 from converter.tensor_source import TensorSource
 
 _HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"  # HDF5 file format specification 3.0, section II.A
+_NUMPY_MAGIC = b"\x93NUMPY"  # numpy.lib.format
 _ZIP_MAGIC = b"PK\x03\x04"
 _PICKLE = re.compile(rb"\x80[\x02-\x05]")  # protocols 2 to 5; torch.save wrote 2 before PyTorch 1.6
 _TABLE_MAGIC = struct.pack("<Q", 0xDB4775248B80FB57)  # LevelDB, table/format.h: kTableMagicNumber
@@ -67,7 +68,8 @@ def open_source(path: Path | str, *, step: int | None = None) -> TensorSource:
     Args:
         path: A name of the catalogue, as `locate` takes it; a model folder or its `checkpoint` file (the
             latest checkpoint is opened, as `choose` says), a checkpoint prefix, an .index, a .data shard, a
-            .meta (its sibling checkpoint is opened), a frozen .pb, a Keras .h5, a .pt or a .safetensors.
+            .meta (its sibling checkpoint is opened), a frozen .pb, a Keras .h5, a .pt, a .safetensors or the
+            .npy of a network of MTCNN.
         step: The training step to take where there are several. A path that is one checkpoint must be of it.
 
     Raises:
@@ -157,6 +159,10 @@ def _open_file(path: Path, step: int | None) -> TensorSource:
         from converter.formats.keras_hdf5 import KerasHdf5
 
         return KerasHdf5(path)
+    if head.startswith(_NUMPY_MAGIC):
+        from converter.formats.numpy_pickle import NumpyPickle
+
+        return NumpyPickle(path)
     is_text_pickle = path.suffix in (".pt", ".pth") and head[:1] in b"c(]}"  # protocols 0 and 1 have no magic
     if head.startswith(_ZIP_MAGIC) or _PICKLE.match(head) or is_text_pickle:
         from converter.formats.state_dict_file import StateDictFile

@@ -39,7 +39,15 @@ PEER = Package(
     "facenet_pytorch-2.6.0-py3-none-any.whl",
     source=False,
 )
-"""Holds the InceptionResnetV1 class that the published state_dicts are loaded into."""
+"""Holds the InceptionResnetV1 class that the published state_dicts are loaded into, and those of MTCNN."""
+
+FACENET_MTCNN = Package(
+    "yale-dhlab-facenet==0.0.2",
+    "ff448c7b79c92e9140da62d1567c4eddc6d9affb2497ca2f02bbfd0ece2fbb46",
+    "yale-dhlab-facenet-0.0.2.tar.gz",
+    source=True,
+)
+"""Holds MTCNN as davidsandberg/facenet has it: facenet/crop/model/det1.npy, det2.npy and det3.npy."""
 
 
 class IndexUnreachableError(Exception):

@@ -24,6 +24,7 @@ from converter.errors import SourceError
 from converter.formats import sstable
 from converter.formats.frozen_graph import FrozenGraph
 from converter.formats.keras_hdf5 import KerasHdf5
+from converter.formats.numpy_pickle import NumpyPickle
 from converter.formats.protos import GraphDef
 from converter.formats.safetensors_file import SafetensorsFile
 from converter.formats.state_dict_file import StateDictFile
@@ -318,7 +319,7 @@ def doubled(depth):
     ("build", "problem"),
     [
         (lambda _: doubled(60), "a key that is no name"),
-        (lambda _: b"\x80\x02" + b"(" * 3_000_000 + b".", "larger than any of a state_dict"),
+        (lambda _: b"\x80\x02" + b"(" * 3_000_000 + b".", "larger than any of a network"),
         (lambda _: b"\x80\x02" + b"X\xff\xff\xff\x7f" + b".", "damaged"),
         (lambda _: b"\x80\x02r\xff\xff\xff\xff.", "damaged"),
         (lambda _: b"\x80\x02\x8b\xff\xff\xff\x7f.", "damaged"),
@@ -498,7 +499,7 @@ def test_hostile_safetensors_are_refused(tmp_path, header, problem):
 # What is no regular file, and what becomes shorter
 
 
-READERS = [KerasHdf5, StateDictFile, FrozenGraph, SafetensorsFile]
+READERS = [KerasHdf5, StateDictFile, FrozenGraph, SafetensorsFile, NumpyPickle]
 
 
 @pytest.mark.parametrize("reader", READERS)

@@ -17,15 +17,9 @@ from numpy.typing import NDArray
 
 from converter.errors import SourceError
 from converter.formats.limits import check_claims, open_regular
+from converter.formats.pickle_walk import PickleDamageError, PickleDemandError
 from converter.formats.torch_archive import read_archive
-from converter.formats.torch_pickle import (
-    MAX_PICKLE_BYTES,
-    Other,
-    PickleDamageError,
-    PickleDemandError,
-    PickleWalk,
-    Tensor,
-)
+from converter.formats.torch_pickle import MAX_PICKLE_BYTES, Other, Tensor, TorchPickleWalk
 from converter.tensor_source import Naming, TensorInfo, TensorSource
 
 _ZIP_MAGIC = b"PK\x03\x04"
@@ -81,7 +75,7 @@ class StateDictFile(TensorSource):
         archive = read_archive(self.path, file, verify=verify)
         if archive.byte_order != b"little":
             raise self._damaged("it is not little-endian")
-        walk = PickleWalk()
+        walk = TorchPickleWalk()
         content = walk.load(io.BytesIO(archive.pickle))
         for key, storage in walk.storages.items():
             if archive.sizes.get(f"data/{key}") != storage.nbytes:
@@ -92,7 +86,7 @@ class StateDictFile(TensorSource):
         """Check the format before PyTorch 1.6: five pickles, and the storages one after another."""
         file.seek(0)
         head = io.BytesIO(file.read(MAX_PICKLE_BYTES))
-        walk = PickleWalk()
+        walk = TorchPickleWalk()
         if walk.load(head) != _LEGACY_MAGIC or walk.load(head) != _LEGACY_PROTOCOL:
             raise PickleDamageError("none of a PyTorch file")
         system = walk.load(head)

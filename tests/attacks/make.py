@@ -15,6 +15,7 @@ from attacks.bundles import make_index_attacks
 from attacks.graphs import make_graph_attacks
 from attacks.hdf5 import make_hdf5_attacks
 from attacks.headers import make_safetensors_attacks
+from attacks.numpy_pickles import make_numpy_attacks
 from attacks.pickles import make_pytorch_attacks
 from attacks.texts import make_text_attacks
 
@@ -22,6 +23,7 @@ make_index_attacks()
 make_graph_attacks()
 make_pytorch_attacks()
 make_safetensors_attacks()
+make_numpy_attacks()
 make_hdf5_attacks()
 make_zip_attacks()
 make_text_attacks()

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from conftest import write_keras
 from numpy.typing import NDArray
+from numpy_files import by_numpy, by_python2, flat, small_network
 from safetensors.numpy import save_file
 
 from converter.convert import to_pytorch
@@ -154,7 +155,7 @@ def _freeze_with_tensorflow(path: Path, tensors: Tensors, listed: Tensors) -> No
     path.write_bytes(graph.SerializeToString())
 
 
-# HDF5, PyTorch, safetensors
+# HDF5, PyTorch, safetensors, NumPy
 
 
 def keras_seeds(folder: Path) -> list[Seed]:
@@ -205,6 +206,17 @@ def safetensors_seeds(folder: Path) -> list[Seed]:
     path = folder / "weights.safetensors"
     save_file(_keyed(), path, metadata={"format": "pt"})
     return [Seed(path, _keyed())]
+
+
+def numpy_seeds(folder: Path) -> list[Seed]:
+    """A network in a .npy file, as NumPy writes it today, as Python 3 once did, and as Python 2 did."""
+    network = small_network()
+    contents = {"four": by_numpy(network, 4), "two": by_numpy(network, 2), "python2": by_python2(network)}
+    seeds = []
+    for name, content in contents.items():
+        (folder / f"{name}.npy").write_bytes(content)
+        seeds.append(Seed(folder / f"{name}.npy", flat(network)))
+    return seeds
 
 
 def manifest_seeds(folder: Path) -> list[Seed]:

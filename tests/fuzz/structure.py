@@ -12,6 +12,7 @@ import pickletools
 import re
 import struct
 import zipfile
+from collections.abc import Sequence
 from random import Random
 from typing import Any
 
@@ -186,8 +187,17 @@ def mutate_entries(rng: Random, data: bytes) -> bytes:
 
 # Pickles, and the zip archive around one.
 
+_OPCODES = (
+    b"(", b"0", b"1", b"2", b"R", b"b", b"N", b"]", b"}", b"t", b")", b"\x85", b"\x86", b"\x87", b"e", b"u",
+    b"s", b"Q", b"\x88", b"\x89", b"o", b"\x81", b"\x8f", b"\x90", b"\x93", b".", b"h\x00", b"q\x00",
+    b"j\xff\xff\xff\x7f", b"r\xff\xff\xff\x7f", b"cbuiltins\neval\n", b"cos\nsystem\n", b"X\x01\0\0\0x",
+    b"ctorch._utils\n_rebuild_tensor_v2\n", b"ccollections\nOrderedDict\n", b"ctorch\nFloatStorage\n",
+    b"(" * 3000, b"]" * 3000 + b"a" * 2999, b"ctorch\nSize\n", b"cbuiltins\nbytearray\n",
+    b"\x95" + b"\xff" * 8,
+)  # fmt: skip
 
-def mutate_pickle(rng: Random, data: bytes) -> bytes:
+
+def mutate_pickle(rng: Random, data: bytes, opcodes: Sequence[bytes] = _OPCODES) -> bytes:
     """Change one opcode of a pickle: its argument, its kind, its place; or add one of another pickle."""
     positions = []
     try:
@@ -204,9 +214,9 @@ def mutate_pickle(rng: Random, data: bytes) -> bytes:
     if kind == 1:
         return data[:end] + opcode * rng.choice((1, 2, 1000)) + data[end:]
     if kind == 2:
-        return data[:start] + rng.choice(_OPCODES) + data[start:]
+        return data[:start] + rng.choice(opcodes) + data[start:]
     if kind == 3:
-        return data[:start] + rng.choice(_OPCODES) + data[end:]
+        return data[:start] + rng.choice(opcodes) + data[end:]
     if kind == 4:
         number = interesting(rng) % (1 << 32)
         return data[:start] + b"J" + number.to_bytes(4, "little") + data[end:]
@@ -220,14 +230,20 @@ def mutate_pickle(rng: Random, data: bytes) -> bytes:
     return havoc(rng, data)
 
 
-_OPCODES = (
-    b"(", b"0", b"1", b"2", b"R", b"b", b"N", b"]", b"}", b"t", b")", b"\x85", b"\x86", b"\x87", b"e", b"u",
-    b"s", b"Q", b"\x88", b"\x89", b"o", b"\x81", b"\x8f", b"\x90", b"\x93", b".", b"h\x00", b"q\x00",
-    b"j\xff\xff\xff\x7f", b"r\xff\xff\xff\x7f", b"cbuiltins\neval\n", b"cos\nsystem\n", b"X\x01\0\0\0x",
-    b"ctorch._utils\n_rebuild_tensor_v2\n", b"ccollections\nOrderedDict\n", b"ctorch\nFloatStorage\n",
-    b"(" * 3000, b"]" * 3000 + b"a" * 2999, b"ctorch\nSize\n", b"cbuiltins\nbytearray\n",
-    b"\x95" + b"\xff" * 8,
+_NUMPY_OPCODES = (
+    *_OPCODES, b"\x94", b"\x93", b"C\x04abcd", b"\x8c\x02os", b"\x8c\x06system", b"U\x04abcd", b"U\x01>",
+    b"U\x02O8", b"cnumpy\ndtype\n", b"cnumpy\nndarray\n", b"c_codecs\nencode\n",
+    b"cnumpy.core.multiarray\n_reconstruct\n", b"\x85", b"h\x01", b"h\x04", b"h\x06",
 )  # fmt: skip
+
+
+def mutate_numpy_pickle(rng: Random, data: bytes) -> bytes:
+    """Change the header of a .npy file or, most often, an opcode of the pickle behind it."""
+    end = 10 + int.from_bytes(data[8:10], "little")
+    header, pickled = data[:end], data[end:]
+    if rng.random() < 0.1:
+        return havoc(rng, header) + pickled
+    return header + mutate_pickle(rng, pickled, _NUMPY_OPCODES)
 
 
 def mutate_archive(rng: Random, data: bytes) -> bytes:

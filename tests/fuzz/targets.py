@@ -142,6 +142,7 @@ _TARGETS = (
     ),
     Target("pt-legacy", partial(seeds.pytorch_seeds, legacy=True), read_source, (structure.mutate_pickle,)),
     Target("safetensors", seeds.safetensors_seeds, read_source, (structure.mutate_header,)),
+    Target("npy", seeds.numpy_seeds, read_source, (structure.mutate_numpy_pickle,)),
     Target(
         "zip",
         seeds.archive_seeds,
