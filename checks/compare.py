@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 
 from checks import source_options
+from checks.report.option import add_report_option, check_report
 from converter import command_line
 from converter.errors import UsageError
 from converter.progress import ProgressBar
@@ -20,7 +21,7 @@ corrupt or another network; 4 something that is needed, such as TensorFlow, is m
 """
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(argv: Sequence[str] | None) -> argparse.ArgumentParser:
     parser = command_line.parser(
         "python -m checks.compare",
         "Prove a PyTorch port of a FaceNet checkpoint: both networks on the same inputs, tap by tap.",
@@ -49,15 +50,17 @@ def _parser() -> argparse.ArgumentParser:
         help="where a fault of the weights can be put right, write the state_dict to this file (.pt, "
         ".safetensors)",
     )
+    add_report_option(parser, argv, "; implies --every-layer")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    return command_line.run(_parser(), _work, argv)
+    return command_line.run(_parser(argv), _work, argv)
 
 
 def _work(arguments: argparse.Namespace) -> int:
+    check_report(arguments)
     # Here, so that Ctrl-C while PyTorch is being imported ends as it does later.
     from checks.comparison import compare
 
@@ -75,7 +78,7 @@ def _work(arguments: argparse.Namespace) -> int:
             state_dict=arguments.state_dict,
             weights=arguments.weights,
             step=arguments.step,
-            every_layer=arguments.every_layer,
+            every_layer=arguments.every_layer or arguments.report is not None,
             seed=arguments.seed or 0,
             images=arguments.images,
             save_activations=arguments.save_activations,
@@ -92,6 +95,10 @@ def _work(arguments: argparse.Namespace) -> int:
         if report.diagnosis is not None:
             result["diagnosis"] = report.diagnosis.as_json()
         command_line.write_json(arguments.json, result)
+    if arguments.report:
+        from checks.report.compare_report import write_compare_report
+
+        write_compare_report(arguments.report, report, command=arguments.command)
     return 0 if report.passed else 1
 
 

@@ -12,6 +12,27 @@ from converter import command_line
 
 _WIDTH = 110  # columns; rather a wrapped line than a figure cut off
 
+TAP_HEADINGS = (
+    "float64\nrel. L2",
+    "float32\nrel. L2",
+    "max abs",
+    "1 - cos",
+    "ULP\nmax",
+    "ULP\nmedian",
+    "error,\nPT:TF",
+)
+"""Above the figures of `tap_cells`."""
+
+INPUT_HEADINGS = (
+    "embeddings,\nfloat64",
+    "worst tap,\nfloat64",
+    "embeddings,\nfloat32",
+    "largest row,\nfloat32",
+    "worst error,\nPT:TF",
+    "TensorFlow's\nfloat32 graph",
+)
+"""Above the figures of `input_cells`."""
+
 
 def show(report: Report) -> None:
     """Print a report on stdout."""
@@ -56,18 +77,17 @@ def _causes(console: Console, report: Report) -> None:
 def _taps(probe: ProbeMeasurement) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold", title_justify="left")
     table.add_column(f"tap ({probe.name})", no_wrap=True)
-    for heading in ("float64\nrel. L2", "float32\nrel. L2", "max abs", "1 - cos", "ULP\nmax", "ULP\nmedian"):
+    for heading in TAP_HEADINGS:
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("error,\nPT:TF", justify="right", no_wrap=True)
     for tap in probe.taps:
         style = "bold red" if tap.tap == probe.first_divergence else None
-        table.add_row(*_row(tap), style=style)
+        table.add_row(short(tap.tap), *tap_cells(tap), style=style)
     return table
 
 
-def _row(tap: TapMeasurement) -> tuple[str, ...]:
+def tap_cells(tap: TapMeasurement) -> tuple[str, ...]:
+    """The figures of a tap, as a reader is shown them."""
     return (
-        short(tap.tap),
         f"{tap.float64.relative_l2:.1e}",
         f"{tap.float32.relative_l2:.1e}",
         f"{tap.float32.max_abs:.1e}",
@@ -81,23 +101,22 @@ def _row(tap: TapMeasurement) -> tuple[str, ...]:
 def _inputs(probes: tuple[ProbeMeasurement, ...]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("input", no_wrap=True)
-    for heading in (
-        "embeddings,\nfloat64",
-        "worst tap,\nfloat64",
-        "embeddings,\nfloat32",
-        "largest row,\nfloat32",
-        "worst error,\nPT:TF",
-    ):
+    *figures, graph = INPUT_HEADINGS
+    for heading in figures:
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("TensorFlow's\nfloat32 graph", no_wrap=True)
+    table.add_column(graph, no_wrap=True)
     for probe in probes:
-        table.add_row(
-            probe.name,
-            f"{probe.distance64:.1e}",
-            f"{max(tap.float64.relative_l2 for tap in probe.taps):.1e}",
-            f"{probe.distance32:.2e}",
-            f"{probe.row_distance32:.1e}",
-            f"{max(tap.excess for tap in probe.taps):.2f}",
-            "own" if probe.own_graph else "rebuilt",
-        )
+        table.add_row(probe.name, *input_cells(probe))
     return table
+
+
+def input_cells(probe: ProbeMeasurement) -> tuple[str, ...]:
+    """The figures of an input, as a reader is shown them."""
+    return (
+        f"{probe.distance64:.1e}",
+        f"{max(tap.float64.relative_l2 for tap in probe.taps):.1e}",
+        f"{probe.distance32:.2e}",
+        f"{probe.row_distance32:.1e}",
+        f"{max(tap.excess for tap in probe.taps):.2f}",
+        "own" if probe.own_graph else "rebuilt",
+    )

@@ -90,7 +90,10 @@ def compare(
         say("starting TensorFlow")
         used = single_precision(opened, tensors, decided)
         tensorflow = closing.enter_context(TensorFlowSide(opened, used, weights, own_graph=not decided.casts))
-        own_graph = None if tensorflow.own_graph is None else tensorflow.own_graph.name
+        graph = tensorflow.own_graph
+        own_graph = None if graph is None else graph.name
+        read = (*opened.files, graph, state_dict)
+        files = tuple(dict.fromkeys(str(file) for file in read if file is not None))
         port = build_port(arrays, decided.variant)
         taps = tap_names(every_layer=every_layer, logits=decided.variant.num_classes is not None)
         side = _Side(tensorflow, tensors, decided, taps, seed, photographs, say)
@@ -98,7 +101,16 @@ def compare(
             stated = provenance(opened, tensors, decided, own_graph, seed) | {"taps": taps}
             side.writers.append(closing.enter_context(ActivationWriter(save_activations, stated)))
         comparison = Comparison(
-            str(source), state_dict, own_graph, decided.variant, side.judge, side.run, side.reference, say
+            source=str(source),
+            state_dict=state_dict,
+            own_graph=own_graph,
+            files=files,
+            seed=seed,
+            variant=decided.variant,
+            judge_tensors=side.judge,
+            activations=side.run,
+            reference=side.reference,
+            say=say,
         )
         return comparison.report(arrays, port, repair)
 

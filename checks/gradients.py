@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from checks import source_options
+from checks.report.option import add_report_option, check_report
 from converter import command_line
 from converter.progress import ProgressBar
 
@@ -19,7 +20,7 @@ corrupt or another network; 4 something that is needed, such as TensorFlow, is m
 """
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(argv: Sequence[str] | None) -> argparse.ArgumentParser:
     parser = command_line.parser(
         "python -m checks.gradients",
         "Prove that fine-tuning in PyTorch starts where TensorFlow stopped: gradients and training steps.",
@@ -28,15 +29,17 @@ def _parser() -> argparse.ArgumentParser:
     source_options.add_source_options(parser)
     source_options.add_weights_option(parser)
     parser.add_argument("--seed", type=int, default=0, help="of the batch (default: 0)")
+    add_report_option(parser, argv)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    return command_line.run(_parser(), _work, argv)
+    return command_line.run(_parser(argv), _work, argv)
 
 
 def _work(arguments: argparse.Namespace) -> int:
+    check_report(arguments)
     # Here, so that Ctrl-C while PyTorch is being imported ends as it does later.
     from checks.training_comparison import compare_training
 
@@ -51,6 +54,10 @@ def _work(arguments: argparse.Namespace) -> int:
         show(report)
     if arguments.json:
         command_line.write_json(arguments.json, {"passed": report.passed, **asdict(report)})
+    if arguments.report:
+        from checks.report.gradients_report import write_gradients_report
+
+        write_gradients_report(arguments.report, report, command=arguments.command)
     return 0 if report.passed else 1
 
 

@@ -109,6 +109,8 @@ class Report:
             cause could be sought.
         undiagnosed: Why no cause could be sought; empty otherwise.
         repair: What came of a repair; None where none was asked for.
+        files: Every file that was read, but photographs.
+        seed: Of the inputs.
     """
 
     source: str
@@ -121,6 +123,8 @@ class Report:
     diagnosis: Diagnosis | None = None
     undiagnosed: str = ""
     repair: Repair | None = None
+    files: tuple[str, ...] = ()
+    seed: int = 0
 
     @property
     def passed(self) -> bool:

@@ -20,6 +20,7 @@ class Difference:
         cosine: Smallest cosine between an image's activations and their reference.
         max_ulp: Largest difference in units in the last place: how many floats lie between.
         median_ulp: Median of the same.
+        ulp_histogram: How the same is distributed, as `ulp_histogram` counts it.
     """
 
     max_abs: float
@@ -27,6 +28,7 @@ class Difference:
     cosine: float
     max_ulp: int
     median_ulp: float
+    ulp_histogram: tuple[int, ...] = ()
 
 
 def l2_norm(array: NDArray[Any]) -> float:
@@ -54,7 +56,7 @@ def ulp_distance(array: NDArray[Any], reference: NDArray[Any]) -> NDArray[Any]:
     """For each element, how many steps of its dtype lie between the two; -0.0 and 0.0 are the same.
 
     Args:
-        array: float32 or float64.
+        array: float16, bfloat16, float32 or float64.
         reference: The same dtype and shape.
 
     Returns:
@@ -65,11 +67,25 @@ def ulp_distance(array: NDArray[Any], reference: NDArray[Any]) -> NDArray[Any]:
     return steps.astype(np.float64)
 
 
+def ulp_histogram(steps: NDArray[Any]) -> tuple[int, ...]:
+    """Count how many elements are how many steps apart.
+
+    Args:
+        steps: As `ulp_distance` gives them.
+
+    Returns:
+        How many are 0, 1, 2, 3-4, 5-8, 9-16, ... steps apart, up to the last count that is not zero.
+    """
+    bins = np.where(steps > 0, np.ceil(np.log2(np.maximum(steps, 1))) + 1, 0)
+    return tuple(int(count) for count in np.bincount(bins.astype(np.int64).reshape(-1)))
+
+
 def _ordered(array: NDArray[Any]) -> NDArray[Any]:
     """The place of each float among all floats of its dtype, as uint64."""
     # IEEE 754: bits are sign and magnitude, and magnitudes are in the order of the values.
-    kind = np.int32 if array.dtype == np.float32 else np.int64
-    bits = np.ascontiguousarray(array).view(kind).astype(np.int64)
+    kind = np.dtype(f"i{array.dtype.itemsize}")
+    # A scalar has no bits to view.
+    bits = np.ascontiguousarray(array).reshape(array.shape).view(kind).astype(np.int64)
     magnitude = (bits & np.int64(np.iinfo(kind).max)).astype(np.uint64)
     zero = np.uint64(2**63)
     return np.where(bits < 0, zero - magnitude, zero + magnitude)
@@ -104,4 +120,5 @@ def difference(array: NDArray[Any], reference: NDArray[Any]) -> Difference:
         cosine=cosine(array, reference),
         max_ulp=int(steps.max()),
         median_ulp=float(np.median(steps)),
+        ulp_histogram=ulp_histogram(steps),
     )

@@ -18,13 +18,18 @@ def add_source_options(built: argparse.ArgumentParser) -> None:
         nargs="?",
         help="the TensorFlow checkpoint, or its name",
     )
+    add_step_option(built)
+    command_line.add_network_options(built)
+
+
+def add_step_option(built: argparse.ArgumentParser) -> None:
+    """Add --step."""
     built.add_argument(
         "--step",
         metavar="N",
         type=command_line.natural_number,
         help="of a folder with several checkpoints take that of step N (default: the latest)",
     )
-    command_line.add_network_options(built)
 
 
 def add_weights_option(built: argparse.ArgumentParser) -> None:
@@ -45,7 +50,7 @@ def locate(arguments: argparse.Namespace) -> Path | None:
         RequirementError, SourceError: As `command_line.locate` says.
     """
     if arguments.source is not None:
-        return command_line.locate(arguments)
+        return command_line.locate(arguments, arguments.source)
     if arguments.archive:
         raise UsageError("--archive goes with a name as SOURCE, such as vggface2.")
     return None

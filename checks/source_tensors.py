@@ -14,6 +14,19 @@ from converter.naming import tensorflow_tensors
 from converter.tensor_source import TensorSource
 
 
+def plan_tensors(opened: TensorSource, weights: Weights) -> tuple[Mapping[str, NDArray[Any]], Plan]:
+    """The tensors of any source, a state_dict too, under TensorFlow's names, and their plan.
+
+    Raises:
+        MappingError: The tensors are not those of this network.
+    """
+    try:
+        tensors = tensorflow_tensors(opened)
+        return tensors, plan(describe(tensors), weights=weights)
+    except MappingError as error:
+        raise error.named(opened.path) from None
+
+
 def plan_source(opened: TensorSource, weights: Weights) -> tuple[Mapping[str, NDArray[Any]], Plan]:
     """The tensors of a source under TensorFlow's names, and the plan of their conversion.
 
@@ -26,11 +39,7 @@ def plan_source(opened: TensorSource, weights: Weights) -> tuple[Mapping[str, ND
             f"{opened.path}: a state_dict cannot judge itself. Give the checkpoint as SOURCE; checks.compare "
             "takes this file with --state-dict."
         )
-    try:
-        tensors = tensorflow_tensors(opened)
-        return tensors, plan(describe(tensors), weights=weights)
-    except MappingError as error:
-        raise error.named(opened.path) from None
+    return plan_tensors(opened, weights)
 
 
 def single_precision(

@@ -104,7 +104,7 @@ class StoredComparison:
             return self._reference(stored, None, {})
 
         arrays = load_state_dict(self.state_dict, self.state_dict, self.weights)
-        comparison = self._comparison(stored, stored.provenance["source"], judge, reference)
+        comparison = self._comparison(stored, stored.provenance["source"], (), judge, reference)
         return comparison.report(arrays, build_port(arrays, comparison.variant), self.repair)
 
     def _with_source(self, stored: ActivationFile, source: Path) -> Report:
@@ -126,20 +126,24 @@ class StoredComparison:
                 return self._reference(stored, right, others)
 
             arrays = load_state_dict(self.state_dict, opened.path, self.weights)
-            comparison = self._comparison(stored, str(source), judge, reference)
+            comparison = self._comparison(stored, str(source), opened.files, judge, reference)
             return comparison.report(arrays, build_port(arrays, comparison.variant), self.repair)
 
     def _comparison(
         self,
         stored: ActivationFile,
         source: str,
+        read: tuple[Path, ...],
         judge: Callable[[Arrays], Judgement],
         reference: Callable[[], Reference | str],
     ) -> Comparison:
+        judged = () if self.state_dict is None else (self.state_dict,)
         return Comparison(
             source=source,
             state_dict=self.state_dict,
             own_graph=stored.provenance["own_graph"],
+            files=tuple(dict.fromkeys(map(str, (*read, self.activations, *judged)))),
+            seed=stored.provenance["seed"],
             variant=Variant(**stored.provenance["variant"]),
             judge_tensors=judge,
             activations=lambda: self._announced(stored),

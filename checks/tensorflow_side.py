@@ -92,7 +92,7 @@ class TensorFlowSide:
         try:
             self._exact = self._closing.enter_context(RebuiltNetwork(tensors, "float64"))
             self._single = self._closing.enter_context(RebuiltNetwork(tensors, "float32"))
-            self._own = _open_own_graph(source, weights) if own_graph else None
+            self._own = open_own_graph(source, weights) if own_graph else None
             if self._own is not None:
                 self._closing.enter_context(self._own)
         except BaseException:
@@ -142,7 +142,12 @@ def find_meta(prefix: Path) -> Path | None:
     return None
 
 
-def _open_own_graph(source: TensorSource, weights: Weights) -> PublishedGraph | None:
+def open_own_graph(source: TensorSource, weights: Weights) -> PublishedGraph | None:
+    """Open the graph that a source has of its own, a .pb or a checkpoint's .meta; None where it has none.
+
+    Raises:
+        SourceError: It has one that cannot be run.
+    """
     from converter.formats.frozen_graph import FrozenGraph
     from converter.formats.tensor_bundle import TensorBundle
     from facenet_tf.published import GraphError, PublishedGraph

@@ -41,6 +41,23 @@ UNIT_ROUNDOFF = 2.0**-24
 """Relative error of one float32 rounding (IEEE 754). TensorFlow's error counts as at least this much: it can
 be zero by luck on a constant image, and no implementation could stay below a multiple of zero."""
 
+FOLDED_ROUNDINGS = 8.0
+"""Audit: how many unit roundoffs a value with a BatchNorm folded into it may be from the float64 result,
+where no formula gives it to the last bit. Sum, root, quotient, product and difference round five times; this
+is twice what that adds up to, about four."""
+
+RUNTIME = 4.0
+"""Audit: how many times further from the float64 result, with the same weights, a graph's embeddings may be
+than PyTorch's, as its runtime runs it by default; on inputs of few values twice as much. XNNPACK and its like
+add up products one after another, and their errors grow faster than those of blocked sums."""
+
+GRAPH_DISTANCE = {"float32": 5e-6, "float16": 2e-2}
+"""Audit: largest distance of a graph's five embeddings from those of the source's weights in float64, by the
+precision that it stores weights in. float32 allows for a folded BatchNorm's rounding besides its own."""
+
+HALF_ROUNDOFF = 2.0**-11
+"""Relative error of one float16 rounding (IEEE 754)."""
+
 HEADLINE = 2e-6
 """Largest float32 distance (Frobenius) of five embeddings; the field quotes 1.287e-06 for its own port."""
 

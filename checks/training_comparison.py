@@ -69,6 +69,8 @@ class TrainingReport:
         judgements: statistics, inference, training, sgd, adam.
         gradients: In inference and in training.
         steps: With either optimiser.
+        files: Every file that was read.
+        seed: Of the batch.
     """
 
     source: str
@@ -78,6 +80,8 @@ class TrainingReport:
     judgements: tuple[Judgement, ...]
     gradients: tuple[GradientMeasurement, ...]
     steps: tuple[StepsMeasurement, ...]
+    files: tuple[str, ...] = ()
+    seed: int = 0
 
     @property
     def passed(self) -> bool:
@@ -119,6 +123,7 @@ def compare_training(
         variant, tensors, model = _both_sides(opened, weights)
         say("reading the checkpoint's own graph")
         moving, origin = _moving_variances(opened)
+        read = (*opened.files, *(() if origin is None else (origin,)))
     batch = training_batch(variant, seed=seed)
     with _pytorch_side(model, variant, batch) as (taken, trained):
         reference = training_reference(tensors, batch, say=say)
@@ -141,6 +146,8 @@ def compare_training(
         ),
         gradients=gradients,
         steps=steps,
+        files=tuple(dict.fromkeys(map(str, read))),
+        seed=seed,
     )
 
 

@@ -62,6 +62,8 @@ class Comparison:
         source: As in `Report`.
         state_dict: As in `Report`.
         own_graph: As in `Report`.
+        files: As in `Report`.
+        seed: As in `Report`.
         variant: As in `Report`.
         judge_tensors: Gives the first judgement on a state_dict.
         activations: Gives TensorFlow's side, probe by probe; may be asked for again.
@@ -72,6 +74,8 @@ class Comparison:
     source: str
     state_dict: Path | None
     own_graph: str | None
+    files: tuple[str, ...]
+    seed: int
     variant: Variant
     judge_tensors: Callable[[Arrays], Judgement]
     activations: Callable[[], Iterator[Activations]]
@@ -117,6 +121,8 @@ class Comparison:
             judgements=tuple(judgements),
             probes=probes,
             environment=environment(),
+            files=self.files,
+            seed=self.seed,
         )
 
     def _diagnose(self, arrays: Arrays, port: Port | str) -> Diagnosis | str:

@@ -82,7 +82,7 @@ def _work(arguments: argparse.Namespace) -> int:
         return _list(arguments)
     if arguments.to == "tensorflow" and arguments.format:
         raise UsageError("--format is the format of a state_dict; it does not go with --to tensorflow.")
-    source = command_line.locate(arguments)
+    source = command_line.locate(arguments, arguments.source)
     if arguments.all_steps:
         return _convert_steps(arguments, source)
     is_name = source != arguments.source

@@ -66,19 +66,21 @@ def add_network_options(built: argparse.ArgumentParser) -> None:
     )
 
 
-def locate(arguments: argparse.Namespace) -> Path:
-    """The path of a command's SOURCE; where it is a name, that of the model's folder in the cache.
+def locate(arguments: argparse.Namespace, source: Path) -> Path:
+    """The path of a command's source; where it is a name, that of the model's folder in the cache.
+
+    Args:
+        arguments: Of a parser that `add_network_options` and `parser` made.
+        source: What the user gave.
 
     Raises:
-        UsageError: --archive is given, and SOURCE is no name.
+        UsageError: --archive is given, and `source` is no name.
         RequirementError, SourceError: As `download.model_folder` says.
     """
     from converter.sources import locate as locate_source
 
-    with ProgressBar(f"downloading {arguments.source}", quiet=arguments.quiet) as progress:
-        return locate_source(
-            arguments.source, offline=arguments.offline, archive=arguments.archive, progress=progress
-        )
+    with ProgressBar(f"downloading {source}", quiet=arguments.quiet) as progress:
+        return locate_source(source, offline=arguments.offline, archive=arguments.archive, progress=progress)
 
 
 def parser(program: str, description: str, epilog: str = "") -> argparse.ArgumentParser:

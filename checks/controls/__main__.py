@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from checks import source_options
+from checks.report.option import add_report_option, check_report
 from converter import command_line
 from converter.progress import ProgressBar
 
@@ -20,7 +21,7 @@ corrupt or another network; 4 something that is needed, such as TensorFlow, is m
 """
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(argv: Sequence[str] | None) -> argparse.ArgumentParser:
     parser = command_line.parser(
         "python -m checks.controls",
         "Check the checks: plant faults that real ports shipped; are they found, and where, and why?",
@@ -36,15 +37,17 @@ def _parser() -> argparse.ArgumentParser:
         type=command_line.natural_number,
         help="judge a clean port on the inputs of N seeds (default: 5)",
     )
+    add_report_option(parser, argv)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    return command_line.run(_parser(), _work, argv)
+    return command_line.run(_parser(argv), _work, argv)
 
 
 def _work(arguments: argparse.Namespace) -> int:
+    check_report(arguments)
     # Here, so that Ctrl-C while PyTorch is being imported ends as it does later.
     from checks.controls.run import CLEAN_RUNS, choose, run_controls
 
@@ -67,6 +70,10 @@ def _work(arguments: argparse.Namespace) -> int:
             for s in report.sites
         ]
         command_line.write_json(arguments.json, {**figures, **asdict(report), "sites": sites})
+    if arguments.report:
+        from checks.report.controls_report import write_controls_report
+
+        write_controls_report(arguments.report, report, command=arguments.command)
     return 0 if report.passed else 1
 
 

@@ -37,7 +37,7 @@ Status = Literal["killed", "survived", "not equivalent", "does not apply"]
 
 CLEAN_RUNS = 5
 _EQUIVALENCE_PROBES = 2  # noise and pixels: on these a fault that shows elsewhere leaves inference alone
-_WORKERS = 2
+WORKERS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +110,8 @@ class ControlReport:
         sites: In the order of the catalogue.
         clean: In the order of the seeds.
         seconds: Wall time of the whole.
+        files: Every file that was read.
+        seed: Of the inputs that the faults are judged on.
     """
 
     source: str
@@ -118,6 +120,8 @@ class ControlReport:
     sites: tuple[SiteResult, ...]
     clean: tuple[CleanRun, ...]
     seconds: float
+    files: tuple[str, ...] = ()
+    seed: int = 0
 
     @property
     def applicable(self) -> tuple[SiteResult, ...]:
@@ -228,6 +232,8 @@ def run_controls(
             results,
             runs,
             time.monotonic() - started,
+            tuple(map(str, opened.files)),
+            seed,
         )
 
 
@@ -255,7 +261,7 @@ class Controls:
         self._reference = reference
         self._ports: queue.SimpleQueue[tuple[Pipeline, Snapshot]] = queue.SimpleQueue()
         clean = checkpoint.port()
-        for _ in range(_WORKERS):
+        for _ in range(WORKERS):
             port = checkpoint.port()
             self._ports.put((port, Snapshot(port, clean)))
         self._inference = InferenceJudge(clean, reference.inference)
@@ -271,7 +277,7 @@ class Controls:
             seeds: Of the clean runs. The first is the reference's, and its port is judged in every setting.
             progress: Told how many are done.
         """
-        with ThreadPoolExecutor(_WORKERS) as workers:
+        with ThreadPoolExecutor(WORKERS) as workers:
             planted = [workers.submit(self.plant, fault, site) for fault in faults for site in fault.sites]
             clean = [
                 workers.submit(self.clean if number else self.clean_everywhere, seed)

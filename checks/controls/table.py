@@ -29,12 +29,12 @@ def show(report: ControlReport) -> None:
         console.print(_classes(report.sites))
         console.print()
     for site in report.applicable:
-        for line in _remarks(site):
+        for line in remarks(site):
             console.print(line, markup=False)
     for run in report.false_alarms:
         for alarm in run.alarms:
             console.print(f"false alarm, seed {run.seed}: {alarm}", markup=False)
-    show_judgements(console, _summary(report))
+    show_judgements(console, summary(report))
     verdict = "The checks hold." if report.passed else "The checks are not worth what they say."
     style = "bold green" if report.passed else "bold red"
     console.print(f"\n[{style}]{verdict}[/] {report.seconds:.0f} s")
@@ -85,7 +85,7 @@ def _listed(words: Iterable[str]) -> str:
     return ", ".join(dict.fromkeys(words))
 
 
-def _remarks(site: SiteResult) -> list[str]:
+def remarks(site: SiteResult) -> list[str]:
     """What is to be said of a site that was not found as it should be."""
     where = f"{site.fault} at {short(site.site)}"
     if site.status == "not equivalent":
@@ -101,7 +101,7 @@ def _remarks(site: SiteResult) -> list[str]:
     return lines
 
 
-def _summary(report: ControlReport) -> list[Judgement]:
+def summary(report: ControlReport) -> list[Judgement]:
     """What the controls came to, in the form of judgements."""
     sites = report.applicable
     count = len(sites)

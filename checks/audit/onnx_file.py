@@ -1,0 +1,263 @@
+"""ONNX files: read into a neutral graph, and run by onnxruntime."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from checks.audit.graph import Graph, Node, Op, Value, Window
+from converter.errors import SourceError
+from converter.formats.limits import MAX_TENSORS, check_claims, open_regular
+from converter.layouts import CONVOLUTION, FULLY_CONNECTED, Layout
+from converter.tensor_source import TensorInfo
+
+Array = NDArray[Any]
+
+_MOST_BYTES = 2**31 - 1  # protobuf's own limit for a message
+_DENSE = Layout("IO->IO", (0, 1))
+_EXTERNAL = 1  # onnx.proto: TensorProto.DataLocation.EXTERNAL
+_OPS: Mapping[str, Op] = {
+    "Conv": "conv",
+    "Relu": "relu",
+    "Add": "add",
+    "Sub": "subtract",
+    "Mul": "multiply",
+    "Div": "divide",
+    "Concat": "concat",
+    "MaxPool": "max_pool",
+    "GlobalAveragePool": "mean",
+    "ReduceMean": "mean",
+    "AveragePool": "mean",
+    "BatchNormalization": "batch_norm",
+    "Gemm": "dense",
+    "MatMul": "dense",
+    **dict.fromkeys(
+        ("Identity", "Cast", "Dropout", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose"), "same"
+    ),
+}  # fmt: skip
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a file is an ONNX model, told by its ending; protobuf has no magic of its own."""
+    return path.suffix.lower() == ".onnx"
+
+
+def read(path: Path) -> Graph:
+    """Read an ONNX file; its weights may stand in files beside it.
+
+    Raises:
+        SourceError: It is not ONNX, damaged, or its weights are not where it says.
+    """
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    content = _content(path)
+    try:
+        model = onnx.ModelProto.FromString(content)
+    except DecodeError as error:
+        raise _unreadable(path) from error
+    graph = model.graph
+    if not graph.node or not graph.input or not graph.output:
+        raise _unreadable(path)
+    files = [path]
+    constants = dict(_constants(path, model, files))
+    inputs = tuple(_port(value) for value in graph.input if value.name not in constants)
+    title = f"the graph {graph.name!r} of {model.producer_name or 'an unnamed producer'}"
+    _fold_constants(graph.node, constants)
+    return Graph(
+        path, tuple(files), "ONNX graph", f"{title} {model.producer_version}".rstrip(),
+        tuple(_node(node, constants) for node in graph.node if node.op_type != "Constant"),
+        constants, inputs, tuple(_port(value) for value in graph.output), channels_last=False,
+    )  # fmt: skip
+
+
+def _content(path: Path) -> bytes:
+    try:
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > _MOST_BYTES:
+                raise SourceError(path, "over 2 GiB, which no ONNX file can be")
+            return file.read(size)
+    except OSError as error:
+        raise SourceError(path, f"the file cannot be read ({error.strerror})") from error
+
+
+def _unreadable(path: Path) -> SourceError:
+    return SourceError(
+        path, "not a readable ONNX file: damaged, cut off, or something else", next_step="Export it again"
+    )
+
+
+def _constants(path: Path, model: Any, files: list[Path]) -> Iterator[tuple[str, Array]]:
+    """Every initialiser and every Constant; a file beside it that one is read from is added to `files`."""
+    from onnx import numpy_helper
+
+    tensors = list(model.graph.initializer)
+    for node in model.graph.node:
+        if node.op_type == "Constant":
+            for attribute in node.attribute:
+                if attribute.name == "value":
+                    attribute.t.name = node.output[0]
+                    tensors.append(attribute.t)
+    if len(tensors) > MAX_TENSORS:
+        raise SourceError(path, f"it holds {len(tensors)} tensors, more than {MAX_TENSORS}")
+    for tensor in tensors:
+        if tensor.data_location == _EXTERNAL:
+            yield tensor.name, _external(path, tensor, files)
+            continue
+        try:
+            yield tensor.name, np.asarray(numpy_helper.to_array(tensor))
+        except Exception as error:  # whatever the library meets damage with
+            raise SourceError(
+                path, "its data does not have its dtype and shape", tensor=tensor.name
+            ) from error
+
+
+def _external(path: Path, tensor: Any, files: list[Path]) -> Array:
+    """Read a tensor from the file beside the model that it names; no other folder is looked into."""
+    import onnx
+
+    told = {entry.key: entry.value for entry in tensor.external_data}
+    location = told.get("location", "")
+    beside = path.with_name(location) if location and Path(location).name == location else None
+    if beside is None:
+        raise SourceError(path, f"its data lies outside its folder, in {location!r}", tensor=tensor.name)
+    try:
+        dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type))
+        shape = tuple(tensor.dims)
+        offset = int(told.get("offset", 0))
+        with open_regular(beside) as file:
+            size = os.fstat(file.fileno()).st_size
+            check_claims(beside, {tensor.name: TensorInfo(dtype, shape)}, size)
+            wanted = TensorInfo(dtype, shape).nbytes
+            if not 0 <= offset <= size - wanted or int(told.get("length", wanted)) != wanted:
+                raise SourceError(beside, "its data lies behind the end of the file", tensor=tensor.name)
+            file.seek(offset)
+            array = np.frombuffer(file.read(wanted), dtype).reshape(shape)
+    except (OSError, ValueError, KeyError) as error:
+        raise SourceError(
+            path, f"its data in {beside.name} cannot be read ({error})", tensor=tensor.name
+        ) from error
+    if beside not in files:
+        files.append(beside)
+    return array
+
+
+def _fold_constants(nodes: Sequence[Any], constants: dict[str, Array]) -> None:
+    """Follow constants through what only stores or orders them differently."""
+    import onnx
+
+    for node in nodes:
+        if len(node.input) != 1 or node.input[0] not in constants:
+            continue
+        array = constants[node.input[0]]
+        attributes = {each.name: onnx.helper.get_attribute_value(each) for each in node.attribute}
+        if node.op_type == "Identity":
+            constants[node.output[0]] = array
+        elif node.op_type == "Transpose":
+            constants[node.output[0]] = array.transpose(attributes.get("perm"))
+        elif (
+            node.op_type == "Cast"
+            and attributes["to"] == onnx.TensorProto.FLOAT
+            and array.dtype == np.float16
+        ):
+            constants[node.output[0]] = array  # as it is stored: widening changes no value
+
+
+def _port(value: Any) -> Value:
+    import onnx
+
+    kind = value.type.tensor_type
+    shape = tuple(dim.dim_value if dim.HasField("dim_value") else None for dim in kind.shape.dim)
+    try:
+        dtype = str(np.dtype(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)))
+    except (KeyError, TypeError):
+        dtype = "unknown"
+    return Value(value.name, shape, dtype)
+
+
+def _node(node: Any, constants: Mapping[str, Array]) -> Node:
+    import onnx
+
+    attributes = {each.name: onnx.helper.get_attribute_value(each) for each in node.attribute}
+    op = _OPS.get(node.op_type, "other")
+    layout = None
+    if op == "conv":
+        layout = CONVOLUTION
+    elif op == "dense":
+        if node.op_type == "Gemm" and (attributes.get("alpha", 1.0), attributes.get("transA", 0)) != (1.0, 0):
+            op = "other"
+        layout = FULLY_CONNECTED if attributes.get("transB", 0) else _DENSE
+        if len(node.input) < 2 or node.input[1] not in constants:
+            op = "other"
+    return Node(
+        op, node.op_type, tuple(node.input), node.output[0] if node.output else "",
+        window=_window(attributes) if op in ("conv", "max_pool") else None,
+        epsilon=attributes.get("epsilon", 1e-5) if op == "batch_norm" else None,
+        layout=layout, axis=attributes.get("axis"),
+    )  # fmt: skip
+
+
+def _window(attributes: Mapping[str, Any]) -> Window:
+    auto = attributes.get("auto_pad", b"NOTSET")
+    pads = list(attributes.get("pads", [0, 0, 0, 0]))
+    padding: Any = ((pads[0], pads[2]), (pads[1], pads[3])) if len(pads) == 4 else "VALID"
+    if auto in (b"SAME_UPPER", b"SAME_LOWER"):
+        padding = "SAME"
+    elif auto == b"VALID":
+        padding = "VALID"
+    return Window(
+        tuple(attributes.get("strides", [1, 1])), padding, tuple(attributes.get("kernel_shape", [])) or None,
+        tuple(attributes.get("dilations", [1, 1])), bool(attributes.get("ceil_mode", 0)),
+        attributes.get("group", 1),
+    )  # fmt: skip
+
+
+def runtime() -> str:
+    """The name and version of what runs these files."""
+    import onnxruntime
+
+    return f"onnxruntime {onnxruntime.__version__}"
+
+
+class OnnxSession:
+    """A file open in onnxruntime, on one thread.
+
+    Args:
+        path: The file.
+        outputs: Tensors to fetch.
+        plain: Whether to run the graph as it is written, which lets tensors inside it be fetched; otherwise
+            as onnxruntime optimises it.
+    """
+
+    def __init__(self, path: Path, outputs: Sequence[str], *, plain: bool) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        options.log_severity_level = 4
+        model: Any = str(path)
+        if plain:
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+            model = _with_outputs(path, outputs)
+        self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        self._outputs = list(outputs)
+
+    def __call__(self, input_name: str, images: Array) -> list[Array]:
+        """What the graph gives for images in its own layout and dtype."""
+        return list(self._session.run(self._outputs, {input_name: images}))
+
+
+def _with_outputs(path: Path, outputs: Sequence[str]) -> Any:
+    """The model with more outputs, its weights within it."""
+    import onnx
+
+    model = onnx.load(str(path))
+    known = {output.name for output in model.graph.output}
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs if name not in known)
+    return model.SerializeToString()

@@ -1,0 +1,51 @@
+"""A TensorFlow checkpoint's own graph, ready to be run on images, as `running.Runner` says."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from numpy.typing import NDArray
+
+from checks.probes import IMAGE_SIZE
+from checks.taps import EMBEDDINGS, tap_names
+
+if TYPE_CHECKING:
+    from facenet_tf.published import PublishedGraph
+
+Array = NDArray[Any]
+
+
+class TensorFlowRunner:
+    """An open graph of a .pb or a .meta.
+
+    Args:
+        graph: The graph.
+    """
+
+    feed = "NHWC float32"
+    gives = "embeddings of length one"
+    dtype = weights = "float32"
+    halved = False
+    compared = EMBEDDINGS
+
+    def __init__(self, graph: PublishedGraph) -> None:
+        import tensorflow
+
+        self.runtime = f"TensorFlow {tensorflow.__version__}"
+        self._graph = graph
+        self.taps = tuple(tap for tap in tap_names(every_layer=True, logits=False) if tap in graph.taps)
+
+    def fitted(self, images: Array) -> Array:
+        """The images as they are: they have the size that these graphs were made for."""
+        if not self._graph.supports(IMAGE_SIZE, IMAGE_SIZE):
+            raise ValueError(f"it does not take images of {IMAGE_SIZE}x{IMAGE_SIZE}")
+        return images
+
+    def embeddings(self, images: Array) -> Array:
+        """(N, size): what it gives."""
+        return self._graph.run(images, [EMBEDDINGS])[EMBEDDINGS]
+
+    def inner(self, images: Array) -> list[Array]:
+        """What every tap gives, NHWC."""
+        found = self._graph.run(images, self.taps)
+        return [found[tap] for tap in self.taps]

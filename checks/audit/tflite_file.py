@@ -1,0 +1,203 @@
+"""TFLite files: read into a neutral graph, and run by LiteRT's interpreter."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from checks.audit.graph import Graph, Node, Op, Value, Window
+from converter.errors import SourceError
+from converter.formats.limits import MAX_TENSORS, check_claims, open_regular
+from converter.layouts import FULLY_CONNECTED, Layout
+from converter.tensor_source import TensorInfo
+
+Array = NDArray[Any]
+
+_MAGIC = b"TFL3"  # schema.fbs of TensorFlow Lite: file_identifier, at byte 4
+_MOST_BYTES = 2**31 - 1  # a flatbuffer's own limit
+_KERNEL = Layout("HWIO->OHWI", (3, 0, 1, 2))
+_DTYPES = {0: "float32", 1: "float16", 2: "int32", 3: "uint8", 4: "int64", 6: "bool", 7: "int16", 9: "int8"}
+"""schema.fbs: TensorType, those whose elements NumPy has."""
+
+_OPS: Mapping[str, Op] = {
+    "CONV_2D": "conv",
+    "FULLY_CONNECTED": "dense",
+    "ADD": "add",
+    "SUB": "subtract",
+    "MUL": "multiply",
+    "DIV": "divide",
+    "RELU": "relu",
+    "CONCATENATION": "concat",
+    "MAX_POOL_2D": "max_pool",
+    "AVERAGE_POOL_2D": "mean",
+    "MEAN": "mean",
+    **dict.fromkeys(
+        ("RESHAPE", "SQUEEZE", "EXPAND_DIMS", "STRIDED_SLICE", "TRANSPOSE", "DEQUANTIZE", "CAST"), "same"
+    ),
+}  # fmt: skip
+_RELU = 1  # schema.fbs: ActivationFunctionType.RELU
+_SAME = 0  # schema.fbs: Padding.SAME
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a file is a TFLite model, told by its identifier or, where it has none, its ending."""
+    with path.open("rb") as file:
+        return file.read(8)[4:] == _MAGIC or path.suffix.lower() == ".tflite"
+
+
+def read(path: Path) -> Graph:
+    """Read a TFLite file.
+
+    Raises:
+        SourceError: It is not TFLite, damaged, or holds more than one graph.
+    """
+    from ai_edge_litert import schema_py_generated as schema
+
+    content = _content(path)
+    try:
+        if content[4:8] != _MAGIC:
+            raise ValueError("no TFL3")
+        model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(content, 0))
+        (graph,) = model.subgraphs
+        names = {number: name for name, number in vars(schema.BuiltinOperator).items() if name.isupper()}
+        tensors = [_name(tensor, number) for number, tensor in enumerate(graph.tensors)]
+        if len(tensors) > MAX_TENSORS:
+            raise ValueError("too many tensors")
+        constants = {
+            name: array
+            for name, tensor in zip(tensors, graph.tensors, strict=True)
+            if (array := _constant(path, name, tensor, model.buffers, len(content))) is not None
+        }
+        nodes = [_node(operator, model.operatorCodes, names, tensors) for operator in graph.operators]
+        inputs, outputs = (
+            tuple(_port(tensors[number], graph.tensors[number]) for number in numbers)
+            for numbers in (graph.inputs, graph.outputs)
+        )
+        description = (model.description or b"").decode(errors="replace")
+    except SourceError:
+        raise
+    except Exception as error:  # damage leads the generated code anywhere
+        raise SourceError(
+            path,
+            "not a readable TFLite file: damaged, cut off, or something else",
+            next_step="Convert it again",
+        ) from error
+    for node in nodes:
+        if node.kind == "DEQUANTIZE" and node.inputs[0] in constants:
+            constants[node.output] = constants[node.inputs[0]]  # as it is stored: widening changes no value
+    title = (
+        f"the graph {(graph.name or b'main').decode(errors='replace')!r} ({description or 'no description'})"
+    )
+    return Graph(
+        path, (path,), "TFLite graph", title, tuple(nodes), constants, inputs, outputs, channels_last=True
+    )
+
+
+def _content(path: Path) -> bytes:
+    try:
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > _MOST_BYTES:
+                raise SourceError(path, "over 2 GiB, which no TFLite file can be")
+            return file.read(size)
+    except OSError as error:
+        raise SourceError(path, f"the file cannot be read ({error.strerror})") from error
+
+
+def _name(tensor: Any, number: int) -> str:
+    """A tensor's name with its number behind it: names need not differ."""
+    return f"{(tensor.name or b'').decode(errors='replace')}#{number}"
+
+
+def _constant(path: Path, name: str, tensor: Any, buffers: Sequence[Any], size: int) -> Array | None:
+    data = buffers[tensor.buffer].data
+    if data is None or len(data) == 0 or tensor.type not in _DTYPES:
+        return None
+    dtype = np.dtype(_DTYPES[tensor.type])
+    shape = tuple(int(extent) for extent in (tensor.shape if tensor.shape is not None else ()))
+    check_claims(path, {name: TensorInfo(dtype, shape)}, size)
+    raw = np.asarray(data, np.uint8)
+    if raw.size != TensorInfo(dtype, shape).nbytes:
+        raise SourceError(path, "its data does not have its dtype and shape", tensor=name)
+    return raw.view(dtype).reshape(shape)
+
+
+def _port(name: str, tensor: Any) -> Value:
+    told = tensor.shapeSignature if tensor.shapeSignature is not None else tensor.shape
+    shape = tuple(None if extent < 0 else int(extent) for extent in (told if told is not None else ()))
+    return Value(name, shape, _DTYPES.get(tensor.type, "unknown"))
+
+
+def _node(operator: Any, codes: Sequence[Any], names: Mapping[int, str], tensors: Sequence[str]) -> Node:
+    code = codes[operator.opcodeIndex]
+    # Before version 3a the code was a byte of its own.
+    kind = names.get(max(code.builtinCode, code.deprecatedBuiltinCode), "CUSTOM")
+    op = _OPS.get(kind, "other")
+    options = operator.builtinOptions
+    inputs = tuple(tensors[number] if number >= 0 else "" for number in operator.inputs)
+    window = None
+    if op == "conv":
+        window = Window(
+            (options.strideH, options.strideW), "SAME" if options.padding == _SAME else "VALID",
+            dilations=(options.dilationHFactor, options.dilationWFactor),
+        )  # fmt: skip
+    elif kind in ("MAX_POOL_2D", "AVERAGE_POOL_2D"):
+        window = Window(
+            (options.strideH, options.strideW), "SAME" if options.padding == _SAME else "VALID",
+            (options.filterHeight, options.filterWidth),
+        )  # fmt: skip
+    activation = getattr(options, "fusedActivationFunction", 0)
+    if activation not in (0, _RELU):
+        op = "other"
+    return Node(
+        op, kind, inputs, tensors[operator.outputs[0]], activation == _RELU, window,
+        layout=_KERNEL if op == "conv" else FULLY_CONNECTED if op == "dense" else None,
+        axis=getattr(options, "axis", None) if op == "concat" else None,
+    )  # fmt: skip
+
+
+def runtime() -> str:
+    """The name and version of what runs these files."""
+    return f"LiteRT {importlib.metadata.version('ai-edge-litert')}"
+
+
+class TfliteSession:
+    """A file open in LiteRT's interpreter, on one thread.
+
+    Args:
+        path: The file.
+        outputs: Tensors to fetch, as `read` names them.
+        plain: Whether to run every operation by itself, which lets tensors inside the graph be fetched;
+            otherwise as LiteRT does it by default, with XNNPACK.
+    """
+
+    def __init__(self, path: Path, outputs: Sequence[str], *, plain: bool) -> None:
+        from ai_edge_litert import interpreter as litert
+
+        kinds = litert.OpResolverType
+        self._interpreter = litert.Interpreter(
+            str(path),
+            num_threads=1,
+            experimental_preserve_all_tensors=plain,
+            experimental_op_resolver_type=kinds.BUILTIN_WITHOUT_DEFAULT_DELEGATES if plain else kinds.AUTO,
+        )
+        self._outputs = [_number(name) for name in outputs]
+
+    def __call__(self, input_name: str, images: Array) -> list[Array]:
+        """What the graph gives for images in its own layout and dtype."""
+        number = _number(input_name)
+        self._interpreter.resize_tensor_input(number, images.shape)
+        self._interpreter.allocate_tensors()
+        self._interpreter.set_tensor(number, images)
+        self._interpreter.invoke()
+        return [self._interpreter.get_tensor(output) for output in self._outputs]
+
+
+def _number(name: str) -> int:
+    return int(name.rpartition("#")[2])

@@ -1,0 +1,160 @@
+"""Weights by name: which tensor of a state_dict, a Keras file or a TensorFlow checkpoint is which."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from functools import cache
+
+import numpy as np
+
+from checks.audit.layers import (
+    BATCH_NORM,
+    BOTTLENECK,
+    Leftover,
+    PortTensor,
+    PortWeights,
+    Role,
+    network_layers,
+)
+from converter.convert import reason_to_leave_out
+from converter.errors import SourceError, UsageError
+from converter.layer_map import BOTTLENECK_SCOPES, Layer, Variant
+from converter.layouts import CONVOLUTION, FULLY_CONNECTED, VECTOR, Layout
+from converter.naming import keras_names, keras_weight
+from converter.tensor_source import Naming, TensorSource
+
+_SCALAR = Layout("->", ())
+_AS_IT_IS = {4: Layout("HWIO->HWIO", (0, 1, 2, 3)), 2: Layout("IO->IO", (0, 1)), 1: VECTOR}
+_PYTORCH = {
+    "beta": "bn.bias",
+    "gamma": "bn.weight",
+    "moving_mean": "bn.running_mean",
+    "moving_variance": "bn.running_var",
+    "counter": "bn.num_batches_tracked",
+}
+
+
+def read_weights(source: TensorSource) -> PortWeights:
+    """Tell which tensor of an open file belongs to which layer.
+
+    A convolution whose BatchNorm was folded into it has a bias where none should be; it is found under the
+    name that PyTorch, Keras or slim gives it.
+
+    Raises:
+        SourceError: None of the names is of this network, or a tensor is corrupt.
+        UsageError: There are two networks in the file.
+    """
+    names = expected_names(source.naming)
+    places = {name: (scope, role) for scope, roles in names.items() for role, name in roles.items()}
+    aliases = _aliases(source.naming)
+    prefix = _find_prefix(source, places) if source.naming == "pytorch" else ""
+    layers: dict[str, dict[Role, PortTensor]] = {}
+    leftovers: list[Leftover] = []
+    for name, info in source.info.items():
+        known = name.removeprefix(prefix) if name.startswith(prefix) else ""
+        place = places.get(aliases.get(known, known))
+        if place is None or place[1] in layers.get(place[0], {}):
+            reason = _reason(source.naming, name)
+            leftovers.append(Leftover(name, str(info.dtype), info.shape, reason))
+            continue
+        scope, role = place
+        layout = _layout(source.naming, role, len(info.shape))
+        layers.setdefault(scope, {})[role] = PortTensor(name, np.array(source[name]), layout)
+    if not layers:
+        first = ", ".join(list(source.info)[:3])
+        raise SourceError(
+            source.path,
+            f"not an Inception-ResNet-v1: none of its {len(source)} tensors is called so ({first}, ...)",
+            next_step="Give the weights of a FaceNet port under the names of facenet-pytorch, Keras or slim",
+        )
+    return PortWeights(layers, names, tuple(leftovers), prefix)
+
+
+@cache
+def expected_names(naming: Naming) -> Mapping[str, Mapping[Role, str]]:
+    """Scope to role to the name of every tensor that a file of this naming may hold."""
+    return {layer.scope: _layer_names(naming, layer) for layer in network_layers(Variant(num_classes=1))}
+
+
+def _layer_names(naming: Naming, layer: Layer) -> dict[Role, str]:
+    roles: tuple[Role, ...] = (
+        ("weights", "biases", *BATCH_NORM) if layer.batch_norm else ("weights", "biases")
+    )
+    if naming == "pytorch":
+        return _pytorch_names(layer, roles)
+    if naming == "keras":
+        return {role: keras_weight(layer.scope, role) for role in roles}
+    inner: dict[Role, str] = {role: f"{layer.scope}/BatchNorm/{role}" for role in BATCH_NORM}
+    return {role: inner.get(role, f"{layer.scope}/{role}") for role in roles}
+
+
+def _pytorch_names(layer: Layer, roles: tuple[Role, ...]) -> dict[Role, str]:
+    is_bottleneck = layer.scope == BOTTLENECK
+    module = f"{layer.module}.conv" if layer.batch_norm and not is_bottleneck else layer.module
+    names: dict[Role, str] = {"weights": f"{module}.weight", "biases": f"{module}.bias"}
+    if not layer.batch_norm:
+        return names
+    for role in (*BATCH_NORM, "counter"):
+        key = _PYTORCH[role]
+        names[role] = f"last_{key}" if is_bottleneck else f"{layer.module}.{key}"
+    return names
+
+
+def _aliases(naming: Naming) -> dict[str, str]:
+    """Other names that are taken for one of `expected_names`."""
+    if naming == "tensorflow":
+        new, old = BOTTLENECK_SCOPES
+        leaves = ("weights", "biases", *(f"BatchNorm/{role}" for role in BATCH_NORM))
+        return {f"{old}/{leaf}": f"{new}/{leaf}" for leaf in leaves}
+    if naming == "keras":
+        by_variable: dict[str, str] = {}
+        aliases = {}
+        for name, variable in keras_names().items():
+            aliases[name] = by_variable.setdefault(variable, name)
+        return aliases
+    return {}
+
+
+def _layout(naming: Naming, role: Role, rank: int) -> Layout:
+    if role == "counter":
+        return _SCALAR
+    if naming == "pytorch" and role == "weights":
+        return CONVOLUTION if rank == 4 else FULLY_CONNECTED
+    return _AS_IT_IS.get(rank, VECTOR)
+
+
+def _reason(naming: Naming, name: str) -> str:
+    """Why a tensor that is no part of the network may be there."""
+    if naming != "tensorflow":
+        return ""
+    new, old = BOTTLENECK_SCOPES
+    plain = name.replace(f"{old}/", f"{new}/", 1) if name.startswith(f"{old}/") else name
+    return reason_to_leave_out(plain, _variables()) or ""
+
+
+@cache
+def _variables() -> frozenset[str]:
+    return frozenset(name for roles in expected_names("tensorflow").values() for name in roles.values())
+
+
+def _find_prefix(source: TensorSource, places: Mapping[str, object]) -> str:
+    """What stands before the published key in every key of a state_dict, such as `module.`.
+
+    Raises:
+        UsageError: Two prefixes stand before as many keys.
+    """
+    counts: Counter[str] = Counter()
+    for name in source.info:
+        parts = name.split(".")
+        for number in range(len(parts)):
+            if ".".join(parts[number:]) in places:
+                counts[".".join([*parts[:number], ""]) if number else ""] += 1
+                break
+    ranked = counts.most_common(2)
+    if len(ranked) == 2 and ranked[0][1] == ranked[1][1]:
+        raise UsageError(
+            f"{source.path}: two networks in it, under {ranked[0][0]!r} and {ranked[1][0]!r}. Save the one "
+            "to audit by itself."
+        )
+    return ranked[0][0] if ranked else ""

@@ -1,0 +1,1 @@
+"""Reports: what a command found, as one self-contained page."""

@@ -1,0 +1,75 @@
+"""Where a report comes from: the command, the files it read, versions, threads and seed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from converter import __version__
+from converter.cache import cache_folder
+from converter.manifest import file_digest
+
+_MACHINE = "machine"  # stands among the versions of an environment
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """What the foot of a report says.
+
+    Attributes:
+        command: As it was typed.
+        files: Name and SHA-256 of every file that was read.
+        versions: Package to version.
+        machine: The processor's architecture.
+        threads: What computed on how many, in words.
+        seed: Of the inputs.
+    """
+
+    command: str
+    files: tuple[tuple[str, str], ...]
+    versions: Mapping[str, str]
+    machine: str
+    threads: str
+    seed: int
+
+
+def provenance(
+    command: str, digests: Mapping[str, str], environment: Mapping[str, Any], seed: int, workers: int = 1
+) -> Provenance:
+    """Gather what the foot of a report says.
+
+    Args:
+        command: As it was typed.
+        digests: Path to SHA-256 of every file that was read.
+        environment: As `checks.verdict.environment` gives it.
+        seed: Of the inputs.
+        workers: How many threads run a network each.
+    """
+    versions = {name: str(version) for name, version in environment.items() if name != _MACHINE}
+    each = "1 thread" if workers == 1 else f"1 thread in each of {workers} workers"
+    threads = f"PyTorch on {each} (set to {torch.get_num_threads()})"
+    if "tensorflow" in versions:
+        threads += f", TensorFlow on up to {os.cpu_count() or 1}"
+    return Provenance(
+        command=command,
+        files=tuple((Path(path).name, digest) for path, digest in digests.items()),
+        versions={"facenet-port": __version__, **versions},
+        machine=str(environment[_MACHINE]),
+        threads=threads,
+        seed=seed,
+    )
+
+
+def digests(files: Iterable[str]) -> dict[str, str]:
+    """Path to SHA-256 of some files."""
+    return {path: file_digest(Path(path)) for path in files}
+
+
+def shown_path(path: str) -> str:
+    """A path as it was given; of one in the cache, which nobody typed, the name."""
+    return Path(path).name if Path(path).is_relative_to(cache_folder()) else path

@@ -1,0 +1,90 @@
+"""A figure of matplotlib's as SVG inside a page: it follows the page's colours and fonts, light and dark."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from xml.etree import ElementTree
+
+import matplotlib
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+_ROLES = ("ink", "muted", "grid", "stripe", "card", "pytorch", "float64", "floor", "fault", "limit")
+_STAND_INS = {f"#0{number:x}fade": f"var(--{role})" for number, role in enumerate(_ROLES)}
+_BY_ROLE = dict(zip(_ROLES, _STAND_INS, strict=True))
+
+_COLOUR = re.compile("|".join(_STAND_INS))
+_FONT = re.compile(r"font-family:[^;]*;?")  # matplotlib's own; the page has its own
+_LONG = re.compile(r"(\d+\.\d{2})\d+")
+_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))  # none: the same input gives the same bytes
+
+
+def colour(role: str) -> str:
+    """What to draw in so that the page's colour of this role takes its place."""
+    return _BY_ROLE[role]
+
+
+@contextmanager
+def drawing() -> Iterator[None]:
+    """Have matplotlib draw the same whatever the user's settings are, and take every text as it is."""
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(
+            {
+                "svg.fonttype": "none",
+                "svg.hashsalt": "facenet-port",
+                "text.parse_math": False,
+                "path.simplify": False,
+                "axes.unicode_minus": True,
+            }
+        )
+        yield
+
+
+def inline(figure: Figure, prefix: str) -> Markup:
+    """A figure as an <svg> without a size of its own.
+
+    Args:
+        figure: Drawn with the colours of `colour`.
+        prefix: Before every id, so that two figures in a page do not share one.
+    """
+    written = io.StringIO()
+    figure.savefig(written, format="svg", transparent=True, metadata=_METADATA)
+    root = ElementTree.fromstring(written.getvalue())  # noqa: S314 - matplotlib has just written it
+    used = {value[1:] for element in root.iter() for name, value in element.items() if name.endswith("}href")}
+    used |= set(re.findall(r"url\(#([^)]+)\)", written.getvalue()))
+    for parent in list(root.iter()):
+        for child in list(parent):
+            if _local(child.tag) in ("metadata", "style"):  # a style here would be the whole page's
+                parent.remove(child)
+    for element in root.iter():
+        element.tag = _local(element.tag)
+        for name, value in list(element.items()):
+            del element.attrib[name]
+            if name != "id" or value in used:
+                element.set(_local(name), _value(_local(name), value, prefix))
+    box = root.attrib["viewBox"]
+    root.attrib.clear()
+    root.attrib.update({"viewBox": box, "aria-hidden": "true"})  # the figure around it says what it shows
+    return Markup(ElementTree.tostring(root, encoding="unicode"))  # noqa: S704 - serialised, hence escaped
+
+
+def _local(name: str) -> str:
+    return name.rpartition("}")[2]
+
+
+def _value(name: str, value: str, prefix: str) -> str:
+    if name == "id":
+        return prefix + value
+    if name == "href":
+        return f"#{prefix}{value[1:]}"
+    value = _COLOUR.sub(lambda found: _STAND_INS[found[0]], value)
+    value = value.replace("url(#", f"url(#{prefix}")
+    if name == "style":
+        return _FONT.sub("", value).strip("; ")
+    if name in ("d", "x", "y", "transform", "points"):
+        return _LONG.sub(r"\1", " ".join(value.split()))
+    return value
