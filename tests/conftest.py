@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import signal
 import zipfile
 
@@ -9,10 +10,13 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from packages import FACENET_MTCNN, KERAS_FACENET, PEER, IndexUnreachableError, download, extract
 from safetensors.numpy import save_file
 
 from converter.convert import to_pytorch
 from converter.layer_map import NETWORK_SCOPE, Converted, Variant, table
+from converter.naming import tensorflow_tensors
+from converter.sources import open_source
 
 # A shell that runs the tests in the background has them ignore Ctrl-C, and they would hand that on to the
 # processes that they interrupt.
@@ -111,3 +115,86 @@ def single_files(tensors, tmp_path_factory):
     save_file(state_dict, folder / "weights.safetensors")
     write_keras(folder / "weights.h5", tensors)
     return folder
+
+
+# Network, its file in davidsandberg/facenet, its file in facenet-pytorch, and the SHA-256 of both.
+MTCNN_FILES = {
+    "P-Net": (
+        "det1.npy",
+        "3285cf7a3de2651c5784cb9e32013f5919aae95fd1ed1bc371dd9691affb39af",
+        "pnet.pt",
+        "a2a71925e0b9996a42f63e47efc1ca19043e69558b5c523b978d611dfae49c8f",
+    ),
+    "R-Net": (
+        "det2.npy",
+        "716b8b83e42476791c9096f14dbb09fefc88bf5c7ec876b1683f9acd52b3f39c",
+        "rnet.pt",
+        "bbb937de72efc9ef83b186c49f5f558467a1d7e3453a8ece0d71a886633f6a86",
+    ),
+    "O-Net": (
+        "det3.npy",
+        "396ead803d85d3443307ff8f45fb6aed2536579b415a4f4d4cb8f93ea6b1476a",
+        "onet.pt",
+        "165bfbe42940416ccfb977545cf0e976d5bf321f67083ae2aaaa5c764280118d",
+    ),
+}
+
+
+KERAS_SHA256 = "6acdd8fb3a3fb2b54257abdd1879246a3fcbe18fbe53a41c751e141abe63a0af"
+
+
+def fetch(package):
+    """The file of a package; where no index serves it the test is skipped, and says so."""
+    try:
+        return download(package)
+    except IndexUnreachableError as error:
+        pytest.skip(f"no package index serves {package.requirement}: {error}")
+
+
+@pytest.fixture(scope="session")
+def keras_archive():
+    return fetch(KERAS_FACENET)
+
+
+@pytest.fixture(scope="session")
+def keras(keras_archive, tmp_path_factory):
+    (path,) = extract(keras_archive, tmp_path_factory.mktemp("keras"), "/model/facenet_keras.h5")
+    path = path.rename(path.with_name("facenet_keras.h5"))
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == KERAS_SHA256
+    return path
+
+
+@pytest.fixture(scope="session")
+def real_tensors(keras):
+    with open_source(keras) as source:
+        return {name: np.array(array) for name, array in tensorflow_tensors(source).items()}
+
+
+@pytest.fixture(scope="session")
+def real_checkpoint(real_tensors, tmp_path_factory):
+    """The real weights as a TensorFlow 1 checkpoint, written by TensorFlow."""
+    folder = tmp_path_factory.mktemp("checkpoint") / "20170512-110547"
+    folder.mkdir()
+    from facenet_tf.checkpoint import write_checkpoint
+
+    write_checkpoint(folder, real_tensors, model_name="20170512-110547", step=250000)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def mtcnn_files(tmp_path_factory):
+    """Network to facenet's file and the peer's."""
+    folder = tmp_path_factory.mktemp("mtcnn")
+    originals = extract(fetch(FACENET_MTCNN), folder, "/crop/model/det")
+    found = {}
+    with zipfile.ZipFile(fetch(PEER)) as wheel:
+        for original, (name, (npy, npy_digest, pt, pt_digest)) in zip(
+            originals, MTCNN_FILES.items(), strict=True
+        ):
+            assert original.name.endswith(npy)
+            port = folder / pt
+            port.write_bytes(wheel.read(f"facenet_pytorch/data/{pt}"))
+            for path, digest in ((original, npy_digest), (port, pt_digest)):
+                assert hashlib.sha256(path.read_bytes()).hexdigest() == digest
+            found[name] = original, port
+    return found

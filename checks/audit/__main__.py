@@ -57,10 +57,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _work(arguments: argparse.Namespace) -> int:
     # Here, so that Ctrl-C while PyTorch is being imported ends as it does later.
-    from checks.audit.audit import audit, find_port, find_source
+    from checks.audit.audit import audit, find_port, find_source, graph_reader
 
     check_report(arguments)
     port = find_port(arguments.port)
+    graph_reader(port)  # before anything is downloaded: a package may be missing
     against = command_line.locate(arguments, arguments.against or Path(find_source(port)))
     with ProgressBar("starting", quiet=arguments.quiet) as progress:
         report = audit(

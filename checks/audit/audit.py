@@ -123,7 +123,8 @@ def audit(
     if port.exists() and against.exists() and port.resolve() == against.resolve():
         raise UsageError(f"{port}: a port cannot judge itself. Give what it was made from with --against.")
     say("reading the port")
-    graph = _read_graph(port)
+    read = graph_reader(port)
+    graph = None if read is None else read(port)
     with ExitStack() as closing:
         opened = None if graph is not None else closing.enter_context(open_source(port))
         say("reading the source")
@@ -132,24 +133,22 @@ def audit(
         return pair.of_mtcnn() if mtcnn.network(source) is not None else pair.of_facenet(weights)
 
 
-def _read_graph(path: Path) -> Graph | None:
-    """The graph of an ONNX or TFLite file, or None where a file is neither.
+def graph_reader(path: Path) -> Callable[[Path], Graph] | None:
+    """What reads a file as a graph, or None where it is neither ONNX nor TFLite.
 
     Raises:
-        RequirementError: The package that reads it is not installed.
+        RequirementError: It is one, and a package that reads or runs it is not installed.
     """
     if not path.is_file():
         return None
     for kind, module in (("ONNX", onnx_file), ("TFLite", tflite_file)):
         if module.is_ours(path):
-            wanted = {
-                name: line for name, line in _PACKAGES[kind].items() if not importlib.util.find_spec(name)
-            }
-            if wanted:
-                line = " ".join(f"'{each}'" for each in wanted.values())
-                raise RequirementError(f"{path}: to audit a {kind} file: pip install {line}")
-            graph: Graph = module.read(path)
-            return graph
+            packages = _PACKAGES[kind].items()
+            missing = [f"'{wanted}'" for name, wanted in packages if importlib.util.find_spec(name) is None]
+            if missing:
+                raise RequirementError(f"{path}: to audit {kind} files: pip install {' '.join(missing)}.")
+            reader: Callable[[Path], Graph] = module.read
+            return reader
     return None
 
 

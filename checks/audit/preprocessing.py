@@ -15,9 +15,10 @@ from checks.probes import prewhiten, standardise
 Array = NDArray[Any]
 Pixels = Callable[[Array], Array]
 
-RECOGNISED = 0.05
-"""Largest relative L2 at which a graph's embeddings still count as those of one way to prepare an image.
-Other ways are as far off as other images; half precision is within a tenth of this."""
+RECOGNISED = 2e-3
+"""Largest relative L2 at which what the first convolution gives still counts as that of one way to prepare an
+image. The two ways that are nearest to each other, by 127.5 and by 128, are 4e-3 apart; half precision rounds
+by 5e-4."""
 
 _FIXED = "(x - 127.5) / 128"
 _PER_IMAGE = "(x - mean) / std over each image"
@@ -45,7 +46,7 @@ class Preprocessing:
         feed: What it takes: one of the names of `_FEEDS`.
         baked: What it computes of them: one of the names of `_BAKED`.
         reverses: Whether it takes BGR.
-        distance: Relative L2 of its embeddings from those that this gives.
+        distance: Relative L2 of what its first convolution gives from what this makes the network's give.
     """
 
     feed: str
@@ -55,7 +56,7 @@ class Preprocessing:
 
     @property
     def known(self) -> bool:
-        """Whether it explains what the graph gives."""
+        """Whether it explains what the first convolution gives."""
         return self.distance <= RECOGNISED
 
     @property
@@ -68,7 +69,7 @@ class Preprocessing:
         """What the graph does, a clause."""
         if not self.known:
             return (
-                f"unknown: no known way to prepare images explains its embeddings ({self.distance:.1e} apart)"
+                f"unknown: no known way to prepare images explains its first layer ({self.distance:.1e} off)"
             )
         if self.is_plain:
             return "none baked in: it takes standardised RGB images"
@@ -94,12 +95,12 @@ def to_pixels(images: Array) -> Array:
 def recognise(
     pixels: Array, run: Callable[[Array], Array], network: Callable[[Array], Array], dtype: str
 ) -> Preprocessing:
-    """Find what explains a graph's embeddings.
+    """Find what explains what a graph's first convolution gives, which no fault behind it can hide.
 
     Args:
         pixels: (N, H, W, 3), whole numbers of 0 to 255.
-        run: Gives the graph's embeddings of what is fed to it, NHWC.
-        network: Gives those of the network, without any preprocessing.
+        run: Gives what it gives for what is fed to the graph, NHWC.
+        network: Gives what the network's gives, without any preprocessing.
         dtype: What the graph takes.
     """
     seen = {name: network(prepared(pixels)) for name, prepared in _BAKED.items()}

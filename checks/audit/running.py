@@ -77,8 +77,8 @@ def run_graph(
     say("telling its preprocessing")
     preparing = recognise(
         to_pixels(runner.fitted(probes[1].images[:1])),
-        runner.embeddings,
-        lambda images: run_pytorch(exact, images, (runner.compared,))[runner.compared],
+        lambda images: runner.inner(images)[0],
+        lambda images: run_pytorch(exact, images, runner.taps)[runner.taps[0]],
         runner.dtype,
     )
     measured = []

@@ -1,0 +1,87 @@
+"""Graph files as people make them: PyTorch's two ONNX exporters, and TensorFlow's converter to TFLite."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+
+from reference import InceptionResnetV1
+
+Arrays = Mapping[str, NDArray[Any]]
+
+
+def network(state_dict: Arrays) -> InceptionResnetV1:
+    """The network in evaluation mode, which gives embeddings, with logits where the state_dict has them."""
+    classes = len(state_dict["logits.bias"]) if "logits.bias" in state_dict else None
+    size = len(state_dict["last_linear.weight"])
+    model = InceptionResnetV1(num_classes=classes, embedding_size=size)
+    model.load_state_dict({key: torch.from_numpy(array) for key, array in state_dict.items()})
+    return model.eval()
+
+
+def export_onnx(
+    model: torch.nn.Module,
+    path: Path,
+    *,
+    half: bool = False,
+    dynamo: bool = False,
+    fold: bool = True,
+    fixed_batch: bool = False,
+    external: bool = False,
+) -> Path:
+    """Export a model for images (N, 3, 160, 160).
+
+    Args:
+        model: In evaluation mode.
+        path: Where to write.
+        half: Whether in half precision.
+        dynamo: Whether by the exporter that PyTorch takes by default today, or the one before it, which is
+            faster.
+        fold: Whether the older exporter folds BatchNorm into the convolutions, as it does by default.
+        fixed_batch: Whether for one image.
+        external: Whether the weights go into a file beside it.
+    """
+    images = torch.zeros(1, 3, 160, 160)
+    if half:
+        model, images = model.half(), images.half()
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        common: dict[str, Any] = {"input_names": ["images"], "output_names": ["embeddings"]}
+        if dynamo:
+            shapes = None if fixed_batch else ({0: torch.export.Dim("N")},)
+            torch.onnx.export(
+                model, (images,), path, dynamo=True, external_data=external, dynamic_shapes=shapes, **common
+            )
+        else:
+            training = torch.onnx.TrainingMode.EVAL if fold else torch.onnx.TrainingMode.PRESERVE
+            axes = {} if fixed_batch else {"images": {0: "N"}, "embeddings": {0: "N"}}
+            torch.onnx.export(
+                model, (images,), path, dynamo=False, training=training, dynamic_axes=axes, **common
+            )
+    return path
+
+
+def export_tflite(tensors: Arrays, path: Path, *, half: bool = False) -> Path:
+    """Convert the rebuilt TensorFlow graph with these variables, by TensorFlow's own converter."""
+    from facenet_tf import import_tensorflow
+    from facenet_tf.graph import RebuiltNetwork
+
+    tf = import_tensorflow()
+    features = {name: array for name, array in tensors.items() if not name.startswith("Logits/")}
+    with RebuiltNetwork(features, "float32") as built:
+        session = built._session
+        converter = tf.compat.v1.lite.TFLiteConverter.from_session(
+            session, [built._images], [built._endpoints["embeddings"]]
+        )
+        if half:
+            converter.optimizations = [tf.lite.Optimize.DEFAULT]
+            converter.target_spec.supported_types = [tf.float16]
+        path.write_bytes(converter.convert())
+    return path
