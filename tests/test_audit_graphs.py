@@ -16,13 +16,13 @@ from conftest import CLASSES
 from exports import export_onnx, export_tflite, network
 from onnx import TensorProto, helper, numpy_helper
 
-from checks.audit import onnx_file, tflite_file
 from checks.audit.__main__ import main
 from checks.audit.audit import audit
-from checks.audit.graph import ForeignGraphError
-from checks.audit.graph_process import GraphProcess
+from checks.audit.graphs import onnx_file, tflite_file
+from checks.audit.graphs.graph import ForeignGraphError
+from checks.audit.graphs.process import GraphProcess
+from checks.audit.graphs.walk import walk
 from checks.audit.tensors import audit_tensors, source_tensors
-from checks.audit.walk import walk
 from checks.diagnosis.tensor_causes import Others
 from checks.taps import LAYERS, STAGES
 from converter.convert import describe, infer_variant, to_pytorch

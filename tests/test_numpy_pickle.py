@@ -188,7 +188,7 @@ def test_what_numpy_never_writes(tmp_path, content, problem):
 def test_more_bytes_or_arrays_than_any_network(tmp_path):
     path = written(tmp_path, by_python2(NETWORK))
     os.truncate(path, 65 << 20)
-    refuses(path, "it has 68157440 bytes, more than any network of this format")
+    refuses(path, "over 64 MiB, more than any network of this format")
     one = array((), string(bytes(4)))
     for count in (MAX_TENSORS, MAX_TENSORS + 1):
         arrays = [string(b"%d" % n) + (b"h\x40" if n else one + b"q\x40") for n in range(count)]

@@ -20,13 +20,13 @@ from exports import export_onnx, export_tflite, network
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from checks.audit import onnx_file, tflite_file
 from checks.audit.__main__ import main
 from checks.audit.audit import audit, find_source
-from checks.audit.graph import Graph
+from checks.audit.graphs import onnx_file, tflite_file
+from checks.audit.graphs.graph import Graph
+from checks.audit.graphs.walk import walk
 from checks.audit.result import AuditReport, TensorResult
 from checks.audit.tensors import audit_tensors, source_tensors
-from checks.audit.walk import walk
 from checks.diagnosis.tensor_causes import Others
 from converter.convert import describe, infer_variant, to_pytorch
 

@@ -13,10 +13,15 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 
-from checks.audit import known, mtcnn, onnx_file, tflite_file
-from checks.audit.graph import Graph
-from checks.audit.graph_process import GraphProcess
-from checks.audit.graph_runner import GraphRunner
+from checks.audit import known, mtcnn
+from checks.audit.graphs import onnx_file, tflite_file
+from checks.audit.graphs.graph import Graph
+from checks.audit.graphs.own_network import build_own_network
+from checks.audit.graphs.process import GraphProcess
+from checks.audit.graphs.runner import GraphRunner
+from checks.audit.graphs.running import run_graph
+from checks.audit.graphs.tensorflow_runner import TensorFlowRunner
+from checks.audit.graphs.walk import walk
 from checks.audit.judging import (
     judge_arithmetic,
     judge_distance,
@@ -26,12 +31,8 @@ from checks.audit.judging import (
     verdict,
 )
 from checks.audit.layers import PortWeights
-from checks.audit.own_network import build_own_network
 from checks.audit.result import AuditReport, GraphRun, TensorResult
-from checks.audit.running import run_graph
-from checks.audit.tensorflow_runner import TensorFlowRunner
 from checks.audit.tensors import Source, audit_tensors, source_tensors
-from checks.audit.walk import walk
 from checks.audit.weight_file import read_weights
 from checks.diagnosis.tensor_causes import Others
 from checks.judgements import Judgement

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
 from converter.errors import SourceError
-from converter.formats.limits import MAX_RANK, check_claims, open_regular
+from converter.formats.limits import MAX_RANK, check_claims, read_whole
 from converter.formats.protos import TensorProto, numpy_dtype
 from converter.formats.wire import BYTES, Field, Wire, WireError
 from converter.tensor_source import Naming, TensorInfo, TensorSource
@@ -86,14 +85,8 @@ class FrozenGraph(TensorSource):
     def __init__(self, path: Path) -> None:
         self.path = path
         self.files = (path,)
-        try:
-            with open_regular(path) as file:
-                size = os.fstat(file.fileno()).st_size
-                if size > _MOST_BYTES:
-                    raise SourceError(path, "over 2 GiB, which no GraphDef can be")
-                self._wire: Wire | None = Wire(file.read(size), _MAX_FIELDS)
-        except OSError as error:
-            raise SourceError(path, f"the file cannot be read ({error.strerror})") from error
+        content = read_whole(path, _MOST_BYTES, "over 2 GiB, which no GraphDef can be")
+        self._wire: Wire | None = Wire(content, _MAX_FIELDS)
         try:
             self._constants = self._frozen_variables(self._wire)
         except WireError as error:
@@ -103,7 +96,7 @@ class FrozenGraph(TensorSource):
                 next_step="Download or copy it again, or give a checkpoint, .pb, .h5, .pt or .safetensors",
             ) from error
         self.info = {name: self._describe(name, constant) for name, constant in self._constants.items()}
-        check_claims(path, self.info, size)
+        check_claims(path, self.info, len(content))
 
     def _frozen_variables(self, wire: Wire) -> dict[str, _Constant]:
         read: set[str] = set()

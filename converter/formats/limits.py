@@ -39,6 +39,27 @@ def open_regular(path: Path) -> io.BufferedReader:
     return file
 
 
+def read_whole(path: Path, most_bytes: int, problem: str) -> bytes:
+    """Read a regular file.
+
+    Args:
+        path: The file.
+        most_bytes: How large it may be.
+        problem: What is wrong with a larger one, a clause.
+
+    Raises:
+        SourceError: The file is larger, no regular file, or cannot be read.
+    """
+    try:
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > most_bytes:
+                raise SourceError(path, problem)
+            return file.read(size)
+    except OSError as error:
+        raise SourceError(path, f"the file cannot be read ({error.strerror})") from error
+
+
 def most_bytes(file_size: int) -> int:
     """Bytes that the tensors of a file of this size may make together.
 

@@ -9,7 +9,6 @@ its descriptor.c.
 from __future__ import annotations
 
 import io
-import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converter.errors import SourceError
-from converter.formats.limits import MAX_RANK, MAX_TENSORS, check_claims, open_regular
+from converter.formats.limits import MAX_RANK, MAX_TENSORS, check_claims, read_whole
 from converter.formats.pickle_walk import (
     Global,
     PickleDamageError,
@@ -153,22 +152,15 @@ class NumpyPickle(TensorSource):
     def __init__(self, path: Path) -> None:
         self.path = path
         self.files = (path,)
-        try:
-            with open_regular(path) as file:
-                size = os.fstat(file.fileno()).st_size
-                if size > _MAX_FILE_BYTES:
-                    problem = f"it has {size} bytes, more than any network of this format"
-                    raise SourceError(path, problem, next_step=_TAKE_ANOTHER)
-                content = file.read(size)
-        except OSError as error:
-            raise SourceError(path, f"the file cannot be read ({error.strerror})") from error
+        too_large = f"over {_MAX_FILE_BYTES >> 20} MiB, more than any network of this format"
+        content = read_whole(path, _MAX_FILE_BYTES, too_large)
         self.info: dict[str, TensorInfo] = {}
         self._stored: dict[str, _Stored] = {}
         for name, array in self._arrays(self._load(content)):
             if len(self.info) == MAX_TENSORS:
                 raise self._foreign(f"it holds more than {MAX_TENSORS} arrays")
             self.info[name], self._stored[name] = self._describe(name, array)
-        check_claims(path, self.info, size)
+        check_claims(path, self.info, len(content))
 
     def _load(self, content: bytes) -> Any:
         """Check the header, and find out what the pickle behind it makes."""

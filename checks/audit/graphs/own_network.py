@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from checks.audit.graphs.walk import Walked
 from checks.audit.layers import BOTTLENECK, PortTensor, Role
-from checks.audit.walk import Walked
 from checks.taps import LAYERS
 from converter.layer_map import LOGITS_SCOPE
 from converter.layouts import CONVOLUTION, FULLY_CONNECTED

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from checks.audit.graph import Graph, Node, Op, Value, Window
+from checks.audit.graphs.graph import Graph, Node, Op, Value, Window
 from converter.errors import SourceError
-from converter.formats.limits import MAX_TENSORS, check_claims, open_regular
+from converter.formats.limits import MAX_TENSORS, check_claims, read_whole
 from converter.layouts import FULLY_CONNECTED, Layout
 from converter.tensor_source import TensorInfo
 
@@ -59,7 +58,7 @@ def read(path: Path) -> Graph:
     """
     from ai_edge_litert import schema_py_generated as schema
 
-    content = _content(path)
+    content = read_whole(path, _MOST_BYTES, "over 2 GiB, which no TFLite file can be")
     try:
         if content[4:8] != _MAGIC:
             raise ValueError("no TFL3")
@@ -97,17 +96,6 @@ def read(path: Path) -> Graph:
     return Graph(
         path, (path,), "TFLite graph", title, tuple(nodes), constants, inputs, outputs, channels_last=True
     )
-
-
-def _content(path: Path) -> bytes:
-    try:
-        with open_regular(path) as file:
-            size = os.fstat(file.fileno()).st_size
-            if size > _MOST_BYTES:
-                raise SourceError(path, "over 2 GiB, which no TFLite file can be")
-            return file.read(size)
-    except OSError as error:
-        raise SourceError(path, f"the file cannot be read ({error.strerror})") from error
 
 
 def _name(tensor: Any, number: int) -> str:

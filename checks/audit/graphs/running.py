@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from checks import thresholds
-from checks.audit.preprocessing import Preprocessing, recognise, to_pixels
+from checks.audit.graphs.preprocessing import Preprocessing, recognise, to_pixels
 from checks.audit.result import GraphRun, LayerError, ProbeRun
 from checks.metrics import l2_norm, relative_l2
 from checks.probes import Probe, seeded_probes

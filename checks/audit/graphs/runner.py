@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from checks.audit import onnx_file, tflite_file
-from checks.audit.graph import Graph
-from checks.audit.graph_process import GraphProcess
-from checks.audit.walk import Walked
+from checks.audit.graphs import onnx_file, tflite_file
+from checks.audit.graphs.graph import Graph
+from checks.audit.graphs.process import GraphProcess
+from checks.audit.graphs.walk import Walked
 from checks.probes import IMAGE_SIZE
 from checks.taps import BOTTLENECK, EMBEDDINGS, tap_names
 from converter.casting import HALVES

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from itertools import permutations
 from typing import Any
 
-from checks.audit.graph import ForeignGraphError, Graph, Node, Window
+from checks.audit.graphs.graph import ForeignGraphError, Graph, Node, Window
 from checks.audit.layers import BATCH_NORM, BOTTLENECK, PortTensor, PortWeights, Role
 from checks.taps import short
 from converter.layer_map import BLOCKS, BOTTLENECK_INPUTS, LOGITS_SCOPE, NETWORK_SCOPE, STEM, Layer

@@ -12,7 +12,7 @@ from typing import Any, Protocol, Self
 
 from numpy.typing import NDArray
 
-from checks.audit.graph import Graph
+from checks.audit.graphs.graph import Graph
 from converter.errors import SourceError
 
 SECONDS = 600
@@ -108,9 +108,9 @@ def _serve(pipe: Connection, path: Path, is_tflite: bool) -> None:
 
 def _open(path: Path, is_tflite: bool, outputs: tuple[str, ...], plain: bool) -> Session:
     if is_tflite:
-        from checks.audit.tflite_file import TfliteSession
+        from checks.audit.graphs.tflite_file import TfliteSession
 
         return TfliteSession(path, outputs, plain=plain)
-    from checks.audit.onnx_file import OnnxSession
+    from checks.audit.graphs.onnx_file import OnnxSession
 
     return OnnxSession(path, outputs, plain=plain)

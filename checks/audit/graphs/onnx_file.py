@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from checks.audit.graph import Graph, Node, Op, Value, Window
+from checks.audit.graphs.graph import Graph, Node, Op, Value, Window
 from converter.errors import SourceError
-from converter.formats.limits import MAX_TENSORS, check_claims, open_regular
+from converter.formats.limits import MAX_TENSORS, check_claims, open_regular, read_whole
 from converter.layouts import CONVOLUTION, FULLY_CONNECTED, Layout
 from converter.tensor_source import TensorInfo
 
@@ -56,7 +56,7 @@ def read(path: Path) -> Graph:
     import onnx
     from google.protobuf.message import DecodeError
 
-    content = _content(path)
+    content = read_whole(path, _MOST_BYTES, "over 2 GiB, which no ONNX file can be")
     try:
         model = onnx.ModelProto.FromString(content)
     except DecodeError as error:
@@ -74,17 +74,6 @@ def read(path: Path) -> Graph:
         tuple(_node(node, constants) for node in graph.node if node.op_type != "Constant"),
         constants, inputs, tuple(_port(value) for value in graph.output), channels_last=False,
     )  # fmt: skip
-
-
-def _content(path: Path) -> bytes:
-    try:
-        with open_regular(path) as file:
-            size = os.fstat(file.fileno()).st_size
-            if size > _MOST_BYTES:
-                raise SourceError(path, "over 2 GiB, which no ONNX file can be")
-            return file.read(size)
-    except OSError as error:
-        raise SourceError(path, f"the file cannot be read ({error.strerror})") from error
 
 
 def _unreadable(path: Path) -> SourceError:
