@@ -11,9 +11,9 @@ STAMP := $(VENV)/.installed
 compare: $(STAMP)
 	$(BIN)/python -m checks.compare
 
-# All tests; those on real weights are skipped aloud where no package index answers.
+# All tests, in two processes; those on real weights are skipped aloud where no package index answers.
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # Only the tests on real trained weights.
 real: $(STAMP)

@@ -254,6 +254,7 @@ class PublishedGraph:
         taps: The names that `run` knows, in the order of evaluation: the stages of
             `facenet_tf.graph.STAGES` and the 132 convolutions.
         has_logits: Whether the classification head is there.
+        operations: Every kind of operation in it.
         tensors: Variable name to the array that TensorFlow's own reader gave.
         pool_size: Height and width of the last average pool where the graph fixes them, else None.
     """
@@ -270,6 +271,7 @@ class PublishedGraph:
         self.path = path
         self.tensors = tensors
         self.has_logits = logits is not None
+        self.operations = frozenset(node.op for node in graph_def.node)
         ends = _find_taps(nodes, logits)
         self.taps = tuple(ends)
         pool = nodes.by_name[ends[POOL]]

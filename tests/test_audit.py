@@ -11,7 +11,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
-from conftest import CLASSES, write_keras
+from conftest import CLASSES, MODEL, write_keras
 from safetensors.numpy import save_file
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
@@ -467,3 +467,65 @@ def test_a_source_of_another_network_is_refused(single_files, tmp_path):
     with pytest.raises(Exception, match="not an Inception-ResNet-v1") as caught:
         audit(single_files / "weights.pt", other)
     assert caught.value.exit_code == SourceError.exit_code
+
+
+# A checkpoint's own graph.
+
+
+@pytest.fixture(scope="module")
+def graph_def(checkpoint):
+    """The frozen graph of the small network, to be changed."""
+    from facenet_tf import import_tensorflow
+
+    definition = import_tensorflow().compat.v1.GraphDef()
+    definition.ParseFromString((checkpoint.prefix.parent / f"{MODEL}.pb").read_bytes())
+    return definition
+
+
+def changed_graph(graph_def, path, change):
+    changed = copy.deepcopy(graph_def)
+    change({node.name: node for node in changed.node}, changed)
+    path.write_bytes(changed.SerializeToString())
+    return path
+
+
+def test_a_frozen_graph_with_another_epsilon_has_the_right_weights_and_fails(source, graph_def, tmp_path):
+    def change(nodes, definition):
+        for node in definition.node:
+            if node.name.startswith("InceptionResnetV1/Mixed_6a") and node.op.startswith("FusedBatchNorm"):
+                node.attr["epsilon"].f = 1e-5
+
+    report = audit(changed_graph(graph_def, tmp_path / "epsilon.pb", change), source)
+    assert report.judgements[0].passed
+    assert report.run.first_divergence == "InceptionResnetV1/Mixed_6a/Branch_0/Conv2d_1a_3x3"
+    assert report.verdict == (
+        "The port differs: its weights are right, but it computes otherwise from "
+        "Mixed_6a/Branch_0/Conv2d_1a_3x3 on."
+    )
+
+
+def test_a_frozen_graph_that_writes_files_is_not_run(source, graph_def, tmp_path):
+    target = tmp_path / "written"
+
+    def change(nodes, definition):
+        import tensorflow as tf
+
+        name = definition.node.add(name="name", op="Const")
+        content = definition.node.add(name="content", op="Const")
+        for node, text in ((name, str(target)), (content, "harm")):
+            node.attr["dtype"].type = tf.string.as_datatype_enum
+            node.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(text))
+        definition.node.add(name="write", op="WriteFile", input=["name", "content"])
+        nodes["embeddings"].input.append("^write")
+
+    path = changed_graph(graph_def, tmp_path / "writes.pb", change)
+    report = audit(path, source)
+    assert not report.passed
+    assert "it was not run, for it holds WriteFile" in report.judgements[1].statement
+    assert not target.exists()
+    # The control: TensorFlow itself writes it.
+    from facenet_tf.published import PublishedGraph
+
+    with PublishedGraph.from_frozen(path) as graph:
+        graph.run(np.zeros((1, 160, 160, 3), np.float32), ["embeddings"])
+    assert target.read_text() == "harm"

@@ -197,7 +197,7 @@ def test_a_folder_that_may_not_be_written_to(sandbox, source, tmp_path, name):
         user = None
     else:
         user = NOBODY  # root may write anywhere
-        for path in (tmp_path, *tmp_path.parents[:2]):
+        for path in (tmp_path, *tmp_path.parents[:3]):
             path.chmod(path.stat().st_mode | 0o055)
     folder = tmp_path / "read-only"
     folder.mkdir()

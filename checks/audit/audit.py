@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -222,7 +223,7 @@ class _Audit:
             else:
                 ran = self._run_own_graph(weights, _network_of(right, expected.variant))
                 if isinstance(ran, str):
-                    judgements.append(Judgement("arithmetic", False, f"its own graph does not run: {ran}"))
+                    judgements.append(Judgement("arithmetic", False, f"its own graph: {ran}"))
                 elif ran is not None:
                     run = ran
                     judgements += _judge_run(run)
@@ -250,6 +251,14 @@ class _Audit:
         except Exception as error:  # whatever TensorFlow meets a foreign graph with
             return " ".join(str(error).split())[:300]
 
+    def _runtimes(self) -> dict[str, str]:
+        """The versions of what read and ran the graph."""
+        if self.graph is None:
+            return {}
+        lines = _PACKAGES[self.graph.format.partition(" ")[0]].values()
+        names = [line.partition(">")[0] for line in lines]
+        return {name: importlib.metadata.version(name) for name in names}
+
     def _report(
         self,
         network: str,
@@ -273,7 +282,7 @@ class _Audit:
             verdict=verdict(results, judgements, run),
             files=files,
             seed=self.seed,
-            environment=environment(),
+            environment=environment() | self._runtimes(),
         )
 
 

@@ -14,12 +14,28 @@ if TYPE_CHECKING:
 
 Array = NDArray[Any]
 
+ARITHMETIC = frozenset((
+    "Add", "AddV2", "Assign", "AssignSub", "AssignSubVariableOp", "AssignVariableOp", "AvgPool",
+    "BatchNormWithGlobalNormalization", "BiasAdd", "Cast", "Concat", "ConcatV2", "Const", "Conv2D",
+    "Div", "ExpandDims", "Fill", "FusedBatchNorm", "FusedBatchNormV2", "FusedBatchNormV3",
+    "GreaterEqual", "Identity", "LogicalAnd", "MatMul", "MaxPool", "Maximum", "Mean", "Merge",
+    "Minimum", "Mul", "Neg", "NoOp", "Pack", "Pad", "Placeholder", "PlaceholderWithDefault",
+    "RandomUniform", "ReadVariableOp", "RealDiv", "RefSwitch", "Relu", "Reshape", "ReverseV2", "Rsqrt",
+    "Select", "SelectV2", "Shape", "Slice", "Sqrt", "Square", "Squeeze", "StopGradient",
+    "StridedSlice", "Sub", "Sum", "Switch", "Transpose", "VarHandleOp", "Variable", "VariableV2",
+))  # fmt: skip
+"""What a network is made of. TensorFlow's graphs can do more, such as read and write files; somebody else's
+is run only if it holds nothing else."""
+
 
 class TensorFlowRunner:
     """An open graph of a .pb or a .meta.
 
     Args:
         graph: The graph.
+
+    Raises:
+        ValueError: It holds operations that are no arithmetic; nothing of it was run.
     """
 
     feed = "NHWC float32"
@@ -31,6 +47,9 @@ class TensorFlowRunner:
     def __init__(self, graph: PublishedGraph) -> None:
         import tensorflow
 
+        others = sorted(graph.operations - ARITHMETIC)
+        if others:
+            raise ValueError(f"it was not run, for it holds {', '.join(others)}, and not arithmetic alone")
         self.runtime = f"TensorFlow {tensorflow.__version__}"
         self._graph = graph
         self.taps = tuple(tap for tap in tap_names(every_layer=True, logits=False) if tap in graph.taps)
