@@ -240,7 +240,7 @@ def test_unknown_preprocessing_fails(plain, source, tmp_path):
     edit = Edit(plain)
     edit.prepend(helper.make_node("Neg", ["pixels"], ["images"]))
     report = audit(edit.save(tmp_path / "negative.onnx"), source)
-    assert "input" in failed(report)
+    assert "preprocessing" in failed(report)
     assert report.run.preprocessing.startswith("unknown")
 
 

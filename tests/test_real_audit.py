@@ -119,7 +119,7 @@ def test_an_exported_graph_is_faithful(
         "the network does."
     )
     assert [each["name"] for each in report["judgements"]] == [
-        "tensors", "structure", "input", "arithmetic", "distance",
+        "tensors", "structure", "preprocessing", "arithmetic", "distance",
     ]  # fmt: skip
     statuses = [tensor["status"] for tensor in report["tensors"]]
     counts = {status: statuses.count(status) for status in sorted(set(statuses))}

@@ -15,6 +15,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from exports import export_onnx, network
 
 from checks import compare, gradients
 from checks.audit.result import AuditReport, GraphRun, LayerError, ProbeRun, TensorResult
@@ -228,9 +229,12 @@ def made(checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Made:
     state_dict[key] = state_dict[key].flip(2)
     faulty = folder / f"{HOSTILE}.pt"
     torch.save(state_dict, faulty)
+    arrays = {name: tensor.numpy() for name, tensor in state_dict.items()}
+    graph = export_onnx(network(arrays), folder / "faulty.onnx", fold=False)
     commands = {
         "clean": ["checks.compare", str(source), "--seed", "3"],
         "faulty": ["checks.compare", str(source), "--state-dict", str(faulty)],
+        "audit": ["checks.audit", str(graph), "--against", str(source)],
         "controls": ["checks.controls", str(source), "--only", "kernel-flipped", "--clean", "0"],
     }
     # At the same time: each waits a good while for one thread only.
@@ -261,6 +265,17 @@ def test_a_planted_fault_is_seen_without_scrolling(browser, made: Made) -> None:
     page = open_page(browser, made.report("faulty")).page
     assert "Cause: kernel flipped at Mixed_7a/" in page.locator("#reasons").inner_text()
     assert page.locator("svg text", has_text="first divergence").count() >= 2
+    page.close()
+
+
+def test_a_graph_with_a_fault_is_reported_by_the_command(browser, made: Made) -> None:
+    assert made.results["audit"].returncode == 1, made.results["audit"].stderr
+    look(browser, made.report("audit"), place="mixed_7a.branch2.1.conv.weight", holds=False)
+    page = open_page(browser, made.report("audit"), SIZES[1]).page
+    assert page.locator(".grid .cell.differs").count() == 1
+    text = page.locator("body").inner_text()
+    for words in ("height", "onnxruntime", "none baked in", "faulty.onnx", "standard normal"):
+        assert words in text
     page.close()
 
 

@@ -67,7 +67,7 @@ def judge_structure(remarks: Sequence[str], layers: int) -> Judgement:
 
 def judge_preprocessing(run: GraphRun) -> Judgement:
     """What is baked in; it holds if it is known."""
-    return Judgement("input", not run.preprocessing.startswith("unknown"), run.preprocessing)
+    return Judgement("preprocessing", not run.preprocessing.startswith("unknown"), run.preprocessing)
 
 
 def judge_arithmetic(run: GraphRun) -> Judgement:

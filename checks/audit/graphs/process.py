@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import signal
+import socket
+import subprocess
+import sys
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
-from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 from numpy.typing import NDArray
 
@@ -18,12 +18,7 @@ from converter.errors import SourceError
 SECONDS = 600
 """After so long a graph counts as one that never ends; a batch of five takes a few."""
 
-
-class Session(Protocol):
-    """A graph that is open in its runtime."""
-
-    def __call__(self, input_name: str, images: NDArray[Any]) -> list[NDArray[Any]]:
-        """What the graph gives for images in its own layout and dtype."""
+_WORKER_MODULE = "checks.audit.graphs.worker"
 
 
 class GraphProcess:
@@ -35,12 +30,21 @@ class GraphProcess:
 
     def __init__(self, graph: Graph) -> None:
         self._graph = graph
-        context = multiprocessing.get_context("spawn")
-        self._pipe, other = context.Pipe()
-        task = (other, graph.path, graph.channels_last)
-        self._process = context.Process(target=_serve, args=task, daemon=True)
-        self._process.start()
-        other.close()  # so that the end of the process is the end of the pipe
+        ours, theirs = socket.socketpair()
+        # What this process can import, it can.
+        paths = os.pathsep.join(os.path.abspath(entry) for entry in sys.path)  # noqa: PTH100
+        kind = "tflite" if graph.channels_last else "onnx"
+        with theirs:
+            self._process = subprocess.Popen(  # noqa: S603 - a module of this package
+                [sys.executable, "-P", "-m", _WORKER_MODULE, str(theirs.fileno()), kind, str(graph.path)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,  # the runtimes write there while they load
+                env=os.environ | {"PYTHONPATH": paths},
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,  # Ctrl-C is this process's, which then ends that one
+            )
+        self._pipe = Connection(ours.detach())
 
     def run(self, images: NDArray[Any], outputs: Sequence[str], *, plain: bool) -> list[NDArray[Any]]:
         """Run the graph.
@@ -69,8 +73,7 @@ class GraphProcess:
         """End the process."""
         self._pipe.close()
         self._process.kill()
-        self._process.join()
-        self._process.close()
+        self._process.wait()
 
     def __enter__(self) -> Self:
         return self
@@ -81,36 +84,3 @@ class GraphProcess:
     def _refusal(self, problem: str) -> SourceError:
         next_step = "Export it again, or ask its author how it is run"
         return SourceError(self._graph.path, problem, next_step=next_step)
-
-
-def _serve(pipe: Connection, path: Path, is_tflite: bool) -> None:
-    """Answer until the pipe ends: what the graph gives, or in words what its runtime raises.
-
-    Not every exception of a runtime can be handed through a pipe.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which ends this process
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # the runtimes write there while they load
-    sessions: dict[tuple[tuple[str, ...], bool], Session] = {}
-    while True:
-        try:
-            outputs, plain, input_name, images = pipe.recv()
-        except EOFError:
-            return
-        answer: list[NDArray[Any]] | str
-        try:
-            if (outputs, plain) not in sessions:
-                sessions[outputs, plain] = _open(path, is_tflite, outputs, plain)
-            answer = sessions[outputs, plain](input_name, images)
-        except Exception as error:
-            answer = " ".join(str(error).split())[:300]
-        pipe.send(answer)
-
-
-def _open(path: Path, is_tflite: bool, outputs: tuple[str, ...], plain: bool) -> Session:
-    if is_tflite:
-        from checks.audit.graphs.tflite_file import TfliteSession
-
-        return TfliteSession(path, outputs, plain=plain)
-    from checks.audit.graphs.onnx_file import OnnxSession
-
-    return OnnxSession(path, outputs, plain=plain)
