@@ -68,7 +68,7 @@ def export_onnx(
     return path
 
 
-def export_tflite(tensors: Arrays, path: Path, *, half: bool = False) -> Path:
+def export_tflite(tensors: Arrays, path: Path, *, half: bool = False, quantised: bool = False) -> Path:
     """Convert the rebuilt TensorFlow graph with these variables, by TensorFlow's own converter."""
     from facenet_tf import import_tensorflow
     from facenet_tf.graph import RebuiltNetwork
@@ -80,8 +80,9 @@ def export_tflite(tensors: Arrays, path: Path, *, half: bool = False) -> Path:
         converter = tf.compat.v1.lite.TFLiteConverter.from_session(
             session, [built._images], [built._endpoints["embeddings"]]
         )
-        if half:
+        if half or quantised:
             converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        if half:
             converter.target_spec.supported_types = [tf.float16]
         path.write_bytes(converter.convert())
     return path

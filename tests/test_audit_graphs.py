@@ -200,6 +200,29 @@ def test_a_classifier_is_audited_as_well(state_dict, source, tmp_path):
     assert sum(result.stage == "Logits" for result in report.tensors) == 2
 
 
+class Heads(torch.nn.Module):
+    """Gives the embedding and the logits, these from the embedding before normalisation or after."""
+
+    def __init__(self, state_dict, *, right):
+        super().__init__()
+        self.network, self.right = network(state_dict), right
+
+    def forward(self, images):
+        prelogits = self.network.prelogits(images)
+        embeddings = self.network.head(prelogits)
+        logits = self.network.logits(prelogits if self.right else embeddings)
+        return logits, embeddings
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_logits_are_judged_beside_the_embeddings(state_dict, source, tmp_path, right):
+    report = audit(export_onnx(Heads(state_dict, right=right).eval(), tmp_path / "heads.onnx"), source)
+    assert report.passed is right, report.judgements
+    assert report.run.feed.endswith("gives embeddings of length one and logits")
+    assert report.run.first_divergence == (None if right else "Logits")
+    assert "is not judged" not in judgement(report, "tensors").statement
+
+
 # Preprocessing.
 
 
@@ -319,6 +342,51 @@ def drop_relu(edit):
 def pad_pool(edit):
     pool = edit.node("MaxPool")
     next(each for each in pool.attribute if each.name == "pads").ints[:] = [1, 1, 1, 1]
+
+
+def train_batch_norm(edit):
+    edit.node("BatchNormalization", 3).attribute.append(helper.make_attribute("training_mode", 1))
+
+
+def wire_in_a_circle(edit):
+    first = edit.node("Relu")
+    edit.node("Conv").input[0] = first.output[0]
+
+
+def mean_another_relu(edit):
+    edit.node("Relu", 20).domain = "somebody.else"
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        (train_batch_norm, "no convolution where Conv2d_3b_1x1 should be"),
+        (wire_in_a_circle, "do not stand in the order of evaluation"),
+        (mean_another_relu, "Relu"),
+    ],
+)
+def test_operations_that_are_not_what_they_are_called_are_refused(plain, tmp_path, fault, words):
+    edit = Edit(plain)
+    fault(edit)
+    with pytest.raises(ForeignGraphError, match=words):
+        walk(onnx_file.read(edit.save(tmp_path / "fault.onnx")))
+
+
+def test_a_residual_that_is_not_scaled_is_named(plain, tensors, tmp_path):
+    edit = Edit(plain)
+    scaled = edit.node("Mul")
+    scaled.op_type = "Identity"
+    del scaled.input[1:]
+    (wrong,) = tensors_at_fault(edit.save(tmp_path / "unscaled.onnx"), tensors)
+    assert (wrong.status, wrong.name) == ("missing", "Repeat/block35_1, the residual scale of 0.17")
+
+
+def test_quantised_weights_are_refused(tensors, source, folder, capsys):
+    path = export_tflite(tensors, folder / "quantised.tflite", quantised=True)
+    assert main([str(path), "--against", str(source)]) == 3
+    message = capsys.readouterr().err
+    assert "quantised to int8, which is not audited" in message
+    assert "Traceback" not in message
 
 
 def unpad_convolution(edit):

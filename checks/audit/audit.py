@@ -22,7 +22,7 @@ from checks.audit.graphs.process import GraphProcess
 from checks.audit.graphs.runner import GraphRunner
 from checks.audit.graphs.running import run_graph
 from checks.audit.graphs.tensorflow_runner import TensorFlowRunner
-from checks.audit.graphs.walk import walk
+from checks.audit.graphs.walk import Walked, walk
 from checks.audit.judging import (
     judge_arithmetic,
     judge_distance,
@@ -195,6 +195,7 @@ class _Audit:
             assert self.weights is not None
             return self._of_weights(self.weights, expected, right)
         walked = walk(self.graph)
+        _refuse_quantised(self.graph, walked)
         self.say("comparing")
         results = audit_tensors(walked.weights, expected)
         self.say("starting the graph's runtime")
@@ -203,7 +204,13 @@ class _Audit:
             own = partial(build_own_network, walked)
             run = run_graph(runner, own, _network_of(right, variant), self.seed, self.say)
         judgements = (
-            judge_tensors(results, _remarks(walked.weights, expected)),
+            judge_tensors(
+                results,
+                (
+                    *_remarks(walked.weights, expected),
+                    *(f"its output {name!r} is not judged" for name in walked.unjudged),
+                ),
+            ),
             judge_structure(walked.remarks, len(walked.weights.layers)),
             *_judge_run(run),
         )
@@ -284,6 +291,23 @@ class _Audit:
             seed=self.seed,
             environment=environment() | self._runtimes(),
         )
+
+
+def _refuse_quantised(graph: Graph, walked: Walked) -> None:
+    """Refuse weights that are no floating-point numbers.
+
+    Raises:
+        SourceError: They are integers.
+    """
+    for tensors in walked.weights.layers.values():
+        for tensor in tensors.values():
+            if tensor.array.dtype.kind in "iub":
+                raise SourceError(
+                    graph.path,
+                    f"quantised to {tensor.array.dtype}, which is not audited",
+                    tensor=tensor.name,
+                    next_step="Give the port as it was before it was quantised",
+                )
 
 
 def _judge_run(run: GraphRun) -> tuple[Judgement, ...]:

@@ -149,6 +149,8 @@ def _audit_layer(
     if not layer.batch_norm and scope != "Logits" and _is_scaled(layer, found, source):
         yield from _audit_scaled(layer, found, source)
         return
+    if not names and not layer.batch_norm and scope != "Logits" and "factor" not in found:
+        yield from _missing_scale(layer)
     for role in _needed(layer, names, source):
         if role not in found:
             yield _missing(layer, role, names)
@@ -180,6 +182,14 @@ def _audit_plain(layer: Layer, role: Role, tensor: PortTensor, source: Source) -
     variable = f"{layer.scope}/BatchNorm/{role}" if role in BATCH_NORM else f"{layer.scope}/{role}"
     result = compare_tensor(tensor, expected, variable, stage)
     return result if result.good else _explained(result, tensor, layer, role, source)
+
+
+def _missing_scale(layer: Layer) -> Iterator[TensorResult]:
+    """Of a graph: a residual that is scaled neither by a product nor in its weights, and should be."""
+    scale = residual_scale(layer.scope)
+    if scale != 1.0:
+        name = f"{short(layer.scope.rpartition('/')[0])}, the residual scale of {scale:g}"
+        yield TensorResult(name, "", stage_of(layer.scope), "", "", (), "missing")
 
 
 def _audit_factor(layer: Layer, tensor: PortTensor) -> TensorResult:

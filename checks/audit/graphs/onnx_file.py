@@ -20,6 +20,7 @@ Array = NDArray[Any]
 
 _MOST_BYTES = 2**31 - 1  # protobuf's own limit for a message
 _DENSE = Layout("IO->IO", (0, 1))
+_MOST_IR = 32  # onnx.proto: Version; 14 in 2026
 _EXTERNAL = 1  # onnx.proto: TensorProto.DataLocation.EXTERNAL
 _OPS: Mapping[str, Op] = {
     "Conv": "conv",
@@ -43,8 +44,15 @@ _OPS: Mapping[str, Op] = {
 
 
 def is_ours(path: Path) -> bool:
-    """Whether a file is an ONNX model, told by its ending; protobuf has no magic of its own."""
-    return path.suffix.lower() == ".onnx"
+    """Whether a file is an ONNX model, told by its ending or its first fields.
+
+    A ModelProto begins with ir_version (1), a small number, and producer_name (2) or graph (7).
+    """
+    if path.suffix.lower() == ".onnx":
+        return True
+    with path.open("rb") as file:
+        head = file.read(3)
+    return len(head) == 3 and head[0] == 0x08 and 0 < head[1] < _MOST_IR and head[2] in (0x12, 0x3A)
 
 
 def read(path: Path) -> Graph:
@@ -174,12 +182,15 @@ def _node(node: Any, constants: Mapping[str, Array]) -> Node:
     import onnx
 
     attributes = {each.name: onnx.helper.get_attribute_value(each) for each in node.attribute}
-    op = _OPS.get(node.op_type, "other")
+    op: Op = _OPS.get(node.op_type, "other") if node.domain in ("", "ai.onnx") else "other"
+    if attributes.get("training_mode", 0):
+        op = "other"
     layout = None
     if op == "conv":
         layout = CONVOLUTION
     elif op == "dense":
-        if node.op_type == "Gemm" and (attributes.get("alpha", 1.0), attributes.get("transA", 0)) != (1.0, 0):
+        factors = attributes.get("alpha", 1.0), attributes.get("beta", 1.0), attributes.get("transA", 0)
+        if factors != (1.0, 1.0, 0):
             op = "other"
         layout = FULLY_CONNECTED if attributes.get("transB", 0) else _DENSE
         if len(node.input) < 2 or node.input[1] not in constants:

@@ -13,10 +13,9 @@ from checks.audit.graphs.graph import Graph
 from checks.audit.graphs.process import GraphProcess
 from checks.audit.graphs.walk import Walked
 from checks.probes import IMAGE_SIZE
-from checks.taps import BOTTLENECK, EMBEDDINGS, tap_names
+from checks.taps import BOTTLENECK, EMBEDDINGS, LOGITS, tap_names
 from converter.casting import HALVES
 from converter.errors import SourceError
-from converter.layer_map import LOGITS_SCOPE
 
 Array = NDArray[Any]
 _DTYPES = ("float32", "float16", "uint8", "int8", "int32")
@@ -57,13 +56,13 @@ class GraphRunner:
         self.halved = any(
             name in graph.constants and graph.constants[name].dtype in HALVES for name in as_stored
         )
-        self.taps = tuple(tap for tap in tap_names(every_layer=True, logits=False) if tap in walked.taps)
-        self._is_classifier = LOGITS_SCOPE in walked.weights.layers
-        self._output = walked.taps[BOTTLENECK] if self._is_classifier else walked.embeddings
-        normalised = not self._is_classifier and self._gives_unit_length()
+        self.taps = tuple(tap for tap in tap_names(every_layer=True, logits=True) if tap in walked.taps)
+        self._output = walked.embeddings or walked.taps[BOTTLENECK]
+        normalised = bool(walked.embeddings) and self._gives_unit_length()
         self.compared = EMBEDDINGS if normalised else BOTTLENECK
         length = "of length one" if normalised else "before they are brought to length one"
-        self.gives = "logits" if self._is_classifier else f"embeddings {length}"
+        gives = ["logits"] if LOGITS in walked.taps else []
+        self.gives = " and ".join([f"embeddings {length}", *gives] if walked.embeddings else gives)
 
     def _gives_unit_length(self) -> bool:
         grey = self.fitted(np.full((1, IMAGE_SIZE, IMAGE_SIZE, 3), 0.25, np.float32))
@@ -79,7 +78,7 @@ class GraphRunner:
 
     def embeddings(self, images: Array) -> Array:
         """(N, size): what it gives, as its runtime runs it by default."""
-        (found,) = self._run(images, [self._output], plain=self._is_classifier)
+        (found,) = self._run(images, [self._output], plain=not self._walked.embeddings)
         return found.reshape(len(images), -1)
 
     def inner(self, images: Array) -> list[Array]:

@@ -31,7 +31,8 @@ class Walked:
         weights: The port's layers.
         taps: Stage or layer, as `checks.taps` calls it, to the graph's tensor that is its output.
         input: The graph's tensor that the first convolution takes.
-        embeddings: The graph's output that the embeddings are.
+        embeddings: The graph's output that the embeddings are; empty where it gives logits alone.
+        unjudged: The graph's other outputs.
         remarks: Where the structure is not that of the network.
     """
 
@@ -39,6 +40,7 @@ class Walked:
     taps: dict[str, str]
     input: str = ""
     embeddings: str = ""
+    unjudged: tuple[str, ...] = ()
     remarks: list[str] = field(default_factory=list)
 
 
@@ -65,13 +67,22 @@ def walk(graph: Graph) -> Walked:
     Raises:
         ForeignGraphError: It is not this network.
     """
-    problems = []
+    problems: list[ForeignGraphError] = []
+    found: list[Walked] = []
     for output in graph.outputs:
         try:
-            return _Walk(graph).network(output.name)
+            found.append(_Walk(graph).network(output.name))
         except ForeignGraphError as error:
             problems.append(error)
-    raise max(problems, key=lambda error: error.reached)
+    if not found:
+        raise max(problems, key=lambda error: error.reached)
+    # A graph may give the embedding and the logits: the walk from the logits finds all that the other does.
+    best = max(found, key=lambda walked: len(walked.weights.layers))
+    if not best.embeddings:
+        best.embeddings = next((walked.embeddings for walked in found if walked.embeddings), "")
+    judged = {best.embeddings, best.taps.get(LOGITS_SCOPE, best.embeddings)}
+    best.unjudged = tuple(output.name for output in graph.outputs if output.name not in judged)
+    return best
 
 
 class _Walk:
@@ -79,8 +90,11 @@ class _Walk:
         self.graph = graph
         self.producers = {node.output: node for node in graph.nodes}
         self.consumers: dict[str, list[Node]] = {}
-        for node in graph.nodes:
+        places = {node.output: place for place, node in enumerate(graph.nodes)}
+        for place, node in enumerate(graph.nodes):
             for name in node.inputs:
+                if places.get(name, -1) >= place:
+                    raise ForeignGraphError(graph, "its operations do not stand in the order of evaluation")
                 self.consumers.setdefault(name, []).append(node)
         self.layers: dict[str, Mapping[Role, PortTensor]] = {}
         self.taps: dict[str, str] = {}
@@ -108,7 +122,8 @@ class _Walk:
                 name = pool.inputs[0]
                 continue
             name, unit = self._stem_unit(name, layer)
-        return Walked(PortWeights(self.layers), self.taps, name, output, self.remarks)
+        embeddings = "" if LOGITS_SCOPE in self.layers else output
+        return Walked(PortWeights(self.layers), self.taps, name, embeddings, remarks=self.remarks)
 
     def _stem_unit(self, name: str, layer: Layer) -> tuple[str, _Unit]:
         unit = self._unit(name)
@@ -135,7 +150,7 @@ class _Walk:
         bottleneck = self._forward(before[0])
         if bottleneck.shape[-2] != BOTTLENECK_INPUTS or bottleneck.shape[-1] != unit.shape[-2]:
             raise self._foreign(f"the layer that ends in {output!r} takes {unit.shape[-2]} features")
-        self.layers[LOGITS_SCOPE] = unit.tensors
+        self._keep(LOGITS_SCOPE, unit)
         self._keep(BOTTLENECK, bottleneck)
         return bottleneck
 
@@ -167,17 +182,21 @@ class _Walk:
                 name = step.output
                 continue
             skip = next((node for node in following if node.op == "same" and node.inputs[0] == name), None)
-            if skip is None or not any(self._leads_to_affine(skip.output)):
+            if skip is None or not self._leads_to_affine(skip.output):
                 break
             name = skip.output
         return _Unit(linear, _settled(tensors), False, name, epsilon)
 
-    def _leads_to_affine(self, name: str) -> Iterator[bool]:
-        for node in self.consumers.get(name, []):
-            if self._affine(node, name):
-                yield True
-            elif node.op == "same" and node.inputs[0] == name:
-                yield from self._leads_to_affine(node.output)
+    def _leads_to_affine(self, name: str) -> bool:
+        waiting = [name]
+        while waiting:
+            name = waiting.pop()
+            for node in self.consumers.get(name, []):
+                if self._affine(node, name):
+                    return True
+                if node.op == "same" and node.inputs[0] == name:
+                    waiting.append(node.output)
+        return False
 
     def _pooled(self, name: str) -> str:
         """The last block's output, from what the bottleneck takes."""
