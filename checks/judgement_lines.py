@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rich.console import Console
+from rich.markup import escape
 
 from checks.judgements import Judgement
 
@@ -16,7 +17,7 @@ def show_judgements(console: Console, judgements: Sequence[Judgement]) -> None:
     width = 2 + max(len(judgement.name) for judgement in judgements)
     for judgement in judgements:
         mark = "[bold green]holds [/]" if judgement.passed else "[bold red]FAILS [/]"
-        console.print(f"{mark} [bold]{judgement.name:<{width}}[/]{judgement.statement}")
+        console.print(f"{mark} [bold]{judgement.name:<{width}}[/]{escape(judgement.statement)}")
         for detail in judgement.details[:_MOST_DETAILS]:
             console.print(f"         {detail}", markup=False)
         if len(judgement.details) > _MOST_DETAILS:

@@ -33,7 +33,7 @@ from checks.audit.judging import (
 )
 from checks.audit.layers import PortWeights
 from checks.audit.result import AuditReport, GraphRun, TensorResult
-from checks.audit.tensors import Source, audit_tensors, source_tensors
+from checks.audit.tensors import Source, audit_tensors, find_input_scale, source_tensors
 from checks.audit.weight_file import read_weights
 from checks.diagnosis.tensor_causes import Others
 from checks.judgements import Judgement
@@ -202,17 +202,12 @@ class _Audit:
         with GraphProcess(self.graph) as process:
             runner = GraphRunner(self.graph, walked, process)
             own = partial(build_own_network, walked)
-            run = run_graph(runner, own, _network_of(right, variant), self.seed, self.say)
+            scale = find_input_scale(walked.weights, expected)
+            run = run_graph(runner, own, _network_of(right, variant), scale, self.seed, self.say)
         judgements = (
-            judge_tensors(
-                results,
-                (
-                    *_remarks(walked.weights, expected),
-                    *(f"its output {name!r} is not judged" for name in walked.unjudged),
-                ),
-            ),
+            judge_tensors(results, _remarks(walked.weights, expected)),
             judge_structure(walked.remarks, len(walked.weights.layers)),
-            *_judge_run(run),
+            *self._judge_run(run),
         )
         return self._report(_described(variant), results, judgements, run)
 
@@ -233,7 +228,7 @@ class _Audit:
                     judgements.append(Judgement("arithmetic", False, f"its own graph: {ran}"))
                 elif ran is not None:
                     run = ran
-                    judgements += _judge_run(run)
+                    judgements += self._judge_run(run)
         judgements.insert(0, judge_tensors(results, remarks))
         return self._report(_described(expected.variant), results, tuple(judgements), run)
 
@@ -254,9 +249,16 @@ class _Audit:
                 def own(dtype: torch.dtype) -> InceptionResnetV1:
                     return _network_of(state_dict, decided.variant, dtype)
 
-                return run_graph(TensorFlowRunner(graph), own, source, self.seed, self.say)
+                return run_graph(TensorFlowRunner(graph), own, source, 1.0, self.seed, self.say)
         except Exception as error:  # whatever TensorFlow meets a foreign graph with
             return " ".join(str(error).split())[:300]
+
+    def _judge_run(self, run: GraphRun) -> tuple[Judgement, ...]:
+        return (
+            judge_preprocessing(run, known.standardisation(self.source.files)),
+            judge_arithmetic(run),
+            judge_distance(run),
+        )
 
     def _runtimes(self) -> dict[str, str]:
         """The versions of what read and ran the graph."""
@@ -308,10 +310,6 @@ def _refuse_quantised(graph: Graph, walked: Walked) -> None:
                     tensor=tensor.name,
                     next_step="Give the port as it was before it was quantised",
                 )
-
-
-def _judge_run(run: GraphRun) -> tuple[Judgement, ...]:
-    return judge_preprocessing(run), judge_arithmetic(run), judge_distance(run)
 
 
 def _described(variant: Variant) -> str:

@@ -63,8 +63,8 @@ class Prediction:
         values: In the shape and dtype of the tensor that was found: what the formula that fits best gives.
         exact: In float64: what is right.
         margin: In float64: how far from `exact` rounding may lead.
-        told: Whether a formula gives `values`; otherwise they are what was found, near the exact result, and
-            nothing tells each last bit.
+        told: Whether `values` are the only ones that the formula gives; otherwise several are as good in some
+            places, what was found among them, and nothing tells each last bit.
     """
 
     values: Array
@@ -115,7 +115,7 @@ def fold_kernel(found: Array, weights: Array, factor: Array) -> FoldedChannels:
     chosen = fits.argmax(axis=0)
     values = fold.multiply(rows, _pick(factors, chosen)[:, None])
     # In half precision several factors may give the sample; the whole channel then tells.
-    for channel in np.flatnonzero((values != stored).any(axis=1) & (fits.sum(axis=0) > 1)):
+    for channel in np.flatnonzero(fits.sum(axis=0) > 1):
         places = np.flatnonzero(fits[:, channel])
         tried = fold.multiply(rows[channel][None], factors[places, channel][:, None])
         misses = (tried != stored[channel]).sum(axis=1)
@@ -139,6 +139,12 @@ def fold_bias(found: Array, norm: BatchNorm, folded: FoldedChannels) -> Predicti
         folded: What `fold_kernel` gave for the kernel.
     """
     return _closest(found, norm, folded.factors, folded.fits, divides=folded.divides)
+
+
+def fold_bias_alone(found: Array, norm: BatchNorm) -> Prediction:
+    """What a bias should be beside a kernel that says nothing of the factor."""
+    candidates = _Fold(np.dtype(np.float32), found.dtype, divides=False).candidates(norm.factor())
+    return _closest(found, norm, candidates, np.ones(candidates.shape, bool))
 
 
 def fold_affine(scale: Array, shift: Array, norm: BatchNorm) -> tuple[Prediction, Prediction]:
@@ -188,7 +194,7 @@ def _closest(
 ) -> Prediction:
     """Of the ways to round beta - mean * s the one that gives most of a bias, each s a factor that fits."""
     exact = norm.summand()
-    best: tuple[int, Array] | None = None
+    best: tuple[int, Array, bool] | None = None
     for sums in _summands(norm, factors, found.dtype, divides=divides):
         allowed = np.tile(fits, (len(sums) // len(fits), 1))
         hit = (sums == found) & allowed
@@ -197,10 +203,11 @@ def _closest(
         values = _pick(sums, place)
         score = int((values == found).sum())
         if best is None or score > best[0]:
-            best = score, values
+            same = (sums == values) | ~allowed | np.isnan(sums)
+            best = score, values, bool(same.all())
     assert best is not None
     size = np.abs(norm.beta.astype(np.float64)) + np.abs(norm.mean * norm.factor())
-    return Prediction(best[1], exact, _margin(size, found.dtype))
+    return Prediction(best[1], exact, _margin(size, found.dtype), told=best[2])
 
 
 def _summands(norm: BatchNorm, factors: Array, dtype: np.dtype, *, divides: bool = False) -> Iterator[Array]:

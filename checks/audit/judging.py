@@ -65,9 +65,18 @@ def judge_structure(remarks: Sequence[str], layers: int) -> Judgement:
     return Judgement("structure", not remarks, statement, tuple(remarks))
 
 
-def judge_preprocessing(run: GraphRun) -> Judgement:
-    """What is baked in; it holds if it is known."""
-    return Judgement("preprocessing", not run.preprocessing.startswith("unknown"), run.preprocessing)
+def judge_preprocessing(run: GraphRun, trained: str | None) -> Judgement:
+    """What is baked in; it holds if it is known, computed right, and what the checkpoint was trained with.
+
+    Args:
+        run: The run.
+        trained: How the checkpoint's own training standardised images; None where that is not known.
+    """
+    statement = run.preprocessing
+    if trained is not None:
+        statement += f"; in training it was {trained}"
+    right = run.is_prepared_right and (None in (trained, run.baked) or run.baked == trained)
+    return Judgement("preprocessing", right, statement)
 
 
 def judge_arithmetic(run: GraphRun) -> Judgement:

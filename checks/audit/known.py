@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from converter import catalog
+from converter.manifest import file_digest
 from converter.published import Published
 
 
@@ -69,3 +70,12 @@ def recognise(sha256: str) -> KnownPort | None:
 def named(path: Path) -> Published | None:
     """The checkpoint whose published state_dict bears a file's name, whatever its format; or None."""
     return next((known for known in catalog.known() if Path(known.state_dict_name).stem == path.stem), None)
+
+
+def standardisation(files: Sequence[Path]) -> str | None:
+    """How the training of a checkpoint standardised images; None if its files and folder are unknown."""
+    names = {file.resolve().parent.name for file in files}
+    port = recognise(file_digest(files[0]))
+    if port is not None:
+        names.add(port.source or "")
+    return next((known.standardisation for known in catalog.known() if known.name in names), None)

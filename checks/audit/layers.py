@@ -26,6 +26,12 @@ Role = Literal[
 """What a tensor is for: TensorFlow's own words, and four that only ports have. counter: PyTorch's count of
 batches. scale and shift: a BatchNorm as a product and a sum. factor: the scale of a residual, one number."""
 
+
+def printable(name: str) -> str:
+    """A name from a file, with what a terminal would act on spelled out."""
+    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in name)
+
+
 BATCH_NORM: tuple[Role, ...] = ("gamma", "beta", "moving_mean", "moving_variance")
 BOTTLENECK = BOTTLENECK_SCOPES[0]
 

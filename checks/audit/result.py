@@ -121,6 +121,9 @@ class GraphRun:
         weights: What the weights are stored as, `float32` or `float16`.
         arithmetic: What the convolutions compute in.
         preprocessing: What the graph does to an image itself, a clause.
+        baked: How it standardises images itself, as the catalogue says it; None where it does not, or nothing
+            is known.
+        is_prepared_right: Whether its images are within rounding of what `preprocessing` says.
         feed: What it takes, a clause.
         probes: On each input.
     """
@@ -129,6 +132,8 @@ class GraphRun:
     weights: str
     arithmetic: str
     preprocessing: str
+    baked: str | None
+    is_prepared_right: bool
     feed: str
     probes: tuple[ProbeRun, ...]
 

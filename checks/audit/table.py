@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rich.markup import escape
 from rich.table import Table
 
 from checks.audit.result import AuditReport, GraphRun, TensorResult
@@ -18,7 +19,7 @@ _COLUMNS = ("equal", "folded", "rounded", "approximate", "differs", "missing", "
 def show(report: AuditReport) -> None:
     """Print a report on stdout."""
     console = command_line.console(_WIDTH)
-    console.print(f"[bold]{report.port}[/] ({report.format}) against {report.source}")
+    console.print(f"[bold]{escape(report.port)}[/] ({report.format}) against {escape(report.source)}")
     for path, digest in report.files.items():
         console.print(f"  sha256 {digest}  {path.rpartition('/')[2]}", markup=False)
     if report.recognised:
@@ -33,7 +34,7 @@ def show(report: AuditReport) -> None:
         console.print()
     show_judgements(console, report.judgements)
     style = "bold green" if report.passed else "bold red"
-    console.print(f"\n[{style}]", end="")
+    console.print()
     console.print(report.verdict, style=style, markup=False)
 
 
@@ -52,7 +53,7 @@ def _stages(tensors: Sequence[TensorResult]) -> Table:
         good = all(tensor.good for tensor in group)
         layouts = dict.fromkeys(tensor.layout for tensor in group if len(tensor.shape) > 1 and tensor.layout)
         table.add_row(
-            stage,
+            escape(stage),
             str(len(group)),
             *(str(count or "-") for count in counts),
             str(max(tensor.max_ulp for tensor in group)),

@@ -16,6 +16,7 @@ from checks.audit.layers import (
     PortWeights,
     Role,
     network_layers,
+    printable,
 )
 from converter.convert import reason_to_leave_out
 from converter.errors import SourceError, UsageError
@@ -56,11 +57,11 @@ def read_weights(source: TensorSource) -> PortWeights:
         place = places.get(aliases.get(known, known))
         if place is None or place[1] in layers.get(place[0], {}):
             reason = _reason(source.naming, name)
-            leftovers.append(Leftover(name, str(info.dtype), info.shape, reason))
+            leftovers.append(Leftover(printable(name), str(info.dtype), info.shape, reason))
             continue
         scope, role = place
         layout = _layout(source.naming, role, len(info.shape))
-        layers.setdefault(scope, {})[role] = PortTensor(name, np.array(source[name]), layout)
+        layers.setdefault(scope, {})[role] = PortTensor(printable(name), np.array(source[name]), layout)
     if not layers:
         first = ", ".join(list(source.info)[:3])
         raise SourceError(

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from numpy.typing import NDArray
 
+from checks.audit.layers import printable
 from converter.errors import SourceError
 from converter.layouts import Layout
 
@@ -17,6 +18,8 @@ Op = Literal[
     "mean", "same", "other",
 ]  # fmt: skip
 """What a node does. same: nothing to the values of its first input but to order or store them differently."""
+
+_MOST_LETTERS = 400  # of a description
 
 Padding = tuple[tuple[int, int], tuple[int, int]] | Literal["SAME", "VALID"]
 """Rows before and after, columns before and after; or TensorFlow's words."""
@@ -100,7 +103,11 @@ class Graph:
         """What it is, for a message that refuses it."""
         convolutions = sum(node.op == "conv" for node in self.nodes)
         takes = ", ".join(f"{value.name} {_extents(value.shape)}" for value in self.inputs)
-        return f"{self.title}, with {convolutions} convolutions, taking {takes}"
+        quantised = any(
+            "INTEGER" in node.kind.upper() or "QLINEAR" in node.kind.upper() for node in self.nodes
+        )
+        what = f"{'quantised, ' if quantised else ''}{self.title}, with {convolutions} convolutions"
+        return printable(f"{what}, taking {takes}"[:_MOST_LETTERS])
 
 
 class ForeignGraphError(SourceError):

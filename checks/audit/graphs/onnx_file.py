@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from checks.audit.graphs.graph import Graph, Node, Op, Value, Window
 from converter.errors import SourceError
 from converter.formats.limits import MAX_TENSORS, check_claims, open_regular, read_whole
+from converter.formats.wire import BYTES, Wire
 from converter.layouts import CONVOLUTION, FULLY_CONNECTED, Layout
 from converter.tensor_source import TensorInfo
 
@@ -20,6 +21,8 @@ Array = NDArray[Any]
 
 _MOST_BYTES = 2**31 - 1  # protobuf's own limit for a message
 _DENSE = Layout("IO->IO", (0, 1))
+_GRAPH = 7  # onnx.proto: ModelProto.graph
+_MOST_FIELDS = 100_000  # nodes, initialisers and the like; a graph of this network has under 2,000
 _MOST_IR = 32  # onnx.proto: Version; 14 in 2026
 _EXTERNAL = 1  # onnx.proto: TensorProto.DataLocation.EXTERNAL
 _OPS: Mapping[str, Op] = {
@@ -38,7 +41,8 @@ _OPS: Mapping[str, Op] = {
     "Gemm": "dense",
     "MatMul": "dense",
     **dict.fromkeys(
-        ("Identity", "Cast", "Dropout", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose"), "same"
+        ("Identity", "Cast", "Dropout", "Reshape", "Flatten", "Slice", "Squeeze", "Unsqueeze", "Transpose"),
+        "same",
     ),
 }  # fmt: skip
 
@@ -62,16 +66,35 @@ def read(path: Path) -> Graph:
         SourceError: It is not ONNX, damaged, or its weights are not where it says.
     """
     import onnx
-    from google.protobuf.message import DecodeError
 
     content = read_whole(path, _MOST_BYTES, "over 2 GiB, which no ONNX file can be")
     try:
+        _check_size(content)
         model = onnx.ModelProto.FromString(content)
-    except DecodeError as error:
+        if not model.graph.node or not model.graph.input or not model.graph.output:
+            raise ValueError("no graph")
+        return _graph(path, model)
+    except SourceError:
+        raise
+    except Exception as error:  # damage, and a malformed node, lead anywhere
         raise _unreadable(path) from error
+
+
+def _check_size(content: bytes) -> None:
+    """Count nodes and initialisers before the library makes an object of each.
+
+    Raises:
+        WireError: The content is no ModelProto, or has more of them than any graph that is audited.
+    """
+    wire = Wire(content, _MOST_FIELDS)
+    for field in wire.fields(0, len(content)):
+        if field.number == _GRAPH and field.wire_type == BYTES:
+            for _ in wire.fields(field.start, field.stop):
+                pass
+
+
+def _graph(path: Path, model: Any) -> Graph:
     graph = model.graph
-    if not graph.node or not graph.input or not graph.output:
-        raise _unreadable(path)
     files = [path]
     constants = dict(_constants(path, model, files))
     inputs = tuple(_port(value) for value in graph.input if value.name not in constants)
@@ -103,9 +126,10 @@ def _constants(path: Path, model: Any, files: list[Path]) -> Iterator[tuple[str,
                     tensors.append(attribute.t)
     if len(tensors) > MAX_TENSORS:
         raise SourceError(path, f"it holds {len(tensors)} tensors, more than {MAX_TENSORS}")
+    claimed: dict[str, TensorInfo] = {}
     for tensor in tensors:
         if tensor.data_location == _EXTERNAL:
-            yield tensor.name, _external(path, tensor, files)
+            yield tensor.name, _external(path, tensor, files, claimed)
             continue
         try:
             yield tensor.name, np.asarray(numpy_helper.to_array(tensor))
@@ -115,8 +139,11 @@ def _constants(path: Path, model: Any, files: list[Path]) -> Iterator[tuple[str,
             ) from error
 
 
-def _external(path: Path, tensor: Any, files: list[Path]) -> Array:
-    """Read a tensor from the file beside the model that it names; no other folder is looked into."""
+def _external(path: Path, tensor: Any, files: list[Path], claimed: dict[str, TensorInfo]) -> Array:
+    """Read a tensor from the file beside the model that it names; no other folder is looked into.
+
+    What is read so far stands in `claimed`: together tensors may not be much larger than their file.
+    """
     import onnx
 
     told = {entry.key: entry.value for entry in tensor.external_data}
@@ -130,7 +157,8 @@ def _external(path: Path, tensor: Any, files: list[Path]) -> Array:
         offset = int(told.get("offset", 0))
         with open_regular(beside) as file:
             size = os.fstat(file.fileno()).st_size
-            check_claims(beside, {tensor.name: TensorInfo(dtype, shape)}, size)
+            claimed[tensor.name] = TensorInfo(dtype, shape)
+            check_claims(beside, claimed, size)
             wanted = TensorInfo(dtype, shape).nbytes
             if not 0 <= offset <= size - wanted or int(told.get("length", wanted)) != wanted:
                 raise SourceError(beside, "its data lies behind the end of the file", tensor=tensor.name)
@@ -170,7 +198,8 @@ def _port(value: Any) -> Value:
     import onnx
 
     kind = value.type.tensor_type
-    shape = tuple(dim.dim_value if dim.HasField("dim_value") else None for dim in kind.shape.dim)
+    # Some exporters write -1, or 0, for an extent that is not fixed.
+    shape = tuple(dim.dim_value if dim.dim_value > 0 else None for dim in kind.shape.dim)
     try:
         dtype = str(np.dtype(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)))
     except (KeyError, TypeError):

@@ -16,9 +16,17 @@ from checks.probes import IMAGE_SIZE
 from checks.taps import BOTTLENECK, EMBEDDINGS, LOGITS, tap_names
 from converter.casting import HALVES
 from converter.errors import SourceError
+from reference.inception_resnet_v1 import MINIMUM_IMAGE_SIZE
 
 Array = NDArray[Any]
 _DTYPES = ("float32", "float16", "uint8", "int8", "int32")
+_WORDS = {
+    EMBEDDINGS: "embeddings of length one",
+    BOTTLENECK: "embeddings before they are brought to length one",
+    LOGITS: "logits",
+}
+_MOST_IMAGES = 64  # in a fixed batch
+_MOST_PIXELS = 1024  # of height and width
 _UNIT = 1e-2  # how far from one the length of an embedding may be that half precision brought to one
 
 
@@ -50,24 +58,24 @@ class GraphRunner:
         self._layout = _image_layout(graph)
         self.dtype = graph.inputs[0].dtype
         self.feed = f"{'NHWC' if self._layout.channels_last else 'NCHW'} {self.dtype}"
-        self.weights = str(walked.weights.layers[BOTTLENECK]["weights"].array.dtype)
-        kernels = {node.inputs[1] for node in graph.nodes if node.op == "conv"}
-        as_stored = kernels - {node.output for node in graph.nodes}
-        self.halved = any(
-            name in graph.constants and graph.constants[name].dtype in HALVES for name in as_stored
-        )
+        stored = {t.array.dtype for tensors in walked.weights.layers.values() for t in tensors.values()}
+        self.weights = next((str(dtype) for dtype in HALVES if dtype in stored), "float32")
+        self.halved = walked.halved
         self.taps = tuple(tap for tap in tap_names(every_layer=True, logits=True) if tap in walked.taps)
-        self._output = walked.embeddings or walked.taps[BOTTLENECK]
-        normalised = bool(walked.embeddings) and self._gives_unit_length()
-        self.compared = EMBEDDINGS if normalised else BOTTLENECK
-        length = "of length one" if normalised else "before they are brought to length one"
-        gives = ["logits"] if LOGITS in walked.taps else []
-        self.gives = " and ".join([f"embeddings {length}", *gives] if walked.embeddings else gives)
+        outputs = {
+            name: EMBEDDINGS if self._gives_unit_length(name) else BOTTLENECK for name in walked.embeddings
+        }
+        if walked.taps.get(LOGITS) in {output.name for output in graph.outputs}:
+            outputs[walked.taps[LOGITS]] = LOGITS
+        self._outputs = tuple(outputs)
+        self.outputs = tuple(outputs.values())
+        self.gives = " and ".join(_WORDS[output] for output in dict.fromkeys(self.outputs))
 
-    def _gives_unit_length(self) -> bool:
+    def _gives_unit_length(self, name: str) -> bool:
         grey = self.fitted(np.full((1, IMAGE_SIZE, IMAGE_SIZE, 3), 0.25, np.float32))
-        lengths = np.sqrt(np.square(self.embeddings(grey).astype(np.float64)).sum(axis=1))
-        return bool((np.abs(lengths - 1) <= _UNIT).all())
+        (found,) = self._run(grey, [name], plain=False)
+        length = np.sqrt(np.square(found.astype(np.float64)).sum())
+        return bool(abs(length - 1) <= _UNIT)
 
     def fitted(self, images: Array) -> Array:
         """Images cut or repeated to the size that the graph takes."""
@@ -76,17 +84,21 @@ class GraphRunner:
                 images = np.take(images, np.arange(extent) % images.shape[axis], axis=axis)
         return images
 
-    def embeddings(self, images: Array) -> Array:
-        """(N, size): what it gives, as its runtime runs it by default."""
-        (found,) = self._run(images, [self._output], plain=not self._walked.embeddings)
-        return found.reshape(len(images), -1)
+    def given(self, images: Array) -> list[Array]:
+        """What each of `outputs` is, (N, size), as its runtime runs it by default."""
+        if not self.outputs:
+            return []
+        found = self._run(images, list(self._outputs), plain=False)
+        return [array.reshape(len(images), -1) for array in found]
 
-    def inner(self, images: Array) -> list[Array]:
-        """What every tap gives, maps as NHWC, run as the graph is written."""
-        found = self._run(images, [self._walked.taps[tap] for tap in self.taps], plain=True)
-        if self._graph.channels_last:
-            return found
-        return [array.transpose(0, 2, 3, 1) if array.ndim == 4 else array for array in found]
+    def inner(self, images: Array) -> tuple[Array, list[Array]]:
+        """What the first convolution takes, and what every tap gives, NHWC, run as the graph is written."""
+        names = [self._walked.taps[tap] for tap in self.taps]
+        is_prepared = self._walked.input != self._graph.inputs[0].name
+        found = self._run(images, [*names, self._walked.input] if is_prepared else names, plain=True)
+        if not self._graph.channels_last:
+            found = [array.transpose(0, 2, 3, 1) if array.ndim == 4 else array for array in found]
+        return (found[-1], found[:-1]) if is_prepared else (images.astype(self.dtype), found)
 
     def _run(self, images: Array, names: list[str], *, plain: bool) -> list[Array]:
         whole = images if self._layout.channels_last else images.transpose(0, 3, 1, 2)
@@ -111,6 +123,9 @@ def _image_layout(graph: Graph) -> _Layout:
     shape = value.shape if len(value.shape) == 4 else (None, None, None, None)
     channels_last = shape[3] == 3 if shape.count(3) == 1 else graph.channels_last
     channels, *extents = (shape[3], *shape[1:3]) if channels_last else shape[1:]
-    if len(graph.inputs) != 1 or channels not in (3, None) or value.dtype not in _DTYPES:
+    sizes = all(extent is None or MINIMUM_IMAGE_SIZE <= extent <= _MOST_PIXELS for extent in extents)
+    if len(graph.inputs) != 1 or channels not in (3, None) or value.dtype not in _DTYPES or not sizes:
         raise SourceError(graph.path, f"it does not take images of three channels ({graph.described()})")
+    if shape[0] is not None and shape[0] > _MOST_IMAGES:
+        raise SourceError(graph.path, f"it takes {shape[0]} images at once, more than {_MOST_IMAGES}")
     return _Layout(channels_last, shape[0], extents[0], extents[1])

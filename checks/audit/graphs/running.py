@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,7 +15,7 @@ from checks.audit.graphs.preprocessing import Preprocessing, recognise, to_pixel
 from checks.audit.result import GraphRun, LayerError, ProbeRun
 from checks.metrics import l2_norm, relative_l2
 from checks.probes import Probe, seeded_probes
-from checks.taps import EMBEDDINGS, run_pytorch
+from checks.taps import BOTTLENECK, EMBEDDINGS, LOGITS, run_pytorch
 from reference import InceptionResnetV1
 
 Array = NDArray[Any]
@@ -30,8 +31,8 @@ class Runner(Protocol):
         dtype: What it takes.
         weights: What its weights are stored as.
         halved: Whether it computes in half precision.
-        taps: The taps that can be looked at, in the order of evaluation.
-        compared: The tap that what it gives is compared with.
+        taps: The taps that can be looked at, in the order of evaluation; the Bottleneck is one.
+        outputs: The taps that its outputs are.
     """
 
     runtime: str
@@ -41,22 +42,23 @@ class Runner(Protocol):
     weights: str
     halved: bool
     taps: tuple[str, ...]
-    compared: str
+    outputs: tuple[str, ...]
 
     def fitted(self, images: Array) -> Array:
         """Images cut or repeated to the size that the graph takes, NHWC."""
 
-    def embeddings(self, images: Array) -> Array:
-        """(N, size): what it gives, as its runtime runs it by default."""
+    def given(self, images: Array) -> list[Array]:
+        """What each of `outputs` is, (N, size), as its runtime runs it by default."""
 
-    def inner(self, images: Array) -> list[Array]:
-        """What every tap gives, maps as NHWC, run as the graph is written."""
+    def inner(self, images: Array) -> tuple[Array, list[Array]]:
+        """What the first convolution takes, and what every tap gives, NHWC, run as the graph is written."""
 
 
 def run_graph(
     runner: Runner,
     own: Callable[[torch.dtype], InceptionResnetV1],
     source: InceptionResnetV1,
+    input_scale: float,
     seed: int,
     say: Callable[[str], None],
 ) -> GraphRun:
@@ -66,63 +68,85 @@ def run_graph(
         runner: The graph.
         own: Makes the network with the graph's own weights, in an arithmetic.
         source: The network with the source's weights, in float64.
+        input_scale: What the images that the first convolution takes have to be divided by, for its weights
+            are.
         seed: Of the inputs.
         say: Told what is going on.
 
     Raises:
         SourceError: Its runtime does not run it.
     """
-    exact, rounded = own(torch.float64), own(torch.float16 if runner.halved else torch.float32)
+    networks = _Networks(
+        own(torch.float64), own(torch.float16 if runner.halved else torch.float32), source, input_scale
+    )
+    arithmetic = "float16" if runner.halved else "float32"
     probes = [probe for probe in seeded_probes(seed) if not probe.name.startswith("odd size")]
     say("telling its preprocessing")
-    preparing = recognise(
-        to_pixels(runner.fitted(probes[1].images[:1])),
-        lambda images: runner.inner(images)[0],
-        lambda images: run_pytorch(exact, images, runner.taps)[runner.taps[0]],
-        runner.dtype,
-    )
+    pixels = to_pixels(runner.fitted(probes[1].images[:1]))
+    preparing = recognise(pixels, lambda images: runner.inner(images)[0] / input_scale, runner.dtype)
     measured = []
     for probe in probes:
         say(f"running: {probe.name}")
-        measured.append(_measure(runner, (exact, rounded, source), preparing, probe))
+        measured.append(_measure(runner, networks, preparing, probe))
     return GraphRun(
         runtime=runner.runtime,
         weights=runner.weights,
-        arithmetic="float16" if runner.halved else "float32",
+        arithmetic=arithmetic,
         preprocessing=preparing.statement,
+        baked=preparing.baked if preparing.known and not preparing.is_left_to_others else None,
+        is_prepared_right=preparing.distance
+        <= thresholds.PREPARED["float16" if runner.halved else "float32"],
         feed=f"{preparing.feed}, {runner.feed}; gives {runner.gives}",
         probes=tuple(measured),
     )
 
 
-def _measure(
-    runner: Runner,
-    networks: tuple[InceptionResnetV1, InceptionResnetV1, InceptionResnetV1],
-    preparing: Preprocessing,
-    probe: Probe,
-) -> ProbeRun:
-    """Run a graph on one probe, as its runtime optimises it and as it is written."""
-    exact, rounded, source = networks
-    images = runner.fitted(probe.images)
-    fed = seen = images
-    if not preparing.is_plain:
-        fed, seen = preparing.prepare(to_pixels(images))
-    taps = tuple(dict.fromkeys((*runner.taps, runner.compared)))
-    wanted = run_pytorch(exact, seen, taps)
-    floors = run_pytorch(rounded, seen, taps)
+@dataclass(frozen=True, slots=True)
+class _Networks:
+    """What a graph is held against: `run_graph` says what each is."""
+
+    exact: InceptionResnetV1
+    rounded: InceptionResnetV1
+    source: InceptionResnetV1
+    input_scale: float
+
+
+def _measure(runner: Runner, networks: _Networks, preparing: Preprocessing, probe: Probe) -> ProbeRun:
+    """Run a graph on one probe, as its runtime optimises it and as it is written.
+
+    Every network sees the image that the graph's own first convolution sees: how it was prepared is judged by
+    itself.
+    """
+    fed = images = runner.fitted(probe.images)
+    if not preparing.takes_standardised:
+        fed = preparing.feed_of(to_pixels(images))
+    seen, inner = runner.inner(fed)
+    taps = tuple(dict.fromkeys((*runner.taps, *runner.outputs)))
+    wanted = run_pytorch(networks.exact, seen, taps)
+    floors = run_pytorch(networks.rounded, seen, taps)
     floor = {tap: _floor(floors[tap], wanted[tap], runner.halved) for tap in taps}
     layers = tuple(
         LayerError(tap, _error(found, wanted[tap]), floor[tap])
-        for tap, found in zip(runner.taps, runner.inner(fed), strict=True)
+        for tap, found in zip(runner.taps, inner, strict=True)
     )
-    given = runner.embeddings(fed)
-    right = run_pytorch(source, seen, (EMBEDDINGS,))[EMBEDDINGS]
-    gap = _unit(given) - right if given.shape == right.shape else np.full(right.shape, np.inf)
+    given = runner.given(fed)
+    worst = max(
+        ((_error(found, wanted[tap]), floor[tap]) for tap, found in zip(runner.outputs, given, strict=True)),
+        key=lambda pair: pair[0] / pair[1],
+        default=(layers[-1].error, layers[-1].floor),
+    )
+    embedding = next(
+        (found for tap, found in zip(runner.outputs, given, strict=True) if tap != LOGITS),
+        inner[runner.taps.index(BOTTLENECK)].reshape(len(images), -1),
+    )
+    prepared = seen.astype(np.float64) / networks.input_scale
+    right = run_pytorch(networks.source, prepared, (EMBEDDINGS,))[EMBEDDINGS]
+    gap = _unit(embedding) - right if embedding.shape == right.shape else np.full(right.shape, np.inf)
     return ProbeRun(
         name=probe.name,
         few_values=probe.few_values,
-        error=_error(given, wanted[runner.compared]),
-        floor=floor[runner.compared],
+        error=worst[0],
+        floor=worst[1],
         distance=l2_norm(gap),
         row_distance=max(l2_norm(row) for row in gap),
         layers=layers,
@@ -137,7 +161,8 @@ def _error(found: Array, wanted: Array) -> float:
 def _floor(rounded: Array, exact: Array, halved: bool) -> float:
     """PyTorch's own error, which counts as one rounding at least."""
     roundoff = thresholds.HALF_ROUNDOFF if halved else thresholds.UNIT_ROUNDOFF
-    return max(relative_l2(rounded, exact), roundoff)
+    error = relative_l2(rounded, exact)
+    return max(error, roundoff) if np.isfinite(error) else roundoff
 
 
 def _unit(embeddings: Array) -> Array:

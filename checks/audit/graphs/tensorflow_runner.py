@@ -42,7 +42,7 @@ class TensorFlowRunner:
     gives = "embeddings of length one"
     dtype = weights = "float32"
     halved = False
-    compared = EMBEDDINGS
+    outputs: tuple[str, ...] = (EMBEDDINGS,)
 
     def __init__(self, graph: PublishedGraph) -> None:
         import tensorflow
@@ -60,11 +60,11 @@ class TensorFlowRunner:
             raise ValueError(f"it does not take images of {IMAGE_SIZE}x{IMAGE_SIZE}")
         return images
 
-    def embeddings(self, images: Array) -> Array:
-        """(N, size): what it gives."""
-        return self._graph.run(images, [EMBEDDINGS])[EMBEDDINGS]
+    def given(self, images: Array) -> list[Array]:
+        """What each of `outputs` is, (N, size)."""
+        return [self._graph.run(images, [EMBEDDINGS])[EMBEDDINGS]]
 
-    def inner(self, images: Array) -> list[Array]:
-        """What every tap gives, NHWC."""
+    def inner(self, images: Array) -> tuple[Array, list[Array]]:
+        """What the first convolution takes, and what every tap gives, NHWC."""
         found = self._graph.run(images, self.taps)
-        return [found[tap] for tap in self.taps]
+        return images, [found[tap] for tap in self.taps]

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from checks.audit.graphs.graph import Graph, Node, Op, Value, Window
+from converter.casting import HALVES
 from converter.errors import SourceError
 from converter.formats.limits import MAX_TENSORS, check_claims, read_whole
 from converter.layouts import FULLY_CONNECTED, Layout
@@ -19,6 +20,8 @@ from converter.tensor_source import TensorInfo
 Array = NDArray[Any]
 
 _MAGIC = b"TFL3"  # schema.fbs of TensorFlow Lite: file_identifier, at byte 4
+_MOST_REFERENCES = 10 * MAX_TENSORS  # this network has 2,000
+_MOST_SIGNATURES = 8
 _MOST_BYTES = 2**31 - 1  # a flatbuffer's own limit
 _KERNEL = Layout("HWIO->OHWI", (3, 0, 1, 2))
 _DTYPES = {0: "float32", 1: "float16", 2: "int32", 3: "uint8", 4: "int64", 6: "bool", 7: "int16", 9: "int8"}
@@ -40,6 +43,7 @@ _OPS: Mapping[str, Op] = {
         ("RESHAPE", "SQUEEZE", "EXPAND_DIMS", "STRIDED_SLICE", "TRANSPOSE", "DEQUANTIZE", "CAST"), "same"
     ),
 }  # fmt: skip
+_NOTHING = np.empty(0)
 _RELU = 1  # schema.fbs: ActivationFunctionType.RELU
 _SAME = 0  # schema.fbs: Padding.SAME
 
@@ -62,17 +66,19 @@ def read(path: Path) -> Graph:
     try:
         if content[4:8] != _MAGIC:
             raise ValueError("no TFL3")
-        model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(content, 0))
+        root = schema.Model.GetRootAs(content, 0)
+        _check_size(root)
+        model = schema.ModelT.InitFromObj(root)
         (graph,) = model.subgraphs
         names = {number: name for name, number in vars(schema.BuiltinOperator).items() if name.isupper()}
         tensors = [_name(tensor, number) for number, tensor in enumerate(graph.tensors)]
-        if len(tensors) > MAX_TENSORS:
-            raise ValueError("too many tensors")
         constants = {
             name: array
             for name, tensor in zip(tensors, graph.tensors, strict=True)
             if (array := _constant(path, name, tensor, model.buffers, len(content))) is not None
         }
+        described = {name: TensorInfo(array.dtype, array.shape) for name, array in constants.items()}
+        check_claims(path, described, len(content))
         nodes = [_node(operator, model.operatorCodes, names, tensors) for operator in graph.operators]
         inputs, outputs = (
             tuple(_port(tensors[number], graph.tensors[number]) for number in numbers)
@@ -88,7 +94,7 @@ def read(path: Path) -> Graph:
             next_step="Convert it again",
         ) from error
     for node in nodes:
-        if node.kind == "DEQUANTIZE" and node.inputs[0] in constants:
+        if node.kind == "DEQUANTIZE" and constants.get(node.inputs[0], _NOTHING).dtype in HALVES:
             constants[node.output] = constants[node.inputs[0]]  # as it is stored: widening changes no value
     title = (
         f"the graph {(graph.name or b'main').decode(errors='replace')!r} ({description or 'no description'})"
@@ -96,6 +102,26 @@ def read(path: Path) -> Graph:
     return Graph(
         path, (path,), "TFLite graph", title, tuple(nodes), constants, inputs, outputs, channels_last=True
     )
+
+
+def _check_size(model: Any) -> None:
+    """Count what a model has before an object is made of each: its references may share what they refer to.
+
+    Raises:
+        ValueError: It has more than any graph that is audited, or several graphs.
+    """
+    graph = model.Subgraphs(0)
+    if model.SubgraphsLength() != 1 or model.SignatureDefsLength() > _MOST_SIGNATURES:
+        raise ValueError("several graphs")
+    counts = [
+        model.BuffersLength(), model.OperatorCodesLength(), model.MetadataLength(), graph.TensorsLength(),
+        graph.OperatorsLength(), graph.InputsLength(), graph.OutputsLength(),
+    ]  # fmt: skip
+    for number in range(min(graph.OperatorsLength(), MAX_TENSORS)):
+        operator = graph.Operators(number)
+        counts.append(operator.InputsLength() + operator.OutputsLength() + operator.IntermediatesLength())
+    if max(counts) > MAX_TENSORS or sum(counts) > _MOST_REFERENCES:
+        raise ValueError("too many tensors or operations")
 
 
 def _name(tensor: Any, number: int) -> str:
@@ -118,7 +144,7 @@ def _constant(path: Path, name: str, tensor: Any, buffers: Sequence[Any], size: 
 
 def _port(name: str, tensor: Any) -> Value:
     told = tensor.shapeSignature if tensor.shapeSignature is not None else tensor.shape
-    shape = tuple(None if extent < 0 else int(extent) for extent in (told if told is not None else ()))
+    shape = tuple(None if extent < 1 else int(extent) for extent in (told if told is not None else ()))
     return Value(name, shape, _DTYPES.get(tensor.type, "unknown"))
 
 

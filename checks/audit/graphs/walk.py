@@ -14,12 +14,28 @@ from itertools import permutations
 from typing import Any
 
 from checks.audit.graphs.graph import ForeignGraphError, Graph, Node, Window
-from checks.audit.layers import BATCH_NORM, BOTTLENECK, PortTensor, PortWeights, Role
+from checks.audit.layers import BATCH_NORM, BOTTLENECK, PortTensor, PortWeights, Role, printable
 from checks.taps import short
+from converter.casting import HALVES
 from converter.layer_map import BLOCKS, BOTTLENECK_INPUTS, LOGITS_SCOPE, NETWORK_SCOPE, STEM, Layer
 from converter.layouts import VECTOR, Layout
 
 _NUMBER = Layout("1->1", (0,))
+SURROUNDING = frozenset((
+    # ONNX
+    "Add", "Cast", "Clip", "Concat", "ConstantOfShape", "Div", "Expand", "Flatten", "Gather", "Identity",
+    "LpNormalization", "Max", "Mul", "Pow", "Reciprocal", "ReduceL2", "ReduceMean", "ReduceSum",
+    "ReduceSumSquare", "Reshape", "Shape", "Slice", "Softmax", "Split", "Sqrt", "Squeeze", "Sub", "Transpose",
+    "Unsqueeze",
+    # TFLite
+    "ADD", "BROADCAST_TO", "CAST", "CONCATENATION", "DEQUANTIZE", "DIV", "EXPAND_DIMS", "GATHER",
+    "L2_NORMALIZATION", "MAXIMUM", "MEAN", "MUL", "PACK", "POW", "RESHAPE", "REVERSE_V2", "RSQRT", "SHAPE",
+    "SLICE", "SOFTMAX", "SPLIT", "SQRT", "SQUARE", "SQUARED_DIFFERENCE", "SQUEEZE", "STRIDED_SLICE", "SUB",
+    "SUM", "TRANSPOSE",
+))  # fmt: skip
+"""Operations that prepare an image or bring an embedding to length one, and do the same to every image. Of
+any other, a run on some images says little."""
+
 _POOL = Window((2, 2), "VALID", (3, 3))
 
 
@@ -31,16 +47,19 @@ class Walked:
         weights: The port's layers.
         taps: Stage or layer, as `checks.taps` calls it, to the graph's tensor that is its output.
         input: The graph's tensor that the first convolution takes.
-        embeddings: The graph's output that the embeddings are; empty where it gives logits alone.
-        unjudged: The graph's other outputs.
+        embeddings: The graph's outputs that the embedding is, brought to length one or not; none where it
+            gives logits alone.
+        halved: Whether a convolution computes in half precision.
+        before: Kinds of operations before the first convolution.
         remarks: Where the structure is not that of the network.
     """
 
     weights: PortWeights
     taps: dict[str, str]
     input: str = ""
-    embeddings: str = ""
-    unjudged: tuple[str, ...] = ()
+    embeddings: tuple[str, ...] = ()
+    halved: bool = False
+    before: tuple[str, ...] = ()
     remarks: list[str] = field(default_factory=list)
 
 
@@ -74,14 +93,17 @@ def walk(graph: Graph) -> Walked:
             found.append(_Walk(graph).network(output.name))
         except ForeignGraphError as error:
             problems.append(error)
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            problem = f"an operation lacks its inputs or has others than it should ({error})"
+            problems.append(ForeignGraphError(graph, problem))
     if not found:
         raise max(problems, key=lambda error: error.reached)
     # A graph may give the embedding and the logits: the walk from the logits finds all that the other does.
     best = max(found, key=lambda walked: len(walked.weights.layers))
-    if not best.embeddings:
-        best.embeddings = next((walked.embeddings for walked in found if walked.embeddings), "")
-    judged = {best.embeddings, best.taps.get(LOGITS_SCOPE, best.embeddings)}
-    best.unjudged = tuple(output.name for output in graph.outputs if output.name not in judged)
+    best.embeddings = tuple(name for walked in found for name in walked.embeddings)
+    judged = {*best.embeddings, best.taps.get(LOGITS_SCOPE)}
+    others = [output.name for output in graph.outputs if output.name not in judged]
+    best.remarks += [f"its output {_plain(name)!r} is not one that can be judged" for name in others]
     return best
 
 
@@ -99,6 +121,7 @@ class _Walk:
         self.layers: dict[str, Mapping[Role, PortTensor]] = {}
         self.taps: dict[str, str] = {}
         self.remarks: list[str] = []
+        self.halved = False
 
     def network(self, output: str) -> Walked:
         """Walk from one of the graph's outputs to its input."""
@@ -122,8 +145,33 @@ class _Walk:
                 name = pool.inputs[0]
                 continue
             name, unit = self._stem_unit(name, layer)
-        embeddings = "" if LOGITS_SCOPE in self.layers else output
-        return Walked(PortWeights(self.layers), self.taps, name, embeddings, remarks=self.remarks)
+        before = self._kinds(self._ancestors(name))
+        behind = self._ancestors(output) - self._ancestors(self.taps[BOTTLENECK])
+        for kinds, where in (
+            (before, "before the first layer"),
+            (self._kinds(behind), "behind the last layer"),
+        ):
+            strange = [kind for kind in kinds if kind not in SURROUNDING]
+            if strange:
+                self.remarks.append(f"{', '.join(strange)} {where}, which no run can vouch for")
+        embeddings = () if LOGITS_SCOPE in self.layers else (output,)
+        return Walked(
+            PortWeights(self.layers), self.taps, name, embeddings, self.halved, before, self.remarks
+        )
+
+    def _ancestors(self, name: str) -> set[str]:
+        """The outputs of all nodes that a tensor depends on."""
+        found: set[str] = set()
+        waiting = [name]
+        while waiting:
+            node = self.producers.get(waiting.pop())
+            if node is not None and node.output not in found:
+                found.add(node.output)
+                waiting += node.inputs
+        return found
+
+    def _kinds(self, outputs: set[str]) -> tuple[str, ...]:
+        return tuple(sorted({self.producers[name].kind for name in outputs}))
 
     def _stem_unit(self, name: str, layer: Layer) -> tuple[str, _Unit]:
         unit = self._unit(name)
@@ -317,7 +365,10 @@ class _Walk:
         assert node.layout is not None
         if len(node.inputs) < 2 or node.inputs[1] not in self.graph.constants:
             raise self._foreign(f"the weights of {node.output!r} are no constant")
-        yield "weights", PortTensor(_plain(node.inputs[1]), self.graph.constants[node.inputs[1]], node.layout)
+        weights = self.graph.constants[node.inputs[1]]
+        # Weights that are only stored in half precision are widened by a node before they are used.
+        self.halved |= weights.dtype in HALVES and node.inputs[1] not in self.producers
+        yield "weights", PortTensor(_plain(node.inputs[1]), weights, node.layout)
         if len(node.inputs) > 2 and node.inputs[2]:
             bias = self.graph.constants.get(node.inputs[2])
             if bias is None:
@@ -438,4 +489,4 @@ def _label(node: Node | None) -> str:
 def _plain(name: str) -> str:
     """A tensor's name as its file has it, without the number that `tflite_file` adds."""
     stem, _, number = name.rpartition("#")
-    return stem if stem and number.isdigit() else name
+    return printable(stem if stem and number.isdigit() else name)
