@@ -68,18 +68,33 @@ def export_onnx(
     return path
 
 
-def export_tflite(tensors: Arrays, path: Path, *, half: bool = False, quantised: bool = False) -> Path:
-    """Convert the rebuilt TensorFlow graph with these variables, by TensorFlow's own converter."""
+def export_tflite(
+    tensors: Arrays, path: Path, *, half: bool = False, quantised: bool = False, from_bytes: bool = False
+) -> Path:
+    """Convert the rebuilt TensorFlow graph with these variables, by TensorFlow's own converter.
+
+    Args:
+        tensors: The variables.
+        path: Where to write.
+        half: Whether to store weights in half precision.
+        quantised: Whether to store them as integers.
+        from_bytes: Whether the graph takes bytes, and standardises them as (x - 127.5) / 128.
+    """
     from facenet_tf import import_tensorflow
-    from facenet_tf.graph import RebuiltNetwork
+    from facenet_tf.graph import build
+    from facenet_tf.session import legacy_graph, open_session
+    from facenet_tf.variables import infer_options, load_variables
 
     tf = import_tensorflow()
     features = {name: array for name, array in tensors.items() if not name.startswith("Logits/")}
-    with RebuiltNetwork(features, "float32") as built:
-        session = built._session
-        converter = tf.compat.v1.lite.TFLiteConverter.from_session(
-            session, [built._images], [built._endpoints["embeddings"]]
-        )
+    with legacy_graph() as graph:
+        dtype = tf.uint8 if from_bytes else tf.float32
+        fed = tf.compat.v1.placeholder(dtype, (None, 160, 160, 3), name="input")
+        images = (tf.cast(fed, tf.float32) - 127.5) / 128.0 if from_bytes else fed
+        embeddings = build(images, **infer_options(features)._asdict())["embeddings"]
+    with open_session(graph) as session:
+        load_variables(session, features)
+        converter = tf.compat.v1.lite.TFLiteConverter.from_session(session, [fed], [embeddings])
         if half or quantised:
             converter.optimizations = [tf.lite.Optimize.DEFAULT]
         if half:

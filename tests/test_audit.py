@@ -168,7 +168,8 @@ def test_one_bit_is_found_and_named(source, right, tmp_path, key, bit):
     assert set(found(report, "differs")) == {key}
     result = found(report, "differs")[key]
     assert (result.differing, result.values) == (1, right[key].size)
-    assert result.max_ulp == (1 << bit if bit < 31 else result.max_ulp)
+    if bit < 31:  # a sign leads to the other side of zero
+        assert result.max_ulp == 1 << bit
     assert sum(result.ulp_histogram) == result.values
     assert result.ulp_histogram[0] == result.values - 1
     assert report.verdict == f"The port differs: {key} is not the source's."
@@ -323,7 +324,7 @@ def test_folding_in_half_precision_is_recognised(source, folded, tmp_path):
     assert report.passed
     assert report.verdict == (
         "The port is faithful: its weights are the source's with factors folded in and rounded to half "
-        "precision, bit for bit."
+        "precision, within rounding."
     )
 
 
@@ -335,7 +336,8 @@ def test_folding_by_an_unknown_formula_is_held_to_float64(source, folded, right,
     odd = right["conv2d_2b.conv.weight"] / root[:, None, None, None] / root[:, None, None, None]
     port = {**folded, "conv2d_2b.conv.weight": odd}
     report = audit(save(tmp_path / "port.safetensors", port), source)
-    assert set(found(report, "approximate")) == {"conv2d_2b.conv.weight"}
+    # A kernel that no factor gives leaves open which one was used for the bias.
+    assert set(found(report, "approximate")) == {"conv2d_2b.conv.weight", "conv2d_2b.conv.bias"}
     assert report.verdict.endswith("with factors folded in, within rounding.")
     port["conv2d_2b.conv.weight"] = odd * np.float32(1 + 1e-6)  # eight roundings are 4.8e-7
     report = audit(save(tmp_path / "worse.safetensors", port), source)

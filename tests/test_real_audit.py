@@ -38,9 +38,10 @@ VERDICTS = {
     "single.onnx": "with factors folded in, bit for bit",
     "half.onnx": "with factors folded in and rounded to half precision, bit for bit",
     # TensorFlow takes the root of the Bottleneck's variance by the processor's own estimate, which no formula
-    # gives to the last bit: there the factor is held to float64.
+    # gives to the last bit: there the factor is held to float64. In half precision the weights of a channel
+    # leave open which of several factors was used, and so the last bit of a few biases.
     "single.tflite": "with factors folded in, within rounding",
-    "half.tflite": "with factors folded in and rounded to half precision, bit for bit",
+    "half.tflite": "with factors folded in and rounded to half precision, within rounding",
 }
 
 
@@ -73,16 +74,15 @@ def test_the_keras_file_is_the_checkpoints_to_the_last_bit(
     # One bit, where the file keeps the array.
     changed = tmp_path / "facenet_keras.h5"
     shutil.copy(keras, changed)
-    name, offset = flip_in_place(changed, "Block17_10_Branch_1_Conv2d_0c_7x1", report)
+    name = flip_in_place(changed, "Block17_10_Branch_1_Conv2d_0c_7x1", report)
     assert main([str(changed), "--against", str(real_checkpoint)]) == 1
     out = capsys.readouterr().out
     assert f"{name}: 1 of 114688 values differ" in out
     assert f"The port differs: {name} is not the source's." in out
     assert "nyoki-mtl" not in out  # another file than the published one
-    assert offset > 0
 
 
-def flip_in_place(path: Path, layer: str, report: AuditReport) -> tuple[str, int]:
+def flip_in_place(path: Path, layer: str, report: AuditReport) -> str:
     """Change the lowest bit of a kernel's first value, found by its bytes."""
     import h5py
 
@@ -95,7 +95,7 @@ def flip_in_place(path: Path, layer: str, report: AuditReport) -> tuple[str, int
         file.seek(offset)
         file.write(bytes([byte ^ 1]))
     (name,) = [each.name for each in report.tensors if each.name.startswith(f"{layer}/kernel")]
-    return name, offset
+    return name
 
 
 def test_the_checkpoint_and_its_frozen_graph_are_exact_and_run(keras: Path, real_checkpoint: Path) -> None:
@@ -123,15 +123,15 @@ def test_an_exported_graph_is_faithful(
     ]  # fmt: skip
     statuses = [tensor["status"] for tensor in report["tensors"]]
     counts = {status: statuses.count(status) for status in sorted(set(statuses))}
-    assert (
-        counts
-        == {
-            "single.onnx": {"equal": 62, "folded": 224},
-            "half.onnx": {"equal": 20, "folded": 224, "rounded": 42},
-            "single.tflite": {"approximate": 1, "equal": 3, "folded": 263},
-            "half.tflite": {"folded": 264, "rounded": 3},
-        }[name]
-    )
+    by_estimate = counts.pop("approximate", 0)
+    folded = counts.pop("folded") + by_estimate
+    assert (counts, folded) == {
+        "single.onnx": ({"equal": 62}, 224),
+        "half.onnx": ({"equal": 20, "rounded": 42}, 224),
+        "single.tflite": ({"equal": 3}, 264),
+        "half.tflite": ({"rounded": 3}, 264),
+    }[name]
+    assert (by_estimate == 0) is name.endswith(".onnx")
     run = report["run"]
     assert run["weights"] == ("float16" if name.startswith("half") else "float32")
     assert run["arithmetic"] == ("float16" if name == "half.onnx" else "float32")
@@ -156,14 +156,23 @@ def mutate(graph: Graph, name: str, index: int, bit: int) -> Graph:
 def test_one_bit_of_any_tensor_of_a_graph_is_found_and_named(
     graphs: dict[str, Path], real_tensors: dict[str, NDArray], name: str
 ) -> None:
-    """Any bit of any tensor: seeded places, the lowest bit at every third of them."""
+    """Seeded places in tensors that a formula tells to the last bit, at every third the lowest bit."""
     right = source_tensors(
         real_tensors, infer_variant(describe(real_tensors)), Others(to_pytorch(real_tensors), {})
     )
     graph = (tflite_file if name.endswith(".tflite") else onnx_file).read(graphs[name])
     random = np.random.default_rng(0)
-    weights = [node.inputs[place] for node in graph.nodes for place in (1, 2) if node.op == "conv"]
-    for number, constant in enumerate(random.choice(weights, 8, replace=False)):
+    told = {
+        result.name for result in audit_tensors(walk(graph).weights, right) if result.status != "approximate"
+    }
+    weights = [
+        node.inputs[place]
+        for node in graph.nodes
+        for place in (1, 2)
+        if node.op in ("conv", "dense") and place < len(node.inputs) and node.inputs[place]
+    ]
+    weights = [each for each in weights if (each.rpartition("#")[0] or each) in told]
+    for number, constant in enumerate([weights[-1], *random.choice(weights[:-1], 7, replace=False)]):
         array = graph.constants[constant]
         bit = 0 if number % 3 == 0 else int(random.integers(8 * array.itemsize))
         changed = mutate(graph, constant, int(random.integers(array.size)), bit)

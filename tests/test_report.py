@@ -403,7 +403,7 @@ def audit_report(*, sound: bool) -> AuditReport:
         LayerError(tap, 1e-3 if not sound and n >= 9 else 6e-7, 6e-7) for n, tap in enumerate(taps)
     )
     run = GraphRun(
-        "a runtime 1.0", "float16", "float32", "divides by 255", "NHWC",
+        "a runtime 1.0", "float16", "float32", "divides by 255", None, sound, "NHWC",
         (ProbeRun("standard normal", False, 1e-6, 1e-6, 1e-6, 1e-6, layers),),
     )  # fmt: skip
     return AuditReport(

@@ -33,7 +33,7 @@ from checks.audit.judging import (
 )
 from checks.audit.layers import PortWeights
 from checks.audit.result import AuditReport, GraphRun, TensorResult
-from checks.audit.tensors import Source, audit_tensors, find_input_scale, source_tensors
+from checks.audit.tensors import InputFold, Source, audit_tensors, find_input_fold, source_tensors
 from checks.audit.weight_file import read_weights
 from checks.diagnosis.tensor_causes import Others
 from checks.judgements import Judgement
@@ -202,8 +202,8 @@ class _Audit:
         with GraphProcess(self.graph) as process:
             runner = GraphRunner(self.graph, walked, process)
             own = partial(build_own_network, walked)
-            scale = find_input_scale(walked.weights, expected)
-            run = run_graph(runner, own, _network_of(right, variant), scale, self.seed, self.say)
+            fold = find_input_fold(walked.weights, expected)
+            run = run_graph(runner, own, _network_of(right, variant), fold, self.seed, self.say)
         judgements = (
             judge_tensors(results, _remarks(walked.weights, expected)),
             judge_structure(walked.remarks, len(walked.weights.layers)),
@@ -249,7 +249,7 @@ class _Audit:
                 def own(dtype: torch.dtype) -> InceptionResnetV1:
                     return _network_of(state_dict, decided.variant, dtype)
 
-                return run_graph(TensorFlowRunner(graph), own, source, 1.0, self.seed, self.say)
+                return run_graph(TensorFlowRunner(graph), own, source, InputFold(), self.seed, self.say)
         except Exception as error:  # whatever TensorFlow meets a foreign graph with
             return " ".join(str(error).split())[:300]
 

@@ -141,10 +141,20 @@ def fold_bias(found: Array, norm: BatchNorm, folded: FoldedChannels) -> Predicti
     return _closest(found, norm, folded.factors, folded.fits, divides=folded.divides)
 
 
-def fold_bias_alone(found: Array, norm: BatchNorm) -> Prediction:
-    """What a bias should be beside a kernel that says nothing of the factor."""
-    candidates = _Fold(np.dtype(np.float32), found.dtype, divides=False).candidates(norm.factor())
-    return _closest(found, norm, candidates, np.ones(candidates.shape, bool))
+def fold_offset(found: Array, weights: Array, norm: BatchNorm, offset: float) -> Prediction:
+    """What a bias should be that took in a constant subtracted from the image, by no formula that is known.
+
+    Args:
+        found: The port's bias, (channels,).
+        weights: The source's kernel, (channels, ...).
+        norm: The BatchNorm.
+        offset: The constant, in units of what the network takes.
+    """
+    rows = weights.reshape(len(weights), -1).astype(np.float64) * norm.factor()[:, None]
+    exact = norm.summand() - offset * rows.sum(axis=1)
+    size = np.abs(norm.beta.astype(np.float64)) + np.abs(norm.mean * norm.factor())
+    size = size + abs(offset) * np.abs(rows).sum(axis=1)
+    return Prediction(exact.astype(found.dtype), exact, _margin(size, found.dtype), told=False)
 
 
 def fold_affine(scale: Array, shift: Array, norm: BatchNorm) -> tuple[Prediction, Prediction]:

@@ -131,7 +131,11 @@ def verdict(results: Sequence[TensorResult], judgements: Sequence[Judgement], ru
         return f"The port differs: its weights are right, but it computes otherwise from {place} on."
     if failed:
         return f"The port differs: its weights are right, its {' and '.join(failed)} not."
-    return _good_verdict({result.status for result in results}, run)
+    sentence = _good_verdict({result.status for result in results}, run)
+    unjudged = sum(result.status == "not judged" for result in results)
+    if unjudged:
+        return f"{sentence} {unjudged} of its tensors are not in the source and were not judged."
+    return sentence
 
 
 def _good_verdict(statuses: set[Status], run: GraphRun | None) -> str:

@@ -72,8 +72,9 @@ class GraphRunner:
         self.gives = " and ".join(_WORDS[output] for output in dict.fromkeys(self.outputs))
 
     def _gives_unit_length(self, name: str) -> bool:
-        grey = self.fitted(np.full((1, IMAGE_SIZE, IMAGE_SIZE, 3), 0.25, np.float32))
-        (found,) = self._run(grey, [name], plain=False)
+        # A ramp: a constant image has no deviation to be divided by.
+        ramp = np.linspace(-1, 1, IMAGE_SIZE**2 * 3, dtype=np.float32).reshape(1, IMAGE_SIZE, IMAGE_SIZE, 3)
+        (found,) = self._run(self.fitted(ramp), [name], plain=False)
         length = np.sqrt(np.square(found.astype(np.float64)).sum())
         return bool(abs(length - 1) <= _UNIT)
 
@@ -109,7 +110,10 @@ class GraphRunner:
             batch = ready[start : start + size]
             # A graph of fixed batch: the last one is filled up.
             filled = np.concatenate([batch, np.repeat(batch[-1:], size - len(batch), axis=0)])
-            parts.append([each[: len(batch)] for each in self._process.run(filled, names, plain=plain)])
+            found = self._process.run(filled, names, plain=plain)
+            if any(np.ndim(each) < 2 or len(each) != size for each in found):
+                raise SourceError(self._graph.path, "what it gives is not one row for each image")
+            parts.append([each[: len(batch)] for each in found])
         return [np.concatenate(each) for each in zip(*parts, strict=True)]
 
 

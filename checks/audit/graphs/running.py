@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from checks import thresholds
 from checks.audit.graphs.preprocessing import Preprocessing, recognise, to_pixels
 from checks.audit.result import GraphRun, LayerError, ProbeRun
+from checks.audit.tensors import InputFold
 from checks.metrics import l2_norm, relative_l2
 from checks.probes import Probe, seeded_probes
 from checks.taps import BOTTLENECK, EMBEDDINGS, LOGITS, run_pytorch
@@ -58,7 +59,7 @@ def run_graph(
     runner: Runner,
     own: Callable[[torch.dtype], InceptionResnetV1],
     source: InceptionResnetV1,
-    input_scale: float,
+    fold: InputFold,
     seed: int,
     say: Callable[[str], None],
 ) -> GraphRun:
@@ -68,8 +69,7 @@ def run_graph(
         runner: The graph.
         own: Makes the network with the graph's own weights, in an arithmetic.
         source: The network with the source's weights, in float64.
-        input_scale: What the images that the first convolution takes have to be divided by, for its weights
-            are.
+        fold: What was folded into the graph's first convolution.
         seed: Of the inputs.
         say: Told what is going on.
 
@@ -77,13 +77,13 @@ def run_graph(
         SourceError: Its runtime does not run it.
     """
     networks = _Networks(
-        own(torch.float64), own(torch.float16 if runner.halved else torch.float32), source, input_scale
+        own(torch.float64), own(torch.float16 if runner.halved else torch.float32), source, fold
     )
     arithmetic = "float16" if runner.halved else "float32"
     probes = [probe for probe in seeded_probes(seed) if not probe.name.startswith("odd size")]
     say("telling its preprocessing")
     pixels = to_pixels(runner.fitted(probes[1].images[:1]))
-    preparing = recognise(pixels, lambda images: runner.inner(images)[0] / input_scale, runner.dtype)
+    preparing = recognise(pixels, lambda images: _unfold(runner.inner(images)[0], fold), runner.dtype)
     measured = []
     for probe in probes:
         say(f"running: {probe.name}")
@@ -108,7 +108,12 @@ class _Networks:
     exact: InceptionResnetV1
     rounded: InceptionResnetV1
     source: InceptionResnetV1
-    input_scale: float
+    fold: InputFold
+
+
+def _unfold(images: Array, fold: InputFold) -> Array:
+    """What the network takes where the graph's first convolution takes `images`, float64."""
+    return np.asarray(images.astype(np.float64) / fold.divisor - fold.offset)
 
 
 def _measure(runner: Runner, networks: _Networks, preparing: Preprocessing, probe: Probe) -> ProbeRun:
@@ -139,8 +144,7 @@ def _measure(runner: Runner, networks: _Networks, preparing: Preprocessing, prob
         (found for tap, found in zip(runner.outputs, given, strict=True) if tap != LOGITS),
         inner[runner.taps.index(BOTTLENECK)].reshape(len(images), -1),
     )
-    prepared = seen.astype(np.float64) / networks.input_scale
-    right = run_pytorch(networks.source, prepared, (EMBEDDINGS,))[EMBEDDINGS]
+    right = run_pytorch(networks.source, _unfold(seen, networks.fold), (EMBEDDINGS,))[EMBEDDINGS]
     gap = _unit(embedding) - right if embedding.shape == right.shape else np.full(right.shape, np.inf)
     return ProbeRun(
         name=probe.name,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from graphlib import CycleError, TopologicalSorter
 from itertools import permutations
 from typing import Any
 
@@ -36,6 +37,7 @@ SURROUNDING = frozenset((
 """Operations that prepare an image or bring an embedding to length one, and do the same to every image. Of
 any other, a run on some images says little."""
 
+_CLASSIFIER = {"Gemm", "MatMul", "FULLY_CONNECTED"}
 _POOL = Window((2, 2), "VALID", (3, 3))
 
 
@@ -112,11 +114,15 @@ class _Walk:
         self.graph = graph
         self.producers = {node.output: node for node in graph.nodes}
         self.consumers: dict[str, list[Node]] = {}
-        places = {node.output: place for place, node in enumerate(graph.nodes)}
-        for place, node in enumerate(graph.nodes):
+        edges = {
+            node.output: [name for name in node.inputs if name in self.producers] for node in graph.nodes
+        }
+        try:
+            TopologicalSorter(edges).prepare()
+        except CycleError:
+            raise ForeignGraphError(graph, "its operations lead back into themselves") from None
+        for node in graph.nodes:
             for name in node.inputs:
-                if places.get(name, -1) >= place:
-                    raise ForeignGraphError(graph, "its operations do not stand in the order of evaluation")
                 self.consumers.setdefault(name, []).append(node)
         self.layers: dict[str, Mapping[Role, PortTensor]] = {}
         self.taps: dict[str, str] = {}
@@ -147,11 +153,11 @@ class _Walk:
             name, unit = self._stem_unit(name, layer)
         before = self._kinds(self._ancestors(name))
         behind = self._ancestors(output) - self._ancestors(self.taps[BOTTLENECK])
-        for kinds, where in (
-            (before, "before the first layer"),
-            (self._kinds(behind), "behind the last layer"),
+        for kinds, known, where in (
+            (before, SURROUNDING, "before the first layer"),
+            (self._kinds(behind), SURROUNDING | _CLASSIFIER, "behind the last layer"),
         ):
-            strange = [kind for kind in kinds if kind not in SURROUNDING]
+            strange = [kind for kind in kinds if kind not in known]
             if strange:
                 self.remarks.append(f"{', '.join(strange)} {where}, which no run can vouch for")
         embeddings = () if LOGITS_SCOPE in self.layers else (output,)

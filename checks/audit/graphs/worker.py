@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import resource
 import sys
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Protocol
 
 from numpy.typing import NDArray
+
+MEMORY = 16 << 30
+"""Bytes of address space; a batch of five takes a twentieth of it."""
 
 
 class Session(Protocol):
@@ -49,4 +53,5 @@ def _open(kind: str, path: Path, outputs: tuple[str, ...], plain: bool) -> Sessi
 
 
 if __name__ == "__main__":
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     serve(Connection(int(sys.argv[1])), sys.argv[2], Path(sys.argv[3]))
