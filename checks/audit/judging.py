@@ -15,7 +15,7 @@ _WORDS: Mapping[Status, str] = {
     "equal": "equal bit for bit",
     "folded": "as folding makes them, bit for bit",
     "rounded": "the source's rounded to half precision, bit for bit",
-    "approximate": "folded by a formula that is not known here, within rounding",
+    "approximate": "within rounding, where no formula tells every last bit",
     "not judged": "not judged",
 }
 

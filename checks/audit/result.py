@@ -14,9 +14,9 @@ Status = Literal["equal", "folded", "rounded", "approximate", "differs", "missin
 
 equal: every bit is the source's. folded: BatchNorm, or another factor, is folded into it, by a formula that
 gives every bit of it. rounded: stored in half precision, every bit that of the source's nearest value.
-approximate: folded by no formula that is known here, and within rounding of the float64 result. differs: none
-of these. missing: the port lacks it. extra: the port has it and the network does not. not judged: what the
-source does not say, such as a classifier that it lacks.
+approximate: within rounding of the float64 result, where no formula that is known here tells every last bit,
+or more than one could have been used. differs: none of these. missing: the port lacks it. extra: the port has
+it and the network does not. not judged: what the source does not say, such as a classifier that it lacks.
 """
 
 GOOD: frozenset[Status] = frozenset({"equal", "folded", "rounded", "approximate", "not judged"})

@@ -29,7 +29,7 @@ _MEANINGS: dict[Status, str] = {
     "folded": "BatchNorm folded into it, to the bit",
     "rounded": "the source's nearest half",
     "approximate": "folded, within rounding",
-    "differs": "another tensor",
+    "differs": "not the source's",
     "missing": "the port lacks it",
     "extra": "not of this network",
     "not judged": "the source does not say",
