@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import signal
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -177,5 +178,8 @@ def _refuse_output(json: Path, written: Iterable[Path]) -> None:
 
 if __name__ == "__main__":
     exit_code = main()
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # all is done: an interruption now could only spoil the way out
     gc.freeze()  # on its way out the interpreter would look through all of torch once more
     sys.exit(exit_code)
