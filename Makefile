@@ -21,7 +21,7 @@ real: $(STAMP)
 
 # Mutated files, damaged networks, flipped bits and killed writers, in large number.
 fuzz: $(STAMP)
-	$(BIN)/python tests/fuzz
+	$(BIN)/python -m tests.fuzz
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

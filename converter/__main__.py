@@ -10,13 +10,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from converter import catalog, command_line
+from converter import command_line
 from converter.errors import UsageError
+from converter.hub import catalog
 from converter.progress import ProgressBar
 
 if TYPE_CHECKING:
     from converter.convert_file import OutputFormat
-    from converter.published import Published
+    from converter.hub.catalog_entry import Published
 
 _LIST = Path("list")
 
@@ -91,7 +92,7 @@ def _work(arguments: argparse.Namespace) -> int:
 
 
 def _list(arguments: argparse.Namespace) -> int:
-    from converter import listing
+    from converter.hub import listing
 
     plain = vars(_parser().parse_args([str(_LIST)]))
     own = {"json", "quiet", "debug", "overwrite"}
@@ -108,7 +109,7 @@ def _list(arguments: argparse.Namespace) -> int:
 
 
 def _convert(arguments: argparse.Namespace, source: Path, named: Published | None) -> int:
-    from converter import conversion_table
+    from converter import render as conversion_table
     from converter.convert_file import convert_file
 
     output_format = _output_format(arguments)
@@ -137,8 +138,8 @@ def _convert(arguments: argparse.Namespace, source: Path, named: Published | Non
 
 
 def _convert_steps(arguments: argparse.Namespace, source: Path) -> int:
-    from converter import conversion_table
-    from converter.convert_steps import convert_steps
+    from converter import render as conversion_table
+    from converter.convert_folder import convert_steps
 
     for option in ("parts", "sha256"):
         if getattr(arguments, option):

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from converter.casting import CASTABLE, FLOAT32, Cast, measure_cast, to_float32
 from converter.errors import PortError
+from converter.formats.source import TensorInfo, TensorSource
 from converter.layer_map import (
     BOTTLENECK_SCOPES,
     LOGITS_SCOPE,
@@ -22,7 +23,6 @@ from converter.layer_map import (
     table,
 )
 from converter.mtcnn_map import network_of_variables
-from converter.tensor_source import TensorInfo, TensorSource
 
 Weights = Literal["variable", "average"]
 

@@ -15,8 +15,6 @@ from numpy.typing import NDArray
 
 from converter.atomic import AtomicFiles, sync
 from converter.casting import Cast, state_casts
-from converter.catalog import CHECKPOINTS, PUBLISHED
-from converter.checkpoint_state import Snapshot
 from converter.convert import (
     LeftOut,
     MappingError,
@@ -29,13 +27,15 @@ from converter.convert import (
     to_tensorflow,
 )
 from converter.errors import DifferenceError, RequirementError, SourceError, UsageError
-from converter.formats.tensor_bundle import TensorBundle, write_tensor_bundle
+from converter.formats.detect import open_source
+from converter.formats.source import TensorSource
+from converter.formats.tensorflow.bundle import TensorBundle, write_tensor_bundle
+from converter.formats.tensorflow.checkpoint_state import Snapshot
+from converter.hub.catalog import CHECKPOINTS, PUBLISHED
+from converter.hub.catalog_entry import Published
 from converter.layer_map import Converted, Row
 from converter.manifest import build_manifest, describe_source, file_digest, manifest_path, tensor_digest
-from converter.naming import tensorflow_tensors
-from converter.published import Published
-from converter.sources import open_source
-from converter.tensor_source import TensorSource
+from converter.variable_names import tensorflow_tensors
 
 OutputFormat = Literal["pt", "safetensors", "tensorflow"]
 Progress = Callable[[int, int], None]
@@ -422,11 +422,11 @@ def _write(
     if output_format == "tensorflow":
         write_tensor_bundle(paths.path, to_tensorflow(part, variant=decided.variant))
     elif output_format == "safetensors":
-        from converter.formats.safetensors_file import write_safetensors
+        from converter.formats.safetensors import write_safetensors
 
         write_safetensors(paths.path, part)
     else:
-        from converter.formats.state_dict_file import write_state_dict
+        from converter.formats.torch.state_dict import write_state_dict
 
         with paths.path.open("wb") as file:
             write_state_dict(file, part)
@@ -456,7 +456,7 @@ def _read_back(
 def _open_written(paths: _Paths, output_format: OutputFormat) -> TensorSource:
     if output_format != "pt":
         return open_source(paths.files[0])
-    from converter.formats.state_dict_file import StateDictFile
+    from converter.formats.torch.state_dict import StateDictFile
 
     return StateDictFile(paths.path, verify=False)
 

@@ -14,8 +14,8 @@ from typing import Literal
 
 import numpy as np
 
+from converter.formats.source import TensorInfo
 from converter.layouts import CONVOLUTION, FULLY_CONNECTED, VECTOR, Layout
-from converter.tensor_source import TensorInfo
 
 NETWORK_SCOPE = "InceptionResnetV1"
 BOTTLENECK_SCOPES = (f"{NETWORK_SCOPE}/Bottleneck", "Bottleneck")  # the second before 2017-05-09

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from converter import __version__
 from converter.errors import SourceError
+from converter.formats.source import TensorInfo
 from converter.layer_map import Converted, Row
-from converter.tensor_source import TensorInfo
 
 if TYPE_CHECKING:  # who only reads a manifest need not wait for these
     from converter.casting import Cast

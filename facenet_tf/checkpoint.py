@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from facenet_tf import import_tensorflow
 from facenet_tf.graph import build
-from facenet_tf.published import REF_VARIABLES, Nodes
+from facenet_tf.own_graph import REF_VARIABLES, Nodes
 from facenet_tf.session import legacy_graph, open_session
 from facenet_tf.variables import infer_options, load_variables, require_variables
 

@@ -12,9 +12,9 @@ import warnings
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812 - PyTorch's own habit
+from torch.nn import functional as F
 
-from converter.pretrained import Pretrained, collector_paused
+from converter.hub.pretrained import Pretrained, collector_paused
 
 # davidsandberg/facenet, src/train_softmax.py: batch_norm_params.
 BATCH_NORM_EPSILON = 0.001

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 
-from converter.pretrained import Pretrained
+from converter.hub.pretrained import Pretrained
 from reference.inception_resnet_v1 import InceptionResnetV1, check_embedding_size, fresh_logits
 
 

@@ -10,13 +10,20 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from packages import FACENET_MTCNN, KERAS_FACENET, PEER, IndexUnreachableError, download, extract
 from safetensors.numpy import save_file
 
 from converter.convert import to_pytorch
+from converter.formats.detect import open_source
 from converter.layer_map import NETWORK_SCOPE, Converted, Variant, table
-from converter.naming import tensorflow_tensors
-from converter.sources import open_source
+from converter.variable_names import tensorflow_tensors
+from tests.support.package_index import (
+    FACENET_MTCNN,
+    KERAS_FACENET,
+    PEER,
+    IndexUnreachableError,
+    download,
+    extract,
+)
 
 # A shell that runs the tests in the background has them ignore Ctrl-C, and they would hand that on to the
 # processes that they interrupt.

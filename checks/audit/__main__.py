@@ -1,4 +1,4 @@
-"""`python -m checks.audit`: a thin shell around `checks.audit.audit`."""
+"""`python -m checks.audit`: a thin shell around `checks.audit.run`."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from checks import source_options
-from checks.report.option import add_report_option, check_report
+from checks.core import options as source_options
+from checks.report.report_option import add_report_option, check_report
 from converter import command_line
 from converter.progress import ProgressBar
 
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _work(arguments: argparse.Namespace) -> int:
     # Here, so that Ctrl-C while PyTorch is being imported ends as it does later.
-    from checks.audit.audit import audit, find_port, find_source, graph_reader
+    from checks.audit.run import audit, find_port, find_source, graph_reader
 
     check_report(arguments)
     port = find_port(arguments.port)
@@ -79,7 +79,7 @@ def _work(arguments: argparse.Namespace) -> int:
     if arguments.json:
         command_line.write_json(arguments.json, {"passed": report.passed, **asdict(report)})
     if arguments.report:
-        from checks.report.audit_report import write_audit_report
+        from checks.audit.page import write_audit_report
 
         write_audit_report(arguments.report, report, command=arguments.command)
     return 0 if report.passed else 1

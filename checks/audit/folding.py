@@ -16,7 +16,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from checks import thresholds
+from checks.core import thresholds
 from converter.casting import HALVES
 
 Array = NDArray[Any]

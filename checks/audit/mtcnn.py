@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from checks.audit.layers import PortTensor
+from checks.audit.compare_tensors import compare_tensor
+from checks.audit.port_layers import PortTensor
 from checks.audit.result import TensorResult
-from checks.audit.tensors import compare_tensor
 from converter.errors import SourceError
+from converter.formats.source import TensorSource
 from converter.layer_map import Converted
 from converter.layouts import Layout
 from converter.mtcnn_map import NETWORKS, network_of_keys, network_of_variables
-from converter.tensor_source import TensorSource
 
 
 def network(source: TensorSource) -> str | None:

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from checks import thresholds
-from checks.judgements import Judgement
+from checks.core import thresholds
+from checks.core.judgement import Judgement
 
 Status = Literal["equal", "folded", "rounded", "approximate", "differs", "missing", "extra", "not judged"]
 """What an audit says of one tensor.
@@ -39,7 +39,7 @@ class TensorResult:
         differing: How many of them are not what they should be.
         max_ulp: Largest difference from what it should be, in units in the last place of `dtype`.
         ulp_histogram: How many elements are 0, 1, 2, 3-4, 5-8, 9-16, ... such units away, as
-            `checks.metrics.ulp_histogram` counts them; empty where nothing could be compared.
+            `checks.core.metrics.ulp_histogram` counts them; empty where nothing could be compared.
         detail: What else is to be said, in words.
     """
 
@@ -67,7 +67,7 @@ class LayerError:
     """How far a graph is from float64 after one layer, both with the graph's own weights.
 
     Attributes:
-        tap: TensorFlow scope of the layer, as in `checks.taps`.
+        tap: TensorFlow scope of the layer, as in `checks.core.activations`.
         error: Relative L2 of the graph's activations from the float64 ones.
         floor: The same of PyTorch in float32.
     """

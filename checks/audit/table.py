@@ -8,8 +8,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from checks.audit.result import AuditReport, GraphRun, TensorResult
-from checks.judgement_lines import show_judgements
-from checks.taps import short
+from checks.core.activations import short
+from checks.core.render import show_judgements
 from converter import command_line
 
 _WIDTH = 110  # columns; rather a wrapped line than a figure cut off

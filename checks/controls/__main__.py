@@ -7,8 +7,8 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from checks import source_options
-from checks.report.option import add_report_option, check_report
+from checks.core import options as source_options
+from checks.report.report_option import add_report_option, check_report
 from converter import command_line
 from converter.progress import ProgressBar
 
@@ -71,7 +71,7 @@ def _work(arguments: argparse.Namespace) -> int:
         ]
         command_line.write_json(arguments.json, {**figures, **asdict(report), "sites": sites})
     if arguments.report:
-        from checks.report.controls_report import write_controls_report
+        from checks.controls.page import write_controls_report
 
         write_controls_report(arguments.report, report, command=arguments.command)
     return 0 if report.passed else 1

@@ -14,21 +14,21 @@ from typing import Any, Literal
 
 import torch
 
-from checks import thresholds
-from checks.builtin import built_in_checkpoint
-from checks.controls.judging import InferenceJudge, Snapshot, Verdict, judge_tiny, judge_whole
-from checks.controls.reference import ControlProbe, ControlReference, ControlSource
-from checks.controls.training import judge_training
+from checks.controls.faults.all_faults import CATALOGUE
+from checks.controls.faults.fault import Fault, Kind, Pipeline, Setting, Site
+from checks.controls.judge_inference import InferenceJudge, Snapshot, Verdict, judge_tiny, judge_whole
+from checks.controls.judge_training import judge_training
+from checks.controls.tensorflow_reference import ControlProbe, ControlReference, ControlSource
+from checks.core import thresholds
+from checks.core.activations import LOGITS
+from checks.core.builtin_checkpoint import built_in_checkpoint
+from checks.core.source_tensors import right_state_dict
+from checks.core.tensorflow_side import require_tensorflow
 from checks.diagnosis.causes import Cause
-from checks.diagnosis.search import diagnose
-from checks.faults.catalogue import CATALOGUE
-from checks.faults.fault import Fault, Kind, Pipeline, Setting, Site
-from checks.source_tensors import right_state_dict
-from checks.taps import LOGITS
-from checks.tensorflow_side import require_tensorflow
+from checks.diagnosis.diagnose import diagnose
 from converter.errors import DifferenceError, UsageError
+from converter.formats.detect import open_source
 from converter.layer_map import Variant
-from converter.sources import open_source
 
 Say = Callable[[str], None]
 Progress = Callable[[int, int | None], None]

@@ -8,11 +8,11 @@ from itertools import groupby
 
 from rich.table import Table
 
-from checks import thresholds
 from checks.controls.run import ControlReport, SiteResult
-from checks.judgement_lines import show_judgements
-from checks.judgements import Judgement
-from checks.taps import short
+from checks.core import thresholds
+from checks.core.activations import short
+from checks.core.judgement import Judgement
+from checks.core.render import show_judgements
 from converter import command_line
 
 _WIDTH = 110  # columns; rather a wrapped line than a figure cut off

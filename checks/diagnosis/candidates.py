@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812 - PyTorch's own habit
+from torch.nn import functional as F
 
 from checks.diagnosis.causes import Cause
-from checks.diagnosis.layers import Layer
+from checks.diagnosis.layer_arithmetic import Layer
 
 
 class Candidate(NamedTuple):

@@ -8,12 +8,12 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812 - PyTorch's own habit
+from torch.nn import functional as F
 
+from checks.core.activations import short
 from checks.diagnosis.causes import Cause
-from checks.diagnosis.layers import Kind, Layer, concatenated, distance, normalise
+from checks.diagnosis.layer_arithmetic import Kind, Layer, concatenated, distance, normalise
 from checks.diagnosis.tensor_causes import Explanation
-from checks.taps import short
 
 _ROUNDED = 1e-6  # relative L2; the same formula in float32, in another order, lies well within
 _EXACT = 1e-12

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from checks.diagnosis.causes import Cause
 from checks.diagnosis.channel_fit import ROUNDED, Fit, fit_bias
-from checks.diagnosis.layers import EPSILON, Layer
+from checks.diagnosis.layer_arithmetic import EPSILON, Layer
 from checks.diagnosis.tensor_causes import FRESH, is_fresh
 
 _FEW_CHANNELS = 0.1  # share of a layer's channels that single values can spoil

@@ -9,12 +9,12 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812 - PyTorch's own habit
+from torch.nn import functional as F
 
-from checks import thresholds
+from checks.core import thresholds
 from checks.diagnosis.candidates import Candidate, activated, other_activations
 from checks.diagnosis.causes import Cause
-from checks.diagnosis.layers import (
+from checks.diagnosis.layer_arithmetic import (
     EPSILON,
     Kind,
     Layer,

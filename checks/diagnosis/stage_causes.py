@@ -9,11 +9,11 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812 - PyTorch's own habit
+from torch.nn import functional as F
 
 from checks.diagnosis.candidates import ACTIVATIONS, Candidate, activated, other_activations
 from checks.diagnosis.causes import Cause
-from checks.diagnosis.layers import NORM_FLOOR, Layer, normalise
+from checks.diagnosis.layer_arithmetic import NORM_FLOOR, Layer, normalise
 
 
 def residuals(layer: Layer, shortcut: Tensor, update: Tensor, found: Tensor) -> Iterator[Candidate]:

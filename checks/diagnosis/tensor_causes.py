@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from checks.core.activations import short
+from checks.core.metrics import ulp_distance
 from checks.diagnosis.causes import Cause
-from checks.diagnosis.layers import KEYS, NETWORK, STATISTICS, Kind
-from checks.metrics import ulp_distance
-from checks.taps import short
+from checks.diagnosis.layer_arithmetic import KEYS, NETWORK, STATISTICS, Kind
 from converter.layer_map import CONVOLUTIONS
 
 Array = NDArray[Any]

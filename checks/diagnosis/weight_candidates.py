@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from checks import thresholds
+from checks.core import thresholds
+from checks.core.activations import short
 from checks.diagnosis.causes import Cause
 from checks.diagnosis.channel_fit import ROUNDED, fit_channels, match_channels
-from checks.diagnosis.layers import (
+from checks.diagnosis.layer_arithmetic import (
     EPSILON,
     KEYS,
     NETWORK,
@@ -26,7 +27,6 @@ from checks.diagnosis.layers import (
 )
 from checks.diagnosis.lost_values import Correction, lost_values
 from checks.diagnosis.tensor_causes import branch_sizes, layout_variants, undo_layout
-from checks.taps import short
 
 
 def explain_without_source(

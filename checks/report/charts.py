@@ -124,7 +124,7 @@ class Depth:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """A histogram as `checks.metrics.ulp_histogram` counts: 0, 1, 2, 3-4, 5-8, ..."""
+    """A histogram as `checks.core.metrics.ulp_histogram` counts: 0, 1, 2, 3-4, 5-8, ..."""
 
     label: str
     counts: tuple[int, ...]

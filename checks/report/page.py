@@ -11,11 +11,12 @@ from typing import Any
 import jinja2
 from markupsafe import Markup, escape
 
-from checks.judgements import Judgement
+from checks.core.judgement import Judgement
 from checks.report.provenance import Provenance
 from converter.atomic import AtomicFiles
 from converter.layer_map import Variant
 
+_KIT = Path(__file__).parent
 _NUMBER = re.compile(r"(\b\d(?:\.\d{1,3})?e[-+]\d{1,3}\b)")
 _BREAK = re.compile(r"(?<=/)(?=\w)|(?<=\.)(?=[a-z_])")  # of a path or a key, but no decimal fraction
 
@@ -76,7 +77,7 @@ def write_page(path: Path, template: str, head: Head, provenance: Provenance, **
 
     Args:
         path: Where it will stand; nothing there is replaced.
-        template: The name of its template, in this folder.
+        template: Path of its template within `checks`, such as "audit/page.html".
         head: Its head.
         provenance: Its foot.
         content: What the template shows between them.
@@ -85,7 +86,7 @@ def write_page(path: Path, template: str, head: Head, provenance: Provenance, **
         UsageError: The file exists, or its folder does not.
     """
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        loader=jinja2.FileSystemLoader([_KIT, _KIT.parent]),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

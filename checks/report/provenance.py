@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from converter import __version__
-from converter.cache import cache_folder
+from converter.hub.cache import cache_folder
 from converter.manifest import file_digest
 
 _MACHINE = "machine"  # stands among the versions of an environment
@@ -46,7 +46,7 @@ def provenance(
     Args:
         command: As it was typed.
         digests: Path to SHA-256 of every file that was read.
-        environment: As `checks.verdict.environment` gives it.
+        environment: As `checks.compare.verdict.environment` gives it.
         seed: Of the inputs.
         workers: How many threads run a network each.
     """

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from converter.errors import SourceError
-from converter.tensor_source import TensorInfo
+from converter.formats.source import TensorInfo
 
 MAX_TENSORS = 20_000
 """Tensors in one file; a training checkpoint with averages and optimiser slots has 2,500."""

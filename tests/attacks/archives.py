@@ -8,7 +8,7 @@ import struct
 import warnings
 import zipfile
 
-from attacks.attack import MARK, attack
+from tests.attacks.attack import MARK, attack
 
 
 def archive(members: list[tuple[str | zipfile.ZipInfo, bytes]], method: int = zipfile.ZIP_STORED) -> bytes:

@@ -9,9 +9,14 @@ from typing import Any
 
 import google_crc32c
 
-from attacks.attack import WEIGHTS, attack
-from converter.formats import sstable
-from converter.formats.protos import BundleEntryProto, BundleHeaderProto, TensorSliceProto, slice_key
+from converter.formats.tensorflow import sstable
+from converter.formats.tensorflow.protos import (
+    BundleEntryProto,
+    BundleHeaderProto,
+    TensorSliceProto,
+    slice_key,
+)
+from tests.attacks.attack import WEIGHTS, attack
 
 
 def header(**fields: Any) -> bytes:

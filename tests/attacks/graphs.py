@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from attacks.attack import WEIGHTS, attack
-from converter.formats import sstable
-from converter.formats.protos import GraphDef
+from converter.formats.tensorflow import sstable
+from converter.formats.tensorflow.protos import GraphDef
+from tests.attacks.attack import WEIGHTS, attack
 
 
 def field(number: int, content: bytes) -> bytes:

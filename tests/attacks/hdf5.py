@@ -11,7 +11,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from attacks.attack import MARK, attack
+from tests.attacks.attack import MARK, attack
 
 
 def hdf5(fill: Callable[[h5py.Group], object], names: list[bytes]) -> bytes:

@@ -6,7 +6,7 @@ import json
 import struct
 from typing import Any
 
-from attacks.attack import KEY, attack
+from tests.attacks.attack import KEY, attack
 
 
 def safetensors(text: bytes, body: bytes = b"", length: int | None = None) -> bytes:

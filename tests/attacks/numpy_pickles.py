@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import struct
 
-from numpy_files import around, array, dtype, items, npy, number, string
-
-from attacks.attack import MARK, attack
+from tests.attacks.attack import MARK, attack
+from tests.support.numpy_files import around, array, dtype, items, npy, number, string
 
 _FOUR = string(bytes(16))
 _SYSTEM = b"cos\nsystem\n" + string(f"touch {MARK}".encode()) + b"\x85R"

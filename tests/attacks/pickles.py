@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from attacks.archives import archive
-from attacks.attack import KEY, MARK, attack
+from tests.attacks.archives import archive
+from tests.attacks.attack import KEY, MARK, attack
 
 
 class Pickler(pickle.Pickler):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from attacks.attack import MARK, attack
+from tests.attacks.attack import MARK, attack
 
 
 def make_text_attacks() -> None:

@@ -1,1 +1,1 @@
-"""The fuzzing and fault suite: `python tests/fuzz`, or `make fuzz` for the large budget."""
+"""The fuzzing and fault suite: `python -m tests.fuzz`, or `make fuzz` for the large budget."""

@@ -18,19 +18,19 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from fuzz.conversions import FULL_SIZE, run_conversions
-from fuzz.flips import flip_data, flip_index
-from fuzz.kills import run_kills
-from fuzz.seeds import network_files
-from fuzz.targets import TARGETS
-from fuzz.workers import FINDINGS, judge, make_mutant, run_target
+from tests.fuzz.conversions import FULL_SIZE, run_conversions
+from tests.fuzz.flips import flip_data, flip_index
+from tests.fuzz.kills import run_kills
+from tests.fuzz.seeds import network_files
+from tests.fuzz.targets import TARGETS
+from tests.fuzz.workers import FINDINGS, judge, make_mutant, run_target
 
 PARTS = ("inputs", "conversions", "flips", "kills")
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python tests/fuzz",
+        prog="python -m tests.fuzz",
         description="Mutants of every format, damaged networks, flipped bits and killed writers. Exit code 1 "
         "where anything crashed, hung, took too much memory, ended in a traceback, or went unnoticed.",
     )

@@ -15,9 +15,9 @@ from typing import Any
 from converter.convert_file import Conversion, convert_file
 from converter.errors import PortError
 from converter.manifest import file_digest
-from fuzz.seeds import network_files
-from fuzz.targets import TARGETS
-from fuzz.workers import limit_memory, make_mutant, peak_memory
+from tests.fuzz.seeds import network_files
+from tests.fuzz.targets import TARGETS
+from tests.fuzz.workers import limit_memory, make_mutant, peak_memory
 
 CPU_SECONDS = 10.0
 """Processor time that one conversion may take: a sound one of this size takes about one second."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from random import Random
 
 from converter.errors import SourceError
-from converter.formats.tensor_bundle import TensorBundle
+from converter.formats.tensorflow.bundle import TensorBundle
 
 
 def flip_index(prefix: Path, *, stride: int = 1, first: int = 0) -> tuple[int, list[int]]:

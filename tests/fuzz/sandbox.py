@@ -48,7 +48,7 @@ class Sandbox:
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, __file__],
+            [sys.executable, "-m", "tests.fuzz.sandbox"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -107,7 +107,7 @@ def _serve() -> None:
 
 
 def _run(request: dict[str, Any]) -> dict[str, Any]:
-    from fuzz.workers import WALL_SECONDS
+    from tests.fuzz.workers import WALL_SECONDS
 
     at_start = mmap.mmap(-1, 8)
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
@@ -136,7 +136,7 @@ def _resident() -> int:
 
 
 def _unpack(path: Path) -> None:
-    from converter.archive import unpack
+    from converter.hub.archive import unpack
 
     unpack(path, Path("unpacked"))
 
@@ -148,14 +148,14 @@ def _read_manifest(path: Path) -> None:
 
 
 def _read_latest(path: Path) -> None:
-    from converter.checkpoint_state import read_latest
+    from converter.formats.tensorflow.checkpoint_state import read_latest
 
     read_latest(path)
 
 
 def _read_catalog(path: Path) -> None:
-    from converter.catalog import known
-    from converter.catalog_file import VARIABLE
+    from converter.hub.catalog import known
+    from converter.hub.user_catalog import VARIABLE
 
     os.environ[VARIABLE] = str(path)
     known()
@@ -184,7 +184,7 @@ def _call(function: str, path: Path) -> int:
 def _become(request: dict[str, Any], out: int, err: int) -> None:
     """In the forked process: take on the limits, run the command, end."""
     from converter.__main__ import main
-    from fuzz.workers import limit_memory
+    from tests.fuzz.workers import limit_memory
 
     code = 70
     try:
@@ -216,5 +216,4 @@ def _become(request: dict[str, Any], out: int, err: int) -> None:
 
 
 if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).parents[1])
     _serve()

@@ -16,16 +16,16 @@ import h5py
 import ml_dtypes
 import numpy as np
 import torch
-from conftest import write_keras
 from numpy.typing import NDArray
-from numpy_files import by_numpy, by_python2, flat, small_network
 from safetensors.numpy import save_file
 
 from converter.convert import to_pytorch
 from converter.convert_file import convert_file
-from converter.formats.protos import GraphDef, data_type
-from converter.formats.tensor_bundle import write_tensor_bundle
+from converter.formats.tensorflow.bundle import write_tensor_bundle
+from converter.formats.tensorflow.protos import GraphDef, data_type
 from converter.layer_map import Converted, Variant, table
+from tests.conftest import write_keras
+from tests.support.numpy_files import by_numpy, by_python2, flat, small_network
 
 Tensors = Mapping[str, NDArray[Any]]
 

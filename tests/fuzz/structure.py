@@ -18,8 +18,8 @@ from typing import Any
 
 import google_crc32c
 
-from converter.formats import sstable
-from fuzz.mutations import havoc, interesting, replace, varint
+from converter.formats.tensorflow import sstable
+from tests.fuzz.mutations import havoc, interesting, replace, varint
 
 # Protobuf: a message as a list of (number, wire type, value), values not yet parsed.
 _Field = tuple[int, int, Any]

@@ -13,15 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from converter.archive import unpack
-from converter.catalog import known
-from converter.catalog_file import VARIABLE
-from converter.checkpoint_state import read_latest
+from converter.formats.detect import open_source
+from converter.formats.tensorflow.checkpoint_state import read_latest
+from converter.hub.archive import unpack
+from converter.hub.catalog import known
+from converter.hub.user_catalog import VARIABLE
 from converter.manifest import read_manifest
-from converter.sources import open_source
-from fuzz import seeds, structure
-from fuzz.mutations import Mutation, flip_bit, havoc, splice
-from fuzz.seeds import Seed, Tensors
+from tests.fuzz import seeds, structure
+from tests.fuzz.mutations import Mutation, flip_bit, havoc, splice
+from tests.fuzz.seeds import Seed, Tensors
 
 Read = Callable[[Path, Tensors], bool]
 """Reads a file to its end and tells whether it holds these tensors; raises PortError to refuse it."""

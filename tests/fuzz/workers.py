@@ -19,8 +19,8 @@ from random import Random
 import numpy as np
 
 from converter.errors import PortError
-from fuzz.seeds import Seed
-from fuzz.targets import Target
+from tests.fuzz.seeds import Seed
+from tests.fuzz.targets import Target
 
 CPU_SECONDS = 2.0
 """Processor time that one input may take."""

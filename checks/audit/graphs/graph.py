@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from numpy.typing import NDArray
 
-from checks.audit.layers import printable
+from checks.audit.port_layers import printable
 from converter.errors import SourceError
 from converter.layouts import Layout
 

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from checks.audit.graphs.graph import Graph, Node, Op, Value, Window
 from converter.errors import SourceError
 from converter.formats.limits import MAX_TENSORS, check_claims, open_regular, read_whole
-from converter.formats.wire import BYTES, Wire
+from converter.formats.source import TensorInfo
+from converter.formats.tensorflow.wire_format import BYTES, Wire
 from converter.layouts import CONVOLUTION, FULLY_CONNECTED, Layout
-from converter.tensor_source import TensorInfo
 
 Array = NDArray[Any]
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from checks.metrics import relative_l2
-from checks.probes import prewhiten, standardise
-from converter.published import FIXED, PER_IMAGE
+from checks.core.inputs import prewhiten, standardise
+from checks.core.metrics import relative_l2
+from converter.hub.catalog_entry import FIXED, PER_IMAGE
 
 Array = NDArray[Any]
 Pixels = Callable[[Array], Array]

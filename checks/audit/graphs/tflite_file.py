@@ -14,8 +14,8 @@ from checks.audit.graphs.graph import Graph, Node, Op, Value, Window
 from converter.casting import HALVES
 from converter.errors import SourceError
 from converter.formats.limits import MAX_TENSORS, check_claims, read_whole
+from converter.formats.source import TensorInfo
 from converter.layouts import FULLY_CONNECTED, Layout
-from converter.tensor_source import TensorInfo
 
 Array = NDArray[Any]
 

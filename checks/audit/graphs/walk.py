@@ -15,8 +15,8 @@ from itertools import permutations
 from typing import Any
 
 from checks.audit.graphs.graph import ForeignGraphError, Graph, Node, Window
-from checks.audit.layers import BATCH_NORM, BOTTLENECK, PortTensor, PortWeights, Role, printable
-from checks.taps import short
+from checks.audit.port_layers import BATCH_NORM, BOTTLENECK, PortTensor, PortWeights, Role, printable
+from checks.core.activations import short
 from converter.casting import HALVES
 from converter.layer_map import BLOCKS, BOTTLENECK_INPUTS, LOGITS_SCOPE, NETWORK_SCOPE, STEM, Layer
 from converter.layouts import VECTOR, Layout
@@ -47,7 +47,7 @@ class Walked:
 
     Attributes:
         weights: The port's layers.
-        taps: Stage or layer, as `checks.taps` calls it, to the graph's tensor that is its output.
+        taps: Stage or layer, as `checks.core.activations` calls it, to the graph's tensor that is its output.
         input: The graph's tensor that the first convolution takes.
         embeddings: The graph's outputs that the embedding is, brought to length one or not; none where it
             gives logits alone.

@@ -1,0 +1,1 @@
+"""Measures what converting and comparing cost."""

@@ -1,0 +1,242 @@
+"""`python -m checks.benchmark`: what converting and comparing cost, as ratios within one run.
+
+Every figure but that of `pretrained=` is of a whole process, from start to exit. The two sides of a ratio run
+in turn, so that a machine whose speed drifts slows both; the median of the ratios is what counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from checks.core import thresholds
+from converter import command_line
+from converter.errors import UsageError
+from converter.manifest import file_digest
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One process: wall-clock seconds and peak resident bytes."""
+
+    seconds: float
+    peak: int
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One line of the result.
+
+    Attributes:
+        name: What was measured.
+        value: The median.
+        low: The smallest value.
+        high: The largest value.
+        bound: What the median may be at most.
+        unit: Unit of the four; empty for a ratio.
+    """
+
+    name: str
+    value: float
+    low: float
+    high: float
+    bound: float
+    unit: str = ""
+
+    @property
+    def held(self) -> bool:
+        """Whether the bound is kept."""
+        return self.value <= self.bound
+
+
+def run(command: Sequence[str]) -> Run:
+    """Run a command and take the operating system's own account of it.
+
+    Raises:
+        RuntimeError: The command failed; its stderr is in the message.
+    """
+    with tempfile.TemporaryFile() as output:
+        start = time.perf_counter()
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=output)  # noqa: S603
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - start
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            output.seek(0)
+            raise RuntimeError(f"{' '.join(command)} failed: {output.read().decode(errors='replace')}")
+    kilobyte = 1 if sys.platform == "darwin" else 1024  # getrusage(2): bytes on macOS, KiB on Linux
+    return Run(seconds, usage.ru_maxrss * kilobyte)
+
+
+def measure(folder: Path, rounds: int) -> list[Figure]:
+    """Run the whole benchmark.
+
+    Args:
+        folder: For files; needs some 800 MB.
+        rounds: How often each command runs.
+    """
+    small, large = _checkpoints(folder)
+    size = sum(file.stat().st_size for file in small.parent.glob(f"{small.name}.data-*"))
+    python = (sys.executable, "-m")
+    import_torch = (sys.executable, "-c", "import torch")
+    convert = (*python, "converter", "--overwrite")
+    small_command = (*convert, str(small), "-o", str(folder / "small.pt"))
+    large_command = (*convert, str(large), "-o", str(folder / "large.pt"))
+    run(import_torch)  # fills the page cache, counts for nothing
+    torch_runs, small_runs, large_runs = [], [], []
+    for _ in range(rounds):
+        torch_runs.append(run(import_torch))
+        small_runs.append(run(small_command))
+        large_runs.append(run(large_command))
+    frozen = next(small.parent.glob("*.pb"))
+    compare = (*python, "checks.compare", "--every-layer", str(frozen))
+    compare_runs = [run(compare) for _ in range(min(rounds, 2))]
+
+    def ratios(over: list[Run], under: list[Run]) -> list[float]:
+        return [a.seconds / b.seconds for a, b in zip(over, under, strict=True)]
+
+    memory = [(a.peak - b.peak) / size for a, b in zip(small_runs, torch_runs, strict=True)]
+    return [
+        _figure("convert / import torch, time", ratios(small_runs, torch_runs), thresholds.CONVERT_RATIO),
+        _figure("convert - import torch, peak memory / checkpoint", memory, thresholds.CONVERT_MEMORY),
+        _figure(
+            "with averages and slots / without, time", ratios(large_runs, small_runs), thresholds.LARGE_RATIO
+        ),
+        _figure(
+            "compare --every-layer on a .pb",
+            [r.seconds for r in compare_runs],
+            thresholds.COMPARE_SECONDS,
+            "s",
+        ),
+        _figure(
+            "InceptionResnetV1(pretrained=...) / torch.load, time",
+            _pretrained_ratios(folder, small, rounds),
+            thresholds.PRETRAINED_RATIO,
+        ),
+    ]
+
+
+def _pretrained_ratios(folder: Path, checkpoint: Path, rounds: int) -> list[float]:
+    """Time of a verified load by name, from the cache, over that of torch.load on the same file."""
+    hub = folder / "torch" / "hub" / "checkpoints"
+    hub.mkdir(parents=True)
+    catalog = folder / "catalog.toml"
+    (data,) = checkpoint.parent.glob(f"{checkpoint.name}.data-*")
+    catalog.write_text(_CATALOG.format(data=file_digest(data)))
+    weights = hub / "benchmark-faces.pt"
+    run((sys.executable, "-m", "converter", str(checkpoint), "-o", str(weights)))
+    environment = {**os.environ, "TORCH_HOME": str(folder / "torch"), "FACENET_PORT_CATALOG": str(catalog)}
+    command = [sys.executable, "-c", _LOAD, str(weights), str(3 * rounds)]
+    result = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)  # noqa: S603
+    return [float(line) for line in result.stdout.split()]
+
+
+# The archive is never asked for: the state_dict is in the cache, with the manifest of its conversion.
+_CATALOG = """
+[benchmark]
+dataset = "faces"
+url = "https://example.org/benchmark.zip"
+sha256 = "0000000000000000000000000000000000000000000000000000000000000000"
+files = {{".data-00000-of-00001" = "{data}"}}
+"""
+
+_LOAD = """
+import sys
+import time
+import torch
+from reference import InceptionResnetV1
+
+def seconds(work):
+    start = time.perf_counter()
+    result = work()
+    return time.perf_counter() - start, result
+
+for turn in range(int(sys.argv[2]) + 1):
+    plain, _ = seconds(lambda: torch.load(sys.argv[1], weights_only=True))
+    verified, _ = seconds(lambda: InceptionResnetV1(pretrained="benchmark", offline=True))
+    if turn:  # the first fills the page cache
+        print(verified / plain)
+"""
+
+
+def _figure(name: str, values: Sequence[float], bound: float, unit: str = "") -> Figure:
+    return Figure(name, statistics.median(values), min(values), max(values), bound, unit)
+
+
+def _checkpoints(folder: Path) -> tuple[Path, Path]:
+    """Prefixes of the built-in checkpoint and of the same with averages and the slots of Adam."""
+    # In a process of its own: a child's peak memory is never below what its parent held when it was started.
+    large = folder / "model-large.ckpt-1"
+    command = [sys.executable, "-c", _WRITE_LARGE, str(large)]
+    result = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)  # noqa: S603
+    return Path(result.stdout.strip()), large
+
+
+_WRITE_LARGE = """
+import sys
+from pathlib import Path
+from checks.core.builtin_checkpoint import built_in_checkpoint
+from converter.formats.tensorflow.bundle import write_tensor_bundle
+from converter.formats.detect import open_source
+
+suffixes = ("", "/ExponentialMovingAverage", "/Adam", "/Adam_1")
+with open_source(built_in_checkpoint()) as source:
+    tensors = {name + suffix: source[name] for name in source for suffix in suffixes}
+    write_tensor_bundle(Path(sys.argv[1]), tensors)
+    print(source.path)
+"""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = command_line.parser(
+        "python -m checks.benchmark",
+        "Measure what converting and comparing cost, as ratios within one run.",
+        "exit codes: 0 every bound is kept; 1 one is not; 4 TensorFlow is missing",
+    )
+    parser.add_argument("--rounds", type=int, default=5, help="how often each command runs (default: 5)")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    return command_line.run(_parser(), _work, argv)
+
+
+def _work(arguments: argparse.Namespace) -> int:
+    if arguments.rounds < 1:
+        raise UsageError("--rounds must be at least 1.")
+    with tempfile.TemporaryDirectory() as folder:
+        figures = measure(Path(folder), arguments.rounds)
+    if not arguments.quiet:
+        _show(figures)
+    if arguments.json:
+        results = [{**asdict(figure), "held": figure.held} for figure in figures]
+        command_line.write_json(arguments.json, {"rounds": arguments.rounds, "figures": results})
+    return 0 if all(figure.held for figure in figures) else 1
+
+
+def _show(figures: Sequence[Figure]) -> None:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("", no_wrap=True)
+    table.add_column("what", no_wrap=True)
+    for heading in ("median", "min", "max", "at most"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for figure in figures:
+        mark = "[green]kept[/]" if figure.held else "[red]OVER[/]"
+        values = (figure.value, figure.low, figure.high, figure.bound)
+        table.add_row(mark, figure.name, *(f"{value:.2f} {figure.unit}".strip() for value in values))
+    command_line.console(width=110).print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Compares a PyTorch port with its TensorFlow checkpoint: four judgements, causes, a repair."""

@@ -1,0 +1,106 @@
+"""`python -m checks.compare`: a thin shell around `checks.compare.run`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+
+from checks.core import options as source_options
+from checks.report.report_option import add_report_option, check_report
+from converter import command_line
+from converter.errors import UsageError
+from converter.progress import ProgressBar
+
+_EPILOG = """\
+Without SOURCE the built-in checkpoint is compared; the first time it is written to the user's cache.
+
+exit codes: 0 all four judgements hold; 1 a difference was found; 2 wrong usage; 3 an input is unreadable,
+corrupt or another network; 4 something that is needed, such as TensorFlow, is missing; 130 interrupted
+"""
+
+
+def _parser(argv: Sequence[str] | None) -> argparse.ArgumentParser:
+    parser = command_line.parser(
+        "python -m checks.compare",
+        "Prove a PyTorch port of a FaceNet checkpoint: both networks on the same inputs, tap by tap.",
+        _EPILOG,
+    )
+    source_options.add_source_options(parser)
+    source_options.add_weights_option(parser)
+    parser.add_argument(
+        "--state-dict", metavar="FILE", type=command_line.path, help="judge this .pt or .safetensors file"
+    )
+    parser.add_argument("--every-layer", action="store_true", help="compare all 132 convolutions as well")
+    parser.add_argument(
+        "--images", metavar="FOLDER", type=command_line.path, help="compare on these photographs as well"
+    )
+    parser.add_argument("--seed", type=int, help="of the inputs (default: 0)")
+    parser.add_argument(
+        "--save-activations", metavar="FILE", type=command_line.path, help="store TensorFlow's side"
+    )
+    parser.add_argument(
+        "--activations", metavar="FILE", type=command_line.path, help="use a stored TensorFlow side"
+    )
+    parser.add_argument(
+        "--repair",
+        metavar="OUT",
+        type=command_line.path,
+        help="where a fault of the weights can be put right, write the state_dict to this file (.pt, "
+        ".safetensors)",
+    )
+    add_report_option(parser, argv, "; implies --every-layer")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    return command_line.run(_parser(argv), _work, argv)
+
+
+def _work(arguments: argparse.Namespace) -> int:
+    check_report(arguments)
+    # Here, so that Ctrl-C while PyTorch is being imported ends as it does later.
+    from checks.compare.run import compare
+
+    if arguments.activations:
+        fixed = ("save_activations", "images", "every_layer", "seed")
+        given = [f"--{n.replace('_', '-')}" for n in fixed if getattr(arguments, n) not in (None, False)]
+        if given:
+            raise UsageError(
+                f"{', '.join(given)}: this was fixed when the activations were stored. Leave it out."
+            )
+    source = source_options.locate(arguments)
+    with ProgressBar("starting", quiet=arguments.quiet) as progress:
+        report = compare(
+            source,
+            state_dict=arguments.state_dict,
+            weights=arguments.weights,
+            step=arguments.step,
+            every_layer=arguments.every_layer or arguments.report is not None,
+            seed=arguments.seed or 0,
+            images=arguments.images,
+            save_activations=arguments.save_activations,
+            activations=arguments.activations,
+            repair=arguments.repair,
+            say=progress.label,
+        )
+    if not arguments.quiet:
+        from checks.compare.table import show
+
+        show(report)
+    if arguments.json:
+        result = {"passed": report.passed, **asdict(replace(report, diagnosis=None))}
+        if report.diagnosis is not None:
+            result["diagnosis"] = report.diagnosis.as_json()
+        command_line.write_json(arguments.json, result)
+    if arguments.report:
+        from checks.compare.page import write_compare_report
+
+        write_compare_report(arguments.report, report, command=arguments.command)
+    return 0 if report.passed else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

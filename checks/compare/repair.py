@@ -1,0 +1,100 @@
+"""Writing a port whose weights were put right: after it has passed the comparison, and never over a file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from checks.core.activations import short
+from checks.diagnosis.diagnose import Diagnosis
+from converter.atomic import AtomicFiles
+from converter.convert_file import same_bits
+from converter.errors import DifferenceError, RequirementError, UsageError
+from converter.formats.detect import open_source
+from converter.formats.safetensors import write_safetensors
+from converter.formats.torch.state_dict import write_state_dict
+
+Arrays = Mapping[str, NDArray[Any]]
+_ENDINGS = (".pt", ".pth", ".safetensors")
+
+
+@dataclass(frozen=True, slots=True)
+class Repair:
+    """What came of a repair.
+
+    Attributes:
+        path: The file that was written, or None.
+        keys: The tensors that were put right, in the state_dict's order; those that would have been, where
+            nothing was written.
+        statement: What was done, or why nothing was written; one sentence.
+    """
+
+    path: str | None
+    keys: tuple[str, ...]
+    statement: str
+
+
+def refuse_output(path: Path) -> None:
+    """Refuse a file to repair into that could not be written in the end.
+
+    Raises:
+        UsageError: It exists, its folder does not, or its ending is none of a state_dict.
+    """
+    if path.exists():
+        raise UsageError(f"{path} exists. Give another name to --repair.")
+    if not path.parent.is_dir():
+        raise UsageError(f"{path}: there is no folder {path.parent}. Create it first.")
+    if path.suffix not in _ENDINGS:
+        raise UsageError(f"{path}: --repair writes {', '.join(_ENDINGS)}. Give one of these endings.")
+
+
+def corrected(arrays: Arrays, diagnosis: Diagnosis) -> dict[str, NDArray[Any]] | str:
+    """The state_dict with every proposed repair, or in words why there is none to try."""
+    faults = [finding for finding in diagnosis.findings if finding.in_weights]
+    if not faults:
+        return "no cause was found in the weights"
+    lost = [finding for finding in faults if not finding.repair]
+    if lost:
+        others = f", and {len(lost) - 1} more" if len(lost) > 1 else ""
+        return (
+            f"the right values cannot be had from the port's own tensors at {short(lost[0].tap)} "
+            f"({lost[0].statement}){others}"
+        )
+    return {key: diagnosis.repair.get(key, array) for key, array in arrays.items()}
+
+
+def write(path: Path, arrays: Arrays) -> None:
+    """Write a state_dict, read it back and compare it bit for bit before it appears.
+
+    Raises:
+        UsageError: The file has appeared in the meantime.
+        RequirementError: It cannot be written, for example because the disk is full.
+        DifferenceError: What was written does not read back as it was.
+    """
+    with AtomicFiles(path.parent, overwrite=False) as files:
+        hidden = files.stage(path.name)
+        try:
+            if path.suffix == ".safetensors":
+                write_safetensors(hidden, arrays)
+            else:
+                with hidden.open("wb") as file:
+                    write_state_dict(file, arrays)
+        except OSError as error:
+            raise RequirementError(
+                f"{path}: cannot be written ({error.strerror or error}); nothing was kept. Make room on the "
+                "disk, or give another name to --repair."
+            ) from error
+        with open_source(hidden) as again:
+            if set(again) != set(arrays) or not all(
+                same_bits(np.asarray(again[key]), array) for key, array in arrays.items()
+            ):
+                raise DifferenceError(
+                    f"{path}: what was written reads back different. The disk or the memory may be failing; "
+                    "nothing was kept."
+                )
+        files.commit()

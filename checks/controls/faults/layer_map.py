@@ -1,0 +1,237 @@
+"""Faults in the layer map: a wrong row is followed faithfully, so that only the activations can tell."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+
+from checks.controls.faults.fault import Apply, Fault, Pipeline, Site, rows_changed, tap_of
+from checks.diagnosis.causes import Cause
+from converter.convert import AVERAGE
+from converter.layer_map import NETWORK_SCOPE, Converted, Row, Synthesised
+from converter.layouts import Layout
+
+_HEIGHT_WIDTH = Layout("HWIO->OIWH", (3, 2, 1, 0))
+
+Rows = Mapping[str, Row]
+
+
+def _planted(changes: Callable[[Pipeline], Rows]) -> Apply:
+    @contextmanager
+    def apply(port: Pipeline) -> Iterator[None]:
+        with rows_changed(port, changes(port)):
+            yield
+
+    return apply
+
+
+def _other_layout(layout: Layout, *scopes: str) -> tuple[Site, ...]:
+    def site(scope: str) -> Site:
+        def changes(port: Pipeline) -> Rows:
+            row = port.row(f"{scope}/weights")
+            return {row.key: replace(row, layout=layout)}
+
+        return Site(scope, tap_of(scope), _planted(changes))
+
+    return tuple(site(scope) for scope in scopes)
+
+
+def _reads(row: Converted, other: Converted) -> Converted:
+    """The row with the variable of another one."""
+    return replace(row, variable=other.variable)
+
+
+def _scopes_exchanged(what: str, tap: str, scopes: Mapping[str, str]) -> Site:
+    """A site where everything under some scopes is read from others: `scopes` has the wrong one to each."""
+
+    def changes(port: Pipeline) -> Rows:
+        rows = {row.variable: row for row in port.plan.converted}
+        changed: dict[str, Row] = {}
+        for here, there in scopes.items():
+            prefix, other = f"{NETWORK_SCOPE}/{here}/", f"{NETWORK_SCOPE}/{there}/"
+            for variable, row in rows.items():
+                if variable.startswith(prefix):
+                    changed[row.key] = _reads(row, rows[other + variable.removeprefix(prefix)])
+        return changed
+
+    return Site(what, tap_of(tap), _planted(changes))
+
+
+def _swapped(one: str, other: str, first: str = "") -> Site:
+    return _scopes_exchanged(f"{one} and {other}", first or one, {one: other, other: one})
+
+
+def _height_width() -> Fault:
+    return Fault(
+        "row-height-width",
+        "layer map",
+        "A table with H and W exchanged in one row is right for 1x1 kernels and keeps the shape of all "
+        "square ones, which are 100 of the 132.",
+        Cause.HEIGHT_WIDTH,
+        _other_layout(
+            _HEIGHT_WIDTH,
+            "Conv2d_4a_3x3",
+            "Repeat/block35_5/Branch_2/Conv2d_0b_3x3",
+            "Mixed_7a/Branch_2/Conv2d_1a_3x3",
+        ),
+    )
+
+
+def _another_variable() -> Fault:
+    def site(scope: str, leaf: str, other: str) -> Site:
+        def changes(port: Pipeline) -> Rows:
+            row, wrong = port.row(f"{scope}/{leaf}"), port.row(f"{other}/{leaf}")
+            return {row.key: _reads(row, wrong)}
+
+        return Site(f"{scope}/{leaf} from {other}", tap_of(scope), _planted(changes))
+
+    return Fault(
+        "row-another-variable",
+        "layer map",
+        "A row copied and not edited to its end: one variable is read twice and another never; a converter "
+        "that does not count what it consumes goes on.",
+        Cause.OTHER_TENSOR,
+        (
+            site(
+                "Repeat/block35_3/Branch_2/Conv2d_0c_3x3",
+                "weights",
+                "Repeat/block35_3/Branch_2/Conv2d_0b_3x3",
+            ),
+            site(
+                "Repeat_1/block17_8/Branch_1/Conv2d_0c_7x1",
+                "BatchNorm/beta",
+                "Repeat_1/block17_8/Branch_0/Conv2d_1x1",
+            ),
+            site("Mixed_7a/Branch_2/Conv2d_1a_3x3", "weights", "Mixed_7a/Branch_1/Conv2d_1a_3x3"),
+            site("Block8/Conv2d_1x1", "biases", "Repeat_2/block8_5/Conv2d_1x1"),
+        ),
+    )
+
+
+def _wrong_index() -> Fault:
+    def counted(repeat: str, block: str, times: int) -> Site:
+        numbers = range(1, times + 1)
+        scopes = {f"{repeat}/{block}_{n}": f"{repeat}/{block}_{n % times + 1}" for n in numbers}
+        first = f"{repeat}/{block}_1/Branch_0/Conv2d_1x1"
+        return _scopes_exchanged(f"{repeat} from {block}_2 on", first, scopes)
+
+    return Fault(
+        "blocks-counted-from-two",
+        "layer map",
+        "TensorFlow counts the blocks of a repeat from 1 and PyTorch from 0; one shift too many loads, "
+        "since all blocks of a repeat have the same shapes.",
+        Cause.OTHER_TENSOR,
+        (
+            counted("Repeat", "block35", 5),
+            counted("Repeat_1", "block17", 10),
+            counted("Repeat_2", "block8", 5),
+        ),
+    )
+
+
+def _sorted_names() -> Fault:
+    def by_bytes(repeat: str, block: str, order: tuple[int, ...]) -> Site:
+        scopes = {
+            f"{repeat}/{block}_{n}": f"{repeat}/{block}_{other}"
+            for n, other in enumerate(order, start=1)
+            if n != other
+        }
+        first = next(iter(scopes))
+        return _scopes_exchanged(f"{repeat} as {order}", f"{first}/Branch_0/Conv2d_1x1", scopes)
+
+    return Fault(
+        "blocks-in-order-of-names",
+        "layer map",
+        "A checkpoint lists names sorted by bytes: block17_1, block17_10, block17_2. Ports that count along "
+        "that list permute the blocks; others reverse them, reading a stack from its top.",
+        Cause.OTHER_TENSOR,
+        (
+            by_bytes("Repeat_1", "block17", (1, 10, 2, 3, 4, 5, 6, 7, 8, 9)),
+            by_bytes("Repeat", "block35", (5, 4, 3, 2, 1)),
+            by_bytes("Repeat_2", "block8", (1, 2, 4, 3, 5)),
+        ),
+    )
+
+
+def _branches() -> Fault:
+    return Fault(
+        "branches-misnamed",
+        "layer map",
+        "deepface's Keras files call branch 1 of Block17 and Block8 Branch_2 in places; a table that mends "
+        "the names by hand can end at the sibling.",
+        Cause.OTHER_TENSOR,
+        (
+            _swapped("Repeat/block35_4/Branch_1/Conv2d_0a_1x1", "Repeat/block35_4/Branch_2/Conv2d_0a_1x1"),
+            _swapped("Repeat_1/block17_2/Branch_0/Conv2d_1x1", "Repeat_1/block17_2/Branch_1/Conv2d_0a_1x1"),
+            _swapped("Repeat_2/block8_2/Branch_0/Conv2d_1x1", "Repeat_2/block8_2/Branch_1/Conv2d_0a_1x1"),
+        ),
+    )
+
+
+def _averages() -> Fault:
+    def site(what: str, tap: str, select: Callable[[str], bool]) -> Site:
+        @contextmanager
+        def apply(port: Pipeline) -> Iterator[None]:
+            rows = {row.key: row for row in port.plan.converted if select(row.variable)}
+            sources = {row.variable: f"{row.variable}/{AVERAGE}" for row in rows.values()}
+            with rows_changed(port, rows, sources):
+                yield
+
+        return Site(what, tap_of(tap), apply)
+
+    return Fault(
+        "rows-read-averages",
+        "layer map",
+        "A name matched by its beginning finds the variable and its ExponentialMovingAverage, and the last "
+        "one found wins; the average sorts behind the variable.",
+        Cause.AVERAGES,
+        (
+            site("Conv2d_2b_3x3", "Conv2d_2b_3x3", lambda name: "/Conv2d_2b_3x3/" in name),
+            site(
+                "betas of Repeat_1",
+                "Repeat_1/block17_1/Branch_0/Conv2d_1x1",
+                lambda name: "/Repeat_1/" in name and name.endswith("/beta"),
+            ),
+            site("Bottleneck/weights", "Bottleneck", lambda name: name.endswith("Bottleneck/weights")),
+        ),
+    )
+
+
+def _fill() -> Fault:
+    def site(scope: str, fill: int) -> Site:
+        def changes(port: Pipeline) -> Rows:
+            key = port.row(f"{scope}/BatchNorm/beta").key.removesuffix("bias") + "weight"
+            row = next(row for row in port.plan.rows if row.key == key)
+            return {
+                key: Synthesised(
+                    key, "float32", row.entry.shape, fill, "a table that fills with another value"
+                )
+            }
+
+        return Site(f"{scope}: {fill}", tap_of(scope), _planted(changes))
+
+    return Fault(
+        "scale-filled-otherwise",
+        "layer map",
+        "The missing gamma filled with zeros like every other missing tensor, or with something else than "
+        "one.",
+        Cause.UNLOADED,
+        (
+            site("Repeat/block35_5/Branch_2/Conv2d_0c_3x3", 0),
+            site("Mixed_6a/Branch_0/Conv2d_1a_3x3", 2),
+            site("Bottleneck", 2),
+        ),
+    )
+
+
+LAYER_MAP: tuple[Fault, ...] = (
+    _height_width(),
+    _another_variable(),
+    _wrong_index(),
+    _sorted_names(),
+    _branches(),
+    _averages(),
+    _fill(),
+)
+"""Every class of faults in the layer map."""

@@ -1,0 +1,298 @@
+"""Faults between the layers: residual sums, the order of branches, pooling, dropout, and the head."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from checks.controls.faults.fault import (
+    Apply,
+    Fault,
+    Forward,
+    Site,
+    forward_replaced,
+    module_of,
+    modules_set,
+    tap_of,
+)
+from checks.core.activations import EMBEDDINGS, LOGITS
+from checks.diagnosis.causes import Cause
+from reference.inception_resnet_v1 import NORM_FLOOR
+
+_POOL, _MIXED_6A, _MIXED_7A = "MaxPool_3a_3x3", "Mixed_6a", "Mixed_7a"
+_POOLS = {_POOL: "maxpool_3a", _MIXED_6A: "mixed_6a.branch2", _MIXED_7A: "mixed_7a.branch3"}
+_AVERAGE_POOL = "Logits/AvgPool_1a_8x8"
+
+
+def _fault(name: str, shipped: str, cause: Cause | None, *sites: Site) -> Fault:
+    return Fault(name, "hyperparameters", shipped, cause, sites)
+
+
+def _branches(module: Any, x: Tensor) -> list[Tensor]:
+    return [module.get_submodule(f"branch{index}")(x) for index in range(module.branches)]
+
+
+# Residual blocks
+
+
+def _scale() -> Fault:
+    def site(scope: str, scale: float) -> Site:
+        return Site(f"{scope}: {scale}", tap_of(scope), modules_set(module_of(scope), scale=scale))
+
+    return _fault(
+        "residual-scale",
+        "Three kinds of block have three scales, 0.17, 0.10 and 0.20, and the last block has 1.0: a block "
+        "copied from another kind keeps its scale.",
+        Cause.RESIDUAL_SCALE,
+        site("Repeat/block35_1", 0.1),
+        site("Repeat_1/block17_6", 0.17),
+        site("Repeat_2/block8_3", 0.1),
+        site("Block8", 0.2),
+    )
+
+
+def _scaled_shortcut(module: Any, x: Tensor) -> Tensor:
+    x = module.scale * x + module.conv2d(torch.cat(_branches(module, x), dim=1))
+    return F.relu(x) if module.relu else x
+
+
+def _shortcut() -> Fault:
+    scopes = ("Repeat/block35_5", "Repeat_1/block17_2", "Repeat_2/block8_1")
+    sites = (Site(s, tap_of(s), forward_replaced(module_of(s), _scaled_shortcut)) for s in scopes)
+    return _fault(
+        "shortcut-scaled",
+        "The scale on the shortcut and not on the residual: the sum has the same two terms.",
+        Cause.SCALED_SHORTCUT,
+        *sites,
+    )
+
+
+def _reversed_branches(module: Any, x: Tensor) -> Tensor:
+    x = x + module.scale * module.conv2d(torch.cat(_branches(module, x)[::-1], dim=1))
+    return F.relu(x) if module.relu else x
+
+
+def _branch_order() -> Fault:
+    def site(scope: str) -> Site:
+        return Site(
+            scope, tap_of(f"{scope}/Conv2d_1x1"), forward_replaced(module_of(scope), _reversed_branches)
+        )
+
+    return _fault(
+        "branch-order",
+        "Branches concatenated in another order than TensorFlow's: the 1x1 behind them takes any order that "
+        "has as many channels.",
+        Cause.BRANCH_ORDER,
+        site("Repeat/block35_2"),
+        site("Repeat_1/block17_9"),
+        site("Block8"),
+    )
+
+
+def _reduced(*order: int) -> Forward:
+    def forward(module: Any, x: Tensor) -> Tensor:
+        return torch.cat([module.get_submodule(f"branch{index}")(x) for index in order], dim=1)
+
+    return forward
+
+
+def _reduction_order() -> Fault:
+    def site(scope: str, *order: int) -> Site:
+        return Site(f"{scope}: {order}", tap_of(scope), forward_replaced(module_of(scope), _reduced(*order)))
+
+    return _fault(
+        "reduction-order",
+        "The pool first and the convolutions behind it, or two convolution branches exchanged: what follows "
+        "takes any order of as many channels.",
+        Cause.BRANCH_ORDER,
+        site(_MIXED_6A, 1, 0, 2),
+        site(_MIXED_7A, 3, 0, 1, 2),
+        site(_MIXED_7A, 0, 2, 1, 3),
+    )
+
+
+# Pooling
+
+
+def _pools(forward: Forward) -> tuple[Site, ...]:
+    return tuple(
+        Site(scope, tap_of(scope), forward_replaced(path, forward)) for scope, path in _POOLS.items()
+    )
+
+
+def _pool_shifted() -> Fault:
+    def shifted(module: Any, x: Tensor) -> Tensor:
+        size = x.shape[2] - 1, x.shape[3] - 1
+        return F.max_pool2d(F.pad(x, (1, 0, 1, 0))[:, :, : size[0] + 1, : size[1] + 1], 3, 2)
+
+    return _fault(
+        "max-pool-padded",
+        "Padding before the first pixel of a pool that has none, as TensorFlow's SAME or Caffe's pad: the "
+        "windows begin one pixel earlier.",
+        Cause.POOLING,
+        *_pools(shifted),
+    )
+
+
+def _pool_averaged() -> Fault:
+    return _fault(
+        "average-for-max-pool",
+        "The branches of other Inception networks pool by the mean where these take the maximum.",
+        Cause.POOLING,
+        *_pools(lambda module, x: F.avg_pool2d(x, 3, 2)),
+    )
+
+
+def _ceiling() -> Fault:
+    return _fault(
+        "ceil-mode",
+        "Caffe rounds the size of a pool's output up and ports of its networks set ceil_mode: at 160 pixels "
+        "the first two pools here divide evenly and nothing shows.",
+        Cause.POOLING,
+        Site(_POOL, tap_of(_POOL), modules_set(_POOLS[_POOL], ceil_mode=True), "odd size"),
+        Site(_MIXED_6A, tap_of(_MIXED_6A), modules_set(_POOLS[_MIXED_6A], ceil_mode=True), "odd size"),
+        Site(_MIXED_7A, tap_of(_MIXED_7A), modules_set(_POOLS[_MIXED_7A], ceil_mode=True)),
+    )
+
+
+def _global_pool() -> Fault:
+    def site(what: str, forward: Forward) -> Site:
+        return Site(what, tap_of(_AVERAGE_POOL), forward_replaced("avgpool_1a", forward))
+
+    return _fault(
+        "global-pool",
+        "A maximum, a sum, or a window of a fixed size that no longer covers the map, for the mean over all "
+        "of it.",
+        Cause.POOLING,
+        site("maximum", lambda module, x: F.adaptive_max_pool2d(x, 1)),
+        site("sum", lambda module, x: x.sum(dim=(2, 3), keepdim=True)),
+        site("window of 2x2", lambda module, x: x[:, :, :2, :2].mean(dim=(2, 3), keepdim=True)),
+    )
+
+
+# Dropout
+
+
+def _dropout() -> Fault:
+    def dropped(what: str, tap: str, path: str) -> Site:
+        return Site(what, tap_of(tap), forward_replaced(path, _dropping))
+
+    return _fault(
+        "dropout-in-inference",
+        "F.dropout is active unless it is told otherwise, also in a module in evaluation mode.",
+        Cause.DROPOUT,
+        dropped("before the Bottleneck", "Bottleneck", "dropout"),
+        Site("at half the rate", tap_of("Bottleneck"), forward_replaced("dropout", _dropping_fewer)),
+        Site("channels of the map", tap_of("Bottleneck"), forward_replaced("dropout", _dropping_channels)),
+    )
+
+
+def _mask(x: Tensor, rate: float) -> Tensor:
+    """A seeded mask, the same for either dtype and in every run."""
+    drawn = torch.rand(x.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return (drawn >= rate).to(x.dtype) / (1 - rate)
+
+
+def _dropping(module: Any, x: Tensor) -> Tensor:
+    return x * _mask(x, module.p)
+
+
+def _dropping_fewer(module: Any, x: Tensor) -> Tensor:
+    return x * _mask(x, module.p / 2)
+
+
+def _dropping_channels(module: Any, x: Tensor) -> Tensor:
+    return x * _mask(x[:1], module.p)
+
+
+# The head
+
+
+def _head(forward: Forward) -> Apply:
+    return forward_replaced("", forward, method="head")
+
+
+def _embedding(normalise: Forward) -> Apply:
+    def head(module: Any, prelogits: Tensor) -> Tensor:
+        if module.classify:
+            logits: Tensor = module.logits(prelogits)
+            return logits
+        return normalise(prelogits)
+
+    return _head(head)
+
+
+def _classifier(prepare: Forward) -> Apply:
+    def head(module: Any, prelogits: Tensor) -> Tensor:
+        if not module.classify:
+            return F.normalize(prelogits, eps=NORM_FLOOR)
+        logits: Tensor = module.logits(prepare(prelogits))
+        return logits
+
+    return _head(head)
+
+
+def _normalisation() -> Fault:
+    def site(what: str, normalise: Forward) -> Site:
+        return Site(what, EMBEDDINGS, _embedding(normalise))
+
+    return _fault(
+        "another-normalisation",
+        "facenet_keras.h5 ends before the L2 normalisation, and its users leave it out or take another axis "
+        "or norm.",
+        Cause.NORMALISATION,
+        site("not at all", lambda prelogits: prelogits),
+        site("over the batch", lambda prelogits: F.normalize(prelogits, dim=0)),
+        site("L1", lambda prelogits: F.normalize(prelogits, p=1.0)),
+    )
+
+
+def _floor() -> Fault:
+    def site(floor: float) -> Site:
+        apply = _embedding(lambda prelogits: F.normalize(prelogits, eps=floor))
+        return Site(f"{floor:.0e}", EMBEDDINGS, apply, "tiny embeddings")
+
+    return _fault(
+        "norm-floor",
+        "F.normalize has a floor of 1e-12 under the norm and tf.nn.l2_normalize one of 1e-10 under its "
+        "square: ports take the default or forget the root.",
+        Cause.NORMALISATION,
+        site(1e-12),
+        site(1e-10),
+        site(1e-6),
+    )
+
+
+def _classifier_input() -> Fault:
+    def site(what: str, prepare: Forward) -> Site:
+        return Site(what, LOGITS, _classifier(prepare))
+
+    return _fault(
+        "logits-of-another-input",
+        "The classifier was trained on the embedding before its normalisation, and ports feed it the "
+        "normalised one, as margin losses want it.",
+        Cause.CLASSIFIER_INPUT,
+        site("normalised", lambda prelogits: F.normalize(prelogits)),
+        site("rectified", F.relu),
+        site("normalised and scaled by 64", lambda prelogits: 64 * F.normalize(prelogits)),
+    )
+
+
+STRUCTURE: tuple[Fault, ...] = (
+    _scale(),
+    _shortcut(),
+    _branch_order(),
+    _reduction_order(),
+    _pool_shifted(),
+    _pool_averaged(),
+    _ceiling(),
+    _global_pool(),
+    _dropout(),
+    _normalisation(),
+    _floor(),
+    _classifier_input(),
+)
+"""Every class of faults between the layers."""

@@ -1,0 +1,359 @@
+"""Faults that inference cannot show: BatchNorm's updates, dropout, gradients, loss and optimiser."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import Parameter
+from torch.nn import functional as F
+from torch.optim import SGD, Adam, AdamW, Optimizer
+
+from checks.controls.faults.fault import (
+    LOSS,
+    OPTIMISER,
+    Apply,
+    Fault,
+    Forward,
+    Pipeline,
+    Site,
+    attributes_set,
+    batch_norm_of,
+    every_batch_norm,
+    forward_replaced,
+    module_of,
+    modules_set,
+    tap_of,
+)
+from checks.diagnosis.causes import Cause
+from checks.gradients.measure import OptimiserName, TrainingBatch, make_optimiser, training_loss
+from reference import InceptionResnetV1
+
+_MOMENTUM = 0.1  # PyTorch's default for BatchNorm
+_ADAM_EPSILON = 0.1  # facenet's
+
+Make = Callable[[Pipeline, OptimiserName, list[Parameter]], Optimizer]
+
+
+def _fault(name: str, shipped: str, cause: Cause | None, *sites: Site) -> Fault:
+    return Fault(name, "training", shipped, cause, sites)
+
+
+def _site(what: str, tap: str, apply: Apply) -> Site:
+    return Site(what, tap, apply, "training")
+
+
+def _batch_norms(forward: Forward, *scopes: str) -> tuple[Site, ...]:
+    return tuple(_site(s, tap_of(s), forward_replaced(batch_norm_of(s), forward)) for s in scopes)
+
+
+# Running statistics
+
+
+def _momentum(name: str, shipped: str, momentum: float) -> Fault:
+    def one(scope: str) -> Site:
+        return _site(scope, tap_of(scope), modules_set(batch_norm_of(scope), momentum=momentum))
+
+    return _fault(
+        name,
+        shipped,
+        Cause.MOMENTUM,
+        one("Repeat/block35_1/Branch_1/Conv2d_0a_1x1"),
+        one("Bottleneck"),
+        _site("every BatchNorm", tap_of("Conv2d_1a_3x3"), every_batch_norm(momentum=momentum)),
+    )
+
+
+def _biased(module: Any, x: Tensor) -> Tensor:
+    if not module.training:
+        return _frozen(module, x)
+    axes = [axis for axis in range(x.ndim) if axis != 1]
+    with torch.no_grad():
+        mean, variance = x.mean(axes), x.var(axes, correction=0)
+        module.running_mean.lerp_(mean, module.momentum)
+        module.running_var.lerp_(variance, module.momentum)
+    return F.batch_norm(x, None, None, module.weight, module.bias, True, eps=module.eps)
+
+
+def _biased_variance() -> Fault:
+    return _fault(
+        "biased-running-variance",
+        "TensorFlow's fused BatchNorm moves the variance towards n/(n-1) times the batch's, as PyTorch "
+        "does; the unfused one and those written by hand take the batch's own.",
+        Cause.RUNNING_VARIANCE,
+        *_batch_norms(
+            _biased,
+            "Conv2d_1a_3x3",
+            "Block8/Branch_1/Conv2d_0c_3x1",
+            "Bottleneck",
+        ),
+    )
+
+
+def _frozen(module: Any, x: Tensor) -> Tensor:
+    return F.batch_norm(
+        x, module.running_mean, module.running_var, module.weight, module.bias, False, eps=module.eps
+    )
+
+
+def _frozen_batch_norm() -> Fault:
+    return _fault(
+        "batch-norm-frozen",
+        "Keras' `trainable = False` puts a BatchNorm into inference mode, and so does code that freezes all "
+        "BatchNorms: fine-tuning then is another one than facenet's.",
+        Cause.FROZEN,
+        *_batch_norms(
+            _frozen,
+            "Conv2d_2b_3x3",
+            "Repeat/block35_4/Branch_2/Conv2d_0b_3x3",
+            "Bottleneck",
+        ),
+    )
+
+
+# Dropout
+
+
+def _dropout_rate() -> Fault:
+    def rate(share: float) -> Site:
+        return _site(f"{share}", tap_of("Bottleneck"), modules_set("dropout", p=share))
+
+    return _fault(
+        "dropout-rate",
+        "TensorFlow 1 takes the share to keep and PyTorch the share to drop: facenet's keep_probability of "
+        "0.4 is a rate of 0.6.",
+        Cause.DROPOUT_RATE,
+        rate(0.4),
+        rate(0.5),
+        rate(0.2),
+    )
+
+
+def _without_dropout(*further: Apply) -> Apply:
+    @contextmanager
+    def apply(port: Pipeline) -> Iterator[None]:
+        with ExitStack() as closing:
+            for model in port.models:
+                closing.enter_context(attributes_set(model, dropout=nn.Identity()))
+            for one in further:
+                closing.enter_context(one(port))
+            yield
+
+    return apply
+
+
+def _drop(x: Tensor, *, scaled: bool = True) -> Tensor:
+    rate = 0.6
+    drawn = torch.rand(x.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    kept = (drawn >= rate).to(x.dtype)
+    return x * kept / (1 - rate) if scaled else x * kept
+
+
+def _dropping_after(norm: type[nn.Module]) -> Forward:
+    def forward(module: Any, x: Tensor) -> Tensor:
+        output: Tensor = norm.forward(module, x)
+        return _drop(output) if module.training else output
+
+    return forward
+
+
+def _dropout_elsewhere() -> Fault:
+    after = forward_replaced("last_bn", _dropping_after(nn.BatchNorm1d))
+    pooled = forward_replaced("avgpool_1a", _dropping_after(nn.AdaptiveAvgPool2d))
+    return _fault(
+        "dropout-elsewhere",
+        "Dropout behind the Bottleneck, as in many heads for fine-tuning, with another mask, or not at all.",
+        Cause.DROPOUT_RATE,
+        _site("none", tap_of("Bottleneck"), _without_dropout()),
+        _site("behind the Bottleneck", tap_of("Bottleneck"), _without_dropout(after)),
+        _site("twice", tap_of("Bottleneck"), pooled),
+    )
+
+
+# Gradients
+
+
+def _detached(module: Any, x: Tensor) -> Tensor:
+    output: Tensor = type(module).forward(module, x)
+    return output.detach()
+
+
+def _branch_detached() -> Fault:
+    def site(scope: str, path: str) -> Site:
+        return _site(scope.rpartition("/")[0], tap_of(scope), forward_replaced(path, _detached))
+
+    return _fault(
+        "branch-detached",
+        "A no_grad or detach left over from debugging or from feature extraction: the loss falls all the "
+        "same.",
+        Cause.FROZEN,
+        site("Repeat/block35_3/Branch_2/Conv2d_0a_1x1", "repeat_1.2.branch2"),
+        site("Repeat_1/block17_10/Branch_1/Conv2d_0a_1x1", "repeat_2.9.branch1"),
+        site("Mixed_7a/Branch_0/Conv2d_0a_1x1", "mixed_7a.branch0"),
+    )
+
+
+def _not_trained(*keys: str) -> Apply:
+    @contextmanager
+    def apply(port: Pipeline) -> Iterator[None]:
+        parameters = [model.get_parameter(key) for model in port.models for key in keys]
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter in parameters:
+                parameter.requires_grad_(True)
+
+    return apply
+
+
+def _layer_frozen() -> Fault:
+    def site(scope: str, *leaves: str) -> Site:
+        keys = [f"{module_of(scope)}.{leaf}" for leaf in leaves]
+        return _site(f"{scope}: {', '.join(leaves)}", tap_of(scope), _not_trained(*keys))
+
+    return _fault(
+        "layer-frozen",
+        "requires_grad_(False) on what a list of names matched too widely, or a parameter stored as a "
+        "buffer.",
+        Cause.FROZEN,
+        site("Conv2d_1a_3x3", "conv.weight", "bn.bias"),
+        site("Repeat_2/block8_2/Conv2d_1x1", "bias"),
+        _site("Bottleneck", tap_of("Bottleneck"), _not_trained("last_linear.weight")),
+    )
+
+
+# Loss and optimiser
+
+
+def _loss_scaled() -> Fault:
+    def site(what: str, factor: Callable[[TrainingBatch], float]) -> Site:
+        def loss(model: InceptionResnetV1, images: Tensor, batch: TrainingBatch) -> Tensor:
+            return training_loss(model, images, batch) * factor(batch)
+
+        @contextmanager
+        def apply(port: Pipeline) -> Iterator[None]:
+            with attributes_set(port, loss=loss):
+                yield
+
+        return _site(what, LOSS, apply)
+
+    return _fault(
+        "loss-scaled",
+        "A sum over the batch for the mean, a mean once more over devices, or the scale of mixed precision "
+        "that is not taken out again.",
+        Cause.GRADIENT_SCALE,
+        site("sum", lambda batch: float(len(batch.images))),
+        site("mean over two devices", lambda batch: 0.5),
+        site("scale of mixed precision", lambda batch: 2.0**16),
+    )
+
+
+def _optimiser(what: str, make: Make) -> Site:
+    @contextmanager
+    def apply(port: Pipeline) -> Iterator[None]:
+        def made(name: OptimiserName, parameters: Iterable[Parameter]) -> Optimizer:
+            return make(port, name, list(parameters))
+
+        with attributes_set(port, make_optimiser=made):
+            yield
+
+    return _site(what, OPTIMISER, apply)
+
+
+def _rate(optimiser: Optimizer) -> float:
+    return float(optimiser.param_groups[0]["lr"])
+
+
+def _instead(name: OptimiserName, optimiser: Callable[[list[Parameter], float], Optimizer]) -> Make:
+    """Another optimiser in the place of one, at its own learning rate."""
+
+    def make(port: Pipeline, asked: OptimiserName, parameters: list[Parameter]) -> Optimizer:
+        right = make_optimiser(asked, parameters)
+        return optimiser(parameters, _rate(right)) if asked == name else right
+
+    return make
+
+
+def _adam() -> Fault:
+    return _fault(
+        "adam-epsilon",
+        "TensorFlow adds epsilon before the bias correction of the second moment and PyTorch behind it: "
+        "with facenet's epsilon of 0.1 the first steps differ by a factor of thirty.",
+        Cause.OPTIMISER,
+        _optimiser("0.1 in PyTorch's place", _instead("adam", lambda p, lr: Adam(p, lr, eps=_ADAM_EPSILON))),
+        _optimiser("PyTorch's 1e-8", _instead("adam", lambda p, lr: Adam(p, lr))),
+        _optimiser("AdamW", _instead("adam", lambda p, lr: AdamW(p, lr, eps=_ADAM_EPSILON))),
+    )
+
+
+def _weight_decay() -> Fault:
+    return _fault(
+        "weight-decay-added",
+        "facenet adds L2 to the loss, on weights only; weight_decay in an optimiser falls on every bias and "
+        "beta as well, and comes on top.",
+        Cause.OPTIMISER,
+        _optimiser("SGD, 5e-4", _instead("sgd", lambda p, lr: SGD(p, lr, weight_decay=5e-4))),
+        _optimiser("SGD, 5e-5", _instead("sgd", lambda p, lr: SGD(p, lr, weight_decay=5e-5))),
+        _optimiser("SGD, weights only", _instead("sgd", _decaying_weights)),
+    )
+
+
+def _decaying_weights(parameters: list[Parameter], rate: float) -> Optimizer:
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": 5e-4},
+        {"params": [p for p in parameters if p.ndim == 1]},
+    ]
+    return SGD(groups, rate)
+
+
+def _scale_trained() -> Fault:
+    def scales(*modules: str) -> Make:
+        def make(port: Pipeline, name: OptimiserName, parameters: list[Parameter]) -> Optimizer:
+            known = {id(parameter) for parameter in parameters}
+            norms = (m for m in port.float64.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d))
+            chosen = [port.float64.get_submodule(path) for path in modules] or list(norms)
+            weights = [norm.get_parameter("weight") for norm in chosen]
+            return make_optimiser(name, [*parameters, *(w for w in weights if id(w) not in known)])
+
+        return make
+
+    return _fault(
+        "scale-trained",
+        "PyTorch's BatchNorm has a weight and trains it; the checkpoints' have none, and what was trained "
+        "cannot go back.",
+        Cause.OPTIMISER,
+        _optimiser("every BatchNorm", scales()),
+        _optimiser("Conv2d_4b_3x3", scales("conv2d_4b.bn")),
+        _optimiser("Bottleneck", scales("last_bn")),
+    )
+
+
+TRAINING: tuple[Fault, ...] = (
+    _momentum(
+        "momentum-default",
+        "PyTorch's default of 0.1 for slim's decay of 0.995, as facenet-pytorch leaves it.",
+        _MOMENTUM,
+    ),
+    _momentum(
+        "momentum-inverted",
+        "TensorFlow's decay is the share that is kept, PyTorch's momentum the rest: 0.995 copied as it is "
+        "forgets everything at each step.",
+        0.995,
+    ),
+    _biased_variance(),
+    _frozen_batch_norm(),
+    _dropout_rate(),
+    _dropout_elsewhere(),
+    _branch_detached(),
+    _layer_frozen(),
+    _loss_scaled(),
+    _adam(),
+    _weight_decay(),
+    _scale_trained(),
+)
+"""Every class of faults in training."""

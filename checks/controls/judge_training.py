@@ -1,0 +1,121 @@
+"""The verdict on a port with a fault in its training: gradients, and one step of each optimiser."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from checks.controls.faults.fault import LOSS, OPTIMISER, Pipeline
+from checks.controls.judge_inference import Verdict
+from checks.core import thresholds
+from checks.core.activations import BOTTLENECK, LAYERS, LOGITS
+from checks.core.metrics import relative_l2
+from checks.diagnosis.causes import Cause
+from checks.gradients.measure import (
+    INPUT,
+    GradientMeasurement,
+    StepsMeasurement,
+    TensorDistance,
+    TrainingReference,
+    judge_gradients,
+    judge_steps,
+    measure_gradients,
+    measure_steps,
+)
+
+_STATISTICS = ("running_mean", "running_var")
+_ONE_FACTOR = 1e-6
+"""Relative spread of the gradients' distances within which all of them were scaled by one factor."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingVerdict:
+    """A verdict on training, and why.
+
+    Attributes:
+        verdict: What fails and where.
+        cause: The known cause, or None.
+    """
+
+    verdict: Verdict
+    cause: Cause | None = None
+
+
+def judge_training(port: Pipeline, reference: TrainingReference) -> TrainingVerdict:
+    """Judge gradients and steps until they tell that the port trains otherwise.
+
+    Args:
+        port: The port, holding the checkpoint's weights.
+        reference: TensorFlow's side: gradients in training mode, and one step of each optimiser.
+    """
+    gradients = measure_gradients(port.float64, reference, "training", loss=port.loss)
+    same = judge_gradients(gradients).passed
+    if not same:
+        missing = [found.key for found in gradients.gradients if math.isinf(found.distance)]
+        if missing:
+            return TrainingVerdict(Verdict(("gradients",), _first_layer(missing), 1), Cause.FROZEN)
+        if _evenly_scaled(gradients):
+            return TrainingVerdict(Verdict(("gradients",), LOSS, 1), Cause.GRADIENT_SCALE)
+    steps = _steps(port, reference, "sgd")
+    if not same or not judge_steps(steps).passed:
+        failed = ("SGD",) if same else ("gradients", "SGD")
+        place, cause = _explain(port, reference, steps, same)
+        return TrainingVerdict(Verdict(failed, place, 2), cause)
+    if judge_steps(_steps(port, reference, "adam")).passed:
+        return TrainingVerdict(Verdict(probes=3))
+    return TrainingVerdict(Verdict(("Adam",), OPTIMISER, 3), Cause.OPTIMISER)
+
+
+def _steps(port: Pipeline, reference: TrainingReference, name: Any) -> StepsMeasurement:
+    return measure_steps(port.float64, reference, name, loss=port.loss, make=port.make_optimiser)
+
+
+def _explain(
+    port: Pipeline, reference: TrainingReference, steps: StepsMeasurement, same_gradients: bool
+) -> tuple[str | None, Cause | None]:
+    """Where training first differs, and the known cause, from the running statistics after one step."""
+    moved = [s for s in steps.state if s.key.endswith(_STATISTICS) and not _holds(s)]
+    if not moved:
+        return (OPTIMISER, Cause.OPTIMISER) if same_gradients else (LOSS, None)
+    place = _first_layer([found.key for found in moved])
+    if same_gradients:
+        means = any(found.key.endswith(_STATISTICS[0]) for found in moved)
+        return place, Cause.MOMENTUM if means else Cause.RUNNING_VARIANCE
+    # The forward pass went another way, from the first layer on whose statistics differ.
+    if _at_rest(port, reference, [found for found in moved if _layer(found.key) == place]):
+        return place, Cause.FROZEN
+    return place, Cause.DROPOUT_RATE if place == BOTTLENECK else None
+
+
+def _evenly_scaled(gradients: GradientMeasurement) -> bool:
+    """Whether all gradients are the right ones times one factor: then all are as far away, relatively."""
+    distances = [found.distance for found in gradients.gradients if found.norm > 0]
+    return max(distances) - min(distances) <= _ONE_FACTOR * max(distances)
+
+
+def _holds(found: TensorDistance) -> bool:
+    return found.distance <= thresholds.TRAINING_STEPS
+
+
+def _at_rest(port: Pipeline, reference: TrainingReference, moved: Sequence[TensorDistance]) -> bool:
+    """Whether the running statistics are as far from TensorFlow's as they were before the step."""
+    after = reference.steps["sgd"].state
+    before = {found.key: relative_l2(port.state(found.key), after[found.key]) for found in moved}
+    return all(math.isclose(found.distance, before[found.key], rel_tol=1e-9) for found in moved)
+
+
+def _layer(key: str) -> str:
+    """The tap of the layer that a state_dict key belongs to."""
+    if key == INPUT:
+        return next(iter(LAYERS))
+    for tap, module in LAYERS.items():
+        if key.startswith(f"{module}."):
+            return tap
+    return LOGITS if key.startswith("logits.") else BOTTLENECK
+
+
+def _first_layer(keys: Sequence[str]) -> str:
+    order = [*LAYERS, BOTTLENECK, LOGITS]
+    return min((_layer(key) for key in keys), key=order.index)

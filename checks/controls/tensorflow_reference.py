@@ -1,0 +1,202 @@
+"""What every control is judged by: TensorFlow's side, computed once, and the clean port it belongs to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from checks.controls.faults.fault import Pipeline, Standardisation
+from checks.core.activations import EMBEDDINGS, tap_names
+from checks.core.inputs import NOISE, Probe, prewhiten, seeded_probes, standardise
+from checks.core.models import build_port
+from checks.core.source_tensors import other_weights, plan_source, right_state_dict, single_precision
+from checks.core.tensorflow_side import Activations, TensorFlowSide
+from checks.gradients.measure import TrainingReference, training_batch, training_reference
+from converter.convert import AVERAGE
+from converter.formats.source import TensorSource
+
+ODD_SIZE = (149, 125)
+"""Height and width, in pixels, at which no pool of the network divides its map evenly."""
+
+_SQUARED_FLOOR = 1e-10  # under the squared norm: tf.nn.l2_normalize(prelogits, 1, 1e-10) in facenet
+_TINY_NORMS = (
+    1e-3,
+    1e-5,
+    3e-6,
+    1e-8,
+    1e-13,
+)  # of embeddings before normalisation, around the root of the floor
+_AVERAGE_SHIFT = 1e-3  # relative; about what an average over a training's last steps differs by
+
+
+@dataclass(frozen=True, slots=True)
+class ControlProbe:
+    """One input of the controls and what TensorFlow makes of it.
+
+    Attributes:
+        activations: TensorFlow's side; its probe holds the images that TensorFlow is given.
+        pixels: (N, H, W, 3), uint8, where the port does its own preprocessing; else None.
+        standardisation: Which preprocessing that is.
+    """
+
+    activations: Activations
+    pixels: NDArray[Any] | None = None
+    standardisation: Standardisation = "fixed"
+
+    def given(self, port: Pipeline) -> NDArray[Any]:
+        """What the port's network is given: (N, H, W, 3), float32."""
+        if self.pixels is None:
+            return self.activations.probe.images
+        return port.prepare[self.standardisation](self.pixels)
+
+
+@dataclass(frozen=True, slots=True)
+class TinyEmbeddings:
+    """Embeddings near the floor of their normalisation.
+
+    Attributes:
+        prelogits: (N, size), float64: before normalisation.
+        embeddings: (N, size), float64: after it, by the formula of tf.math.l2_normalize.
+    """
+
+    prelogits: NDArray[Any]
+    embeddings: NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ControlReference:
+    """Everything that faulty ports are judged by.
+
+    Attributes:
+        inference: The probes at 160x160, in the order in which they are tried.
+        odd: A probe of an odd size.
+        tiny: Embeddings near the floor.
+        training: Gradients and one step of each optimiser; None where no fault needs them. One step and not
+            ten: after it, the running statistics still tell where a forward pass went another way.
+    """
+
+    inference: tuple[ControlProbe, ...]
+    odd: ControlProbe
+    tiny: TinyEmbeddings
+    training: TrainingReference | None
+
+
+class ControlSource:
+    """A checkpoint's tensors, its clean ports and TensorFlow's graphs of it. A context manager.
+
+    Args:
+        opened: The open source.
+
+    Attributes:
+        plan: What becomes of its tensors.
+        tensors: Variable to float32 array.
+        arrays: The clean state_dict.
+        averages: The same of the moving averages.
+        own_averages: Whether these are the checkpoint's; if not, they are its weights moved by about 1e-3.
+        taps: All that the network has.
+
+    Raises:
+        UsageError: It is a state_dict.
+        MappingError, SourceError: The tensors are not those of this network.
+    """
+
+    def __init__(self, opened: TensorSource) -> None:
+        tensors, self.plan = plan_source(opened, "variable")
+        self.tensors = single_precision(opened, tensors, self.plan)
+        averages = other_weights(tensors, "variable")
+        self.own_averages = bool(averages)
+        self.arrays = right_state_dict(self.tensors, self.plan)
+        self.averages = averages or _stand_ins(self.arrays)
+        self.taps = tap_names(every_layer=True, logits=self.plan.variant.num_classes is not None)
+        self._tensorflow = TensorFlowSide(opened, self.tensors, "variable", own_graph=False)
+
+    def port(self) -> Pipeline:
+        """A clean port, with networks of its own."""
+        built = build_port(self.arrays, self.plan.variant)
+        assert not isinstance(built, str)  # a state_dict made by the table loads
+        averages = {
+            f"{row.variable}/{AVERAGE}": row.layout.inverse.apply(self.averages[row.key])
+            for row in self.plan.converted
+        }
+        return Pipeline(built.float32, built.float64, self.plan, {**self.tensors, **averages})
+
+    def probes(self, seed: int) -> tuple[ControlProbe, ...]:
+        """The probes at 160x160 with TensorFlow's side; the same seed gives the same ones."""
+        noise, smooth, constant, near_black, _ = seeded_probes(seed)
+        random = np.random.default_rng([seed, 1])
+        pixels = random.integers(0, 256, noise.images[:2].shape, np.uint8)
+        darker = pixels[:1] // 2 + np.uint8(20)
+        images: tuple[tuple[str, NDArray[Any], NDArray[Any] | None, Standardisation], ...] = (
+            (NOISE, noise.images[:2], None, "fixed"),
+            ("pixels", standardise(pixels), pixels, "fixed"),
+            ("pixels, prewhitened", prewhiten(darker), darker, "per image"),
+            *((probe.name, probe.images[:1], None, "fixed") for probe in (smooth, constant, near_black)),
+        )
+        return tuple(
+            ControlProbe(self._tensorflow.run(Probe(name, given), self.taps), raw, kind)
+            for name, given, raw, kind in images
+        )
+
+    def reference(self, seed: int, *, training: bool, say: Callable[[str], None]) -> ControlReference:
+        """Run TensorFlow on everything that the faults are judged by.
+
+        Args:
+            seed: Of the inputs.
+            training: Whether any fault needs the training graph.
+            say: Told what is going on.
+        """
+        say("TensorFlow: activations")
+        random = np.random.default_rng([seed, 2])
+        odd = Probe(
+            f"odd size {ODD_SIZE[0]}x{ODD_SIZE[1]}",
+            random.standard_normal((1, *ODD_SIZE, 3)).astype(np.float32),
+        )
+        trained = None
+        if training:
+            batch = training_batch(self.plan.variant, seed=seed)
+            trained = training_reference(self.tensors, batch, modes=("training",), steps=1, say=say)
+        return ControlReference(
+            self.probes(seed),
+            ControlProbe(self._tensorflow.run(odd, self.taps)),
+            _tiny(random, self.plan.variant.embedding_size),
+            trained,
+        )
+
+    def close(self) -> None:
+        """Release TensorFlow's sessions."""
+        self._tensorflow.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def tiny_activations(tiny: TinyEmbeddings) -> Activations:
+    """The normalisation of tiny embeddings as activations of one tap, to be judged as others are."""
+    probe = Probe("tiny embeddings", tiny.prelogits.astype(np.float32))
+    single = {EMBEDDINGS: tiny.embeddings.astype(np.float32)}
+    return Activations(probe, {EMBEDDINGS: tiny.embeddings}, single, False, {}, {})
+
+
+def _tiny(random: np.random.Generator, size: int) -> TinyEmbeddings:
+    directions = random.standard_normal((len(_TINY_NORMS), size))
+    directions /= np.sqrt(np.square(directions).sum(axis=1, keepdims=True))
+    # Rounded to float32, so that both arithmetics are given the same.
+    prelogits = (directions * np.array(_TINY_NORMS)[:, None]).astype(np.float32).astype(np.float64)
+    squares = np.square(prelogits).sum(axis=1, keepdims=True)
+    return TinyEmbeddings(prelogits, prelogits / np.sqrt(np.maximum(squares, _SQUARED_FLOOR)))
+
+
+def _stand_ins(arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """A state_dict near another, in the place of averages that a checkpoint does not have."""
+    random = np.random.default_rng(0)
+    return {
+        key: (array * (1 + _AVERAGE_SHIFT * random.standard_normal(array.shape))).astype(array.dtype)
+        for key, array in arrays.items()
+    }

@@ -1,0 +1,1 @@
+"""What the checks share: inputs, activations, models, thresholds and the form of a judgement."""

@@ -1,0 +1,136 @@
+"""The inputs of a comparison: seeded, and photographs where they are given."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from checks.core import thresholds
+from converter.errors import SourceError, UsageError
+
+IMAGE_SIZE = 160  # pixels; what the published networks were trained on
+ODD_SIZE = (147, 123)  # height and width: odd, unequal, and every map of the network rounds somewhere
+BATCH = 5  # images, the field's habit
+NOISE = "standard normal"
+SEEDED = (NOISE, "smooth", "constant", "near-black", f"odd size {ODD_SIZE[0]}x{ODD_SIZE[1]}")
+_PHOTOGRAPHS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """One batch of images.
+
+    Attributes:
+        name: What the images are, in words.
+        images: (N, H, W, 3), float32, standardised pixels.
+    """
+
+    name: str
+    images: NDArray[Any]
+
+    @property
+    def few_values(self) -> bool:
+        """Whether an image has so few distinct values that rounding errors do not average out."""
+        return min(np.unique(image).size for image in self.images) < thresholds.FEW_VALUES
+
+
+def seeded_probes(seed: int) -> list[Probe]:
+    """The five built-in probes; the same seed gives the same images."""
+    random = np.random.default_rng(seed)
+    square = (IMAGE_SIZE, IMAGE_SIZE, 3)
+    noise = random.standard_normal((BATCH, *square))
+    odd = random.standard_normal((2, *ODD_SIZE, 3))
+    # Two levels of grey, and pixels of 0, 1 and 2 out of 255.
+    constant = np.stack([np.full(square, level) for level in (-0.4, 0.7)])
+    near_black = standardise(random.integers(0, 3, (2, *square)))
+    return [
+        Probe(NOISE, noise.astype(np.float32)),
+        Probe(SEEDED[1], _smooth(random, 2)),
+        Probe(SEEDED[2], constant.astype(np.float32)),
+        Probe(SEEDED[3], near_black),
+        Probe(SEEDED[4], odd.astype(np.float32)),
+    ]
+
+
+def standardise(pixels: NDArray[Any]) -> NDArray[Any]:
+    """Pixels of 0 to 255 as the networks of 2018 were trained on them: (x - 127.5) / 128, float32."""
+    return ((pixels - 127.5) / 128.0).astype(np.float32)
+
+
+def prewhiten(pixels: NDArray[Any]) -> NDArray[Any]:
+    """Pixels of 0 to 255 as the networks of 2017 were trained on them, float32.
+
+    (x - mean) / max(std, 1 / sqrt(x.size)) over each image: `prewhiten` in facenet's `src/facenet.py`.
+    """
+    images = pixels.astype(np.float64)
+    axes = (1, 2, 3)
+    floor = 1.0 / np.sqrt(images[0].size)
+    deviations = np.maximum(images.std(axis=axes, keepdims=True), floor)
+    whitened: NDArray[Any] = (images - images.mean(axis=axes, keepdims=True)) / deviations
+    return whitened.astype(np.float32)
+
+
+def _smooth(random: np.random.Generator, count: int) -> NDArray[Any]:
+    """Sums of six plane waves of at most three periods across the image, for each channel."""
+    grid = np.linspace(0, 1, IMAGE_SIZE)
+    images = np.zeros((count, IMAGE_SIZE, IMAGE_SIZE, 3))
+    for image in images:
+        for channel in range(3):
+            for _ in range(6):
+                across, down = random.uniform(-3, 3, 2)
+                phase = random.uniform(0, 2 * np.pi)
+                wave = np.cos(2 * np.pi * (across * grid[None, :] + down * grid[:, None]) + phase)
+                image[:, :, channel] += 0.3 * wave
+    return images.astype(np.float32)
+
+
+def find_photographs(folder: Path) -> list[Path]:
+    """All photographs of a folder and its subfolders, sorted by name.
+
+    Raises:
+        UsageError: There is no such folder.
+        SourceError: It holds no photographs.
+    """
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: there is no such folder. Give a folder of photographs.")
+    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in _PHOTOGRAPHS)
+    if not files:
+        kinds = ", ".join(sorted(_PHOTOGRAPHS))
+        raise SourceError(folder, "no photographs in it", next_step=f"Give a folder with {kinds} files")
+    return files
+
+
+def photograph_probes(files: Sequence[Path]) -> Iterator[Probe]:
+    """Photographs in batches of five.
+
+    Each is cropped to its central square, resized to 160x160 and standardised as for the networks of 2018.
+
+    Raises:
+        SourceError: One cannot be decoded, or has more than 8 bits a channel.
+    """
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    for start in range(0, len(files), BATCH):
+        images = []
+        for file in files[start : start + BATCH]:
+            try:
+                with Image.open(file) as image:
+                    if image.mode.startswith(("I", "F")):
+                        raise SourceError(
+                            file,
+                            "more than 8 bits a channel",
+                            next_step="Save it with 8 bits, or take it away",
+                        )
+                    square = ImageOps.fit(image.convert("RGB"), (IMAGE_SIZE, IMAGE_SIZE))
+            except (UnidentifiedImageError, OSError, ValueError) as error:
+                raise SourceError(
+                    file, "cannot be decoded as a photograph", next_step="Take it out of the folder"
+                ) from error
+            images.append(np.asarray(square))
+        name = f"photographs {start + 1}-{start + len(images)}"
+        yield Probe(name, standardise(np.stack(images)))

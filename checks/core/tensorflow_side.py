@@ -1,0 +1,167 @@
+"""TensorFlow's side of a comparison: which graphs there are for a source, and what they give on a probe."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from numpy.typing import NDArray
+
+from checks.core.inputs import Probe
+from checks.core.metrics import relative_l2
+from converter.convert import Weights
+from converter.errors import RequirementError, SourceError
+from converter.formats.source import TensorSource
+
+if TYPE_CHECKING:
+    from facenet_tf.own_graph import PublishedGraph
+
+
+def require_tensorflow(purpose: str, otherwise: str = "") -> None:
+    """Make sure that TensorFlow is installed, without importing it.
+
+    Args:
+        purpose: What it is needed for, from "to" on.
+        otherwise: A sentence on what works without it.
+
+    Raises:
+        RequirementError: It is not.
+    """
+    if importlib.util.find_spec("tensorflow") is None:
+        message = f"TensorFlow is needed {purpose} and is not installed: pip install 'tensorflow>=2.16'."
+        raise RequirementError(f"{message} {otherwise}".rstrip())
+
+
+@dataclass(frozen=True, slots=True)
+class Activations:
+    """What TensorFlow gives on one probe.
+
+    Attributes:
+        probe: The input.
+        float64: Tap to array: the rebuilt graph in float64, the judge of every error.
+        float32: Tap to array: the checkpoint's own graph where it has one and takes images of this size, the
+            rebuilt one otherwise.
+        own_graph: Whether `float32` is from the checkpoint's own graph.
+        rebuilt: Tap to the relative L2 of the rebuilt float32 graph from the checkpoint's own; empty where
+            `own_graph` is false.
+        rebuilt_error: Tap to the relative L2 of the rebuilt float32 graph from float64; empty as well.
+    """
+
+    probe: Probe
+    float64: Mapping[str, NDArray[Any]]
+    float32: Mapping[str, NDArray[Any]]
+    own_graph: bool
+    rebuilt: Mapping[str, float]
+    rebuilt_error: Mapping[str, float]
+
+
+class TensorFlowSide:
+    """The TensorFlow graphs of one source, open until closed. A context manager.
+
+    Args:
+        source: The open source.
+        tensors: Its tensors under TensorFlow's names, those that are converted.
+        weights: As in `convert.plan`.
+        own_graph: Whether to run the source's own graph. One whose weights are not float32 computes in
+            another precision, and says nothing of float32 rounding.
+
+    Attributes:
+        own_graph: The file that the checkpoint's own graph was read from, or None.
+        own_tensors: The weights as TensorFlow's reader gave them to that graph; empty where there is none.
+
+    Raises:
+        SourceError: The source has a graph of its own that cannot be run.
+    """
+
+    def __init__(
+        self,
+        source: TensorSource,
+        tensors: Mapping[str, NDArray[Any]],
+        weights: Weights,
+        *,
+        own_graph: bool = True,
+    ) -> None:
+        from facenet_tf.graph import RebuiltNetwork
+
+        self._closing = ExitStack()
+        try:
+            self._exact = self._closing.enter_context(RebuiltNetwork(tensors, "float64"))
+            self._single = self._closing.enter_context(RebuiltNetwork(tensors, "float32"))
+            self._own = open_own_graph(source, weights) if own_graph else None
+            if self._own is not None:
+                self._closing.enter_context(self._own)
+        except BaseException:
+            self._closing.close()
+            raise
+        self.own_graph: Path | None = None if self._own is None else self._own.path
+        self.own_tensors: Mapping[str, NDArray[Any]] = {} if self._own is None else self._own.tensors
+
+    def run(self, probe: Probe, taps: tuple[str, ...]) -> Activations:
+        """Run every graph on a probe.
+
+        A tap that the checkpoint's own graph does not have, as a frozen one has no Logits, comes from the
+        rebuilt graph.
+        """
+        exact = self._exact.run(probe.images, taps)
+        rebuilt = self._single.run(probe.images, taps)
+        height, width = probe.images.shape[1:3]
+        if self._own is None or not self._own.supports(height, width):
+            return Activations(probe, exact, rebuilt, False, {}, {})
+        own = self._own.run(probe.images, [tap for tap in taps if tap in self._own.taps])
+        return Activations(
+            probe,
+            exact,
+            {tap: own.get(tap, rebuilt[tap]) for tap in taps},
+            True,
+            {tap: relative_l2(rebuilt[tap], own[tap]) for tap in own},
+            {tap: relative_l2(rebuilt[tap], exact[tap]) for tap in own},
+        )
+
+    def close(self) -> None:
+        """Release the sessions."""
+        self._closing.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def find_meta(prefix: Path) -> Path | None:
+    """The .meta of a checkpoint, with the step in its name or without, as the published ones have it."""
+    stem = re.sub(r"\.ckpt(-\d+)?$", "", prefix.name)
+    for name in (f"{prefix.name}.meta", f"{stem}.meta"):
+        if prefix.with_name(name).is_file():
+            return prefix.with_name(name)
+    return None
+
+
+def open_own_graph(source: TensorSource, weights: Weights) -> PublishedGraph | None:
+    """Open the graph that a source has of its own, a .pb or a checkpoint's .meta; None where it has none.
+
+    Raises:
+        SourceError: It has one that cannot be run.
+    """
+    from converter.formats.tensorflow.bundle import TensorBundle
+    from converter.formats.tensorflow.frozen_graph import FrozenGraph
+    from facenet_tf.own_graph import GraphError, PublishedGraph
+
+    try:
+        if isinstance(source, FrozenGraph):
+            return PublishedGraph.from_frozen(source.path)
+        if isinstance(source, TensorBundle):
+            meta = find_meta(source.path)
+            return None if meta is None else PublishedGraph.from_checkpoint(meta, source.path, weights)
+    except GraphError as error:
+        raise SourceError(
+            error.path,
+            f"the checkpoint's own graph cannot be run ({error})",
+            next_step="Move the .meta away to compare with the rebuilt graph alone",
+        ) from error
+    return None

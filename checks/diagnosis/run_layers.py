@@ -1,0 +1,195 @@
+"""Every layer of a port by itself: given the reference's own input, whatever the layers before it do.
+
+This is teacher forcing: one forward pass in which each layer's output is noted down and the reference's put
+in its place. A layer that differs then is wrong itself, so one pass finds all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from checks.core.activations import BOTTLENECK, EMBEDDINGS, LAYERS, LOGITS, STAGES
+from reference import InceptionResnetV1
+
+POOLS: Mapping[str, str] = {"InceptionResnetV1/Mixed_6a": "branch2", "InceptionResnetV1/Mixed_7a": "branch3"}
+"""Each reduction to the branch, within its module, that is a pool and so has no tap of its own."""
+
+_NOT_EVALUATED = "the port does not evaluate it"
+
+
+@dataclass(frozen=True, slots=True)
+class Isolated:
+    """What a port's layers make of the reference's activations.
+
+    Attributes:
+        outputs: Tap to the port's own output, (N, channels, H, W) or (N, size); where it could not be
+            computed, to the reason in words.
+        inputs: Tap to what the port gave the layer; a tap is missing where that was not seen.
+        pools: Reduction to the output of its pool; one is missing where that was not seen.
+    """
+
+    outputs: Mapping[str, Tensor | str]
+    inputs: Mapping[str, Tensor]
+    pools: Mapping[str, Tensor]
+
+
+def to_torch(reference: Mapping[str, NDArray[Any]]) -> dict[str, Tensor]:
+    """Activations as PyTorch has them: maps (N, channels, H, W), without copying."""
+    tensors = {tap: torch.from_numpy(array) for tap, array in reference.items()}
+    return {
+        tap: tensor.permute(0, 3, 1, 2) if tensor.ndim == 4 else tensor for tap, tensor in tensors.items()
+    }
+
+
+def isolate(model: InceptionResnetV1, images: Tensor, reference: Mapping[str, Tensor]) -> Isolated:
+    """Run every layer of a port on the reference's activations.
+
+    Several threads may do so at once, each with a port of its own.
+
+    Args:
+        model: The port, float64, in evaluation mode. Its state and its modules are left as they were.
+        images: (N, 3, H, W), float64.
+        reference: Tap to activations as `to_torch` gives them, at every tap.
+    """
+    run = _Run(model, reference)
+    with torch.inference_mode(), run.forced():
+        try:
+            model.prelogits(images.clone())
+        except Exception as error:  # whatever a faulty port raises, it is the finding
+            run.failure = _words(error)
+    with torch.inference_mode(), run.watching_classifier():
+        run.head()
+    missing = [tap for tap in reference if tap not in run.outputs]
+    run.outputs |= dict.fromkeys(missing, run.failure or _NOT_EVALUATED)
+    return Isolated(run.outputs, run.inputs, run.pools)
+
+
+def _words(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+class _Run:
+    """One forward pass: what to put in the place of each output, and what was noted down.
+
+    Attributes:
+        outputs: As in `Isolated`.
+        inputs: As in `Isolated`.
+        pools: As in `Isolated`.
+        failure: Why the pass as a whole broke off; empty where it did not.
+    """
+
+    def __init__(self, model: InceptionResnetV1, reference: Mapping[str, Tensor]) -> None:
+        self._model, self._reference = model, reference
+        self.outputs: dict[str, Tensor | str] = {}
+        self.inputs: dict[str, Tensor] = {}
+        self.pools: dict[str, Tensor] = {}
+        self.failure = ""
+
+    @contextmanager
+    def forced(self) -> Iterator[None]:
+        """While open, every tap's module gives the reference's activations."""
+        modules = {tap: name for tap, name in {**LAYERS, **STAGES}.items() if tap in self._reference}
+        with ExitStack() as closing:
+            closing.enter_context(_buffers_kept(self._model))
+            for tap, name in modules.items():
+                module = self._model.get_submodule(name)
+                if tap != BOTTLENECK:
+                    self._watch_input(closing, tap, module)
+                if tap in POOLS:
+                    self._watch_pool(closing, tap, module)
+                forced = self._reference[tap]
+                closing.enter_context(self._failing_softly(tap, module, forced))
+                closing.callback(module.register_forward_hook(self._force(tap, forced)).remove)
+            # The Bottleneck is two modules, of which the first has the input and the second the output.
+            linear = self._model.get_submodule("last_linear")
+            self._watch_input(closing, BOTTLENECK, linear)
+            nothing = torch.zeros_like(self._reference[BOTTLENECK])
+            closing.enter_context(self._failing_softly(BOTTLENECK, linear, nothing))
+            yield
+
+    @contextmanager
+    def watching_classifier(self) -> Iterator[None]:
+        """While open, the classifier's input is noted down."""
+        with ExitStack() as closing:
+            if isinstance(self._model.logits, nn.Module):
+                self._watch_input(closing, LOGITS, self._model.logits)
+            yield
+
+    def head(self) -> None:
+        """Run what comes after the last BatchNorm, once for the embeddings and once for the logits."""
+        was_classifying = self._model.classify
+        try:
+            for tap, classify in ((EMBEDDINGS, False), (LOGITS, True)):
+                if tap not in self._reference:
+                    continue
+                self._model.classify = classify
+                try:
+                    self.outputs[tap] = self._model.head(self._reference[BOTTLENECK].clone())
+                except Exception as error:
+                    self.outputs[tap] = _words(error)
+        finally:
+            self._model.classify = was_classifying
+
+    def _watch_input(self, closing: ExitStack, tap: str, module: nn.Module) -> None:
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            if inputs:
+                self.inputs.setdefault(tap, inputs[0].clone())
+
+        closing.callback(module.register_forward_pre_hook(hook).remove)
+
+    def _watch_pool(self, closing: ExitStack, tap: str, module: nn.Module) -> None:
+        def hook(module: nn.Module, inputs: object, output: Tensor) -> None:
+            self.pools.setdefault(tap, output.clone())
+
+        pool = module.get_submodule(POOLS[tap])
+        closing.callback(pool.register_forward_hook(hook).remove)
+
+    def _force(self, tap: str, forced: Tensor) -> Callable[[nn.Module, Any, Any], Tensor]:
+        def hook(module: nn.Module, inputs: object, output: Tensor) -> Tensor:
+            # Copies: a port that works in place would change its own findings, and the reference.
+            self.outputs.setdefault(tap, output.clone() if isinstance(output, Tensor) else output)
+            return forced.clone()
+
+        return hook
+
+    @contextmanager
+    def _failing_softly(self, tap: str, module: nn.Module, instead: Tensor) -> Iterator[None]:
+        """While open, the module gives `instead` where its forward raises, and the error is noted down."""
+        forward = module.forward
+        of_the_instance = vars(module).get("forward")
+
+        def guarded(*inputs: Any) -> Any:
+            try:
+                return forward(*inputs)
+            except Exception as error:
+                self.outputs.setdefault(tap, _words(error))
+                return instead.clone()
+
+        module.forward = guarded
+        try:
+            yield
+        finally:
+            if of_the_instance is None:
+                del module.forward
+            else:
+                module.forward = of_the_instance
+
+
+@contextmanager
+def _buffers_kept(model: nn.Module) -> Iterator[None]:
+    """Put the buffers back in the end: a BatchNorm left in training mode moves its statistics."""
+    kept = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in kept:
+                if not torch.equal(buffer, value):
+                    buffer.copy_(value)

@@ -1,0 +1,1 @@
+"""Compares gradients and training steps of both sides."""

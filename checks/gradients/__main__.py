@@ -1,0 +1,65 @@
+"""`python -m checks.gradients`: a thin shell around `checks.gradients.run`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from checks.core import options as source_options
+from checks.report.report_option import add_report_option, check_report
+from converter import command_line
+from converter.progress import ProgressBar
+
+_EPILOG = """\
+Without SOURCE the built-in checkpoint is taken; the first time it is written to the user's cache.
+
+exit codes: 0 all five judgements hold; 1 a difference was found; 2 wrong usage; 3 an input is unreadable,
+corrupt or another network; 4 something that is needed, such as TensorFlow, is missing; 130 interrupted
+"""
+
+
+def _parser(argv: Sequence[str] | None) -> argparse.ArgumentParser:
+    parser = command_line.parser(
+        "python -m checks.gradients",
+        "Prove that fine-tuning in PyTorch starts where TensorFlow stopped: gradients and training steps.",
+        _EPILOG,
+    )
+    source_options.add_source_options(parser)
+    source_options.add_weights_option(parser)
+    parser.add_argument("--seed", type=int, default=0, help="of the batch (default: 0)")
+    add_report_option(parser, argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    return command_line.run(_parser(argv), _work, argv)
+
+
+def _work(arguments: argparse.Namespace) -> int:
+    check_report(arguments)
+    # Here, so that Ctrl-C while PyTorch is being imported ends as it does later.
+    from checks.gradients.run import compare_training
+
+    source = source_options.locate(arguments)
+    with ProgressBar("starting", quiet=arguments.quiet) as progress:
+        report = compare_training(
+            source, weights=arguments.weights, step=arguments.step, seed=arguments.seed, say=progress.label
+        )
+    if not arguments.quiet:
+        from checks.gradients.table import show
+
+        show(report)
+    if arguments.json:
+        command_line.write_json(arguments.json, {"passed": report.passed, **asdict(report)})
+    if arguments.report:
+        from checks.gradients.page import write_gradients_report
+
+        write_gradients_report(arguments.report, report, command=arguments.command)
+    return 0 if report.passed else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

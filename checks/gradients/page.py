@@ -1,0 +1,164 @@
+"""The report of `checks.gradients`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from checks.compare.verdict import environment
+from checks.core import thresholds
+from checks.core.metrics import ulp_histogram
+from checks.gradients.judge import TensorDistance
+from checks.gradients.run import TrainingReport
+from checks.report.charts import Counts, Depth, Drawer, Limit, Mark, Panel, Series
+from checks.report.network_parts import key_groups
+from checks.report.page import Head, Row, Table, network, write_page
+from checks.report.provenance import digests, provenance, shown_path
+from checks.report.reference_lines import DOUBLE, UNIT64
+
+_OPTIMISERS = {"sgd": "SGD", "adam": "Adam"}
+
+Columns = dict[str, tuple[TensorDistance, ...]]
+"""What was measured, in words, to the distance of every tensor in it."""
+
+
+def write_gradients_report(path: Path, report: TrainingReport, *, command: str) -> None:
+    """Write the report of a check of training.
+
+    Args:
+        path: Where it will stand; nothing there is replaced.
+        report: What was found.
+        command: As it was typed.
+
+    Raises:
+        UsageError: The file exists, or its folder does not.
+    """
+    foot = provenance(command, digests(report.files), environment(), report.seed)
+    drawer = Drawer()
+    gradients: Columns = {str(measured.mode): measured.gradients for measured in report.gradients}
+    steps: Columns = {}
+    panels = [_panel("gradients", gradients)]
+    after = []
+    for measured in report.steps:
+        name = _OPTIMISERS[measured.optimiser]
+        columns = {"state": measured.state, "its change": measured.change}
+        chart = drawer.depth(_depth(f"{measured.steps} steps of {name}", columns, thresholds.TRAINING_STEPS))
+        after.append((name, measured, chart))
+        panels.append(_panel(f"{measured.steps} steps of {name}", columns))
+        steps |= {f"{name},\n{what}": distances for what, distances in columns.items()}
+    write_page(
+        path,
+        "gradients/page.html",
+        _head(report),
+        foot,
+        gradients=drawer.depth(_depth("gradients", gradients, thresholds.GRADIENT)),
+        steps=after,
+        histograms=drawer.histograms(
+            "Distances of gradients and of trained tensors in units of float64's roundoff", panels
+        ),
+        tensors=_table({f"gradient,\n{mode}": found for mode, found in gradients.items()} | steps),
+    )
+
+
+def _head(report: TrainingReport) -> Head:
+    place, reasons = "", []
+    for judgement in report.judgements:
+        if not judgement.passed:
+            reasons += [
+                (judgement.name, detail) for detail in judgement.details[:2] or (judgement.statement,)
+            ]
+    everything = [measured.gradients for measured in report.gradients]
+    everything += [tensors for measured in report.steps for tensors in (measured.state, measured.change)]
+    limits = [thresholds.GRADIENT] * len(report.gradients)
+    limits += [thresholds.TRAINING_STEPS] * (len(everything) - len(limits))
+    for tensors, limit in zip(everything, limits, strict=True):
+        worst = _worst(tensors)
+        if not place and not worst.distance <= limit:
+            place = worst.key
+    if report.passed:
+        sentence = "Training continues as in TensorFlow."
+    else:
+        sentence = "Training differs, most at" if place else "Training differs."
+    size = "×".join(map(str, report.batch_shape[1:3]))  # noqa: RUF001
+    return Head(
+        command="gradients",
+        passed=report.passed,
+        word="Proven" if report.passed else "Differs",
+        sentence=sentence,
+        facts=(
+            ("source", shown_path(report.source)),
+            ("loss", report.loss),
+            ("batch", f"{report.batch_shape[0]} images of {size}, float64"),
+            ("network", network(report.variant)),
+        ),
+        judgements=report.judgements,
+        place=place,
+        reasons=tuple(reasons),
+    )
+
+
+def _worst(tensors: Sequence[TensorDistance]) -> TensorDistance:
+    return max(tensors, key=lambda tensor: tensor.distance)
+
+
+def _depth(what: str, columns: Columns, limit: float) -> Depth:
+    looks = zip(("pytorch", "float64"), ("dots", "boxes"), strict=True)
+    series = tuple(
+        Series(name, tuple(tensor.distance for tensor in tensors), role, look, most=limit)
+        for (name, tensors), (role, look) in zip(columns.items(), looks, strict=True)
+    )
+    name, worst = max(
+        ((name, _worst(tensors)) for name, tensors in columns.items()), key=lambda found: found[1].distance
+    )
+    keys = [tensor.key for tensor in columns[name]]
+    return Depth(
+        says=(
+            f"Distance of every tensor from TensorFlow's in network order, {what}, log scale: the worst is "
+            f"{worst.distance:.1e}, {worst.key}."
+        ),
+        series=series,
+        groups=key_groups(keys),
+        limits=(Limit("threshold", f"{limit:.0e}", limit, "limit"), DOUBLE),
+        mark=Mark(
+            keys.index(worst.key),
+            f"worst, {name}: {worst.distance:.1e}",
+            worst.key,
+            "ink" if worst.distance <= limit else "fault",
+        ),
+    )
+
+
+def _panel(title: str, columns: Columns) -> Panel:
+    roles = ("pytorch", "float64")
+    labels = ("inference; state", "training; its change")
+    return Panel(
+        title,
+        tuple(
+            Counts(label, _histogram(tensors), role)
+            for label, tensors, role in zip(labels, columns.values(), roles, strict=True)
+        ),
+    )
+
+
+def _histogram(tensors: Sequence[TensorDistance]) -> tuple[int, ...]:
+    """How many are 0, 1, 2, 3-4, 5-8, ... roundoffs apart; infinite distances are left out."""
+    finite = [tensor.distance / UNIT64 for tensor in tensors if math.isfinite(tensor.distance)]
+    return ulp_histogram(np.array(finite))
+
+
+def _table(columns: Columns) -> Table:
+    by_key = {name: {tensor.key: tensor for tensor in tensors} for name, tensors in columns.items()}
+    keys = dict.fromkeys(key for found in by_key.values() for key in found)
+    rows = []
+    for key in keys:
+        cells, kind = [], ""
+        for name, found in by_key.items():
+            limit = thresholds.GRADIENT if name.startswith("gradient") else thresholds.TRAINING_STEPS
+            cells.append(f"{found[key].distance:.1e}" if key in found else "")
+            if key in found and not found[key].distance <= limit:
+                kind = "fault"
+        rows.append(Row(key, tuple(cells), kind))
+    return Table("tensor", tuple(columns), tuple(rows))

@@ -1,0 +1,59 @@
+"""The parts of the network along the axis of a chart."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+
+from checks.core.activations import short
+from converter.layer_map import BLOCKS
+
+Groups = tuple[tuple[str, int], ...]
+"""Name and first index of each part, in order."""
+
+_STEM, _HEAD = "stem", "head"
+_REPEATS = {"Repeat": "block35 ×5", "Repeat_1": "block17 ×10", "Repeat_2": "block8 ×5"}  # noqa: RUF001
+
+
+def tap_groups(taps: Sequence[str]) -> Groups:
+    """The parts that taps belong to."""
+    return _grouped([_of_tap(short(tap)) for tap in taps])
+
+
+def _of_tap(tap: str) -> str:
+    first = tap.partition("/")[0]
+    if first.startswith(("Conv2d", "MaxPool")):
+        return _STEM
+    return _REPEATS.get(first, first if first.startswith(("Mixed", "Block")) else _HEAD)
+
+
+def _modules() -> dict[str, str]:
+    """First part of a state_dict key to the part of the network."""
+    parts = {}
+    for scope, module, _ in BLOCKS:
+        if scope:
+            parts[module.partition(".")[0]] = _of_tap(scope)
+    return parts
+
+
+_MODULES = _modules()
+
+
+def key_groups(keys: Sequence[str]) -> Groups:
+    """The parts that keys of a state_dict belong to; the input counts to the stem."""
+    return _grouped([_of_key(key.partition(".")[0]) for key in keys])
+
+
+def _of_key(module: str) -> str:
+    if module in ("last_linear", "last_bn", "logits"):
+        return _HEAD
+    return _MODULES.get(module, _STEM)
+
+
+def _grouped(names: Sequence[str]) -> Groups:
+    groups = []
+    first = 0
+    for name, members in groupby(names):
+        groups.append((name, first))
+        first += len(list(members))
+    return tuple(groups)

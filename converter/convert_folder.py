@@ -1,0 +1,179 @@
+"""A whole training folder: every checkpoint of a model converted, several at a time."""
+
+from __future__ import annotations
+
+import os
+import threading
+import warnings
+from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+
+from converter.convert import Weights
+from converter.convert_file import Conversion, OutputFormat, Progress, convert_file, step_output
+from converter.errors import PortError, RequirementError, SourceError, UsageError
+from converter.formats.tensorflow.checkpoint_state import Snapshot, choose_model, find_snapshots, find_state
+
+MOST_JOBS = 8
+"""Most conversions at a time unless more are asked for; of a published checkpoint, some 2 GB of memory."""
+
+_WHOLE = 1000  # progress counts each checkpoint as so many
+
+
+@dataclass(frozen=True, slots=True)
+class StepConversion:
+    """What became of one checkpoint of the folder. Of `conversion` and `error` one is None.
+
+    Attributes:
+        snapshot: The checkpoint.
+        output: The file that it was to become, for `tensorflow` the prefix.
+        conversion: What the conversion did.
+        error: Why it failed; nothing was written then.
+    """
+
+    snapshot: Snapshot
+    output: Path
+    conversion: Conversion | None
+    error: PortError | None
+
+
+@dataclass(frozen=True, slots=True)
+class StepConversions:
+    """What became of every checkpoint of the folder.
+
+    Attributes:
+        steps: In ascending order of their steps.
+    """
+
+    steps: tuple[StepConversion, ...]
+
+    @property
+    def failed(self) -> tuple[StepConversion, ...]:
+        """Those that were not converted."""
+        return tuple(step for step in self.steps if step.error is not None)
+
+    @property
+    def exit_code(self) -> int:
+        """0 where all were converted, otherwise the highest exit code of the errors."""
+        return max((step.error.exit_code for step in self.steps if step.error is not None), default=0)
+
+
+def convert_steps(
+    folder: Path | str,
+    output_folder: Path,
+    *,
+    jobs: int | None = None,
+    output_format: OutputFormat = "pt",
+    weights: Weights = "variable",
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> StepConversions:
+    """Convert every checkpoint of a training folder.
+
+    The outputs are called as `convert_file` calls them, with the step behind the name: `<model>-<step>.pt`,
+    or for a published name `<model>-<dataset>-<step>.pt`; as checkpoints `model-<model>.ckpt-<step>`. A
+    checkpoint that fails does not keep the others from being converted. Several are converted at a time by
+    threads: hashing, copying and writing let go of the interpreter. Each takes about 2.2 times the memory of
+    its checkpoint.
+
+    Args:
+        folder: A folder with the checkpoints of one model, or of several where its `checkpoint` file tells
+            which is meant.
+        output_folder: Where to write.
+        jobs: How many to convert at a time; None takes one for every two processors, since each keeps about
+            two of them busy, but two at least and `MOST_JOBS` at most.
+        output_format: As in `convert_file`.
+        weights: As in `convert.plan`.
+        overwrite: Whether files that exist may be replaced. Otherwise those checkpoints fail.
+        progress: Told of progress, from several threads but one at a time.
+
+    Raises:
+        UsageError: One of the folders is not there, this one holds several models, or `jobs` is below one.
+        SourceError: The folder holds no checkpoint, or its `checkpoint` file is damaged.
+
+    When this is interrupted, conversions in progress are given up; each output is whole or not there.
+    """
+    folder = Path(folder)
+    if jobs is not None and jobs < 1:
+        raise UsageError(f"{jobs} conversions at a time: one is the least.")
+    if not output_folder.is_dir():
+        what = "this is a file" if output_folder.exists() else "there is no such folder"
+        raise UsageError(f"{output_folder}: {what}. Give a folder for the outputs.")
+    snapshots = _find(folder)
+    meter = _Meter(progress, len(snapshots))
+
+    def convert(number: int) -> StepConversion:
+        snapshot = snapshots[number]
+        output = output_folder / step_output(snapshot, output_format)
+        try:
+            conversion = convert_file(
+                snapshot.path,
+                output,
+                output_format=output_format,
+                weights=weights,
+                overwrite=overwrite,
+                progress=lambda done, total: meter.advance(number, done, total),
+            )
+        except PortError as error:
+            return StepConversion(snapshot, output, None, error)
+        except OSError as error:
+            return StepConversion(snapshot, output, None, RequirementError(f"{output}: {error}"))
+        return StepConversion(snapshot, output, conversion, None)
+
+    # Reading a state_dict back silences warnings for a moment, which threads would leave silenced for good.
+    with warnings.catch_warnings(), ThreadPoolExecutor(jobs or _default_jobs()) as pool:
+        futures = [pool.submit(convert, number) for number in range(len(snapshots))]
+        try:
+            for future in as_completed(futures):
+                future.result()
+        except BaseException:
+            meter.stop()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return StepConversions(tuple(future.result() for future in futures))
+
+
+def _find(folder: Path) -> tuple[Snapshot, ...]:
+    if not folder.is_dir():
+        what = "this is a file" if folder.exists() else "there is no such folder"
+        raise UsageError(f"{folder}: {what}. Give the folder that holds the checkpoints.")
+    try:
+        snapshots = find_snapshots(folder)
+        if not snapshots:
+            raise SourceError(
+                folder,
+                "no checkpoint in this folder",
+                next_step="Give the folder that holds the .index and .data files",
+            )
+        return choose_model(snapshots, folder, state=find_state(folder))
+    except OSError as error:
+        raise SourceError(folder, f"cannot be read ({error.strerror or error})") from error
+
+
+def _default_jobs() -> int:
+    return min(MOST_JOBS, max(2, (os.cpu_count() or 1) // 2))
+
+
+class _Meter:
+    """The sum of the progress of several conversions, each told of from its own thread."""
+
+    def __init__(self, progress: Progress | None, count: int) -> None:
+        self._progress = progress
+        self._parts = [0] * count
+        self._lock = threading.Lock()
+        self._stopped = False
+
+    def advance(self, number: int, done: int, total: int) -> None:
+        """Take note of one conversion's progress; where all are to end, this ends that one."""
+        with self._lock:
+            if self._stopped:
+                raise CancelledError
+            part = _WHOLE * done // total
+            if part != self._parts[number]:
+                self._parts[number] = part
+                if self._progress is not None:
+                    self._progress(sum(self._parts), _WHOLE * len(self._parts))
+
+    def stop(self) -> None:
+        """Make every conversion end at its next step, which removes what it has written so far."""
+        self._stopped = True

@@ -1,0 +1,157 @@
+"""safetensors files of a state_dict."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes  # noqa: F401 - registers bfloat16 with NumPy
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from converter.errors import SourceError
+from converter.formats.limits import MAX_TENSORS, check_claims, open_regular
+from converter.formats.source import Naming, TensorInfo, TensorSource
+
+# https://github.com/huggingface/safetensors, README, "Format"; sub-byte and 8-bit floats are left out.
+_DTYPES = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U8": "uint8",
+    "BOOL": "bool",
+}
+
+_LENGTH_BYTES = 8
+_MAX_HEADER_BYTES = 4 << 20  # 716 tensors take 0.1 MB; the library allows 100 MB
+_GET_IT_AGAIN = "Download or copy it again"
+
+
+class SafetensorsFile(TensorSource):
+    """A .safetensors file whose names are state_dict keys.
+
+    The library maps the file: it must not be shortened while it is open.
+
+    Args:
+        path: The file.
+
+    Raises:
+        SourceError: The library refuses the file, its header is larger than any of a state_dict or names
+            something twice, or a dtype is none of NumPy's.
+    """
+
+    format = "safetensors"
+    naming: Naming = "pytorch"
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.files = (path,)
+        try:
+            with open_regular(path) as file:
+                self._size = os.fstat(file.fileno()).st_size
+                self._check_header(file)
+        except OSError as error:
+            raise SourceError(path, f"the file cannot be read ({error.strerror})") from error
+        with self._refusals():
+            self._file: Any = safe_open(path, framework="np")
+            self._file.__enter__()
+            views = {name: self._file.get_slice(name) for name in self._file.keys()}  # noqa: SIM118
+            described = {name: (view.get_dtype(), tuple(view.get_shape())) for name, view in views.items()}
+        info: dict[str, TensorInfo] = {}
+        for name, (dtype, shape) in described.items():
+            if dtype not in _DTYPES:
+                raise SourceError(path, f"dtype {dtype} is not supported", tensor=name[:200])
+            info[name] = TensorInfo(np.dtype(_DTYPES[dtype]), shape)
+        check_claims(path, info, self._size)
+        self.info = info
+
+    def _check_header(self, file: io.BufferedReader) -> None:
+        """Check what the library does not: how large the header is, and that it names nothing twice."""
+        size = int.from_bytes(file.read(_LENGTH_BYTES), "little")
+        if size > _MAX_HEADER_BYTES:
+            raise SourceError(
+                self.path, f"its header claims {size} bytes, more than any", next_step=_GET_IT_AGAIN
+            )
+        try:
+            header = json.loads(file.read(size), object_pairs_hook=_without_duplicates)
+            if len(header) > MAX_TENSORS:
+                raise ValueError(f"more than {MAX_TENSORS} tensors")
+        except (ValueError, TypeError, RecursionError) as error:
+            problem = f"not a readable safetensors file (its header: {str(error)[:200]})"
+            raise SourceError(self.path, problem, next_step=_GET_IT_AGAIN) from error
+
+    @contextmanager
+    def _refusals(self, tensor: str | None = None) -> Iterator[None]:
+        """Turn what the library raises into a SourceError, a panic of its Rust code too."""
+        try:
+            yield
+        except BaseException as error:
+            # A panic derives from BaseException, so that nobody catches it by accident.
+            panic = type(error).__name__ == "PanicException"
+            if not panic and not isinstance(error, SafetensorError | OSError | ValueError | TypeError):
+                raise
+            problem = f"not a readable safetensors file ({str(error)[:200]})"
+            raise SourceError(self.path, problem, tensor=tensor, next_step=_GET_IT_AGAIN) from error
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        """Read one tensor into memory.
+
+        Raises:
+            KeyError: There is no tensor of this name.
+            SourceError: The file has been shortened.
+            ValueError: The source is closed.
+        """
+        if name not in self.info:
+            raise KeyError(name)
+        if self._file is None:
+            raise ValueError(f"{self.path} is closed")
+        with self._refusals(name):
+            # Beyond the end of the file the library's map would end the process.
+            if self.path.stat().st_size < self._size:
+                raise ValueError("it was cut off after it was opened")
+            return np.asarray(self._file.get_tensor(name))
+
+    def close(self) -> None:
+        """Close the file; arrays that were read stay valid."""
+        if self._file is not None:
+            self._file.__exit__(None, None, None)
+            self._file = None
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) != len(pairs):
+        raise ValueError("a name is there twice")
+    return content
+
+
+def write_safetensors(path: Path, state_dict: Mapping[str, NDArray[Any]]) -> None:
+    """Write a state_dict as safetensors; the same tensors give the same bytes.
+
+    Args:
+        path: Where to write; an existing file is replaced.
+        state_dict: Key to C-contiguous array.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    path.touch()
+    mode = path.stat().st_mode  # as the user's umask has it; the library makes files for their owner alone
+    try:
+        # A single metadata entry: the library writes several in an order that changes from run to run.
+        save_file(dict(state_dict), path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
+    path.chmod(mode)

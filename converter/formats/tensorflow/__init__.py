@@ -1,0 +1,1 @@
+"""TensorFlow's formats: checkpoints and frozen graphs."""

@@ -1,0 +1,206 @@
+"""The checkpoints of a training folder: which there are, of which step, and which one is meant.
+
+tf.train.Saver keeps the last few checkpoints of a training run side by side, as `PREFIX-STEP`, and a text
+file called `checkpoint` that names the latest of them.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from google.protobuf import text_format
+
+from converter.errors import SourceError, UsageError
+from converter.formats.tensorflow.bundle import is_v1_checkpoint
+from converter.formats.tensorflow.protos import CheckpointState
+
+STATE_FILE = "checkpoint"
+"""Name of the file that names the latest checkpoint (tf.train.latest_checkpoint, `latest_filename`)."""
+
+MAX_STATE_BYTES = 1 << 20
+"""Largest `checkpoint` file that is read, a limit of this reader: some 5,000 names."""
+
+_WITH_STEP = re.compile(r"(?P<model>.+)-(?P<step>0|[1-9][0-9]*)")  # Saver.save: "%s-%d"
+_MOST_NAMES = 12  # that a message lists
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A checkpoint among those of a folder.
+
+    Attributes:
+        path: Its .index file; for a V1 checkpoint, which is one file, that file.
+        name: What TensorFlow calls it, without any folder.
+        model: The name without the step.
+        step: The training step; None where the name has none.
+    """
+
+    path: Path
+    name: str
+    model: str
+    step: int | None
+
+    @classmethod
+    def of(cls, path: Path) -> Snapshot:
+        """Tell name, model and step of a checkpoint from its .index file, its prefix or its one file."""
+        name = path.name.removesuffix(".index")
+        match = _WITH_STEP.fullmatch(name)
+        return cls(path, name, match["model"], int(match["step"])) if match else cls(path, name, name, None)
+
+
+def find_snapshots(folder: Path) -> tuple[Snapshot, ...]:
+    """Find the checkpoints of a folder, by model and step.
+
+    Without any .index, V1 checkpoints are looked for, which are told by their bytes.
+
+    Raises:
+        OSError: The folder cannot be read.
+    """
+    files = [entry for entry in folder.iterdir() if entry.is_file()]
+    indices = [file for file in files if file.suffix == ".index"]
+    found = map(Snapshot.of, indices or filter(is_v1_checkpoint, files))
+    return tuple(sorted(found, key=_by_model_and_step))
+
+
+def _by_model_and_step(snapshot: Snapshot) -> tuple[str, int]:
+    return snapshot.model, -1 if snapshot.step is None else snapshot.step
+
+
+def find_state(folder: Path) -> Path | None:
+    """The `checkpoint` file of a folder, if it has one."""
+    state = folder / STATE_FILE
+    return state if state.is_file() else None
+
+
+def read_latest(state: Path) -> str:
+    """Read the name of the latest checkpoint from a `checkpoint` file.
+
+    Only the base name is returned: training writes absolute paths unless told otherwise, and a folder that
+    was moved, or came from another machine, holds its checkpoints all the same.
+
+    Args:
+        state: The file, a CheckpointState in protobuf's text format.
+
+    Returns:
+        The name without any folder, whether the path was written as on POSIX or on Windows.
+
+    Raises:
+        SourceError: The file is too large, is no CheckpointState, or names no checkpoint.
+        OSError: It cannot be read.
+    """
+    next_step = "Delete it to take the highest step, or name the checkpoint itself"
+    with state.open("rb") as file:
+        content = file.read(MAX_STATE_BYTES + 1)
+    if len(content) > MAX_STATE_BYTES:
+        problem = f"over {MAX_STATE_BYTES >> 20} MB, more than any list of checkpoints has"
+        raise SourceError(state, problem, next_step=next_step)
+    try:
+        message = text_format.Parse(content.decode(), CheckpointState())
+    except (text_format.ParseError, ValueError, RecursionError) as error:
+        problem = f"not a readable list of checkpoints ({str(error)!r:.100})"
+        raise SourceError(state, problem, next_step=next_step) from error
+    name = re.split(r"[/\\]", message.model_checkpoint_path)[-1]
+    if not name:
+        raise SourceError(state, "names no checkpoint", next_step=next_step)
+    return name
+
+
+def choose(
+    candidates: Sequence[Snapshot], where: Path, *, step: int | None = None, state: Path | None = None
+) -> Snapshot:
+    """Choose among the checkpoints of a folder: the one of a step, or the latest.
+
+    The latest is the one that the `checkpoint` file names, as for tf.train.latest_checkpoint; without that
+    file, or where it names one that is not there, the one of the highest step.
+
+    Args:
+        candidates: One checkpoint at least, as `find_snapshots` orders them.
+        where: What the user gave, for messages.
+        step: The step that is asked for.
+        state: The `checkpoint` file, if there is one. It is read only where there is a choice to make.
+
+    Raises:
+        UsageError: There is none of that step, or nothing tells which of several models is meant.
+        SourceError: The `checkpoint` file is damaged.
+        OSError: It cannot be read.
+    """
+    if step is not None:
+        return _choose_step(candidates, where, step, state)
+    named = _find_named(candidates, state) if len(candidates) > 1 else None
+    if named is not None:
+        return named
+    if len(candidates) == 1:
+        return candidates[0]
+    if len({snapshot.model for snapshot in candidates}) > 1 or candidates[0].step is None:
+        raise _ambiguous(candidates, where)
+    return candidates[-1]
+
+
+def choose_model(
+    candidates: Sequence[Snapshot], where: Path, *, state: Path | None = None
+) -> tuple[Snapshot, ...]:
+    """Choose the checkpoints of one model: the only one, or the one whose checkpoint is the latest.
+
+    Args:
+        candidates: As for `choose`.
+        where: As for `choose`.
+        state: As for `choose`; read only where there are several models.
+
+    Raises:
+        UsageError: There are several models and nothing tells which is meant.
+        SourceError: The `checkpoint` file is damaged.
+        OSError: It cannot be read.
+    """
+    if len({snapshot.model for snapshot in candidates}) == 1:
+        return tuple(candidates)
+    named = _find_named(candidates, state)
+    if named is None:
+        raise _ambiguous(candidates, where)
+    return tuple(snapshot for snapshot in candidates if snapshot.model == named.model)
+
+
+def _find_named(candidates: Sequence[Snapshot], state: Path | None) -> Snapshot | None:
+    """The checkpoint that the `checkpoint` file names, where it is among these."""
+    if state is None:
+        return None
+    latest = read_latest(state)
+    named = next((snapshot for snapshot in candidates if snapshot.name == latest), None)
+    if named is None:
+        logging.getLogger(__name__).warning("%s names %s, which is not beside it", state, latest)
+    return named
+
+
+def _ambiguous(candidates: Sequence[Snapshot], where: Path) -> UsageError:
+    return UsageError(
+        f"{where}: {len(candidates)} checkpoints in one folder ({_list_names(candidates)}). Name one of "
+        "these files."
+    )
+
+
+def _choose_step(candidates: Sequence[Snapshot], where: Path, step: int, state: Path | None) -> Snapshot:
+    found = [snapshot for snapshot in candidates if snapshot.step == step]
+    named = _find_named(candidates, state) if len(found) > 1 else None
+    if named is not None:
+        found = [snapshot for snapshot in found if snapshot.model == named.model] or found
+    if len(found) > 1:
+        raise UsageError(
+            f"{where}: {len(found)} checkpoints are of step {step} ({_list_names(found)}). Name one of these "
+            "files."
+        )
+    if not found:
+        raise UsageError(
+            f"{where}: there is no checkpoint of step {step} ({_list_names(candidates)}). Give the step of "
+            "one of these."
+        )
+    return found[0]
+
+
+def _list_names(candidates: Sequence[Snapshot]) -> str:
+    names = [snapshot.path.name for snapshot in candidates[:_MOST_NAMES]]
+    if len(candidates) > _MOST_NAMES:
+        names += [f"... and {len(candidates) - _MOST_NAMES} more"]
+    return ", ".join(names)

@@ -1,0 +1,1 @@
+"""PyTorch's format: state_dicts as torch.save writes them."""

@@ -1,0 +1,232 @@
+"""PyTorch state_dict files (.pt): read without executing any pickle, written the same way each time."""
+
+from __future__ import annotations
+
+import io
+import os
+import warnings
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import ml_dtypes  # noqa: F401 - registers bfloat16 with NumPy
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from converter.errors import SourceError
+from converter.formats.limits import check_claims, open_regular
+from converter.formats.pickle_opcodes import PickleDamageError, PickleDemandError
+from converter.formats.source import Naming, TensorInfo, TensorSource
+from converter.formats.torch.pickled_tensors import MAX_PICKLE_BYTES, Other, Tensor, TorchPickleWalk
+from converter.formats.torch.zip_container import read_archive
+
+_ZIP_MAGIC = b"PK\x03\x04"
+_COUNT_BYTES = 8
+# torch/serialization.py: MAGIC_NUMBER and PROTOCOL_VERSION.
+_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+_LEGACY_PROTOCOL = 1001
+
+
+class StateDictFile(TensorSource):
+    """A state_dict saved by `torch.save`, in the zip format or in the one before PyTorch 1.6.
+
+    Args:
+        path: The file.
+        verify: Whether to check the CRC-32 of the archive's members, which torch.load does not; not needed
+            where every bit is about to be compared with something else.
+
+    Raises:
+        SourceError: The file is corrupt, holds anything but a flat mapping of names to dense tensors, or asks
+            for code to be run.
+    """
+
+    format = "PyTorch state_dict"
+    naming: Naming = "pytorch"
+
+    def __init__(self, path: Path, *, verify: bool = True) -> None:
+        self.path = path
+        self.files = (path,)
+        try:
+            with open_regular(path) as file:
+                self._size = os.fstat(file.fileno()).st_size
+                is_zip = file.read(len(_ZIP_MAGIC)) == _ZIP_MAGIC
+                expected = self._walk_archive(file, verify) if is_zip else self._walk_legacy(file)
+        except OSError as error:
+            raise SourceError(path, f"the file cannot be read ({error.strerror})") from error
+        except PickleDemandError as error:
+            raise SourceError(
+                path,
+                "the pickle inside asks for more than tensors, or is damaged; nothing of it was run",
+                next_step="Ask its author for a plain state_dict: torch.save(model.state_dict(), path)",
+            ) from error
+        except PickleDamageError as error:
+            raise self._damaged(f"the pickle inside: {error}") from error
+        self.info = {
+            name: TensorInfo(np.dtype(tensor.storage.dtype), tensor.shape)
+            for name, tensor in self._check_content(expected).items()
+        }
+        check_claims(path, self.info, self._size)
+        self._tensors = self._load(is_zip)
+
+    def _walk_archive(self, file: io.BufferedReader, verify: bool) -> Any:
+        """Check the zip format, and find out what its pickle makes."""
+        archive = read_archive(self.path, file, verify=verify)
+        if archive.byte_order != b"little":
+            raise self._damaged("it is not little-endian")
+        walk = TorchPickleWalk()
+        content = walk.load(io.BytesIO(archive.pickle))
+        for key, storage in walk.storages.items():
+            if archive.sizes.get(f"data/{key}") != storage.nbytes:
+                raise self._damaged(f"storage {key[:80]!r} does not have the size that the pickle says")
+        return content
+
+    def _walk_legacy(self, file: io.BufferedReader) -> Any:
+        """Check the format before PyTorch 1.6: five pickles, and the storages one after another."""
+        file.seek(0)
+        head = io.BytesIO(file.read(MAX_PICKLE_BYTES))
+        walk = TorchPickleWalk()
+        if walk.load(head) != _LEGACY_MAGIC or walk.load(head) != _LEGACY_PROTOCOL:
+            raise PickleDamageError("none of a PyTorch file")
+        system = walk.load(head)
+        if not isinstance(system, dict) or system.get("little_endian") is not True:
+            raise self._damaged("it is not little-endian")
+        content, keys = walk.load(head), walk.load(head)
+        if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
+            raise PickleDamageError("its storages are not named")
+        if len(keys) != len(walk.storages) or set(keys) != set(walk.storages):
+            raise self._damaged("its storages are not those of the pickle")
+        position = head.tell()
+        for key in keys:
+            file.seek(position)
+            storage = walk.storages[key]
+            if int.from_bytes(file.read(_COUNT_BYTES), "little") != storage.numel:
+                raise self._damaged(f"storage {key[:80]!r} does not have the size that the pickle says")
+            position += _COUNT_BYTES + storage.nbytes
+        if position != self._size:
+            raise self._damaged(f"its storages end at byte {position}, and it has {self._size}")
+        return content
+
+    def _check_content(self, content: Any) -> dict[str, Tensor]:
+        if not isinstance(content, dict):
+            raise SourceError(self.path, f"holds a {_kind(content)}, not a state_dict")
+        for name, value in content.items():
+            if not isinstance(name, str) or not isinstance(value, Tensor | Other):
+                raise SourceError(
+                    self.path,
+                    f"{repr(name)[:200]} is a {_kind(value)}, not a tensor",
+                    next_step="Give the state_dict itself, not the training checkpoint around it",
+                )
+            if isinstance(value, Other):
+                problem = f"not a dense tensor ({value.function[:80]})"
+                if value.function == "torch._utils._rebuild_meta_tensor_no_storage":
+                    problem = "saved without its data (a tensor of the meta device)"
+                raise SourceError(self.path, problem, tensor=name[:200])
+        return content
+
+    def _load(self, is_zip: bool) -> dict[str, torch.Tensor]:
+        """Load what has been found harmless, and check that PyTorch makes of it what the walk did."""
+        try:
+            with warnings.catch_warnings(action="ignore"), self.path.open("rb") as file:
+                # Newer releases of PyTorch go by a name that ends in .safetensors; an open file has none.
+                misnamed = self.path.suffix == ".safetensors"
+                content = torch.load(
+                    file if misnamed else self.path,
+                    map_location="cpu",
+                    weights_only=True,
+                    mmap=is_zip and not misnamed,
+                )
+            tensors = {name: value.detach() for name, value in content.items()}
+            found = {
+                name: TensorInfo(np.dtype(str(tensor.dtype).removeprefix("torch.")), tuple(tensor.shape))
+                for name, tensor in tensors.items()
+            }
+        except Exception as error:  # PyTorch's unpickler meets damage with whatever Python raises there
+            raise self._damaged("PyTorch does not load it") from error
+        if found != self.info:
+            raise self._damaged("PyTorch finds other tensors in it")
+        return tensors
+
+    def _damaged(self, problem: str) -> SourceError:
+        return SourceError(
+            self.path,
+            f"cannot be read as a PyTorch file: damaged, or cut off ({problem})",
+            next_step="Download or copy it again",
+        )
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        """The tensor as a NumPy array, mapped from the file where the format allows it.
+
+        Raises:
+            KeyError: There is no tensor of this name.
+        """
+        tensor = self._tensors[name]
+        if tensor.dtype == torch.bfloat16:  # which torch does not hand to NumPy
+            return np.asarray(tensor.view(torch.int16).numpy()).view(self.info[name].dtype)
+        return np.asarray(tensor.numpy())
+
+    def close(self) -> None:
+        """Drop the tensors; the mapping ends when the last array of it is gone."""
+        self._tensors = {}
+
+
+def _kind(value: Any) -> str:
+    return "Tensor" if isinstance(value, Tensor | Other) else type(value).__name__
+
+
+def write_state_dict(file: BinaryIO, state_dict: Mapping[str, NDArray[Any]]) -> None:
+    """Write a state_dict as `torch.save` does.
+
+    The bytes depend on the tensors and the version of PyTorch only: through a file object PyTorch names the
+    archive's root `archive`, not after the file.
+
+    Args:
+        file: Open for writing, in binary.
+        state_dict: Key to C-contiguous array.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    try:
+        torch.save(OrderedDict((key, torch.from_numpy(array)) for key, array in state_dict.items()), file)
+    except RuntimeError as error:
+        # Closing its archive, PyTorch covers up why writing failed.
+        if isinstance(error.__context__, OSError | KeyboardInterrupt):
+            raise error.__context__ from None
+        raise
+
+
+def map_state_dict(path: Path, info: Mapping[str, TensorInfo]) -> dict[str, torch.Tensor]:
+    """Map the tensors of a file that `write_state_dict` wrote, without going through its pickle.
+
+    PyTorch's restricted unpickler takes as long as hashing the whole file. What it would find is known to who
+    has the manifest and finds the file's SHA-256 to be the one in it; before that no tensor may be used.
+
+    Args:
+        path: The file.
+        info: Key to dtype and shape, in the order in which they were written.
+
+    Returns:
+        Key to tensor, each a storage of its own, mapped from the file, copy on write.
+
+    Raises:
+        SourceError: The file has no such tensors.
+    """
+    try:
+        with open_regular(path) as file:
+            archive = read_archive(path, file, verify=False)
+        whole = torch.UntypedStorage.from_file(str(path), shared=False, nbytes=path.stat().st_size)
+    except (OSError, RuntimeError) as error:
+        raise SourceError(path, f"the file cannot be mapped ({error})") from error
+    dtypes = {dtype: getattr(torch, dtype.name) for dtype in {tensor.dtype for tensor in info.values()}}
+    tensors = {}
+    for number, (key, tensor) in enumerate(info.items()):
+        member = f"data/{number}"  # torch.save numbers the storages as it meets them
+        size = tensor.nbytes
+        if archive.sizes.get(member) != size:
+            raise SourceError(path, "its size is not that in the manifest", tensor=key)
+        storage = whole[archive.starts[member] : archive.starts[member] + size]
+        empty = torch.empty(0, dtype=dtypes[tensor.dtype])
+        tensors[key] = empty.set_(storage).view(tensor.shape)
+    return tensors

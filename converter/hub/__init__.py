@@ -1,0 +1,1 @@
+"""Published models by name: the catalog, the caches, the download."""

@@ -1,0 +1,106 @@
+"""The checkpoints that davidsandberg/facenet published, as data, and the user's own beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from converter.hub.catalog_entry import FIXED, PER_IMAGE, Published, PublishedStateDict
+
+# Names, accuracies and Drive ids: the README of davidsandberg/facenet. SHA-256 of the zips and their files,
+# and the size of the one zip: the metadata of the package keras-facenet.
+# A data set alone means the checkpoint of 2018, as it does for the published PyTorch files.
+CHECKPOINTS = (
+    Published(
+        name="20180402-114759",
+        dataset="vggface2",
+        aliases=("vggface2",),
+        embedding_size=512,
+        num_classes=8631,
+        lfw_accuracy=0.9965,
+        standardisation=FIXED,
+        drive_id="1EXPBSXwTaqrSC0OhUdXNmKSh9qJUQ55-",
+        archive_sha256="669f37d3954b72b53121ff0638ca5bb8b14309bfe4767fe6bd851eee75f1f0de",
+        sha256={
+            ".pb": "bf2c12f31880aaa865fa5a9c168dcbd619f7a40b1633f6446d416fac2421ab99",
+            ".data-00000-of-00001": "5ccfbec36aa87074e96507d1b2957c739ddd1ce928cdc8f31b70fd3f7091f25a",
+            ".index": "2f84bad893bc250af5a19dca9cf4690c13d0eb394ab09eb39a9f3480fedf3dce",
+            ".meta": "b711e501998754794959573f0fbaa45da89cad3457b31c6de48ad53c87fce00c",
+        },
+        state_dict=PublishedStateDict(
+            "20180402-114759-vggface2.pt",
+            111_898_327,
+            "281cebca8662831adb987a874bdcb36e73f5b1c6dc5ee5878f305e985625d99b",
+        ),
+    ),
+    Published(
+        name="20180408-102900",
+        dataset="casia-webface",
+        aliases=("casia-webface",),
+        embedding_size=512,
+        num_classes=10575,
+        lfw_accuracy=0.9905,
+        standardisation=FIXED,
+        drive_id="1R77HmFADxe87GmoLwzfgMu_HY0IhcyBz",
+        archive_size=195_479_980,
+        archive_sha256="2a32a4d6b797b0e35e065c674dfa2d60e9eb2372aa10728bd0b221abe12490ac",
+        sha256={
+            ".pb": "272568219fa6505371ceed76dca6b3925ef69b54962709cf76f763e9d8bf4cfb",
+            ".data-00000-of-00001": "15d3109b99a6ca0d49843c183d4b417f7952f2948a1c246e2059813157b9d385",
+            ".index": "548d743099cf13f598db8a660e9a8ad7f12148cb4206ab9cc480f0550edc17e9",
+            ".meta": "238c98fc44fd0db79f61e719646b55c22b6a79944f806f8ee23e2d9f36c9ae7d",
+        },
+        state_dict=PublishedStateDict("20180408-102900-casia-webface.pt"),
+    ),
+    Published(
+        name="20170512-110547",
+        dataset="ms-celeb-1m",
+        embedding_size=128,
+        lfw_accuracy=0.992,
+        standardisation=PER_IMAGE,
+        drive_id="0B5MzpY9kBtDVZ2RpVDYwWmxoSUk",
+        archive_sha256="24a020c3d7794a590d834c4963f8a7c59819b8950a54fcb08e10b2a253ab0a30",
+        sha256={
+            ".pb": "8bdc3aed34e577113a656b8e5d0274346f8967fa7f0f9d6f3fdcd9608a29b9e4",
+            ".data-00000-of-00001": "08bb31fc541d7cd2fcd2c499a1d90de45140828f0d08d23c34b65fab2d172ebb",
+        },
+    ),
+    Published(
+        name="20170511-185253",
+        dataset="casia-webface",
+        embedding_size=128,
+        lfw_accuracy=0.987,
+        standardisation=PER_IMAGE,
+        drive_id="0B5MzpY9kBtDVOTVnU3NIaUdySFE",
+        archive_sha256="0dd66caa1e9b7a7c91424bca150a66da193c4e626e75bfa50ff406180a09c7e9",
+        sha256={".data-00000-of-00001": "8776a47ef7fd0a5848946295a763c2c10580c621f84f591d731f8c2b6d8eabf5"},
+    ),
+)
+
+PUBLISHED: Mapping[str, Published] = {
+    label: checkpoint for checkpoint in CHECKPOINTS for label in checkpoint.labels
+}
+"""The built-in checkpoints by name and by alias."""
+
+
+def known() -> tuple[Published, ...]:
+    """The built-in checkpoints, then the user's own.
+
+    Raises:
+        SourceError: The user's catalogue is unreadable or wrong, as `catalog_file.read_catalog` says.
+    """
+    from converter.hub.user_catalog import read_catalog
+
+    return CHECKPOINTS + read_catalog(CHECKPOINTS)
+
+
+def find(name: str) -> Published | None:
+    """The checkpoint of this name or alias, in whatever capitals, or None.
+
+    Raises:
+        SourceError: `name` is not built in, and the user's catalogue is unreadable or wrong.
+    """
+    label = name.casefold()
+    if label in PUBLISHED:
+        return PUBLISHED[label]
+    labels = {label.casefold(): checkpoint for checkpoint in known() for label in checkpoint.labels}
+    return labels.get(label)

@@ -1,0 +1,138 @@
+"""What a conversion did, as a table for a person and as JSON for a program."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict
+
+from rich.markup import escape
+from rich.table import Table
+
+from converter.command_line import console as make_console
+from converter.convert_file import Conversion
+from converter.convert_folder import StepConversions
+from converter.layer_map import NETWORK_SCOPE
+
+
+def show(conversion: Conversion) -> None:
+    """Print what was read, the layer map by module, and what was written."""
+    console = make_console()
+    plan, variant = conversion.plan, conversion.plan.variant
+    classes = "no logits" if variant.num_classes is None else f"{variant.num_classes} classes"
+    gamma = "with gamma" if variant.gamma else "no gamma"
+    console.print(f"[bold]{escape(str(conversion.source))}[/] ({conversion.source_format})")
+    for name, digest in conversion.source_digests.items():
+        console.print(f"  sha256 {digest}  {escape(name)}")
+    if conversion.published:
+        console.print(f"  the published checkpoint {conversion.published}, by its SHA-256")
+    if conversion.namesake:
+        console.print(f"  [bold]not[/] the published checkpoint {conversion.namesake}, by its SHA-256")
+    console.print(f"  {variant.embedding_size}-d embedding, {classes}, {gamma}, from the {plan.weights}s\n")
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("TensorFlow scope", no_wrap=True)
+    table.add_column("PyTorch module", no_wrap=True)
+    for heading in ("variables", "keys", "added"):
+        table.add_column(heading, justify="right")
+    table.add_column("layout", no_wrap=True)
+    for scope, module, variables, keys, layout in _groups(conversion):
+        table.add_row(scope, module, str(variables), str(keys), str(keys - variables), layout)
+    console.print(table)
+    converted = len(plan.converted)
+    console.print(
+        f"\n{converted} of {converted} variables consumed, {len(plan.rows)} of {len(plan.rows)} keys "
+        f"produced ({converted} converted, {len(plan.synthesised)} synthesised)"
+    )
+    for statement in conversion.cast_statements:
+        console.print(escape(statement))
+    for reason, count in Counter(item.reason for item in conversion.left_out).items():
+        console.print(f"{count} left out: {reason}")
+    console.print("Read back and compared bit for bit:")
+    for path, digest in conversion.outputs.items():
+        console.print(f"  sha256 {digest}  {escape(str(path))}")
+
+
+def _groups(conversion: Conversion) -> list[tuple[str, str, int, int, str]]:
+    """The layer map by top-level module: scope, module, variables, keys, and the layout of its weights."""
+    variables: dict[str, list[str]] = {}
+    keys: Counter[str] = Counter(row.key.split(".")[0] for row in conversion.plan.rows)
+    layouts: dict[str, str] = {}
+    for row in conversion.plan.converted:
+        module = row.key.split(".")[0]
+        variables.setdefault(module, []).append(row.variable)
+        layouts.setdefault(module, row.layout.name)
+    groups = []
+    for module, names in variables.items():
+        scopes = dict.fromkeys(_outer_scope(name) for name in names)
+        first, last = next(iter(scopes)), next(reversed(scopes))
+        scope = first if first == last else f"{first} ... {last.rpartition('_')[2]}"
+        groups.append((scope, module, len(names), keys[module], layouts[module]))
+    return groups
+
+
+def _outer_scope(variable: str) -> str:
+    parts = variable.removeprefix(f"{NETWORK_SCOPE}/").split("/")
+    return "/".join(parts[:2]) if parts[0].startswith("Repeat") else parts[0]
+
+
+def as_json(conversion: Conversion) -> dict[str, object]:
+    """The result as `--json` writes it."""
+    variant = conversion.plan.variant
+    return {
+        "source": str(conversion.source),
+        "format": conversion.source_format,
+        "source_sha256": dict(conversion.source_digests),
+        "published": conversion.published,
+        "namesake": conversion.namesake,
+        "embedding_size": variant.embedding_size,
+        "num_classes": variant.num_classes,
+        "gamma": variant.gamma,
+        "weights": conversion.plan.weights,
+        "converted": len(conversion.plan.converted),
+        "synthesised": len(conversion.plan.synthesised),
+        "casts": {name: asdict(cast) for name, cast in conversion.casts.items()},
+        "left_out": {item.name: item.reason for item in conversion.left_out},
+        "outputs": {str(path): digest for path, digest in conversion.outputs.items()},
+    }
+
+
+def show_steps(conversions: StepConversions) -> None:
+    """Print a line for each checkpoint of a folder, and the sum."""
+    console = make_console(width=132)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("step", justify="right", no_wrap=True)
+    for heading in ("", "file", "sha256"):
+        table.add_column(heading, no_wrap=True)
+    for step in conversions.steps:
+        number = "-" if step.snapshot.step is None else str(step.snapshot.step)
+        if step.conversion is None:
+            table.add_row(number, "[red]FAILED[/]", escape(str(step.output)), "")
+        else:
+            for path, digest in step.conversion.outputs.items():
+                if path.suffix != ".json":
+                    table.add_row(number, "converted", escape(str(path)), digest)
+    console.print(table)
+    count = len(conversions.steps)
+    console.print(f"\n{count - len(conversions.failed)} of {count} checkpoints converted and read back")
+    statements = Counter(
+        statement
+        for step in conversions.steps
+        if step.conversion
+        for statement in step.conversion.cast_statements
+    )
+    for statement, times in statements.items():
+        console.print(escape(f"in {times} of them {statement}"))
+
+
+def steps_as_json(conversions: StepConversions) -> dict[str, object]:
+    """The result of a whole folder as `--json` writes it."""
+    return {
+        "steps": [
+            {
+                "checkpoint": str(step.snapshot.path),
+                "step": step.snapshot.step,
+                "error": None if step.error is None else str(step.error),
+                "conversion": None if step.conversion is None else as_json(step.conversion),
+            }
+            for step in conversions.steps
+        ]
+    }

@@ -1,0 +1,93 @@
+"""Other people's names for the same tensors, brought back to the names of the TensorFlow variables."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+from numpy.typing import NDArray
+
+from converter.convert import MappingError, Problem, plan, to_tensorflow
+from converter.formats.source import TensorSource
+from converter.layer_map import NETWORK_SCOPE, Converted, Variant, table
+
+# The last block8 has a scope of its own in TensorFlow; Keras files count it as the sixth.
+_LAST_BLOCK = "Block8_6"
+_WEIGHTS = {
+    "weights": "{layer}/kernel:0",
+    "biases": "{layer}/bias:0",
+    "beta": "{layer}_BatchNorm/beta:0",
+    "gamma": "{layer}_BatchNorm/gamma:0",
+    "moving_mean": "{layer}_BatchNorm/moving_mean:0",
+    "moving_variance": "{layer}_BatchNorm/moving_variance:0",
+}
+
+
+def _keras_layer(scope: str) -> str:
+    layer = scope.removeprefix(f"{NETWORK_SCOPE}/")
+    layer = re.sub(r"^Repeat(_[12])?/block", "Block", layer)
+    layer = re.sub(r"^Block8/", f"{_LAST_BLOCK}/", layer)
+    return layer.replace("/", "_")
+
+
+def keras_weight(scope: str, leaf: str) -> str:
+    """What Keras calls the weight of a layer.
+
+    Args:
+        scope: TensorFlow scope of the layer, without `BatchNorm`.
+        leaf: The last part of the variable's name: `weights`, `biases`, `beta`, `gamma`, `moving_mean` or
+            `moving_variance`.
+    """
+    return _WEIGHTS[leaf].format(layer=_keras_layer(scope))
+
+
+@cache
+def keras_names() -> Mapping[str, str]:
+    """Keras weight name to TensorFlow variable, as in facenet_keras.h5 and keras-facenet.
+
+    deepface calls some layers of Branch_1 in Block17 and Block8 Branch_2, a branch that these blocks do not
+    have; those names are accepted too.
+    """
+    names: dict[str, str] = {}
+    for row in table(Variant(num_classes=1, gamma=True)):
+        if not isinstance(row, Converted):
+            continue
+        weight = keras_weight(row.scope, row.variable.rpartition("/")[2])
+        names[weight] = row.variable
+        if re.match(r"Block(17|8)_\d+_Branch_1_", weight):
+            names[weight.replace("_Branch_1_", "_Branch_2_")] = row.variable
+    return names
+
+
+def tensorflow_tensors(source: TensorSource) -> Mapping[str, NDArray[Any]]:
+    """The tensors of a source under the names and in the layout of TensorFlow.
+
+    A source that bears TensorFlow's names is returned as it is, unread. Keras keeps TensorFlow's layouts; a
+    name that is not of this network stays what it was, for `convert.plan` to report.
+
+    Raises:
+        MappingError: Two Keras weights are the same variable, or a state_dict is not of this network.
+        SourceError: A tensor is corrupt.
+    """
+    if source.naming == "tensorflow":
+        return source
+    if source.naming == "pytorch":
+        return to_tensorflow(source)
+    origin: dict[str, str] = {}
+    problems = []
+    for name in source.info:
+        variable = keras_names().get(name, name)
+        if variable in origin:
+            problems.append(Problem("duplicate", name, f"{origin[variable]} is the same variable {variable}"))
+        else:
+            origin[variable] = name
+    if problems:
+        info = {variable: source.info[name] for variable, name in origin.items()}
+        try:
+            plan(info)
+        except MappingError as error:
+            problems += error.problems
+        raise MappingError(problems, len(source), len(keras_names()))
+    return {variable: source[name] for variable, name in origin.items()}

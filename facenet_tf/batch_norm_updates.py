@@ -1,0 +1,143 @@
+"""How a graph's own operations move the variances of its batch normalisations: towards what, and how fast."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from google.protobuf.message import DecodeError
+
+from facenet_tf import import_tensorflow
+from facenet_tf.own_graph import READS, GraphError, Nodes, source_of
+from facenet_tf.variables import BOTTLENECK, OLD_BOTTLENECK, SCOPE
+
+tf = import_tensorflow()
+tf1 = tf.compat.v1
+
+PASSED = READS | {"Switch", "RefSwitch"}
+"""Operations that hand on their first input."""
+
+RESHAPES = frozenset({"Squeeze", "Reshape"})
+FUSED = frozenset({"FusedBatchNorm", "FusedBatchNormV2", "FusedBatchNormV3"})
+UPDATES = frozenset({"AssignSub", "AssignSubVariableOp", "Sub"})
+"""What takes the change off a moving variance; `Sub` in a frozen graph, where nothing can be assigned."""
+
+
+@dataclass(frozen=True, slots=True)
+class MovingVariance:
+    """How one moving variance moves: moving -= (moving - target) * (1 - decay).
+
+    Attributes:
+        scope: The scope of the batch normalisation.
+        biased: Whether the target is the variance of the batch, divided by the number n of values, as
+            `tf.nn.moments` gives it; or n / (n - 1) of it, as the second output of the fused operation is.
+        decay: The share that is kept.
+        operation: What gives the target: `FusedBatchNormV3` or another of its versions, or `Mean`.
+    """
+
+    scope: str
+    biased: bool
+    decay: float
+    operation: str
+
+
+def read_moving_variances(path: Path, *, frozen: bool) -> dict[str, MovingVariance]:
+    """Read from a graph how each of its moving variances is updated.
+
+    Args:
+        path: A .meta, or a frozen .pb.
+        frozen: Whether it is a .pb.
+
+    Returns:
+        By scope, one for every batch normalisation; empty where the graph updates none, as one frozen without
+        its training branches.
+
+    Raises:
+        GraphError: The file is no graph of the network, or an update is of a form that is not known.
+    """
+    content = path.read_bytes()
+    try:
+        graph_def = (
+            tf1.GraphDef.FromString(content) if frozen else tf1.MetaGraphDef.FromString(content).graph_def
+        )
+    except DecodeError as error:
+        raise GraphError(path, f"not a graph: {error}") from error
+    nodes = Nodes(path, graph_def)
+    roots = (f"{SCOPE}/", f"{OLD_BOTTLENECK}/")
+    variables = [n for n in nodes.by_name if n.startswith(roots) and n.endswith("/moving_variance")]
+    if not variables:
+        raise GraphError(path, f"no moving variances in {SCOPE} or {BOTTLENECK}")
+    found = {variable: _read(nodes, variable) for variable in variables}
+    if not any(found.values()):
+        return {}
+    for variable, update in found.items():
+        if update is None:
+            raise GraphError(path, f"{variable} is never updated, others are")
+    return {update.scope: update for update in found.values() if update is not None}
+
+
+def _read(nodes: Nodes, variable: str) -> MovingVariance | None:
+    """How one variable is updated; None where it is not."""
+    for update in nodes.reached(variable, UPDATES, PASSED):
+        product = _origin(nodes, update.input[1])
+        if product.op != "Mul" or _origin(nodes, update.input[0]).name != variable:
+            continue
+        difference, share = (_origin(nodes, operand) for operand in product.input)
+        if difference.op == "Const":
+            difference, share = share, difference
+        if share.op != "Const" or difference.op != "Sub":
+            raise GraphError(nodes.path, f"{variable}: its update {update.name!r} is of no known form")
+        targets = {
+            target
+            for target in _targets(nodes, difference.input[1])
+            if source_of(target) != variable and not _is_inference(nodes.named(source_of(target)))
+        }
+        if len(targets) != 1:
+            raise GraphError(nodes.path, f"{variable}: moves towards {len(targets)} values, not one")
+        biased, operation = _classify(nodes, variable, targets.pop())
+        decay = 1 - float(tf.make_ndarray(share.attr["value"].tensor))
+        return MovingVariance(variable.rpartition("/")[0], biased, decay, operation)
+    return None
+
+
+def _origin(nodes: Nodes, reference: str) -> Any:
+    """The node behind an input, seen through what only hands it on."""
+    node = nodes.named(source_of(reference))
+    return _origin(nodes, node.input[0]) if node.op in PASSED else node
+
+
+def _targets(nodes: Nodes, reference: str) -> Iterator[str]:
+    """The outputs behind an input, such as `name:2`, seen through both branches of a conditional."""
+    node = nodes.named(source_of(reference))
+    if node.op == "Merge":
+        for branch in node.input:
+            yield from _targets(nodes, branch)
+    elif node.op in PASSED | RESHAPES:
+        yield from _targets(nodes, node.input[0])
+    else:
+        yield reference
+
+
+def _is_inference(node: Any) -> bool:
+    """Whether this is the fused operation as inference uses it, whose variance is the moving one."""
+    return node.op in FUSED and not node.attr["is_training"].b
+
+
+def _classify(nodes: Nodes, variable: str, target: str) -> tuple[bool, str]:
+    """Whether a value is the biased variance of a batch, and the operation that tells."""
+    node = nodes.named(source_of(target))
+    if node.op in FUSED and target.endswith(":2"):
+        return False, str(node.op)
+    # tf.nn.moments: the mean of the squared differences from the mean, or, in early releases, from another
+    # shift, less the square of what the mean is off the shift.
+    mean = node
+    if node.op == "Sub" and _origin(nodes, node.input[1]).op == "Square":
+        mean = next(iter(_targets(nodes, node.input[0])))
+        mean = nodes.named(source_of(mean))
+    if mean.op == "Mean" and _origin(nodes, mean.input[0]).op == "SquaredDifference":
+        return True, str(mean.op)
+    raise GraphError(
+        nodes.path, f"{variable}: moves towards {target!r}, neither a fused nor a plain variance"
+    )

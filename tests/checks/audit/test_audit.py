@@ -1,0 +1,533 @@
+"""Audits of weights by name: equal, folded, rounded, missing or other, each on files made to be so."""
+
+from __future__ import annotations
+
+import copy
+import json
+import subprocess
+import sys
+
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import save_file
+from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
+
+from checks.audit.__main__ import main
+from checks.audit.run import audit, find_source
+from converter.convert import to_pytorch
+from converter.errors import SourceError, UsageError
+from converter.formats.tensorflow.bundle import write_tensor_bundle
+from converter.layer_map import Variant, table
+from reference import InceptionResnetV1
+from tests.conftest import CLASSES, MODEL, write_keras
+
+KERNEL = "repeat_1.2.branch1.1.conv.weight"
+EXACT = "The port is exact: every tensor is the source's, bit for bit."
+
+
+@pytest.fixture(scope="module")
+def source(tensors, tmp_path_factory):
+    """The small network as a checkpoint without a graph."""
+    prefix = tmp_path_factory.mktemp("source") / "model.ckpt-1"
+    write_tensor_bundle(prefix, tensors)
+    return prefix
+
+
+@pytest.fixture(scope="module")
+def right(tensors):
+    return to_pytorch(tensors)
+
+
+def save(path, arrays):
+    save_file(dict(arrays), path)
+    return path
+
+
+def found(report, status):
+    return {result.name: result for result in report.tensors if result.status == status}
+
+
+def flip(array, index, bit):
+    """A copy with one bit of one element changed."""
+    changed = np.array(array)
+    bits = changed.reshape(-1).view(f"u{changed.itemsize}")
+    bits[index] ^= np.array(1 << bit, bits.dtype)
+    return changed
+
+
+# What is right.
+
+
+@pytest.mark.parametrize("name", ["weights.pt", "weights.safetensors", "weights.h5"])
+def test_a_right_port_is_exact(source, single_files, name):
+    report = audit(single_files / name, source)
+    assert report.passed
+    assert report.verdict == EXACT
+    assert {result.status for result in report.tensors} == {"equal"}
+    assert len(report.tensors) == (492 if name.endswith(".h5") else 716)
+    assert report.run is None
+    assert len(report.files) == 3
+    assert report.network == f"Inception-ResNet-v1, 512-d embedding, {CLASSES} classes"
+
+
+def test_the_other_way_round_a_checkpoint_is_held_against_a_state_dict(source, single_files):
+    assert audit(source, single_files / "weights.pt").verdict == EXACT
+
+
+@pytest.mark.parametrize("prefix", ["module.", "model.", "encoder.backbone."])
+def test_a_prefix_is_seen_through_and_stated(source, right, tmp_path, prefix):
+    port = save(tmp_path / "port.safetensors", {prefix + key: array for key, array in right.items()})
+    report = audit(port, source)
+    assert report.verdict == EXACT
+    assert f"every name begins with '{prefix}'" in report.judgements[0].statement
+
+
+def test_two_networks_in_one_file_are_not_guessed_between(source, right, tmp_path):
+    both = {prefix + key: array for prefix in ("a.", "b.") for key, array in right.items()}
+    with pytest.raises(UsageError, match=r"two networks in it, under 'a\.' and 'b\.'"):
+        audit(save(tmp_path / "port.safetensors", both), source)
+
+
+def test_a_port_may_do_without_the_classifier(source, right, tmp_path):
+    features = {key: array for key, array in right.items() if not key.startswith("logits.")}
+    report = audit(save(tmp_path / "port.safetensors", features), source)
+    assert report.passed
+    assert "without the source's classifier" in report.judgements[0].statement
+
+
+def test_a_classifier_that_the_source_lacks_is_not_judged(tensors, right, tmp_path):
+    features = {name: array for name, array in tensors.items() if not name.startswith("Logits/")}
+    write_tensor_bundle(tmp_path / "model.ckpt-1", features)
+    report = audit(save(tmp_path / "port.safetensors", right), tmp_path / "model.ckpt-1")
+    assert report.passed
+    assert set(found(report, "not judged")) == {"logits.weight", "logits.bias"}
+    assert "2 not judged" in report.judgements[0].statement
+
+
+def test_batch_counters_may_be_missing_as_before_pytorch_0_4_1(source, right, tmp_path):
+    older = {key: array for key, array in right.items() if not key.endswith("num_batches_tracked")}
+    assert audit(save(tmp_path / "port.safetensors", older), source).verdict == EXACT
+
+
+def test_deepfaces_names_are_understood(source, tensors, tmp_path):
+    def rename(layer):
+        return (
+            layer.replace("_Branch_1_", "_Branch_2_")
+            if layer.startswith(("Block17_3_", "Block8_"))
+            else layer
+        )
+
+    port = write_keras(tmp_path / "weights.h5", tensors, full_model=False, rename=rename)
+    report = audit(port, source)
+    assert report.verdict == EXACT
+    assert "Block17_3_Branch_2_Conv2d_0b_1x7/kernel:0" in found(report, "equal")
+
+
+def test_training_state_in_a_checkpoint_is_explained(source, tensors, tmp_path):
+    state = {"global_step": np.int64(7), "beta1_power": np.float32(0.9)}
+    slots = {f"{name}/Adam": np.zeros_like(array) for name, array in list(tensors.items())[:3]}
+    write_tensor_bundle(tmp_path / "trained.ckpt-7", {**tensors, **state, **slots})
+    report = audit(tmp_path / "trained.ckpt-7", source)
+    assert report.passed
+    left_out = found(report, "not judged")
+    assert len(left_out) == 5
+    assert left_out["global_step"].detail == "step counter"
+
+
+def test_a_bottleneck_of_2017_stands_outside_the_network(tensors, right, tmp_path):
+    old = {name.replace("InceptionResnetV1/Bottleneck", "Bottleneck"): a for name, a in tensors.items()}
+    write_tensor_bundle(tmp_path / "old.ckpt-1", old)
+    port = save(tmp_path / "port.safetensors", right)
+    assert audit(port, tmp_path / "old.ckpt-1").verdict == EXACT
+    write_tensor_bundle(tmp_path / "new.ckpt-1", tensors)
+    assert audit(tmp_path / "old.ckpt-1", tmp_path / "new.ckpt-1").verdict == EXACT
+
+
+# One bit.
+
+
+@pytest.mark.parametrize(
+    ("key", "bit"),
+    [
+        ("conv2d_1a.conv.weight", 0),
+        (KERNEL, 31),
+        ("repeat_2.9.branch1.2.bn.running_var", 0),
+        ("mixed_7a.branch2.2.bn.bias", 12),
+        ("repeat_3.4.conv2d.bias", 30),
+        ("last_linear.weight", 22),
+        ("last_bn.weight", 0),
+        ("logits.bias", 1),
+    ],
+)
+def test_one_bit_is_found_and_named(source, right, tmp_path, key, bit):
+    port = save(tmp_path / "port.safetensors", {**right, key: flip(right[key], 3, bit)})
+    report = audit(port, source)
+    assert not report.passed
+    assert set(found(report, "differs")) == {key}
+    result = found(report, "differs")[key]
+    assert (result.differing, result.values) == (1, right[key].size)
+    if bit < 31:  # a sign leads to the other side of zero
+        assert result.max_ulp == 1 << bit
+    assert sum(result.ulp_histogram) == result.values
+    assert result.ulp_histogram[0] == result.values - 1
+    assert report.verdict == f"The port differs: {key} is not the source's."
+    assert report.judgements[0].details[0].startswith(f"{key}: 1 of {result.values} values differ")
+
+
+def test_a_batch_counter_that_counted_is_a_difference(source, right, tmp_path):
+    key = "last_bn.num_batches_tracked"
+    report = audit(save(tmp_path / "port.safetensors", {**right, key: np.array(7)}), source)
+    assert found(report, "differs")[key].detail == "counts 7 batches, the source none"
+
+
+# Other faults, with their causes.
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda right: np.ascontiguousarray(right[KERNEL].transpose(0, 1, 3, 2)), "height and width"),
+        (lambda right: right["repeat_1.2.branch2.1.conv.weight"], "block35_3/Branch_2/Conv2d_0b_3x3"),
+        (lambda right: right[KERNEL].astype(np.float16).astype(np.float32), "was stored as float16"),
+        (
+            lambda right: np.round(right[KERNEL].astype(float), 5).astype(np.float32),
+            "was stored with 5 decimals",
+        ),
+        (lambda right: np.zeros_like(right[KERNEL]), "is 0 throughout"),
+        (lambda right: np.ascontiguousarray(right[KERNEL].transpose(2, 3, 1, 0)), "expected (32, 32, 3, 3)"),
+        (lambda right: right[KERNEL].astype(np.int32), "int32 is no dtype of a weight"),
+    ],
+)
+def test_a_wrong_kernel_is_explained(source, right, tmp_path, change, words):
+    report = audit(save(tmp_path / "port.safetensors", {**right, KERNEL: change(right)}), source)
+    assert set(found(report, "differs")) == {KERNEL}
+    assert words in found(report, "differs")[KERNEL].detail
+    assert words in report.judgements[0].details[0]
+
+
+def test_what_is_missing_and_what_is_too_much_are_named(source, right, tmp_path):
+    port = {key: array for key, array in right.items() if key not in (KERNEL, "last_bn.bias")}
+    report = audit(save(tmp_path / "port.safetensors", {**port, "ema.decay": np.ones(1, np.float32)}), source)
+    assert set(found(report, "missing")) == {KERNEL, "last_bn.bias"}
+    assert set(found(report, "extra")) == {"ema.decay"}
+    assert report.judgements[0].statement.startswith("3 of 717 tensors: 2 missing, 1 extra")
+
+
+def test_a_whole_layer_that_is_missing_is_named_tensor_by_tensor(source, right, tmp_path):
+    port = {key: array for key, array in right.items() if not key.startswith("mixed_6a.branch0.")}
+    report = audit(save(tmp_path / "port.safetensors", port), source)
+    assert len(found(report, "missing")) == 5
+    assert "mixed_6a.branch0.bn.running_var" in found(report, "missing")
+
+
+def test_averages_in_place_of_the_variables_are_named(tensors, right, tmp_path):
+    moved = {name: array * np.float32(1.001) for name, array in tensors.items()}
+    averages = {f"{name}/ExponentialMovingAverage": array for name, array in moved.items()}
+    write_tensor_bundle(tmp_path / "model.ckpt-1", {**tensors, **averages})
+    port = save(tmp_path / "port.safetensors", {**right, KERNEL: to_pytorch(moved)[KERNEL]})
+    report = audit(port, tmp_path / "model.ckpt-1")
+    assert "average" in found(report, "differs")[KERNEL].detail
+    whole = save(tmp_path / "averages.safetensors", to_pytorch(moved))
+    assert audit(whole, tmp_path / "model.ckpt-1", weights="average").verdict == EXACT
+    assert not audit(whole, tmp_path / "model.ckpt-1").passed
+
+
+def test_another_embedding_size_is_a_difference_of_shapes(source, tensors, tmp_path):
+    smaller = dict(tensors)
+    for name, array in tensors.items():
+        if name.startswith("InceptionResnetV1/Bottleneck"):
+            smaller[name] = array[..., :128]
+    smaller["Logits/weights"] = tensors["Logits/weights"][:128]
+    report = audit(save(tmp_path / "port.safetensors", to_pytorch(smaller)), source)
+    assert "shape (128, 1792), expected (512, 1792)" in found(report, "differs")["last_linear.weight"].detail
+
+
+# Half precision.
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+def test_half_precision_is_rounded_to_the_bit_or_named(source, right, tmp_path, dtype):
+    halves = {k: a if a.dtype == np.int64 else a.astype(dtype) for k, a in right.items()}
+    report = audit(save(tmp_path / "port.safetensors", halves), source)
+    assert report.passed
+    assert len(found(report, "rounded")) == 716 - 112
+    assert report.verdict == (
+        "The port is faithful: its weights are the source's rounded to half precision, bit for bit."
+    )
+    halves[KERNEL] = flip(halves[KERNEL], 5, 0)
+    report = audit(save(tmp_path / "flipped.safetensors", halves), source)
+    assert set(found(report, "differs")) == {KERNEL}
+    assert (found(report, "differs")[KERNEL].differing, found(report, "differs")[KERNEL].max_ulp) == (1, 1)
+
+
+# Folding.
+
+
+def fused(state_dict, *, epsilon=0.001):
+    """The state_dict of the network with PyTorch's own fusion applied to every unit."""
+    model = InceptionResnetV1(num_classes=CLASSES)
+    model.load_state_dict({key: torch.from_numpy(array) for key, array in state_dict.items()})
+    model.eval()
+    with torch.no_grad():
+        for module in list(model.modules()):
+            if hasattr(module, "bn"):
+                module.bn.eps = epsilon
+                module.conv, module.bn = fuse_conv_bn_eval(module.conv, module.bn), torch.nn.Identity()
+        model.last_bn.eps = epsilon
+        model.last_linear = fuse_linear_bn_eval(model.last_linear, model.last_bn)
+        model.last_bn = torch.nn.Identity()
+    return {key: tensor.numpy() for key, tensor in model.state_dict().items()}
+
+
+@pytest.fixture(scope="module")
+def folded(right):
+    return fused(right)
+
+
+def test_pytorchs_own_fusion_is_recognised_bit_for_bit(source, folded, tmp_path):
+    report = audit(save(tmp_path / "port.safetensors", folded), source)
+    assert report.passed
+    assert len(found(report, "folded")) == 2 * 112
+    assert len(found(report, "equal")) == 2 * 21 + 2
+    assert report.verdict == (
+        "The port is faithful: its weights are the source's with factors folded in, bit for bit."
+    )
+
+
+@pytest.mark.parametrize(
+    ("key", "bit"),
+    [
+        ("conv2d_2b.conv.weight", 0),
+        ("conv2d_2b.conv.bias", 0),
+        ("last_linear.weight", 0),
+        ("last_linear.bias", 3),
+    ],
+)
+def test_one_bit_of_a_folded_tensor_is_found_and_named(source, folded, tmp_path, key, bit):
+    report = audit(save(tmp_path / "port.safetensors", {**folded, key: flip(folded[key], 11, bit)}), source)
+    assert set(found(report, "differs")) == {key}
+    assert found(report, "differs")[key].differing == 1
+    assert found(report, "differs")[key].max_ulp == 1 << bit
+
+
+def test_folding_with_pytorchs_epsilon_is_named(source, right, tmp_path):
+    report = audit(save(tmp_path / "port.safetensors", fused(right, epsilon=1e-5)), source)
+    assert not report.passed
+    assert "folded with an epsilon of 1e-05" in found(report, "differs")["conv2d_1a.conv.weight"].detail
+
+
+def test_folding_in_half_precision_is_recognised(source, folded, tmp_path):
+    halves = {key: array.astype(np.float16) for key, array in folded.items()}
+    report = audit(save(tmp_path / "port.safetensors", halves), source)
+    assert report.passed
+    assert report.verdict == (
+        "The port is faithful: its weights are the source's with factors folded in and rounded to half "
+        "precision, within rounding."
+    )
+
+
+def test_folding_by_an_unknown_formula_is_held_to_float64(source, folded, right, tensors, tmp_path):
+    """The products in another order, as nobody computes them: near the exact result, but other bits."""
+    scope = "InceptionResnetV1/Conv2d_2b_3x3"
+    variance = tensors[f"{scope}/BatchNorm/moving_variance"]
+    root = np.sqrt(np.sqrt(variance + np.float32(0.001)))
+    odd = right["conv2d_2b.conv.weight"] / root[:, None, None, None] / root[:, None, None, None]
+    port = {**folded, "conv2d_2b.conv.weight": odd}
+    report = audit(save(tmp_path / "port.safetensors", port), source)
+    # A kernel that no factor gives leaves open which one was used for the bias.
+    assert set(found(report, "approximate")) == {"conv2d_2b.conv.weight", "conv2d_2b.conv.bias"}
+    assert report.verdict.endswith("with factors folded in, within rounding.")
+    port["conv2d_2b.conv.weight"] = odd * np.float32(1 + 1e-6)  # eight roundings are 4.8e-7
+    report = audit(save(tmp_path / "worse.safetensors", port), source)
+    assert "conv2d_2b.conv.weight" in found(report, "differs")
+
+
+def test_folding_takes_the_sources_gamma(right, tmp_path):
+    generator = np.random.default_rng(5)
+    shapes = {row.key: row.entry for row in table(Variant(num_classes=CLASSES))}
+    scaled = {
+        key: generator.uniform(0.5, 2, shapes[key].shape).astype(np.float32)
+        if key.endswith("bn.weight")
+        else array
+        for key, array in right.items()
+    }
+    save(tmp_path / "source.safetensors", scaled)
+    report = audit(save(tmp_path / "port.safetensors", fused(scaled)), tmp_path / "source.safetensors")
+    assert report.passed, report.judgements
+    assert not audit(
+        save(tmp_path / "plain.safetensors", fused(right)), tmp_path / "source.safetensors"
+    ).passed
+
+
+# The command.
+
+
+def run(*arguments):
+    command = [sys.executable, "-m", "checks.audit", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_the_command_prints_a_table_and_writes_json(source, right, tmp_path):
+    port = save(tmp_path / "port.safetensors", {**right, KERNEL: flip(right[KERNEL], 0, 4)})
+    result = run(port, "--against", source, "--json", tmp_path / "audit.json")
+    assert result.returncode == 1, result.stderr
+    assert f"The port differs: {KERNEL} is not the source's." in result.stdout
+    assert "HWIO->OIHW" in result.stdout
+    report = json.loads((tmp_path / "audit.json").read_text())
+    assert report["passed"] is False
+    assert [each["name"] for each in report["tensors"] if each["status"] == "differs"] == [KERNEL]
+    assert len(report["files"]) == 3
+
+
+def test_quiet_prints_nothing(source, single_files, capsys):
+    assert main([str(single_files / "weights.pt"), "--against", str(source), "--quiet"]) == 0
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_port_does_not_judge_itself(single_files, capsys):
+    path = str(single_files / "weights.pt")
+    assert main([path, "--against", path]) == 2
+    assert "a port cannot judge itself" in capsys.readouterr().err
+
+
+def test_without_against_an_unknown_port_is_refused(single_files, capsys):
+    assert main([str(single_files / "weights.pt")]) == 2
+    assert "Give the checkpoint with --against SOURCE" in capsys.readouterr().err
+
+
+def test_a_published_name_tells_the_source(single_files, tmp_path, monkeypatch, capsys):
+    """The file's name, and a name in place of the file; offline the archive is what is missing."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setenv("FACENET_PORT_CACHE", str(tmp_path / "cache"))
+    hub = tmp_path / "torch" / "hub" / "checkpoints"
+    hub.mkdir(parents=True)
+    port = hub / "20180402-114759-vggface2.pt"
+    port.write_bytes((single_files / "weights.pt").read_bytes())
+    assert find_source(port) == "20180402-114759"
+    for given in (str(port), "vggface2"):
+        assert main([given, "--offline"]) == 4
+        assert "20180402-114759" in capsys.readouterr().err
+    assert main(["casia-webface", "--offline"]) == 4
+    assert "20180408-102900-casia-webface.pt is not there" in capsys.readouterr().err
+
+
+def test_a_published_digest_tells_the_source(single_files, monkeypatch):
+    from checks.audit import run as module
+
+    known = "281cebca8662831adb987a874bdcb36e73f5b1c6dc5ee5878f305e985625d99b"
+    monkeypatch.setattr(module, "file_digest", lambda path: known)
+    assert find_source(single_files / "weights.pt") == "20180402-114759"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("empty.pt", b"", "the file is empty"),
+        ("page.pt", b"<!doctype html><html>", "a web page, not a model"),
+        ("cut.safetensors", b"\x40\0\0\0\0\0\0\0{", "not a readable"),
+        ("noise.bin", bytes(range(200)) * 3, "not a readable file of any known format"),
+    ],
+)
+@pytest.mark.parametrize("side", ["port", "source"])
+def test_bad_files_are_refused_with_one_message(
+    source, single_files, tmp_path, capsys, name, content, words, side
+):
+    bad = tmp_path / name
+    bad.write_bytes(content)
+    pair = (bad, source) if side == "port" else (single_files / "weights.pt", bad)
+    assert main([str(pair[0]), "--against", str(pair[1])]) == 3
+    streams = capsys.readouterr()
+    assert streams.out == ""
+    assert words in streams.err
+    assert str(bad) in streams.err
+    assert "Traceback" not in streams.err
+
+
+def test_another_network_is_refused_by_name(source, tmp_path, capsys):
+    port = save(tmp_path / "resnet.safetensors", {"layer1.0.conv1.weight": np.zeros((3, 3), np.float32)})
+    assert main([str(port), "--against", str(source)]) == 3
+    message = capsys.readouterr().err
+    assert "resnet.safetensors: not an Inception-ResNet-v1: none of its 1 tensors" in message
+    assert "layer1.0.conv1.weight" in message
+
+
+def test_nothing_there_is_refused(source, tmp_path, capsys):
+    assert main([str(tmp_path / "gone.pt"), "--against", str(source)]) == 3
+    assert "no such file" in capsys.readouterr().err
+
+
+def test_the_sources_tensors_are_not_changed(source, tensors, single_files):
+    before = copy.deepcopy(tensors)
+    audit(single_files / "weights.pt", source)
+    assert all(np.array_equal(before[name], tensors[name]) for name in tensors)
+
+
+def test_a_source_of_another_network_is_refused(single_files, tmp_path):
+    other = save(tmp_path / "other.safetensors", {"fc.weight": np.zeros((2, 2), np.float32)})
+    with pytest.raises(Exception, match="not an Inception-ResNet-v1") as caught:
+        audit(single_files / "weights.pt", other)
+    assert caught.value.exit_code == SourceError.exit_code
+
+
+# A checkpoint's own graph.
+
+
+@pytest.fixture(scope="module")
+def graph_def(checkpoint):
+    """The frozen graph of the small network, to be changed."""
+    from facenet_tf import import_tensorflow
+
+    definition = import_tensorflow().compat.v1.GraphDef()
+    definition.ParseFromString((checkpoint.prefix.parent / f"{MODEL}.pb").read_bytes())
+    return definition
+
+
+def changed_graph(graph_def, path, change):
+    changed = copy.deepcopy(graph_def)
+    change({node.name: node for node in changed.node}, changed)
+    path.write_bytes(changed.SerializeToString())
+    return path
+
+
+def test_a_frozen_graph_with_another_epsilon_has_the_right_weights_and_fails(source, graph_def, tmp_path):
+    def change(nodes, definition):
+        for node in definition.node:
+            if node.name.startswith("InceptionResnetV1/Mixed_6a") and node.op.startswith("FusedBatchNorm"):
+                node.attr["epsilon"].f = 1e-5
+
+    report = audit(changed_graph(graph_def, tmp_path / "epsilon.pb", change), source)
+    assert report.judgements[0].passed
+    assert report.run.first_divergence == "InceptionResnetV1/Mixed_6a/Branch_0/Conv2d_1a_3x3"
+    assert report.verdict == (
+        "The port differs: its weights are right, but it computes otherwise from "
+        "Mixed_6a/Branch_0/Conv2d_1a_3x3 on."
+    )
+
+
+def test_a_frozen_graph_that_writes_files_is_not_run(source, graph_def, tmp_path):
+    target = tmp_path / "written"
+
+    def change(nodes, definition):
+        import tensorflow as tf
+
+        name = definition.node.add(name="name", op="Const")
+        content = definition.node.add(name="content", op="Const")
+        for node, text in ((name, str(target)), (content, "harm")):
+            node.attr["dtype"].type = tf.string.as_datatype_enum
+            node.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(text))
+        definition.node.add(name="write", op="WriteFile", input=["name", "content"])
+        nodes["embeddings"].input.append("^write")
+
+    path = changed_graph(graph_def, tmp_path / "writes.pb", change)
+    report = audit(path, source)
+    assert not report.passed
+    assert "it was not run, for it holds WriteFile" in report.judgements[1].statement
+    assert not target.exists()
+    # The control: TensorFlow itself writes it.
+    from facenet_tf.own_graph import PublishedGraph
+
+    with PublishedGraph.from_frozen(path) as graph:
+        graph.run(np.zeros((1, 160, 160, 3), np.float32), ["embeddings"])
+    assert target.read_text() == "harm"

@@ -1,0 +1,627 @@
+"""Audits of ONNX and TFLite graphs: the exporters' own files, and the same with faults edited in."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+
+from checks.audit.__main__ import main
+from checks.audit.compare_tensors import audit_tensors, source_tensors
+from checks.audit.graphs import onnx_file, tflite_file
+from checks.audit.graphs.graph import ForeignGraphError
+from checks.audit.graphs.process import GraphProcess
+from checks.audit.graphs.walk import walk
+from checks.audit.run import audit
+from checks.core.activations import LAYERS, STAGES
+from checks.diagnosis.tensor_causes import Others
+from converter.convert import describe, infer_variant, to_pytorch
+from converter.errors import SourceError
+from converter.formats.tensorflow.bundle import write_tensor_bundle
+from tests.conftest import CLASSES
+from tests.support.graph_exports import export_onnx, export_tflite, network
+
+FAITHFUL = (
+    "The port is faithful: its weights are the source's with factors folded in, bit for bit, and its graph "
+    "computes what the network does."
+)
+TAPS = {*STAGES, *LAYERS}
+
+
+@pytest.fixture(scope="module")
+def source(tensors, tmp_path_factory):
+    prefix = tmp_path_factory.mktemp("source") / "model.ckpt-1"
+    write_tensor_bundle(prefix, tensors)
+    return prefix
+
+
+@pytest.fixture(scope="module")
+def state_dict(tensors):
+    return to_pytorch(tensors)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("graphs")
+
+
+@pytest.fixture(scope="module")
+def folded(state_dict, folder):
+    return export_onnx(network(state_dict), folder / "folded.onnx")
+
+
+@pytest.fixture(scope="module")
+def plain(state_dict, folder):
+    return export_onnx(network(state_dict), folder / "plain.onnx", fold=False)
+
+
+@pytest.fixture(scope="module")
+def tflite(tensors, folder):
+    return export_tflite(tensors, folder / "single.tflite")
+
+
+def names(report, *statuses):
+    return {result.name for result in report.tensors if result.status in statuses}
+
+
+def judgement(report, name):
+    return next(each for each in report.judgements if each.name == name)
+
+
+def failed(report):
+    return {each.name for each in report.judgements if not each.passed}
+
+
+class Edit:
+    """An ONNX model to be changed."""
+
+    def __init__(self, path):
+        self.model = onnx.load(path)
+        self.graph = self.model.graph
+        self.constants = {each.name: each for each in self.graph.initializer}
+
+    def save(self, path):
+        path.write_bytes(self.model.SerializeToString())
+        return path
+
+    def node(self, kind, number=0):
+        return [node for node in self.graph.node if node.op_type == kind][number]
+
+    def maker(self, name):
+        return next(node for node in self.graph.node if name in node.output)
+
+    def flip(self, name, index, bit):
+        array = np.array(numpy_helper.to_array(self.constants[name]))
+        bits = array.reshape(-1).view(f"u{array.itemsize}")
+        bits[index] ^= np.array(1 << bit, bits.dtype)
+        self.constants[name].CopyFrom(numpy_helper.from_array(array, name))
+
+    def prepend(self, *nodes, dtype=TensorProto.FLOAT, shape=("N", 3, 160, 160), **constants):
+        """Put nodes between a new input, `pixels`, and whatever takes `images`; the last must give it."""
+        for name, value in constants.items():
+            self.graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
+        self.graph.input[0].CopyFrom(helper.make_tensor_value_info("pixels", dtype, shape))
+        for node in reversed(nodes):
+            self.graph.node.insert(0, node)
+
+
+# What is right.
+
+
+def test_pytorchs_export_is_faithful(folded, source):
+    report = audit(folded, source)
+    assert report.passed, report.judgements
+    assert report.verdict == FAITHFUL
+    assert names(report, "differs", "missing", "extra", "approximate") == set()
+    assert sum(result.status == "folded" for result in report.tensors) == 2 * 111
+    run = report.run
+    assert (run.weights, run.arithmetic) == ("float32", "float32")
+    assert run.runtime.startswith("onnxruntime ")
+    assert run.preprocessing == "none baked in: it takes standardised RGB images"
+    assert run.feed == "standardised images, NCHW float32; gives embeddings of length one"
+    assert [probe.name for probe in run.probes] == ["standard normal", "smooth", "constant", "near-black"]
+    assert {layer.tap for layer in run.probes[0].layers} == TAPS
+    assert "without the source's classifier" in judgement(report, "tensors").statement
+
+
+def test_a_graph_that_folds_nothing_is_exact(plain, source):
+    report = audit(plain, source)
+    assert report.passed, report.judgements
+    assert report.verdict == (
+        "The port is exact: every tensor is the source's, bit for bit, and its graph computes what the "
+        "network does."
+    )
+    assert {result.status for result in report.tensors} == {"equal"}
+
+
+def test_tensorflows_conversion_is_faithful(tflite, source):
+    report = audit(tflite, source)
+    assert report.passed, report.judgements
+    # TensorFlow takes the root of the Bottleneck's variance by the processor's own estimate.
+    assert len(names(report, "approximate")) <= 1
+    assert report.verdict == FAITHFUL.replace(
+        "bit for bit", "within rounding" if names(report, "approximate") else "bit for bit"
+    )
+    assert report.run.runtime.startswith("LiteRT ")
+    assert report.run.feed == "standardised images, NHWC float32; gives embeddings of length one"
+    assert {layer.tap for layer in report.run.probes[0].layers} == TAPS
+    scaled = [result for result in report.tensors if "residual scale 0.17 folded in" in result.detail]
+    assert len(scaled) == 2 * 5
+
+
+def test_half_precision_is_held_to_its_own_rounding(tensors, source, folder):
+    report = audit(export_tflite(tensors, folder / "half.tflite", half=True), source)
+    assert report.passed, report.judgements
+    assert (report.run.weights, report.run.arithmetic) == ("float16", "float32")
+    assert "rounded to half precision, within rounding" in report.verdict
+    distance = report.run.probes[0].distance
+    assert 1e-4 < distance < 2e-2  # beyond any float32 tolerance, within that of half precision
+
+
+def test_weights_in_a_file_beside_it_a_fixed_batch_and_no_normalisation(state_dict, source, tmp_path):
+    class Prelogits(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network = network(state_dict)
+
+        def forward(self, images):
+            return self.network.prelogits(images)
+
+    path = export_onnx(
+        Prelogits().eval(), tmp_path / "port.onnx", dynamo=True, external=True, fixed_batch=True
+    )
+    assert path.stat().st_size < 1 << 20
+    report = audit(path, source)
+    assert report.passed, report.judgements
+    assert report.run.feed.endswith("gives embeddings before they are brought to length one")
+    assert [file.rpartition("/")[2] for file in report.files][:2] == ["port.onnx", "port.onnx.data"]
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    shutil.copy(path, moved)
+    with pytest.raises(SourceError, match=r"its data in port\.onnx\.data cannot be read"):
+        audit(moved / "port.onnx", source)
+
+
+def test_a_classifier_is_audited_as_well(state_dict, source, tmp_path):
+    model = network(state_dict)
+    model.classify = True
+    report = audit(export_onnx(model, tmp_path / "classifier.onnx"), source)
+    assert report.passed, report.judgements
+    assert report.run.feed.endswith("gives logits")
+    assert report.network.endswith(f"{CLASSES} classes")
+    assert sum(result.stage == "Logits" for result in report.tensors) == 2
+
+
+class Heads(torch.nn.Module):
+    """Gives the embedding and the logits, these from the embedding before normalisation or after."""
+
+    def __init__(self, state_dict, *, right):
+        super().__init__()
+        self.network, self.right = network(state_dict), right
+
+    def forward(self, images):
+        prelogits = self.network.prelogits(images)
+        embeddings = self.network.head(prelogits)
+        logits = self.network.logits(prelogits if self.right else embeddings)
+        return logits, embeddings
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_logits_are_judged_beside_the_embeddings(state_dict, source, tmp_path, right):
+    report = audit(export_onnx(Heads(state_dict, right=right).eval(), tmp_path / "heads.onnx"), source)
+    assert report.passed is right, report.judgements
+    assert report.run.feed.endswith("gives embeddings of length one and logits")
+    assert report.run.first_divergence == (None if right else "Logits")
+    assert "is not judged" not in judgement(report, "tensors").statement
+
+
+# Preprocessing.
+
+
+def test_pixels_that_the_graph_standardises_itself(plain, source, tmp_path):
+    edit = Edit(plain)
+    edit.prepend(
+        helper.make_node("Transpose", ["pixels"], ["planes"], perm=[0, 3, 1, 2]),
+        helper.make_node("Sub", ["planes", "grey"], ["centred"]),
+        helper.make_node("Div", ["centred", "range"], ["images"]),
+        shape=("N", 160, 160, 3),
+        grey=np.float32(127.5),
+        range=np.float32(128),
+    )
+    report = audit(edit.save(tmp_path / "pixels.onnx"), source)
+    assert report.passed, report.judgements
+    assert report.run.preprocessing == "(x - 127.5) / 128 is baked in: it takes RGB pixels of 0 to 255"
+    assert report.run.feed.startswith("pixels of 0 to 255, NHWC float32")
+
+
+def test_bgr_bytes_and_another_range_are_told(plain, source, tmp_path):
+    edit = Edit(plain)
+    edit.prepend(
+        helper.make_node("Cast", ["pixels"], ["numbers"], to=TensorProto.FLOAT),
+        helper.make_node("Gather", ["numbers", "order"], ["turned"], axis=1),
+        helper.make_node("Div", ["turned", "range"], ["scaled"]),
+        helper.make_node("Sub", ["scaled", "one"], ["images"]),
+        dtype=TensorProto.UINT8,
+        order=np.array([2, 1, 0]),
+        range=np.float32(127.5),
+        one=np.float32(1),
+    )
+    report = audit(edit.save(tmp_path / "bgr.onnx"), source)
+    assert report.passed, report.judgements
+    assert report.run.preprocessing == "x / 127.5 - 1 is baked in: it takes BGR pixels of 0 to 255"
+
+
+def test_unknown_preprocessing_fails(plain, source, tmp_path):
+    edit = Edit(plain)
+    edit.prepend(helper.make_node("Neg", ["pixels"], ["images"]))
+    report = audit(edit.save(tmp_path / "negative.onnx"), source)
+    assert "preprocessing" in failed(report)
+    assert report.run.preprocessing.startswith("unknown")
+    assert "Neg before the first layer, which no run can vouch for" in judgement(report, "structure").details
+
+
+def test_images_that_are_whitened_one_by_one_are_told_and_their_rounding_is_no_fault(plain, source, tmp_path):
+    edit = Edit(plain)
+    edit.prepend(
+        helper.make_node("ReduceMean", ["pixels", "axes"], ["mean"]),
+        helper.make_node("Sub", ["pixels", "mean"], ["centred"]),
+        helper.make_node("Mul", ["centred", "centred"], ["squares"]),
+        helper.make_node("ReduceMean", ["squares", "axes"], ["variance"]),
+        helper.make_node("Sqrt", ["variance"], ["deviation"]),
+        helper.make_node("Div", ["centred", "deviation"], ["images"]),
+        axes=np.array([1, 2, 3]),
+    )
+    report = audit(edit.save(tmp_path / "whitened.onnx"), source)
+    assert report.passed, report.judgements
+    assert report.run.preprocessing == "per image (prewhiten) is baked in: it takes RGB images of any scale"
+
+
+def test_standardisation_that_is_not_the_trainings_fails(plain, tensors, tmp_path):
+    """Of a checkpoint whose folder has a published name, the catalogue tells how it was trained."""
+    folder = tmp_path / "20170512-110547"
+    folder.mkdir()
+    write_tensor_bundle(folder / "model.ckpt-1", tensors)
+    edit = Edit(plain)
+    edit.prepend(
+        helper.make_node("Sub", ["pixels", "grey"], ["centred"]),
+        helper.make_node("Div", ["centred", "range"], ["images"]),
+        grey=np.float32(127.5),
+        range=np.float32(128),
+    )
+    report = audit(edit.save(tmp_path / "fixed.onnx"), folder)
+    assert failed(report) == {"preprocessing"}
+    assert "in training it was per image (prewhiten)" in judgement(report, "preprocessing").statement
+
+
+def test_standardisation_that_was_folded_into_the_first_layer_is_told(tensors, source, folder):
+    report = audit(export_tflite(tensors, folder / "bytes.tflite", from_bytes=True), source)
+    assert report.passed, report.judgements
+    assert report.run.preprocessing == "(x - 127.5) / 128 is baked in: it takes RGB pixels of 0 to 255"
+    first = [result for result in report.tensors if result.stage == "Conv2d_1a_3x3"]
+    assert all("of the image x / 128 - 0.996" in result.detail for result in first)
+
+
+# Faults in the weights.
+
+
+def tensors_at_fault(path, tensors):
+    """What is wrong with a graph's weights, without running it."""
+    right = source_tensors(tensors, infer_variant(describe(tensors)), Others(to_pytorch(tensors), {}))
+    read = tflite_file.read if path.suffix == ".tflite" else onnx_file.read
+    return [result for result in audit_tensors(walk(read(path)).weights, right) if not result.good]
+
+
+def test_one_bit_of_a_folded_kernel_is_found_and_named_by_the_command(folded, source, tmp_path, capsys):
+    edit = Edit(folded)
+    convolution = edit.node("Conv", 60)
+    edit.flip(convolution.input[1], 7, 0)
+    path = edit.save(tmp_path / "flipped.onnx")
+    assert main([str(path), "--against", str(source)]) == 1
+    out = capsys.readouterr().out
+    assert f"{convolution.input[1]}: 1 of " in out
+    assert f"The port differs: {convolution.input[1]} is not the source's." in out
+
+
+@pytest.mark.parametrize("bit", [0, 12, 23, 31])
+@pytest.mark.parametrize("place", [1, 2])
+def test_one_bit_of_any_folded_tensor_is_found_and_named(folded, tensors, tmp_path, bit, place):
+    edit = Edit(folded)
+    name = edit.node("Conv", 97).input[place]
+    edit.flip(name, 5, bit)
+    (wrong,) = tensors_at_fault(edit.save(tmp_path / "flipped.onnx"), tensors)
+    assert (wrong.name, wrong.differing) == (name, 1)
+
+
+def test_a_graph_made_for_bgr_in_its_weights_is_named(folded, plain, tensors, tmp_path):
+    for path, words in ((folded, "reversed: made for BGR"), (plain, "input channels in another order")):
+        edit = Edit(path)
+        kernel = edit.constants[edit.node("Conv").input[1]]
+        array = numpy_helper.to_array(kernel)
+        kernel.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(array[:, ::-1]), kernel.name))
+        (wrong,) = tensors_at_fault(edit.save(tmp_path / "bgr.onnx"), tensors)
+        assert words in wrong.detail
+
+
+def test_another_residual_scale_is_named(folded, tensors, tmp_path):
+    edit = Edit(folded)
+    scale = edit.maker(edit.node("Mul").input[1])
+    scale.attribute[0].t.CopyFrom(numpy_helper.from_array(np.float32(0.1), scale.output[0]))
+    (wrong,) = tensors_at_fault(edit.save(tmp_path / "scale.onnx"), tensors)
+    assert wrong.detail == "residual scale 0.1, expected 0.17"
+    assert wrong.stage == "Repeat/block35_1"
+
+
+# Faults in the graph.
+
+
+def swap_branches(edit):
+    mixed = edit.node("Concat", 6)  # five blocks of 35, Mixed_6a, then block17_1
+    mixed.input[:] = list(reversed(mixed.input))
+
+
+def add_relu(edit):
+    pool = edit.node("GlobalAveragePool")
+    relu = helper.make_node("Relu", [pool.input[0]], ["rectified"])
+    edit.graph.node.insert(list(edit.graph.node).index(pool), relu)
+    pool.input[0] = "rectified"
+
+
+def drop_relu(edit):
+    for node in edit.graph.node:
+        if node.op_type == "Relu" and edit.maker(node.input[0]).op_type == "Add":
+            node.op_type = "Identity"
+            return
+
+
+def pad_pool(edit):
+    pool = edit.node("MaxPool")
+    next(each for each in pool.attribute if each.name == "pads").ints[:] = [1, 1, 1, 1]
+
+
+def train_batch_norm(edit):
+    edit.node("BatchNormalization", 3).attribute.append(helper.make_attribute("training_mode", 1))
+
+
+def wire_in_a_circle(edit):
+    first = edit.node("Relu")
+    edit.node("Conv").input[0] = first.output[0]
+
+
+def mean_another_relu(edit):
+    edit.node("Relu", 20).domain = "somebody.else"
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        (train_batch_norm, "no convolution where Conv2d_3b_1x1 should be"),
+        (wire_in_a_circle, "lead back into themselves"),
+        (mean_another_relu, "Relu"),
+    ],
+)
+def test_operations_that_are_not_what_they_are_called_are_refused(plain, tmp_path, fault, words):
+    edit = Edit(plain)
+    fault(edit)
+    with pytest.raises(ForeignGraphError, match=words):
+        walk(onnx_file.read(edit.save(tmp_path / "fault.onnx")))
+
+
+def test_a_residual_that_is_not_scaled_is_named(plain, tensors, tmp_path):
+    edit = Edit(plain)
+    scaled = edit.node("Mul")
+    scaled.op_type = "Identity"
+    del scaled.input[1:]
+    (wrong,) = tensors_at_fault(edit.save(tmp_path / "unscaled.onnx"), tensors)
+    assert (wrong.status, wrong.name) == ("missing", "Repeat/block35_1, the residual scale of 0.17")
+
+
+def test_quantised_weights_are_refused(tensors, source, folder, capsys):
+    path = export_tflite(tensors, folder / "quantised.tflite", quantised=True)
+    assert main([str(path), "--against", str(source)]) == 3
+    message = capsys.readouterr().err
+    assert "quantised to int8, which is not audited" in message
+    assert "Traceback" not in message
+
+
+def unpad_convolution(edit):
+    next(each for each in edit.node("Conv", 2).attribute if each.name == "pads").ints[:] = [0, 0, 0, 0]
+
+
+def other_epsilon(edit):
+    next(each for each in edit.node("BatchNormalization", 3).attribute if each.name == "epsilon").f = 1e-5
+
+
+@pytest.mark.parametrize(
+    ("fault", "words", "place"),
+    [
+        (
+            swap_branches,
+            "Repeat_1/block17_1 concatenates its branches in the order 1, 0",
+            "Repeat_1/block17_1",
+        ),
+        (add_relu, "Block8 ends with a ReLU", "Block8"),
+        (drop_relu, "Repeat/block35_1 ends without a ReLU", "Repeat/block35_1"),
+        (pad_pool, "MaxPool_3a_3x3 is padded by ((1, 1), (1, 1)), expected VALID", "MaxPool_3a_3x3"),
+        (unpad_convolution, "Conv2d_2b_3x3 is padded by ((0, 0), (0, 0)), expected SAME", "Conv2d_2b_3x3"),
+        (other_epsilon, "Conv2d_3b_1x1 normalises with an epsilon of 1e-05", "Conv2d_3b_1x1"),
+    ],
+)
+def test_a_graph_that_computes_otherwise_is_found_where_it_does(plain, source, tmp_path, fault, words, place):
+    edit = Edit(plain)
+    fault(edit)
+    report = audit(edit.save(tmp_path / "fault.onnx"), source)
+    assert judgement(report, "tensors").passed
+    assert {"structure", "arithmetic"} <= failed(report)
+    assert any(words in detail for detail in judgement(report, "structure").details)
+    first = report.run.first_divergence
+    assert first is not None
+    # A block's last convolution takes what is concatenated: there a wrong order shows first.
+    assert first.removeprefix("InceptionResnetV1/").startswith(place)
+    assert report.verdict.startswith(
+        "The port differs: its weights are right, but it computes otherwise from "
+    )
+
+
+def test_a_fault_that_no_structure_shows_is_found_by_running(plain, source, tmp_path):
+    """An operation that the walk looks through, and that is not what it should be."""
+    edit = Edit(plain)
+    relu = edit.node("Relu", 40)
+    noise = helper.make_node("Cast", [relu.output[0]], ["half"], to=TensorProto.FLOAT16)
+    back = helper.make_node("Cast", ["half"], ["single"], to=TensorProto.FLOAT)
+    for node in edit.graph.node:
+        node.input[:] = ["single" if name == relu.output[0] else name for name in node.input]
+    at = list(edit.graph.node).index(relu) + 1
+    edit.graph.node.insert(at, noise)
+    edit.graph.node.insert(at + 1, back)
+    report = audit(edit.save(tmp_path / "cast.onnx"), source)
+    assert failed(report) >= {"arithmetic"}
+    assert judgement(report, "structure").passed
+    assert report.run.first_divergence is not None
+
+
+# Other networks and bad files.
+
+
+def small_onnx(path):
+    weights = numpy_helper.from_array(np.zeros((4, 3, 3, 3), np.float32), "w")
+    graph = helper.make_graph(
+        [helper.make_node("Conv", ["x", "w"], ["y"])],
+        "mobilenet",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, (1, 3, 224, 224))],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [weights],
+    )
+    path.write_bytes(helper.make_model(graph, producer_name="somebody").SerializeToString())
+    return path
+
+
+def small_tflite(path):
+    import tensorflow as tf
+
+    class Model(tf.Module):
+        @tf.function(input_signature=[tf.TensorSpec((1, 8, 8, 3), tf.float32)])
+        def __call__(self, images):
+            return tf.nn.conv2d(images, tf.ones((3, 3, 3, 2)), 1, "SAME")
+
+    model = Model()
+    concrete = model.__call__.get_concrete_function()
+    path.write_bytes(tf.lite.TFLiteConverter.from_concrete_functions([concrete], model).convert())
+    return path
+
+
+def test_another_network_is_refused_by_name(source, tmp_path, capsys):
+    for path, told in (
+        (small_onnx(tmp_path / "other.onnx"), "the graph 'mobilenet' of somebody"),
+        (small_tflite(tmp_path / "other.tflite"), "the graph 'main'"),
+    ):
+        assert main([str(path), "--against", str(source)]) == 3
+        message = capsys.readouterr().err
+        assert f"{path}: not an Inception-ResNet-v1: " in message
+        assert told in message
+        assert "with 1 convolutions" in message
+
+
+def test_the_walk_says_how_far_it_came(folded):
+    edit = Edit(folded)
+    # One branch of a late block takes something else than the block's input.
+    relu = edit.maker(edit.node("Concat", 20).input[0])
+    edit.maker(relu.input[0]).input[0] = "images"
+    path = folded.with_name("elsewhere.onnx")
+    with pytest.raises(ForeignGraphError, match=r"in a branch of|where .* should be"):
+        walk(onnx_file.read(edit.save(path)))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("empty.onnx", b""),
+        ("noise.onnx", bytes(range(256))),
+        ("text.onnx", b"<!doctype html>"),
+        ("empty.tflite", b""),
+        ("noise.tflite", b"\x1c\0\0\0TFL3" + bytes(range(200))),
+        ("text.tflite", b"<!doctype html>"),
+    ],
+)
+def test_files_that_are_no_graphs_are_refused_with_one_message(source, tmp_path, capsys, name, content):
+    path = tmp_path / name
+    path.write_bytes(content)
+    assert main([str(path), "--against", str(source)]) == 3
+    streams = capsys.readouterr()
+    assert streams.out == ""
+    assert streams.err.startswith(f"python -m checks.audit: error: {path}: ")
+    assert "Traceback" not in streams.err
+    assert "Please report" not in streams.err
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.999])
+def test_a_graph_that_is_cut_off_is_refused(folded, tflite, source, tmp_path, share):
+    for path in (folded, tflite):
+        cut = tmp_path / path.name
+        content = path.read_bytes()
+        cut.write_bytes(content[: int(len(content) * share)])
+        with pytest.raises(SourceError) as caught:
+            audit(cut, source)
+        assert str(cut) in str(caught.value)
+
+
+def test_weights_outside_the_folder_are_not_read(folded, source, tmp_path):
+    (tmp_path / "secret").write_bytes(bytes(4 * 32 * 3 * 3 * 3))
+    inside = tmp_path / "inside"
+    inside.mkdir()
+    for location in ("../secret", str(tmp_path / "secret")):
+        edit = Edit(folded)
+        kernel = edit.constants[edit.node("Conv").input[1]]
+        kernel.ClearField("raw_data")
+        kernel.data_location = TensorProto.EXTERNAL
+        kernel.external_data.add(key="location", value=location)
+        with pytest.raises(SourceError, match="its data lies outside its folder"):
+            audit(edit.save(inside / "port.onnx"), source)
+
+
+def test_a_runtime_that_refuses_or_crashes_is_a_refusal(folded, tmp_path):
+    edit = Edit(folded)
+    edit.node("Relu").op_type = "Nonsense"
+    graph = onnx_file.read(edit.save(tmp_path / "nonsense.onnx"))
+    images = np.zeros((1, 3, 160, 160), np.float32)
+    with GraphProcess(graph) as process, pytest.raises(SourceError, match=r"it does not run \(.*Nonsense"):
+        process.run(images, ["embeddings"], plain=False)
+    with GraphProcess(onnx_file.read(folded)) as process:
+        os.kill(process._process.pid, signal.SIGSEGV)
+        with pytest.raises(SourceError, match="its runtime crashes on it"):
+            process.run(images, ["embeddings"], plain=False)
+
+
+@pytest.mark.parametrize(
+    ("module", "file", "line"),
+    [
+        ("onnx", "port.onnx", "pip install 'onnx>=1.16'"),
+        ("onnxruntime", "port.onnx", "pip install 'onnxruntime>=1.18'"),
+        ("ai_edge_litert", "port.tflite", "pip install 'ai-edge-litert>=1.2'"),
+    ],
+)
+def test_a_missing_package_gives_exit_code_4_and_the_line_that_installs_it(tmp_path, module, file, line):
+    (tmp_path / file).write_bytes(b"\x1c\0\0\0TFL3")
+    code = (
+        f"import sys; sys.modules[{module!r}] = None; "
+        "from checks.audit.__main__ import main; sys.exit(main())"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / file), "--against", "vggface2", "--offline"]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert (result.returncode, result.stdout) == (4, "")
+    assert result.stderr.count("\n") == 1
+    assert line in result.stderr
+
+
+def test_tflite_is_told_by_its_bytes(tflite, tmp_path):
+    renamed = tmp_path / "model.bin"
+    shutil.copy(tflite, renamed)
+    assert tflite_file.is_ours(renamed)
+    assert len(walk(tflite_file.read(renamed)).weights.layers) == 133

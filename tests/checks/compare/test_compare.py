@@ -1,0 +1,345 @@
+"""The main job from the command line: a clean port is proven, a planted fault is found and placed."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from checks.compare import __main__ as compare_command
+from checks.compare.run import Report, compare
+from checks.core.activations import tap_names
+from checks.core.inputs import find_photographs, photograph_probes, seeded_probes
+from converter.convert_file import convert_file
+from converter.errors import SourceError, UsageError
+from facenet_tf.graph import STAGES
+
+STATE_DICT = Mapping[str, torch.Tensor]
+# Makes every import of TensorFlow fail, as where it is not installed.
+WITHOUT_TENSORFLOW = (
+    "import importlib.util, sys; sys.modules['tensorflow'] = None; find = importlib.util.find_spec; "
+    "importlib.util.find_spec = lambda name, *rest: None if name == 'tensorflow' else find(name, *rest); "
+    "from checks.compare import main; sys.exit(main(sys.argv[1:]))"
+)
+
+
+@dataclass(frozen=True)
+class MainJob:
+    """`python -m checks.compare` without SOURCE, run once on an empty cache."""
+
+    result: subprocess.CompletedProcess[str]
+    report: Mapping[str, object]
+    activations: Path
+    checkpoint: Path
+    environment: Mapping[str, str]
+
+
+@pytest.fixture(scope="module")
+def main_job(tmp_path_factory: pytest.TempPathFactory) -> MainJob:
+    folder = tmp_path_factory.mktemp("main-job")
+    environment = {**os.environ, "XDG_CACHE_HOME": str(folder / "cache")}
+    activations, report = folder / "activations.h5", folder / "report.json"
+    options = ["--save-activations", str(activations), "--json", str(report)]
+    result = subprocess.run(
+        [sys.executable, "-m", "checks.compare", *options], env=environment, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    checkpoint = folder / "cache" / "facenet-port" / "built-in-512d-8631"
+    return MainJob(result, json.loads(report.read_text()), activations, checkpoint, environment)
+
+
+@pytest.fixture(scope="module")
+def clean(main_job: MainJob, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built-in checkpoint converted to a .pt."""
+    path = tmp_path_factory.mktemp("clean") / "clean.pt"
+    command = [sys.executable, "-m", "converter", str(main_job.checkpoint), "-o", str(path), "--quiet"]
+    subprocess.run(command, check=True)
+    return path
+
+
+def test_the_built_in_checkpoint_is_real_and_proven(main_job: MainJob) -> None:
+    stdout = main_job.result.stdout
+    assert stdout.count("holds ") == 4
+    assert "FAILS" not in stdout
+    assert "492 converted bit for bit, 224 synthesised" in stdout
+    assert "The port is exact." in stdout
+    files = {file.name for file in main_job.checkpoint.iterdir()}
+    prefix = "model-built-in-512d-8631.ckpt-1"
+    assert files == {
+        "built-in-512d-8631.pb",
+        "model-built-in-512d-8631.meta",
+        f"{prefix}.index",
+        f"{prefix}.data-00000-of-00001",
+    }
+
+
+def test_the_report_states_every_tap_of_every_probe(main_job: MainJob) -> None:
+    probes = main_job.report["probes"]
+    assert isinstance(probes, list)
+    assert len(probes) == 5
+    for probe in probes:
+        assert [tap["tap"] for tap in probe["taps"]] == list(STAGES)
+        assert probe["distance64"] <= 1e-13
+        assert max(tap["float64"]["relative_l2"] for tap in probe["taps"]) <= 1e-13
+        assert probe["distance32"] > 0
+    assert probes[0]["distance32"] <= 2e-6
+    assert [probe["own_graph"] for probe in probes] == [True, True, True, True, False]  # not at the odd size
+    assert main_job.report["own_graph"] == "model-built-in-512d-8631.meta"
+
+
+def test_both_sides_name_the_same_taps_in_the_same_order(main_job: MainJob) -> None:
+    from facenet_tf.own_graph import PublishedGraph
+
+    with PublishedGraph.from_frozen(main_job.checkpoint / "built-in-512d-8631.pb") as graph:
+        assert tap_names(every_layer=True, logits=False) == graph.taps
+    # Six stages of the stem are convolutions, and a frozen graph has no Logits.
+    assert len(graph.taps) == 132 + len(STAGES) - 6 - 1
+    assert tap_names(every_layer=False, logits=True) == STAGES
+
+
+def test_stored_activations_prove_a_port_without_tensorflow(main_job: MainJob, clean: Path) -> None:
+    command = [sys.executable, "-c", WITHOUT_TENSORFLOW]
+    options = ["--state-dict", str(clean), "--activations", str(main_job.activations)]
+    result = subprocess.run([*command, *options], env=main_job.environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stdout.count("holds ") == 4
+    assert "716 tensors have dtype, shape and SHA-256" in result.stdout
+
+
+def test_without_tensorflow_the_message_says_what_to_install(main_job: MainJob) -> None:
+    command = [sys.executable, "-c", WITHOUT_TENSORFLOW, str(main_job.checkpoint)]
+    result = subprocess.run(command, env=main_job.environment, capture_output=True, text=True)
+    assert result.returncode == 4
+    assert "pip install 'tensorflow>=2.16'" in result.stderr
+    assert "--activations" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def _one_step(state_dict: dict[str, torch.Tensor]) -> None:
+    weight = state_dict["repeat_2.4.branch1.1.conv.weight"].numpy()
+    weight.reshape(-1)[1000] = np.nextafter(weight.reshape(-1)[1000], np.float32(np.inf))
+
+
+def _swap_blocks(state_dict: dict[str, torch.Tensor]) -> None:
+    for key in [key for key in state_dict if key.startswith("repeat_1.1.")]:
+        other = key.replace("repeat_1.1.", "repeat_1.3.")
+        state_dict[key], state_dict[other] = state_dict[other], state_dict[key]
+
+
+def _flip_kernel(state_dict: dict[str, torch.Tensor]) -> None:
+    key = "mixed_7a.branch2.1.conv.weight"
+    state_dict[key] = state_dict[key].flip(2)
+
+
+def _exchange_statistics(state_dict: dict[str, torch.Tensor]) -> None:
+    mean, variance = "last_bn.running_mean", "last_bn.running_var"
+    state_dict[mean], state_dict[variance] = state_dict[variance], state_dict[mean].abs()
+
+
+@pytest.mark.parametrize(
+    ("fault", "tensor", "place"),
+    [
+        (_one_step, "repeat_2.4.branch1.1.conv.weight: 1 of 114688", "InceptionResnetV1/Repeat_1/block17_5"),
+        (_swap_blocks, "repeat_1.1.conv2d.bias", "InceptionResnetV1/Repeat/block35_2"),
+        (_flip_kernel, "mixed_7a.branch2.1.conv.weight", "InceptionResnetV1/Mixed_7a"),
+        (_exchange_statistics, "last_bn.running_var", "InceptionResnetV1/Bottleneck"),
+    ],
+)
+def test_a_fault_in_the_weights_is_found_and_placed(
+    fault: Callable[[dict[str, torch.Tensor]], None],
+    tensor: str,
+    place: str,
+    main_job: MainJob,
+    clean: Path,
+    tmp_path: Path,
+) -> None:
+    state_dict = torch.load(clean, weights_only=True)
+    fault(state_dict)
+    torch.save(state_dict, tmp_path / "faulty.pt")
+    report = compare(main_job.checkpoint, state_dict=tmp_path / "faulty.pt", activations=main_job.activations)
+    assert not report.passed
+    tensors, mapping, _, _ = report.judgements
+    assert not tensors.passed
+    assert any(tensor in detail for detail in tensors.details)
+    assert not mapping.passed
+    assert report.probes[0].first_divergence == place
+
+
+def test_a_state_dict_that_does_not_load_is_judged_so(main_job: MainJob, clean: Path, tmp_path: Path) -> None:
+    state_dict = torch.load(clean, weights_only=True)
+    state_dict["repeat_2.0.branch1.1.conv.weight"] = state_dict[
+        "repeat_2.0.branch1.1.conv.weight"
+    ].mT.contiguous()
+    del state_dict["conv2d_1a.bn.bias"]
+    torch.save(state_dict, tmp_path / "faulty.pt")
+    report = compare(main_job.checkpoint, state_dict=tmp_path / "faulty.pt", activations=main_job.activations)
+    assert [judgement.passed for judgement in report.judgements] == [False] * 4
+    assert "conv2d_1a.bn.bias: not in the state_dict" in report.judgements[0].details
+    assert any("(128, 128, 7, 1), expected" in detail for detail in report.judgements[0].details)
+    assert "does not load" in report.judgements[1].statement
+    assert report.judgements[1].details[0].startswith("1 keys missing, 'conv2d_1a.bn.bias' first")
+
+
+def test_a_difference_ends_with_exit_code_1_and_names_the_place(
+    main_job: MainJob, clean: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state_dict = torch.load(clean, weights_only=True)
+    _flip_kernel(state_dict)
+    torch.save(state_dict, tmp_path / "faulty.pt")
+    options = ["--state-dict", str(tmp_path / "faulty.pt"), "--activations", str(main_job.activations)]
+    assert compare_command.main(options) == 1
+    output = capsys.readouterr()
+    assert "FAILS  tensors" in output.out
+    assert "First divergence: InceptionResnetV1/Mixed_7a" in output.out
+    assert "The port is exact" not in output.out
+
+
+def test_activations_of_another_checkpoint_are_refused(
+    main_job: MainJob, clean: Path, tmp_path: Path
+) -> None:
+    state_dict = torch.load(clean, weights_only=True)
+    _one_step(state_dict)
+    torch.save(state_dict, tmp_path / "other.pt")
+    convert_file(tmp_path / "other.pt", tmp_path / "other", output_format="tensorflow")
+    with pytest.raises(UsageError, match=r"activations\.h5.*other tensors"):
+        compare(tmp_path / "other", activations=main_job.activations)
+
+
+def test_a_state_dict_does_not_judge_itself(main_job: MainJob, clean: Path) -> None:
+    with pytest.raises(UsageError, match=r"clean\.pt: a state_dict cannot judge itself"):
+        compare(clean)
+    with pytest.raises(UsageError, match=r"clean\.pt: a state_dict cannot judge itself"):
+        compare(clean, activations=main_job.activations)
+
+
+def test_a_state_dict_of_another_size_or_dtype_is_a_difference(
+    main_job: MainJob, clean: Path, tmp_path: Path
+) -> None:
+    whole = torch.load(clean, weights_only=True)
+    features = {key: tensor for key, tensor in whole.items() if not key.startswith("logits.")}
+    half = {key: tensor.bfloat16() if tensor.is_floating_point() else tensor for key, tensor in whole.items()}
+    counters = {
+        k: torch.zeros(1, dtype=torch.float64) if k.endswith("tracked") else t for k, t in whole.items()
+    }
+    for name, state_dict in (("features", features), ("half", half), ("counters", counters), ("empty", {})):
+        torch.save(state_dict, tmp_path / f"{name}.pt")
+        report = compare(state_dict=tmp_path / f"{name}.pt", activations=main_job.activations)
+        assert [judgement.passed for judgement in report.judgements] == [False] * 4, name
+        assert all(len(detail) < 300 for judgement in report.judgements for detail in judgement.details)
+
+
+@pytest.mark.parametrize("gone", ["probe", "tap", "graph comparison"])
+def test_incomplete_activations_prove_nothing(
+    gone: str, main_job: MainJob, clean: Path, tmp_path: Path
+) -> None:
+    short = tmp_path / "short.h5"
+    short.write_bytes(main_job.activations.read_bytes())
+    with h5py.File(short, "a") as file:
+        if gone == "probe":
+            del file["003"]
+        elif gone == "tap":
+            del file["001/float64/005"], file["001/float32/005"]
+        else:
+            file["000"].attrs["rebuilt"] = "{}"
+    with pytest.raises(SourceError, match=r"short\.h5.*missing"):
+        compare(state_dict=clean, activations=short)
+
+
+def test_a_comparison_without_some_of_the_inputs_is_refused(
+    main_job: MainJob, clean: Path, tmp_path: Path
+) -> None:
+    short = tmp_path / "short.h5"
+    short.write_bytes(main_job.activations.read_bytes())
+    with h5py.File(short, "a") as file:
+        names = json.loads(file.attrs["probes"])
+        del file["004"]
+        file.attrs["probes"] = json.dumps(names[:4])
+    with pytest.raises(SourceError, match="not a whole comparison"):
+        compare(state_dict=clean, activations=short)
+
+
+def test_damaged_activations_are_refused(main_job: MainJob, clean: Path, tmp_path: Path) -> None:
+    damaged = tmp_path / "damaged.h5"
+    damaged.write_bytes(main_job.activations.read_bytes())
+    with h5py.File(damaged) as file:
+        offset = file["000/float64/000"].id.get_chunk_info(0).byte_offset
+    with damaged.open("r+b") as raw:
+        raw.seek(offset + 1000)
+        byte = raw.read(1)[0]
+        raw.seek(offset + 1000)
+        raw.write(bytes([byte ^ 1]))
+    with pytest.raises(SourceError, match=r"damaged\.h5: probe 000"):
+        compare(state_dict=clean, activations=damaged)
+    (tmp_path / "text.h5").write_text("not HDF5")
+    with pytest.raises(SourceError, match=r"text\.h5: cannot be read"):
+        compare(state_dict=clean, activations=tmp_path / "text.h5")
+
+
+def test_an_existing_activation_file_is_not_replaced(main_job: MainJob, tmp_path: Path) -> None:
+    precious = tmp_path / "precious.h5"
+    precious.write_text("precious")
+    with pytest.raises(UsageError, match="exists"):
+        compare(main_job.checkpoint, save_activations=precious)
+    assert precious.read_text() == "precious"
+    assert [file.name for file in tmp_path.iterdir()] == ["precious.h5"]
+
+
+def test_the_same_seed_gives_the_same_inputs_and_another_seed_others(main_job: MainJob, clean: Path) -> None:
+    for probe, again, other in zip(seeded_probes(0), seeded_probes(0), seeded_probes(1), strict=True):
+        assert np.array_equal(probe.images, again.images)
+        assert probe.name == "constant" or not np.array_equal(probe.images, other.images)
+    with h5py.File(main_job.activations) as file:
+        assert np.array_equal(file["000/images"][()], seeded_probes(0)[0].images)
+
+
+def test_options_that_contradict_each_other_are_wrong_usage(
+    main_job: MainJob, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert compare_command.main(["--activations", str(main_job.activations), "--every-layer"]) == 2
+    assert "--every-layer" in capsys.readouterr().err
+    assert compare_command.main(["--activations", str(main_job.activations), "--seed", "3"]) == 2
+    assert "--seed" in capsys.readouterr().err
+    assert compare_command.main([str(main_job.checkpoint), "--seed", "-1"]) == 2
+    assert compare_command.main([str(main_job.checkpoint), "--images", "nowhere"]) == 2
+    assert "nowhere: there is no such folder" in capsys.readouterr().err
+
+
+def test_photographs_of_one_colour_have_few_values_and_of_many_bits_are_refused(tmp_path: Path) -> None:
+    Image.new("RGB", (200, 180), (255, 255, 255)).save(tmp_path / "white.png")
+    (white,) = photograph_probes(find_photographs(tmp_path))
+    assert white.few_values
+    assert np.array_equal(white.images, np.full((1, 160, 160, 3), 127.5 / 128, np.float32))
+    assert [probe.few_values for probe in seeded_probes(0)] == [False, False, True, True, False]
+    deep = tmp_path / "deep.png"
+    Image.fromarray(np.full((90, 90), 4000, np.uint16)).save(deep)
+    with pytest.raises(SourceError, match=r"deep\.png: more than 8 bits"):
+        list(photograph_probes([deep]))
+
+
+def test_nothing_is_stored_of_a_port_that_does_not_load(main_job: MainJob, tmp_path: Path) -> None:
+    torch.save({}, tmp_path / "empty.pt")
+    report = compare(
+        main_job.checkpoint, state_dict=tmp_path / "empty.pt", save_activations=tmp_path / "activations.h5"
+    )
+    assert not report.passed
+    assert [file.name for file in tmp_path.iterdir()] == ["empty.pt"]
+
+
+def test_report_type_is_the_documented_one(main_job: MainJob, clean: Path) -> None:
+    report = compare(state_dict=clean, activations=main_job.activations)
+    assert isinstance(report, Report)
+    assert report.passed
+    assert [judgement.name for judgement in report.judgements] == [
+        "tensors",
+        "mapping",
+        "rounding",
+        "headline",
+    ]

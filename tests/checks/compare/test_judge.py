@@ -1,0 +1,186 @@
+"""The four judgements: each on figures just inside its threshold and just outside."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from checks.compare.judge import (
+    ProbeMeasurement,
+    judge_headline,
+    judge_mapping,
+    judge_rounding,
+    judge_stored_tensors,
+    judge_tensors,
+    measure,
+)
+from checks.core import thresholds
+from checks.core.inputs import NOISE, Probe
+from checks.core.tensorflow_side import Activations
+from converter.convert import Plan
+from converter.layer_map import Variant, table
+
+TAPS = ("first", "second", "embeddings")
+ROW = np.array([[0.6, 0.8]])  # of unit length, and so is any float64 rounding of it
+
+
+def _exact() -> dict[str, NDArray]:
+    return {tap: np.repeat(ROW, 5, axis=0) for tap in TAPS}
+
+
+def _moved(distance: float, tap: str = "second") -> dict[str, NDArray]:
+    """The exact activations with a relative L2 error of `distance` at one tap."""
+    arrays = _exact()
+    arrays[tap] = arrays[tap] * (1 + distance)
+    return arrays
+
+
+def _measured(
+    pytorch: Mapping[str, NDArray] | None = None,
+    tensorflow: Mapping[str, NDArray] | None = None,
+    pytorch64: Mapping[str, NDArray] | None = None,
+    *,
+    few_values: bool = False,
+) -> ProbeMeasurement:
+    # float32 activations are kept in float64 here, so that errors far below a float32 step can be set.
+    pixels = np.zeros(48) if few_values else np.linspace(0, 1, 48)
+    probe = Probe(NOISE, np.broadcast_to(pixels.reshape(1, 4, 4, 3), (5, 4, 4, 3)))
+    found = Activations(probe, _exact(), tensorflow or _exact(), False, {}, {})
+    return measure(found, pytorch or _exact(), pytorch64 or _exact())
+
+
+def test_mapping_holds_below_its_threshold_and_names_the_first_tap_above() -> None:
+    assert judge_mapping([_measured(pytorch64=_moved(0.9e-13))]).passed
+    measured = _measured(
+        pytorch64={**_moved(1.2e-13), "embeddings": _moved(1e-9, "embeddings")["embeddings"]}
+    )
+    judgement = judge_mapping([measured])
+    assert not judgement.passed
+    assert measured.first_divergence == "second"
+    assert any("first at second" in detail for detail in judgement.details)
+    assert any("embeddings are" in detail for detail in judgement.details)
+
+
+def test_mapping_fails_on_nan() -> None:
+    poisoned = _exact()
+    poisoned["first"][0, 0] = np.nan
+    measured = _measured(pytorch64=poisoned)
+    assert measured.first_divergence == "first"
+    assert not judge_mapping([measured]).passed
+
+
+@pytest.mark.parametrize(("few_values", "factor"), [(False, 2.0), (True, 4.0)])
+def test_rounding_compares_with_tensorflows_own_error(few_values: bool, factor: float) -> None:
+    tensorflow = _moved(1e-6)
+    inside = _measured(_moved(0.99e-6 * factor), tensorflow, few_values=few_values)
+    outside = _measured(_moved(1.01e-6 * factor), tensorflow, few_values=few_values)
+    assert judge_rounding([inside]).passed
+    judgement = judge_rounding([outside])
+    assert not judgement.passed
+    assert "second" in judgement.details[0]
+
+
+def test_rounding_allows_a_unit_roundoff_where_tensorflow_is_exact_by_luck() -> None:
+    assert judge_rounding([_measured(_moved(1.9 * 2**-24))]).passed
+    assert not judge_rounding([_measured(_moved(2.1 * 2**-24))]).passed
+
+
+@pytest.mark.parametrize("rebuilt", [0.4e-6, 2.1e-6])
+def test_rounding_fails_where_the_two_tensorflow_graphs_do_not_round_alike(rebuilt: float) -> None:
+    measured = _measured(_moved(1e-6), _moved(1e-6))
+    agreeing = replace(measured, rebuilt={"second": 0.0}, rebuilt_error={"second": 1e-6})
+    assert judge_rounding([agreeing]).passed
+    differing = replace(measured, rebuilt={"second": 1e-6}, rebuilt_error={"second": rebuilt})
+    judgement = judge_rounding([differing])
+    assert not judgement.passed
+    assert "rebuilt graph" in judgement.details[0]
+
+
+def test_headline_bounds_the_distance_and_the_largest_row() -> None:
+    five_rows = thresholds.HEADLINE / 5**0.5
+    assert judge_headline([_measured(_moved(0.99 * five_rows, "embeddings"))]).passed
+    assert not judge_headline([_measured(_moved(1.01 * five_rows, "embeddings"))]).passed
+    one_row = _exact()
+    one_row["embeddings"][3] *= 1 + 1.01 * thresholds.HEADLINE_ROW
+    measured = _measured(one_row)
+    assert measured.distance32 < thresholds.HEADLINE
+    assert not judge_headline([measured]).passed
+
+
+SMALL = {
+    "InceptionResnetV1/Conv2d_1a_3x3/weights": np.arange(864, dtype=np.float32).reshape(3, 3, 3, 32),
+    "InceptionResnetV1/Conv2d_1a_3x3/BatchNorm/beta": np.linspace(-1, 1, 32, dtype=np.float32),
+}
+
+
+def _small_plan() -> Plan:
+    """A plan of three rows: a kernel, an offset and a scale that is synthesised."""
+    wanted = ("conv2d_1a.conv.weight", "conv2d_1a.bn.bias", "conv2d_1a.bn.weight")
+    rows = tuple(row for row in table(Variant()) if row.key in wanted)
+    return Plan(Variant(), "variable", rows, {name: name for name in SMALL}, (), {})
+
+
+def _small_state_dict() -> dict[str, NDArray[Any]]:
+    return {
+        "conv2d_1a.conv.weight": SMALL["InceptionResnetV1/Conv2d_1a_3x3/weights"]
+        .transpose(3, 2, 0, 1)
+        .copy(),
+        "conv2d_1a.bn.weight": np.ones(32, np.float32),
+        "conv2d_1a.bn.bias": SMALL["InceptionResnetV1/Conv2d_1a_3x3/BatchNorm/beta"].copy(),
+    }
+
+
+def _faulty(change: str) -> dict[str, NDArray[Any]]:
+    state_dict = _small_state_dict()
+    if change == "one bit":
+        state_dict["conv2d_1a.bn.bias"].view(np.uint32)[7] ^= 1
+    elif change == "minus zero":
+        state_dict["conv2d_1a.conv.weight"][0, 0, 0, 0] *= -1
+    elif change == "flipped":
+        state_dict["conv2d_1a.conv.weight"] = state_dict["conv2d_1a.conv.weight"][:, :, ::-1].copy()
+    elif change == "scale":
+        state_dict["conv2d_1a.bn.weight"][3] = np.nextafter(np.float32(1), np.float32(2))
+    elif change == "dtype":
+        state_dict["conv2d_1a.bn.bias"] = state_dict["conv2d_1a.bn.bias"].astype(np.float64)
+    elif change == "missing":
+        del state_dict["conv2d_1a.bn.bias"]
+    else:
+        state_dict["extra"] = np.zeros(1, np.float32)
+    return state_dict
+
+
+def test_tensors_hold_where_every_bit_agrees() -> None:
+    judgement = judge_tensors(_small_state_dict(), SMALL, _small_plan(), SMALL)
+    assert judgement.passed
+    assert judgement.statement.endswith("TensorFlow's own reader gives the same 2 of 2")
+
+
+@pytest.mark.parametrize("change", ["one bit", "minus zero", "flipped", "scale", "dtype", "missing", "extra"])
+def test_tensors_fail_on_any_change_of_the_state_dict(change: str) -> None:
+    judgement = judge_tensors(_faulty(change), SMALL, _small_plan(), {})
+    assert not judgement.passed
+    assert len(judgement.details) == 1
+
+
+def test_tensors_fail_where_the_two_readers_differ() -> None:
+    names = list(SMALL)
+    other = {**SMALL, names[1]: np.nextafter(SMALL[names[1]], np.float32(9))}
+    for own, name in (
+        (other, names[1]),
+        ({names[0]: SMALL[names[0]]}, names[1]),
+        ({**SMALL, "alien": SMALL[names[1]]}, "alien"),
+    ):
+        judgement = judge_tensors(_small_state_dict(), SMALL, _small_plan(), own)
+        assert not judgement.passed
+        assert judgement.details[0].startswith(f"{name}:")
+
+
+def test_stored_tensors_name_each_kind_of_difference() -> None:
+    stored = {"same": "0a", "other": "0b", "gone": "0c"}
+    assert judge_stored_tensors(stored, stored).passed
+    judgement = judge_stored_tensors({"same": "0a", "other": "ff", "new": "0d"}, stored)
+    assert not judgement.passed
+    assert [detail.split(":")[0] for detail in judgement.details] == ["gone", "new", "other"]

@@ -1,0 +1,159 @@
+"""Real trained weights through the whole of the tool, and the peer's own model class as a second judge.
+
+Needs a package index, once: the files are kept in the user's cache. Without one every test here is skipped,
+and says so.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from checks.compare.run import Report, compare
+from checks.core.activations import STAGES
+from checks.core.builtin_checkpoint import built_in_tensors
+from checks.core.inputs import find_photographs, photograph_probes, seeded_probes
+from converter.convert import to_pytorch, to_tensorflow
+from converter.convert_file import convert_file
+from converter.formats.detect import open_source
+from converter.layer_map import Variant
+from converter.variable_names import tensorflow_tensors
+from reference import InceptionResnetV1
+from tests.conftest import fetch
+from tests.support.package_index import PEER, extract, peer_class
+
+pytestmark = pytest.mark.real
+
+PEER_DISTANCE = 1.15e-6  # what the peer's script gives on these weights in float32; ours within 20 % of it
+EVERY_TAP = 132 + len(STAGES) - 6 + 1  # six stages of the stem are convolutions; embeddings come on top
+
+
+@pytest.fixture(scope="module")
+def peer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    yield peer_class(fetch(PEER), tmp_path_factory.mktemp("peer"))
+    for name in [name for name in sys.modules if name.startswith("facenet_pytorch")]:
+        del sys.modules[name]
+
+
+@pytest.fixture(scope="module")
+def photographs(keras_archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photographs")
+    taken = extract(keras_archive, folder, "/5-celebrity-faces-dataset/val/")  # five of each of five people
+    assert len(taken) == 25
+    for number, path in enumerate(taken):
+        if number % 5 > 1:
+            path.unlink()
+    return folder
+
+
+def _check_report(report: Report, *, own_graph: str | None, taps: int) -> None:
+    assert report.passed, report.judgements
+    assert report.own_graph == own_graph
+    assert report.judgements[0].statement.startswith("490 converted bit for bit, 224 synthesised as stated")
+    for probe in report.probes:
+        assert len(probe.taps) == taps
+        assert probe.distance64 <= 1e-13
+        assert max(tap.float64.relative_l2 for tap in probe.taps) <= 1e-13
+    noise = report.probes[0]
+    assert noise.distance32 <= 1.2 * PEER_DISTANCE
+
+
+def test_the_keras_file_is_proven_at_every_convolution_and_on_photographs(
+    keras: Path, photographs: Path
+) -> None:
+    report = compare(keras, every_layer=True, images=photographs)
+    _check_report(report, own_graph=None, taps=EVERY_TAP)
+    names = [probe.name for probe in report.probes]
+    assert names[-2:] == ["photographs 1-5", "photographs 6-10"]
+    # Photographs of different people are further apart than noise: the embeddings mean something.
+    model = _load(InceptionResnetV1(embedding_size=128), keras)
+    faces = _embed(model, next(photograph_probes(find_photographs(photographs))).images)
+    noise = _embed(model, seeded_probes(0)[0].images)
+    assert torch.cdist(faces, faces).max() > 2 * torch.cdist(noise, noise).max()
+
+
+def test_the_checkpoint_folder_is_proven_against_its_own_graph(real_checkpoint: Path) -> None:
+    report = compare(real_checkpoint, every_layer=True)
+    _check_report(report, own_graph="model-20170512-110547.meta", taps=EVERY_TAP)
+    rebuilt = [value for probe in report.probes for value in probe.rebuilt.values()]
+    assert len(rebuilt) == 4 * EVERY_TAP  # the fifth probe has a size that the fixed average pool cannot take
+    assert max(rebuilt) <= 1e-6
+
+
+def test_the_frozen_graph_is_proven_by_the_command(real_checkpoint: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "checks.compare", str(real_checkpoint / "20170512-110547.pb")]
+    options = ["--every-layer", "--json", str(tmp_path / "report.json")]
+    result = subprocess.run([*command, *options], capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stdout.count("holds ") == 4
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["passed"]
+    assert report["own_graph"] == "20170512-110547.pb"
+    assert max(probe["distance64"] for probe in report["probes"]) <= 1e-13
+
+
+def test_every_source_gives_the_same_state_dict_to_the_last_byte(
+    keras: Path, real_checkpoint: Path, tmp_path: Path
+) -> None:
+    written = []
+    for number, source in enumerate((keras, real_checkpoint, real_checkpoint / "20170512-110547.pb")):
+        path = tmp_path / f"{number}.pt"
+        conversion = convert_file(source, path)
+        assert len(conversion.plan.converted) == 490
+        assert len(conversion.plan.rows) == 714
+        written.append(path.read_bytes())
+    assert written[0] == written[1] == written[2]
+
+
+def test_the_round_trip_is_bit_exact(real_tensors: dict[str, NDArray]) -> None:
+    back = to_tensorflow(to_pytorch(real_tensors))
+    assert set(back) == set(real_tensors)
+    for name, array in real_tensors.items():
+        assert back[name].tobytes() == array.tobytes(), name
+
+
+def test_the_peers_class_gives_the_same_embeddings_to_the_last_bit(keras: Path, peer: Any) -> None:
+    theirs = peer()
+    # The peer's class is made for 512; the real weights at hand are the 128-d ones.
+    theirs.last_linear = torch.nn.Linear(1792, 128, bias=False)
+    theirs.last_bn = torch.nn.BatchNorm1d(128, eps=0.001)
+    for images in (probe.images for probe in seeded_probes(0)):
+        ours = _embed(_load(InceptionResnetV1(embedding_size=128), keras), images)
+        assert torch.equal(ours, _embed(_load(theirs, keras), images))
+
+
+def test_the_peers_class_loads_a_whole_state_dict_strictly(peer: Any) -> None:
+    state_dict = to_pytorch(built_in_tensors(Variant(num_classes=8631)))
+    assert len(state_dict) == 716
+    loaded = {key: torch.from_numpy(array) for key, array in state_dict.items()}
+    theirs = peer(classify=True, num_classes=8631)
+    ours = InceptionResnetV1(classify=True, num_classes=8631)
+    assert list(theirs.state_dict()) == list(loaded) == list(ours.state_dict())
+    for model in (theirs, ours):
+        model.load_state_dict(loaded)
+        model.eval()
+    images = seeded_probes(0)[1].images
+    assert torch.equal(_embed(theirs, images), _embed(ours, images))  # logits: classify is set
+    theirs.classify = ours.classify = False
+    assert torch.equal(_embed(theirs, images), _embed(ours, images))
+
+
+def _load(model: Any, source: Path) -> Any:
+    with open_source(source) as opened:
+        state_dict = to_pytorch(tensorflow_tensors(opened))
+    model.load_state_dict({key: torch.from_numpy(array) for key, array in state_dict.items()})
+    return model.eval()
+
+
+def _embed(model: Any, images: NDArray) -> torch.Tensor:
+    with torch.inference_mode():
+        output: torch.Tensor = model(torch.from_numpy(images).permute(0, 3, 1, 2))
+    return output

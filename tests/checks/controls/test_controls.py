@@ -1,0 +1,242 @@
+"""The controls: faults are found and taken out again, and the controls themselves can fail."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from checks.compare.judge import judge_mapping, judge_rounding, measure
+from checks.controls import __main__ as controls
+from checks.controls import run
+from checks.controls.faults.all_faults import CATALOGUE
+from checks.controls.faults.fault import Fault, Pipeline, Site
+from checks.controls.judge_inference import InferenceJudge, Snapshot, judge_whole, measure_for_judging
+from checks.controls.run import CleanRun, ControlReport, Controls, choose, one_thread_each, run_controls
+from checks.controls.tensorflow_reference import ControlReference, ControlSource
+from checks.core import thresholds
+from checks.core.activations import run_pytorch
+from checks.core.builtin_checkpoint import built_in_checkpoint
+from converter.errors import DifferenceError, UsageError
+from converter.formats.detect import open_source
+from converter.layer_map import LOGITS_SCOPE, Variant
+from tests.conftest import write_keras
+from tests.support.package_index import KERAS_FACENET, IndexUnreachableError, download, extract
+
+TAP = "InceptionResnetV1/Conv2d_2a_3x3"
+CLASSES = {fault.name: fault for fault in CATALOGUE}
+
+
+@pytest.fixture(scope="module")
+def checkpoint() -> Iterator[ControlSource]:
+    pytest.importorskip("tensorflow")
+    with open_source(built_in_checkpoint()) as opened, ControlSource(opened) as source:
+        yield source
+
+
+@pytest.fixture(scope="module")
+def reference(checkpoint: ControlSource) -> ControlReference:
+    return checkpoint.reference(0, training=True, say=lambda _: None)
+
+
+@pytest.fixture(scope="module")
+def planting(checkpoint: ControlSource, reference: ControlReference) -> Iterator[Controls]:
+    with one_thread_each():
+        yield Controls(checkpoint, reference)
+
+
+@pytest.fixture(scope="module")
+def port(checkpoint: ControlSource) -> Pipeline:
+    return checkpoint.port()
+
+
+def _site(fault: str, number: int = 0) -> Site:
+    return CLASSES[fault].sites[number]
+
+
+def _fault(site: Site) -> Fault:
+    return Fault("made-for-a-test", "weights", "Nowhere.", None, (site,))
+
+
+def _report(results, **changes) -> ControlReport:
+    report = ControlReport("made for a test", Variant(), False, tuple(results), (), 0.0)
+    return replace(report, **changes)
+
+
+# The catalogue
+
+
+def test_the_catalogue_has_forty_classes_of_three_sites_each_in_every_part_of_a_port():
+    assert len(CLASSES) == len(CATALOGUE) >= 40
+    assert {fault.kind for fault in CATALOGUE} == {
+        "weights", "layer map", "hyperparameters", "preprocessing", "training",
+    }  # fmt: skip
+    for fault in CATALOGUE:
+        labels = {site.label for site in fault.sites}
+        assert len(labels) == len(fault.sites) >= 3, fault.name
+        assert fault.shipped.endswith("."), fault.name
+
+
+def test_every_fault_leaves_no_trace(checkpoint, port):
+    clean = checkpoint.port()
+    snapshot = Snapshot(port, clean)
+    with _site("one-ulp").apply(port):
+        assert snapshot.differences(port) == ["repeat_2.4.branch1.1.conv.weight"] * 2  # in either arithmetic
+    for fault in CATALOGUE:
+        for site in fault.sites:
+            with site.apply(port):
+                pass
+        assert snapshot.differences(port) == [], fault.name
+
+
+# What the controls find
+
+
+def test_one_site_of_every_class_is_killed_at_its_place(planting):
+    seeded = np.random.default_rng(1)
+    chosen = [
+        replace(fault, sites=(fault.sites[seeded.integers(len(fault.sites))],))
+        for fault in CATALOGUE
+        if fault.kind != "training" or seeded.random() < 0.4  # a training fault takes four times as long
+    ]
+    results, _ = planting.run(chosen, (), lambda done, total: None)
+    report = _report(results)
+    assert [f"{site.fault} at {site.site}" for site in report.surviving] == []
+    assert [f"{site.fault} at {site.site}: {site.place}" for site in results if not site.exact] == []
+    assert report.causes >= thresholds.CAUSES
+    assert {site.setting for site in results} >= {"inference", "training"}
+
+
+def test_a_clean_port_raises_no_alarm_and_one_ulp_does(checkpoint, port):
+    probes = checkpoint.probes(3)
+    assert judge_whole(port, probes) == []
+    with _site("one-ulp").apply(port):
+        alarms = judge_whole(port, probes)
+    assert [alarm.partition(":")[0] for alarm in alarms[:2]] == ["tensors", "mapping"]
+    with _site("tf32-products").apply(port):
+        alarms = judge_whole(port, probes)
+    assert {alarm.partition(":")[0] for alarm in alarms} <= {"rounding", "headline"}
+    assert alarms
+
+
+def test_judging_measures_what_a_comparison_measures(port, reference):
+    probe = reference.inference[0]
+    taps = tuple(probe.activations.float64)
+    with _site("tf32-products").apply(port):
+        outputs = [run_pytorch(model, probe.given(port), taps) for model in port.models]
+    quick, whole = measure_for_judging(probe.activations, *outputs), measure(probe.activations, *outputs)
+    for judge in (judge_mapping, judge_rounding):
+        assert judge([quick]) == judge([whole])
+    assert quick.first_divergence == whole.first_divergence
+    assert (quick.distance32, quick.row_distance32) == (whole.distance32, whole.row_distance32)
+
+
+def test_a_tap_with_the_bits_of_a_clean_port_is_not_taken_for_a_diverged_one(port, reference):
+    judge = InferenceJudge(port, reference.inference[:1])
+    assert not judge.judge(port).killed
+    with _site("epsilon-of-pytorch", 1).apply(port):
+        assert judge.judge(port).place == "InceptionResnetV1/Bottleneck"
+
+
+# What the controls must fail on
+
+
+def test_a_fault_that_changes_nothing_is_said_to_survive(planting):
+    nothing = _fault(Site("nowhere", TAP, lambda port: nullcontext()))
+    result = planting.plant(nothing, nothing.sites[0])
+    assert (result.status, result.judgements, result.place, result.named) == ("survived", (), None, None)
+    assert result.probes == 6
+    assert not _report([result]).passed
+
+
+def test_a_fault_that_shows_although_it_was_declared_equivalent_is_reported(planting):
+    declared = _fault(replace(_site("epsilon-of-pytorch"), setting="odd size"))
+    result = planting.plant(declared, declared.sites[0])
+    assert result.status == "not equivalent"
+    report = _report([result])
+    assert report.surviving == (result,)
+    assert not report.passed
+
+
+def test_a_fault_at_another_place_than_stated_counts_as_misplaced(planting):
+    misplaced = _fault(replace(_site("epsilon-of-pytorch"), tap=TAP))
+    result = planting.plant(misplaced, misplaced.sites[0])
+    assert result.killed
+    assert not result.exact
+    assert not _report([result]).passed
+
+
+def test_a_fault_that_leaves_a_trace_is_an_error(checkpoint, reference):
+    @contextmanager
+    def careless(port: Pipeline) -> Iterator[None]:
+        port.float64.block8.scale = 0.5
+        yield
+
+    with one_thread_each(), pytest.raises(DifferenceError, match="leaves traces"):
+        lasting = _fault(Site("block8", "InceptionResnetV1/Block8", careless))
+        Controls(checkpoint, reference).plant(lasting, lasting.sites[0])
+
+
+def test_an_alarm_in_a_clean_run_fails_the_controls(planting):
+    result = planting.plant(CLASSES["bgr-for-rgb"], _site("bgr-for-rgb"))
+    assert _report([result]).passed
+    assert not _report([result], clean=(CleanRun(1, ("mapping: ...",)),)).passed
+
+
+# The command
+
+
+def test_layers_that_a_checkpoint_does_not_have_are_counted_apart(tensors, tmp_path):
+    pytest.importorskip("tensorflow")
+    features = {name: array for name, array in tensors.items() if not name.startswith(f"{LOGITS_SCOPE}/")}
+    source = write_keras(tmp_path / "features.h5", features)
+    report = run_controls(source, faults=choose(["bias-dropped", "logits-of-another-input"]), clean=0)
+    left_out = [site.site for site in report.sites if site.status == "does not apply"]
+    assert left_out == ["Logits/biases", *(site.label for site in CLASSES["logits-of-another-input"].sites)]
+    assert report.passed
+
+
+def test_the_command_writes_what_it_prints(tmp_path, capsys):
+    pytest.importorskip("tensorflow")
+    path = tmp_path / "controls.json"
+    assert controls.main(["--only", "one-ulp", "--clean", "1", "--json", str(path)]) == 0
+    printed = capsys.readouterr().out
+    assert "4 of 4 faults, in 1 class" in printed
+    assert "0 false alarms in 1 clean runs" in printed
+    written = json.loads(path.read_text())
+    assert written["passed"]
+    assert [site["status"] for site in written["sites"]] == ["killed"] * 4
+    assert written["sites"][0]["place"] == written["sites"][0]["true_place"]
+
+
+def test_a_surviving_fault_ends_with_exit_code_1_and_is_spelled_out(monkeypatch, capsys):
+    pytest.importorskip("tensorflow")
+    nothing = _fault(Site("nowhere", TAP, lambda port: nullcontext()))
+    monkeypatch.setattr(run, "CATALOGUE", (nothing,))
+    assert controls.main(["--only", nothing.name]) == 1
+    assert "made-for-a-test at nowhere: survived (inference)" in capsys.readouterr().out
+
+
+def test_an_unknown_class_is_wrong_usage_and_near_ones_are_named(capsys):
+    assert controls.main(["--only", "kernel-fliped"]) == 2
+    assert "kernel-flipped" in capsys.readouterr().err
+    with pytest.raises(UsageError, match="no such class"):
+        choose(["nothing-like-it"])
+
+
+@pytest.mark.real
+def test_real_weights_hide_no_fault(tmp_path):
+    pytest.importorskip("tensorflow")
+    try:
+        archive = download(KERAS_FACENET)
+    except IndexUnreachableError as error:
+        pytest.skip(f"no package index serves {KERAS_FACENET.requirement}: {error}")
+    (source,) = extract(archive, tmp_path, "/model/facenet_keras.h5")
+    faults = [replace(fault, sites=fault.sites[:1]) for fault in CATALOGUE[::3] if fault.kind != "training"]
+    report = run_controls(source, faults=faults, clean=2)
+    assert [f"{site.fault} at {site.site}" for site in report.surviving] == []
+    assert report.passed

@@ -1,0 +1,330 @@
+"""Gradients and training steps: the port against TensorFlow, and each judgement against a fault."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import MethodType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from checks.core import thresholds
+from checks.core.judgement import Judgement
+from checks.gradients import __main__ as gradients
+from checks.gradients.measure import (
+    INPUT,
+    MODES,
+    OPTIMISERS,
+    Gradients,
+    TrainingReference,
+    compare_gradients,
+    judge_gradients,
+    judge_steps,
+    measure_gradients,
+    measure_steps,
+    training_batch,
+    training_reference,
+)
+from checks.gradients.run import TrainingReport, judge_statistics
+from checks.gradients.table import show
+from converter.convert import to_pytorch
+from converter.layer_map import Converted, Variant, table
+from reference import InceptionResnetV1
+from tests.support.package_index import KERAS_FACENET, IndexUnreachableError, download, extract
+
+pytest.importorskip("tensorflow")
+
+from facenet_tf.batch_norm_updates import MovingVariance, read_moving_variances
+from facenet_tf.checkpoint import CheckpointFiles
+from facenet_tf.own_graph import GraphError
+from facenet_tf.session import legacy_graph, tf, tf1
+
+CLASSES = 7
+STEPS = 3
+SIZE = (107, 91)  # eight values a channel in the last maps: statistics of fewer are badly conditioned
+SCOPE = "InceptionResnetV1/Conv2d_1a_3x3/BatchNorm"
+VARIANT = Variant(num_classes=CLASSES)
+SCOPES = [
+    row.scope for row in table(VARIANT) if isinstance(row, Converted) and row.key.endswith("running_var")
+]
+
+
+@pytest.fixture(scope="module")
+def reference(tensors: dict[str, NDArray]) -> TrainingReference:
+    batch = training_batch(VARIANT, image_size=SIZE)
+    return training_reference(tensors, batch, steps=STEPS)
+
+
+@pytest.fixture
+def model(tensors: dict[str, NDArray]) -> InceptionResnetV1:
+    model = InceptionResnetV1(num_classes=CLASSES)
+    model.load_state_dict({key: torch.from_numpy(array) for key, array in to_pytorch(tensors).items()})
+    return model.double()
+
+
+# The port
+
+
+def test_every_gradient_and_every_step_is_tensorflows(
+    model: InceptionResnetV1, reference: TrainingReference, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    measured = tuple(measure_gradients(model, reference, mode) for mode in MODES)
+    steps = tuple(measure_steps(model, reference, name) for name in OPTIMISERS)
+    judged = (*map(judge_gradients, measured), *map(judge_steps, steps))
+    assert all(judgement.passed for judgement in judged), judged
+
+    parameters = [name for name, _ in model.named_parameters()]
+    assert len(parameters) == 112 * 2 + 132 + 22 + 2
+    for gradient in measured:
+        assert sorted(t.key for t in gradient.gradients) == sorted([INPUT, *parameters])
+        assert all(0 <= t.distance <= 1e-10 for t in gradient.gradients)
+        assert all(t.scale == t.norm > 0 for t in gradient.gradients)  # none is judged by another scale
+    for training in steps:
+        assert {t.key for t in training.state} == {k for k, v in before.items() if v.is_floating_point()}
+        assert all(0 <= t.distance <= 1e-9 for t in (*training.state, *training.change))
+        still = {t.key for t in training.change if t.norm == 0}
+        assert still == {key for key in parameters if key.endswith("bn.weight")}  # no scale in the checkpoint
+    # What was measured is left as it was.
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+    statistics = Judgement("statistics", True, "assumed")
+    show(TrainingReport("here", VARIANT, "loss", (4, *SIZE, 3), (statistics, *judged), measured, steps))
+    shown = capsys.readouterr().out
+    assert shown.count("holds ") == 5
+    assert "Training continues as in TensorFlow." in shown
+
+
+# Faults, each with the judgement that must see it
+
+Fault = Callable[[InceptionResnetV1], object]
+
+
+def failing(judgement: Judgement) -> set[str]:
+    """The tensors that a judgement complains of."""
+    assert not judgement.passed
+    return {detail.partition(":")[0] for detail in judgement.details}
+
+
+def test_another_momentum_is_seen_at_its_batch_norm(
+    model: InceptionResnetV1, reference: TrainingReference
+) -> None:
+    model.repeat_2[4].branch1[1].bn.momentum = 0.1
+    found = judge_steps(measure_steps(model, reference, "sgd"))
+    where = "repeat_2.4.branch1.1.bn"
+    assert failing(found) == {f"{where}.running_mean", f"{where}.running_var"}
+
+
+def test_the_biased_variance_is_seen(model: InceptionResnetV1, reference: TrainingReference) -> None:
+    norm = model.last_bn
+
+    def biased(self: nn.BatchNorm1d, x: Tensor) -> Tensor:
+        old = self.running_var.clone()
+        output = nn.BatchNorm1d.forward(self, x)
+        kept = (1 - self.momentum) * old
+        self.running_var = kept + (self.running_var - kept) * (len(x) - 1) / len(x)
+        return output
+
+    norm.forward = MethodType(biased, norm)
+    assert failing(judge_steps(measure_steps(model, reference, "sgd"))) == {"last_bn.running_var"}
+
+
+def test_another_dropout_is_seen_in_training_alone(
+    model: InceptionResnetV1, reference: TrainingReference
+) -> None:
+    model.dropout.p = 0.4
+    assert judge_gradients(measure_gradients(model, reference, "inference")).passed
+    assert INPUT in failing(judge_gradients(measure_gradients(model, reference, "training")))
+
+
+def test_a_detached_branch_is_seen(model: InceptionResnetV1, reference: TrainingReference) -> None:
+    branch = model.repeat_3[2].branch1
+    branch.forward = MethodType(lambda self, x: nn.Sequential.forward(self, x.detach()), branch)
+    wrong = failing(judge_gradients(measure_gradients(model, reference, "inference")))
+    assert INPUT in wrong
+    assert "repeat_3.1.conv2d.weight" in wrong  # what lies before the branch
+    assert not any(key.startswith("repeat_3.2.") for key in wrong)  # its own parameters still learn
+
+
+def test_a_frozen_parameter_is_missing(model: InceptionResnetV1, reference: TrainingReference) -> None:
+    model.conv2d_4a.bn.bias.requires_grad_(False)
+    judged = judge_gradients(measure_gradients(model, reference, "training"))
+    assert failing(judged) == {"conv2d_4a.bn.bias"}
+    assert "missing" in judged.details[0]
+    assert failing(judge_steps(measure_steps(model, reference, "sgd"))) > {"conv2d_4a.bn.bias"}
+
+
+def test_pytorchs_own_adam_is_seen(model: InceptionResnetV1, reference: TrainingReference) -> None:
+    def plain(name: str, parameters: Any) -> torch.optim.Optimizer:
+        return torch.optim.Adam(parameters, lr=0.0005, eps=0.1)
+
+    wrong = failing(judge_steps(measure_steps(model, reference, "adam", make=plain)))
+    assert {"conv2d_1a.conv.weight", "logits.bias"} <= wrong
+
+
+def test_training_a_scale_that_the_checkpoint_has_not_is_seen(
+    model: InceptionResnetV1, reference: TrainingReference
+) -> None:
+    def everything(name: str, parameters: Any) -> torch.optim.Optimizer:
+        return torch.optim.SGD(model.parameters(), lr=0.0005)
+
+    assert "conv2d_1a.bn.weight" in failing(
+        judge_steps(measure_steps(model, reference, "sgd", make=everything))
+    )
+
+
+def test_a_summed_loss_is_seen(model: InceptionResnetV1, reference: TrainingReference) -> None:
+    def summed(model: InceptionResnetV1, images: Tensor, batch: Any) -> Tensor:
+        model.classify = True
+        return F.cross_entropy(model(images), torch.from_numpy(batch.labels), reduction="sum")
+
+    judged = judge_gradients(measure_gradients(model, reference, "inference", loss=summed))
+    assert len(judged.details) == 1 + 381  # the loss and every gradient
+
+
+def test_a_gradient_that_vanishes_is_judged_by_the_whole(reference: TrainingReference) -> None:
+    """Where exact arithmetic gives zero, two sides hold unrelated rounding; anything more is no rounding."""
+    key, other = "block8.conv2d.bias", "conv2d_1a.bn.bias"
+    rounding = {key: np.full(4, 1e-18), other: np.ones(4)}
+    known = replace(reference, gradients={"training": rounding}, losses={"training": 1.0})
+    found = {key: np.full(4, -1e-18), other: np.ones(4)}
+    judged = judge_gradients(compare_gradients(Gradients(1.0, found), known, "training"))
+    assert judged.passed
+    assert "1 all but vanish" in judged.statement
+
+    small = replace(known, gradients={"training": {**rounding, key: np.full(4, 1e-12)}})
+    lost = Gradients(1.0, {**found, key: np.zeros(4)})
+    assert failing(judge_gradients(compare_gradients(lost, small, "training"))) == {key}
+    nothing = Gradients(1.0, {**found, key: None})
+    assert failing(judge_gradients(compare_gradients(nothing, known, "training"))) == {key}
+    invalid = Gradients(float("nan"), {**found, key: np.full(4, np.nan)})
+    assert len(judge_gradients(compare_gradients(invalid, known, "training")).details) == 2
+
+
+# How a graph moves its variances
+
+
+def test_a_training_graph_and_a_frozen_one_tell_their_convention(
+    checkpoint: CheckpointFiles, model: InceptionResnetV1
+) -> None:
+    assert checkpoint.frozen is not None
+    from_meta = read_moving_variances(checkpoint.meta, frozen=False)
+    assert read_moving_variances(checkpoint.frozen, frozen=True) == from_meta
+    assert len(from_meta) == 112
+    for scope, update in from_meta.items():
+        assert update == MovingVariance(scope, False, pytest.approx(0.995, abs=1e-9), "FusedBatchNormV3")
+    judged = judge_statistics(from_meta, model, checkpoint.meta, VARIANT, 4)
+    assert judged.passed
+    assert "112 running variances move towards n/(n-1)" in judged.statement
+
+    model.conv2d_1a.bn.momentum = 0.1
+    judged = judge_statistics(from_meta, model, checkpoint.meta, VARIANT, 4)
+    assert judged.details == ("Conv2d_1a_3x3/BatchNorm: decay 0.995, PyTorch's momentum is 0.1",)
+
+
+def test_plain_moments_are_read_as_biased(tmp_path: Path, model: InceptionResnetV1) -> None:
+    meta = write_graph(tmp_path, lambda net: tf.nn.moments(net, [0, 1, 2])[1], 0.9)
+    (update,) = read_moving_variances(meta, frozen=False).values()
+    assert update == MovingVariance(SCOPE, True, pytest.approx(0.9, abs=1e-7), "Mean")
+    everywhere = {f"{scope}/BatchNorm": replace(update, decay=0.995) for scope in SCOPES}
+    judged = judge_statistics(everywhere, model, meta, VARIANT, 4)
+    assert not judged.passed
+    assert "and 111 more: towards the biased variance" in judged.details[0]
+    assert "1.33 times at the Bottleneck" in judged.details[0]
+
+
+def test_the_moments_of_early_releases_are_read_as_biased(tmp_path: Path) -> None:
+    def shifted(net: Any) -> Any:
+        shift = tf.stop_gradient(net[0, 0, 0])
+        mean = tf.reduce_mean(net - shift, [0, 1, 2])
+        return tf.reduce_mean(tf.math.squared_difference(net, shift), [0, 1, 2]) - tf.square(mean)
+
+    (update,) = read_moving_variances(write_graph(tmp_path, shifted), frozen=False).values()
+    assert update.biased
+
+
+def test_a_variance_of_no_known_form_is_refused(tmp_path: Path) -> None:
+    meta = write_graph(tmp_path, lambda net: 1.01 * tf.nn.moments(net, [0, 1, 2])[1])
+    with pytest.raises(GraphError, match="neither a fused nor a plain variance"):
+        read_moving_variances(meta, frozen=False)
+
+
+def test_a_graph_that_updates_nothing_says_nothing(tmp_path: Path, model: InceptionResnetV1) -> None:
+    with legacy_graph() as graph:
+        tf1.get_variable(f"{SCOPE}/moving_variance", (32,), use_resource=False)
+        (tmp_path / "frozen.pb").write_bytes(graph.as_graph_def().SerializeToString())
+    assert read_moving_variances(tmp_path / "frozen.pb", frozen=True) == {}
+    judged = judge_statistics({}, model, None, VARIANT, 4)
+    assert judged.passed
+    assert "assumed" in judged.statement
+
+
+def write_graph(folder: Path, variance: Callable[[Any], Any], decay: float = 0.995) -> Path:
+    """A .meta with one batch normalisation, updated as `tf.contrib.layers.batch_norm` does, not fused."""
+    from tensorflow.python.training.moving_averages import assign_moving_average
+
+    with legacy_graph() as graph:
+        training = tf1.placeholder(tf.bool, (), name="phase_train")
+        net = tf1.placeholder(tf.float32, (None, 8, 8, 32))
+        with tf1.variable_scope(SCOPE):
+            moving = tf1.get_variable("moving_variance", (32,), trainable=False, use_resource=False)
+            batch = variance(net)
+
+            def update() -> Any:
+                with tf1.control_dependencies(
+                    [assign_moving_average(moving, batch, decay, zero_debias=False)]
+                ):
+                    return tf.identity(batch)
+
+            used = tf1.cond(training, update, lambda: moving)
+            tf.identity(net * tf.math.rsqrt(used + 0.001), name="output")
+        meta = tf1.train.export_meta_graph(graph=graph)
+    path = folder / "model.meta"
+    path.write_bytes(meta.SerializeToString())
+    return path
+
+
+# The command
+
+
+def test_the_command_refuses_what_it_cannot_use(
+    single_files: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert gradients.main([str(single_files / "weights.pt")]) == 2
+    assert "Give the checkpoint as SOURCE" in capsys.readouterr().err
+    assert gradients.main(["--archive", "x.zip"]) == 2
+    assert gradients.main([str(single_files / "weights.h5"), "--seed", "-1"]) == 2
+    assert gradients.main([str(tmp_path / "nothing")]) == 3
+
+
+@pytest.mark.real
+def test_training_goes_on_from_real_weights_as_in_tensorflow(tmp_path: Path) -> None:
+    try:
+        archive = download(KERAS_FACENET)
+    except IndexUnreachableError as error:
+        pytest.skip(f"no package index serves {KERAS_FACENET.requirement}: {error}")
+    (keras,) = extract(archive, tmp_path, "/model/facenet_keras.h5")
+    command = [sys.executable, "-m", "checks.gradients", str(keras), "--json", str(tmp_path / "report.json")]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stdout.count("holds ") == 5
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["passed"]
+    for measured in report["gradients"]:
+        assert len(measured["gradients"]) == 1 + 378
+        assert max(tensor["distance"] for tensor in measured["gradients"]) <= thresholds.GRADIENT
+    for measured in report["steps"]:
+        assert measured["steps"] == 10
+        distances = [tensor["distance"] for tensor in measured["state"] + measured["change"]]
+        assert max(distances) <= thresholds.TRAINING_STEPS

@@ -1,0 +1,583 @@
+"""Reports of the commands, opened in a real browser; whatever is looked for there is shown to be found."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from checks.audit.result import AuditReport, GraphRun, LayerError, ProbeRun, TensorResult
+from checks.compare import __main__ as compare
+from checks.controls import __main__ as controls
+from checks.core.activations import STAGES
+from checks.core.judgement import Judgement
+from checks.gradients import __main__ as gradients
+from checks.gradients.judge import (
+    INPUT,
+    GradientMeasurement,
+    StepsMeasurement,
+    TensorDistance,
+    judge_gradients,
+    judge_steps,
+)
+from checks.gradients.run import TrainingReport
+from checks.report.report_option import add_report_option, check_report
+from converter.convert_file import convert_file
+from converter.layer_map import Converted, Variant, table
+from tests.support.graph_exports import export_onnx, network
+
+pytest.importorskip("matplotlib")
+pytest.importorskip("jinja2")
+
+from checks.audit.page import write_audit_report
+from checks.report.charts import Depth, Drawer, Limit, Series
+from checks.report.page import breakable
+from checks.report.provenance import shown_path
+
+HOSTILE = "<img src=x onerror=alert(1)> $x_1$ \"quoted\" & 'so'"
+SIZES = ((390, 844), (1440, 900))
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+QUIET = (
+    "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
+    "--disable-sync", "--no-first-run",
+)  # fmt: skip
+MOST_BYTES = 2_000_000
+SMALLEST_LETTERS = 11  # CSS pixels
+
+# What is wrong with a page as it stands: wider than the window, text cut off, text too small in a chart.
+FAULTS = """
+smallest => {
+  const faults = [];
+  const root = document.documentElement;
+  if (root.scrollWidth > innerWidth) faults.push(`page of ${root.scrollWidth} in ${innerWidth}`);
+  const scrolls = element => {
+    for (; element; element = element.parentElement)
+      if (["auto", "scroll"].includes(getComputedStyle(element).overflowX)) return true;
+    return false;
+  };
+  for (const element of document.body.querySelectorAll("*")) {
+    const style = getComputedStyle(element);
+    if (["hidden", "clip"].includes(style.overflowX) && !(element instanceof SVGElement)
+        && (element.scrollWidth > element.clientWidth + 1 || element.scrollHeight > element.clientHeight + 1))
+      faults.push(`cut off: ${element.tagName} ${element.className}`);
+    const words = [...element.childNodes].filter(node => node.nodeType === 3 && node.data.trim());
+    if (!words.length || !element.getClientRects().length || scrolls(element)) continue;
+    const range = document.createRange();
+    range.selectNodeContents(element);
+    const box = range.getBoundingClientRect();
+    const frame = (element.closest(".card, .inside") ?? root).getBoundingClientRect();
+    if (box.left < Math.max(0, frame.left) - 1 || box.right > Math.min(innerWidth, frame.right) + 1)
+      faults.push(`beyond its frame: ${element.textContent.trim().slice(0, 60)}`);
+    if (element.tagName === "text") {
+      const svg = element.ownerSVGElement;
+      const scale = svg.getBoundingClientRect().width / svg.viewBox.baseVal.width;
+      if (parseFloat(style.fontSize) * scale < smallest)
+        faults.push(`too small: ${element.textContent}`);
+    }
+  }
+  return faults;
+}
+"""
+
+
+# The browser
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[object]:
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    program = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if program is None:
+        pytest.skip(f"no browser: none of {', '.join(BROWSERS)} is installed")
+    with playwright.sync_playwright() as started:
+        launched = started.chromium.launch(executable_path=program, args=list(QUIET))
+        yield launched
+        launched.close()
+
+
+@dataclass
+class Opened:
+    """A page in the browser, and what happened while it was opened."""
+
+    page: object
+    faults: list[str]
+
+    def in_view(self, selector: str) -> bool:
+        """Whether an element is wholly in the window, without scrolling."""
+        box = self.page.locator(selector).first.bounding_box()
+        size = self.page.viewport_size
+        return (
+            box is not None
+            and min(box["x"], box["y"]) >= 0
+            and box["x"] + box["width"] <= size["width"]
+            and box["y"] + box["height"] <= size["height"]
+        )
+
+
+def open_page(browser, path: Path, size: tuple[int, int] = SIZES[0], scheme: str = "light") -> Opened:
+    """Open a page and collect every fault of it, folded as it comes and then unfolded."""
+    width, height = size
+    page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
+    faults: list[str] = []
+    page.on(
+        "console",
+        lambda said: faults.append(f"console: {said.text}") if said.type in ("error", "warning") else None,
+    )
+    page.on("pageerror", lambda error: faults.append(f"page error: {error}"))
+    address = path.resolve().as_uri()
+    page.on("request", lambda asked: faults.append(f"request: {asked.url}") if asked.url != address else None)
+    page.goto(address)
+    faults += page.evaluate(FAULTS, SMALLEST_LETTERS)
+    page.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
+    faults += page.evaluate(FAULTS, SMALLEST_LETTERS)
+    page.evaluate("document.querySelectorAll('details').forEach(one => one.open = false)")
+    return Opened(page, faults)
+
+
+def look(browser, path: Path, *, place: str | None, holds: bool) -> None:
+    """Look at a report at both widths, light and dark: nothing is wrong, verdict and fault are in view."""
+    assert path.stat().st_size < MOST_BYTES
+    backgrounds = set()
+    for size in SIZES:
+        for scheme in ("light", "dark"):
+            opened = open_page(browser, path, size, scheme)
+            page = opened.page
+            assert opened.faults == [], (size, scheme)
+            assert opened.in_view("#verdict")
+            badge = page.locator(".verdict .badge")
+            assert badge.inner_text().strip() in (("Proven", "Sound") if holds else ("Differs", "Fails"))
+            if place is not None:
+                assert page.locator("#place").inner_text() == place
+                assert opened.in_view("#place")
+                assert opened.in_view("#reasons p")
+            backgrounds.add(page.evaluate("getComputedStyle(document.body).backgroundColor"))
+            page.close()
+    assert len(backgrounds) == 2
+
+
+GOOD_PAGE = "<!DOCTYPE html><meta name=viewport content='width=device-width'><h1 id=place>Here</h1>"
+
+
+@pytest.mark.parametrize(
+    ("bad", "fault"),
+    [
+        ("", None),
+        ("<script>console.error('oh')</script>", "console: oh"),
+        ("<script>console.warn('oh')</script>", "console: oh"),
+        ("<script>throw new Error('oh')</script>", "page error: oh"),
+        ("<link rel=stylesheet href=missing.css>", "request: file:"),
+        ("<img src='http://127.0.0.1:9/x.png'>", "request: http:"),
+        ("<div style='width: 2000px'>wide</div>", "page of 2"),
+        ("<p style='width: 3em; overflow: hidden; white-space: nowrap'>cut off here</p>", "cut off: P"),
+        ("<p style='position: relative; left: -2em'>left</p>", "beyond its frame: left"),
+        ("<svg viewBox='0 0 999 99' width=300><text y=50 font-size=12>a</text></svg>", "too small: a"),
+        (
+            "<p class=card style='width: 99px'><svg viewBox='0 0 99 99'><text x=90 y=50>beyond</text></svg>",
+            "beyond its frame: beyond",
+        ),
+        ("<details><summary>more</summary><div style='width: 2000px'>wide</div></details>", "page of 2"),
+    ],
+)  # fmt: skip
+def test_each_thing_that_is_looked_for_is_found(browser, tmp_path: Path, bad: str, fault: str | None) -> None:
+    (tmp_path / "page.html").write_text(GOOD_PAGE + bad)
+    opened = open_page(browser, tmp_path / "page.html")
+    assert opened.in_view("#place")
+    if fault is None:
+        assert opened.faults == []
+    else:
+        assert any(found.startswith(fault) for found in opened.faults), opened.faults
+    opened.page.close()
+
+
+def test_what_is_not_in_view_is_told_from_what_is(browser, tmp_path: Path) -> None:
+    (tmp_path / "page.html").write_text(GOOD_PAGE.replace("<h1", "<div style='height: 800px'></div><h1"))
+    opened = open_page(browser, tmp_path / "page.html")
+    assert not opened.in_view("#place")
+    opened.page.close()
+
+
+# compare and controls, from the command line
+
+
+@dataclass(frozen=True)
+class Made:
+    """Reports that the commands made, each with its process."""
+
+    folder: Path
+    results: dict[str, subprocess.CompletedProcess[str]]
+
+    def report(self, name: str) -> Path:
+        return self.folder / f"{name}.html"
+
+
+@pytest.fixture(scope="module")
+def made(checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    folder = tmp_path_factory.mktemp("reports")
+    source = checkpoint.prefix.parent
+    convert_file(source, folder / "clean.pt")
+    state_dict = torch.load(folder / "clean.pt", weights_only=True)
+    key = "mixed_7a.branch2.1.conv.weight"
+    state_dict[key] = state_dict[key].flip(2)
+    faulty = folder / f"{HOSTILE}.pt"
+    torch.save(state_dict, faulty)
+    arrays = {name: tensor.numpy() for name, tensor in state_dict.items()}
+    graph = export_onnx(network(arrays), folder / "faulty.onnx", fold=False)
+    commands = {
+        "clean": ["checks.compare", str(source), "--seed", "3"],
+        "faulty": ["checks.compare", str(source), "--state-dict", str(faulty)],
+        "audit": ["checks.audit", str(graph), "--against", str(source)],
+        "controls": ["checks.controls", str(source), "--only", "kernel-flipped", "--clean", "0"],
+    }
+    # At the same time: each waits a good while for one thread only.
+    running = {
+        name: subprocess.Popen(
+            [sys.executable, "-m", *command, "--report", str(folder / f"{name}.html"), "--quiet"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for name, command in commands.items()
+    }
+    results = {}
+    for name, process in running.items():
+        stdout, stderr = process.communicate()
+        results[name] = subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+    return Made(folder, results)
+
+
+def test_a_clean_comparison_is_reported_as_proven(browser, made: Made) -> None:
+    assert made.results["clean"].returncode == 0, made.results["clean"].stderr
+    look(browser, made.report("clean"), place=None, holds=True)
+
+
+def test_a_planted_fault_is_seen_without_scrolling(browser, made: Made) -> None:
+    assert made.results["faulty"].returncode == 1, made.results["faulty"].stderr
+    look(browser, made.report("faulty"), place="Mixed_7a/Branch_2/Conv2d_0b_3x3", holds=False)
+    page = open_page(browser, made.report("faulty")).page
+    assert "Cause: kernel flipped at Mixed_7a/" in page.locator("#reasons").inner_text()
+    assert page.locator("svg text", has_text="first divergence").count() >= 2
+    page.close()
+
+
+def test_a_graph_with_a_fault_is_reported_by_the_command(browser, made: Made) -> None:
+    assert made.results["audit"].returncode == 1, made.results["audit"].stderr
+    look(browser, made.report("audit"), place="mixed_7a.branch2.1.conv.weight", holds=False)
+    page = open_page(browser, made.report("audit"), SIZES[1]).page
+    assert page.locator(".grid .cell.differs").count() == 1
+    text = page.locator("body").inner_text()
+    for words in ("height", "onnxruntime", "none baked in", "faulty.onnx", "standard normal"):
+        assert words in text
+    page.close()
+
+
+def test_a_report_shows_every_layer_every_input_and_where_it_is_from(browser, made: Made, checkpoint) -> None:
+    page = open_page(browser, made.report("clean"), SIZES[1]).page
+    assert page.locator("table").nth(1).locator("tbody tr").count() == 132 + len(STAGES) - 6 + 2
+    assert page.locator("table").nth(0).locator("tbody tr").count() == 5
+    # Error by depth on each of five inputs, and the histograms; on a wide page one drawing of each is shown.
+    page.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
+    assert page.locator(".chart .wide svg:visible").count() == 6
+    assert page.locator(".chart .narrow svg:visible").count() == 0
+    foot = page.locator("footer").inner_text()
+    digest = subprocess.run(
+        ["sha256sum", f"{checkpoint.prefix}.index"], capture_output=True, text=True, check=True
+    ).stdout.split()[0]
+    assert digest in foot
+    assert "--seed 3 --report" in foot
+    assert "tensorflow" in foot
+    assert re.search(r"seed\s+3", foot)
+    page.close()
+
+
+def test_names_of_files_come_out_as_text(browser, made: Made) -> None:
+    opened = open_page(browser, made.report("faulty"))
+    assert HOSTILE in opened.page.locator(".facts").inner_text()
+    assert HOSTILE in opened.page.title()
+    assert opened.page.locator("img, script").count() == 0
+    opened.page.close()
+
+
+def test_the_controls_are_reported_as_a_matrix(browser, made: Made) -> None:
+    assert made.results["controls"].returncode == 0, made.results["controls"].stderr
+    look(browser, made.report("controls"), place=None, holds=True)
+    page = open_page(browser, made.report("controls")).page
+    row = page.locator("tr", has=page.locator("th", has_text="kernel-flipped"))
+    heads = page.locator("thead th").all_inner_texts()
+    cells = dict(zip(heads[1:], row.locator("td").all_inner_texts(), strict=True))
+    assert cells == {"tensors": "3", "mapping": "3", "killed": "3", "place exact": "3", "cause named": "3"}
+    page.close()
+
+
+def test_a_fault_that_survives_is_marked(browser, monkeypatch, tmp_path: Path) -> None:
+    from checks.controls.run import ControlReport, SiteResult
+
+    sites = [
+        SiteResult("kernel-flipped", "weights", site, "inference", status, judgements, tap, tap)
+        for site, status, judgements, tap in (
+            ("a", "killed", ("tensors", "mapping"), "InceptionResnetV1/Mixed_6a"),
+            ("b", "survived", (), ""),
+            ("c", "does not apply", (), ""),
+        )
+    ]
+    report = ControlReport("here", Variant(), True, tuple(sites), (), 1.0)
+    monkeypatch.setattr("checks.controls.run.run_controls", lambda *_, **__: report)
+    path = tmp_path / "controls.html"
+    assert controls.main(["--only", "kernel-flipped", "--report", str(path), "--quiet"]) == 1
+    look(browser, path, place="kernel-flipped at b", holds=False)
+    page = open_page(browser, path).page
+    row = page.locator("tr.fault")
+    assert row.locator("th").inner_text() == "kernel-flipped SURVIVED"
+    assert "1/2" in row.locator("td.lacking").all_inner_texts()
+    page.close()
+
+
+# gradients
+
+
+KEYS = [row.key for row in table(Variant(num_classes=7)) if isinstance(row, Converted)]
+
+
+def training_report(worst: float = 5e-14) -> TrainingReport:
+    """A report whose gradient of one parameter is `worst` away, and some of whose steps change nothing."""
+
+    def distances(least: float) -> list[TensorDistance]:
+        return [
+            TensorDistance(key, least * (1 + n % 7) * (n % 9 > 0), 1.0, 1.0) for n, key in enumerate(KEYS)
+        ]
+
+    taken = [TensorDistance(INPUT, 1e-15, 1.0, 1.0), *distances(2e-15)]
+    taken[200] = replace(taken[200], distance=worst)
+    measured = [GradientMeasurement(mode, 0.0, tuple(taken)) for mode in ("inference", "training")]
+    steps = [
+        StepsMeasurement(name, 10, (3.0, 0.04), tuple(distances(1e-16)), tuple(distances(3e-13)))
+        for name in ("sgd", "adam")
+    ]
+    judgements = (
+        Judgement("statistics", True, "as PyTorch's do"),
+        *map(judge_gradients, measured),
+        *map(judge_steps, steps),
+    )
+    return TrainingReport(
+        "here", Variant(num_classes=7), "loss", (4, 107, 115, 3), judgements, tuple(measured), tuple(steps)
+    )
+
+
+@pytest.mark.parametrize("worst", [5e-14, 3e-4, math.inf])
+def test_gradients_are_reported(browser, monkeypatch, tmp_path: Path, worst: float) -> None:
+    report = training_report(worst)
+    monkeypatch.setattr("checks.gradients.run.compare_training", lambda *_, **__: report)
+    path = tmp_path / "gradients.html"
+    assert gradients.main(["--report", str(path), "--quiet"]) == (0 if report.passed else 1)
+    look(browser, path, place=None if report.passed else KEYS[199], holds=report.passed)
+    assert f"worst, inference: {worst:.1e}" in path.read_text()
+
+
+# audit
+
+
+def audit_report(*, sound: bool) -> AuditReport:
+    """A report of a port with every tensor right, or with some of each status and a graph that diverges."""
+    tensors = [
+        TensorResult(key, "variable", "Repeat/block35_1", "HWIO->OIHW", "float32", (3, 3), "equal", 9)
+        for key in KEYS
+    ]
+    taps = tuple(STAGES)
+    if not sound:
+        for number, status in enumerate(("folded", "rounded", "approximate", "not judged")):
+            tensors[number] = replace(tensors[number], status=status)
+        tensors[7] = replace(
+            tensors[7], status="differs", differing=3, max_ulp=4, ulp_histogram=(6, 1, 1, 1), detail=HOSTILE
+        )
+        tensors[8] = replace(tensors[8], status="missing")
+        tensors.append(TensorResult(HOSTILE, "", "", "", "float32", (2,), "extra", 2))
+    layers = tuple(
+        LayerError(tap, 1e-3 if not sound and n >= 9 else 6e-7, 6e-7) for n, tap in enumerate(taps)
+    )
+    run = GraphRun(
+        "a runtime 1.0", "float16", "float32", "divides by 255", None, sound, "NHWC",
+        (ProbeRun("standard normal", False, 1e-6, 1e-6, 1e-6, 1e-6, layers),),
+    )  # fmt: skip
+    return AuditReport(
+        port=f"{HOSTILE}.onnx", format="ONNX", source="here", network="the network", recognised="",
+        tensors=tuple(tensors), run=run, judgements=(Judgement("tensors", sound, HOSTILE),),
+        verdict="The port is the source." if sound else "The port is not the source.",
+        files={HOSTILE: "00" * 32}, seed=0, environment={"python": "3", "machine": "m"},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("sound", [True, False])
+def test_an_audit_is_reported_as_a_grid(browser, tmp_path: Path, sound: bool) -> None:
+    path = tmp_path / "audit.html"
+    write_audit_report(path, audit_report(sound=sound), command=f"audit '{HOSTILE}'")
+    look(browser, path, place=None if sound else KEYS[7], holds=sound)
+    page = open_page(browser, path, SIZES[1]).page
+    cells = page.locator(".grid .cell")
+    assert cells.count() == len(KEYS) + (0 if sound else 1)
+    titles = page.locator(".grid .cell:not(.equal)").evaluate_all("all => all.map(one => one.title)")
+    if sound:
+        assert titles == []
+    else:
+        assert f"{KEYS[7]} · differs · 4 ULP" in titles
+        assert f"{HOSTILE} · extra" in titles
+        assert len(titles) == 7
+    assert page.locator("img, script").count() == 0
+    page.close()
+
+
+def test_the_same_report_has_the_same_bytes(tmp_path: Path) -> None:
+    for name in ("one", "other"):
+        write_audit_report(tmp_path / name, audit_report(sound=False), command="audit")
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "other").read_bytes()
+
+
+def test_no_two_elements_of_a_page_share_an_id(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("checks.gradients.run.compare_training", lambda *_, **__: training_report())
+    assert gradients.main(["--report", str(tmp_path / "page.html"), "--quiet"]) == 0
+    page = (tmp_path / "page.html").read_text()
+    identities = re.findall(r'\bid="([^"]+)"', page)
+    assert len(identities) == len(set(identities)) > 8
+    assert set(re.findall(r'href="#([^"]+)"', page)) <= set(identities)
+
+
+# The charts
+
+
+def test_zero_and_infinity_have_places_of_their_own() -> None:
+    series = Series("error", (0.0, 1e-15, math.inf, math.nan, 1e-3), "pytorch", "circles", most=1e-13)
+    depth = Depth("says", (series,), (("stem", 0), ("head", 3)), (Limit("threshold", "1e-13", 1e-13),))
+    chart = Drawer().depth(depth)
+    for drawn in (chart.wide, chart.narrow):
+        assert {">0<", ">∞<"} <= set(re.findall(r">[^<\s]+<", drawn))
+        assert "nan" not in drawn
+    assert [key.label for key in chart.keys] == ["error", "beyond the limit", "1e-13 threshold"]
+    proper = Drawer().depth(replace(depth, series=(replace(series, values=(1e-15,) * 5),)))
+    assert not {">0<", ">∞<"} & set(re.findall(r">[^<\s]+<", proper.wide))
+    assert [key.label for key in proper.keys] == ["error", "1e-13 threshold"]
+
+
+def test_a_name_may_be_broken_and_a_number_may_not() -> None:
+    assert breakable("a/b.weight") == "a/<wbr>b.<wbr>weight"
+    assert breakable("at most 1.5e-13") == 'at most <span class="number">1.5e-13</span>'
+    assert breakable("<b>/c & 0.95") == "&lt;b&gt;/<wbr>c &amp; 0.95"
+
+
+def _luminance(colour: str) -> float:
+    parts = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def contrast(one: str, other: str) -> float:
+    """The contrast ratio of WCAG 2."""
+    low, high = sorted((_luminance(one), _luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_text_stands_out_in_light_and_dark() -> None:
+    assert round(contrast("#000000", "#ffffff"), 1) == 21
+    assert contrast("#999999", "#ffffff") < 4.5
+    light, dark = re.findall(
+        r":root \{(.*?)\}",
+        (Path(__file__).parents[3] / "checks" / "report" / "style.css").read_text(),
+        re.DOTALL,
+    )[:2]
+    for block in (light, dark):
+        colours = dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6});", block))
+        on = {
+            "card": ("ink", "muted", "fault", "holds", "pytorch", "float64", "limit"),
+            "page": ("ink", "muted", "fault"),
+            "stripe": ("muted", "fault"),
+            "fault-soft": ("fault",),
+            "holds-soft": ("holds",),
+            "fault": ("card",),
+            "tint-some": ("ink",),
+            "tint-all": ("ink",),
+        }
+        for ground, texts in on.items():
+            for text in texts:
+                assert contrast(colours[text], colours[ground]) >= 4.5, (text, ground)
+
+
+# What is refused before the work starts
+
+
+COMMANDS = (compare, gradients, controls)
+WITHOUT = (
+    "import sys; sys.modules['{package}'] = None; from {module} import main; code = main(sys.argv[1:]); "
+    "print('torch' in sys.modules); sys.exit(code)"
+)
+
+
+@pytest.mark.parametrize("package", ["matplotlib", "jinja2"])
+@pytest.mark.parametrize("module", ["checks.compare", "checks.gradients", "checks.controls.__main__"])
+def test_a_missing_package_is_named_before_the_work_starts(module: str, package: str, tmp_path: Path) -> None:
+    program = WITHOUT.format(package=package, module=module)
+    command = [sys.executable, "-c", program, "--report", str(tmp_path / "r.html")]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 4
+    line = {"matplotlib": "'matplotlib>=3.8'", "jinja2": "'jinja2>=3.1'"}[package]
+    assert f"pip install {line}" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert result.stdout == "False\n"  # PyTorch was not imported
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_package_hinders_no_command_without_report() -> None:
+    program = "import sys; sys.modules['matplotlib'] = sys.modules['jinja2'] = None\n" + "\n".join(
+        f"import {name}" for name in ("checks.compare", "checks.gradients", "checks.controls.__main__")
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def _refused(command: ModuleType, capsys, *options: str) -> str:
+    assert command.main(list(options)) == 2
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_file_that_exists_is_refused_and_untouched(command: ModuleType, tmp_path: Path, capsys) -> None:
+    (tmp_path / "r.html").write_text("mine")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    for name in ("r.html", "dangling", "."):
+        error = _refused(command, capsys, "--report", str(tmp_path / name))
+        assert "it exists. Give another name." in error
+    assert (tmp_path / "r.html").read_text() == "mine"
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_folder_that_is_missing_or_may_not_be_written_to_is_refused(tmp_path: Path, capsys) -> None:
+    assert "there is no folder" in _refused(compare, capsys, "--report", str(tmp_path / "no" / "r.html"))
+    assert "cannot be written to" in _refused(compare, capsys, "--report", "/proc/r.html")
+
+
+@pytest.mark.parametrize("option", ["--json", "--save-activations", "--repair"])
+def test_no_two_options_may_name_one_file(option: str, tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    error = _refused(compare, capsys, "--report", "r.html", option, str(tmp_path / "r.html"))
+    assert f"{option} names the same file" in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_only_paths_that_were_typed_are_shown(monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("FACENET_PORT_CACHE", str(tmp_path))
+    assert shown_path(str(tmp_path / "built-in-512d-8631")) == "built-in-512d-8631"
+    assert shown_path("models/20180402-114759") == "models/20180402-114759"
+
+
+def test_without_the_option_nothing_is_checked_and_the_command_is_kept_as_typed() -> None:
+    parser = argparse.ArgumentParser("python -m checks.audit")
+    add_report_option(parser, ["a b", "--report", "r.html"])
+    arguments = parser.parse_args([])
+    check_report(arguments)
+    assert arguments.report is None
+    assert arguments.command == "python -m checks.audit 'a b' --report r.html"

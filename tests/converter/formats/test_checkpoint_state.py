@@ -1,0 +1,225 @@
+"""Which checkpoint of a training folder is meant, with TensorFlow's Saver and its own choice as the judge."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+import numpy as np
+import pytest
+
+from converter.errors import SourceError, UsageError
+from converter.formats.detect import open_source
+from converter.formats.tensorflow import protos
+from converter.formats.tensorflow.bundle import write_tensor_bundle
+from converter.formats.tensorflow.checkpoint_state import (
+    MAX_STATE_BYTES,
+    choose_model,
+    find_snapshots,
+    find_state,
+    read_latest,
+)
+
+
+@pytest.fixture(scope="module")
+def tf():
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    return pytest.importorskip("tensorflow")
+
+
+def train(tf, prefix, steps, **options):
+    """Save a variable that holds the step, at each of the steps."""
+    v1 = tf.compat.v1
+    with tf.Graph().as_default(), v1.Session() as session:
+        variable = v1.get_variable("step", initializer=0, use_resource=False)
+        saver = v1.train.Saver(**options)
+        for step in steps:
+            variable.load(step, session)
+            saver.save(session, str(prefix), global_step=step)
+    return prefix.parent
+
+
+def small(folder, *names):
+    for name in names:
+        write_tensor_bundle(folder / name, {"name": np.frombuffer(name.encode(), np.uint8)})
+    return folder
+
+
+def opened(path, **options):
+    with open_source(path, **options) as source:
+        return source.path.name
+
+
+def state(folder, text):
+    (folder / "checkpoint").write_text(text)
+    return folder
+
+
+# What TensorFlow writes
+
+
+@pytest.mark.parametrize("steps", [[90, 95, 100], [100, 9, 90], [5], list(range(8))])
+@pytest.mark.parametrize("relative", [False, True])
+def test_the_latest_is_the_one_that_tensorflow_takes(tf, tmp_path, steps, relative):
+    folder = train(tf, tmp_path / "model-x.ckpt", steps, max_to_keep=3, save_relative_paths=relative)
+    latest = tf.train.latest_checkpoint(str(folder))
+    assert latest == str(folder / f"model-x.ckpt-{steps[-1]}")
+    assert [snapshot.step for snapshot in find_snapshots(folder)] == sorted(steps[-3:])
+    for path in (folder, folder / "checkpoint"):
+        with open_source(path) as source:
+            assert str(source.path) == latest
+            assert source["step"] == steps[-1]
+    for step in steps[-3:]:
+        with open_source(folder, step=step) as source:
+            assert source["step"] == step
+
+
+def test_a_folder_that_was_moved_keeps_its_latest(tf, tmp_path):
+    """The paths are absolute and lead nowhere: TensorFlow finds nothing, and the file is beside the list."""
+    there = tmp_path / "another-machine"
+    there.mkdir()
+    train(tf, there / "model.ckpt", [7, 30, 4])
+    here = shutil.move(there, tmp_path / "here")
+    assert str(there) in (here / "checkpoint").read_text()
+    assert tf.train.latest_checkpoint(str(here)) is None
+    assert opened(here) == opened(here / "checkpoint") == "model.ckpt-4"
+
+
+def test_the_message_is_described_as_tensorflow_does(tf):
+    from tensorflow.python.training.checkpoint_state_pb2 import CheckpointState
+
+    ours = [(f.name, f.number, f.type, f.is_repeated) for f in protos.CheckpointState.DESCRIPTOR.fields]
+    assert ours == [(f.name, f.number, f.type, f.is_repeated) for f in CheckpointState.DESCRIPTOR.fields]
+
+
+def test_a_name_that_is_not_ascii(tf, tmp_path):
+    folder = train(tf, tmp_path / "modèle.ckpt", [1, 3, 2])
+    assert read_latest(folder / "checkpoint") == "modèle.ckpt-2"
+    assert opened(folder) == "modèle.ckpt-2"
+
+
+# Paths of other machines
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "m.ckpt-9",
+        "./m.ckpt-9",
+        "/home/david/models/20180402/m.ckpt-9",
+        r"C:\\models\\20180402\\m.ckpt-9",
+        r"\\\\server\\share\\m.ckpt-9",
+        "../../../../m.ckpt-9",
+        "file:///m.ckpt-9",
+    ],
+)
+def test_only_the_base_name_of_a_path_counts(tmp_path, path):
+    small(tmp_path, "m.ckpt-9", "m.ckpt-10")
+    assert opened(tmp_path) == "m.ckpt-10"
+    state(tmp_path, f'model_checkpoint_path: "{path}"\nall_model_checkpoint_paths: "{path}"\n')
+    assert opened(tmp_path) == "m.ckpt-9"
+
+
+def test_a_checkpoint_file_that_names_what_is_gone(tmp_path):
+    small(tmp_path, "m.ckpt-9", "m.ckpt-10")
+    state(tmp_path, 'model_checkpoint_path: "m.ckpt-11"')
+    assert opened(tmp_path) == opened(tmp_path / "checkpoint") == "m.ckpt-10"
+    for path in tmp_path.glob("m.*"):
+        path.unlink()
+    with pytest.raises(SourceError, match=r"'m\.ckpt-11' is not beside it, nor is any other"):
+        open_source(tmp_path / "checkpoint")
+
+
+def test_a_checkpoint_file_decides_between_models(tmp_path):
+    small(tmp_path, "a.ckpt-5", "b.ckpt-5", "b.ckpt-6")
+    state(tmp_path, 'model_checkpoint_path: "a.ckpt-5"')
+    assert opened(tmp_path) == opened(tmp_path, step=5) == "a.ckpt-5"
+    assert opened(tmp_path, step=6) == "b.ckpt-6"
+    chosen = choose_model(find_snapshots(tmp_path), tmp_path, state=find_state(tmp_path))
+    assert [snapshot.name for snapshot in chosen] == ["a.ckpt-5"]
+    state(tmp_path, 'model_checkpoint_path: "c.ckpt-7"')
+    with pytest.raises(UsageError, match=r"3 checkpoints in one folder \(a\.ckpt-5\.index, b\.ckpt-5\.index"):
+        open_source(tmp_path)
+
+
+def test_a_name_without_a_step_is_no_step(tmp_path):
+    small(tmp_path, "m.ckpt", "m.ckpt-10")
+    with pytest.raises(UsageError, match=r"m\.ckpt\.index, m\.ckpt-10\.index"):
+        open_source(tmp_path)
+    assert opened(tmp_path, step=10) == "m.ckpt-10"
+    assert opened(state(tmp_path, 'model_checkpoint_path: "m.ckpt"')) == "m.ckpt"
+
+
+def test_a_single_checkpoint_needs_no_list(tmp_path):
+    state(small(tmp_path, "m.ckpt-10"), "damaged")
+    assert opened(tmp_path) == "m.ckpt-10"
+    with pytest.raises(SourceError, match=r"checkpoint: not a readable list of checkpoints"):
+        open_source(tmp_path / "checkpoint")
+
+
+# Hostile lists
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"model_checkpoint_path", "not a readable list of checkpoints"),
+        (b'model_checkpoint_path: "m.ckpt-9" surprise: 1', "not a readable list of checkpoints"),
+        (b'model_checkpoint_path: "a"\nmodel_checkpoint_path: "b"', "not a readable list of checkpoints"),
+        (b"model_checkpoint_path: 9", "not a readable list of checkpoints"),
+        (b'model_checkpoint_path: "\xff\xfe"', "not a readable list of checkpoints"),
+        (b'model_checkpoint_path: "\\377"', "not a readable list of checkpoints"),
+        (b"model_checkpoint_path " + b"{ a " * 100_000, "not a readable list of checkpoints"),
+        (b"a { " * 100_000, "not a readable list of checkpoints"),
+        (b"[" * 100_000, "not a readable list of checkpoints"),
+        (bytes(range(256)), "not a readable list of checkpoints"),
+        (b"\0" * 1000, "not a readable list of checkpoints"),
+        (b" ", "names no checkpoint"),
+        (b"all_model_checkpoint_paths: 'm.ckpt-9'", "names no checkpoint"),
+        (b'model_checkpoint_path: "folder/"', "names no checkpoint"),
+        (b"#" * (MAX_STATE_BYTES + 1), "over 1 MB"),
+    ],
+)
+def test_a_damaged_list_is_named_and_nothing_is_guessed(tmp_path, content, problem):
+    small(tmp_path, "m.ckpt-9", "m.ckpt-10")
+    (tmp_path / "checkpoint").write_bytes(content)
+    for path in (tmp_path, tmp_path / "checkpoint"):
+        with pytest.raises(SourceError, match=problem) as caught:
+            open_source(path)
+        assert str(caught.value).startswith(str(tmp_path / "checkpoint"))
+        assert str(caught.value).endswith(
+            "Delete it to take the highest step, or name the checkpoint itself."
+        )
+        assert len(str(caught.value)) < 500
+
+
+def test_the_largest_list_that_is_read(tmp_path):
+    small(tmp_path, "m.ckpt-9", "m.ckpt-10")
+    line = 'all_model_checkpoint_paths: "m.ckpt-9"\n'
+    head = 'model_checkpoint_path: "m.ckpt-9"\n'
+    state(tmp_path, head + line * ((MAX_STATE_BYTES - len(head)) // len(line)))
+    assert opened(tmp_path) == "m.ckpt-9"
+
+
+@pytest.mark.parametrize("content", ["", "a folder"])
+def test_an_empty_list_and_a_folder_of_its_name(tmp_path, content):
+    small(tmp_path, "m.ckpt-9", "m.ckpt-10")
+    if content:
+        (tmp_path / "checkpoint").mkdir()
+        assert opened(tmp_path) == "m.ckpt-10"
+    else:
+        state(tmp_path, "")
+        with pytest.raises(SourceError, match="names no checkpoint"):
+            open_source(tmp_path)
+
+
+def test_v1_checkpoints_have_steps_as_well(tf, tmp_path):
+    """They are one file each, and are told by their bytes."""
+    for step in (5, 30):
+        name = str(tmp_path / f"m.ckpt-{step}")
+        tf.raw_ops.Save(filename=name, tensor_names=["step"], data=[tf.constant([step])])
+    (tmp_path / "notes.txt").write_text("weights")
+    assert [snapshot.name for snapshot in find_snapshots(tmp_path)] == ["m.ckpt-5", "m.ckpt-30"]
+    for options, step in (({}, 30), ({"step": 5}, 5)):
+        with pytest.raises(SourceError, match=rf"m\.ckpt-{step}: a V1 checkpoint"):
+            open_source(tmp_path, **options)

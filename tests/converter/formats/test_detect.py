@@ -1,0 +1,208 @@
+"""Every way to name a source leads to the same tensors; what a file is, its bytes tell."""
+
+from __future__ import annotations
+
+import pytest
+
+from converter.errors import RequirementError, SourceError, UsageError
+from converter.formats.detect import open_source
+from converter.variable_names import tensorflow_tensors
+from tests.conftest import MODEL, STEP, same_bits
+
+PREFIX = f"model-{MODEL}.ckpt-{STEP}"
+TABLE = "TensorFlow checkpoint (TensorBundle)"
+GRAPH = "TensorFlow frozen graph"
+
+
+def link(target, path):
+    """Give a file another name without copying it."""
+    path.parent.mkdir(exist_ok=True)
+    path.hardlink_to(target)
+    return path
+
+
+def assert_holds(path, expected, source_format):
+    with open_source(path) as source:
+        assert source.format == source_format
+        found = tensorflow_tensors(source)
+        assert found.keys() == expected.keys()
+        assert [name for name in expected if not same_bits(found[name], expected[name])] == []
+
+
+def without_logits(tensors):
+    return {name: array for name, array in tensors.items() if not name.startswith("Logits/")}
+
+
+@pytest.fixture
+def folder(checkpoint, tmp_path):
+    """The checkpoint's files in a folder that a test may change."""
+    for path in (checkpoint.index, checkpoint.data, checkpoint.meta):
+        link(path, tmp_path / path.name)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "name", ["", PREFIX, f"{PREFIX}.index", f"{PREFIX}.data-00000-of-00001", f"model-{MODEL}.meta"]
+)
+def test_ways_to_name_a_checkpoint(checkpoint, tensors, name):
+    assert_holds(checkpoint.index.parent / name, tensors, TABLE)
+    assert_holds(str(checkpoint.index.parent / name), tensors, TABLE)
+
+
+def test_a_meta_with_the_step_in_its_name(folder, tensors):
+    with_step = (folder / f"model-{MODEL}.meta").rename(folder / f"{PREFIX}.meta")
+    assert_holds(with_step, tensors, TABLE)
+
+
+def test_a_frozen_graph(checkpoint, tensors):
+    assert_holds(checkpoint.frozen, without_logits(tensors), GRAPH)
+
+
+@pytest.mark.parametrize(
+    ("name", "source_format"),
+    [
+        ("weights.h5", "Keras HDF5"),
+        ("weights.pt", "PyTorch state_dict"),
+        ("weights.safetensors", "safetensors"),
+    ],
+)
+def test_single_files(single_files, tensors, tmp_path, name, source_format):
+    assert_holds(single_files / name, tensors, source_format)
+    link(single_files / name, tmp_path / "folder" / name)
+    assert_holds(tmp_path / "folder", tensors, source_format)
+
+
+@pytest.mark.parametrize("name", ["x.pb", "x.h5", "x.pt", "x.safetensors", "x.zip", "x", "x.ckpt"])
+def test_a_misleading_name_does_not_matter(checkpoint, single_files, tmp_path, name):
+    """Only what the source says of itself is looked at here; that it is read right, others show."""
+    files = {
+        GRAPH: checkpoint.frozen,
+        "Keras HDF5": single_files / "weights.h5",
+        "PyTorch state_dict": single_files / "weights.pt",
+        "safetensors": single_files / "weights.safetensors",
+    }
+    for number, (source_format, file) in enumerate(files.items()):
+        with open_source(link(file, tmp_path / str(number) / name)) as source:
+            assert source.format == source_format
+            assert source.path == tmp_path / str(number) / name
+
+
+@pytest.mark.parametrize("name", ["weights.h5", "weights.pt", "weights.safetensors"])
+def test_a_file_called_meta_that_is_none(single_files, tmp_path, name):
+    with open_source(single_files / name) as expected:
+        described = dict(expected.info)
+    with open_source(link(single_files / name, tmp_path / "x.meta")) as source:
+        assert source.info == described
+
+
+def test_a_meta_under_another_name_leads_to_its_checkpoint(folder, tensors):
+    renamed = (folder / f"model-{MODEL}.meta").rename(folder / f"model-{MODEL}.pb")
+    assert_holds(renamed, tensors, TABLE)
+
+
+def test_an_index_under_another_name_is_called_one(checkpoint, tmp_path):
+    with pytest.raises(SourceError, match=r"Call it PREFIX\.index, beside"):
+        open_source(link(checkpoint.index, tmp_path / "x.pb"))
+
+
+# Choices that are the user's
+
+
+def test_a_folder_with_a_checkpoint_and_its_frozen_graph_means_the_checkpoint(checkpoint):
+    assert checkpoint.frozen.parent == checkpoint.index.parent
+    with open_source(checkpoint.index.parent) as source:
+        assert "Logits/weights" in source
+
+
+def test_checkpoints_of_two_models_are_for_the_user_to_choose_from(folder, tensors):
+    for path in sorted(folder.glob(f"{PREFIX}.*")):
+        link(path, folder / path.name.replace("model-", "other-"))
+    names = f"model-{MODEL}.ckpt-90.index, other-{MODEL}.ckpt-90.index"
+    with pytest.raises(
+        UsageError, match=rf"2 checkpoints in one folder \({names}\). Name one of these files"
+    ):
+        open_source(folder)
+    with pytest.raises(UsageError, match=rf"2 checkpoints are of step 90 \({names}\)"):
+        open_source(folder, step=STEP)
+    assert_holds(folder / f"{PREFIX}.index", tensors, TABLE)
+
+
+@pytest.fixture
+def steps(folder):
+    """The checkpoint again under two more steps."""
+    for step in (9, 100):
+        for path in sorted(folder.glob(f"{PREFIX}.*")):
+            link(path, folder / path.name.replace(f"-{STEP}.", f"-{step}."))
+    return folder
+
+
+@pytest.mark.parametrize("name", ["", f"model-{MODEL}.meta"])
+def test_the_highest_step_is_a_number_and_not_a_name(steps, name):
+    with open_source(steps / name) as source:
+        assert source.path.name == f"model-{MODEL}.ckpt-100"
+
+
+@pytest.mark.parametrize("name", ["", f"model-{MODEL}.meta", "checkpoint"])
+def test_a_step_is_chosen(steps, name):
+    (steps / "checkpoint").write_text(f'model_checkpoint_path: "model-{MODEL}.ckpt-90"')
+    for step in (9, 90, 100):
+        with open_source(steps / name, step=step) as source:
+            assert source.path.name == f"model-{MODEL}.ckpt-{step}"
+    with pytest.raises(
+        UsageError, match=r"there is no checkpoint of step 91 \(.*-9\.index, .*-90\.index, .*-100"
+    ):
+        open_source(steps / name, step=91)
+
+
+def test_a_list_of_checkpoints_under_another_name(steps):
+    (steps / "of-yesterday").write_text(f'model_checkpoint_path: "model-{MODEL}.ckpt-9"')
+    with open_source(steps / "of-yesterday") as source:
+        assert source.path.name == f"model-{MODEL}.ckpt-9"
+
+
+def test_a_single_checkpoint_must_be_of_the_step(checkpoint, single_files):
+    folder = checkpoint.index.parent
+    for name in ("", PREFIX, f"{PREFIX}.index", f"{PREFIX}.data-00000-of-00001", f"model-{MODEL}.meta"):
+        with open_source(folder / name, step=STEP) as source:
+            assert source.path == checkpoint.prefix
+    for name in (PREFIX, f"{PREFIX}.index", f"{PREFIX}.data-00000-of-00001"):
+        with pytest.raises(UsageError, match="this is step 90, and step 91 is asked for"):
+            open_source(folder / name, step=91)
+    for path in (checkpoint.frozen, single_files / "weights.pt"):
+        with pytest.raises(UsageError, match="its name tells no step, and step 90 is asked for"):
+            open_source(path, step=STEP)
+
+
+def test_a_meta_is_not_given_a_longer_name_s_checkpoint(folder):
+    meta = (folder / f"model-{MODEL}.meta").rename(folder / f"model-{MODEL[:-2]}.meta")
+    with pytest.raises(SourceError, match="a graph without weights, and no checkpoint of its name beside it"):
+        open_source(meta)
+
+
+def test_two_single_files_in_a_folder(single_files):
+    with pytest.raises(UsageError, match=r"weights\.h5, weights\.pt, weights\.safetensors"):
+        open_source(single_files)
+
+
+@pytest.mark.parametrize("name", ["vggface2", "casia-webface", "20180402-114759", "20170511-185253"])
+def test_published_names_are_known(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RequirementError, match=r"https://drive\.google\.com/file/d/") as caught:
+        open_source(name)
+    assert caught.value.exit_code == 4
+    with pytest.raises(SourceError, match="no such file"):
+        open_source(f"{name}0")
+
+
+def test_a_folder_wins_over_a_published_name(single_files, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    link(single_files / "weights.safetensors", tmp_path / "vggface2" / "w.safetensors")
+    with open_source("vggface2") as source:
+        assert len(source) == 716
+
+
+def test_a_source_says_which_files_it_reads(checkpoint):
+    with open_source(checkpoint.index.parent) as source:
+        assert source.files == (checkpoint.index, checkpoint.data)
+    with open_source(checkpoint.frozen) as source:
+        assert source.files == (checkpoint.frozen,)

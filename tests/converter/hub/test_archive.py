@@ -1,0 +1,348 @@
+"""Archives that were made to do harm, each in its own way, and those that people really have."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import stat
+import struct
+import zipfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from converter.errors import SourceError
+from converter.hub import archive as module
+from converter.hub.archive import unpack
+
+NAME = "20180402-114759"
+FILES = {
+    f"{NAME}.pb": bytes(range(256)) * 40,
+    f"model-{NAME}.ckpt-275.data-00000-of-00001": b"weights" * 3,
+    f"model-{NAME}.ckpt-275.index": b"",
+    f"model-{NAME}.meta": b"graph",
+}
+LOCAL_FLAGS, LOCAL_CRC, LOCAL_SIZE = 6, 14, 22  # offsets in a local file header, of 30 bytes
+CENTRAL_FLAGS, CENTRAL_METHOD, CENTRAL_CRC, CENTRAL_SIZE, CENTRAL_DISK, CENTRAL_OFFSET = 8, 10, 16, 24, 34, 42
+
+
+def member(
+    name: str, mode: int = stat.S_IFREG | 0o644, method: int = zipfile.ZIP_DEFLATED
+) -> zipfile.ZipInfo:
+    info = zipfile.ZipInfo(name)
+    info.external_attr = mode << 16
+    info.compress_type = method
+    return info
+
+
+def zipped(*members: tuple[zipfile.ZipInfo | str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as opened:
+        for name, content in members:
+            opened.writestr(name, content)
+    return buffer.getvalue()
+
+
+def patched(data: bytes, offset: int, layout: str, value: int) -> bytes:
+    changed = bytearray(data)
+    struct.pack_into(layout, changed, offset, value)
+    return bytes(changed)
+
+
+def central(data: bytes, count: int = 0) -> int:
+    """Where the entry of the `count`th member in the table of contents begins."""
+    at = -1
+    for _ in range(count + 1):
+        at = data.index(b"PK\x01\x02", at + 1)
+    return at
+
+
+def refuses(tmp_path: Path, data: bytes, says: str) -> None:
+    """Check that nothing of the archive is unpacked, and that the message says why."""
+    path = tmp_path / "archive.zip"
+    path.write_bytes(data)
+    with pytest.raises(SourceError) as caught:
+        unpack(path, tmp_path / "model")
+    assert says in str(caught.value)
+    assert str(path) in str(caught.value)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["archive.zip"]
+
+
+def unpacks(tmp_path: Path, data: bytes, files: dict[str, bytes]) -> None:
+    """Check that these files come out, with these digests, and nothing else."""
+    path = tmp_path / "archive.zip"
+    path.write_bytes(data)
+    digests = unpack(path, tmp_path / "model")
+    assert {entry.name: entry.read_bytes() for entry in (tmp_path / "model").iterdir()} == files
+    assert digests == {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    assert list(digests) == sorted(files)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["archive.zip", "model"]
+
+
+# What people have
+
+
+def test_an_archive_laid_out_like_the_published_ones(tmp_path) -> None:
+    folder = (member(f"{NAME}/", stat.S_IFDIR | 0o755, zipfile.ZIP_STORED), b"")
+    unpacks(tmp_path, zipped(folder, *((f"{NAME}/{name}", data) for name, data in FILES.items())), FILES)
+
+
+def test_bare_files(tmp_path) -> None:
+    unpacks(tmp_path, zipped(*FILES.items()), FILES)
+
+
+def test_stored_and_streamed_members_and_accents(tmp_path) -> None:
+    files = {"modèle.pb": b"graph" * 99, "model.meta": b"meta"}
+
+    class Stream(io.RawIOBase):  # cannot be sought in: zipfile then writes sizes behind the data
+        def __init__(self) -> None:
+            self.data = b""
+
+        def writable(self) -> bool:
+            return True
+
+        def write(self, data) -> int:
+            self.data += bytes(data)
+            return len(data)
+
+    stream = Stream()
+    with zipfile.ZipFile(stream, "w") as opened:
+        opened.writestr(member("modèle.pb"), files["modèle.pb"])
+        opened.writestr(member("model.meta", method=zipfile.ZIP_STORED), files["model.meta"])
+    unpacks(tmp_path, stream.data, files)
+
+
+def test_what_macos_adds_is_left_out(tmp_path) -> None:
+    added = [(f"__MACOSX/{NAME}/._{NAME}.pb", b"attributes"), (f"{NAME}/.DS_Store", b"window")]
+    unpacks(tmp_path, zipped(*((f"{NAME}/{name}", data) for name, data in FILES.items()), *added), FILES)
+
+
+def test_a_failure_to_write_leaves_nothing(tmp_path, monkeypatch) -> None:
+    (tmp_path / "archive.zip").write_bytes(zipped(*FILES.items()))
+
+    def full(path: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module, "sync", full)
+    with pytest.raises(OSError, match="No space left"):
+        unpack(tmp_path / "archive.zip", tmp_path / "model")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["archive.zip"]
+
+
+# Names
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("/etc/passwd", "absolute name"),
+        ("../outside", "leads out"),
+        ("model/../../outside", "leads out"),
+        ("model/..", "leads out"),
+        ("..\\outside", "backslash"),
+        ("C:outside", "a drive"),
+        ("C:/outside", "a drive"),
+        ("model/a:stream", "a drive"),
+        ("model//a.pb", "no file can have"),
+        ("model/./a.pb", "no file can have"),
+        ("model/a.pb.", "no file can have"),
+        ("model/a.pb ", "no file can have"),
+        ("a" * 256, "no file can have"),
+        ("model/a\n.pb", "control character"),
+        ("model/con.pb", "a device"),
+        ("LPT1", "a device"),
+        ("one/two/a.pb", "not in one folder"),
+    ],
+)
+def test_names_that_lead_elsewhere(name, says, tmp_path) -> None:
+    refuses(tmp_path, zipped((member(name), b"data")), says)
+    refuses(tmp_path, zipped((f"{NAME}.pb", b"graph"), (member(name), b"data")), says)
+
+
+def test_a_name_with_a_nul_or_none_at_all(tmp_path) -> None:
+    refuses(tmp_path, zipped(("model/aX.pb", b"data")).replace(b"aX.pb", b"a\0.pb"), "control character")
+    refuses(tmp_path, zipped((member(""), b"data")), "no file can have")
+
+
+def test_files_in_several_folders(tmp_path) -> None:
+    refuses(tmp_path, zipped(("one/a.pb", b"1"), ("two/b.pb", b"2")), "'one', 'two'")
+    refuses(tmp_path, zipped(("one/a.pb", b"1"), ("b.pb", b"2")), "not in one folder")
+
+
+@pytest.mark.parametrize("other", ["model/a.pb", "model/A.pb", "other/a.pb"])
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_the_same_name_twice(other, tmp_path) -> None:
+    refuses(tmp_path, zipped(("model/a.pb", b"1"), (other, b"2")), "have one name")
+
+
+def test_the_same_name_in_two_spellings_of_unicode(tmp_path) -> None:
+    refuses(tmp_path, zipped(("mod\u00e8le.pb", b"1"), ("mode\u0300le.pb", b"2")), "have one name")
+
+
+def test_a_name_that_the_local_header_does_not_have(tmp_path) -> None:
+    data = zipped(("model/a.pb", b"data"))
+    refuses(tmp_path, data.replace(b"model/a.pb", b"../../a.pb", 1), "not its own")
+
+
+# Kinds
+
+
+@pytest.mark.parametrize("kind", [stat.S_IFLNK, stat.S_IFIFO, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFSOCK])
+def test_links_and_special_files(kind, tmp_path) -> None:
+    refuses(
+        tmp_path, zipped((member("model/a.pb", kind | 0o777), b"/etc/passwd")), "a link or another special"
+    )
+
+
+def test_a_file_that_says_it_is_a_folder(tmp_path) -> None:
+    refuses(tmp_path, zipped((member("model/a.pb", stat.S_IFDIR | 0o755), b"data")), "special file")
+    info = member("model/a.pb", 0)
+    info.external_attr = 0x10
+    refuses(tmp_path, zipped((info, b"data")), "a file and a folder")
+
+
+def test_a_folder_with_contents(tmp_path) -> None:
+    data = zipped((member("model/X", 0), b"data")).replace(b"model/X", b"model//")
+    refuses(tmp_path, data, "no file can have")
+    data = zipped((member("modelX", 0), b"data")).replace(b"modelX", b"model/")
+    refuses(tmp_path, data, "a file and a folder")
+
+
+@pytest.mark.parametrize("bit", [0x0001, 0x0040, 0x2000])
+def test_encrypted_members(bit, tmp_path) -> None:
+    data = zipped(("model/a.pb", b"data"))
+    data = patched(patched(data, LOCAL_FLAGS, "<H", bit), central(data) + CENTRAL_FLAGS, "<H", bit)
+    refuses(tmp_path, data, "encrypted")
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_an_unusual_compression(method, tmp_path) -> None:
+    refuses(tmp_path, zipped((member("model/a.pb", method=method), b"data" * 99)), "is compressed")
+
+
+def test_a_patch_and_a_member_of_another_disk(tmp_path) -> None:
+    data = zipped(("model/a.pb", b"data"))
+    refuses(tmp_path, patched(data, central(data) + CENTRAL_FLAGS, "<H", 0x20), "in a way that is not read")
+    refuses(tmp_path, patched(data, central(data) + CENTRAL_DISK, "<H", 1), "in a way that is not read")
+
+
+# Sizes
+
+
+def test_a_bomb(tmp_path) -> None:
+    refuses(tmp_path, zipped(("model/a.pb", bytes(4 << 20))), "more than 100 times as many")
+
+
+def test_more_than_is_ever_unpacked(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(module, "MAX_SIZE", 1000)
+    assert unpack_size(tmp_path, 1000) == 1000
+    refuses(tmp_path, zipped(("model/a.pb", bytes(range(256)) * 3), ("model/b.pb", bytes(233))), "than 1000")
+
+
+def unpack_size(tmp_path: Path, size: int) -> int:
+    folder = tmp_path / "fits"
+    folder.mkdir()
+    (folder / "archive.zip").write_bytes(zipped(("model/a.pb", b"x" * size)))
+    unpack(folder / "archive.zip", folder / "model")
+    unpacked = (folder / "model" / "a.pb").stat().st_size
+    for path in (folder / "model" / "a.pb", folder / "archive.zip"):
+        path.unlink()
+    (folder / "model").rmdir()
+    folder.rmdir()
+    return unpacked
+
+
+def test_too_many_members(tmp_path) -> None:
+    refuses(tmp_path, zipped(*((f"model/{count}", b"") for count in range(65))), "65 members")
+
+
+def test_a_table_of_contents_that_would_fill_the_memory(tmp_path) -> None:
+    info = member("model/a.pb")
+    info.comment = bytes(60_000)
+    members = [(info, b"")]
+    for count in range(20):
+        other = member(f"model/{count}")
+        other.comment = bytes(60_000)
+        members.append((other, b""))
+    refuses(tmp_path, zipped(*members), "a table of contents of")
+
+
+@pytest.mark.parametrize("stated", [10, 5000])
+def test_a_size_that_is_stated_wrong_everywhere(stated, tmp_path) -> None:
+    data = zipped(("model/a.pb", bytes(range(250)) * 4))
+    data = patched(patched(data, LOCAL_SIZE, "<L", stated), central(data) + CENTRAL_SIZE, "<L", stated)
+    refuses(tmp_path, data, "Bad CRC-32" if stated == 10 else "states 5000 bytes and has 1000")
+
+
+def test_a_header_that_lies(tmp_path) -> None:
+    data = zipped(("model/a.pb", bytes(range(250)) * 4))
+    refuses(tmp_path, patched(data, LOCAL_SIZE, "<L", 10), "another size or checksum")
+    refuses(tmp_path, patched(data, LOCAL_CRC, "<L", 10), "another size or checksum")
+    refuses(tmp_path, patched(data, central(data) + CENTRAL_SIZE, "<L", 10), "another size or checksum")
+    stored = zipped((member("model/a.pb", method=zipfile.ZIP_STORED), b"data"))
+    refuses(tmp_path, patched(stored, central(stored) + CENTRAL_SIZE, "<L", 5), "two sizes")
+
+
+def test_a_checksum_that_is_wrong_everywhere(tmp_path) -> None:
+    data = zipped(("model/a.pb", b"data" * 99), ("model/b.pb", b"fine"))
+    data = patched(patched(data, LOCAL_CRC, "<L", 1), central(data) + CENTRAL_CRC, "<L", 1)
+    refuses(tmp_path, data, "Bad CRC-32")
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_members_that_share_their_bytes(tmp_path) -> None:
+    # Two entries for one file, as in a bomb that unpacks the same data again and again.
+    data = zipped((member("a", 0), b"data"), (member("a", 0), b"data"))
+    data = patched(data, central(data, 1) + CENTRAL_OFFSET, "<L", 0)
+    refuses(tmp_path, data, "overlap")
+    # A file whose data holds the header and the data of the next.
+    inner = zipped(("b", b"data"))
+    inner = inner[: central(inner)]
+    data = zipped((member("a", 0, zipfile.ZIP_STORED), inner), ("b", b"data"))
+    data = patched(data, central(data, 1) + CENTRAL_OFFSET, "<L", data.index(inner))
+    refuses(tmp_path, data, "overlap")
+
+
+def test_a_member_that_reaches_into_the_table_of_contents(tmp_path) -> None:
+    data = zipped((member("model/a.pb", method=zipfile.ZIP_STORED), b"data"))
+    for start in (LOCAL_SIZE, central(data) + CENTRAL_SIZE):
+        for offset in (start - 4, start):  # compressed and plain
+            data = patched(data, offset, "<L", 5)
+    refuses(tmp_path, data, "overlaps the table of contents")
+
+
+def test_a_member_that_lies_outside(tmp_path) -> None:
+    data = zipped(("model/a.pb", b"data"))
+    refuses(tmp_path, patched(data, central(data) + CENTRAL_OFFSET, "<L", len(data)), "outside the archive")
+
+
+# Damage
+
+
+def test_no_zip_an_empty_one_and_a_part_of_one(tmp_path) -> None:
+    refuses(tmp_path, b"", "damaged zip archive")
+    refuses(tmp_path, b"<html>quota</html>", "damaged zip archive")
+    refuses(tmp_path, zipped(), "no file in it")
+    refuses(tmp_path, zipped((member(f"{NAME}/", stat.S_IFDIR | 0o755), b"")), "no file in it")
+    refuses(tmp_path, zipped(*FILES.items())[:-30], "damaged zip archive")
+
+
+WHOLE = zipped(*((f"{NAME}/{name}", data) for name, data in FILES.items()))
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_any_flipped_byte_is_refused_or_changes_nothing(tmp_path_factory, data) -> None:
+    position = data.draw(st.integers(0, len(WHOLE) - 1))
+    changed = bytearray(WHOLE)
+    changed[position] ^= data.draw(st.integers(1, 255))
+    folder = tmp_path_factory.mktemp("flip")
+    (folder / "archive.zip").write_bytes(changed)
+    try:
+        unpack(folder / "archive.zip", folder / "model")
+    except SourceError:
+        assert [entry.name for entry in folder.iterdir()] == ["archive.zip"]
+    else:  # a date, an attribute, a comment
+        assert {entry.name: entry.read_bytes() for entry in (folder / "model").iterdir()} == FILES

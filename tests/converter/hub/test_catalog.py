@@ -1,0 +1,275 @@
+"""The catalogue: what is built in, what users add, what is refused, and where things are kept."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from converter.errors import SourceError
+from converter.hub import cache
+from converter.hub import user_catalog as catalog_file
+from converter.hub.catalog import CHECKPOINTS, PUBLISHED, find, known
+from converter.hub.catalog_entry import FIXED, PER_IMAGE
+
+ROOT = Path(__file__).parents[3]
+DIGEST = "0123456789abcdef" * 4
+MINIMAL = f'dataset = "faces"\nurl = "https://example.org/a.zip"\nsha256 = "{DIGEST}"\n'
+FULL = f"""
+["my-model.2"]
+dataset = "my-faces"
+aliases = ["mine", "My_Alias"]
+embedding_size = 256
+num_classes = 99
+lfw_accuracy = 0.5
+standardisation = "per image"
+drive_id = "0B5MzpY9kBtDVZ2RpVDYwWmxoSUk"
+size = 1000
+sha256 = "{DIGEST.upper()}"
+files = {{ ".pb" = "{DIGEST}", "model-x.meta" = "{DIGEST[::-1]}" }}
+
+[other]
+{MINIMAL}
+"""
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch) -> Path:
+    """A home folder that holds nothing, and none of the variables that lead elsewhere."""
+    for variable in (catalog_file.VARIABLE, cache.VARIABLE, "TORCH_HOME", "TORCH_HUB"):
+        monkeypatch.delenv(variable, raising=False)
+    for variable in ("XDG_CONFIG_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture
+def write(home, monkeypatch):
+    def write(text: str | bytes) -> Path:
+        path = home / "my.toml"
+        path.write_bytes(text.encode() if isinstance(text, str) else text)
+        monkeypatch.setenv("FACENET_PORT_CATALOG", str(path))
+        return path
+
+    return write
+
+
+# What is built in
+
+
+def test_the_published_checkpoints_are_complete() -> None:
+    assert [checkpoint.name for checkpoint in CHECKPOINTS] == [
+        "20180402-114759", "20180408-102900", "20170512-110547", "20170511-185253",
+    ]  # fmt: skip
+    for checkpoint in CHECKPOINTS:
+        assert re.fullmatch(r"[0-9a-f]{64}", checkpoint.archive_sha256)
+        assert ".data-00000-of-00001" in checkpoint.sha256
+        assert all(re.fullmatch(r"[0-9a-f]{64}", digest) for digest in checkpoint.sha256.values())
+        assert checkpoint.url == f"https://drive.google.com/file/d/{checkpoint.drive_id}"
+        assert checkpoint.standardisation == (FIXED if checkpoint.name.startswith("2018") else PER_IMAGE)
+    every = [digest for entry in CHECKPOINTS for digest in (entry.archive_sha256, *entry.sha256.values())]
+    assert len(every) == len(set(every)) == 15
+
+
+def test_the_published_pytorch_files() -> None:
+    of = {checkpoint.name: checkpoint.state_dict for checkpoint in CHECKPOINTS}
+    vggface2 = of["20180402-114759"]
+    assert vggface2 is not None
+    assert (vggface2.name, vggface2.size) == ("20180402-114759-vggface2.pt", 111_898_327)
+    assert vggface2.url == (
+        "https://github.com/timesler/facenet-pytorch/releases/download/v2.2.9/20180402-114759-vggface2.pt"
+    )
+    for checkpoint in CHECKPOINTS:
+        if checkpoint.state_dict is not None:
+            assert checkpoint.state_dict.name == checkpoint.state_dict_name
+
+
+def test_a_data_set_alone_means_the_checkpoint_of_2018() -> None:
+    assert find("vggface2") is find("20180402-114759") is CHECKPOINTS[0]
+    assert find("casia-webface") is PUBLISHED["20180408-102900"]
+    assert find("vggface") is None
+    assert find("") is None
+
+
+def test_a_file_is_matched_by_its_ending_or_its_whole_name() -> None:
+    checkpoint = CHECKPOINTS[0]
+    assert checkpoint.digests("model-20180402-114759.meta") == {checkpoint.sha256[".meta"]}
+    assert checkpoint.digests("checkpoint") == frozenset()
+
+
+def test_the_catalogue_imports_next_to_nothing() -> None:
+    program = (
+        "import sys; from converter.hub.catalog import find, known; find('vggface2'); known(); "
+        "print([name for name in ('torch', 'numpy', 'gdown', 'requests', 'tomllib') if name in sys.modules])"
+    )
+    answer = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert (answer.stdout, answer.stderr) == ("[]\n", "")
+
+
+# What users add
+
+
+def test_a_users_checkpoints(write) -> None:
+    write(FULL)
+    assert known()[:4] == CHECKPOINTS
+    mine, other = known()[4:]
+    assert find("mine") == find("My_Alias") == find("my-model.2") == mine
+    assert (mine.dataset, mine.embedding_size, mine.num_classes, mine.lfw_accuracy) == (
+        "my-faces",
+        256,
+        99,
+        0.5,
+    )
+    assert (mine.standardisation, mine.archive_size) == (PER_IMAGE, 1000)
+    assert mine.archive_sha256 == DIGEST
+    assert mine.url == "https://drive.google.com/file/d/0B5MzpY9kBtDVZ2RpVDYwWmxoSUk"
+    assert mine.digests("any.pb") == {DIGEST}
+    assert mine.digests("model-x.meta") == {DIGEST[::-1]}
+    assert mine.digests("not-model-x.meta") == frozenset()
+    assert mine.state_dict_name == "my-model.2-my-faces.pt"
+    assert mine.state_dict is None
+    assert other.url == "https://example.org/a.zip"
+    assert (other.embedding_size, other.lfw_accuracy, other.standardisation, other.archive_size) == (
+        None,
+    ) * 4
+
+
+def test_where_the_file_is_looked_for(home, monkeypatch, write) -> None:
+    assert known() == CHECKPOINTS
+    for folder, name in ((".config", "default"), ("xdg", "elsewhere")):
+        path = home / folder / "facenet-port" / "catalog.toml"
+        path.parent.mkdir(parents=True)
+        path.write_text(f"[{name}]\n{MINIMAL}")
+    assert [entry.name for entry in known()[4:]] == ["default"]
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(home / "xdg"))
+    assert [entry.name for entry in known()[4:]] == ["elsewhere"]
+    write(f"[named]\n{MINIMAL}")
+    assert [entry.name for entry in known()[4:]] == ["named"]
+
+
+def test_a_file_that_is_named_has_to_be_there(home, monkeypatch) -> None:
+    monkeypatch.setenv("FACENET_PORT_CATALOG", "~/missing.toml")
+    with pytest.raises(SourceError, match=re.escape(f"{home}/missing.toml: there is no such file")):
+        known()
+    assert find("vggface2") is CHECKPOINTS[0]  # a built-in name does not need it
+
+
+@pytest.mark.parametrize("name", ["VGGFace2", "CASIA-WebFace", "NAMED"])
+def test_capitals_make_no_difference(name, write) -> None:
+    write(f"[named]\n{MINIMAL}")
+    assert name.lower() in find(name).labels
+
+
+def test_a_catalogue_that_is_a_pipe_is_not_waited_for(tmp_path, monkeypatch) -> None:
+    os.mkfifo(tmp_path / "pipe.toml")
+    monkeypatch.setenv("FACENET_PORT_CATALOG", str(tmp_path / "pipe.toml"))
+    with pytest.raises(SourceError, match="not a regular file"):
+        known()
+
+
+def with_line(line: str) -> str:
+    """A table whose key of this line is replaced, or added."""
+    key = line.split(" =")[0]
+    kept = [other for other in MINIMAL.splitlines() if other.split(" =")[0] != key]
+    return "\n".join(["[mine]", *kept, line])
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (with_line('colour = "red"'), ["[mine]", "unknown key 'colour'", "embedding_size"]),
+        (with_line("dataset = 1"), ["[mine] dataset: 1", "plain name"]),
+        (with_line('dataset = "a/b"'), ["[mine] dataset: 'a/b'", "plain name"]),
+        (with_line('aliases = "a"'), ["[mine] aliases", "list of plain names"]),
+        (with_line('aliases = ["../a"]'), ["[mine] aliases", "list of plain names"]),
+        (with_line("embedding_size = 0"), ["[mine] embedding_size: 0", "above zero"]),
+        (with_line("embedding_size = 512.0"), ["[mine] embedding_size: 512.0", "whole number"]),
+        (with_line("num_classes = true"), ["[mine] num_classes: True", "whole number"]),
+        (with_line("lfw_accuracy = 99.65"), ["[mine] lfw_accuracy: 99.65", "between 0.0 and 1.0"]),
+        (with_line("lfw_accuracy = nan"), ["[mine] lfw_accuracy: nan", "between 0.0 and 1.0"]),
+        (with_line('standardisation = "prewhiten"'), ["[mine] standardisation", '"per image"']),
+        (with_line('size = "1 MB"'), ["[mine] size: '1 MB'", "in bytes"]),
+        (with_line('sha256 = "abc"'), ["[mine] sha256: 'abc'", "64 hexadecimal digits"]),
+        (with_line(f'files = {{ "../a" = "{DIGEST}" }}'), ["[mine] files", "file names"]),
+        (with_line('files = { ".pb" = "abc" }'), ["[mine] files", "SHA-256"]),
+        (with_line('url = "ftp://example.org/a"'), ["[mine] url", "https or http"]),
+        (with_line('url = "file:///etc/passwd"'), ["[mine] url", "https or http"]),
+        (with_line('url = "https:///a b"'), ["[mine] url", "https or http"]),
+        (with_line('url = "https://[1/a"'), ["[mine] url", "https or http"]),
+        (with_line('drive_id = "0B5MzpY9kBtDV"'), ["[mine]", "both", "exactly one"]),
+        (with_line('drive_id = "a&b=c"'), ["[mine] drive_id", "Google Drive link"]),
+        (f'[mine]\ndataset = "a"\nsha256 = "{DIGEST}"', ["[mine]", "neither 'drive_id' nor 'url'"]),
+        ('[mine]\ndataset = "a"\nurl = "https://example.org"', ["[mine]", "'sha256' is missing"]),
+        (f'[mine]\nurl = "https://example.org"\nsha256 = "{DIGEST}"', ["[mine]", "'dataset' is missing"]),
+        ("mine = 1", ["[mine] is not a table"]),
+        (f'["../mine"]\n{MINIMAL}', ["[../mine]", "cannot be that of a folder"]),
+        (f'[".mine"]\n{MINIMAL}', ["[.mine]", "cannot be that of a folder"]),
+        (f'[""]\n{MINIMAL}', ["[]", "cannot be that of a folder"]),
+        (f"[con]\n{MINIMAL}", ["[con]", "cannot be that of a folder"]),
+        (f"[list]\n{MINIMAL}", ["[list]", "cannot be that of a folder"]),
+        (f'["20180402-114759"]\n{MINIMAL}', ["'20180402-114759'", "already belongs to '20180402-114759'"]),
+        (f"[VGGFace2]\n{MINIMAL}", ["'VGGFace2'", "already belongs to '20180402-114759'"]),
+        (with_line('aliases = ["casia-webface"]'), ["[mine]", "already belongs to '20180408-102900'"]),
+        (f"[one]\n{MINIMAL}[ONE]\n{MINIMAL}", ["[ONE]", "already belongs to 'one'"]),
+        (f'[one]\n{MINIMAL}[two]\naliases = ["One"]\n{MINIMAL}', ["[two]", "already belongs to 'one'"]),
+        ("[mine\n", ["not TOML", "line 1"]),
+        (f"[mine]\n{MINIMAL}[mine]\n{MINIMAL}", ["not TOML"]),
+        (b"\xff\xfe", ["not TOML"]),
+        ("a = " + "[" * 5000, ["not TOML"]),
+        ("#" * (1 << 20) + "\n", ["too much for a catalogue"]),
+    ],
+)
+def test_what_a_catalogue_cannot_say(text, says, write) -> None:
+    path = write(text)
+    with pytest.raises(SourceError) as caught:
+        known()
+    message = str(caught.value)
+    assert message.startswith(f"{path}: ")
+    for part in says:
+        assert part in message, message
+    assert message.endswith(".")
+    assert message.count(". ") == 1, message  # what is wrong, then the fix
+
+
+def test_every_key_that_is_read_is_documented() -> None:
+    assert catalog_file.__doc__ is not None
+    for key in catalog_file._RULES:
+        assert re.search(rf"\b{key}\b", catalog_file.__doc__), key
+
+
+# Where things are kept
+
+
+def test_the_cache_folder(home, monkeypatch) -> None:
+    assert cache.cache_folder() == home / ".cache" / "facenet-port"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(home / "xdg"))
+    assert cache.cache_folder() == home / "xdg" / "facenet-port"
+    monkeypatch.setenv("FACENET_PORT_CACHE", "~/own")
+    assert cache.cache_folder() == home / "own"
+    assert cache.archive_path(CHECKPOINTS[0]) == home / "own" / "archives" / "20180402-114759.zip"
+    assert cache.model_folder_path(CHECKPOINTS[0]) == (
+        home / "own" / "models" / "20180402-114759-669f37d3954b72b5"
+    )
+
+
+@pytest.mark.parametrize("torch_home", [None, "", "torch-home", "~/torch-home", "/torch-home"])
+@pytest.mark.parametrize("xdg", [None, "", "xdg", "~/xdg", "/xdg"])
+def test_state_dicts_lie_where_torch_hub_keeps_them(torch_home, xdg, monkeypatch) -> None:
+    for variable, value in (("TORCH_HOME", torch_home), ("XDG_CACHE_HOME", xdg)):
+        if value is not None:
+            monkeypatch.setenv(variable, value)
+    assert cache.hub_checkpoints() == Path(torch.hub.get_dir()) / "checkpoints"
+
+
+def test_a_number_of_thousands_of_digits(write) -> None:
+    """Python refuses to write it out, so that no message can show it."""
+    entry = f'["mine"]\ndataset = "x"\nurl = "https://x.org/x.zip"\nsha256 = "{"0" * 64}"\n'
+    write(f"{entry}size = 0x{'f' * 5000}\n")
+    with pytest.raises(SourceError, match="size: what stands there will not do"):
+        known()

