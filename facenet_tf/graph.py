@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple, Self
 from numpy.typing import NDArray
 
 from facenet_tf import import_tensorflow
-from facenet_tf.session import check_images, check_taps, legacy_graph, open_session
+from facenet_tf.session import check_activations, check_images, legacy_graph, open_session
 from facenet_tf.variables import (
     BOTTLENECK,
     SCOPE,
@@ -40,7 +40,7 @@ STAGES: tuple[str, ...] = (
     "embeddings",
     "Logits",
 )
-"""The taps after each stage, in order. `Logits` exists only where the classification head does."""
+"""The activations after each stage, in order. `Logits` exists only where the classification head does."""
 
 EPSILON = 0.001
 """Added to the variance; `batch_norm_params` of facenet's `inference`."""
@@ -55,7 +55,7 @@ L2_FLOOR = 1e-10
 """The least squared norm that `embeddings` divides by; `l2_normalize` in facenet's `train_softmax.py`."""
 
 Endpoints = dict[str, Any]
-"""Tap name to symbolic tensor, in the order of evaluation."""
+"""Activation name to symbolic tensor, in the order of evaluation."""
 
 
 class Conv(NamedTuple):
@@ -128,7 +128,7 @@ class _Layers:
     """The layers that the stages are made of, with the settings that all of them share.
 
     Attributes:
-        endpoints: The taps gathered so far.
+        endpoints: The activations gathered so far.
     """
 
     def __init__(self, dtype: Any, training: Any, gamma: bool) -> None:
@@ -142,7 +142,7 @@ class _Layers:
             name, shape, self.dtype, tf1.zeros_initializer(), trainable=trainable, use_resource=False
         )
 
-    def tap(self, net: Any) -> Any:
+    def activation(self, net: Any) -> Any:
         """Record the value of the variable scope that is open."""
         self.endpoints[tf1.get_variable_scope().name] = net
         return net
@@ -159,7 +159,7 @@ class _Layers:
 
     def unit(self, net: Any, conv: Conv) -> Any:
         with tf1.variable_scope(conv.name):
-            return self.tap(tf.nn.relu(self.batch_norm(self.convolution(net, conv))))
+            return self.activation(tf.nn.relu(self.batch_norm(self.convolution(net, conv))))
 
     def branch(self, net: Any, convs: Branch) -> Any:
         for conv in convs:
@@ -175,7 +175,7 @@ class _Layers:
 
     def max_pool(self, net: Any, name: str) -> Any:
         with tf1.variable_scope(name):
-            return self.tap(tf.nn.max_pool2d(net, 3, strides=2, padding="VALID"))
+            return self.activation(tf.nn.max_pool2d(net, 3, strides=2, padding="VALID"))
 
     def reduction(self, net: Any, name: str, branches: Sequence[Branch]) -> Any:
         """Halve the map: convolution branches beside a max pool, which is the last branch."""
@@ -183,7 +183,7 @@ class _Layers:
             outputs = self.branches(net, branches)
             with tf1.variable_scope(f"Branch_{len(branches)}"):
                 pooled = tf.nn.max_pool2d(net, 3, strides=2, padding="VALID", name="MaxPool_1a_3x3")
-            return self.tap(tf.concat([*outputs, pooled], axis=3))
+            return self.activation(tf.concat([*outputs, pooled], axis=3))
 
     def residual(
         self, net: Any, name: str, branches: Sequence[Branch], scale: float, *, relu: bool = True
@@ -194,9 +194,9 @@ class _Layers:
             with tf1.variable_scope("Conv2d_1x1"):
                 width = net.shape[-1]
                 update = self.convolution(mixed, Conv("Conv2d_1x1", width, (1, 1)))
-                update = self.tap(tf.nn.bias_add(update, self.variable("biases", (width,))))
+                update = self.activation(tf.nn.bias_add(update, self.variable("biases", (width,))))
             net = net + tf.constant(scale, self.dtype) * update
-            return self.tap(tf.nn.relu(net) if relu else net)
+            return self.activation(tf.nn.relu(net) if relu else net)
 
     def repeat(
         self, net: Any, scope: str, block: str, times: int, branches: Sequence[Branch], scale: float
@@ -277,14 +277,14 @@ def build(
             published graphs do with `phase_train`.
         dtype: `tf.float32` or `tf.float64`.
         gamma: Whether batch normalisation has a scale variable; the published models have none.
-        bottleneck_scope: Variable scope of the embedding layer. Its tap is `InceptionResnetV1/Bottleneck`
+        bottleneck_scope: Variable scope of the embedding layer. Its activation is `InceptionResnetV1/Bottleneck`
             all the same.
         keep_probability: Share of the pooled features that dropout keeps in training.
         dropout_mask: Tensor (N, 1792) of `dtype`, 1 where dropout keeps a feature and 0 where it does not;
             None draws one for every batch.
 
     Returns:
-        Every tap, the stages of `STAGES` and the 132 convolutions, in the order of evaluation: maps
+        Every activation, the stages of `STAGES` and the 132 convolutions, in the order of evaluation: maps
         (N, H', W', channels), `InceptionResnetV1/Bottleneck` and `embeddings` (N, E), `Logits` (N, C).
     """
     layers = _Layers(dtype, training, gamma)
@@ -309,7 +309,7 @@ def build(
     if num_classes is not None:
         with tf1.variable_scope("Logits"):
             logits = tf.matmul(net, layers.variable("weights", (embedding_size, num_classes)))
-            layers.tap(tf.nn.bias_add(logits, layers.variable("biases", (num_classes,))))
+            layers.activation(tf.nn.bias_add(logits, layers.variable("biases", (num_classes,))))
     return layers.endpoints
 
 
@@ -328,7 +328,7 @@ def _average_pool(layers: _Layers, net: Any) -> Any:
             net = tf.reduce_mean(net, axis=[1, 2], keepdims=True)
         else:
             net = tf.nn.avg_pool2d(net, [height, width], strides=1, padding="VALID")
-        return tf.reshape(layers.tap(net), [-1, channels])
+        return tf.reshape(layers.activation(net), [-1, channels])
 
 
 def variable_shapes(
@@ -358,7 +358,7 @@ class RebuiltNetwork:
         dtype: The arithmetic to run in; float64 takes the float32 weights exactly.
 
     Attributes:
-        taps: The names that `run` knows, in the order of evaluation.
+        activations: The names that `run` knows, in the order of evaluation.
 
     Raises:
         ValueError: A variable is missing, unexpected or of another shape; all of them are named.
@@ -372,26 +372,26 @@ class RebuiltNetwork:
             self._images = tf1.placeholder(dtype, (None, None, None, 3), name="input")
             self._endpoints = build(self._images, dtype=tf.as_dtype(dtype), **options._asdict())
             require_variables(tensors)
-        self.taps = tuple(self._endpoints)
+        self.activations = tuple(self._endpoints)
         self._session = open_session(graph)
         load_variables(self._session, tensors)
 
-    def run(self, images: NDArray[Any], taps: Sequence[str] | None = None) -> dict[str, NDArray[Any]]:
+    def run(self, images: NDArray[Any], activations: Sequence[str] | None = None) -> dict[str, NDArray[Any]]:
         """Run the network on a batch.
 
         Args:
             images: Standardised pixels (N, H, W, 3), taken in the dtype of the network; H and W at least 75.
-            taps: Which taps to return; None for all.
+            activations: Which activations to return; None for all.
 
         Returns:
-            Tap name to array in the dtype of the network, NHWC.
+            Activation name to array in the dtype of the network, NHWC.
 
         Raises:
-            ValueError: The images have another shape, or a tap does not exist.
+            ValueError: The images have another shape, or an activation does not exist.
         """
         check_images(images)
-        names = self.taps if taps is None else tuple(taps)
-        check_taps(names, self.taps)
+        names = self.activations if activations is None else tuple(activations)
+        check_activations(names, self.activations)
         values: dict[str, NDArray[Any]] = self._session.run(
             {name: self._endpoints[name] for name in names}, {self._images: images}
         )

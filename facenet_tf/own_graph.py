@@ -1,7 +1,7 @@
 """A checkpoint's own graph, cut down to inference and run as it was written.
 
 Names of operations drifted between releases of slim and mean nothing here. Only the names of variables are
-relied on, with those of the published interface (`input`, `phase_train`, `batch_size`, `embeddings`): a tap
+relied on, with those of the published interface (`input`, `phase_train`, `batch_size`, `embeddings`): an activation
 is found by walking from the variable that holds a layer's weights to the operation that ends the layer.
 """
 
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from facenet_tf import import_tensorflow
 from facenet_tf.graph import STAGES
-from facenet_tf.session import check_images, check_taps, legacy_graph, open_session
+from facenet_tf.session import check_activations, check_images, legacy_graph, open_session
 from facenet_tf.variables import BOTTLENECK, OLD_BOTTLENECK, SCOPE
 
 tf = import_tensorflow()
@@ -182,8 +182,8 @@ def _cut(nodes: Nodes, versions: Any, outputs: Sequence[str]) -> Any:
     return result
 
 
-def _find_taps(nodes: Nodes, logits: str | None) -> dict[str, str]:
-    """Tap name to the node whose first output it is, in the order of evaluation."""
+def _find_activations(nodes: Nodes, logits: str | None) -> dict[str, str]:
+    """Activation name to the node whose first output it is, in the order of evaluation."""
     scopes = sorted(
         name.removesuffix("/weights")
         for name in nodes.by_name
@@ -217,12 +217,12 @@ def _find_taps(nodes: Nodes, logits: str | None) -> dict[str, str]:
     if missing:
         raise GraphError(nodes.path, f"no variables for {', '.join(missing)}")
     ordered = [
-        tap
+        activation
         for stage in STAGES
-        for tap in (*(scope for scope in scopes if scope.startswith(f"{stage}/")), stage)
-        if tap in ends
+        for activation in (*(scope for scope in scopes if scope.startswith(f"{stage}/")), stage)
+        if activation in ends
     ]
-    return {tap: ends[tap] for tap in ordered}
+    return {activation: ends[activation] for activation in ordered}
 
 
 def _residual_end(nodes: Nodes, block: str, update: str) -> str:
@@ -244,14 +244,14 @@ def _normalised(nodes: Nodes) -> str:
     raise GraphError(nodes.path, "'embeddings' is not a product of something and the inverse of its length")
 
 
-class PublishedGraph:
+class OwnGraph:
     """A checkpoint's own graph with its weights, ready to run in inference. A context manager.
 
     Open one with `from_checkpoint` or `from_frozen`.
 
     Attributes:
         path: The file that the graph was read from.
-        taps: The names that `run` knows, in the order of evaluation: the stages of
+        activations: The names that `run` knows, in the order of evaluation: the stages of
             `facenet_tf.graph.STAGES` and the 132 convolutions.
         has_logits: Whether the classification head is there.
         operations: Every kind of operation in it.
@@ -272,8 +272,8 @@ class PublishedGraph:
         self.tensors = tensors
         self.has_logits = logits is not None
         self.operations = frozenset(node.op for node in graph_def.node)
-        ends = _find_taps(nodes, logits)
-        self.taps = tuple(ends)
+        ends = _find_activations(nodes, logits)
+        self.activations = tuple(ends)
         pool = nodes.by_name[ends[POOL]]
         self.pool_size = tuple(pool.attr["ksize"].list.i[1:3]) if pool.op == "AvgPool" else None
         with legacy_graph() as graph:
@@ -281,7 +281,9 @@ class PublishedGraph:
                 tf.graph_util.import_graph_def(graph_def, name="", producer_op_list=ops)
             except ValueError as error:
                 raise GraphError(path, f"TensorFlow does not import its graph: {error}") from error
-            self._tensors = {tap: graph.get_tensor_by_name(f"{end}:0") for tap, end in ends.items()}
+            self._tensors = {
+                activation: graph.get_tensor_by_name(f"{end}:0") for activation, end in ends.items()
+            }
             self._feeds = {f: graph.get_tensor_by_name(f"{f}:0") for f in FEEDS if f in nodes.by_name}
             self._session = open_session(graph)
             self._assign({name: nodes.by_name[name].op for name in tensors})
@@ -353,18 +355,18 @@ class PublishedGraph:
         """Tell whether images of this size run: a fixed average pool must cover the last map exactly."""
         return self.pool_size in (None, (_map_size(height), _map_size(width)))
 
-    def run(self, images: NDArray[Any], taps: Sequence[str] | None = None) -> dict[str, NDArray[Any]]:
+    def run(self, images: NDArray[Any], activations: Sequence[str] | None = None) -> dict[str, NDArray[Any]]:
         """Run the graph on a batch, `phase_train` off.
 
         Args:
             images: Standardised pixels (N, H, W, 3), float32; H and W at least 75.
-            taps: Which taps to return; None for all.
+            activations: Which activations to return; None for all.
 
         Returns:
-            Tap name to array, NHWC.
+            Activation name to array, NHWC.
 
         Raises:
-            ValueError: The images have another shape or a size that the graph is not built for, or a tap
+            ValueError: The images have another shape or a size that the graph is not built for, or an activation
                 does not exist.
         """
         check_images(images)
@@ -373,8 +375,8 @@ class PublishedGraph:
                 f"{self.path}: the average pool is fixed to {self.pool_size}, and images of "
                 f"{images.shape[1:3]} give {tuple(map(_map_size, images.shape[1:3]))}."
             )
-        names = self.taps if taps is None else tuple(taps)
-        check_taps(names, self.taps)
+        names = self.activations if activations is None else tuple(activations)
+        check_activations(names, self.activations)
         given = {"input": images, "phase_train": False, "batch_size": len(images)}
         values: dict[str, NDArray[Any]] = self._session.run(
             {name: self._tensors[name] for name in names},

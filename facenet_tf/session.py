@@ -44,7 +44,7 @@ def open_session(graph: Any) -> Any:
     """Open a session that runs the graph as it was written.
 
     Grappler, the graph rewriter, is off: it would fold constants and fuse batch normalisation into
-    convolutions, so that taps would vanish and the arithmetic measured would no longer be the checkpoint's.
+    convolutions, so that activations would vanish and the arithmetic measured would no longer be the checkpoint's.
 
     Args:
         graph: The `tf.Graph` to run.
@@ -63,8 +63,8 @@ def check_images(images: NDArray[Any]) -> None:
         raise ValueError(f"images must be (N, H, W, 3) with H, W >= {MIN_IMAGE_SIZE}, not {images.shape}")
 
 
-def check_taps(names: Sequence[str], known: Sequence[str]) -> None:
-    """Raise ValueError naming the taps that are not among `known`."""
+def check_activations(names: Sequence[str], known: Sequence[str]) -> None:
+    """Raise ValueError naming the activations that are not among `known`."""
     unknown = [name for name in names if name not in known]
     if unknown:
-        raise ValueError(f"no such tap: {', '.join(unknown)}")
+        raise ValueError(f"no such activation: {', '.join(unknown)}")

@@ -29,7 +29,7 @@ from checks.audit.port_layers import (
     stage_of,
 )
 from checks.audit.result import Status, TensorResult
-from checks.core.activations import short
+from checks.core.activations import short_name
 from checks.core.metrics import ulp_distance, ulp_histogram
 from checks.diagnosis.layer_arithmetic import KEYS
 from checks.diagnosis.tensor_causes import Others, explain
@@ -217,7 +217,7 @@ def _missing_scale(layer: Layer) -> Iterator[TensorResult]:
     """Of a graph: a residual that is scaled neither by a product nor in its weights, and should be."""
     scale = residual_scale(layer.scope)
     if scale != 1.0:
-        name = f"{short(layer.scope.rpartition('/')[0])}, the residual scale of {scale:g}"
+        name = f"{short_name(layer.scope.rpartition('/')[0])}, the residual scale of {scale:g}"
         yield TensorResult(name, "", stage_of(layer.scope), "", "", (), "missing")
 
 
@@ -480,7 +480,7 @@ def _fits(tensor: PortTensor, shape: tuple[int, ...]) -> bool:
 
 
 def _missing(layer: Layer, role: Role, names: Mapping[Role, str]) -> TensorResult:
-    name = names.get(role) or f"{short(layer.scope)}/{role}"
+    name = names.get(role) or f"{short_name(layer.scope)}/{role}"
     return TensorResult(name, layer.scope, stage_of(layer.scope), "", "", (), "missing")
 
 

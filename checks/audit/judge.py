@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from checks.audit.result import GraphRun, Status, TensorResult
 from checks.core import thresholds
-from checks.core.activations import short
+from checks.core.activations import short_name
 from checks.core.inputs import NOISE
 from checks.core.judgement import Judgement
 
@@ -41,7 +41,7 @@ def judge_tensors(results: Sequence[TensorResult], remarks: Sequence[str] = ()) 
 
 def describe(result: TensorResult) -> str:
     """One line on a tensor that is not as it should be."""
-    variable = short(result.variable)
+    variable = short_name(result.variable)
     if result.status == "missing":
         return f"{result.name}: missing" + (f", for {variable}" if variable else "")
     line = f"{result.name}: "
@@ -82,20 +82,20 @@ def judge_preprocessing(run: GraphRun, trained: str | None) -> Judgement:
 def judge_arithmetic(run: GraphRun) -> Judgement:
     """A graph's errors, with its own weights, against PyTorch's."""
     details = []
-    for probe in run.probes:
-        wrong = [layer for layer in probe.layers if not layer.error <= probe.factor * layer.floor]
+    for batch in run.inputs:
+        wrong = [layer for layer in batch.layers if not layer.error <= batch.factor * layer.floor]
         if wrong:
             others = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
             details.append(
-                f"{probe.name}: {short(wrong[0].tap)}{others}: {wrong[0].error:.1e} from float64, PyTorch "
+                f"{batch.name}: {short_name(wrong[0].activation)}{others}: {wrong[0].error:.1e} from float64, PyTorch "
                 f"{wrong[0].floor:.1e}"
             )
-        if not probe.error <= probe.runtime_factor * probe.floor:
+        if not batch.error <= batch.runtime_factor * batch.floor:
             details.append(
-                f"{probe.name}: embeddings: {probe.error:.1e} from float64, PyTorch {probe.floor:.1e}"
+                f"{batch.name}: embeddings: {batch.error:.1e} from float64, PyTorch {batch.floor:.1e}"
             )
-    layers = max(layer.error / layer.floor for probe in run.probes for layer in probe.layers)
-    whole = max(probe.error / probe.floor for probe in run.probes)
+    layers = max(layer.error / layer.floor for batch in run.inputs for layer in batch.layers)
+    whole = max(batch.error / batch.floor for batch in run.inputs)
     statement = (
         f"{run.arithmetic}, with its own weights: error over PyTorch's, worst layer {layers:.2f} (at most "
         f"{thresholds.ROUNDING:g}, on few values {thresholds.ROUNDING_FEW_VALUES:g}), embeddings as run by "
@@ -106,14 +106,14 @@ def judge_arithmetic(run: GraphRun) -> Judgement:
 
 def judge_distance(run: GraphRun) -> Judgement:
     """How far a graph's embeddings are from the source's in float64, on the field's five images."""
-    probe = next(probe for probe in run.probes if probe.name == NOISE)
+    batch = next(batch for batch in run.inputs if batch.name == NOISE)
     precision = "float32" if (run.weights, run.arithmetic) == ("float32", "float32") else "float16"
     limit = thresholds.GRAPH_DISTANCE[precision]
     statement = (
-        f"embeddings {probe.distance:.2e} from the source's in float64 (at most {limit:.0e} in {precision}), "
-        f"largest row {probe.row_distance:.1e}"
+        f"embeddings {batch.distance:.2e} from the source's in float64 (at most {limit:.0e} in {precision}), "
+        f"largest row {batch.row_distance:.1e}"
     )
-    return Judgement("distance", probe.distance <= limit, statement)
+    return Judgement("distance", batch.distance <= limit, statement)
 
 
 def verdict(results: Sequence[TensorResult], judgements: Sequence[Judgement], run: GraphRun | None) -> str:
@@ -127,7 +127,7 @@ def verdict(results: Sequence[TensorResult], judgements: Sequence[Judgement], ru
         return f"The port differs: {bad[0].name} {what}."
     failed = [judgement.name for judgement in judgements if not judgement.passed]
     if failed and run is not None and run.first_divergence is not None:
-        place = short(run.first_divergence)
+        place = short_name(run.first_divergence)
         return f"The port differs: its weights are right, but it computes otherwise from {place} on."
     if failed:
         return f"The port differs: its weights are right, its {' and '.join(failed)} not."

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 
-from checks.audit.result import AuditReport, GraphRun, ProbeRun, Status, TensorResult
+from checks.audit.result import AuditReport, GraphRun, InputRun, Status, TensorResult
 from checks.core import thresholds
-from checks.core.activations import short
+from checks.core.activations import short_name
 from checks.report.charts import Chart, Counts, Depth, Drawer, Limit, Mark, Panel, Series
-from checks.report.network_parts import tap_groups
+from checks.report.network_parts import activation_groups
 from checks.report.page import Head, Row, Table, write_page
 from checks.report.provenance import provenance, shown_path
 from checks.report.reference_lines import SINGLE
@@ -75,7 +75,7 @@ def write_audit_report(path: Path, report: AuditReport, *, command: str) -> None
         tensors=_tensor_table(shown),
         histogram=_histogram(drawer, report.tensors),
         runs=[] if run is None else _runs(drawer, run),
-        probes=None if run is None else _probes(run.probes),
+        inputs=None if run is None else _inputs(run.inputs),
     )
 
 
@@ -85,8 +85,8 @@ def _head(report: AuditReport, bad: Sequence[TensorResult]) -> Head:
         reasons.append(("In all", f"{len(bad)} of {len(report.tensors)} tensors are not what they should be"))
     place = bad[0].name if bad else ""
     if report.run is not None and report.run.first_divergence is not None:
-        place = place or short(report.run.first_divergence)
-        reasons.append(("First divergence", f"{short(report.run.first_divergence)}, when run"))
+        place = place or short_name(report.run.first_divergence)
+        reasons.append(("First divergence", f"{short_name(report.run.first_divergence)}, when run"))
     if report.recognised:
         reasons.append(("Recognised", report.recognised))
     return Head(
@@ -183,56 +183,56 @@ def _histogram(drawer: Drawer, tensors: Sequence[TensorResult]) -> Chart | None:
     return drawer.histograms(says, (Panel(title, (Counts("values of the port", pooled, "pytorch"),)),))
 
 
-def _runs(drawer: Drawer, run: GraphRun) -> list[tuple[ProbeRun, Chart]]:
+def _runs(drawer: Drawer, run: GraphRun) -> list[tuple[InputRun, Chart]]:
     """Error by depth on every input; those on which a layer diverges come first."""
-    layered = [probe for probe in run.probes if probe.layers]
-    layered.sort(key=lambda probe: _diverging(probe) is None)
-    return [(probe, drawer.depth(_depth(run, probe))) for probe in layered]
+    layered = [batch for batch in run.inputs if batch.layers]
+    layered.sort(key=lambda batch: _diverging(batch) is None)
+    return [(batch, drawer.depth(_depth(run, batch))) for batch in layered]
 
 
-def _diverging(probe: ProbeRun) -> int | None:
+def _diverging(batch: InputRun) -> int | None:
     """The place of the first layer that is further from float64 than it may be."""
     return next(
-        (place for place, layer in enumerate(probe.layers) if not layer.error <= probe.factor * layer.floor),
+        (place for place, layer in enumerate(batch.layers) if not layer.error <= batch.factor * layer.floor),
         None,
     )
 
 
-def _depth(run: GraphRun, probe: ProbeRun) -> Depth:
-    taps = [layer.tap for layer in probe.layers]
-    errors = tuple(layer.error for layer in probe.layers)
-    floors = tuple(layer.floor for layer in probe.layers)
-    diverging = _diverging(probe)
+def _depth(run: GraphRun, batch: InputRun) -> Depth:
+    activations = [layer.activation for layer in batch.layers]
+    errors = tuple(layer.error for layer in batch.layers)
+    floors = tuple(layer.floor for layer in batch.layers)
+    diverging = _diverging(batch)
     if diverging is None:
         mark, found = None, f"the largest error is {max(errors):.1e}"
     else:
-        name = short(taps[diverging])
+        name = short_name(activations[diverging])
         mark, found = Mark(diverging, "first divergence", name), f"it diverges first at {name}"
     return Depth(
-        says=f"Error by depth at {len(taps)} layers on {probe.name} inputs, log scale: {found}.",
+        says=f"Error by depth at {len(activations)} layers on {batch.name} inputs, log scale: {found}.",
         series=(
             Series("PyTorch float32: the rounding floor", floors, "floor", "broad"),
             Series("the port's graph", errors, "pytorch", "circles"),
         ),
-        groups=tap_groups(taps),
+        groups=activation_groups(activations),
         limits=(SINGLE, _HALF) if "float16" in (run.weights, run.arithmetic) else (SINGLE,),
         mark=mark,
-        band=(floors, probe.factor),
+        band=(floors, batch.factor),
     )
 
 
-def _probes(probes: Sequence[ProbeRun]) -> Table:
+def _inputs(inputs: Sequence[InputRun]) -> Table:
     rows = tuple(
         Row(
-            probe.name,
+            batch.name,
             (
-                f"{probe.error:.1e}",
-                f"{probe.floor:.1e}",
-                f"{probe.distance:.2e}",
-                f"{probe.row_distance:.1e}",
+                f"{batch.error:.1e}",
+                f"{batch.floor:.1e}",
+                f"{batch.distance:.2e}",
+                f"{batch.row_distance:.1e}",
             ),
         )
-        for probe in probes
+        for batch in inputs
     )
     headings = ("error,\nfloat64", "floor,\nfloat32", "embeddings,\nsource", "largest row,\nsource")
     return Table("input", headings, rows)

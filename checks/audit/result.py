@@ -67,23 +67,23 @@ class LayerError:
     """How far a graph is from float64 after one layer, both with the graph's own weights.
 
     Attributes:
-        tap: TensorFlow scope of the layer, as in `checks.core.activations`.
+        activation: TensorFlow scope of the layer, as in `checks.core.activations`.
         error: Relative L2 of the graph's activations from the float64 ones.
         floor: The same of PyTorch in float32.
     """
 
-    tap: str
+    activation: str
     error: float
     floor: float
 
 
 @dataclass(frozen=True, slots=True)
-class ProbeRun:
+class InputRun:
     """A graph run on one batch.
 
     Attributes:
-        name: The probe.
-        few_values: As in `Probe`.
+        name: The input.
+        few_values: As in `InputBatch`.
         error: Relative L2 of the graph's embeddings from those of the float64 network with the graph's own
             weights.
         floor: The same of PyTorch in float32.
@@ -125,7 +125,7 @@ class GraphRun:
             is known.
         is_prepared_right: Whether its images are within rounding of what `preprocessing` says.
         feed: What it takes, a clause.
-        probes: On each input.
+        inputs: On each input.
     """
 
     runtime: str
@@ -135,15 +135,15 @@ class GraphRun:
     baked: str | None
     is_prepared_right: bool
     feed: str
-    probes: tuple[ProbeRun, ...]
+    inputs: tuple[InputRun, ...]
 
     @property
     def first_divergence(self) -> str | None:
         """The first layer that is further from float64 than its precision allows; None where none is."""
         return next(
             (
-                layer.tap
-                for run in self.probes
+                layer.activation
+                for run in self.inputs
                 for layer in run.layers
                 if not layer.error <= run.factor * layer.floor
             ),

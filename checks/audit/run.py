@@ -38,7 +38,12 @@ from checks.audit.result import AuditReport, GraphRun, TensorResult
 from checks.audit.weight_file import read_weights
 from checks.compare.verdict import environment
 from checks.core.judgement import Judgement
-from checks.core.source_tensors import other_weights, plan_tensors, right_state_dict, single_precision
+from checks.core.source_tensors import (
+    alternative_state_dict,
+    expected_state_dict,
+    float32_variables,
+    plan_tensors,
+)
 from checks.core.tensorflow_side import open_own_graph
 from checks.diagnosis.tensor_causes import Others
 from converter.convert import MappingError, Weights
@@ -185,12 +190,12 @@ class _Audit:
                 next_step="Give det1.npy, det2.npy or det3.npy with --against",
             )
         tensors, decided = plan_tensors(self.source, weights)
-        right = right_state_dict(tensors, decided)
+        right = expected_state_dict(tensors, decided)
         variant = decided.variant
         expected = source_tensors(
-            single_precision(self.source, tensors, decided),
+            float32_variables(self.source, tensors, decided),
             variant,
-            Others(right, other_weights(tensors, weights)),
+            Others(right, alternative_state_dict(tensors, weights)),
         )
         if self.graph is None:
             assert self.weights is not None
@@ -245,7 +250,7 @@ class _Audit:
             if graph is None:
                 return None
             with graph:
-                state_dict = right_state_dict(tensors, decided)
+                state_dict = expected_state_dict(tensors, decided)
 
                 def own(dtype: torch.dtype) -> InceptionResnetV1:
                     return _network_of(state_dict, decided.variant, dtype)

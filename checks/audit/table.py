@@ -8,7 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from checks.audit.result import AuditReport, GraphRun, TensorResult
-from checks.core.activations import short
+from checks.core.activations import short_name
 from checks.core.render import show_judgements
 from converter import command_line
 
@@ -69,14 +69,14 @@ def _run(run: GraphRun) -> Table:
     for heading in ("error", "PyTorch's\nerror", "from the\nsource's", "worst layer,\nto PyTorch's"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("at", no_wrap=True)
-    for probe in run.probes:
-        worst = max(probe.layers, key=lambda layer: layer.error / layer.floor)
+    for batch in run.inputs:
+        worst = max(batch.layers, key=lambda layer: layer.error / layer.floor)
         table.add_row(
-            probe.name,
-            f"{probe.error:.1e}",
-            f"{probe.floor:.1e}",
-            f"{probe.distance:.2e}",
+            batch.name,
+            f"{batch.error:.1e}",
+            f"{batch.floor:.1e}",
+            f"{batch.distance:.2e}",
             f"{worst.error / worst.floor:.2f}",
-            short(worst.tap),
+            short_name(worst.activation),
         )
     return table

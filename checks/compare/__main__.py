@@ -24,7 +24,7 @@ corrupt or another network; 4 something that is needed, such as TensorFlow, is m
 def _parser(argv: Sequence[str] | None) -> argparse.ArgumentParser:
     parser = command_line.parser(
         "python -m checks.compare",
-        "Prove a PyTorch port of a FaceNet checkpoint: both networks on the same inputs, tap by tap.",
+        "Prove a PyTorch port of a FaceNet checkpoint: both networks on the same inputs, activation by activation.",
         _EPILOG,
     )
     source_options.add_source_options(parser)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from checks.core.activations import LOGITS
-from checks.core.inputs import Probe
+from checks.core.inputs import InputBatch
 from checks.core.tensorflow_side import Activations
 from converter.atomic import AtomicFiles
 from converter.errors import SourceError
@@ -22,11 +22,11 @@ _DAMAGED = "Store the activations again with --save-activations"
 
 
 class ActivationWriter:
-    """Writes activations probe by probe; the file appears when it is complete. A context manager.
+    """Writes activations input by input; the file appears when it is complete. A context manager.
 
     Args:
         path: The file.
-        provenance: What the activations were made of, their taps in order among it; has to be JSON.
+        provenance: What the activations were made of, their activations in order among it; has to be JSON.
 
     Raises:
         UsageError: The file exists, or its folder does not.
@@ -43,25 +43,25 @@ class ActivationWriter:
         self._file.attrs["provenance"] = json.dumps(provenance)
 
     def add(self, activations: Activations) -> None:
-        """Store one probe with what TensorFlow gave on it."""
-        probe = activations.probe
+        """Store one input with what TensorFlow gave on it."""
+        batch = activations.batch
         group = self._file.create_group(f"{len(self._file):03d}")
-        group.attrs["name"] = probe.name
+        group.attrs["name"] = batch.name
         group.attrs["own_graph"] = activations.own_graph
         group.attrs["rebuilt"] = json.dumps(activations.rebuilt)
         group.attrs["rebuilt_error"] = json.dumps(activations.rebuilt_error)
-        _store(group, "images", probe.images)
+        _store(group, "images", batch.images)
         for precision, arrays in (("float64", activations.float64), ("float32", activations.float32)):
-            for index, (tap, array) in enumerate(arrays.items()):
+            for index, (activation, array) in enumerate(arrays.items()):
                 dataset = _store(group, f"{precision}/{index:03d}", array)
-                dataset.attrs["tap"] = tap
+                dataset.attrs["activation"] = activation
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         try:
-            self._file.attrs["probes"] = json.dumps(
+            self._file.attrs["inputs"] = json.dumps(
                 [str(self._file[name].attrs["name"]) for name in self._file]
             )
             self._file.close()
@@ -78,14 +78,14 @@ def _store(group: h5py.Group, name: str, array: NDArray[Any]) -> h5py.Dataset:
 
 
 class ActivationFile:
-    """Stored activations, read probe by probe. A context manager.
+    """Stored activations, read input by input. A context manager.
 
     Args:
         path: The file.
 
     Attributes:
         provenance: What the activations were made of.
-        probes: The names of the probes.
+        inputs: The names of the inputs.
 
     Raises:
         SourceError: Not a file of stored activations, or damaged.
@@ -103,17 +103,17 @@ class ActivationFile:
             raise SourceError(path, "not a file of stored activations", next_step=_DAMAGED)
         try:
             self.provenance: Mapping[str, Any] = json.loads(self._file.attrs["provenance"])
-            self.probes: tuple[str, ...] = tuple(json.loads(self._file.attrs["probes"]))
+            self.inputs: tuple[str, ...] = tuple(json.loads(self._file.attrs["inputs"]))
             there = tuple(str(self._file[name].attrs["name"]) for name in sorted(self._file))
         except (KeyError, ValueError) as error:
             self._file.close()
             raise SourceError(path, "its provenance is damaged", next_step=_DAMAGED) from error
-        if there != self.probes:
+        if there != self.inputs:
             self._file.close()
-            raise SourceError(path, f"probes are missing: {there} of {self.probes}", next_step=_DAMAGED)
+            raise SourceError(path, f"inputs are missing: {there} of {self.inputs}", next_step=_DAMAGED)
 
     def __iter__(self) -> Iterator[Activations]:
-        """Read one probe after another.
+        """Read one input after another.
 
         Raises:
             SourceError: A checksum does not fit, or something is missing.
@@ -121,28 +121,32 @@ class ActivationFile:
         for name in sorted(self._file):
             group = self._file[name]
             try:
-                probe = Probe(str(group.attrs["name"]), group["images"][()])
+                batch = InputBatch(str(group.attrs["name"]), group["images"][()])
                 found = Activations(
-                    probe,
+                    batch,
                     _read(group["float64"]),
                     _read(group["float32"]),
                     bool(group.attrs["own_graph"]),
                     json.loads(group.attrs["rebuilt"]),
                     json.loads(group.attrs["rebuilt_error"]),
                 )
-                self._check_taps(found)
+                self._check_activations(found)
             except (OSError, KeyError, ValueError) as error:
                 raise SourceError(
-                    self._path, f"probe {name} is damaged ({error})", next_step=_DAMAGED
+                    self._path, f"input {name} is damaged ({error})", next_step=_DAMAGED
                 ) from error
             yield found
 
-    def _check_taps(self, found: Activations) -> None:
-        taps = list(self.provenance["taps"])
-        if list(found.float64) != taps or list(found.float32) != taps:
-            raise ValueError("taps are missing")
+    def _check_activations(self, found: Activations) -> None:
+        activations = list(self.provenance["activations"])
+        if list(found.float64) != activations or list(found.float32) != activations:
+            raise ValueError("activations are missing")
         # A frozen graph has no Logits of its own.
-        compared = [taps, [tap for tap in taps if tap != LOGITS]] if found.own_graph else [[]]
+        compared = (
+            [activations, [activation for activation in activations if activation != LOGITS]]
+            if found.own_graph
+            else [[]]
+        )
         if list(found.rebuilt) not in compared or list(found.rebuilt_error) not in compared:
             raise ValueError("the comparison of the two TensorFlow graphs is missing")
 
@@ -158,4 +162,4 @@ class ActivationFile:
 
 
 def _read(group: h5py.Group) -> dict[str, NDArray[Any]]:
-    return {str(group[name].attrs["tap"]): np.asarray(group[name][()]) for name in sorted(group)}
+    return {str(group[name].attrs["activation"]): np.asarray(group[name][()]) for name in sorted(group)}

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from checks.compare.repair import Repair
 from checks.core import thresholds
-from checks.core.activations import EMBEDDINGS, short
+from checks.core.activations import EMBEDDINGS, short_name
 from checks.core.inputs import NOISE
 from checks.core.judgement import Judgement
 from checks.core.metrics import Difference, difference, l2_norm, relative_l2
@@ -25,11 +25,11 @@ from converter.layer_map import LOGITS_SCOPE, Synthesised, Variant
 
 
 @dataclass(frozen=True, slots=True)
-class TapMeasurement:
-    """Everything measured at one tap on one probe.
+class ActivationMeasurement:
+    """Everything measured at one activation on one input.
 
     Attributes:
-        tap: TensorFlow scope.
+        activation: TensorFlow scope.
         float32: PyTorch from TensorFlow, both in float32.
         float64: PyTorch from TensorFlow, both in float64.
         pytorch_error: Relative L2 of PyTorch's float32 from TensorFlow's float64.
@@ -37,7 +37,7 @@ class TapMeasurement:
         excess: The first error over the second, which counts as one unit roundoff at least.
     """
 
-    tap: str
+    activation: str
     float32: Difference
     float64: Difference
     pytorch_error: float
@@ -46,14 +46,14 @@ class TapMeasurement:
 
 
 @dataclass(frozen=True, slots=True)
-class ProbeMeasurement:
-    """Everything measured on one probe.
+class InputMeasurement:
+    """Everything measured on one input.
 
     Attributes:
-        name: The probe.
-        few_values: As in `Probe`.
+        name: The input.
+        few_values: As in `InputBatch`.
         own_graph: As in `Activations`.
-        taps: In the order of evaluation.
+        activations: In the order of evaluation.
         distance64: Frobenius distance of the embeddings in float64.
         distance32: The same in float32.
         row_distance32: Largest distance of a single embedding in float32.
@@ -64,7 +64,7 @@ class ProbeMeasurement:
     name: str
     few_values: bool
     own_graph: bool
-    taps: tuple[TapMeasurement, ...]
+    activations: tuple[ActivationMeasurement, ...]
     distance64: float
     distance32: float
     row_distance32: float
@@ -73,8 +73,10 @@ class ProbeMeasurement:
 
     @property
     def first_divergence(self) -> str | None:
-        """The first tap at which the float64 results differ by more than rounding; None where none does."""
-        return next((t.tap for t in self.taps if not t.float64.relative_l2 <= thresholds.MAPPING), None)
+        """The first activation at which the float64 results differ by more than rounding; None where none does."""
+        return next(
+            (t.activation for t in self.activations if not t.float64.relative_l2 <= thresholds.MAPPING), None
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +89,7 @@ class Report:
         own_graph: The file of the checkpoint's own graph, or None where the rebuilt graph stood in.
         variant: The variant of the network.
         judgements: tensors, mapping, rounding, headline.
-        probes: What was measured on each probe; empty where the state_dict could not be loaded.
+        inputs: What was measured on each input; empty where the state_dict could not be loaded.
         environment: Versions and machine.
         diagnosis: Where a judgement failed, the wrong layers and their causes; None where none failed, or no
             cause could be sought.
@@ -102,7 +104,7 @@ class Report:
     own_graph: str | None
     variant: Variant
     judgements: tuple[Judgement, ...]
-    probes: tuple[ProbeMeasurement, ...]
+    inputs: tuple[InputMeasurement, ...]
     environment: Mapping[str, Any]
     diagnosis: Diagnosis | None = None
     undiagnosed: str = ""
@@ -121,26 +123,26 @@ def measure(
     float32: Mapping[str, NDArray[Any]],
     float64: Mapping[str, NDArray[Any]],
     differ: Callable[[NDArray[Any], NDArray[Any]], Difference] = difference,
-) -> ProbeMeasurement:
+) -> InputMeasurement:
     """Measure PyTorch's activations against TensorFlow's.
 
     An array of another shape than TensorFlow's is infinitely far from it.
 
     Args:
         activations: TensorFlow's side.
-        float32: Tap to array of PyTorch in float32.
-        float64: Tap to array of PyTorch in float64.
+        float32: Activation to array of PyTorch in float32.
+        float64: Activation to array of PyTorch in float64.
         differ: Measures two arrays of one shape.
     """
-    taps = []
-    for tap, exact in activations.float64.items():
-        pytorch_error = _relative(float32[tap], exact)
-        tensorflow_error = relative_l2(activations.float32[tap], exact)
-        taps.append(
-            TapMeasurement(
-                tap,
-                _difference(float32[tap], activations.float32[tap], differ),
-                _difference(float64[tap], exact, differ),
+    measured = []
+    for activation, exact in activations.float64.items():
+        pytorch_error = _relative(float32[activation], exact)
+        tensorflow_error = relative_l2(activations.float32[activation], exact)
+        measured.append(
+            ActivationMeasurement(
+                activation,
+                _difference(float32[activation], activations.float32[activation], differ),
+                _difference(float64[activation], exact, differ),
                 pytorch_error,
                 tensorflow_error,
                 pytorch_error / max(tensorflow_error, thresholds.UNIT_ROUNDOFF),
@@ -148,11 +150,11 @@ def measure(
         )
     gap32 = _gap(float32[EMBEDDINGS], activations.float32[EMBEDDINGS])
     gap64 = _gap(float64[EMBEDDINGS], activations.float64[EMBEDDINGS])
-    return ProbeMeasurement(
-        name=activations.probe.name,
-        few_values=activations.probe.few_values,
+    return InputMeasurement(
+        name=activations.batch.name,
+        few_values=activations.batch.few_values,
         own_graph=activations.own_graph,
-        taps=tuple(taps),
+        activations=tuple(measured),
         distance64=l2_norm(gap64),
         distance32=l2_norm(gap32),
         row_distance32=max(l2_norm(row) for row in gap32),
@@ -266,49 +268,54 @@ def judge_stored_tensors(digests: Mapping[str, str], stored: Mapping[str, str]) 
     return Judgement("tensors", not details, statement, tuple(details))
 
 
-def judge_mapping(probes: Sequence[ProbeMeasurement]) -> Judgement:
-    """Float64 against float64: the embeddings' distance and every tap, on every probe."""
+def judge_mapping(inputs: Sequence[InputMeasurement]) -> Judgement:
+    """Float64 against float64: the embeddings' distance and every activation, on every input."""
     limit = thresholds.MAPPING
     details = []
-    for probe in probes:
-        if not probe.distance64 <= limit:
-            details.append(f"{probe.name}: embeddings are {probe.distance64:.1e} apart")
-        if probe.first_divergence is not None:
-            tap = next(t for t in probe.taps if t.tap == probe.first_divergence)
-            details.append(f"{probe.name}: first at {tap.tap}, relative L2 {tap.float64.relative_l2:.1e}")
-    distance = max(probe.distance64 for probe in probes)
-    worst = max((tap for probe in probes for tap in probe.taps), key=lambda t: t.float64.relative_l2)
+    for batch in inputs:
+        if not batch.distance64 <= limit:
+            details.append(f"{batch.name}: embeddings are {batch.distance64:.1e} apart")
+        if batch.first_divergence is not None:
+            activation = next(t for t in batch.activations if t.activation == batch.first_divergence)
+            details.append(
+                f"{batch.name}: first at {activation.activation}, relative L2 {activation.float64.relative_l2:.1e}"
+            )
+    distance = max(batch.distance64 for batch in inputs)
+    worst = max(
+        (activation for batch in inputs for activation in batch.activations),
+        key=lambda t: t.float64.relative_l2,
+    )
     statement = (
-        f"float64: embeddings {distance:.1e} apart, worst tap {worst.float64.relative_l2:.1e} "
-        f"({short(worst.tap)}); at most {limit:.0e}"
+        f"float64: embeddings {distance:.1e} apart, worst activation {worst.float64.relative_l2:.1e} "
+        f"({short_name(worst.activation)}); at most {limit:.0e}"
     )
     return Judgement("mapping", not details, statement, tuple(details))
 
 
-def judge_rounding(probes: Sequence[ProbeMeasurement]) -> Judgement:
+def judge_rounding(inputs: Sequence[InputMeasurement]) -> Judgement:
     """Float32 errors against the float64 result: PyTorch's against TensorFlow's, and graph against graph."""
     details = []
-    for probe in probes:
-        factor = thresholds.ROUNDING_FEW_VALUES if probe.few_values else thresholds.ROUNDING
+    for batch in inputs:
+        factor = thresholds.ROUNDING_FEW_VALUES if batch.few_values else thresholds.ROUNDING
         details += [
-            f"{probe.name}: {tap.tap}: PyTorch is {tap.excess:.2f} times as far from float64 as TensorFlow, "
+            f"{batch.name}: {activation.activation}: PyTorch is {activation.excess:.2f} times as far from float64 as TensorFlow, "
             f"at most {factor:g}"
-            for tap in probe.taps
-            if not tap.excess <= factor
+            for activation in batch.activations
+            if not activation.excess <= factor
         ]
-        own_error = {tap.tap: tap.tensorflow_error for tap in probe.taps}
+        own_error = {activation.activation: activation.tensorflow_error for activation in batch.activations}
         details += [
-            f"{probe.name}: {tap}: the rebuilt graph is {error:.1e} from float64, the checkpoint's own "
-            f"{own_error[tap]:.1e}"
-            for tap, error in probe.rebuilt_error.items()
-            if not error <= factor * max(own_error[tap], thresholds.UNIT_ROUNDOFF)
-            or not own_error[tap] <= factor * max(error, thresholds.UNIT_ROUNDOFF)
+            f"{batch.name}: {activation}: the rebuilt graph is {error:.1e} from float64, the checkpoint's own "
+            f"{own_error[activation]:.1e}"
+            for activation, error in batch.rebuilt_error.items()
+            if not error <= factor * max(own_error[activation], thresholds.UNIT_ROUNDOFF)
+            or not own_error[activation] <= factor * max(error, thresholds.UNIT_ROUNDOFF)
         ]
-    statement = "float32: PyTorch's error over TensorFlow's, worst tap " + _worst_excess(probes)
-    compared = [value for probe in probes for value in probe.rebuilt.values()]
+    statement = "float32: PyTorch's error over TensorFlow's, worst activation " + _worst_excess(inputs)
+    compared = [value for batch in inputs for value in batch.rebuilt.values()]
     if compared:
         same = sum(value == 0.0 for value in compared)
-        statement += f"; rebuilt and own graph agree bit for bit at {same} of {len(compared)} taps"
+        statement += f"; rebuilt and own graph agree bit for bit at {same} of {len(compared)} activations"
         if same < len(compared):
             statement += f", at most {max(compared):.1e} apart"
     else:
@@ -316,19 +323,24 @@ def judge_rounding(probes: Sequence[ProbeMeasurement]) -> Judgement:
     return Judgement("rounding", not details, statement, tuple(details))
 
 
-def _worst_excess(probes: Sequence[ProbeMeasurement]) -> str:
+def _worst_excess(inputs: Sequence[InputMeasurement]) -> str:
     parts = []
     for few_values, limit in ((False, thresholds.ROUNDING), (True, thresholds.ROUNDING_FEW_VALUES)):
-        excesses = [tap.excess for probe in probes if probe.few_values is few_values for tap in probe.taps]
+        excesses = [
+            activation.excess
+            for batch in inputs
+            if batch.few_values is few_values
+            for activation in batch.activations
+        ]
         if excesses:
-            inputs = "on few values" if few_values else "on varied inputs"
-            parts.append(f"{max(excesses):.2f} {inputs} (at most {limit:g})")
+            kind = "on few values" if few_values else "on varied inputs"
+            parts.append(f"{max(excesses):.2f} {kind} (at most {limit:g})")
     return ", ".join(parts)
 
 
-def judge_headline(probes: Sequence[ProbeMeasurement]) -> Judgement:
+def judge_headline(inputs: Sequence[InputMeasurement]) -> Judgement:
     """The float32 distance that the field quotes, on five standard normal images."""
-    noise = next(probe for probe in probes if probe.name == NOISE)
+    noise = next(batch for batch in inputs if batch.name == NOISE)
     passed = noise.distance32 <= thresholds.HEADLINE and noise.row_distance32 <= thresholds.HEADLINE_ROW
     statement = (
         f"float32 distance {noise.distance32:.3e} (at most {thresholds.HEADLINE:.0e}), largest row "

@@ -6,17 +6,17 @@ from collections.abc import Sequence
 from itertools import zip_longest
 from pathlib import Path
 
-from checks.compare.judge import ProbeMeasurement, Report, TapMeasurement
-from checks.compare.table import INPUT_HEADINGS, TAP_HEADINGS, input_cells, tap_cells
+from checks.compare.judge import ActivationMeasurement, InputMeasurement, Report
+from checks.compare.table import ACTIVATION_HEADINGS, INPUT_HEADINGS, activation_cells, input_cells
 from checks.core import thresholds
-from checks.core.activations import EMBEDDINGS, LAYERS, STAGES, short
+from checks.core.activations import EMBEDDINGS, LAYERS, STAGES, short_name
 from checks.report.charts import Counts, Depth, Drawer, Limit, Mark, Panel, Series
-from checks.report.network_parts import tap_groups
+from checks.report.network_parts import activation_groups
 from checks.report.page import Head, Row, Table, network, write_page
 from checks.report.provenance import digests, provenance, shown_path
 from checks.report.reference_lines import DOUBLE, SINGLE
 
-_MOST_PROBES = 12  # drawn; photographs can make many
+_MOST_INPUTS = 12  # drawn; photographs can make many
 
 
 def write_compare_report(path: Path, report: Report, *, command: str) -> None:
@@ -32,24 +32,24 @@ def write_compare_report(path: Path, report: Report, *, command: str) -> None:
     """
     foot = provenance(command, digests(report.files), report.environment, report.seed)
     drawer = Drawer()
-    shown = next((probe for probe in report.probes if probe.first_divergence), None)
-    shown = shown or next(iter(report.probes), None)
+    shown = next((batch for batch in report.inputs if batch.first_divergence), None)
+    shown = shown or next(iter(report.inputs), None)
     content = {} if shown is None else _measured(report, shown, drawer)
     write_page(path, "compare/page.html", _head(report), foot, shown=shown, **content)
 
 
 def _head(report: Report) -> Head:
-    first = next((probe for probe in report.probes if probe.first_divergence), None)
+    first = next((batch for batch in report.inputs if batch.first_divergence), None)
     place = ""
     if first is not None and first.first_divergence is not None:
-        place = short(first.first_divergence)
+        place = short_name(first.first_divergence)
     elif report.diagnosis is not None and report.diagnosis.findings:
-        place = short(report.diagnosis.findings[0].tap)
+        place = short_name(report.diagnosis.findings[0].activation)
     if report.passed:
         sentence = "The port is exact."
     elif place:
         sentence = "The port differs, first at"
-    elif not report.probes:
+    elif not report.inputs:
         sentence = "The port differs: its state_dict does not load."
     else:
         sentence = "The port differs."
@@ -61,7 +61,7 @@ def _head(report: Report) -> Head:
         facts=_facts(report),
         judgements=report.judgements,
         place=place,
-        reasons=(*_reasons(report), *_divergence(report.probes)),
+        reasons=(*_reasons(report), *_divergence(report.inputs)),
     )
 
 
@@ -77,7 +77,7 @@ def _facts(report: Report) -> tuple[tuple[str, str], ...]:
 
 def _reasons(report: Report) -> tuple[tuple[str, str], ...]:
     reasons: list[tuple[str, str]] = []
-    if not report.probes:  # nothing has a place then
+    if not report.inputs:  # nothing has a place then
         reasons += [("Tensors", detail) for detail in report.judgements[0].details[:1]]
     if report.diagnosis is not None:
         reasons += [("Cause", line) for line in report.diagnosis.summary]
@@ -90,54 +90,60 @@ def _reasons(report: Report) -> tuple[tuple[str, str], ...]:
     return tuple(reasons)
 
 
-def _divergence(probes: Sequence[ProbeMeasurement]) -> tuple[tuple[str, str], ...]:
-    diverging = [probe for probe in probes if probe.first_divergence is not None]
+def _divergence(inputs: Sequence[InputMeasurement]) -> tuple[tuple[str, str], ...]:
+    diverging = [batch for batch in inputs if batch.first_divergence is not None]
     if not diverging:
         return ()
-    tap = next(tap for tap in diverging[0].taps if tap.tap == diverging[0].first_divergence)
+    activation = next(
+        activation
+        for activation in diverging[0].activations
+        if activation.activation == diverging[0].first_divergence
+    )
     words = (
-        f"relative L2 {tap.float64.relative_l2:.1e} in float64, at most {thresholds.MAPPING:.0e}, on "
-        f"{diverging[0].name} inputs; {len(diverging)} of {len(probes)} inputs diverge"
+        f"relative L2 {activation.float64.relative_l2:.1e} in float64, at most {thresholds.MAPPING:.0e}, on "
+        f"{diverging[0].name} inputs; {len(diverging)} of {len(inputs)} inputs diverge"
     )
     return (("Divergence", words),)
 
 
-def _measured(report: Report, shown: ProbeMeasurement, drawer: Drawer) -> dict[str, object]:
-    others = [probe for probe in report.probes if probe is not shown]
+def _measured(report: Report, shown: InputMeasurement, drawer: Drawer) -> dict[str, object]:
+    others = [batch for batch in report.inputs if batch is not shown]
     # Those that diverge say more than those that do not.
-    drawn = sorted(others, key=lambda probe: probe.first_divergence is None)[:_MOST_PROBES]
+    drawn = sorted(others, key=lambda batch: batch.first_divergence is None)[:_MOST_INPUTS]
     return {
         "depth": drawer.depth(_depth(shown)),
         "histograms": drawer.histograms(
             f"Differences between PyTorch and TensorFlow in units in the last place, on {shown.name} inputs",
             _panels(shown),
         ),
-        "others": [(probe, drawer.depth(_depth(probe, lower=True))) for probe in drawn],
+        "others": [(batch, drawer.depth(_depth(batch, lower=True))) for batch in drawn],
         "undrawn": len(others) - len(drawn),
-        "inputs": _inputs(report.probes),
-        "taps": _taps(shown),
-        "every_layer": len(shown.taps) > len(STAGES) + 2,
+        "inputs": _inputs(report.inputs),
+        "activations": _activations(shown),
+        "every_layer": len(shown.activations) > len(STAGES) + 2,
         "mapping": f"{thresholds.MAPPING:.0e}",
     }
 
 
-def _depth(probe: ProbeMeasurement, *, lower: bool = False) -> Depth:
-    floor = tuple(tap.tensorflow_error for tap in probe.taps)
-    factor = thresholds.ROUNDING_FEW_VALUES if probe.few_values else thresholds.ROUNDING
-    differing = tuple(tap.float64.relative_l2 for tap in probe.taps)
-    single = tuple(tap.pytorch_error for tap in probe.taps)
-    worst = max(probe.taps, key=lambda tap: tap.float64.relative_l2)
+def _depth(batch: InputMeasurement, *, lower: bool = False) -> Depth:
+    floor = tuple(activation.tensorflow_error for activation in batch.activations)
+    factor = thresholds.ROUNDING_FEW_VALUES if batch.few_values else thresholds.ROUNDING
+    differing = tuple(activation.float64.relative_l2 for activation in batch.activations)
+    single = tuple(activation.pytorch_error for activation in batch.activations)
+    worst = max(batch.activations, key=lambda activation: activation.float64.relative_l2)
     found = (
         f"the largest float64 difference is {worst.float64.relative_l2:.1e}"
-        if probe.first_divergence is None
-        else f"the float64 results diverge first at {short(probe.first_divergence)}"
+        if batch.first_divergence is None
+        else f"the float64 results diverge first at {short_name(batch.first_divergence)}"
     )
-    places = [tap.tap for tap in probe.taps]
+    places = [activation.activation for activation in batch.activations]
     mark = None
-    if probe.first_divergence is not None:
-        mark = Mark(places.index(probe.first_divergence), "first divergence", short(probe.first_divergence))
+    if batch.first_divergence is not None:
+        mark = Mark(
+            places.index(batch.first_divergence), "first divergence", short_name(batch.first_divergence)
+        )
     return Depth(
-        says=f"Error by depth at {len(places)} taps on {probe.name} inputs, log scale: {found}.",
+        says=f"Error by depth at {len(places)} activations on {batch.name} inputs, log scale: {found}.",
         series=(
             Series("PyTorch float32, from float64", single, "pytorch", "circles"),
             Series("TensorFlow float32, from float64: the rounding floor", floor, "floor", "broad"),
@@ -149,7 +155,7 @@ def _depth(probe: ProbeMeasurement, *, lower: bool = False) -> Depth:
                 most=thresholds.MAPPING,
             ),
         ),
-        groups=tap_groups(places),
+        groups=activation_groups(places),
         limits=(
             SINGLE,
             Limit("threshold of float64", f"{thresholds.MAPPING:.0e}", thresholds.MAPPING, "limit"),
@@ -161,27 +167,37 @@ def _depth(probe: ProbeMeasurement, *, lower: bool = False) -> Depth:
     )
 
 
-def _panels(probe: ProbeMeasurement) -> tuple[Panel, ...]:
-    worst = max(probe.taps, key=lambda tap: tap.float64.relative_l2)
-    if probe.first_divergence is None:
-        chosen, what = worst, "worst tap"
+def _panels(batch: InputMeasurement) -> tuple[Panel, ...]:
+    worst = max(batch.activations, key=lambda activation: activation.float64.relative_l2)
+    if batch.first_divergence is None:
+        chosen, what = worst, "worst activation"
     else:
-        chosen = next(tap for tap in probe.taps if tap.tap == probe.first_divergence)
+        chosen = next(
+            activation for activation in batch.activations if activation.activation == batch.first_divergence
+        )
         what = "first divergence"
-    embeddings = next(tap for tap in probe.taps if tap.tap == EMBEDDINGS)
+    embeddings = next(activation for activation in batch.activations if activation.activation == EMBEDDINGS)
     return (
-        _panel(f"all {len(probe.taps)} taps", probe.taps),
-        _panel(f"{what}: {short(chosen.tap).rpartition('/')[2]}", [chosen]),
+        _panel(f"all {len(batch.activations)} activations", batch.activations),
+        _panel(f"{what}: {short_name(chosen.activation).rpartition('/')[2]}", [chosen]),
         _panel("embeddings", [embeddings]),
     )
 
 
-def _panel(title: str, taps: Sequence[TapMeasurement]) -> Panel:
+def _panel(title: str, activations: Sequence[ActivationMeasurement]) -> Panel:
     return Panel(
         title,
         (
-            Counts("float32", _pooled([tap.float32.ulp_histogram for tap in taps]), "pytorch"),
-            Counts("float64", _pooled([tap.float64.ulp_histogram for tap in taps]), "float64"),
+            Counts(
+                "float32",
+                _pooled([activation.float32.ulp_histogram for activation in activations]),
+                "pytorch",
+            ),
+            Counts(
+                "float64",
+                _pooled([activation.float64.ulp_histogram for activation in activations]),
+                "float64",
+            ),
         ),
     )
 
@@ -190,17 +206,17 @@ def _pooled(histograms: Sequence[Sequence[int]]) -> tuple[int, ...]:
     return tuple(map(sum, zip_longest(*histograms, fillvalue=0)))
 
 
-def _inputs(probes: Sequence[ProbeMeasurement]) -> Table:
+def _inputs(inputs: Sequence[InputMeasurement]) -> Table:
     rows = [
-        Row(probe.name, input_cells(probe), "fault" if probe.first_divergence else "") for probe in probes
+        Row(batch.name, input_cells(batch), "fault" if batch.first_divergence else "") for batch in inputs
     ]
     return Table("input", INPUT_HEADINGS, tuple(rows), words=1)
 
 
-def _taps(probe: ProbeMeasurement) -> Table:
+def _activations(batch: InputMeasurement) -> Table:
     rows = []
-    for tap in probe.taps:
-        stage = "" if tap.tap in LAYERS and tap.tap not in STAGES else "strong"
-        kind = "" if tap.float64.relative_l2 <= thresholds.MAPPING else "fault"
-        rows.append(Row(short(tap.tap), tap_cells(tap), kind or stage))
-    return Table("tap", TAP_HEADINGS, tuple(rows))
+    for activation in batch.activations:
+        stage = "" if activation.activation in LAYERS and activation.activation not in STAGES else "strong"
+        kind = "" if activation.float64.relative_l2 <= thresholds.MAPPING else "fault"
+        rows.append(Row(short_name(activation.activation), activation_cells(activation), kind or stage))
+    return Table("activation", ACTIVATION_HEADINGS, tuple(rows))

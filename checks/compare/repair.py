@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from checks.core.activations import short
+from checks.core.activations import short_name
 from checks.diagnosis.diagnose import Diagnosis
 from converter.atomic import AtomicFiles
 from converter.convert_file import same_bits
@@ -62,7 +62,7 @@ def corrected(arrays: Arrays, diagnosis: Diagnosis) -> dict[str, NDArray[Any]] |
     if lost:
         others = f", and {len(lost) - 1} more" if len(lost) > 1 else ""
         return (
-            f"the right values cannot be had from the port's own tensors at {short(lost[0].tap)} "
+            f"the right values cannot be had from the port's own tensors at {short_name(lost[0].activation)} "
             f"({lost[0].statement}){others}"
         )
     return {key: diagnosis.repair.get(key, array) for key, array in arrays.items()}

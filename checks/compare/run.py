@@ -1,4 +1,4 @@
-"""A comparison: TensorFlow and PyTorch on the same inputs, tap by tap, and four judgements."""
+"""A comparison: TensorFlow and PyTorch on the same inputs, activation by activation, and four judgements."""
 
 from __future__ import annotations
 
@@ -16,12 +16,17 @@ from checks.compare.judge import Report, judge_tensors
 from checks.compare.repair import refuse_output
 from checks.compare.verdict import DIAGNOSED_IMAGES, Arrays, Comparison, Reference, Say
 from checks.compare.without_tensorflow import StoredComparison, provenance
-from checks.core.activations import tap_names
+from checks.core.activations import activation_names
 from checks.core.builtin_checkpoint import built_in_checkpoint
-from checks.core.inputs import Probe, find_photographs, photograph_probes, seeded_probes
+from checks.core.inputs import InputBatch, find_photographs, photograph_inputs, seeded_inputs
 from checks.core.judgement import Judgement
 from checks.core.models import Port, build_port, load_state_dict
-from checks.core.source_tensors import other_weights, plan_source, right_state_dict, single_precision
+from checks.core.source_tensors import (
+    alternative_state_dict,
+    expected_state_dict,
+    float32_variables,
+    plan_source,
+)
 from checks.core.tensorflow_side import Activations, TensorFlowSide, require_tensorflow
 from converter.convert import Plan, Weights
 from converter.errors import UsageError
@@ -89,17 +94,17 @@ def compare(
         say("converting")
         arrays = load_state_dict(state_dict, opened.path, weights)
         say("starting TensorFlow")
-        used = single_precision(opened, tensors, decided)
+        used = float32_variables(opened, tensors, decided)
         tensorflow = closing.enter_context(TensorFlowSide(opened, used, weights, own_graph=not decided.casts))
         graph = tensorflow.own_graph
         own_graph = None if graph is None else graph.name
         read = (*opened.files, graph, state_dict)
         files = tuple(dict.fromkeys(str(file) for file in read if file is not None))
         port = build_port(arrays, decided.variant)
-        taps = tap_names(every_layer=every_layer, logits=decided.variant.num_classes is not None)
-        side = _Side(tensorflow, tensors, decided, taps, seed, photographs, say)
+        names = activation_names(every_layer=every_layer, logits=decided.variant.num_classes is not None)
+        side = _Side(tensorflow, tensors, decided, names, seed, photographs, say)
         if save_activations is not None and isinstance(port, Port):
-            stated = provenance(opened, tensors, decided, own_graph, seed) | {"taps": taps}
+            stated = provenance(opened, tensors, decided, own_graph, seed) | {"activations": names}
             side.writers.append(closing.enter_context(ActivationWriter(save_activations, stated)))
         comparison = Comparison(
             source=str(source),
@@ -127,7 +132,7 @@ class _Side:
     tensorflow: TensorFlowSide
     tensors: Mapping[str, NDArray[Any]]
     decided: Plan
-    taps: tuple[str, ...]
+    activations: tuple[str, ...]
     seed: int
     photographs: list[Path]
     say: Say
@@ -138,11 +143,11 @@ class _Side:
         return judge_tensors(arrays, self.tensors, self.decided, self.tensorflow.own_tensors)
 
     def run(self) -> Iterator[Activations]:
-        """Run every probe; the first time what comes of it is stored."""
+        """Run every input; the first time what comes of it is stored."""
         writers, self.writers[:] = tuple(self.writers), ()
-        for probe in chain(seeded_probes(self.seed), photograph_probes(self.photographs)):
-            self.say(f"comparing: {probe.name}")
-            found = self.tensorflow.run(probe, self.taps)
+        for batch in chain(seeded_inputs(self.seed), photograph_inputs(self.photographs)):
+            self.say(f"comparing: {batch.name}")
+            found = self.tensorflow.run(batch, self.activations)
             for writer in writers:
                 writer.add(found)
             yield found
@@ -150,13 +155,15 @@ class _Side:
     def reference(self) -> Reference:
         """What a port is diagnosed with: a few images at every layer."""
         logits = self.decided.variant.num_classes is not None
-        images = seeded_probes(self.seed)[0].images[:DIAGNOSED_IMAGES]
-        found = self.tensorflow.run(Probe("diagnosis", images), tap_names(every_layer=True, logits=logits))
+        images = seeded_inputs(self.seed)[0].images[:DIAGNOSED_IMAGES]
+        found = self.tensorflow.run(
+            InputBatch("diagnosis", images), activation_names(every_layer=True, logits=logits)
+        )
         return Reference(
             found.float64,
             images,
-            right_state_dict(self.tensors, self.decided),
-            other_weights(self.tensors, self.decided.weights),
+            expected_state_dict(self.tensors, self.decided),
+            alternative_state_dict(self.tensors, self.decided.weights),
         )
 
 

@@ -1,18 +1,18 @@
-"""A comparison on the screen: a table of taps, a line for each input, and the four verdicts."""
+"""A comparison on the screen: a table of activations, a line for each input, and the four verdicts."""
 
 from __future__ import annotations
 
 from rich.console import Console
 from rich.table import Table
 
-from checks.compare.judge import ProbeMeasurement, Report, TapMeasurement
-from checks.core.activations import short
+from checks.compare.judge import ActivationMeasurement, InputMeasurement, Report
+from checks.core.activations import short_name
 from checks.core.render import show_judgements
 from converter import command_line
 
 _WIDTH = 110  # columns; rather a wrapped line than a figure cut off
 
-TAP_HEADINGS = (
+ACTIVATION_HEADINGS = (
     "float64\nrel. L2",
     "float32\nrel. L2",
     "max abs",
@@ -21,11 +21,11 @@ TAP_HEADINGS = (
     "ULP\nmedian",
     "error,\nPT:TF",
 )
-"""Above the figures of `tap_cells`."""
+"""Above the figures of `activation_cells`."""
 
 INPUT_HEADINGS = (
     "embeddings,\nfloat64",
-    "worst tap,\nfloat64",
+    "worst activation,\nfloat64",
     "embeddings,\nfloat32",
     "largest row,\nfloat32",
     "worst error,\nPT:TF",
@@ -41,13 +41,13 @@ def show(report: Report) -> None:
     console.print(f"[bold]{report.source}[/]{judged}")
     graph = report.own_graph or "none of its own; rebuilt from scratch"
     console.print(f"TensorFlow graph: {graph}\n")
-    if report.probes:
-        console.print(_taps(report.probes[0]))
+    if report.inputs:
+        console.print(_activations(report.inputs[0]))
         console.print()
-        console.print(_inputs(report.probes))
+        console.print(_inputs(report.inputs))
         console.print()
     show_judgements(console, report.judgements)
-    first = next((probe for probe in report.probes if probe.first_divergence), None)
+    first = next((batch for batch in report.inputs if batch.first_divergence), None)
     if report.passed:
         console.print("\n[bold green]The port is exact.[/]")
     elif first is not None and first.first_divergence is not None:
@@ -74,49 +74,51 @@ def _causes(console: Console, report: Report) -> None:
         console.print("No cause found: every layer agrees on the reference's own input.")
 
 
-def _taps(probe: ProbeMeasurement) -> Table:
+def _activations(batch: InputMeasurement) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold", title_justify="left")
-    table.add_column(f"tap ({probe.name})", no_wrap=True)
-    for heading in TAP_HEADINGS:
+    table.add_column(f"activation ({batch.name})", no_wrap=True)
+    for heading in ACTIVATION_HEADINGS:
         table.add_column(heading, justify="right", no_wrap=True)
-    for tap in probe.taps:
-        style = "bold red" if tap.tap == probe.first_divergence else None
-        table.add_row(short(tap.tap), *tap_cells(tap), style=style)
+    for activation in batch.activations:
+        style = "bold red" if activation.activation == batch.first_divergence else None
+        table.add_row(short_name(activation.activation), *activation_cells(activation), style=style)
     return table
 
 
-def tap_cells(tap: TapMeasurement) -> tuple[str, ...]:
-    """The figures of a tap, as a reader is shown them."""
+def activation_cells(activation: ActivationMeasurement) -> tuple[str, ...]:
+    """The figures of an activation, as a reader is shown them."""
     return (
-        f"{tap.float64.relative_l2:.1e}",
-        f"{tap.float32.relative_l2:.1e}",
-        f"{tap.float32.max_abs:.1e}",
-        f"{1 - tap.float32.cosine:.0e}",
-        f"{tap.float32.max_ulp:.0e}" if tap.float32.max_ulp > 9999 else str(tap.float32.max_ulp),
-        f"{tap.float32.median_ulp:g}",
-        f"{tap.excess:.2f}",
+        f"{activation.float64.relative_l2:.1e}",
+        f"{activation.float32.relative_l2:.1e}",
+        f"{activation.float32.max_abs:.1e}",
+        f"{1 - activation.float32.cosine:.0e}",
+        f"{activation.float32.max_ulp:.0e}"
+        if activation.float32.max_ulp > 9999
+        else str(activation.float32.max_ulp),
+        f"{activation.float32.median_ulp:g}",
+        f"{activation.excess:.2f}",
     )
 
 
-def _inputs(probes: tuple[ProbeMeasurement, ...]) -> Table:
+def _inputs(inputs: tuple[InputMeasurement, ...]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("input", no_wrap=True)
     *figures, graph = INPUT_HEADINGS
     for heading in figures:
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column(graph, no_wrap=True)
-    for probe in probes:
-        table.add_row(probe.name, *input_cells(probe))
+    for batch in inputs:
+        table.add_row(batch.name, *input_cells(batch))
     return table
 
 
-def input_cells(probe: ProbeMeasurement) -> tuple[str, ...]:
+def input_cells(batch: InputMeasurement) -> tuple[str, ...]:
     """The figures of an input, as a reader is shown them."""
     return (
-        f"{probe.distance64:.1e}",
-        f"{max(tap.float64.relative_l2 for tap in probe.taps):.1e}",
-        f"{probe.distance32:.2e}",
-        f"{probe.row_distance32:.1e}",
-        f"{max(tap.excess for tap in probe.taps):.2f}",
-        "own" if probe.own_graph else "rebuilt",
+        f"{batch.distance64:.1e}",
+        f"{max(activation.float64.relative_l2 for activation in batch.activations):.1e}",
+        f"{batch.distance32:.2e}",
+        f"{batch.row_distance32:.1e}",
+        f"{max(activation.excess for activation in batch.activations):.2f}",
+        "own" if batch.own_graph else "rebuilt",
     )

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from checks.compare import repair as repairing
 from checks.compare.judge import (
-    ProbeMeasurement,
+    InputMeasurement,
     Report,
     judge_headline,
     judge_mapping,
@@ -34,7 +34,7 @@ Arrays = Mapping[str, NDArray[Any]]
 Say = Callable[[str], None]
 """Told what is going on."""
 
-DIAGNOSED_IMAGES = 2  # of a probe; what one layer does wrong shows on one, and a second rules out luck
+DIAGNOSED_IMAGES = 2  # of an input; what one layer does wrong shows on one, and a second rules out luck
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class Reference:
     """What a port is diagnosed with.
 
     Attributes:
-        activations: Tap to float64 activations, at every layer.
+        activations: Activation to float64 activations, at every layer.
         images: (N, H, W, 3), float32, that they are of.
         source: state_dict key to the right tensor, or None where the source is not at hand.
         averages: The same of the averages beside them; empty where there are none.
@@ -66,7 +66,7 @@ class Comparison:
         seed: As in `Report`.
         variant: As in `Report`.
         judge_tensors: Gives the first judgement on a state_dict.
-        activations: Gives TensorFlow's side, probe by probe; may be asked for again.
+        activations: Gives TensorFlow's side, input by input; may be asked for again.
         reference: Gives what a port is diagnosed with, or in words why there is none.
         say: Told what is going on.
     """
@@ -103,7 +103,7 @@ class Comparison:
         return judged if repair is None else replace(judged, repair=self._repair(arrays, diagnosis, repair))
 
     def _judge(self, arrays: Arrays, port: Port | str) -> Report:
-        probes: tuple[ProbeMeasurement, ...] = ()
+        inputs: tuple[InputMeasurement, ...] = ()
         judgements = [self.judge_tensors(arrays)]
         if isinstance(port, str):
             judgements.append(
@@ -111,15 +111,15 @@ class Comparison:
             )
             judgements += [Judgement(name, False, "not judged") for name in ("rounding", "headline")]
         else:
-            probes = tuple(_measure(port, found) for found in self.activations())
-            judgements += [judge_mapping(probes), judge_rounding(probes), judge_headline(probes)]
+            inputs = tuple(_measure(port, found) for found in self.activations())
+            judgements += [judge_mapping(inputs), judge_rounding(inputs), judge_headline(inputs)]
         return Report(
             source=self.source,
             state_dict=None if self.state_dict is None else str(self.state_dict),
             own_graph=self.own_graph,
             variant=self.variant,
             judgements=tuple(judgements),
-            probes=probes,
+            inputs=inputs,
             environment=environment(),
             files=self.files,
             seed=self.seed,
@@ -160,12 +160,12 @@ class Comparison:
         return Repair(str(path), keys, words)
 
 
-def _measure(port: Port, found: Activations) -> ProbeMeasurement:
-    taps = tuple(found.float64)
+def _measure(port: Port, found: Activations) -> InputMeasurement:
+    activations = tuple(found.float64)
     return measure(
         found,
-        run_pytorch(port.float32, found.probe.images, taps),
-        run_pytorch(port.float64, found.probe.images, taps),
+        run_pytorch(port.float32, found.batch.images, activations),
+        run_pytorch(port.float64, found.batch.images, activations),
     )
 
 

@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from checks.compare.activation_file import ActivationFile
 from checks.compare.judge import Report, judge_stored_tensors, judge_tensors
 from checks.compare.verdict import DIAGNOSED_IMAGES, Arrays, Comparison, Reference, Say, environment
-from checks.core.activations import tap_names
+from checks.core.activations import activation_names
 from checks.core.builtin_checkpoint import built_in_checkpoint
 from checks.core.inputs import SEEDED
 from checks.core.judgement import Judgement
 from checks.core.models import build_port, load_state_dict
-from checks.core.source_tensors import other_weights, plan_source, right_state_dict
+from checks.core.source_tensors import alternative_state_dict, expected_state_dict, plan_source
 from checks.core.tensorflow_side import Activations
 from converter.convert import Plan, Weights, convert_rows
 from converter.errors import SourceError, UsageError
@@ -81,8 +81,10 @@ class StoredComparison:
     def _check(self, stored: ActivationFile) -> None:
         """See to it that nothing that belongs to a comparison was left out of the stored one."""
         logits = Variant(**stored.provenance["variant"]).num_classes is not None
-        whole = [list(tap_names(every_layer=every_layer, logits=logits)) for every_layer in (False, True)]
-        if stored.probes[: len(SEEDED)] != SEEDED or list(stored.provenance["taps"]) not in whole:
+        whole = [
+            list(activation_names(every_layer=every_layer, logits=logits)) for every_layer in (False, True)
+        ]
+        if stored.inputs[: len(SEEDED)] != SEEDED or list(stored.provenance["activations"]) not in whole:
             raise SourceError(
                 self.activations, "not a whole comparison", next_step="Store it again with --save-activations"
             )
@@ -123,7 +125,10 @@ class StoredComparison:
                 return judge_tensors(arrays, tensors, decided, {})
 
             def reference() -> Reference | str:
-                right, others = right_state_dict(tensors, decided), other_weights(tensors, self.weights)
+                right, others = (
+                    expected_state_dict(tensors, decided),
+                    alternative_state_dict(tensors, self.weights),
+                )
                 return self._reference(stored, right, others)
 
             arrays = load_state_dict(self.state_dict, opened.path, self.weights)
@@ -154,13 +159,13 @@ class StoredComparison:
 
     def _reference(self, stored: ActivationFile, source: Arrays | None, averages: Arrays) -> Reference | str:
         logits = Variant(**stored.provenance["variant"]).num_classes is not None
-        if list(stored.provenance["taps"]) != list(tap_names(every_layer=True, logits=logits)):
+        if list(stored.provenance["activations"]) != list(activation_names(every_layer=True, logits=logits)):
             return "the cause is sought layer by layer, and the activations were stored without --every-layer"
         first = next(iter(stored))
-        activations = {tap: array[:DIAGNOSED_IMAGES] for tap, array in first.float64.items()}
-        return Reference(activations, first.probe.images[:DIAGNOSED_IMAGES], source, averages)
+        activations = {activation: array[:DIAGNOSED_IMAGES] for activation, array in first.float64.items()}
+        return Reference(activations, first.batch.images[:DIAGNOSED_IMAGES], source, averages)
 
     def _announced(self, stored: ActivationFile) -> Iterator[Activations]:
         for found in stored:
-            self.say(f"comparing: {found.probe.name}")
+            self.say(f"comparing: {found.batch.name}")
             yield found

@@ -1,4 +1,4 @@
-"""The verdict on a port with a fault in it: the judgements of a comparison, a probe at a time."""
+"""The verdict on a port with a fault in it: the judgements of a comparison, an input at a time."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from checks.compare.judge import (
-    ProbeMeasurement,
-    TapMeasurement,
+    ActivationMeasurement,
+    InputMeasurement,
     judge_headline,
     judge_mapping,
     judge_rounding,
@@ -23,7 +23,7 @@ from checks.compare.judge import (
     measure,
 )
 from checks.controls.faults.fault import Pipeline
-from checks.controls.tensorflow_reference import ControlProbe, TinyEmbeddings, tiny_activations
+from checks.controls.tensorflow_reference import ControlInput, TinyEmbeddings, tiny_activations
 from checks.core import thresholds
 from checks.core.activations import EMBEDDINGS, LAYERS, STAGES, run_pytorch
 from checks.core.inputs import NOISE
@@ -40,15 +40,15 @@ class Verdict:
     Attributes:
         judgements: Those that fail, by name; "run" is a network that raises. Rounding
             and headline are asked where the mapping holds.
-        place: Where the port first differs: a tap; in training `LOSS` or `OPTIMISER` as well.
-        probes: How many probes were run until one told.
-        probe: The one that did; None where none did, or it is none that a diagnosis can use.
+        place: Where the port first differs: an activation; in training `LOSS` or `OPTIMISER` as well.
+        inputs: How many inputs were run until one told.
+        input: The one that did; None where none did, or it is none that a diagnosis can use.
     """
 
     judgements: tuple[str, ...] = ()
     place: str | None = None
-    probes: int = 0
-    probe: ControlProbe | None = None
+    inputs: int = 0
+    batch: ControlInput | None = None
 
     @property
     def killed(self) -> bool:
@@ -58,11 +58,11 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class _Clean:
-    """What a clean port gives on a probe: a tap that still has these bits need not be measured again."""
+    """What a clean port gives on an input: an activation that still has these bits need not be measured again."""
 
     float32: Outputs
     float64: Outputs
-    measured: dict[str, TapMeasurement]
+    measured: dict[str, ActivationMeasurement]
 
 
 class InferenceJudge:
@@ -70,28 +70,28 @@ class InferenceJudge:
 
     Args:
         port: A clean port, in which no fault is planted as long as this judge is in use.
-        probes: The probes, in the order in which they are tried.
+        inputs: The inputs, in the order in which they are tried.
     """
 
-    def __init__(self, port: Pipeline, probes: Sequence[ControlProbe]) -> None:
+    def __init__(self, port: Pipeline, inputs: Sequence[ControlInput]) -> None:
         self._port = port
-        self._probes = tuple(probes)
+        self._inputs = tuple(inputs)
         self._clean: list[_Clean] = []
-        for probe in probes:
-            taps = tuple(probe.activations.float64)
-            images = probe.given(port)
-            single, double = (run_pytorch(model, images, taps) for model in port.models)
-            measured = measure_for_judging(probe.activations, single, double)
-            self._clean.append(_Clean(single, double, {t.tap: t for t in measured.taps}))
+        for batch in inputs:
+            activations = tuple(batch.activations.float64)
+            images = batch.given(port)
+            single, double = (run_pytorch(model, images, activations) for model in port.models)
+            measured = measure_for_judging(batch.activations, single, double)
+            self._clean.append(_Clean(single, double, {t.activation: t for t in measured.activations}))
 
     def judge(self, port: Pipeline, most: int | None = None) -> Verdict:
-        """Run the probes, or the first so many, one after another until one tells that the port differs."""
+        """Run the inputs, or the first so many, one after another until one tells that the port differs."""
         tensors = () if self._has_clean_tensors(port) or tensors_hold(port) else ("tensors",)
-        tried = list(zip(self._probes, self._clean, strict=True))[:most]
-        for number, (probe, clean) in enumerate(tried, start=1):
-            failed, place = _try(port, probe, clean)
+        tried = list(zip(self._inputs, self._clean, strict=True))[:most]
+        for number, (batch, clean) in enumerate(tried, start=1):
+            failed, place = _try(port, batch, clean)
             if failed:
-                return Verdict((*tensors, *failed), place, number, probe)
+                return Verdict((*tensors, *failed), place, number, batch)
         return Verdict(tensors, None, len(tried))
 
     def _has_clean_tensors(self, port: Pipeline) -> bool:
@@ -108,19 +108,32 @@ def tensors_hold(port: Pipeline) -> bool:
     return judge_tensors(arrays, port.source, port.plan, {}).passed
 
 
-def _try(port: Pipeline, probe: ControlProbe, clean: _Clean) -> tuple[tuple[str, ...], str | None]:
-    """The judgements that fail on one probe, and where the port first differs."""
-    expected = probe.activations
-    taps = tuple(expected.float64)
-    images = probe.given(port)
-    with _finished_taps(port, taps) as finished:
+def _try(port: Pipeline, batch: ControlInput, clean: _Clean) -> tuple[tuple[str, ...], str | None]:
+    """The judgements that fail on one input, and where the port first differs."""
+    expected = batch.activations
+    activations = tuple(expected.float64)
+    images = batch.given(port)
+    with _finished_activations(port, activations) as finished:
         try:
-            double = run_pytorch(port.float64, images, taps)
+            double = run_pytorch(port.float64, images, activations)
         except (RuntimeError, ValueError):  # what PyTorch raises where shapes do not fit
-            return ("run",), next((tap for tap in taps if tap not in finished), None)
-    misshapen = next((tap for tap in taps if double[tap].shape != expected.float64[tap].shape), None)
-    comparable = taps if misshapen is None else taps[: taps.index(misshapen)]
-    changed = [tap for tap in comparable if not np.array_equal(double[tap], clean.float64[tap])]
+            return ("run",), next(
+                (activation for activation in activations if activation not in finished), None
+            )
+    misshapen = next(
+        (
+            activation
+            for activation in activations
+            if double[activation].shape != expected.float64[activation].shape
+        ),
+        None,
+    )
+    comparable = activations if misshapen is None else activations[: activations.index(misshapen)]
+    changed = [
+        activation
+        for activation in comparable
+        if not np.array_equal(double[activation], clean.float64[activation])
+    ]
     far = (t for t in changed if not relative_l2(double[t], expected.float64[t]) <= thresholds.MAPPING)
     diverged = next(far, None)
     if diverged is not None and EMBEDDINGS in comparable:
@@ -128,22 +141,30 @@ def _try(port: Pipeline, probe: ControlProbe, clean: _Clean) -> tuple[tuple[str,
         return _judge(_measured(expected, clean.float32, double, clean, (diverged, EMBEDDINGS)))
     if diverged is not None or misshapen is not None:
         return ("mapping",), diverged or misshapen  # another shape counts as infinitely far
-    single = run_pytorch(port.float32, images, taps)
-    changed += [tap for tap in taps if not np.array_equal(single[tap], clean.float32[tap])]
+    single = run_pytorch(port.float32, images, activations)
+    changed += [
+        activation
+        for activation in activations
+        if not np.array_equal(single[activation], clean.float32[activation])
+    ]
     return _judge(_measured(expected, single, double, clean, changed)) if changed else ((), None)
 
 
 def _measured(
     expected: Activations, single: Outputs, double: Outputs, clean: _Clean, changed: Sequence[str]
-) -> ProbeMeasurement:
-    """The measurement of a probe of which only some taps have other bits than a clean port's."""
-    chosen = {tap: expected.float64[tap] for tap in expected.float64 if tap in {*changed, EMBEDDINGS}}
+) -> InputMeasurement:
+    """The measurement of an input of which only some activations have other bits than a clean port's."""
+    chosen = {
+        activation: expected.float64[activation]
+        for activation in expected.float64
+        if activation in {*changed, EMBEDDINGS}
+    }
     measured = measure_for_judging(replace(expected, float64=chosen), single, double)
-    known = {**clean.measured, **{tap.tap: tap for tap in measured.taps}}
-    return replace(measured, taps=tuple(known[tap] for tap in expected.float64))
+    known = {**clean.measured, **{activation.activation: activation for activation in measured.activations}}
+    return replace(measured, activations=tuple(known[activation] for activation in expected.float64))
 
 
-def measure_for_judging(activations: Activations, single: Outputs, double: Outputs) -> ProbeMeasurement:
+def measure_for_judging(activations: Activations, single: Outputs, double: Outputs) -> InputMeasurement:
     """`judgements.measure` without the figures that no judgement looks at, which cost the most."""
     return measure(activations, single, double, differ=_only_l2)
 
@@ -152,7 +173,7 @@ def _only_l2(array: NDArray[Any], reference: NDArray[Any]) -> Difference:
     return Difference(math.nan, relative_l2(array, reference), math.nan, 0, math.nan)
 
 
-def _judge(measured: ProbeMeasurement) -> tuple[tuple[str, ...], str | None]:
+def _judge(measured: InputMeasurement) -> tuple[tuple[str, ...], str | None]:
     """The judgements of a comparison, in its order; the later ones see nothing new where an earlier fails."""
     if not judge_mapping([measured]).passed:
         return ("mapping",), measured.first_divergence
@@ -161,23 +182,26 @@ def _judge(measured: ProbeMeasurement) -> tuple[tuple[str, ...], str | None]:
     if not judge_rounding([measured]).passed:
         failed.append("rounding")
         limit = thresholds.ROUNDING_FEW_VALUES if measured.few_values else thresholds.ROUNDING
-        place = next((tap.tap for tap in measured.taps if not tap.excess <= limit), None)
+        place = next(
+            (activation.activation for activation in measured.activations if not activation.excess <= limit),
+            None,
+        )
     if measured.name == NOISE and not judge_headline([measured]).passed:
         failed.append("headline")
     return tuple(failed), place
 
 
-def judge_whole(port: Pipeline, probes: Iterable[ControlProbe]) -> list[str]:
-    """Every judgement on every tap of every probe, as a comparison passes them.
+def judge_whole(port: Pipeline, inputs: Iterable[ControlInput]) -> list[str]:
+    """Every judgement on every activation of every input, as a comparison passes them.
 
     Returns:
         What fails, a line for each; nothing for a clean port.
     """
     alarms = [] if tensors_hold(port) else ["tensors"]
-    for probe in probes:
-        taps = tuple(probe.activations.float64)
-        single, double = (run_pytorch(model, probe.given(port), taps) for model in port.models)
-        measured = measure_for_judging(probe.activations, single, double)
+    for batch in inputs:
+        activations = tuple(batch.activations.float64)
+        single, double = (run_pytorch(model, batch.given(port), activations) for model in port.models)
+        measured = measure_for_judging(batch.activations, single, double)
         judgements = [judge_mapping([measured]), judge_rounding([measured])]
         if measured.name == NOISE:
             judgements.append(judge_headline([measured]))
@@ -197,18 +221,18 @@ def judge_tiny(port: Pipeline, tiny: TinyEmbeddings) -> Verdict:
 
 
 @contextmanager
-def _finished_taps(port: Pipeline, taps: Iterable[str]) -> Iterator[set[str]]:
-    """The taps of the float64 network that have given an output, as long as it is open."""
+def _finished_activations(port: Pipeline, activations: Iterable[str]) -> Iterator[set[str]]:
+    """The activations of the float64 network that have given an output, as long as it is open."""
     finished: set[str] = set()
 
-    def note(tap: str) -> Any:
-        return lambda module, inputs, output: finished.add(tap)
+    def note(activation: str) -> Any:
+        return lambda module, inputs, output: finished.add(activation)
 
     modules = {**LAYERS, **STAGES}
     handles = [
-        port.float64.get_submodule(modules[tap]).register_forward_hook(note(tap))
-        for tap in taps
-        if tap in modules
+        port.float64.get_submodule(modules[activation]).register_forward_hook(note(activation))
+        for activation in activations
+        if activation in modules
     ]
     try:
         yield finished

@@ -64,7 +64,7 @@ def judge_training(port: Pipeline, reference: TrainingReference) -> TrainingVerd
         place, cause = _explain(port, reference, steps, same)
         return TrainingVerdict(Verdict(failed, place, 2), cause)
     if judge_steps(_steps(port, reference, "adam")).passed:
-        return TrainingVerdict(Verdict(probes=3))
+        return TrainingVerdict(Verdict(inputs=3))
     return TrainingVerdict(Verdict(("Adam",), OPTIMISER, 3), Cause.OPTIMISER)
 
 
@@ -107,12 +107,12 @@ def _at_rest(port: Pipeline, reference: TrainingReference, moved: Sequence[Tenso
 
 
 def _layer(key: str) -> str:
-    """The tap of the layer that a state_dict key belongs to."""
+    """The activation of the layer that a state_dict key belongs to."""
     if key == INPUT:
         return next(iter(LAYERS))
-    for tap, module in LAYERS.items():
+    for activation, module in LAYERS.items():
         if key.startswith(f"{module}."):
-            return tap
+            return activation
     return LOGITS if key.startswith("logits.") else BOTTLENECK
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from checks.compare.verdict import environment
 from checks.controls.run import WORKERS, ControlReport, SiteResult
 from checks.controls.table import remarks, summary
-from checks.core.activations import short
+from checks.core.activations import short_name
 from checks.report.page import Head, write_page
 from checks.report.provenance import digests, provenance, shown_path
 
@@ -94,7 +94,7 @@ def _alarms(report: ControlReport) -> list[str]:
 
 def _head(report: ControlReport) -> Head:
     survivors = report.surviving
-    place = f"{survivors[0].fault} at {short(survivors[0].site)}" if survivors else ""
+    place = f"{survivors[0].fault} at {short_name(survivors[0].site)}" if survivors else ""
     reasons = [("Survived" if not site.killed else "Place", remarks(site)[0]) for site in survivors]
     reasons += [("False alarm", alarm) for alarm in _alarms(report)]
     if report.passed:
@@ -145,4 +145,4 @@ def _row(name: str, sites: Sequence[SiteResult], columns: Sequence[str]) -> Clas
 def _words(site: SiteResult) -> str:
     by = f" by {', '.join(site.judgements)}" if site.judgements else ""
     setting = "" if site.setting == "inference" else f" ({site.setting})"
-    return f"{short(site.site)}: {site.status}{by}{setting}"
+    return f"{short_name(site.site)}: {site.status}{by}{setting}"

@@ -18,11 +18,11 @@ from checks.controls.faults.all_faults import CATALOGUE
 from checks.controls.faults.fault import Fault, Kind, Pipeline, Setting, Site
 from checks.controls.judge_inference import InferenceJudge, Snapshot, Verdict, judge_tiny, judge_whole
 from checks.controls.judge_training import judge_training
-from checks.controls.tensorflow_reference import ControlProbe, ControlReference, ControlSource
+from checks.controls.tensorflow_reference import ControlInput, ControlReference, ControlSource
 from checks.core import thresholds
 from checks.core.activations import LOGITS
 from checks.core.builtin_checkpoint import built_in_checkpoint
-from checks.core.source_tensors import right_state_dict
+from checks.core.source_tensors import expected_state_dict
 from checks.core.tensorflow_side import require_tensorflow
 from checks.diagnosis.causes import Cause
 from checks.diagnosis.diagnose import diagnose
@@ -36,7 +36,7 @@ Progress = Callable[[int, int | None], None]
 Status = Literal["killed", "survived", "not equivalent", "does not apply"]
 
 CLEAN_RUNS = 5
-_EQUIVALENCE_PROBES = 2  # noise and pixels: on these a fault that shows elsewhere leaves inference alone
+_EQUIVALENCE_INPUTS = 2  # noise and pixels: on these a fault that shows elsewhere leaves inference alone
 WORKERS = 2
 
 
@@ -55,7 +55,7 @@ class SiteResult:
         place: Where the comparison says that the port first differs.
         cause: What the diagnosis should call it; None where it has no name for it.
         named: What it calls it.
-        probes: How many probes were run until one told, in the setting.
+        inputs: How many inputs were run until one told, in the setting.
     """
 
     fault: str
@@ -68,7 +68,7 @@ class SiteResult:
     place: str | None = None
     cause: str | None = None
     named: str | None = None
-    probes: int = 0
+    inputs: int = 0
 
     @property
     def killed(self) -> bool:
@@ -309,9 +309,9 @@ class Controls:
 
     def clean(self, seed: int) -> CleanRun:
         """Judge a clean port on the inputs of one seed, as a whole."""
-        probes = self._checkpoint.probes(seed)
+        inputs = self._checkpoint.inputs(seed)
         with self._port(f"clean run {seed}") as port:
-            return CleanRun(seed, tuple(judge_whole(port, probes)))
+            return CleanRun(seed, tuple(judge_whole(port, inputs)))
 
     def clean_everywhere(self, seed: int) -> CleanRun:
         """Judge a clean port in every setting that faults are judged in, the diagnosis included."""
@@ -323,11 +323,11 @@ class Controls:
             if reference.training is not None:
                 trained = judge_training(port, reference.training).verdict
                 alarms += [f"training: {name}" for name in trained.judgements]
-            probe = reference.inference[0].activations
+            batch = reference.inference[0].activations
             found = diagnose(
-                port.float64, probe.float64, probe.probe.images, source=self._checkpoint.arrays
+                port.float64, batch.float64, batch.batch.images, source=self._checkpoint.arrays
             ).findings
-            alarms += [f"diagnosis: {finding.tap}: {finding.statement}" for finding in found]
+            alarms += [f"diagnosis: {finding.activation}: {finding.statement}" for finding in found]
         return CleanRun(seed, tuple(alarms))
 
     def plant(self, fault: Fault, site: Site) -> SiteResult:
@@ -341,14 +341,14 @@ class Controls:
             "kind": fault.kind,
             "site": site.label,
             "setting": site.setting,
-            "true_place": site.tap,
+            "true_place": site.activation,
             "cause": fault.cause,
         }
-        if site.tap == LOGITS and LOGITS not in self._checkpoint.taps:
+        if site.activation == LOGITS and LOGITS not in self._checkpoint.activations:
             return SiteResult(status="does not apply", **known)
         with self._port(f"{fault.name} at {site.label}") as port, site.apply(port):
             elsewhere = site.setting != "inference"
-            found = self._inference.judge(port, most=_EQUIVALENCE_PROBES if elsewhere else None)
+            found = self._inference.judge(port, most=_EQUIVALENCE_INPUTS if elsewhere else None)
             if elsewhere and found.killed:
                 status: Status = "not equivalent"
                 named = None
@@ -356,14 +356,14 @@ class Controls:
                 if elsewhere:
                     found, named = self._judge_in(site, port)
                 else:
-                    named = self._diagnose(port, found, site.tap)
+                    named = self._diagnose(port, found, site.activation)
                 status = "killed" if found.killed else "survived"
         return SiteResult(
             status=status,
             judgements=found.judgements,
             place=found.place,
             named=named,
-            probes=found.probes,
+            inputs=found.inputs,
             **known,
         )
 
@@ -375,30 +375,32 @@ class Controls:
             return trained.verdict, trained.cause
         odd = site.setting == "odd size"
         found = self._odd.judge(port) if odd else judge_tiny(port, self._reference.tiny)
-        return found, self._diagnose(port, found, site.tap)
+        return found, self._diagnose(port, found, site.activation)
 
-    def _diagnose(self, port: Pipeline, found: Verdict, tap: str) -> Cause | None:
-        """What the first thing that is wrong is called; nothing where it is not at the fault's own tap."""
+    def _diagnose(self, port: Pipeline, found: Verdict, activation: str) -> Cause | None:
+        """What the first thing that is wrong is called; nothing where it is not at the fault's own activation."""
         if not found.killed:
             return None
-        probe = found.probe or self._reference.inference[0]
+        batch = found.batch or self._reference.inference[0]
         # One image tells most causes; those that lie between the images of a batch need two.
-        named = self._name(port, probe, 1, tap)
-        return named or (self._name(port, probe, 2, tap) if len(probe.activations.probe.images) > 1 else None)
+        named = self._name(port, batch, 1, activation)
+        return named or (
+            self._name(port, batch, 2, activation) if len(batch.activations.batch.images) > 1 else None
+        )
 
-    def _name(self, port: Pipeline, probe: ControlProbe, images: int, tap: str) -> Cause | None:
-        """The cause of the first thing that is wrong on the first images of a probe."""
-        activations = {tap: array[:images] for tap, array in probe.activations.float64.items()}
+    def _name(self, port: Pipeline, batch: ControlInput, images: int, activation: str) -> Cause | None:
+        """The cause of the first thing that is wrong on the first images of an input."""
+        activations = {activation: array[:images] for activation, array in batch.activations.float64.items()}
         # As in a comparison, the source is what the port's own layer map makes of it, be that wrong.
         own_map = port.plan is not self._checkpoint.plan
         diagnosis = diagnose(
             port.float64,
             activations,
-            probe.activations.probe.images[:images],
-            given=None if probe.pixels is None else probe.given(port)[:images],
-            pixels=None if probe.pixels is None else probe.pixels[:images],
-            source=right_state_dict(port.source, port.plan) if own_map else self._checkpoint.arrays,
+            batch.activations.batch.images[:images],
+            given=None if batch.pixels is None else batch.given(port)[:images],
+            pixels=None if batch.pixels is None else batch.pixels[:images],
+            source=expected_state_dict(port.source, port.plan) if own_map else self._checkpoint.arrays,
             averages=self._checkpoint.averages,
         )
         first = diagnosis.findings[0] if diagnosis.findings else None
-        return first.cause if first is not None and first.tap == tap else None
+        return first.cause if first is not None and first.activation == activation else None

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from checks.controls.run import ControlReport, SiteResult
 from checks.core import thresholds
-from checks.core.activations import short
+from checks.core.activations import short_name
 from checks.core.judgement import Judgement
 from checks.core.render import show_judgements
 from converter import command_line
@@ -43,7 +43,7 @@ def show(report: ControlReport) -> None:
 def _classes(sites: Sequence[SiteResult]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("class of faults", no_wrap=True)
-    for heading in ("killed", "place\nexact", "cause\nnamed", "probes"):
+    for heading in ("killed", "place\nexact", "cause\nnamed", "inputs"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("setting", no_wrap=True)
     table.add_column("by", no_wrap=True)
@@ -70,7 +70,7 @@ def _row(name: str, sites: Sequence[SiteResult]) -> tuple[str, ...]:
         f"{killed}/{count}",
         f"{exact}/{count}",
         causes,
-        _span(site.probes for site in found),
+        _span(site.inputs for site in found),
         _listed(site.setting for site in found),
         _listed(judgement for site in found for judgement in site.judgements),
     )
@@ -87,14 +87,18 @@ def _listed(words: Iterable[str]) -> str:
 
 def remarks(site: SiteResult) -> list[str]:
     """What is to be said of a site that was not found as it should be."""
-    where = f"{site.fault} at {short(site.site)}"
+    where = f"{site.fault} at {short_name(site.site)}"
     if site.status == "not equivalent":
-        return [f"{where}: declared not to show in inference, but shows at {short(site.place or 'no tap')}"]
+        return [
+            f"{where}: declared not to show in inference, but shows at {short_name(site.place or 'no activation')}"
+        ]
     if not site.killed:
         return [f"{where}: survived ({site.setting})"]
     lines = []
     if not site.exact:
-        lines.append(f"{where}: placed at {short(site.place or 'no tap')}, is at {short(site.true_place)}")
+        lines.append(
+            f"{where}: placed at {short_name(site.place or 'no activation')}, is at {short_name(site.true_place)}"
+        )
     if site.cause is not None and not site.explained:
         named = f"called {site.named}" if site.named else "cause not named"
         lines.append(f"{where}: {named}, is {site.cause}")

@@ -10,10 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from checks.controls.faults.fault import Pipeline, Standardisation
-from checks.core.activations import EMBEDDINGS, tap_names
-from checks.core.inputs import NOISE, Probe, prewhiten, seeded_probes, standardise
+from checks.core.activations import EMBEDDINGS, activation_names
+from checks.core.inputs import NOISE, InputBatch, prewhiten, seeded_inputs, standardise
 from checks.core.models import build_port
-from checks.core.source_tensors import other_weights, plan_source, right_state_dict, single_precision
+from checks.core.source_tensors import (
+    alternative_state_dict,
+    expected_state_dict,
+    float32_variables,
+    plan_source,
+)
 from checks.core.tensorflow_side import Activations, TensorFlowSide
 from checks.gradients.measure import TrainingReference, training_batch, training_reference
 from converter.convert import AVERAGE
@@ -34,11 +39,11 @@ _AVERAGE_SHIFT = 1e-3  # relative; about what an average over a training's last 
 
 
 @dataclass(frozen=True, slots=True)
-class ControlProbe:
+class ControlInput:
     """One input of the controls and what TensorFlow makes of it.
 
     Attributes:
-        activations: TensorFlow's side; its probe holds the images that TensorFlow is given.
+        activations: TensorFlow's side; its input holds the images that TensorFlow is given.
         pixels: (N, H, W, 3), uint8, where the port does its own preprocessing; else None.
         standardisation: Which preprocessing that is.
     """
@@ -50,7 +55,7 @@ class ControlProbe:
     def given(self, port: Pipeline) -> NDArray[Any]:
         """What the port's network is given: (N, H, W, 3), float32."""
         if self.pixels is None:
-            return self.activations.probe.images
+            return self.activations.batch.images
         return port.prepare[self.standardisation](self.pixels)
 
 
@@ -72,15 +77,15 @@ class ControlReference:
     """Everything that faulty ports are judged by.
 
     Attributes:
-        inference: The probes at 160x160, in the order in which they are tried.
-        odd: A probe of an odd size.
+        inference: The inputs at 160x160, in the order in which they are tried.
+        odd: An input of an odd size.
         tiny: Embeddings near the floor.
         training: Gradients and one step of each optimiser; None where no fault needs them. One step and not
             ten: after it, the running statistics still tell where a forward pass went another way.
     """
 
-    inference: tuple[ControlProbe, ...]
-    odd: ControlProbe
+    inference: tuple[ControlInput, ...]
+    odd: ControlInput
     tiny: TinyEmbeddings
     training: TrainingReference | None
 
@@ -97,7 +102,7 @@ class ControlSource:
         arrays: The clean state_dict.
         averages: The same of the moving averages.
         own_averages: Whether these are the checkpoint's; if not, they are its weights moved by about 1e-3.
-        taps: All that the network has.
+        activations: All that the network has.
 
     Raises:
         UsageError: It is a state_dict.
@@ -106,12 +111,14 @@ class ControlSource:
 
     def __init__(self, opened: TensorSource) -> None:
         tensors, self.plan = plan_source(opened, "variable")
-        self.tensors = single_precision(opened, tensors, self.plan)
-        averages = other_weights(tensors, "variable")
+        self.tensors = float32_variables(opened, tensors, self.plan)
+        averages = alternative_state_dict(tensors, "variable")
         self.own_averages = bool(averages)
-        self.arrays = right_state_dict(self.tensors, self.plan)
+        self.arrays = expected_state_dict(self.tensors, self.plan)
         self.averages = averages or _stand_ins(self.arrays)
-        self.taps = tap_names(every_layer=True, logits=self.plan.variant.num_classes is not None)
+        self.activations = activation_names(
+            every_layer=True, logits=self.plan.variant.num_classes is not None
+        )
         self._tensorflow = TensorFlowSide(opened, self.tensors, "variable", own_graph=False)
 
     def port(self) -> Pipeline:
@@ -124,9 +131,9 @@ class ControlSource:
         }
         return Pipeline(built.float32, built.float64, self.plan, {**self.tensors, **averages})
 
-    def probes(self, seed: int) -> tuple[ControlProbe, ...]:
-        """The probes at 160x160 with TensorFlow's side; the same seed gives the same ones."""
-        noise, smooth, constant, near_black, _ = seeded_probes(seed)
+    def inputs(self, seed: int) -> tuple[ControlInput, ...]:
+        """The inputs at 160x160 with TensorFlow's side; the same seed gives the same ones."""
+        noise, smooth, constant, near_black, _ = seeded_inputs(seed)
         random = np.random.default_rng([seed, 1])
         pixels = random.integers(0, 256, noise.images[:2].shape, np.uint8)
         darker = pixels[:1] // 2 + np.uint8(20)
@@ -134,10 +141,10 @@ class ControlSource:
             (NOISE, noise.images[:2], None, "fixed"),
             ("pixels", standardise(pixels), pixels, "fixed"),
             ("pixels, prewhitened", prewhiten(darker), darker, "per image"),
-            *((probe.name, probe.images[:1], None, "fixed") for probe in (smooth, constant, near_black)),
+            *((batch.name, batch.images[:1], None, "fixed") for batch in (smooth, constant, near_black)),
         )
         return tuple(
-            ControlProbe(self._tensorflow.run(Probe(name, given), self.taps), raw, kind)
+            ControlInput(self._tensorflow.run(InputBatch(name, given), self.activations), raw, kind)
             for name, given, raw, kind in images
         )
 
@@ -151,7 +158,7 @@ class ControlSource:
         """
         say("TensorFlow: activations")
         random = np.random.default_rng([seed, 2])
-        odd = Probe(
+        odd = InputBatch(
             f"odd size {ODD_SIZE[0]}x{ODD_SIZE[1]}",
             random.standard_normal((1, *ODD_SIZE, 3)).astype(np.float32),
         )
@@ -160,8 +167,8 @@ class ControlSource:
             batch = training_batch(self.plan.variant, seed=seed)
             trained = training_reference(self.tensors, batch, modes=("training",), steps=1, say=say)
         return ControlReference(
-            self.probes(seed),
-            ControlProbe(self._tensorflow.run(odd, self.taps)),
+            self.inputs(seed),
+            ControlInput(self._tensorflow.run(odd, self.activations)),
             _tiny(random, self.plan.variant.embedding_size),
             trained,
         )
@@ -178,10 +185,10 @@ class ControlSource:
 
 
 def tiny_activations(tiny: TinyEmbeddings) -> Activations:
-    """The normalisation of tiny embeddings as activations of one tap, to be judged as others are."""
-    probe = Probe("tiny embeddings", tiny.prelogits.astype(np.float32))
+    """The normalisation of tiny embeddings as activations of one activation, to be judged as others are."""
+    batch = InputBatch("tiny embeddings", tiny.prelogits.astype(np.float32))
     single = {EMBEDDINGS: tiny.embeddings.astype(np.float32)}
-    return Activations(probe, {EMBEDDINGS: tiny.embeddings}, single, False, {}, {})
+    return Activations(batch, {EMBEDDINGS: tiny.embeddings}, single, False, {}, {})
 
 
 def _tiny(random: np.random.Generator, size: int) -> TinyEmbeddings:

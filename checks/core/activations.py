@@ -1,4 +1,4 @@
-"""Where the two networks are compared: tap names are TensorFlow scopes, each with its PyTorch module."""
+"""Where the two networks are compared: activation names are TensorFlow scopes, each with its PyTorch module."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ LAYERS: Mapping[str, str] = {layer.scope: layer.module for layer in CONVOLUTIONS
 """Each of the 132 convolutions to its module: after BatchNorm and ReLU, or after the bias in a residual."""
 
 
-def tap_names(*, every_layer: bool, logits: bool) -> tuple[str, ...]:
-    """The taps to compare, in the order of evaluation: a block's convolutions come before the block."""
+def activation_names(*, every_layer: bool, logits: bool) -> tuple[str, ...]:
+    """The activations to compare, in the order of evaluation: a block's convolutions come before the block."""
     names: list[str] = []
     for stage in STAGES:
         if every_layer:
@@ -50,9 +50,9 @@ def tap_names(*, every_layer: bool, logits: bool) -> tuple[str, ...]:
 
 
 def run_pytorch(
-    model: InceptionResnetV1, images: NDArray[Any], taps: tuple[str, ...]
+    model: InceptionResnetV1, images: NDArray[Any], activations: tuple[str, ...]
 ) -> dict[str, NDArray[Any]]:
-    """Run the model and keep the output of every tap, on one thread.
+    """Run the model and keep the output of every activation, on one thread.
 
     One thread gives the same bits whatever the number of cores, and costs little: threads that wait for each
     other in every one of 132 small convolutions lose more than they win as soon as a core is busy elsewhere.
@@ -62,24 +62,24 @@ def run_pytorch(
     Args:
         model: In evaluation mode; its dtype is the dtype of the arithmetic.
         images: (N, H, W, 3), converted to the model's dtype.
-        taps: As `tap_names` gives them.
+        activations: As `activation_names` gives them.
 
     Returns:
-        Tap to array of the model's dtype: maps as (N, H', W', channels), vectors as (N, size).
+        Activation to array of the model's dtype: maps as (N, H', W', channels), vectors as (N, size).
     """
     outputs: dict[str, Tensor] = {}
 
-    def keep(tap: str) -> object:
+    def keep(activation: str) -> object:
         def hook(module: nn.Module, inputs: object, output: Tensor) -> None:
-            outputs[tap] = output
+            outputs[activation] = output
 
         return hook
 
     modules = {**LAYERS, **STAGES}
     handles = [
-        model.get_submodule(modules[tap]).register_forward_hook(keep(tap))  # type: ignore[arg-type]
-        for tap in taps
-        if tap in modules
+        model.get_submodule(modules[activation]).register_forward_hook(keep(activation))  # type: ignore[arg-type]
+        for activation in activations
+        if activation in modules
     ]
     dtype = next(model.parameters()).dtype
     was_classifying = model.classify
@@ -91,7 +91,7 @@ def run_pytorch(
             prelogits = model.prelogits(torch.from_numpy(images).to(dtype).permute(0, 3, 1, 2))
             model.classify = False
             outputs[EMBEDDINGS] = model.head(prelogits)
-            if LOGITS in taps:
+            if LOGITS in activations:
                 model.classify = True
                 outputs[LOGITS] = model.head(prelogits)
     finally:
@@ -101,11 +101,13 @@ def run_pytorch(
         for handle in handles:
             handle.remove()
     return {
-        tap: (outputs[tap].permute(0, 2, 3, 1) if outputs[tap].ndim == 4 else outputs[tap]).numpy()
-        for tap in taps
+        activation: (
+            outputs[activation].permute(0, 2, 3, 1) if outputs[activation].ndim == 4 else outputs[activation]
+        ).numpy()
+        for activation in activations
     }
 
 
-def short(tap: str) -> str:
-    """A tap's name without the network's scope."""
-    return tap.removeprefix(f"{NETWORK_SCOPE}/")
+def short_name(activation: str) -> str:
+    """An activation's name without the network's scope."""
+    return activation.removeprefix(f"{NETWORK_SCOPE}/")

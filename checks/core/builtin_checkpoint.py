@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from checks.core.inputs import seeded_probes
+from checks.core.inputs import seeded_inputs
 from converter.convert import to_tensorflow
 from converter.errors import SourceError
 from converter.hub.cache import cache_folder
@@ -116,7 +116,7 @@ _RESIDUAL_BIASES = frozenset(
 
 def _calibrate(model: InceptionResnetV1, seed: int) -> None:
     """Set every BatchNorm's statistics to those of its input on one batch of noise and smooth images."""
-    noise, smooth = (probe.images for probe in seeded_probes(seed)[:2])
+    noise, smooth = (batch.images for batch in seeded_inputs(seed)[:2])
     images = torch.from_numpy(np.concatenate([noise, smooth])).permute(0, 3, 1, 2)
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)]
     momentum = norms[0].momentum

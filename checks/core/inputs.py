@@ -22,7 +22,7 @@ _PHOTOGRAPHS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
 
 
 @dataclass(frozen=True, slots=True)
-class Probe:
+class InputBatch:
     """One batch of images.
 
     Attributes:
@@ -39,8 +39,8 @@ class Probe:
         return min(np.unique(image).size for image in self.images) < thresholds.FEW_VALUES
 
 
-def seeded_probes(seed: int) -> list[Probe]:
-    """The five built-in probes; the same seed gives the same images."""
+def seeded_inputs(seed: int) -> list[InputBatch]:
+    """The five built-in inputs; the same seed gives the same images."""
     random = np.random.default_rng(seed)
     square = (IMAGE_SIZE, IMAGE_SIZE, 3)
     noise = random.standard_normal((BATCH, *square))
@@ -49,11 +49,11 @@ def seeded_probes(seed: int) -> list[Probe]:
     constant = np.stack([np.full(square, level) for level in (-0.4, 0.7)])
     near_black = standardise(random.integers(0, 3, (2, *square)))
     return [
-        Probe(NOISE, noise.astype(np.float32)),
-        Probe(SEEDED[1], _smooth(random, 2)),
-        Probe(SEEDED[2], constant.astype(np.float32)),
-        Probe(SEEDED[3], near_black),
-        Probe(SEEDED[4], odd.astype(np.float32)),
+        InputBatch(NOISE, noise.astype(np.float32)),
+        InputBatch(SEEDED[1], _smooth(random, 2)),
+        InputBatch(SEEDED[2], constant.astype(np.float32)),
+        InputBatch(SEEDED[3], near_black),
+        InputBatch(SEEDED[4], odd.astype(np.float32)),
     ]
 
 
@@ -105,7 +105,7 @@ def find_photographs(folder: Path) -> list[Path]:
     return files
 
 
-def photograph_probes(files: Sequence[Path]) -> Iterator[Probe]:
+def photograph_inputs(files: Sequence[Path]) -> Iterator[InputBatch]:
     """Photographs in batches of five.
 
     Each is cropped to its central square, resized to 160x160 and standardised as for the networks of 2018.
@@ -133,4 +133,4 @@ def photograph_probes(files: Sequence[Path]) -> Iterator[Probe]:
                 ) from error
             images.append(np.asarray(square))
         name = f"photographs {start + 1}-{start + len(images)}"
-        yield Probe(name, standardise(np.stack(images)))
+        yield InputBatch(name, standardise(np.stack(images)))

@@ -42,7 +42,7 @@ def plan_source(opened: TensorSource, weights: Weights) -> tuple[Mapping[str, ND
     return plan_tensors(opened, weights)
 
 
-def single_precision(
+def float32_variables(
     opened: TensorSource, tensors: Mapping[str, NDArray[Any]], decided: Plan
 ) -> dict[str, NDArray[Any]]:
     """The variables that are converted, cast to float32 as the conversion casts them.
@@ -60,15 +60,15 @@ def single_precision(
     return used
 
 
-def right_state_dict(tensors: Mapping[str, NDArray[Any]], decided: Plan) -> dict[str, NDArray[Any]]:
+def expected_state_dict(tensors: Mapping[str, NDArray[Any]], decided: Plan) -> dict[str, NDArray[Any]]:
     """The state_dict that the source becomes."""
     return {row.key: array for row, array in convert_rows(tensors, decided)}
 
 
-def other_weights(tensors: Mapping[str, NDArray[Any]], weights: Weights) -> dict[str, NDArray[Any]]:
+def alternative_state_dict(tensors: Mapping[str, NDArray[Any]], weights: Weights) -> dict[str, NDArray[Any]]:
     """The state_dict of the averages where the variables are judged, or the reverse; empty without any."""
     try:
         other = plan(describe(tensors), weights="average" if weights == "variable" else "variable")
     except MappingError:
         return {}
-    return right_state_dict(tensors, other)
+    return expected_state_dict(tensors, other)

@@ -1,4 +1,4 @@
-"""TensorFlow's side of a comparison: which graphs there are for a source, and what they give on a probe."""
+"""TensorFlow's side of a comparison: which graphs there are for a source, and what they give on an input."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any, Self
 
 from numpy.typing import NDArray
 
-from checks.core.inputs import Probe
+from checks.core.inputs import InputBatch
 from checks.core.metrics import relative_l2
 from converter.convert import Weights
 from converter.errors import RequirementError, SourceError
 from converter.formats.source import TensorSource
 
 if TYPE_CHECKING:
-    from facenet_tf.own_graph import PublishedGraph
+    from facenet_tf.own_graph import OwnGraph
 
 
 def require_tensorflow(purpose: str, otherwise: str = "") -> None:
@@ -39,20 +39,20 @@ def require_tensorflow(purpose: str, otherwise: str = "") -> None:
 
 @dataclass(frozen=True, slots=True)
 class Activations:
-    """What TensorFlow gives on one probe.
+    """What TensorFlow gives on one input.
 
     Attributes:
-        probe: The input.
-        float64: Tap to array: the rebuilt graph in float64, the judge of every error.
-        float32: Tap to array: the checkpoint's own graph where it has one and takes images of this size, the
+        input: The input.
+        float64: Activation to array: the rebuilt graph in float64, the judge of every error.
+        float32: Activation to array: the checkpoint's own graph where it has one and takes images of this size, the
             rebuilt one otherwise.
         own_graph: Whether `float32` is from the checkpoint's own graph.
-        rebuilt: Tap to the relative L2 of the rebuilt float32 graph from the checkpoint's own; empty where
+        rebuilt: Activation to the relative L2 of the rebuilt float32 graph from the checkpoint's own; empty where
             `own_graph` is false.
-        rebuilt_error: Tap to the relative L2 of the rebuilt float32 graph from float64; empty as well.
+        rebuilt_error: Activation to the relative L2 of the rebuilt float32 graph from float64; empty as well.
     """
 
-    probe: Probe
+    batch: InputBatch
     float64: Mapping[str, NDArray[Any]]
     float32: Mapping[str, NDArray[Any]]
     own_graph: bool
@@ -101,25 +101,27 @@ class TensorFlowSide:
         self.own_graph: Path | None = None if self._own is None else self._own.path
         self.own_tensors: Mapping[str, NDArray[Any]] = {} if self._own is None else self._own.tensors
 
-    def run(self, probe: Probe, taps: tuple[str, ...]) -> Activations:
-        """Run every graph on a probe.
+    def run(self, batch: InputBatch, activations: tuple[str, ...]) -> Activations:
+        """Run every graph on an input.
 
-        A tap that the checkpoint's own graph does not have, as a frozen one has no Logits, comes from the
+        An activation that the checkpoint's own graph does not have, as a frozen one has no Logits, comes from the
         rebuilt graph.
         """
-        exact = self._exact.run(probe.images, taps)
-        rebuilt = self._single.run(probe.images, taps)
-        height, width = probe.images.shape[1:3]
+        exact = self._exact.run(batch.images, activations)
+        rebuilt = self._single.run(batch.images, activations)
+        height, width = batch.images.shape[1:3]
         if self._own is None or not self._own.supports(height, width):
-            return Activations(probe, exact, rebuilt, False, {}, {})
-        own = self._own.run(probe.images, [tap for tap in taps if tap in self._own.taps])
+            return Activations(batch, exact, rebuilt, False, {}, {})
+        own = self._own.run(
+            batch.images, [activation for activation in activations if activation in self._own.activations]
+        )
         return Activations(
-            probe,
+            batch,
             exact,
-            {tap: own.get(tap, rebuilt[tap]) for tap in taps},
+            {activation: own.get(activation, rebuilt[activation]) for activation in activations},
             True,
-            {tap: relative_l2(rebuilt[tap], own[tap]) for tap in own},
-            {tap: relative_l2(rebuilt[tap], exact[tap]) for tap in own},
+            {activation: relative_l2(rebuilt[activation], own[activation]) for activation in own},
+            {activation: relative_l2(rebuilt[activation], exact[activation]) for activation in own},
         )
 
     def close(self) -> None:
@@ -142,7 +144,7 @@ def find_meta(prefix: Path) -> Path | None:
     return None
 
 
-def open_own_graph(source: TensorSource, weights: Weights) -> PublishedGraph | None:
+def open_own_graph(source: TensorSource, weights: Weights) -> OwnGraph | None:
     """Open the graph that a source has of its own, a .pb or a checkpoint's .meta; None where it has none.
 
     Raises:
@@ -150,14 +152,14 @@ def open_own_graph(source: TensorSource, weights: Weights) -> PublishedGraph | N
     """
     from converter.formats.tensorflow.bundle import TensorBundle
     from converter.formats.tensorflow.frozen_graph import FrozenGraph
-    from facenet_tf.own_graph import GraphError, PublishedGraph
+    from facenet_tf.own_graph import GraphError, OwnGraph
 
     try:
         if isinstance(source, FrozenGraph):
-            return PublishedGraph.from_frozen(source.path)
+            return OwnGraph.from_frozen(source.path)
         if isinstance(source, TensorBundle):
             meta = find_meta(source.path)
-            return None if meta is None else PublishedGraph.from_checkpoint(meta, source.path, weights)
+            return None if meta is None else OwnGraph.from_checkpoint(meta, source.path, weights)
     except GraphError as error:
         raise SourceError(
             error.path,

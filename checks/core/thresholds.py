@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 MAPPING = 1e-13
-"""Largest distance in float64: of the embeddings (Frobenius) and, as relative L2, of every tap.
+"""Largest distance in float64: of the embeddings (Frobenius) and, as relative L2, of every activation.
 
-Two correct float64 implementations differ by rounding alone, about 1e-14 at the worst tap through this
+Two correct float64 implementations differ by rounding alone, about 1e-14 at the worst activation through this
 network's 132 convolutions. A single weight that is one float32 step off already shows: a test plants one.
 """
 
@@ -29,7 +29,7 @@ CHANGE_FLOOR = 1e-5
 difference of two float64 tensors, and rounding each step leaves some 1e-16 of the tensor in it."""
 
 ROUNDING = 2.0
-"""How many times further from the float64 result PyTorch's float32 may be than TensorFlow's, at any tap."""
+"""How many times further from the float64 result PyTorch's float32 may be than TensorFlow's, at any activation."""
 
 ROUNDING_FEW_VALUES = 4.0
 """The same on inputs of few distinct values, where rounding errors repeat and do not average out."""

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from checks.core import thresholds
-from checks.core.activations import short
+from checks.core.activations import short_name
 from checks.diagnosis import input_causes, module_causes, tensor_causes
 from checks.diagnosis.causes import Cause
 from checks.diagnosis.layer_arithmetic import (
@@ -36,10 +36,10 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that is wrong at one tap.
+    """One thing that is wrong at one activation.
 
     Attributes:
-        tap: TensorFlow scope.
+        activation: TensorFlow scope.
         distance: Relative L2 of the layer's output, given the reference's own input; infinite where the shape
             differs or the layer cannot be run. At most `thresholds.MAPPING` where the fault does not show on
             this input.
@@ -50,7 +50,7 @@ class Finding:
         in_weights: Whether the fault is in the tensors.
     """
 
-    tap: str
+    activation: str
     distance: float
     cause: Cause | None
     statement: str
@@ -76,9 +76,9 @@ class Diagnosis:
             groups.setdefault((finding.cause, finding.in_weights), []).append(finding)
         lines = []
         for (cause, _), found in groups.items():
-            taps = list(dict.fromkeys(short(finding.tap) for finding in found))
-            others = f" (and at {_listed(taps[1:])})" if len(taps) > 1 else ""
-            lines.append(f"{cause or 'unknown'} at {taps[0]}{others}: {found[0].statement}")
+            activations = list(dict.fromkeys(short_name(finding.activation) for finding in found))
+            others = f" (and at {_listed(activations[1:])})" if len(activations) > 1 else ""
+            lines.append(f"{cause or 'unknown'} at {activations[0]}{others}: {found[0].statement}")
         return tuple(lines)
 
     @property
@@ -90,7 +90,7 @@ class Diagnosis:
         """The findings without the corrected tensors themselves."""
         return [
             {
-                "tap": finding.tap,
+                "activation": finding.activation,
                 "distance": finding.distance,
                 "cause": finding.cause,
                 "statement": finding.statement,
@@ -100,13 +100,13 @@ class Diagnosis:
         ]
 
 
-_MOST_TAPS = 4  # named in a line of the summary
+_MOST_ACTIVATIONS = 4  # named in a line of the summary
 
 
-def _listed(taps: Sequence[str]) -> str:
-    if len(taps) <= _MOST_TAPS:
-        return ", ".join(taps)
-    return f"{', '.join(taps[:_MOST_TAPS])} and {len(taps) - _MOST_TAPS} more"
+def _listed(activations: Sequence[str]) -> str:
+    if len(activations) <= _MOST_ACTIVATIONS:
+        return ", ".join(activations)
+    return f"{', '.join(activations[:_MOST_ACTIVATIONS])} and {len(activations) - _MOST_ACTIVATIONS} more"
 
 
 def diagnose(
@@ -128,8 +128,8 @@ def diagnose(
 
     Args:
         model: The port, float64, in evaluation mode, on the CPU. Left as it was.
-        reference: Tap to float64 activations (N, H, W, channels) or (N, size) at every tap of
-            `tap_names(every_layer=True)`, for `images`.
+        reference: Activation to float64 activations (N, H, W, channels) or (N, size) at every activation of
+            `activation_names(every_layer=True)`, for `images`.
         images: (N, H, W, 3), float32, standardised; one or two images do.
         given: (N, H, W, 3): what the port is given instead, where it standardises for itself.
         pixels: (N, H, W, 3), uint8: what both were made of.
@@ -168,10 +168,10 @@ class _Search:
         self._isolated: Isolated = isolate(model, port_images, self._reference)
 
     def findings(self) -> Iterator[Finding]:
-        """Everything wrong, in the order of evaluation; at one tap the input, the tensors, the module."""
-        for tap, wanted in self._reference.items():
-            layer = NETWORK[tap]
-            found = self._isolated.outputs[tap]
+        """Everything wrong, in the order of evaluation; at one activation the input, the tensors, the module."""
+        for activation, wanted in self._reference.items():
+            layer = NETWORK[activation]
+            found = self._isolated.outputs[activation]
             gap = distance(found, wanted)
             if gap <= thresholds.MAPPING:
                 yield from self._silent(layer, gap)
@@ -189,7 +189,7 @@ class _Search:
         got, wiring = self._input(layer, expected)
         reasons = []
         if wiring is not None:
-            reasons.append(Finding(layer.tap, gap, *wiring))
+            reasons.append(Finding(layer.activation, gap, *wiring))
         if len(tensors) < len(layer.keys):
             reasons += self._without(layer, got, tensors, found, gap)
         else:
@@ -198,14 +198,14 @@ class _Search:
             reasons += self._wrong_module(layer, got, tensors, found, gap, explained=bool(reasons))
         if not reasons:
             words = found if isinstance(found, str) else f"the layer is {gap:.1e} away; no known cause fits"
-            reasons.append(Finding(layer.tap, gap, None, words))
+            reasons.append(Finding(layer.activation, gap, None, words))
         yield from reasons
 
     def _input(
         self, layer: Layer, expected: tuple[Tensor, ...]
     ) -> tuple[tuple[Tensor, ...], tuple[Cause | None, str] | None]:
         """What the port gave a layer, and what is wrong with that."""
-        seen = self._isolated.inputs.get(layer.tap)
+        seen = self._isolated.inputs.get(layer.activation)
         if seen is None:
             return expected, None
         seen = seen.double()
@@ -233,10 +233,10 @@ class _Search:
             agreement = distance(run_weights(layer, x, right), wanted)
             if agreement > thresholds.MAPPING:
                 words = f"the source's own tensors leave the layer {agreement:.1e} away"
-                return [Finding(layer.tap, gap, None, words, in_weights=True)]
+                return [Finding(layer.activation, gap, None, words, in_weights=True)]
             words = f"; with the source's the layer agrees to {agreement:.0e}"
             return [
-                Finding(layer.tap, gap, one.cause, one.statement + words, one.repair, in_weights=True)
+                Finding(layer.activation, gap, one.cause, one.statement + words, one.repair, in_weights=True)
                 for one in found
             ]
         # Where they are the source's they may be wrong all the same: it was read by a wrong table.
@@ -262,7 +262,7 @@ class _Search:
             layer.keys[role]: np.ascontiguousarray(tensor.numpy().astype(np.float32))
             for role, tensor in correction.tensors.items()
         }
-        return [Finding(layer.tap, gap, correction.cause, words, repair, in_weights=True)]
+        return [Finding(layer.activation, gap, correction.cause, words, repair, in_weights=True)]
 
     def _against_source(self, layer: Layer, gap: float, ending: str) -> Iterator[Finding]:
         """The tensors of a layer that are not the source's, those with the same cause together."""
@@ -286,7 +286,7 @@ class _Search:
         for cause, roles in groups.items():
             repair = {layer.keys[role]: self._source[layer.keys[role]] for role in roles}
             statement = _joined(roles) + (f"; {ending}" if ending else "")
-            yield Finding(layer.tap, gap, cause, statement, repair, in_weights=True)
+            yield Finding(layer.activation, gap, cause, statement, repair, in_weights=True)
 
     def _without(
         self,
@@ -307,8 +307,10 @@ class _Search:
         if distance(found, module_causes.right_output(layer, got, filled)) > thresholds.MAPPING:
             return []
         if missing == ["bias"]:
-            return [Finding(layer.tap, gap, Cause.UNLOADED, "the port has no biases there")]
-        return [Finding(layer.tap, gap, Cause.BATCH_NORM, f"BatchNorm is left out: {', '.join(missing)}")]
+            return [Finding(layer.activation, gap, Cause.UNLOADED, "the port has no biases there")]
+        return [
+            Finding(layer.activation, gap, Cause.BATCH_NORM, f"BatchNorm is left out: {', '.join(missing)}")
+        ]
 
     def _wrong_module(
         self,
@@ -328,17 +330,17 @@ class _Search:
             if distance(found, right) <= thresholds.MAPPING or _both_undefined(found, right):
                 return []
             candidate = module_causes.explain(
-                layer, got, tensors, found, pool=self._isolated.pools.get(layer.tap)
+                layer, got, tensors, found, pool=self._isolated.pools.get(layer.activation)
             )
         except RuntimeError as error:  # PyTorch's: shapes that do not go together
-            return [] if explained else [Finding(layer.tap, gap, None, str(error).splitlines()[0])]
+            return [] if explained else [Finding(layer.activation, gap, None, str(error).splitlines()[0])]
         if candidate is not None:
-            return [Finding(layer.tap, gap, candidate.cause, candidate.words)]
+            return [Finding(layer.activation, gap, candidate.cause, candidate.words)]
         if isinstance(found, str):
             words = found
         else:
             words = "the module computes another thing with its tensors; no known cause fits"
-        return [] if explained else [Finding(layer.tap, gap, None, words)]
+        return [] if explained else [Finding(layer.activation, gap, None, words)]
 
 
 _PLURALS = {"is": "are", "has": "have", "was": "were", "takes": "take", "belongs": "belong"}

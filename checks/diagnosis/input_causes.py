@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from checks.core.activations import short
+from checks.core.activations import short_name
 from checks.diagnosis.causes import Cause
 from checks.diagnosis.layer_arithmetic import Kind, Layer, concatenated, distance, normalise
 from checks.diagnosis.tensor_causes import Explanation
@@ -206,9 +206,9 @@ def explain_wiring(
         if distance(dropped, got) <= _EXACT and float((~kept & (whole != 0)).sum()) > 0:
             share = float((~kept & (whole != 0)).sum() / (whole != 0).sum())
             return Cause.DROPOUT, f"{share:.0%} of its input is dropped, the rest multiplied by {factor:.4g}"
-    for tap, activation in reference.items():
+    for name, activation in reference.items():
         if activation.shape == got.shape and distance(activation, got) <= _EXACT:
             if layer.kind is Kind.LOGITS:
-                return Cause.CLASSIFIER_INPUT, f"it is given the output of {short(tap)}"
+                return Cause.CLASSIFIER_INPUT, f"it is given the output of {short_name(name)}"
             return None
     return (Cause.CLASSIFIER_INPUT, "it is not given the embedding") if layer.kind is Kind.LOGITS else None

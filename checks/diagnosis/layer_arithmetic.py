@@ -32,7 +32,7 @@ _BATCH_NORM_KEYS = dict(zip(STATISTICS, ("weight", "bias", "running_mean", "runn
 
 
 class Kind(Enum):
-    """What a tap's layer is made of."""
+    """What an activation's layer is made of."""
 
     UNIT = auto()  # convolution, BatchNorm, ReLU
     PROJECTION = auto()  # 1x1 convolution with biases, at the end of a residual block
@@ -47,12 +47,12 @@ class Kind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """One tap's layer as it should be.
+    """One activation's layer as it should be.
 
     Attributes:
-        tap: TensorFlow scope.
+        activation: TensorFlow scope.
         kind: What it is made of.
-        inputs: Taps whose activations it takes; None stands for the images. Those of a projection are
+        inputs: Activations whose activations it takes; None stands for the images. Those of a projection are
             concatenated; a residual takes its shortcut first, a reduction the pool's input last.
         keys: Role to state_dict key.
         stride: Of a convolution.
@@ -61,7 +61,7 @@ class Layer:
         relu: Whether a ReLU ends it.
     """
 
-    tap: str
+    activation: str
     kind: Kind
     inputs: tuple[str | None, ...]
     keys: Mapping[str, str]
@@ -83,13 +83,15 @@ def _build() -> dict[str, Layer]:
     before: str | None = None
     batch_norm = {layer.scope: layer.batch_norm for layer in CONVOLUTIONS}
     for scope, _, rows in BLOCKS:
-        ends: dict[str, str] = {}  # branch to the last of its taps so far
+        ends: dict[str, str] = {}  # branch to the last of its activations so far
         for row in rows:
-            tap = "/".join(part for part in (NETWORK_SCOPE, scope, row.scope) if part)
-            module = LAYERS[tap]
-            if not batch_norm[tap]:
+            activation = "/".join(part for part in (NETWORK_SCOPE, scope, row.scope) if part)
+            module = LAYERS[activation]
+            if not batch_norm[activation]:
                 keys = {"weight": f"{module}.weight", "bias": f"{module}.bias"}
-                layers[tap] = Layer(tap, Kind.PROJECTION, tuple(ends.values()), keys, relu=False)
+                layers[activation] = Layer(
+                    activation, Kind.PROJECTION, tuple(ends.values()), keys, relu=False
+                )
                 continue
             keys = {"weight": f"{module}.conv.weight"}
             keys |= {role: f"{module}.bn.{name}" for role, name in _BATCH_NORM_KEYS.items()}
@@ -98,18 +100,22 @@ def _build() -> dict[str, Layer]:
             halves = row.scope.endswith("Conv2d_1a_3x3") or row.scope == "Conv2d_4b_3x3"
             valid = halves or row.scope in ("Conv2d_2a_3x3", "Conv2d_4a_3x3")
             previous = ends.get(branch, before) if scope else before
-            layers[tap] = Layer(tap, Kind.UNIT, (previous,), keys, 2 if halves else 1, not valid)
+            layers[activation] = Layer(
+                activation, Kind.UNIT, (previous,), keys, 2 if halves else 1, not valid
+            )
             if scope:
-                ends[branch] = tap
+                ends[branch] = activation
                 continue
-            before = tap
+            before = activation
             if row.scope == "Conv2d_2b_3x3":
-                layers[MAX_POOL] = Layer(MAX_POOL, Kind.MAX_POOL, (tap,), {}, 2, same=False, relu=False)
+                layers[MAX_POOL] = Layer(
+                    MAX_POOL, Kind.MAX_POOL, (activation,), {}, 2, same=False, relu=False
+                )
                 before = MAX_POOL
         if scope:
-            tap = f"{NETWORK_SCOPE}/{scope}"
-            layers[tap] = _block(tap, scope, before, tuple(ends.values()))
-            before = tap
+            activation = f"{NETWORK_SCOPE}/{scope}"
+            layers[activation] = _block(activation, scope, before, tuple(ends.values()))
+            before = activation
     keys = {"weight": "last_linear.weight"}
     keys |= {role: f"last_bn.{name}" for role, name in _BATCH_NORM_KEYS.items()}
     layers[AVERAGE_POOL] = Layer(AVERAGE_POOL, Kind.AVERAGE_POOL, (before,), {}, relu=False)
@@ -124,21 +130,23 @@ def _build() -> dict[str, Layer]:
 _SCALES = {"block35": 0.17, "block17": 0.10, "block8": 0.20, "Block8": 1.0}
 
 
-def _block(tap: str, scope: str, before: str | None, ends: tuple[str, ...]) -> Layer:
+def _block(activation: str, scope: str, before: str | None, ends: tuple[str, ...]) -> Layer:
     if scope.startswith("Mixed"):
-        return Layer(tap, Kind.REDUCTION, (*ends, before), {}, relu=False)
+        return Layer(activation, Kind.REDUCTION, (*ends, before), {}, relu=False)
     name = scope.rpartition("/")[2].partition("_")[0]
-    projection = f"{tap}/Conv2d_1x1"
-    return Layer(tap, Kind.RESIDUAL, (before, projection), {}, scale=_SCALES[name], relu=scope != "Block8")
+    projection = f"{activation}/Conv2d_1x1"
+    return Layer(
+        activation, Kind.RESIDUAL, (before, projection), {}, scale=_SCALES[name], relu=scope != "Block8"
+    )
 
 
 NETWORK: Mapping[str, Layer] = _build()
-"""Every tap's layer, in the order of evaluation."""
+"""Every activation's layer, in the order of evaluation."""
 
 assert NETWORK.keys() == {*LAYERS, *STAGES, EMBEDDINGS, LOGITS}
 
-KEYS: Mapping[str, str] = {key: layer.tap for layer in NETWORK.values() for key in layer.keys.values()}
-"""state_dict key to the tap whose layer has it; batch counters have none."""
+KEYS: Mapping[str, str] = {key: layer.activation for layer in NETWORK.values() for key in layer.keys.values()}
+"""state_dict key to the activation whose layer has it; batch counters have none."""
 
 
 def convolve(
@@ -211,7 +219,7 @@ def distance(found: Tensor | str | None, wanted: Tensor) -> float:
 
 def layer_input(layer: Layer, images: Tensor, reference: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
     """The reference's activations that a layer takes, as `Layer.inputs` orders them."""
-    return tuple(images if tap is None else reference[tap] for tap in layer.inputs)
+    return tuple(images if activation is None else reference[activation] for activation in layer.inputs)
 
 
 def concatenated(parts: tuple[Tensor, ...]) -> Tensor:

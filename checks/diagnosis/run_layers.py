@@ -19,7 +19,7 @@ from checks.core.activations import BOTTLENECK, EMBEDDINGS, LAYERS, LOGITS, STAG
 from reference import InceptionResnetV1
 
 POOLS: Mapping[str, str] = {"InceptionResnetV1/Mixed_6a": "branch2", "InceptionResnetV1/Mixed_7a": "branch3"}
-"""Each reduction to the branch, within its module, that is a pool and so has no tap of its own."""
+"""Each reduction to the branch, within its module, that is a pool and so has no activation of its own."""
 
 _NOT_EVALUATED = "the port does not evaluate it"
 
@@ -29,9 +29,9 @@ class Isolated:
     """What a port's layers make of the reference's activations.
 
     Attributes:
-        outputs: Tap to the port's own output, (N, channels, H, W) or (N, size); where it could not be
+        outputs: Activation to the port's own output, (N, channels, H, W) or (N, size); where it could not be
             computed, to the reason in words.
-        inputs: Tap to what the port gave the layer; a tap is missing where that was not seen.
+        inputs: Activation to what the port gave the layer; an activation is missing where that was not seen.
         pools: Reduction to the output of its pool; one is missing where that was not seen.
     """
 
@@ -42,9 +42,10 @@ class Isolated:
 
 def to_torch(reference: Mapping[str, NDArray[Any]]) -> dict[str, Tensor]:
     """Activations as PyTorch has them: maps (N, channels, H, W), without copying."""
-    tensors = {tap: torch.from_numpy(array) for tap, array in reference.items()}
+    tensors = {activation: torch.from_numpy(array) for activation, array in reference.items()}
     return {
-        tap: tensor.permute(0, 3, 1, 2) if tensor.ndim == 4 else tensor for tap, tensor in tensors.items()
+        activation: tensor.permute(0, 3, 1, 2) if tensor.ndim == 4 else tensor
+        for activation, tensor in tensors.items()
     }
 
 
@@ -56,7 +57,7 @@ def isolate(model: InceptionResnetV1, images: Tensor, reference: Mapping[str, Te
     Args:
         model: The port, float64, in evaluation mode. Its state and its modules are left as they were.
         images: (N, 3, H, W), float64.
-        reference: Tap to activations as `to_torch` gives them, at every tap.
+        reference: Activation to activations as `to_torch` gives them, at every activation.
     """
     run = _Run(model, reference)
     with torch.inference_mode(), run.forced():
@@ -66,7 +67,7 @@ def isolate(model: InceptionResnetV1, images: Tensor, reference: Mapping[str, Te
             run.failure = _words(error)
     with torch.inference_mode(), run.watching_classifier():
         run.head()
-    missing = [tap for tap in reference if tap not in run.outputs]
+    missing = [activation for activation in reference if activation not in run.outputs]
     run.outputs |= dict.fromkeys(missing, run.failure or _NOT_EVALUATED)
     return Isolated(run.outputs, run.inputs, run.pools)
 
@@ -94,19 +95,23 @@ class _Run:
 
     @contextmanager
     def forced(self) -> Iterator[None]:
-        """While open, every tap's module gives the reference's activations."""
-        modules = {tap: name for tap, name in {**LAYERS, **STAGES}.items() if tap in self._reference}
+        """While open, every activation's module gives the reference's activations."""
+        modules = {
+            activation: name
+            for activation, name in {**LAYERS, **STAGES}.items()
+            if activation in self._reference
+        }
         with ExitStack() as closing:
             closing.enter_context(_buffers_kept(self._model))
-            for tap, name in modules.items():
+            for activation, name in modules.items():
                 module = self._model.get_submodule(name)
-                if tap != BOTTLENECK:
-                    self._watch_input(closing, tap, module)
-                if tap in POOLS:
-                    self._watch_pool(closing, tap, module)
-                forced = self._reference[tap]
-                closing.enter_context(self._failing_softly(tap, module, forced))
-                closing.callback(module.register_forward_hook(self._force(tap, forced)).remove)
+                if activation != BOTTLENECK:
+                    self._watch_input(closing, activation, module)
+                if activation in POOLS:
+                    self._watch_pool(closing, activation, module)
+                forced = self._reference[activation]
+                closing.enter_context(self._failing_softly(activation, module, forced))
+                closing.callback(module.register_forward_hook(self._force(activation, forced)).remove)
             # The Bottleneck is two modules, of which the first has the input and the second the output.
             linear = self._model.get_submodule("last_linear")
             self._watch_input(closing, BOTTLENECK, linear)
@@ -126,41 +131,41 @@ class _Run:
         """Run what comes after the last BatchNorm, once for the embeddings and once for the logits."""
         was_classifying = self._model.classify
         try:
-            for tap, classify in ((EMBEDDINGS, False), (LOGITS, True)):
-                if tap not in self._reference:
+            for activation, classify in ((EMBEDDINGS, False), (LOGITS, True)):
+                if activation not in self._reference:
                     continue
                 self._model.classify = classify
                 try:
-                    self.outputs[tap] = self._model.head(self._reference[BOTTLENECK].clone())
+                    self.outputs[activation] = self._model.head(self._reference[BOTTLENECK].clone())
                 except Exception as error:
-                    self.outputs[tap] = _words(error)
+                    self.outputs[activation] = _words(error)
         finally:
             self._model.classify = was_classifying
 
-    def _watch_input(self, closing: ExitStack, tap: str, module: nn.Module) -> None:
+    def _watch_input(self, closing: ExitStack, activation: str, module: nn.Module) -> None:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             if inputs:
-                self.inputs.setdefault(tap, inputs[0].clone())
+                self.inputs.setdefault(activation, inputs[0].clone())
 
         closing.callback(module.register_forward_pre_hook(hook).remove)
 
-    def _watch_pool(self, closing: ExitStack, tap: str, module: nn.Module) -> None:
+    def _watch_pool(self, closing: ExitStack, activation: str, module: nn.Module) -> None:
         def hook(module: nn.Module, inputs: object, output: Tensor) -> None:
-            self.pools.setdefault(tap, output.clone())
+            self.pools.setdefault(activation, output.clone())
 
-        pool = module.get_submodule(POOLS[tap])
+        pool = module.get_submodule(POOLS[activation])
         closing.callback(pool.register_forward_hook(hook).remove)
 
-    def _force(self, tap: str, forced: Tensor) -> Callable[[nn.Module, Any, Any], Tensor]:
+    def _force(self, activation: str, forced: Tensor) -> Callable[[nn.Module, Any, Any], Tensor]:
         def hook(module: nn.Module, inputs: object, output: Tensor) -> Tensor:
             # Copies: a port that works in place would change its own findings, and the reference.
-            self.outputs.setdefault(tap, output.clone() if isinstance(output, Tensor) else output)
+            self.outputs.setdefault(activation, output.clone() if isinstance(output, Tensor) else output)
             return forced.clone()
 
         return hook
 
     @contextmanager
-    def _failing_softly(self, tap: str, module: nn.Module, instead: Tensor) -> Iterator[None]:
+    def _failing_softly(self, activation: str, module: nn.Module, instead: Tensor) -> Iterator[None]:
         """While open, the module gives `instead` where its forward raises, and the error is noted down."""
         forward = module.forward
         of_the_instance = vars(module).get("forward")
@@ -169,7 +174,7 @@ class _Run:
             try:
                 return forward(*inputs)
             except Exception as error:
-                self.outputs.setdefault(tap, _words(error))
+                self.outputs.setdefault(activation, _words(error))
                 return instead.clone()
 
         module.forward = guarded

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from checks.core.activations import short
+from checks.core.activations import short_name
 from checks.core.metrics import ulp_distance
 from checks.diagnosis.causes import Cause
 from checks.diagnosis.layer_arithmetic import KEYS, NETWORK, STATISTICS, Kind
@@ -189,11 +189,11 @@ def _statistics(key: str, found: Array, source: Mapping[str, Array]) -> Explanat
 def _other_tensor(key: str, found: Array, source: Mapping[str, Array]) -> Explanation | None:
     for other, array in source.items():
         if other != key and other in KEYS and same(found, array):
-            tap = KEYS[other]
+            activation = KEYS[other]
             role = _role(other)
             if role == _role(key):
-                return Cause.OTHER_TENSOR, f"belongs to {short(tap)}"
-            return Cause.OTHER_TENSOR, f"is the {role} of {short(tap)}"
+                return Cause.OTHER_TENSOR, f"belongs to {short_name(activation)}"
+            return Cause.OTHER_TENSOR, f"is the {role} of {short_name(activation)}"
     return None
 
 
@@ -232,7 +232,7 @@ def branch_sizes(key: str) -> tuple[int, ...]:
     layer = NETWORK[KEYS[key]]
     if layer.kind is not Kind.PROJECTION:
         return ()
-    return tuple(_WIDTHS[tap] for tap in layer.inputs if tap is not None)
+    return tuple(_WIDTHS[activation] for activation in layer.inputs if activation is not None)
 
 
 def moved_branches(key: str, places: list[int]) -> str | None:

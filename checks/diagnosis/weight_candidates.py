@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from checks.core import thresholds
-from checks.core.activations import short
+from checks.core.activations import short_name
 from checks.diagnosis.causes import Cause
 from checks.diagnosis.channel_fit import ROUNDED, fit_channels, match_channels
 from checks.diagnosis.layer_arithmetic import (
@@ -186,7 +186,7 @@ def _vectors_elsewhere(
             yield Correction(Cause.AVERAGES, words, average), thresholds.MAPPING
         for key, tensor in state.items():
             if key in KEYS and key != layer.keys[role] and tensor.shape == tensors[role].shape:
-                words = f"the {role} is not its own: that of {short(KEYS[key])} ({key}) fits"
+                words = f"the {role} is not its own: that of {short_name(KEYS[key])} ({key}) fits"
                 yield Correction(Cause.OTHER_TENSOR, words, {role: tensor}), thresholds.MAPPING
 
 
@@ -236,20 +236,20 @@ def _kernels_elsewhere(
 ) -> Iterator[Correction]:
     for other in _alike(layer, tensors["weight"], state):
         key = other.keys["weight"]
-        words = f"the kernel is not its own: that of {short(other.tap)} ({key}) fits"
+        words = f"the kernel is not its own: that of {short_name(other.activation)} ({key}) fits"
         yield Correction(Cause.OTHER_TENSOR, words, {"weight": state[key]})
 
 
 def _units_elsewhere(layer: Layer, state: Mapping[str, Tensor]) -> Iterator[Correction]:
     for other in _alike(layer, state[layer.keys["weight"]], state):
         taken = {role: state[key] for role, key in other.keys.items()}
-        words = f"all its tensors are those of another layer: those of {short(other.tap)} fit"
+        words = f"all its tensors are those of another layer: those of {short_name(other.activation)} fit"
         yield Correction(Cause.OTHER_TENSOR, words, taken)
 
 
 def _alike(layer: Layer, weight: Tensor, state: Mapping[str, Tensor]) -> Iterator[Layer]:
     for other in NETWORK.values():
-        if other.kind is not layer.kind or other.tap == layer.tap:
+        if other.kind is not layer.kind or other.activation == layer.activation:
             continue
         if state[other.keys["weight"]].shape == weight.shape:
             yield other

@@ -15,10 +15,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from checks.core.activations import short
+from checks.core.activations import short_name
 from checks.core.builtin_checkpoint import built_in_checkpoint
 from checks.core.judgement import Judgement
-from checks.core.source_tensors import plan_source, right_state_dict, single_precision
+from checks.core.source_tensors import expected_state_dict, float32_variables, plan_source
 from checks.core.tensorflow_side import find_meta, require_tensorflow
 from checks.gradients.judge import (
     GradientMeasurement,
@@ -158,9 +158,9 @@ def _both_sides(
     tensors, decided = plan_source(opened, weights)
     variant = decided.variant
     model = InceptionResnetV1(num_classes=variant.num_classes, embedding_size=variant.embedding_size)
-    state_dict = right_state_dict(tensors, decided)
+    state_dict = expected_state_dict(tensors, decided)
     model.load_state_dict({key: torch.from_numpy(array) for key, array in state_dict.items()})
-    return variant, single_precision(opened, tensors, decided), model.double()
+    return variant, float32_variables(opened, tensors, decided), model.double()
 
 
 @contextmanager
@@ -246,12 +246,12 @@ def judge_statistics(
         momentum = norms[scope].momentum
         # The graph holds 1 - decay in float32.
         if momentum is None or not math.isclose(1 - update.decay, momentum, rel_tol=2**-23):
-            details.append(f"{short(scope)}: decay {update.decay:.6g}, PyTorch's momentum is {momentum}")
+            details.append(f"{short_name(scope)}: decay {update.decay:.6g}, PyTorch's momentum is {momentum}")
     biased = [scope for scope, update in moving.items() if update.biased]
     if biased:
         others = f" and {len(biased) - 1} more" if len(biased) > 1 else ""
         details.append(
-            f"{short(biased[0])}{others}: towards the biased variance (tf.nn.moments); PyTorch's BatchNorm "
+            f"{short_name(biased[0])}{others}: towards the biased variance (tf.nn.moments); PyTorch's BatchNorm "
             f"towards n/(n-1) of it, n the values of a channel: {images / (images - 1):.2f} times at "
             f"the Bottleneck, of {images} images"
         )

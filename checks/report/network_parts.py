@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import groupby
 
-from checks.core.activations import short
+from checks.core.activations import short_name
 from converter.layer_map import BLOCKS
 
 Groups = tuple[tuple[str, int], ...]
@@ -15,13 +15,13 @@ _STEM, _HEAD = "stem", "head"
 _REPEATS = {"Repeat": "block35 ×5", "Repeat_1": "block17 ×10", "Repeat_2": "block8 ×5"}  # noqa: RUF001
 
 
-def tap_groups(taps: Sequence[str]) -> Groups:
-    """The parts that taps belong to."""
-    return _grouped([_of_tap(short(tap)) for tap in taps])
+def activation_groups(activations: Sequence[str]) -> Groups:
+    """The parts that activations belong to."""
+    return _grouped([_of_activation(short_name(activation)) for activation in activations])
 
 
-def _of_tap(tap: str) -> str:
-    first = tap.partition("/")[0]
+def _of_activation(activation: str) -> str:
+    first = activation.partition("/")[0]
     if first.startswith(("Conv2d", "MaxPool")):
         return _STEM
     return _REPEATS.get(first, first if first.startswith(("Mixed", "Block")) else _HEAD)
@@ -32,7 +32,7 @@ def _modules() -> dict[str, str]:
     parts = {}
     for scope, module, _ in BLOCKS:
         if scope:
-            parts[module.partition(".")[0]] = _of_tap(scope)
+            parts[module.partition(".")[0]] = _of_activation(scope)
     return parts
 
 

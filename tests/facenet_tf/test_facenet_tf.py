@@ -16,7 +16,7 @@ pytest.importorskip("tensorflow")
 from facenet_tf import graph
 from facenet_tf.checkpoint import CheckpointFiles, write_checkpoint
 from facenet_tf.graph import RebuiltNetwork, variable_shapes
-from facenet_tf.own_graph import GraphError, PublishedGraph
+from facenet_tf.own_graph import GraphError, OwnGraph
 from facenet_tf.session import legacy_graph, open_session
 from facenet_tf.variables import BOTTLENECK, load_variables
 
@@ -76,15 +76,15 @@ def files(tensors: Tensors, tmp_path_factory: pytest.TempPathFactory) -> Checkpo
 
 
 @pytest.fixture(scope="module")
-def from_meta(files: CheckpointFiles) -> Iterator[PublishedGraph]:
-    with PublishedGraph.from_checkpoint(files.meta, files.prefix) as network:
+def from_meta(files: CheckpointFiles) -> Iterator[OwnGraph]:
+    with OwnGraph.from_checkpoint(files.meta, files.prefix) as network:
         yield network
 
 
 @pytest.fixture(scope="module")
-def from_pb(files: CheckpointFiles) -> Iterator[PublishedGraph]:
+def from_pb(files: CheckpointFiles) -> Iterator[OwnGraph]:
     assert files.frozen is not None
-    with PublishedGraph.from_frozen(files.frozen) as network:
+    with OwnGraph.from_frozen(files.frozen) as network:
         yield network
 
 
@@ -112,12 +112,12 @@ def assert_same_activations(published: Activations, rebuilt: Activations) -> Non
     nothing says that the two add in the same order.
     """
     assert published
-    for tap, value in published.items():
-        assert value.shape == rebuilt[tap].shape, tap
-        if tap in (POOL, BOTTLENECK) or not tap.startswith(SCOPE):
-            assert relative_error(value, rebuilt[tap]) < 1e-6, tap
+    for activation, value in published.items():
+        assert value.shape == rebuilt[activation].shape, activation
+        if activation in (POOL, BOTTLENECK) or not activation.startswith(SCOPE):
+            assert relative_error(value, rebuilt[activation]) < 1e-6, activation
         else:
-            np.testing.assert_array_equal(value, rebuilt[tap], err_msg=tap)
+            np.testing.assert_array_equal(value, rebuilt[activation], err_msg=activation)
 
 
 # Names and shapes
@@ -153,10 +153,12 @@ def test_variants_have_their_own_variables() -> None:
 
 
 def test_taps_are_the_stages_and_the_convolutions(rebuilt: RebuiltNetwork, activations: Activations) -> None:
-    convolutions = {name for name in rebuilt.taps if "Conv2d_" in name}
+    convolutions = {name for name in rebuilt.activations if "Conv2d_" in name}
     assert len(convolutions) == 132
-    assert set(rebuilt.taps) == convolutions | set(graph.STAGES)
-    assert tuple(tap for tap in rebuilt.taps if tap in graph.STAGES) == graph.STAGES
+    assert set(rebuilt.activations) == convolutions | set(graph.STAGES)
+    assert (
+        tuple(activation for activation in rebuilt.activations if activation in graph.STAGES) == graph.STAGES
+    )
     assert activations[f"{SCOPE}/Mixed_6a"].shape == (2, 8, 8, 896)
     assert activations[POOL].shape == (2, 1, 1, 1792)
     assert activations[BOTTLENECK].shape == activations["embeddings"].shape == (2, 512)
@@ -166,24 +168,22 @@ def test_taps_are_the_stages_and_the_convolutions(rebuilt: RebuiltNetwork, activ
 
 
 def test_training_graph_equals_the_rebuilt_network(
-    from_meta: PublishedGraph, rebuilt: RebuiltNetwork, images: NDArray, activations: Activations
+    from_meta: OwnGraph, rebuilt: RebuiltNetwork, images: NDArray, activations: Activations
 ) -> None:
     assert from_meta.has_logits
-    assert from_meta.taps == rebuilt.taps
+    assert from_meta.activations == rebuilt.activations
     assert_same_activations(from_meta.run(images), activations)
 
 
 def test_frozen_graph_equals_the_rebuilt_network(
-    from_pb: PublishedGraph, rebuilt: RebuiltNetwork, images: NDArray, activations: Activations
+    from_pb: OwnGraph, rebuilt: RebuiltNetwork, images: NDArray, activations: Activations
 ) -> None:
     assert not from_pb.has_logits
-    assert from_pb.taps == rebuilt.taps[:-1]
+    assert from_pb.activations == rebuilt.activations[:-1]
     assert_same_activations(from_pb.run(images), activations)
 
 
-def test_values_come_back_bit_for_bit(
-    tensors: Tensors, from_meta: PublishedGraph, from_pb: PublishedGraph
-) -> None:
+def test_values_come_back_bit_for_bit(tensors: Tensors, from_meta: OwnGraph, from_pb: OwnGraph) -> None:
     assert from_meta.tensors.keys() == tensors.keys()
     assert from_pb.tensors.keys() == tensors.keys() - {"Logits/weights", "Logits/biases"}
     for network in (from_meta, from_pb):
@@ -218,7 +218,7 @@ def test_an_existing_file_is_not_overwritten(files: CheckpointFiles, tensors: Te
 
 
 def test_taps_do_not_depend_on_the_names_of_operations(
-    frozen_def: Any, from_pb: PublishedGraph, images: NDArray, tmp_path: Path
+    frozen_def: Any, from_pb: OwnGraph, images: NDArray, tmp_path: Path
 ) -> None:
     kept = from_pb.tensors.keys() | {"input", "phase_train", "batch_size", "embeddings", "label_batch"}
     shuffled = np.random.default_rng(2).permutation(len(frozen_def.node))
@@ -234,19 +234,19 @@ def test_taps_do_not_depend_on_the_names_of_operations(
             node.input[i] = "^" * reference.startswith("^") + new[name] + colon + port
     path = tmp_path / "renamed.pb"
     path.write_bytes(renamed.SerializeToString())
-    with PublishedGraph.from_frozen(path) as network:
+    with OwnGraph.from_frozen(path) as network:
         values = network.run(images)
     expected = from_pb.run(images)
     assert values.keys() == expected.keys()
-    for tap, value in values.items():
-        np.testing.assert_array_equal(value, expected[tap], err_msg=tap)
+    for activation, value in values.items():
+        np.testing.assert_array_equal(value, expected[activation], err_msg=activation)
 
 
 def test_triplet_checkpoint_of_an_older_release(tensors: Tensors, tmp_path: Path, images: NDArray) -> None:
     features = older_variant(tensors)
     files = write_checkpoint(tmp_path, features, model_name="triplet", step=1, frozen=False)
     assert files.frozen is None
-    with PublishedGraph.from_checkpoint(files.meta, files.prefix) as network:
+    with OwnGraph.from_checkpoint(files.meta, files.prefix) as network:
         assert not network.has_logits
         assert network.tensors.keys() == features.keys()
         values = network.run(images)
@@ -264,11 +264,11 @@ def test_averages_are_another_set_of_weights(
             tf1.get_variable(name, value.shape, initializer=tf1.zeros_initializer())
         load_variables(session, stored)
         prefix = Path(tf1.train.Saver().save(session, str(tmp_path / "averaged"), write_meta_graph=False))
-    with PublishedGraph.from_checkpoint(files.meta, prefix, weights="average") as network:
+    with OwnGraph.from_checkpoint(files.meta, prefix, weights="average") as network:
         for name, value in averages.items():
             np.testing.assert_array_equal(network.tensors[name], value)
     with pytest.raises(GraphError, match=r"lacks .*weights/ExponentialMovingAverage"):
-        PublishedGraph.from_checkpoint(files.meta, files.prefix, weights="average")
+        OwnGraph.from_checkpoint(files.meta, files.prefix, weights="average")
 
 
 # Arithmetic
@@ -279,9 +279,9 @@ def test_float64_shows_the_rounding_of_float32(
 ) -> None:
     with RebuiltNetwork(tensors, "float64") as network:
         truth = network.run(images)
-    for tap, value in truth.items():
+    for activation, value in truth.items():
         assert value.dtype == np.float64
-        assert 1e-8 < relative_error(activations[tap], value) < 5e-6, tap
+        assert 1e-8 < relative_error(activations[activation], value) < 5e-6, activation
     norms = np.linalg.norm(truth[BOTTLENECK], axis=1, keepdims=True)
     assert relative_error(truth[BOTTLENECK] / norms, truth["embeddings"]) < 1e-14
     logits = truth[BOTTLENECK] @ tensors["Logits/weights"].astype(np.float64) + tensors["Logits/biases"]
@@ -293,7 +293,7 @@ def test_gamma_and_the_old_bottleneck_take_effect(
 ) -> None:
     with RebuiltNetwork(older_variant(tensors)) as network:
         values = network.run(images, [f"{SCOPE}/Conv2d_1a_3x3", BOTTLENECK])
-        assert "Logits" not in network.taps
+        assert "Logits" not in network.activations
     first = f"{SCOPE}/Conv2d_1a_3x3"
     beta = tensors[f"{first}/BatchNorm/beta"]
     positive = (values[first] > 0) & (activations[first] > 0)
@@ -310,7 +310,7 @@ def test_other_image_sizes(rebuilt: RebuiltNetwork, height: int, width: int, las
 
 
 def test_published_graph_runs_only_where_its_pool_covers_the_map(
-    from_pb: PublishedGraph, rebuilt: RebuiltNetwork
+    from_pb: OwnGraph, rebuilt: RebuiltNetwork
 ) -> None:
     assert from_pb.pool_size == (3, 3)
     other = np.ones((1, 165, 150, 3), np.float32)
@@ -386,7 +386,7 @@ def test_other_variables_are_named(
 
 @pytest.mark.parametrize("shape", [(160, 160, 3), (1, 3, 160, 160), (1, 74, 160, 3)])
 def test_other_shapes_of_images_are_refused(
-    rebuilt: RebuiltNetwork, from_pb: PublishedGraph, shape: tuple[int, ...]
+    rebuilt: RebuiltNetwork, from_pb: OwnGraph, shape: tuple[int, ...]
 ) -> None:
     for network in (rebuilt, from_pb):
         with pytest.raises(ValueError, match="images must be"):
@@ -394,7 +394,7 @@ def test_other_shapes_of_images_are_refused(
 
 
 def test_an_unknown_tap_is_named(rebuilt: RebuiltNetwork, images: NDArray) -> None:
-    with pytest.raises(ValueError, match="no such tap: Mixed_6a"):
+    with pytest.raises(ValueError, match="no such activation: Mixed_6a"):
         rebuilt.run(images, ["embeddings", "Mixed_6a"])
 
 
@@ -419,22 +419,22 @@ def test_a_file_that_is_no_such_graph_is_refused(
     path = tmp_path / "other.pb"
     path.write_bytes(content() if callable(content) else content)
     with pytest.raises(GraphError, match=rf"other\.pb: {message}"):
-        PublishedGraph.from_frozen(path)
+        OwnGraph.from_frozen(path)
 
 
 def test_a_graph_without_weights_is_refused(files: CheckpointFiles, tmp_path: Path) -> None:
     path = tmp_path / "unfrozen.pb"
     path.write_bytes(tf1.MetaGraphDef.FromString(files.meta.read_bytes()).graph_def.SerializeToString())
     with pytest.raises(GraphError, match=r"unfrozen\.pb: the graph is not frozen"):
-        PublishedGraph.from_frozen(path)
+        OwnGraph.from_frozen(path)
 
 
 def test_a_checkpoint_that_does_not_fit_the_graph_is_refused(files: CheckpointFiles, tmp_path: Path) -> None:
     with pytest.raises(GraphError, match="does not read the checkpoint"):
-        PublishedGraph.from_checkpoint(files.meta, tmp_path / "absent")
+        OwnGraph.from_checkpoint(files.meta, tmp_path / "absent")
     with legacy_graph() as other, open_session(other) as session:
         tf1.get_variable("Logits/weights", (512, 8), initializer=tf1.zeros_initializer())
         session.run(tf1.global_variables_initializer())
         prefix = tf1.train.Saver().save(session, str(tmp_path / "other"), write_meta_graph=False)
     with pytest.raises(GraphError, match=f"lacks .*{BOTTLENECK}/weights"):
-        PublishedGraph.from_checkpoint(files.meta, Path(prefix))
+        OwnGraph.from_checkpoint(files.meta, Path(prefix))

@@ -12,7 +12,7 @@ from checks.audit.graphs import onnx_file, tflite_file
 from checks.audit.graphs.graph import Graph
 from checks.audit.graphs.process import GraphProcess
 from checks.audit.graphs.walk import Walked
-from checks.core.activations import BOTTLENECK, EMBEDDINGS, LOGITS, tap_names
+from checks.core.activations import BOTTLENECK, EMBEDDINGS, LOGITS, activation_names
 from checks.core.inputs import IMAGE_SIZE
 from converter.casting import HALVES
 from converter.errors import SourceError
@@ -61,12 +61,16 @@ class GraphRunner:
         stored = {t.array.dtype for tensors in walked.weights.layers.values() for t in tensors.values()}
         self.weights = next((str(dtype) for dtype in HALVES if dtype in stored), "float32")
         self.halved = walked.halved
-        self.taps = tuple(tap for tap in tap_names(every_layer=True, logits=True) if tap in walked.taps)
+        self.activations = tuple(
+            activation
+            for activation in activation_names(every_layer=True, logits=True)
+            if activation in walked.activations
+        )
         outputs = {
             name: EMBEDDINGS if self._gives_unit_length(name) else BOTTLENECK for name in walked.embeddings
         }
-        if walked.taps.get(LOGITS) in {output.name for output in graph.outputs}:
-            outputs[walked.taps[LOGITS]] = LOGITS
+        if walked.activations.get(LOGITS) in {output.name for output in graph.outputs}:
+            outputs[walked.activations[LOGITS]] = LOGITS
         self._outputs = tuple(outputs)
         self.outputs = tuple(outputs.values())
         self.gives = " and ".join(_WORDS[output] for output in dict.fromkeys(self.outputs))
@@ -93,8 +97,8 @@ class GraphRunner:
         return [array.reshape(len(images), -1) for array in found]
 
     def inner(self, images: Array) -> tuple[Array, list[Array]]:
-        """What the first convolution takes, and what every tap gives, NHWC, run as the graph is written."""
-        names = [self._walked.taps[tap] for tap in self.taps]
+        """What the first convolution takes, and what every activation gives, NHWC, run as the graph is written."""
+        names = [self._walked.activations[activation] for activation in self.activations]
         is_prepared = self._walked.input != self._graph.inputs[0].name
         found = self._run(images, [*names, self._walked.input] if is_prepared else names, plain=True)
         if not self._graph.channels_last:

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from checks.audit.compare_tensors import InputFold
 from checks.audit.graphs.preprocessing import Preprocessing, recognise, to_pixels
-from checks.audit.result import GraphRun, LayerError, ProbeRun
+from checks.audit.result import GraphRun, InputRun, LayerError
 from checks.core import thresholds
 from checks.core.activations import BOTTLENECK, EMBEDDINGS, LOGITS, run_pytorch
-from checks.core.inputs import Probe, seeded_probes
+from checks.core.inputs import InputBatch, seeded_inputs
 from checks.core.metrics import l2_norm, relative_l2
 from reference import InceptionResnetV1
 
@@ -32,8 +32,8 @@ class Runner(Protocol):
         dtype: What it takes.
         weights: What its weights are stored as.
         halved: Whether it computes in half precision.
-        taps: The taps that can be looked at, in the order of evaluation; the Bottleneck is one.
-        outputs: The taps that its outputs are.
+        activations: The activations that can be looked at, in the order of evaluation; the Bottleneck is one.
+        outputs: The activations that its outputs are.
     """
 
     runtime: str
@@ -42,7 +42,7 @@ class Runner(Protocol):
     dtype: str
     weights: str
     halved: bool
-    taps: tuple[str, ...]
+    activations: tuple[str, ...]
     outputs: tuple[str, ...]
 
     def fitted(self, images: Array) -> Array:
@@ -52,7 +52,7 @@ class Runner(Protocol):
         """What each of `outputs` is, (N, size), as its runtime runs it by default."""
 
     def inner(self, images: Array) -> tuple[Array, list[Array]]:
-        """What the first convolution takes, and what every tap gives, NHWC, run as the graph is written."""
+        """What the first convolution takes, and what every activation gives, NHWC, run as the graph is written."""
 
 
 def run_graph(
@@ -80,14 +80,14 @@ def run_graph(
         own(torch.float64), own(torch.float16 if runner.halved else torch.float32), source, fold
     )
     arithmetic = "float16" if runner.halved else "float32"
-    probes = [probe for probe in seeded_probes(seed) if not probe.name.startswith("odd size")]
+    inputs = [batch for batch in seeded_inputs(seed) if not batch.name.startswith("odd size")]
     say("telling its preprocessing")
-    pixels = to_pixels(runner.fitted(probes[1].images[:1]))
+    pixels = to_pixels(runner.fitted(inputs[1].images[:1]))
     preparing = recognise(pixels, lambda images: _unfold(runner.inner(images)[0], fold), runner.dtype)
     measured = []
-    for probe in probes:
-        say(f"running: {probe.name}")
-        measured.append(_measure(runner, networks, preparing, probe))
+    for batch in inputs:
+        say(f"running: {batch.name}")
+        measured.append(_measure(runner, networks, preparing, batch))
     return GraphRun(
         runtime=runner.runtime,
         weights=runner.weights,
@@ -97,7 +97,7 @@ def run_graph(
         is_prepared_right=preparing.distance
         <= thresholds.PREPARED["float16" if runner.halved else "float32"],
         feed=f"{preparing.feed}, {runner.feed}; gives {runner.gives}",
-        probes=tuple(measured),
+        inputs=tuple(measured),
     )
 
 
@@ -116,39 +116,45 @@ def _unfold(images: Array, fold: InputFold) -> Array:
     return np.asarray(images.astype(np.float64) / fold.divisor - fold.offset)
 
 
-def _measure(runner: Runner, networks: _Networks, preparing: Preprocessing, probe: Probe) -> ProbeRun:
-    """Run a graph on one probe, as its runtime optimises it and as it is written.
+def _measure(runner: Runner, networks: _Networks, preparing: Preprocessing, batch: InputBatch) -> InputRun:
+    """Run a graph on one input, as its runtime optimises it and as it is written.
 
     Every network sees the image that the graph's own first convolution sees: how it was prepared is judged by
     itself.
     """
-    fed = images = runner.fitted(probe.images)
+    fed = images = runner.fitted(batch.images)
     if not preparing.takes_standardised:
         fed = preparing.feed_of(to_pixels(images))
     seen, inner = runner.inner(fed)
-    taps = tuple(dict.fromkeys((*runner.taps, *runner.outputs)))
-    wanted = run_pytorch(networks.exact, seen, taps)
-    floors = run_pytorch(networks.rounded, seen, taps)
-    floor = {tap: _floor(floors[tap], wanted[tap], runner.halved) for tap in taps}
+    activations = tuple(dict.fromkeys((*runner.activations, *runner.outputs)))
+    wanted = run_pytorch(networks.exact, seen, activations)
+    floors = run_pytorch(networks.rounded, seen, activations)
+    floor = {
+        activation: _floor(floors[activation], wanted[activation], runner.halved)
+        for activation in activations
+    }
     layers = tuple(
-        LayerError(tap, _error(found, wanted[tap]), floor[tap])
-        for tap, found in zip(runner.taps, inner, strict=True)
+        LayerError(activation, _error(found, wanted[activation]), floor[activation])
+        for activation, found in zip(runner.activations, inner, strict=True)
     )
     given = runner.given(fed)
     worst = max(
-        ((_error(found, wanted[tap]), floor[tap]) for tap, found in zip(runner.outputs, given, strict=True)),
+        (
+            (_error(found, wanted[activation]), floor[activation])
+            for activation, found in zip(runner.outputs, given, strict=True)
+        ),
         key=lambda pair: pair[0] / pair[1],
         default=(layers[-1].error, layers[-1].floor),
     )
     embedding = next(
-        (found for tap, found in zip(runner.outputs, given, strict=True) if tap != LOGITS),
-        inner[runner.taps.index(BOTTLENECK)].reshape(len(images), -1),
+        (found for activation, found in zip(runner.outputs, given, strict=True) if activation != LOGITS),
+        inner[runner.activations.index(BOTTLENECK)].reshape(len(images), -1),
     )
     right = run_pytorch(networks.source, _unfold(seen, networks.fold), (EMBEDDINGS,))[EMBEDDINGS]
     gap = _unit(embedding) - right if embedding.shape == right.shape else np.full(right.shape, np.inf)
-    return ProbeRun(
-        name=probe.name,
-        few_values=probe.few_values,
+    return InputRun(
+        name=batch.name,
+        few_values=batch.few_values,
         error=worst[0],
         floor=worst[1],
         distance=l2_norm(gap),

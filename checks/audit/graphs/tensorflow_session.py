@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
-from checks.core.activations import EMBEDDINGS, tap_names
+from checks.core.activations import EMBEDDINGS, activation_names
 from checks.core.inputs import IMAGE_SIZE
 
 if TYPE_CHECKING:
-    from facenet_tf.own_graph import PublishedGraph
+    from facenet_tf.own_graph import OwnGraph
 
 Array = NDArray[Any]
 
@@ -44,7 +44,7 @@ class TensorFlowRunner:
     halved = False
     outputs: tuple[str, ...] = (EMBEDDINGS,)
 
-    def __init__(self, graph: PublishedGraph) -> None:
+    def __init__(self, graph: OwnGraph) -> None:
         import tensorflow
 
         others = sorted(graph.operations - ARITHMETIC)
@@ -52,7 +52,11 @@ class TensorFlowRunner:
             raise ValueError(f"it was not run, for it holds {', '.join(others)}, and not arithmetic alone")
         self.runtime = f"TensorFlow {tensorflow.__version__}"
         self._graph = graph
-        self.taps = tuple(tap for tap in tap_names(every_layer=True, logits=False) if tap in graph.taps)
+        self.activations = tuple(
+            activation
+            for activation in activation_names(every_layer=True, logits=False)
+            if activation in graph.activations
+        )
 
     def fitted(self, images: Array) -> Array:
         """The images as they are: they have the size that these graphs were made for."""
@@ -65,6 +69,6 @@ class TensorFlowRunner:
         return [self._graph.run(images, [EMBEDDINGS])[EMBEDDINGS]]
 
     def inner(self, images: Array) -> tuple[Array, list[Array]]:
-        """What the first convolution takes, and what every tap gives, NHWC."""
-        found = self._graph.run(images, self.taps)
-        return images, [found[tap] for tap in self.taps]
+        """What the first convolution takes, and what every activation gives, NHWC."""
+        found = self._graph.run(images, self.activations)
+        return images, [found[activation] for activation in self.activations]

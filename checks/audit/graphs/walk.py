@@ -16,7 +16,7 @@ from typing import Any
 
 from checks.audit.graphs.graph import ForeignGraphError, Graph, Node, Window
 from checks.audit.port_layers import BATCH_NORM, BOTTLENECK, PortTensor, PortWeights, Role, printable
-from checks.core.activations import short
+from checks.core.activations import short_name
 from converter.casting import HALVES
 from converter.layer_map import BLOCKS, BOTTLENECK_INPUTS, LOGITS_SCOPE, NETWORK_SCOPE, STEM, Layer
 from converter.layouts import VECTOR, Layout
@@ -47,7 +47,7 @@ class Walked:
 
     Attributes:
         weights: The port's layers.
-        taps: Stage or layer, as `checks.core.activations` calls it, to the graph's tensor that is its output.
+        activations: Stage or layer, as `checks.core.activations` calls it, to the graph's tensor that is its output.
         input: The graph's tensor that the first convolution takes.
         embeddings: The graph's outputs that the embedding is, brought to length one or not; none where it
             gives logits alone.
@@ -57,7 +57,7 @@ class Walked:
     """
 
     weights: PortWeights
-    taps: dict[str, str]
+    activations: dict[str, str]
     input: str = ""
     embeddings: tuple[str, ...] = ()
     halved: bool = False
@@ -103,7 +103,7 @@ def walk(graph: Graph) -> Walked:
     # A graph may give the embedding and the logits: the walk from the logits finds all that the other does.
     best = max(found, key=lambda walked: len(walked.weights.layers))
     best.embeddings = tuple(name for walked in found for name in walked.embeddings)
-    judged = {*best.embeddings, best.taps.get(LOGITS_SCOPE)}
+    judged = {*best.embeddings, best.activations.get(LOGITS_SCOPE)}
     others = [output.name for output in graph.outputs if output.name not in judged]
     best.remarks += [f"its output {_plain(name)!r} is not one that can be judged" for name in others]
     return best
@@ -125,7 +125,7 @@ class _Walk:
             for name in node.inputs:
                 self.consumers.setdefault(name, []).append(node)
         self.layers: dict[str, Mapping[Role, PortTensor]] = {}
-        self.taps: dict[str, str] = {}
+        self.activations: dict[str, str] = {}
         self.remarks: list[str] = []
         self.halved = False
 
@@ -135,7 +135,7 @@ class _Walk:
         name = self._pooled(unit.linear.inputs[0])
         for scope, _, layers in reversed(BLOCKS[1:]):
             full = f"{NETWORK_SCOPE}/{scope}"
-            self.taps[full] = self._through(name)
+            self.activations[full] = self._through(name)
             if scope.startswith("Mixed"):
                 name = self._reduction(name, full, layers)
             else:
@@ -143,7 +143,7 @@ class _Walk:
         for layer in reversed(STEM):
             if layer.module == "conv2d_3b":
                 name, unit = self._stem_unit(name, layer)
-                self.taps[f"{NETWORK_SCOPE}/MaxPool_3a_3x3"] = self._through(name)
+                self.activations[f"{NETWORK_SCOPE}/MaxPool_3a_3x3"] = self._through(name)
                 pool = self._producer(name)
                 if pool is None or pool.op != "max_pool":
                     raise self._foreign(f"{_label(pool)} where MaxPool_3a_3x3 should be")
@@ -152,7 +152,7 @@ class _Walk:
                 continue
             name, unit = self._stem_unit(name, layer)
         before = self._kinds(self._ancestors(name))
-        behind = self._ancestors(output) - self._ancestors(self.taps[BOTTLENECK])
+        behind = self._ancestors(output) - self._ancestors(self.activations[BOTTLENECK])
         for kinds, known, where in (
             (before, SURROUNDING, "before the first layer"),
             (self._kinds(behind), SURROUNDING | _CLASSIFIER, "behind the last layer"),
@@ -162,7 +162,7 @@ class _Walk:
                 self.remarks.append(f"{', '.join(strange)} {where}, which no run can vouch for")
         embeddings = () if LOGITS_SCOPE in self.layers else (output,)
         return Walked(
-            PortWeights(self.layers), self.taps, name, embeddings, self.halved, before, self.remarks
+            PortWeights(self.layers), self.activations, name, embeddings, self.halved, before, self.remarks
         )
 
     def _ancestors(self, name: str) -> set[str]:
@@ -257,7 +257,7 @@ class _Walk:
         pool = self._producer(name)
         if pool is None or pool.op != "mean":
             raise self._foreign(f"{_label(pool)} where the average pool should be")
-        self.taps[f"{NETWORK_SCOPE}/Logits/AvgPool_1a_8x8"] = pool.output
+        self.activations[f"{NETWORK_SCOPE}/Logits/AvgPool_1a_8x8"] = pool.output
         return pool.inputs[0]
 
     # Blocks.
@@ -269,9 +269,9 @@ class _Walk:
         if node is not None and node.op == "relu":
             node = self._producer(node.inputs[0])
         if node is None or node.op != "add" or len(node.inputs) != 2:
-            raise self._foreign(f"{_label(node)} where the sum of {short(scope)} should be")
+            raise self._foreign(f"{_label(node)} where the sum of {short_name(scope)} should be")
         if has_relu is not relu:
-            self.remarks.append(f"{short(scope)} ends {'with' if has_relu else 'without'} a ReLU")
+            self.remarks.append(f"{short_name(scope)} ends {'with' if has_relu else 'without'} a ReLU")
         for residual, trunk in (node.inputs, reversed(node.inputs)):
             unit = self._unit(residual)
             mixed = None if unit is None or unit.relu else self._producer(unit.linear.inputs[0])
@@ -281,17 +281,17 @@ class _Walk:
             trunk = self._through(trunk)
             self._branches(mixed, scope, layers[:-1], trunk)
             return trunk
-        raise self._foreign(f"no 1x1 convolution of concatenated branches in {short(scope)}")
+        raise self._foreign(f"no 1x1 convolution of concatenated branches in {short_name(scope)}")
 
     def _reduction(self, name: str, scope: str, layers: Sequence[Layer]) -> str:
         """Mixed_6a or Mixed_7a from its output; returns what it takes."""
         mixed = self._producer(name)
         if mixed is None or mixed.op != "concat":
-            raise self._foreign(f"{_label(mixed)} where {short(scope)} should concatenate its branches")
+            raise self._foreign(f"{_label(mixed)} where {short_name(scope)} should concatenate its branches")
         pools = [node for each in mixed.inputs if (node := self._producer(each)) and node.op == "max_pool"]
         if len(pools) != 1:
-            raise self._foreign(f"{len(pools)} max pools in {short(scope)}, not one")
-        self._check_window(f"the pool of {short(scope)}", pools[0].window, _POOL)
+            raise self._foreign(f"{len(pools)} max pools in {short_name(scope)}, not one")
+        self._check_window(f"the pool of {short_name(scope)}", pools[0].window, _POOL)
         trunk = self._through(pools[0].inputs[0])
         self._branches(mixed, scope, layers, trunk, pool=pools[0])
         return trunk
@@ -320,10 +320,10 @@ class _Walk:
         )
         if order is None:
             shapes = "; ".join(", ".join(str(unit.shape) for unit in chain) or "none" for chain in chains)
-            raise self._foreign(f"{short(scope)} has branches of other kernels ({shapes})")
+            raise self._foreign(f"{short_name(scope)} has branches of other kernels ({shapes})")
         if order != tuple(range(len(order))):
             branches = ", ".join(map(str, order))
-            self.remarks.append(f"{short(scope)} concatenates its branches in the order {branches}")
+            self.remarks.append(f"{short_name(scope)} concatenates its branches in the order {branches}")
         for place, branch in enumerate(order):
             for unit, layer in zip(chains[place], wanted[branch], strict=True):
                 self._keep(f"{scope}/{layer.scope}", unit, layer)
@@ -337,7 +337,7 @@ class _Walk:
                 node = self._producer(name)
                 if node is not None and node.op == "max_pool" and self._through(node.inputs[0]) == trunk:
                     return []
-                raise self._foreign(f"{_label(node)} in a branch of {short(scope)}")
+                raise self._foreign(f"{_label(node)} in a branch of {short_name(scope)}")
             units.insert(0, unit)
             name = unit.linear.inputs[0]
         return units
@@ -405,13 +405,15 @@ class _Walk:
     def _keep(self, scope: str, unit: _Unit, layer: Layer | None = None) -> None:
         self.layers[scope] = unit.tensors
         # What a residual's last convolution gives is told before it is scaled.
-        self.taps[scope] = unit.linear.output if "factor" in unit.tensors else unit.output
+        self.activations[scope] = unit.linear.output if "factor" in unit.tensors else unit.output
         if layer is not None and unit.relu is not layer.batch_norm:
-            self.remarks.append(f"{short(scope)} ends {'with' if unit.relu else 'without'} a ReLU")
+            self.remarks.append(f"{short_name(scope)} ends {'with' if unit.relu else 'without'} a ReLU")
         if unit.epsilon is not None and abs(unit.epsilon - 0.001) > 1e-9:
-            self.remarks.append(f"{short(scope)} normalises with an epsilon of {unit.epsilon:g}, not 0.001")
+            self.remarks.append(
+                f"{short_name(scope)} normalises with an epsilon of {unit.epsilon:g}, not 0.001"
+            )
         if layer is not None:
-            self._check_window(short(scope), unit.linear.window, _window(scope, layer))
+            self._check_window(short_name(scope), unit.linear.window, _window(scope, layer))
 
     def _check_window(self, what: str, found: Window | None, wanted: Window) -> None:
         if found is None:

@@ -96,14 +96,14 @@ class Site:
 
     Attributes:
         label: The place in words; unique within a fault.
-        tap: Where a comparison must say that the port first differs: a tap, or in training `LOSS` or
+        activation: Where a comparison must say that the port first differs: an activation, or in training `LOSS` or
             `OPTIMISER`.
         apply: Plants the fault in a port, and takes it out when the context ends.
         setting: Where it shows. In any but inference the fault is equivalent in inference at 160x160.
     """
 
     label: str
-    tap: str
+    activation: str
     apply: Apply
     setting: Setting = "inference"
 
@@ -130,8 +130,8 @@ class Fault:
 # Places
 
 
-def tap_of(scope: str) -> str:
-    """The tap of a layer or stage, from its scope without the network's."""
+def activation_of(scope: str) -> str:
+    """The activation of a layer or stage, from its scope without the network's."""
     if scope == LOGITS:
         return scope
     return BOTTLENECK if scope == "Bottleneck" else f"{NETWORK_SCOPE}/{scope}"
@@ -139,8 +139,8 @@ def tap_of(scope: str) -> str:
 
 def module_of(scope: str) -> str:
     """Dotted path of the module of a layer or stage, from its scope without the network's."""
-    tap = tap_of(scope)
-    return LAYERS[tap] if tap in LAYERS else STAGES[tap]
+    activation = activation_of(scope)
+    return LAYERS[activation] if activation in LAYERS else STAGES[activation]
 
 
 def batch_norm_of(scope: str) -> str:

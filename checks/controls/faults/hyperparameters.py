@@ -12,12 +12,12 @@ from checks.controls.faults.fault import (
     Fault,
     Forward,
     Site,
+    activation_of,
     batch_norm_of,
     every_batch_norm,
     forward_replaced,
     module_of,
     modules_set,
-    tap_of,
 )
 from checks.diagnosis.causes import Cause
 
@@ -34,7 +34,7 @@ def _forwards(forward: Forward, *scopes: str, part: str = "", only32: bool = Fal
 
     def site(scope: str) -> Site:
         path = batch_norm_of(scope) if part == "bn" else ".".join(filter(None, (module_of(scope), part)))
-        return Site(scope, tap_of(scope), forward_replaced(path, forward, only32=only32))
+        return Site(scope, activation_of(scope), forward_replaced(path, forward, only32=only32))
 
     return tuple(site(scope) for scope in scopes)
 
@@ -44,7 +44,7 @@ def _forwards(forward: Forward, *scopes: str, part: str = "", only32: bool = Fal
 
 def _another_epsilon() -> Fault:
     def one(scope: str) -> Site:
-        return Site(scope, tap_of(scope), modules_set(batch_norm_of(scope), eps=_EPSILON))
+        return Site(scope, activation_of(scope), modules_set(batch_norm_of(scope), eps=_EPSILON))
 
     return _fault(
         "epsilon-of-pytorch",
@@ -53,7 +53,7 @@ def _another_epsilon() -> Fault:
         Cause.EPSILON,
         one("Repeat/block35_4/Branch_1/Conv2d_0b_3x3"),
         one("Bottleneck"),
-        Site("every BatchNorm", tap_of("Conv2d_1a_3x3"), every_batch_norm(eps=_EPSILON)),
+        Site("every BatchNorm", activation_of("Conv2d_1a_3x3"), every_batch_norm(eps=_EPSILON)),
     )
 
 
@@ -99,7 +99,9 @@ def _batch_statistics() -> Fault:
     def one(scope: str) -> Site:
         # track_running_stats: the statistics stay what they are, however often the layer runs.
         return Site(
-            scope, tap_of(scope), modules_set(batch_norm_of(scope), training=True, track_running_stats=False)
+            scope,
+            activation_of(scope),
+            modules_set(batch_norm_of(scope), training=True, track_running_stats=False),
         )
 
     return _fault(
@@ -110,7 +112,7 @@ def _batch_statistics() -> Fault:
         one("Bottleneck"),
         Site(
             "every BatchNorm",
-            tap_of("Conv2d_1a_3x3"),
+            activation_of("Conv2d_1a_3x3"),
             every_batch_norm(training=True, track_running_stats=False),
         ),
     )
@@ -150,7 +152,7 @@ def _relu_after_norm(module: Any, x: Tensor) -> Tensor:
 
 
 def _relu_extra() -> Fault:
-    block8 = Site("Block8", tap_of("Block8"), modules_set("block8", relu=True))
+    block8 = Site("Block8", activation_of("Block8"), modules_set("block8", relu=True))
     return _fault(
         "relu-too-many",
         "The last block has no ReLU, which ports that repeat a Block8 six times miss; slim's default of a "
@@ -310,7 +312,7 @@ def _reduced_products() -> Fault:
             _tf32, "Conv2d_2b_3x3", "Repeat_1/block17_5/Branch_1/Conv2d_0b_1x7", part="conv", only32=True
         ),
         *_forwards(_tf32, "Repeat_2/block8_2/Conv2d_1x1", only32=True),
-        Site("Bottleneck", tap_of("Bottleneck"), forward_replaced("last_linear", _tf32, only32=True)),
+        Site("Bottleneck", activation_of("Bottleneck"), forward_replaced("last_linear", _tf32, only32=True)),
     )
 
 

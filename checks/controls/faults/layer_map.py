@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 
-from checks.controls.faults.fault import Apply, Fault, Pipeline, Site, rows_changed, tap_of
+from checks.controls.faults.fault import Apply, Fault, Pipeline, Site, activation_of, rows_changed
 from checks.diagnosis.causes import Cause
 from converter.convert import AVERAGE
 from converter.layer_map import NETWORK_SCOPE, Converted, Row, Synthesised
@@ -32,7 +32,7 @@ def _other_layout(layout: Layout, *scopes: str) -> tuple[Site, ...]:
             row = port.row(f"{scope}/weights")
             return {row.key: replace(row, layout=layout)}
 
-        return Site(scope, tap_of(scope), _planted(changes))
+        return Site(scope, activation_of(scope), _planted(changes))
 
     return tuple(site(scope) for scope in scopes)
 
@@ -42,7 +42,7 @@ def _reads(row: Converted, other: Converted) -> Converted:
     return replace(row, variable=other.variable)
 
 
-def _scopes_exchanged(what: str, tap: str, scopes: Mapping[str, str]) -> Site:
+def _scopes_exchanged(what: str, activation: str, scopes: Mapping[str, str]) -> Site:
     """A site where everything under some scopes is read from others: `scopes` has the wrong one to each."""
 
     def changes(port: Pipeline) -> Rows:
@@ -55,7 +55,7 @@ def _scopes_exchanged(what: str, tap: str, scopes: Mapping[str, str]) -> Site:
                     changed[row.key] = _reads(row, rows[other + variable.removeprefix(prefix)])
         return changed
 
-    return Site(what, tap_of(tap), _planted(changes))
+    return Site(what, activation_of(activation), _planted(changes))
 
 
 def _swapped(one: str, other: str, first: str = "") -> Site:
@@ -84,7 +84,7 @@ def _another_variable() -> Fault:
             row, wrong = port.row(f"{scope}/{leaf}"), port.row(f"{other}/{leaf}")
             return {row.key: _reads(row, wrong)}
 
-        return Site(f"{scope}/{leaf} from {other}", tap_of(scope), _planted(changes))
+        return Site(f"{scope}/{leaf} from {other}", activation_of(scope), _planted(changes))
 
     return Fault(
         "row-another-variable",
@@ -170,7 +170,7 @@ def _branches() -> Fault:
 
 
 def _averages() -> Fault:
-    def site(what: str, tap: str, select: Callable[[str], bool]) -> Site:
+    def site(what: str, activation: str, select: Callable[[str], bool]) -> Site:
         @contextmanager
         def apply(port: Pipeline) -> Iterator[None]:
             rows = {row.key: row for row in port.plan.converted if select(row.variable)}
@@ -178,7 +178,7 @@ def _averages() -> Fault:
             with rows_changed(port, rows, sources):
                 yield
 
-        return Site(what, tap_of(tap), apply)
+        return Site(what, activation_of(activation), apply)
 
     return Fault(
         "rows-read-averages",
@@ -209,7 +209,7 @@ def _fill() -> Fault:
                 )
             }
 
-        return Site(f"{scope}: {fill}", tap_of(scope), _planted(changes))
+        return Site(f"{scope}: {fill}", activation_of(scope), _planted(changes))
 
     return Fault(
         "scale-filled-otherwise",

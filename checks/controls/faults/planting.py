@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from checks.controls.faults.fault import Apply, Arrays, Pipeline, Site, tap_of, tensors_changed
+from checks.controls.faults.fault import Apply, Arrays, Pipeline, Site, activation_of, tensors_changed
 
 Change = Callable[[NDArray[Any]], NDArray[Any]]
 Changes = Callable[[Pipeline], Arrays]
@@ -37,7 +37,7 @@ def in_variable(change: Change, variable: str) -> Site:
     def changes(port: Pipeline) -> Arrays:
         return {port.row(variable).key: change(port.tensor(variable)).astype(np.float32)}
 
-    return Site(variable, tap_of(scope_of(variable)), planted(changes))
+    return Site(variable, activation_of(scope_of(variable)), planted(changes))
 
 
 def in_variables(change: Change, *variables: str) -> tuple[Site, ...]:
@@ -51,7 +51,7 @@ def copied(scope: str, pairs: Mapping[str, str], *, what: str = "") -> Site:
     def changes(port: Pipeline) -> Arrays:
         return {port.row(variable).key: port.tensor(other) for variable, other in pairs.items()}
 
-    return Site(what or next(iter(pairs)), tap_of(scope), planted(changes))
+    return Site(what or next(iter(pairs)), activation_of(scope), planted(changes))
 
 
 def exchanged(one: str, other: str) -> Site:
@@ -66,4 +66,4 @@ def in_every(change: Change, what: str, *, select: str = "") -> Site:
         rows = [row for row in port.plan.converted if row.variable.endswith(select)]
         return {row.key: change(port.state(row.key).copy()).astype(np.float32) for row in rows}
 
-    return Site(what, tap_of("Conv2d_1a_3x3"), planted(changes))
+    return Site(what, activation_of("Conv2d_1a_3x3"), planted(changes))

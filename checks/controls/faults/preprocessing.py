@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from checks.controls.faults.fault import Fault, Pipeline, Prepare, Site, Standardisation, tap_of
+from checks.controls.faults.fault import Fault, Pipeline, Prepare, Site, Standardisation, activation_of
 from checks.core.inputs import prewhiten, standardise
 from checks.diagnosis.causes import Cause
 
@@ -29,7 +29,7 @@ def _site(what: str, prepare: Prepare, kind: Standardisation = "fixed") -> Site:
         finally:
             port.prepare = kept
 
-    return Site(what, tap_of("Conv2d_1a_3x3"), apply)
+    return Site(what, activation_of("Conv2d_1a_3x3"), apply)
 
 
 def _fault(name: str, shipped: str, cause: Cause, *sites: Site) -> Fault:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from checks.controls.faults.fault import Arrays, Fault, Pipeline, Site, tap_of
+from checks.controls.faults.fault import Arrays, Fault, Pipeline, Site, activation_of
 from checks.controls.faults.planting import copied, in_variables, planted
 from checks.diagnosis.causes import Cause
 from converter.convert import AVERAGE
@@ -78,7 +78,7 @@ def _scale() -> Fault:
             key = port.row(f"{scope}/BatchNorm/beta").key.removesuffix("bias") + "weight"
             return {key: np.random.default_rng(seed).uniform(0, 1, port.state(key).shape).astype(np.float32)}
 
-        return Site(scope, tap_of(scope), planted(changes))
+        return Site(scope, activation_of(scope), planted(changes))
 
     return Fault(
         "scale-left-random",
@@ -150,7 +150,7 @@ def _folded() -> Fault:
                 port.row(mean).key: (port.tensor(mean) * factor).astype(np.float32),
             }
 
-        return Site(scope, tap_of(scope), planted(changes))
+        return Site(scope, activation_of(scope), planted(changes))
 
     return Fault(
         "folded-with-another-epsilon",
@@ -170,12 +170,12 @@ def _folded() -> Fault:
 
 
 def _averages() -> Fault:
-    def averages(what: str, tap: str, select: Callable[[str], bool]) -> Site:
+    def averages(what: str, activation: str, select: Callable[[str], bool]) -> Site:
         def changes(port: Pipeline) -> Arrays:
             rows = [row for row in port.plan.converted if select(row.variable)]
             return {row.key: row.layout.apply(port.source[f"{row.variable}/{AVERAGE}"]) for row in rows}
 
-        return Site(what, tap_of(tap), planted(changes))
+        return Site(what, activation_of(activation), planted(changes))
 
     return Fault(
         "averages-for-weights",

@@ -13,10 +13,10 @@ from checks.controls.faults.fault import (
     Fault,
     Forward,
     Site,
+    activation_of,
     forward_replaced,
     module_of,
     modules_set,
-    tap_of,
 )
 from checks.core.activations import EMBEDDINGS, LOGITS
 from checks.diagnosis.causes import Cause
@@ -40,7 +40,7 @@ def _branches(module: Any, x: Tensor) -> list[Tensor]:
 
 def _scale() -> Fault:
     def site(scope: str, scale: float) -> Site:
-        return Site(f"{scope}: {scale}", tap_of(scope), modules_set(module_of(scope), scale=scale))
+        return Site(f"{scope}: {scale}", activation_of(scope), modules_set(module_of(scope), scale=scale))
 
     return _fault(
         "residual-scale",
@@ -61,7 +61,7 @@ def _scaled_shortcut(module: Any, x: Tensor) -> Tensor:
 
 def _shortcut() -> Fault:
     scopes = ("Repeat/block35_5", "Repeat_1/block17_2", "Repeat_2/block8_1")
-    sites = (Site(s, tap_of(s), forward_replaced(module_of(s), _scaled_shortcut)) for s in scopes)
+    sites = (Site(s, activation_of(s), forward_replaced(module_of(s), _scaled_shortcut)) for s in scopes)
     return _fault(
         "shortcut-scaled",
         "The scale on the shortcut and not on the residual: the sum has the same two terms.",
@@ -78,7 +78,9 @@ def _reversed_branches(module: Any, x: Tensor) -> Tensor:
 def _branch_order() -> Fault:
     def site(scope: str) -> Site:
         return Site(
-            scope, tap_of(f"{scope}/Conv2d_1x1"), forward_replaced(module_of(scope), _reversed_branches)
+            scope,
+            activation_of(f"{scope}/Conv2d_1x1"),
+            forward_replaced(module_of(scope), _reversed_branches),
         )
 
     return _fault(
@@ -101,7 +103,9 @@ def _reduced(*order: int) -> Forward:
 
 def _reduction_order() -> Fault:
     def site(scope: str, *order: int) -> Site:
-        return Site(f"{scope}: {order}", tap_of(scope), forward_replaced(module_of(scope), _reduced(*order)))
+        return Site(
+            f"{scope}: {order}", activation_of(scope), forward_replaced(module_of(scope), _reduced(*order))
+        )
 
     return _fault(
         "reduction-order",
@@ -119,7 +123,7 @@ def _reduction_order() -> Fault:
 
 def _pools(forward: Forward) -> tuple[Site, ...]:
     return tuple(
-        Site(scope, tap_of(scope), forward_replaced(path, forward)) for scope, path in _POOLS.items()
+        Site(scope, activation_of(scope), forward_replaced(path, forward)) for scope, path in _POOLS.items()
     )
 
 
@@ -152,15 +156,15 @@ def _ceiling() -> Fault:
         "Caffe rounds the size of a pool's output up and ports of its networks set ceil_mode: at 160 pixels "
         "the first two pools here divide evenly and nothing shows.",
         Cause.POOLING,
-        Site(_POOL, tap_of(_POOL), modules_set(_POOLS[_POOL], ceil_mode=True), "odd size"),
-        Site(_MIXED_6A, tap_of(_MIXED_6A), modules_set(_POOLS[_MIXED_6A], ceil_mode=True), "odd size"),
-        Site(_MIXED_7A, tap_of(_MIXED_7A), modules_set(_POOLS[_MIXED_7A], ceil_mode=True)),
+        Site(_POOL, activation_of(_POOL), modules_set(_POOLS[_POOL], ceil_mode=True), "odd size"),
+        Site(_MIXED_6A, activation_of(_MIXED_6A), modules_set(_POOLS[_MIXED_6A], ceil_mode=True), "odd size"),
+        Site(_MIXED_7A, activation_of(_MIXED_7A), modules_set(_POOLS[_MIXED_7A], ceil_mode=True)),
     )
 
 
 def _global_pool() -> Fault:
     def site(what: str, forward: Forward) -> Site:
-        return Site(what, tap_of(_AVERAGE_POOL), forward_replaced("avgpool_1a", forward))
+        return Site(what, activation_of(_AVERAGE_POOL), forward_replaced("avgpool_1a", forward))
 
     return _fault(
         "global-pool",
@@ -177,16 +181,20 @@ def _global_pool() -> Fault:
 
 
 def _dropout() -> Fault:
-    def dropped(what: str, tap: str, path: str) -> Site:
-        return Site(what, tap_of(tap), forward_replaced(path, _dropping))
+    def dropped(what: str, activation: str, path: str) -> Site:
+        return Site(what, activation_of(activation), forward_replaced(path, _dropping))
 
     return _fault(
         "dropout-in-inference",
         "F.dropout is active unless it is told otherwise, also in a module in evaluation mode.",
         Cause.DROPOUT,
         dropped("before the Bottleneck", "Bottleneck", "dropout"),
-        Site("at half the rate", tap_of("Bottleneck"), forward_replaced("dropout", _dropping_fewer)),
-        Site("channels of the map", tap_of("Bottleneck"), forward_replaced("dropout", _dropping_channels)),
+        Site("at half the rate", activation_of("Bottleneck"), forward_replaced("dropout", _dropping_fewer)),
+        Site(
+            "channels of the map",
+            activation_of("Bottleneck"),
+            forward_replaced("dropout", _dropping_channels),
+        ),
     )
 
 

@@ -20,13 +20,13 @@ from checks.controls.faults.fault import (
     Forward,
     Pipeline,
     Site,
+    activation_of,
     attributes_set,
     batch_norm_of,
     every_batch_norm,
     forward_replaced,
     module_of,
     modules_set,
-    tap_of,
 )
 from checks.diagnosis.causes import Cause
 from checks.gradients.measure import OptimiserName, TrainingBatch, make_optimiser, training_loss
@@ -42,12 +42,12 @@ def _fault(name: str, shipped: str, cause: Cause | None, *sites: Site) -> Fault:
     return Fault(name, "training", shipped, cause, sites)
 
 
-def _site(what: str, tap: str, apply: Apply) -> Site:
-    return Site(what, tap, apply, "training")
+def _site(what: str, activation: str, apply: Apply) -> Site:
+    return Site(what, activation, apply, "training")
 
 
 def _batch_norms(forward: Forward, *scopes: str) -> tuple[Site, ...]:
-    return tuple(_site(s, tap_of(s), forward_replaced(batch_norm_of(s), forward)) for s in scopes)
+    return tuple(_site(s, activation_of(s), forward_replaced(batch_norm_of(s), forward)) for s in scopes)
 
 
 # Running statistics
@@ -55,7 +55,7 @@ def _batch_norms(forward: Forward, *scopes: str) -> tuple[Site, ...]:
 
 def _momentum(name: str, shipped: str, momentum: float) -> Fault:
     def one(scope: str) -> Site:
-        return _site(scope, tap_of(scope), modules_set(batch_norm_of(scope), momentum=momentum))
+        return _site(scope, activation_of(scope), modules_set(batch_norm_of(scope), momentum=momentum))
 
     return _fault(
         name,
@@ -63,7 +63,7 @@ def _momentum(name: str, shipped: str, momentum: float) -> Fault:
         Cause.MOMENTUM,
         one("Repeat/block35_1/Branch_1/Conv2d_0a_1x1"),
         one("Bottleneck"),
-        _site("every BatchNorm", tap_of("Conv2d_1a_3x3"), every_batch_norm(momentum=momentum)),
+        _site("every BatchNorm", activation_of("Conv2d_1a_3x3"), every_batch_norm(momentum=momentum)),
     )
 
 
@@ -119,7 +119,7 @@ def _frozen_batch_norm() -> Fault:
 
 def _dropout_rate() -> Fault:
     def rate(share: float) -> Site:
-        return _site(f"{share}", tap_of("Bottleneck"), modules_set("dropout", p=share))
+        return _site(f"{share}", activation_of("Bottleneck"), modules_set("dropout", p=share))
 
     return _fault(
         "dropout-rate",
@@ -167,9 +167,9 @@ def _dropout_elsewhere() -> Fault:
         "dropout-elsewhere",
         "Dropout behind the Bottleneck, as in many heads for fine-tuning, with another mask, or not at all.",
         Cause.DROPOUT_RATE,
-        _site("none", tap_of("Bottleneck"), _without_dropout()),
-        _site("behind the Bottleneck", tap_of("Bottleneck"), _without_dropout(after)),
-        _site("twice", tap_of("Bottleneck"), pooled),
+        _site("none", activation_of("Bottleneck"), _without_dropout()),
+        _site("behind the Bottleneck", activation_of("Bottleneck"), _without_dropout(after)),
+        _site("twice", activation_of("Bottleneck"), pooled),
     )
 
 
@@ -183,7 +183,7 @@ def _detached(module: Any, x: Tensor) -> Tensor:
 
 def _branch_detached() -> Fault:
     def site(scope: str, path: str) -> Site:
-        return _site(scope.rpartition("/")[0], tap_of(scope), forward_replaced(path, _detached))
+        return _site(scope.rpartition("/")[0], activation_of(scope), forward_replaced(path, _detached))
 
     return _fault(
         "branch-detached",
@@ -214,7 +214,7 @@ def _not_trained(*keys: str) -> Apply:
 def _layer_frozen() -> Fault:
     def site(scope: str, *leaves: str) -> Site:
         keys = [f"{module_of(scope)}.{leaf}" for leaf in leaves]
-        return _site(f"{scope}: {', '.join(leaves)}", tap_of(scope), _not_trained(*keys))
+        return _site(f"{scope}: {', '.join(leaves)}", activation_of(scope), _not_trained(*keys))
 
     return _fault(
         "layer-frozen",
@@ -223,7 +223,7 @@ def _layer_frozen() -> Fault:
         Cause.FROZEN,
         site("Conv2d_1a_3x3", "conv.weight", "bn.bias"),
         site("Repeat_2/block8_2/Conv2d_1x1", "bias"),
-        _site("Bottleneck", tap_of("Bottleneck"), _not_trained("last_linear.weight")),
+        _site("Bottleneck", activation_of("Bottleneck"), _not_trained("last_linear.weight")),
     )
 
 

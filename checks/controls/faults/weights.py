@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from checks.controls.faults.fault import Arrays, Fault, Pipeline, Site, tap_of
+from checks.controls.faults.fault import Arrays, Fault, Pipeline, Site, activation_of
 from checks.controls.faults.planting import exchanged, in_every, in_variable, in_variables, planted
 from checks.diagnosis.causes import Cause
 from converter.layer_map import NETWORK_SCOPE
@@ -118,7 +118,7 @@ def _blocks() -> Fault:
                 if variable.startswith(here)
             }
 
-        return Site(f"{one} and {other}", tap_of(f"{one}/Branch_0/Conv2d_1x1"), planted(changes))
+        return Site(f"{one} and {other}", activation_of(f"{one}/Branch_0/Conv2d_1x1"), planted(changes))
 
     return Fault(
         "blocks-exchanged",

@@ -526,8 +526,8 @@ def test_a_frozen_graph_that_writes_files_is_not_run(source, graph_def, tmp_path
     assert "it was not run, for it holds WriteFile" in report.judgements[1].statement
     assert not target.exists()
     # The control: TensorFlow itself writes it.
-    from facenet_tf.own_graph import PublishedGraph
+    from facenet_tf.own_graph import OwnGraph
 
-    with PublishedGraph.from_frozen(path) as graph:
+    with OwnGraph.from_frozen(path) as graph:
         graph.run(np.zeros((1, 160, 160, 3), np.float32), ["embeddings"])
     assert target.read_text() == "harm"

@@ -33,7 +33,7 @@ FAITHFUL = (
     "The port is faithful: its weights are the source's with factors folded in, bit for bit, and its graph "
     "computes what the network does."
 )
-TAPS = {*STAGES, *LAYERS}
+ACTIVATIONS = {*STAGES, *LAYERS}
 
 
 @pytest.fixture(scope="module")
@@ -127,8 +127,8 @@ def test_pytorchs_export_is_faithful(folded, source):
     assert run.runtime.startswith("onnxruntime ")
     assert run.preprocessing == "none baked in: it takes standardised RGB images"
     assert run.feed == "standardised images, NCHW float32; gives embeddings of length one"
-    assert [probe.name for probe in run.probes] == ["standard normal", "smooth", "constant", "near-black"]
-    assert {layer.tap for layer in run.probes[0].layers} == TAPS
+    assert [batch.name for batch in run.inputs] == ["standard normal", "smooth", "constant", "near-black"]
+    assert {layer.activation for layer in run.inputs[0].layers} == ACTIVATIONS
     assert "without the source's classifier" in judgement(report, "tensors").statement
 
 
@@ -152,7 +152,7 @@ def test_tensorflows_conversion_is_faithful(tflite, source):
     )
     assert report.run.runtime.startswith("LiteRT ")
     assert report.run.feed == "standardised images, NHWC float32; gives embeddings of length one"
-    assert {layer.tap for layer in report.run.probes[0].layers} == TAPS
+    assert {layer.activation for layer in report.run.inputs[0].layers} == ACTIVATIONS
     scaled = [result for result in report.tensors if "residual scale 0.17 folded in" in result.detail]
     assert len(scaled) == 2 * 5
 
@@ -162,7 +162,7 @@ def test_half_precision_is_held_to_its_own_rounding(tensors, source, folder):
     assert report.passed, report.judgements
     assert (report.run.weights, report.run.arithmetic) == ("float16", "float32")
     assert "rounded to half precision, within rounding" in report.verdict
-    distance = report.run.probes[0].distance
+    distance = report.run.inputs[0].distance
     assert 1e-4 < distance < 2e-2  # beyond any float32 tolerance, within that of half precision
 
 

@@ -136,7 +136,7 @@ def test_an_exported_graph_is_faithful(
     assert run["weights"] == ("float16" if name.startswith("half") else "float32")
     assert run["arithmetic"] == ("float16" if name == "half.onnx" else "float32")
     assert run["preprocessing"] == "none baked in: it takes standardised RGB images"
-    noise = run["probes"][0]
+    noise = run["inputs"][0]
     assert len(noise["layers"]) == 132 + 26
     assert noise["distance"] < (1e-2 if name.startswith("half") else 4e-6)
 

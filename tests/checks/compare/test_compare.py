@@ -16,8 +16,8 @@ from PIL import Image
 
 from checks.compare import __main__ as compare_command
 from checks.compare.run import Report, compare
-from checks.core.activations import tap_names
-from checks.core.inputs import find_photographs, photograph_probes, seeded_probes
+from checks.core.activations import activation_names
+from checks.core.inputs import find_photographs, photograph_inputs, seeded_inputs
 from converter.convert_file import convert_file
 from converter.errors import SourceError, UsageError
 from facenet_tf.graph import STAGES
@@ -82,27 +82,27 @@ def test_the_built_in_checkpoint_is_real_and_proven(main_job: MainJob) -> None:
 
 
 def test_the_report_states_every_tap_of_every_probe(main_job: MainJob) -> None:
-    probes = main_job.report["probes"]
-    assert isinstance(probes, list)
-    assert len(probes) == 5
-    for probe in probes:
-        assert [tap["tap"] for tap in probe["taps"]] == list(STAGES)
-        assert probe["distance64"] <= 1e-13
-        assert max(tap["float64"]["relative_l2"] for tap in probe["taps"]) <= 1e-13
-        assert probe["distance32"] > 0
-    assert probes[0]["distance32"] <= 2e-6
-    assert [probe["own_graph"] for probe in probes] == [True, True, True, True, False]  # not at the odd size
+    inputs = main_job.report["inputs"]
+    assert isinstance(inputs, list)
+    assert len(inputs) == 5
+    for batch in inputs:
+        assert [activation["activation"] for activation in batch["activations"]] == list(STAGES)
+        assert batch["distance64"] <= 1e-13
+        assert max(activation["float64"]["relative_l2"] for activation in batch["activations"]) <= 1e-13
+        assert batch["distance32"] > 0
+    assert inputs[0]["distance32"] <= 2e-6
+    assert [batch["own_graph"] for batch in inputs] == [True, True, True, True, False]  # not at the odd size
     assert main_job.report["own_graph"] == "model-built-in-512d-8631.meta"
 
 
 def test_both_sides_name_the_same_taps_in_the_same_order(main_job: MainJob) -> None:
-    from facenet_tf.own_graph import PublishedGraph
+    from facenet_tf.own_graph import OwnGraph
 
-    with PublishedGraph.from_frozen(main_job.checkpoint / "built-in-512d-8631.pb") as graph:
-        assert tap_names(every_layer=True, logits=False) == graph.taps
+    with OwnGraph.from_frozen(main_job.checkpoint / "built-in-512d-8631.pb") as graph:
+        assert activation_names(every_layer=True, logits=False) == graph.activations
     # Six stages of the stem are convolutions, and a frozen graph has no Logits.
-    assert len(graph.taps) == 132 + len(STAGES) - 6 - 1
-    assert tap_names(every_layer=False, logits=True) == STAGES
+    assert len(graph.activations) == 132 + len(STAGES) - 6 - 1
+    assert activation_names(every_layer=False, logits=True) == STAGES
 
 
 def test_stored_activations_prove_a_port_without_tensorflow(main_job: MainJob, clean: Path) -> None:
@@ -170,7 +170,7 @@ def test_a_fault_in_the_weights_is_found_and_placed(
     assert not tensors.passed
     assert any(tensor in detail for detail in tensors.details)
     assert not mapping.passed
-    assert report.probes[0].first_divergence == place
+    assert report.inputs[0].first_divergence == place
 
 
 def test_a_state_dict_that_does_not_load_is_judged_so(main_job: MainJob, clean: Path, tmp_path: Path) -> None:
@@ -236,34 +236,34 @@ def test_a_state_dict_of_another_size_or_dtype_is_a_difference(
         assert all(len(detail) < 300 for judgement in report.judgements for detail in judgement.details)
 
 
-@pytest.mark.parametrize("gone", ["probe", "tap", "graph comparison"])
+@pytest.mark.parametrize("gone", ["input", "activation", "graph comparison"])
 def test_incomplete_activations_prove_nothing(
     gone: str, main_job: MainJob, clean: Path, tmp_path: Path
 ) -> None:
-    short = tmp_path / "short.h5"
-    short.write_bytes(main_job.activations.read_bytes())
-    with h5py.File(short, "a") as file:
-        if gone == "probe":
+    short_name = tmp_path / "short.h5"
+    short_name.write_bytes(main_job.activations.read_bytes())
+    with h5py.File(short_name, "a") as file:
+        if gone == "input":
             del file["003"]
-        elif gone == "tap":
+        elif gone == "activation":
             del file["001/float64/005"], file["001/float32/005"]
         else:
             file["000"].attrs["rebuilt"] = "{}"
     with pytest.raises(SourceError, match=r"short\.h5.*missing"):
-        compare(state_dict=clean, activations=short)
+        compare(state_dict=clean, activations=short_name)
 
 
 def test_a_comparison_without_some_of_the_inputs_is_refused(
     main_job: MainJob, clean: Path, tmp_path: Path
 ) -> None:
-    short = tmp_path / "short.h5"
-    short.write_bytes(main_job.activations.read_bytes())
-    with h5py.File(short, "a") as file:
-        names = json.loads(file.attrs["probes"])
+    short_name = tmp_path / "short.h5"
+    short_name.write_bytes(main_job.activations.read_bytes())
+    with h5py.File(short_name, "a") as file:
+        names = json.loads(file.attrs["inputs"])
         del file["004"]
-        file.attrs["probes"] = json.dumps(names[:4])
+        file.attrs["inputs"] = json.dumps(names[:4])
     with pytest.raises(SourceError, match="not a whole comparison"):
-        compare(state_dict=clean, activations=short)
+        compare(state_dict=clean, activations=short_name)
 
 
 def test_damaged_activations_are_refused(main_job: MainJob, clean: Path, tmp_path: Path) -> None:
@@ -276,7 +276,7 @@ def test_damaged_activations_are_refused(main_job: MainJob, clean: Path, tmp_pat
         byte = raw.read(1)[0]
         raw.seek(offset + 1000)
         raw.write(bytes([byte ^ 1]))
-    with pytest.raises(SourceError, match=r"damaged\.h5: probe 000"):
+    with pytest.raises(SourceError, match=r"damaged\.h5: input 000"):
         compare(state_dict=clean, activations=damaged)
     (tmp_path / "text.h5").write_text("not HDF5")
     with pytest.raises(SourceError, match=r"text\.h5: cannot be read"):
@@ -293,11 +293,11 @@ def test_an_existing_activation_file_is_not_replaced(main_job: MainJob, tmp_path
 
 
 def test_the_same_seed_gives_the_same_inputs_and_another_seed_others(main_job: MainJob, clean: Path) -> None:
-    for probe, again, other in zip(seeded_probes(0), seeded_probes(0), seeded_probes(1), strict=True):
-        assert np.array_equal(probe.images, again.images)
-        assert probe.name == "constant" or not np.array_equal(probe.images, other.images)
+    for batch, again, other in zip(seeded_inputs(0), seeded_inputs(0), seeded_inputs(1), strict=True):
+        assert np.array_equal(batch.images, again.images)
+        assert batch.name == "constant" or not np.array_equal(batch.images, other.images)
     with h5py.File(main_job.activations) as file:
-        assert np.array_equal(file["000/images"][()], seeded_probes(0)[0].images)
+        assert np.array_equal(file["000/images"][()], seeded_inputs(0)[0].images)
 
 
 def test_options_that_contradict_each_other_are_wrong_usage(
@@ -314,14 +314,14 @@ def test_options_that_contradict_each_other_are_wrong_usage(
 
 def test_photographs_of_one_colour_have_few_values_and_of_many_bits_are_refused(tmp_path: Path) -> None:
     Image.new("RGB", (200, 180), (255, 255, 255)).save(tmp_path / "white.png")
-    (white,) = photograph_probes(find_photographs(tmp_path))
+    (white,) = photograph_inputs(find_photographs(tmp_path))
     assert white.few_values
     assert np.array_equal(white.images, np.full((1, 160, 160, 3), 127.5 / 128, np.float32))
-    assert [probe.few_values for probe in seeded_probes(0)] == [False, False, True, True, False]
+    assert [batch.few_values for batch in seeded_inputs(0)] == [False, False, True, True, False]
     deep = tmp_path / "deep.png"
     Image.fromarray(np.full((90, 90), 4000, np.uint16)).save(deep)
     with pytest.raises(SourceError, match=r"deep\.png: more than 8 bits"):
-        list(photograph_probes([deep]))
+        list(photograph_inputs([deep]))
 
 
 def test_nothing_is_stored_of_a_port_that_does_not_load(main_job: MainJob, tmp_path: Path) -> None:

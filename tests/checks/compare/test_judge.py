@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from checks.compare.judge import (
-    ProbeMeasurement,
+    InputMeasurement,
     judge_headline,
     judge_mapping,
     judge_rounding,
@@ -18,23 +18,23 @@ from checks.compare.judge import (
     measure,
 )
 from checks.core import thresholds
-from checks.core.inputs import NOISE, Probe
+from checks.core.inputs import NOISE, InputBatch
 from checks.core.tensorflow_side import Activations
 from converter.convert import Plan
 from converter.layer_map import Variant, table
 
-TAPS = ("first", "second", "embeddings")
+ACTIVATIONS = ("first", "second", "embeddings")
 ROW = np.array([[0.6, 0.8]])  # of unit length, and so is any float64 rounding of it
 
 
 def _exact() -> dict[str, NDArray]:
-    return {tap: np.repeat(ROW, 5, axis=0) for tap in TAPS}
+    return {activation: np.repeat(ROW, 5, axis=0) for activation in ACTIVATIONS}
 
 
-def _moved(distance: float, tap: str = "second") -> dict[str, NDArray]:
-    """The exact activations with a relative L2 error of `distance` at one tap."""
+def _moved(distance: float, activation: str = "second") -> dict[str, NDArray]:
+    """The exact activations with a relative L2 error of `distance` at one activation."""
     arrays = _exact()
-    arrays[tap] = arrays[tap] * (1 + distance)
+    arrays[activation] = arrays[activation] * (1 + distance)
     return arrays
 
 
@@ -44,11 +44,11 @@ def _measured(
     pytorch64: Mapping[str, NDArray] | None = None,
     *,
     few_values: bool = False,
-) -> ProbeMeasurement:
+) -> InputMeasurement:
     # float32 activations are kept in float64 here, so that errors far below a float32 step can be set.
     pixels = np.zeros(48) if few_values else np.linspace(0, 1, 48)
-    probe = Probe(NOISE, np.broadcast_to(pixels.reshape(1, 4, 4, 3), (5, 4, 4, 3)))
-    found = Activations(probe, _exact(), tensorflow or _exact(), False, {}, {})
+    batch = InputBatch(NOISE, np.broadcast_to(pixels.reshape(1, 4, 4, 3), (5, 4, 4, 3)))
+    found = Activations(batch, _exact(), tensorflow or _exact(), False, {}, {})
     return measure(found, pytorch or _exact(), pytorch64 or _exact())
 
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from checks.compare.run import Report, compare
 from checks.core.activations import STAGES
 from checks.core.builtin_checkpoint import built_in_tensors
-from checks.core.inputs import find_photographs, photograph_probes, seeded_probes
+from checks.core.inputs import find_photographs, photograph_inputs, seeded_inputs
 from converter.convert import to_pytorch, to_tensorflow
 from converter.convert_file import convert_file
 from converter.formats.detect import open_source
@@ -54,15 +54,15 @@ def photographs(keras_archive: Path, tmp_path_factory: pytest.TempPathFactory) -
     return folder
 
 
-def _check_report(report: Report, *, own_graph: str | None, taps: int) -> None:
+def _check_report(report: Report, *, own_graph: str | None, activations: int) -> None:
     assert report.passed, report.judgements
     assert report.own_graph == own_graph
     assert report.judgements[0].statement.startswith("490 converted bit for bit, 224 synthesised as stated")
-    for probe in report.probes:
-        assert len(probe.taps) == taps
-        assert probe.distance64 <= 1e-13
-        assert max(tap.float64.relative_l2 for tap in probe.taps) <= 1e-13
-    noise = report.probes[0]
+    for batch in report.inputs:
+        assert len(batch.activations) == activations
+        assert batch.distance64 <= 1e-13
+        assert max(activation.float64.relative_l2 for activation in batch.activations) <= 1e-13
+    noise = report.inputs[0]
     assert noise.distance32 <= 1.2 * PEER_DISTANCE
 
 
@@ -70,21 +70,21 @@ def test_the_keras_file_is_proven_at_every_convolution_and_on_photographs(
     keras: Path, photographs: Path
 ) -> None:
     report = compare(keras, every_layer=True, images=photographs)
-    _check_report(report, own_graph=None, taps=EVERY_TAP)
-    names = [probe.name for probe in report.probes]
+    _check_report(report, own_graph=None, activations=EVERY_TAP)
+    names = [batch.name for batch in report.inputs]
     assert names[-2:] == ["photographs 1-5", "photographs 6-10"]
     # Photographs of different people are further apart than noise: the embeddings mean something.
     model = _load(InceptionResnetV1(embedding_size=128), keras)
-    faces = _embed(model, next(photograph_probes(find_photographs(photographs))).images)
-    noise = _embed(model, seeded_probes(0)[0].images)
+    faces = _embed(model, next(photograph_inputs(find_photographs(photographs))).images)
+    noise = _embed(model, seeded_inputs(0)[0].images)
     assert torch.cdist(faces, faces).max() > 2 * torch.cdist(noise, noise).max()
 
 
 def test_the_checkpoint_folder_is_proven_against_its_own_graph(real_checkpoint: Path) -> None:
     report = compare(real_checkpoint, every_layer=True)
-    _check_report(report, own_graph="model-20170512-110547.meta", taps=EVERY_TAP)
-    rebuilt = [value for probe in report.probes for value in probe.rebuilt.values()]
-    assert len(rebuilt) == 4 * EVERY_TAP  # the fifth probe has a size that the fixed average pool cannot take
+    _check_report(report, own_graph="model-20170512-110547.meta", activations=EVERY_TAP)
+    rebuilt = [value for batch in report.inputs for value in batch.rebuilt.values()]
+    assert len(rebuilt) == 4 * EVERY_TAP  # the fifth input has a size that the fixed average pool cannot take
     assert max(rebuilt) <= 1e-6
 
 
@@ -97,7 +97,7 @@ def test_the_frozen_graph_is_proven_by_the_command(real_checkpoint: Path, tmp_pa
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["passed"]
     assert report["own_graph"] == "20170512-110547.pb"
-    assert max(probe["distance64"] for probe in report["probes"]) <= 1e-13
+    assert max(batch["distance64"] for batch in report["inputs"]) <= 1e-13
 
 
 def test_every_source_gives_the_same_state_dict_to_the_last_byte(
@@ -125,7 +125,7 @@ def test_the_peers_class_gives_the_same_embeddings_to_the_last_bit(keras: Path, 
     # The peer's class is made for 512; the real weights at hand are the 128-d ones.
     theirs.last_linear = torch.nn.Linear(1792, 128, bias=False)
     theirs.last_bn = torch.nn.BatchNorm1d(128, eps=0.001)
-    for images in (probe.images for probe in seeded_probes(0)):
+    for images in (batch.images for batch in seeded_inputs(0)):
         ours = _embed(_load(InceptionResnetV1(embedding_size=128), keras), images)
         assert torch.equal(ours, _embed(_load(theirs, keras), images))
 
@@ -140,7 +140,7 @@ def test_the_peers_class_loads_a_whole_state_dict_strictly(peer: Any) -> None:
     for model in (theirs, ours):
         model.load_state_dict(loaded)
         model.eval()
-    images = seeded_probes(0)[1].images
+    images = seeded_inputs(0)[1].images
     assert torch.equal(_embed(theirs, images), _embed(ours, images))  # logits: classify is set
     theirs.classify = ours.classify = False
     assert torch.equal(_embed(theirs, images), _embed(ours, images))

@@ -112,23 +112,23 @@ def test_one_site_of_every_class_is_killed_at_its_place(planting):
 
 
 def test_a_clean_port_raises_no_alarm_and_one_ulp_does(checkpoint, port):
-    probes = checkpoint.probes(3)
-    assert judge_whole(port, probes) == []
+    inputs = checkpoint.inputs(3)
+    assert judge_whole(port, inputs) == []
     with _site("one-ulp").apply(port):
-        alarms = judge_whole(port, probes)
+        alarms = judge_whole(port, inputs)
     assert [alarm.partition(":")[0] for alarm in alarms[:2]] == ["tensors", "mapping"]
     with _site("tf32-products").apply(port):
-        alarms = judge_whole(port, probes)
+        alarms = judge_whole(port, inputs)
     assert {alarm.partition(":")[0] for alarm in alarms} <= {"rounding", "headline"}
     assert alarms
 
 
 def test_judging_measures_what_a_comparison_measures(port, reference):
-    probe = reference.inference[0]
-    taps = tuple(probe.activations.float64)
+    batch = reference.inference[0]
+    activations = tuple(batch.activations.float64)
     with _site("tf32-products").apply(port):
-        outputs = [run_pytorch(model, probe.given(port), taps) for model in port.models]
-    quick, whole = measure_for_judging(probe.activations, *outputs), measure(probe.activations, *outputs)
+        outputs = [run_pytorch(model, batch.given(port), activations) for model in port.models]
+    quick, whole = measure_for_judging(batch.activations, *outputs), measure(batch.activations, *outputs)
     for judge in (judge_mapping, judge_rounding):
         assert judge([quick]) == judge([whole])
     assert quick.first_divergence == whole.first_divergence
@@ -149,7 +149,7 @@ def test_a_fault_that_changes_nothing_is_said_to_survive(planting):
     nothing = _fault(Site("nowhere", TAP, lambda port: nullcontext()))
     result = planting.plant(nothing, nothing.sites[0])
     assert (result.status, result.judgements, result.place, result.named) == ("survived", (), None, None)
-    assert result.probes == 6
+    assert result.inputs == 6
     assert not _report([result]).passed
 
 
@@ -163,7 +163,7 @@ def test_a_fault_that_shows_although_it_was_declared_equivalent_is_reported(plan
 
 
 def test_a_fault_at_another_place_than_stated_counts_as_misplaced(planting):
-    misplaced = _fault(replace(_site("epsilon-of-pytorch"), tap=TAP))
+    misplaced = _fault(replace(_site("epsilon-of-pytorch"), activation=TAP))
     result = planting.plant(misplaced, misplaced.sites[0])
     assert result.killed
     assert not result.exact

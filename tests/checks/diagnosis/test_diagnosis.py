@@ -22,9 +22,9 @@ from checks.compare.activation_file import ActivationWriter
 from checks.compare.judge import measure
 from checks.compare.run import compare
 from checks.compare.without_tensorflow import provenance
-from checks.core.activations import EMBEDDINGS, tap_names
+from checks.core.activations import EMBEDDINGS, activation_names
 from checks.core.builtin_checkpoint import built_in_tensors
-from checks.core.inputs import SEEDED, Probe
+from checks.core.inputs import SEEDED, InputBatch
 from checks.core.source_tensors import plan_source
 from checks.core.tensorflow_side import Activations, TensorFlowSide
 from checks.diagnosis import diagnose
@@ -41,7 +41,7 @@ from tests.support.package_index import KERAS_FACENET, IndexUnreachableError, do
 
 Arrays = dict[str, NDArray[Any]]
 CLASSES = 7
-TAPS = tap_names(every_layer=True, logits=True)
+ACTIVATIONS = activation_names(every_layer=True, logits=True)
 UNIT = "repeat_1.2.branch1.1"  # a 3x3 convolution of 32 channels, with as many inputs
 UNIT_TAP = "Repeat/block35_3/Branch_1/Conv2d_0b_3x3"
 PIXELS = np.random.default_rng(7).integers(0, 256, (2, 123, 107, 3)).astype(np.uint8)
@@ -74,7 +74,7 @@ def averages(right: Arrays) -> Arrays:
 @pytest.fixture(scope="module")
 def reference(tensors: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
     with RebuiltNetwork(tensors, "float64") as network:
-        return network.run(IMAGES, TAPS)
+        return network.run(IMAGES, ACTIVATIONS)
 
 
 def _port(state_dict: Mapping[str, NDArray[Any]]) -> InceptionResnetV1:
@@ -229,14 +229,14 @@ WEIGHTS = {
 def test_a_fault_in_the_weights_is_named_placed_and_put_right(
     name: str, right: Arrays, reference: Mapping[str, NDArray[Any]]
 ) -> None:
-    fault, cause, tap, kept = WEIGHTS[name]
+    fault, cause, activation, kept = WEIGHTS[name]
     state_dict = dict(right)
     fault(state_dict)
     port = _port(state_dict)
     for source in (right, None):
         found = diagnose(port, reference, IMAGES, source=source)
         assert found.findings[0].cause == cause, found.findings
-        assert found.findings[0].tap.endswith(tap)
+        assert found.findings[0].activation.endswith(activation)
         assert found.findings[0].in_weights
         assert {finding.cause for finding in found.findings} == {cause}
         assert {str(cause) in line for line in found.summary} == {True}
@@ -272,7 +272,7 @@ def test_a_difference_that_does_not_show_is_found_where_the_source_is_known(
     assert diagnose(port, reference, IMAGES).findings == ()
     (found,) = diagnose(port, reference, IMAGES, source=right).findings
     assert found.cause == Cause.VALUES
-    assert found.tap.endswith(UNIT_TAP)
+    assert found.activation.endswith(UNIT_TAP)
     assert "the layer agrees all the same" in found.statement
     assert _same(found.repair[KERNEL], right[KERNEL])
 
@@ -452,13 +452,13 @@ MODULES = {
 def test_a_fault_in_a_module_is_named_and_placed(
     name: str, right: Arrays, reference: Mapping[str, NDArray[Any]]
 ) -> None:
-    fault, cause, tap, words = MODULES[name]
+    fault, cause, activation, words = MODULES[name]
     port = _port(right)
     fault(port)
     for source in (right, None):
         (found,) = diagnose(port, reference, IMAGES, source=source).findings
         assert found.cause == cause
-        assert found.tap.endswith(tap)
+        assert found.activation.endswith(activation)
         assert words in found.statement
         assert not found.repair
         assert not found.in_weights
@@ -471,7 +471,7 @@ def test_a_module_that_nobody_knows_is_placed_without_a_cause(
     _unit(port).forward = MethodType(lambda self, x: self.bn(self.conv(x)).relu().sqrt(), _unit(port))
     (found,) = diagnose(port, reference, IMAGES, source=right).findings
     assert found.cause is None
-    assert found.tap.endswith(UNIT_TAP)
+    assert found.activation.endswith(UNIT_TAP)
     _unit(port).forward = MethodType(lambda self, x: 1 / 0, _unit(port))
     (found,) = diagnose(port, reference, IMAGES, source=right).findings
     assert found.cause is None
@@ -509,7 +509,7 @@ def test_another_input_is_named(name: str, right: Arrays, reference: Mapping[str
     given = prepare(PIXELS).astype(np.float32)
     (found,) = diagnose(_port(right), reference, IMAGES, given=given, pixels=PIXELS, source=right).findings
     assert found.cause == cause
-    assert found.tap.endswith("Conv2d_1a_3x3")
+    assert found.activation.endswith("Conv2d_1a_3x3")
     assert words in found.statement
 
 
@@ -580,9 +580,9 @@ def test_a_port_that_works_in_place_is_no_fault_and_leaves_the_reference_alone(
 
     port = _port(right)
     _computing("repeat_1.2", in_place)(port)
-    before = {tap: array.copy() for tap, array in reference.items()}
+    before = {activation: array.copy() for activation, array in reference.items()}
     assert diagnose(port, reference, IMAGES, source=right).findings == ()
-    assert all(np.array_equal(array, before[tap]) for tap, array in reference.items())
+    assert all(np.array_equal(array, before[activation]) for activation, array in reference.items())
 
 
 def test_a_source_that_was_read_by_a_wrong_table_does_not_hide_the_cause(
@@ -611,9 +611,9 @@ def test_ports_are_diagnosed_in_several_threads_at_once(
 def test_an_array_of_another_shape_is_infinitely_far() -> None:
     exact = {EMBEDDINGS: np.eye(5)}
     other = {EMBEDDINGS: np.eye(5, 4)}
-    probe = Probe(SEEDED[0], np.zeros((5, 2, 2, 3), np.float32))
+    batch = InputBatch(SEEDED[0], np.zeros((5, 2, 2, 3), np.float32))
     single = {EMBEDDINGS: exact[EMBEDDINGS].astype(np.float32)}
-    measured = measure(Activations(probe, exact, single, False, {}, {}), other, other)
+    measured = measure(Activations(batch, exact, single, False, {}, {}), other, other)
     assert measured.first_divergence == EMBEDDINGS
     assert measured.distance64 == measured.distance32 == np.inf
 
@@ -629,7 +629,7 @@ def stored(tensors: Mapping[str, NDArray[Any]], tmp_path_factory: pytest.TempPat
     random = np.random.default_rng(3)
     with open_source(folder / "model.ckpt-1") as opened:
         named, decided = plan_source(opened, "variable")
-        stated = provenance(opened, named, decided, None, 0) | {"taps": TAPS}
+        stated = provenance(opened, named, decided, None, 0) | {"activations": ACTIVATIONS}
         arrays = {name: np.array(named[name]) for name in named}
         with (
             TensorFlowSide(opened, arrays, "variable") as side,
@@ -638,7 +638,7 @@ def stored(tensors: Mapping[str, NDArray[Any]], tmp_path_factory: pytest.TempPat
             for name in SEEDED:
                 # Large enough for a last map of 2x2: on a single pixel a 1x3 kernel is its middle alone.
                 images = random.standard_normal((5 if name == SEEDED[0] else 1, 111, 111, 3))
-                writer.add(side.run(Probe(name, images.astype(np.float32)), TAPS))
+                writer.add(side.run(InputBatch(name, images.astype(np.float32)), ACTIVATIONS))
     return folder / "activations.h5"
 
 
@@ -733,7 +733,7 @@ def test_real_weights_are_clean_and_a_fault_in_them_is_found(tmp_path: Path) -> 
     with open_source(path) as source:
         tensors = {name: np.array(array) for name, array in tensorflow_tensors(source).items()}
     with RebuiltNetwork(tensors, "float64") as network:
-        reference = network.run(IMAGES, tap_names(every_layer=True, logits=False))
+        reference = network.run(IMAGES, activation_names(every_layer=True, logits=False))
     right = to_pytorch(tensors)
 
     def port(state_dict: Arrays) -> InceptionResnetV1:
@@ -744,10 +744,10 @@ def test_real_weights_are_clean_and_a_fault_in_them_is_found(tmp_path: Path) -> 
     assert diagnose(port(right), reference, IMAGES).findings == ()
     assert diagnose(port(right), reference, IMAGES, source=right).findings == ()
     for name in ("height and width", "two kernels", "beta and mean", "inputs reversed", "folded", "one step"):
-        fault, cause, tap, _ = WEIGHTS[name]
+        fault, cause, activation, _ = WEIGHTS[name]
         state_dict = dict(right)
         fault(state_dict)
         for known in (right, None):
             found = diagnose(port(state_dict), reference, IMAGES, source=known)
             assert {finding.cause for finding in found.findings} == {cause}, name
-            assert found.findings[0].tap.endswith(tap)
+            assert found.findings[0].activation.endswith(activation)

@@ -16,7 +16,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from checks.audit.result import AuditReport, GraphRun, LayerError, ProbeRun, TensorResult
+from checks.audit.result import AuditReport, GraphRun, InputRun, LayerError, TensorResult
 from checks.compare import __main__ as compare
 from checks.controls import __main__ as controls
 from checks.core.activations import STAGES
@@ -322,8 +322,8 @@ def test_a_fault_that_survives_is_marked(browser, monkeypatch, tmp_path: Path) -
     from checks.controls.run import ControlReport, SiteResult
 
     sites = [
-        SiteResult("kernel-flipped", "weights", site, "inference", status, judgements, tap, tap)
-        for site, status, judgements, tap in (
+        SiteResult("kernel-flipped", "weights", site, "inference", status, judgements, activation, activation)
+        for site, status, judgements, activation in (
             ("a", "killed", ("tensors", "mapping"), "InceptionResnetV1/Mixed_6a"),
             ("b", "survived", (), ""),
             ("c", "does not apply", (), ""),
@@ -391,7 +391,7 @@ def audit_report(*, sound: bool) -> AuditReport:
         TensorResult(key, "variable", "Repeat/block35_1", "HWIO->OIHW", "float32", (3, 3), "equal", 9)
         for key in KEYS
     ]
-    taps = tuple(STAGES)
+    activations = tuple(STAGES)
     if not sound:
         for number, status in enumerate(("folded", "rounded", "approximate", "not judged")):
             tensors[number] = replace(tensors[number], status=status)
@@ -401,11 +401,12 @@ def audit_report(*, sound: bool) -> AuditReport:
         tensors[8] = replace(tensors[8], status="missing")
         tensors.append(TensorResult(HOSTILE, "", "", "", "float32", (2,), "extra", 2))
     layers = tuple(
-        LayerError(tap, 1e-3 if not sound and n >= 9 else 6e-7, 6e-7) for n, tap in enumerate(taps)
+        LayerError(activation, 1e-3 if not sound and n >= 9 else 6e-7, 6e-7)
+        for n, activation in enumerate(activations)
     )
     run = GraphRun(
         "a runtime 1.0", "float16", "float32", "divides by 255", None, sound, "NHWC",
-        (ProbeRun("standard normal", False, 1e-6, 1e-6, 1e-6, 1e-6, layers),),
+        (InputRun("standard normal", False, 1e-6, 1e-6, 1e-6, 1e-6, layers),),
     )  # fmt: skip
     return AuditReport(
         port=f"{HOSTILE}.onnx", format="ONNX", source="here", network="the network", recognised="",

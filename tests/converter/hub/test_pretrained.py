@@ -299,7 +299,7 @@ def test_a_published_file_of_the_old_format(cache, expected, monkeypatch):
         InceptionResnetV1(pretrained=name, offline=True)
 
 
-def other_weights(cache, source, options=()):
+def alternative_state_dict(cache, source, options=()):
     """Put a conversion of another file, with its manifest, where the weights of the name are looked for."""
     (cache / FILE).unlink()
     (cache / f"{FILE}.json").unlink()
@@ -310,7 +310,7 @@ def test_weights_of_another_source_are_not_those_of_the_name(with_archive, expec
     """They agree with their own manifest; the catalogue knows neither their archive nor their files."""
     other = {name: array + np.float32(1) for name, array in tensors.items()}
     write_keras(tmp_path / "other.h5", other)
-    other_weights(with_archive, tmp_path / "other.h5")
+    alternative_state_dict(with_archive, tmp_path / "other.h5")
     assert_same(InceptionResnetV1(pretrained="faces", offline=True), expected)
 
 
