@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from converter.convert_file import OutputFormat
     from converter.hub.catalog_entry import Published
 
-_LIST = Path("list")
-
 _EPILOG = """\
 SOURCE may be a name (`list` shows all), a model folder or its `checkpoint` file, a checkpoint prefix, an
 .index, .data or .meta file, a frozen .pb, a Keras .h5, a .pt or a .safetensors; what a file is, its bytes
@@ -31,12 +29,7 @@ exit codes: 0 converted and verified; 1 what was written reads back different; 2
 """
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = command_line.parser(
-        "python -m converter",
-        "Convert a FaceNet checkpoint (Inception-ResNet-v1) to a PyTorch state_dict, or back, bit for bit.",
-        _EPILOG,
-    )
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "source", metavar="SOURCE", type=command_line.path,
         help="what to convert, or `list` to see the names that are known",
@@ -65,23 +58,9 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     command_line.add_network_options(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
-    return parser
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit code."""
-    # One import of torch and one pass over the tensors leave no cycles worth looking for, and the collector
-    # looks through all of torch each time.
-    gc.disable()
-    try:
-        return command_line.run(_parser(), _work, argv)
-    finally:
-        gc.enable()
 
 
 def _work(arguments: argparse.Namespace) -> int:
-    if arguments.source == _LIST and not _LIST.exists():
-        return _list(arguments)
     if arguments.to == "tensorflow" and arguments.format:
         raise UsageError("--format is the format of a state_dict; it does not go with --to tensorflow.")
     source = command_line.locate(arguments, arguments.source)
@@ -93,12 +72,6 @@ def _work(arguments: argparse.Namespace) -> int:
 
 def _list(arguments: argparse.Namespace) -> int:
     from converter.hub import listing
-
-    plain = vars(_parser().parse_args([str(_LIST)]))
-    own = {"json", "quiet", "debug", "overwrite"}
-    others = [name for name, value in vars(arguments).items() if name not in own and value != plain[name]]
-    if others:
-        raise UsageError(f"list takes no --{others[0].replace('_', '-')}.")
 
     found = listing.entries()
     if not arguments.quiet:
@@ -175,6 +148,30 @@ def _output_format(arguments: argparse.Namespace) -> OutputFormat:
 def _refuse_output(json: Path, written: Iterable[Path]) -> None:
     if json.resolve() in {path.resolve() for path in written}:
         raise UsageError(f"--json {json}: the conversion has just written that file. It is kept.")
+
+
+COMMAND = command_line.Command(
+    "converter",
+    "Convert a FaceNet checkpoint (Inception-ResNet-v1) to a PyTorch state_dict, or back, bit for bit.",
+    _add_arguments,
+    _work,
+    _EPILOG,
+)
+
+LIST = command_line.Command(
+    "converter list",
+    "List the published checkpoints, and which of them are in the caches.",
+    lambda parser: None,
+    _list,
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["list"] and not Path("list").exists():
+        return LIST.main(argv[1:])
+    return COMMAND.main(argv)
 
 
 if __name__ == "__main__":

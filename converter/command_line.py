@@ -6,12 +6,14 @@ import argparse
 import json
 import math
 import os
+import shlex
 import signal
 import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -70,7 +72,7 @@ def locate(arguments: argparse.Namespace, source: Path) -> Path:
     """The path of a command's source; where it is a name, that of the model's folder in the cache.
 
     Args:
-        arguments: Of a parser that `add_network_options` and `parser` made.
+        arguments: Of a command that calls `add_network_options`.
         source: What the user gave.
 
     Raises:
@@ -83,60 +85,80 @@ def locate(arguments: argparse.Namespace, source: Path) -> Path:
         return locate_source(source, offline=arguments.offline, archive=arguments.archive, progress=progress)
 
 
-def parser(program: str, description: str, epilog: str = "") -> argparse.ArgumentParser:
-    """A parser with the options that every command has: --json, --quiet, --debug."""
-    built = argparse.ArgumentParser(
-        prog=program,
-        description=description,
-        epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    built.add_argument("--json", type=path, metavar="FILE", help="also write the result as JSON")
-    built.add_argument("--quiet", action="store_true", help="print nothing but errors")
-    built.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    return built
+@dataclass(frozen=True, slots=True)
+class Command:
+    """One command: its options, and the work that it does with them.
 
-
-def run(
-    built: argparse.ArgumentParser,
-    work: Callable[[argparse.Namespace], int],
-    argv: Sequence[str] | None = None,
-) -> int:
-    """Parse the arguments, do the work and turn every error into one message on stderr and an exit code.
-
-    Args:
-        built: The parser.
-        work: Takes the arguments, returns the exit code.
-        argv: The arguments; None takes those of the process.
-
-    Returns:
-        0 proven; 1 a difference was found; 2 wrong usage; 3 the input is unreadable, corrupt or not this
-        network; 4 something that is needed is missing; 130 interrupted.
+    Attributes:
+        module: The module that runs it, as in `python -m MODULE`.
+        summary: What it does, in one line.
+        add_arguments: Adds its own options to a parser.
+        work: Takes the parsed arguments, returns the exit code.
+        epilog: Printed below the options.
     """
-    arguments = built.parse_args(argv)
-    try:
-        with _imports_uninterrupted():
-            if arguments.json:
-                _refuse(arguments.json, getattr(arguments, "overwrite", False))
-            return work(arguments)
-    except PortError as error:
-        caught: BaseException = error
-        message, code = str(error), error.exit_code
-    except KeyboardInterrupt as error:
-        caught = error
-        message, code = "interrupted; no file was left half written", INTERRUPTED
-    except OSError as error:
-        caught = error
-        message = f"{error}. Look at the disk's free space and at the permissions."
-        code = RequirementError.exit_code
-    except Exception as error:
-        caught = error
-        message = f"unexpected {type(error).__name__}: {error}. Please report it, with the output of --debug."
-        code = UNREADABLE
-    if arguments.debug:
-        traceback.print_exception(caught)
-    print(f"{built.prog}: error: {message}", file=sys.stderr)
-    return code
+
+    module: str
+    summary: str
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    work: Callable[[argparse.Namespace], int]
+    epilog: str = ""
+
+    def parser(self, program: str | None = None) -> argparse.ArgumentParser:
+        """Build the parser, with the options that every command has: --json, --quiet, --debug."""
+        parser = argparse.ArgumentParser(
+            prog=program or f"python -m {self.module}", description=self.summary, epilog=self.epilog
+        )
+        self.set_up(parser)
+        return parser
+
+    def set_up(self, parser: argparse.ArgumentParser) -> None:
+        """Add every option of the command to a parser."""
+        parser.formatter_class = argparse.RawDescriptionHelpFormatter
+        self.add_arguments(parser)
+        parser.add_argument("--json", type=path, metavar="FILE", help="also write the result as JSON")
+        parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
+        parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+
+    def main(self, argv: Sequence[str] | None = None, program: str | None = None) -> int:
+        """Parse the arguments, do the work and turn every error into one message on stderr and an exit code.
+
+        Args:
+            argv: The arguments; None takes those of the process.
+            program: How the command was called, for its messages; None is `python -m MODULE`.
+
+        Returns:
+            0 proven; 1 a difference was found; 2 wrong usage; 3 the input is unreadable, corrupt or not this
+            network; 4 something that is needed is missing; 130 interrupted.
+        """
+        parser = self.parser(program)
+        arguments = parser.parse_args(argv)
+        typed = sys.argv[1:] if argv is None else argv
+        arguments.command = shlex.join([*parser.prog.split(), *typed])
+        try:
+            with _imports_uninterrupted():
+                if arguments.json:
+                    _refuse(arguments.json, getattr(arguments, "overwrite", False))
+                return self.work(arguments)
+        except PortError as error:
+            caught: BaseException = error
+            message, code = str(error), error.exit_code
+        except KeyboardInterrupt as error:
+            caught = error
+            message, code = "interrupted; no file was left half written", INTERRUPTED
+        except OSError as error:
+            caught = error
+            message = f"{error}. Look at the disk's free space and at the permissions."
+            code = RequirementError.exit_code
+        except Exception as error:
+            caught = error
+            message = (
+                f"unexpected {type(error).__name__}: {error}. Please report it, with the output of --debug."
+            )
+            code = UNREADABLE
+        if arguments.debug:
+            traceback.print_exception(caught)
+        print(f"{parser.prog}: error: {message}", file=sys.stderr)
+        return code
 
 
 @contextmanager

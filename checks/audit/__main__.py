@@ -24,12 +24,7 @@ corrupt or another network; 4 something that is needed, such as onnxruntime, is 
 """
 
 
-def _parser(argv: Sequence[str] | None) -> argparse.ArgumentParser:
-    parser = command_line.parser(
-        "python -m checks.audit",
-        "Audit a port that somebody made: every tensor against its checkpoint, and a graph run.",
-        _EPILOG,
-    )
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("port", metavar="PORT", type=command_line.path, help="the port to audit")
     parser.add_argument(
         "--against",
@@ -46,13 +41,7 @@ def _parser(argv: Sequence[str] | None) -> argparse.ArgumentParser:
         default=0,
         help="of the inputs that a graph is run on (default: 0)",
     )
-    add_report_option(parser, argv)
-    return parser
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit code."""
-    return command_line.run(_parser(argv), _work, argv)
+    add_report_option(parser)
 
 
 def _work(arguments: argparse.Namespace) -> int:
@@ -83,6 +72,20 @@ def _work(arguments: argparse.Namespace) -> int:
 
         write_audit_report(arguments.report, report, command=arguments.command)
     return 0 if report.passed else 1
+
+
+COMMAND = command_line.Command(
+    "checks.audit",
+    "Audit a port that somebody made: every tensor against its checkpoint, and a graph run.",
+    _add_arguments,
+    _work,
+    _EPILOG,
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    return COMMAND.main(argv)
 
 
 if __name__ == "__main__":

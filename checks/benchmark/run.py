@@ -6,7 +6,6 @@ in turn, so that a machine whose speed drifts slows both; the median of the rati
 
 from __future__ import annotations
 
-import argparse
 import os
 import statistics
 import subprocess
@@ -14,12 +13,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from checks.core import thresholds
-from converter import command_line
-from converter.errors import UsageError
 from converter.manifest import file_digest
 
 
@@ -193,50 +190,3 @@ with open_source(built_in_checkpoint()) as source:
     write_tensor_bundle(Path(sys.argv[1]), tensors)
     print(source.path)
 """
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = command_line.parser(
-        "python -m checks.benchmark",
-        "Measure what converting and comparing cost, as ratios within one run.",
-        "exit codes: 0 every bound is kept; 1 one is not; 4 TensorFlow is missing",
-    )
-    parser.add_argument("--rounds", type=int, default=5, help="how often each command runs (default: 5)")
-    return parser
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit code."""
-    return command_line.run(_parser(), _work, argv)
-
-
-def _work(arguments: argparse.Namespace) -> int:
-    if arguments.rounds < 1:
-        raise UsageError("--rounds must be at least 1.")
-    with tempfile.TemporaryDirectory() as folder:
-        figures = measure(Path(folder), arguments.rounds)
-    if not arguments.quiet:
-        _show(figures)
-    if arguments.json:
-        results = [{**asdict(figure), "held": figure.held} for figure in figures]
-        command_line.write_json(arguments.json, {"rounds": arguments.rounds, "figures": results})
-    return 0 if all(figure.held for figure in figures) else 1
-
-
-def _show(figures: Sequence[Figure]) -> None:
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("", no_wrap=True)
-    table.add_column("what", no_wrap=True)
-    for heading in ("median", "min", "max", "at most"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for figure in figures:
-        mark = "[green]kept[/]" if figure.held else "[red]OVER[/]"
-        values = (figure.value, figure.low, figure.high, figure.bound)
-        table.add_row(mark, figure.name, *(f"{value:.2f} {figure.unit}".strip() for value in values))
-    command_line.console(width=110).print(table)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

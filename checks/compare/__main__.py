@@ -21,12 +21,7 @@ corrupt or another network; 4 something that is needed, such as TensorFlow, is m
 """
 
 
-def _parser(argv: Sequence[str] | None) -> argparse.ArgumentParser:
-    parser = command_line.parser(
-        "python -m checks.compare",
-        "Prove a PyTorch port of a FaceNet checkpoint: both networks on the same inputs, activation by activation.",
-        _EPILOG,
-    )
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
     source_options.add_source_options(parser)
     source_options.add_weights_option(parser)
     parser.add_argument(
@@ -50,13 +45,7 @@ def _parser(argv: Sequence[str] | None) -> argparse.ArgumentParser:
         help="where a fault of the weights can be put right, write the state_dict to this file (.pt, "
         ".safetensors)",
     )
-    add_report_option(parser, argv, "; implies --every-layer")
-    return parser
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit code."""
-    return command_line.run(_parser(argv), _work, argv)
+    add_report_option(parser, "; implies --every-layer")
 
 
 def _work(arguments: argparse.Namespace) -> int:
@@ -100,6 +89,20 @@ def _work(arguments: argparse.Namespace) -> int:
 
         write_compare_report(arguments.report, report, command=arguments.command)
     return 0 if report.passed else 1
+
+
+COMMAND = command_line.Command(
+    "checks.compare",
+    "Prove a PyTorch port of a FaceNet checkpoint: both networks on the same inputs, activation by activation.",
+    _add_arguments,
+    _work,
+    _EPILOG,
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    return COMMAND.main(argv)
 
 
 if __name__ == "__main__":

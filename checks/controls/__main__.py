@@ -21,12 +21,7 @@ corrupt or another network; 4 something that is needed, such as TensorFlow, is m
 """
 
 
-def _parser(argv: Sequence[str] | None) -> argparse.ArgumentParser:
-    parser = command_line.parser(
-        "python -m checks.controls",
-        "Check the checks: plant faults that real ports shipped; are they found, and where, and why?",
-        _EPILOG,
-    )
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
     source_options.add_source_options(parser)
     parser.add_argument(
         "--only", metavar="NAME", action="append", default=[], help="plant this class of faults"
@@ -37,13 +32,7 @@ def _parser(argv: Sequence[str] | None) -> argparse.ArgumentParser:
         type=command_line.natural_number,
         help="judge a clean port on the inputs of N seeds (default: 5)",
     )
-    add_report_option(parser, argv)
-    return parser
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit code."""
-    return command_line.run(_parser(argv), _work, argv)
+    add_report_option(parser)
 
 
 def _work(arguments: argparse.Namespace) -> int:
@@ -75,6 +64,20 @@ def _work(arguments: argparse.Namespace) -> int:
 
         write_controls_report(arguments.report, report, command=arguments.command)
     return 0 if report.passed else 1
+
+
+COMMAND = command_line.Command(
+    "checks.controls",
+    "Check the checks: plant faults that real ports shipped; are they found, and where, and why?",
+    _add_arguments,
+    _work,
+    _EPILOG,
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    return COMMAND.main(argv)
 
 
 if __name__ == "__main__":

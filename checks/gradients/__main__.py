@@ -20,22 +20,11 @@ corrupt or another network; 4 something that is needed, such as TensorFlow, is m
 """
 
 
-def _parser(argv: Sequence[str] | None) -> argparse.ArgumentParser:
-    parser = command_line.parser(
-        "python -m checks.gradients",
-        "Prove that fine-tuning in PyTorch starts where TensorFlow stopped: gradients and training steps.",
-        _EPILOG,
-    )
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
     source_options.add_source_options(parser)
     source_options.add_weights_option(parser)
     parser.add_argument("--seed", type=int, default=0, help="of the batch (default: 0)")
-    add_report_option(parser, argv)
-    return parser
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit code."""
-    return command_line.run(_parser(argv), _work, argv)
+    add_report_option(parser)
 
 
 def _work(arguments: argparse.Namespace) -> int:
@@ -59,6 +48,20 @@ def _work(arguments: argparse.Namespace) -> int:
 
         write_gradients_report(arguments.report, report, command=arguments.command)
     return 0 if report.passed else 1
+
+
+COMMAND = command_line.Command(
+    "checks.gradients",
+    "Prove that fine-tuning in PyTorch starts where TensorFlow stopped: gradients and training steps.",
+    _add_arguments,
+    _work,
+    _EPILOG,
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    return COMMAND.main(argv)
 
 
 if __name__ == "__main__":

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import shlex
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from converter import command_line
@@ -16,12 +13,11 @@ from converter.errors import RequirementError, UsageError
 _PACKAGES = {"matplotlib": "matplotlib>=3.8", "jinja2": "jinja2>=3.1"}
 
 
-def add_report_option(built: argparse.ArgumentParser, argv: Sequence[str] | None, note: str = "") -> None:
-    """Add --report, and `command` to the arguments: the command as it was typed, for the report's foot.
+def add_report_option(built: argparse.ArgumentParser, note: str = "") -> None:
+    """Add --report.
 
     Args:
         built: The parser.
-        argv: What it will parse; None is the arguments of the process.
         note: What else the option does, for its help.
     """
     built.add_argument(
@@ -30,7 +26,6 @@ def add_report_option(built: argparse.ArgumentParser, argv: Sequence[str] | None
         type=command_line.path,
         help=f"also write the result as a page that opens in a browser{note}",
     )
-    built.set_defaults(command=shlex.join([*built.prog.split(), *(sys.argv[1:] if argv is None else argv)]))
 
 
 def check_report(arguments: argparse.Namespace) -> None:
