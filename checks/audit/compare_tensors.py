@@ -210,7 +210,7 @@ def _audit_plain(layer: Layer, role: Role, tensor: PortTensor, source: Source) -
         return _plain(tensor, stage, "extra", detail="the layer has no such tensor")
     variable = f"{layer.scope}/BatchNorm/{role}" if role in BATCH_NORM else f"{layer.scope}/{role}"
     result = compare_tensor(tensor, expected, variable, stage)
-    return result if result.good else _explained(result, tensor, layer, role, source)
+    return result if result.is_faithful else _explained(result, tensor, layer, role, source)
 
 
 def _missing_scale(layer: Layer) -> Iterator[TensorResult]:

@@ -27,7 +27,7 @@ def judge_tensors(results: Sequence[TensorResult], remarks: Sequence[str] = ()) 
         results: What became of each.
         remarks: What else is to be said where it holds, clauses.
     """
-    bad = [result for result in results if not result.good]
+    bad = [result for result in results if not result.is_faithful]
     if bad:
         statement = f"{len(bad)} of {len(results)} tensors: " + ", ".join(
             f"{count} {'differ' if status == 'differs' else status}"
@@ -118,7 +118,7 @@ def judge_distance(run: GraphRun) -> Judgement:
 
 def verdict(results: Sequence[TensorResult], judgements: Sequence[Judgement], run: GraphRun | None) -> str:
     """The finding in one sentence."""
-    bad = [result for result in results if not result.good]
+    bad = [result for result in results if not result.is_faithful]
     if bad:
         words = {"missing": "is missing", "extra": "is not of this network"}
         what = words.get(bad[0].status, "is not the source's")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 
-from checks.audit.result import AuditReport, GraphRun, InputRun, Status, TensorResult
+from checks.audit.result import AuditResult, GraphRun, InputRun, Status, TensorResult
 from checks.core import thresholds
 from checks.core.activations import short_name
 from checks.report.charts import Chart, Counts, Depth, Drawer, Limit, Mark, Panel, Series
@@ -46,7 +46,7 @@ class Cell:
     words: str
 
 
-def write_audit_report(path: Path, report: AuditReport, *, command: str) -> None:
+def write_audit_report(path: Path, report: AuditResult, *, command: str) -> None:
     """Write the report of an audit.
 
     Args:
@@ -60,7 +60,7 @@ def write_audit_report(path: Path, report: AuditReport, *, command: str) -> None
     drawer = Drawer()
     shown = report.tensors[:_MOST_TENSORS]
     run = report.run
-    bad = [tensor for tensor in report.tensors if not tensor.good]
+    bad = [tensor for tensor in report.tensors if not tensor.is_faithful]
     write_page(
         path,
         "audit/page.html",
@@ -79,7 +79,7 @@ def write_audit_report(path: Path, report: AuditReport, *, command: str) -> None
     )
 
 
-def _head(report: AuditReport, bad: Sequence[TensorResult]) -> Head:
+def _head(report: AuditResult, bad: Sequence[TensorResult]) -> Head:
     reasons = [(tensor.status.capitalize(), _line(tensor)) for tensor in bad[:2]]
     if len(bad) > len(reasons):
         reasons.append(("In all", f"{len(bad)} of {len(report.tensors)} tensors are not what they should be"))
@@ -135,7 +135,7 @@ def _grid(tensors: Sequence[TensorResult]) -> list[tuple[str, list[Cell]]]:
 
 def _degree(tensor: TensorResult) -> int:
     """How far a tensor is off: a few units in the last place, up to a per cent or so, or altogether."""
-    if tensor.good:
+    if tensor.is_faithful:
         return 0
     return 1 if 0 < tensor.max_ulp <= 16 else 2 if 0 < tensor.max_ulp <= 1 << 16 else 3
 
@@ -168,7 +168,7 @@ def _tensor_table(tensors: Sequence[TensorResult]) -> Table:
             tensor.layout,
             tensor.variable,
         )
-        rows.append(Row(tensor.name, cells, "" if tensor.good else "fault"))
+        rows.append(Row(tensor.name, cells, "" if tensor.is_faithful else "fault"))
     headings = ("differing", "max ULP", "status", "remark", "shape", "dtype", "layout", "variable")
     return Table("tensor", headings, tuple(rows), words=6)
 

@@ -19,7 +19,7 @@ or more than one could have been used. differs: none of these. missing: the port
 it and the network does not. not judged: what the source does not say, such as a classifier that it lacks.
 """
 
-GOOD: frozenset[Status] = frozenset({"equal", "folded", "rounded", "approximate", "not judged"})
+FAITHFUL: frozenset[Status] = frozenset({"equal", "folded", "rounded", "approximate", "not judged"})
 """With these a tensor is no fault of the port."""
 
 
@@ -57,9 +57,9 @@ class TensorResult:
     detail: str = ""
 
     @property
-    def good(self) -> bool:
+    def is_faithful(self) -> bool:
         """Whether it is no fault of the port."""
-        return self.status in GOOD
+        return self.status in FAITHFUL
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +152,7 @@ class GraphRun:
 
 
 @dataclass(frozen=True, slots=True)
-class AuditReport:
+class AuditResult:
     """The result of an audit.
 
     Attributes:

@@ -17,14 +17,15 @@ from numpy.typing import NDArray
 from checks.audit import mtcnn
 from checks.audit import published_ports as known
 from checks.audit.compare_tensors import InputFold, Source, audit_tensors, find_input_fold, source_tensors
+from checks.audit.find_named_layers import find_named_layers
 from checks.audit.graphs import onnx_file, tflite_file
+from checks.audit.graphs.find_layers import GraphLayers, find_layers
 from checks.audit.graphs.graph import Graph
-from checks.audit.graphs.isolated_session import GraphRunner
-from checks.audit.graphs.measure import run_graph
-from checks.audit.graphs.network_from_graph import build_own_network
-from checks.audit.graphs.process import GraphProcess
-from checks.audit.graphs.tensorflow_session import TensorFlowRunner
-from checks.audit.graphs.walk import Walked, walk
+from checks.audit.graphs.network_from_graph import network_from_graph
+from checks.audit.graphs.onnx_tflite_session import OnnxTfliteSession
+from checks.audit.graphs.run_graph import run_graph
+from checks.audit.graphs.runtime_process import RuntimeProcess
+from checks.audit.graphs.tensorflow_session import TensorFlowSession
 from checks.audit.judge import (
     judge_arithmetic,
     judge_distance,
@@ -34,8 +35,7 @@ from checks.audit.judge import (
     verdict,
 )
 from checks.audit.port_layers import PortWeights
-from checks.audit.result import AuditReport, GraphRun, TensorResult
-from checks.audit.weight_file import read_weights
+from checks.audit.result import AuditResult, GraphRun, TensorResult
 from checks.compare.verdict import environment
 from checks.core.judgement import Judgement
 from checks.core.source_tensors import (
@@ -108,7 +108,7 @@ def audit(
     step: int | None = None,
     seed: int = 0,
     say: Say = lambda _: None,
-) -> AuditReport:
+) -> AuditResult:
     """Hold a port against its source.
 
     Args:
@@ -172,7 +172,7 @@ class _Audit:
     seed: int
     say: Say
 
-    def of_mtcnn(self) -> AuditReport:
+    def of_mtcnn(self) -> AuditResult:
         """Hold one of MTCNN's networks against another file of it."""
         if self.weights is None:
             raise SourceError(
@@ -181,7 +181,7 @@ class _Audit:
         name, results = mtcnn.audit_tensors(self.weights, self.source)
         return self._report(f"{name} of MTCNN", results, (judge_tensors(results),), None)
 
-    def of_facenet(self, weights: Weights) -> AuditReport:
+    def of_facenet(self, weights: Weights) -> AuditResult:
         """Hold an Inception-ResNet-v1 against its checkpoint."""
         if self.weights is not None and (name := mtcnn.network(self.weights)) is not None:
             raise SourceError(
@@ -200,26 +200,26 @@ class _Audit:
         if self.graph is None:
             assert self.weights is not None
             return self._of_weights(self.weights, expected, right)
-        walked = walk(self.graph)
-        _refuse_quantised(self.graph, walked)
+        layers = find_layers(self.graph)
+        _refuse_quantised(self.graph, layers)
         self.say("comparing")
-        results = audit_tensors(walked.weights, expected)
+        results = audit_tensors(layers.weights, expected)
         self.say("starting the graph's runtime")
-        with GraphProcess(self.graph) as process:
-            runner = GraphRunner(self.graph, walked, process)
-            own = partial(build_own_network, walked)
-            fold = find_input_fold(walked.weights, expected)
+        with RuntimeProcess(self.graph) as process:
+            runner = OnnxTfliteSession(self.graph, layers, process)
+            own = partial(network_from_graph, layers)
+            fold = find_input_fold(layers.weights, expected)
             run = run_graph(runner, own, _network_of(right, variant), fold, self.seed, self.say)
         judgements = (
-            judge_tensors(results, _remarks(walked.weights, expected)),
-            judge_structure(walked.remarks, len(walked.weights.layers)),
+            judge_tensors(results, _remarks(layers.weights, expected)),
+            judge_structure(layers.remarks, len(layers.weights.layers)),
             *self._judge_run(run),
         )
         return self._report(_described(variant), results, judgements, run)
 
-    def _of_weights(self, weights: TensorSource, expected: Source, right: Arrays) -> AuditReport:
+    def _of_weights(self, weights: TensorSource, expected: Source, right: Arrays) -> AuditResult:
         """Hold named weights against the source's, and run the graph that comes with them, if one does."""
-        found = read_weights(weights)
+        found = find_named_layers(weights)
         self.say("comparing")
         results = audit_tensors(found, expected)
         remarks = list(_remarks(found, expected))
@@ -255,7 +255,7 @@ class _Audit:
                 def own(dtype: torch.dtype) -> InceptionResnetV1:
                     return _network_of(state_dict, decided.variant, dtype)
 
-                return run_graph(TensorFlowRunner(graph), own, source, InputFold(), self.seed, self.say)
+                return run_graph(TensorFlowSession(graph), own, source, InputFold(), self.seed, self.say)
         except Exception as error:  # whatever TensorFlow meets a foreign graph with
             return " ".join(str(error).split())[:300]
 
@@ -280,12 +280,12 @@ class _Audit:
         results: tuple[TensorResult, ...],
         judgements: tuple[Judgement, ...],
         run: GraphRun | None,
-    ) -> AuditReport:
+    ) -> AuditResult:
         holder = self.graph or self.weights
         assert holder is not None
         files = {str(file): file_digest(file) for file in (*holder.files, *self.source.files)}
         recognised = known.recognise(files[str(holder.files[0])])
-        return AuditReport(
+        return AuditResult(
             port=self.port,
             format=holder.format,
             source=self.against,
@@ -301,13 +301,13 @@ class _Audit:
         )
 
 
-def _refuse_quantised(graph: Graph, walked: Walked) -> None:
+def _refuse_quantised(graph: Graph, layers: GraphLayers) -> None:
     """Refuse weights that are no floating-point numbers.
 
     Raises:
         SourceError: They are integers.
     """
-    for tensors in walked.weights.layers.values():
+    for tensors in layers.weights.layers.values():
         for tensor in tensors.values():
             if tensor.array.dtype.kind in "iub":
                 raise SourceError(

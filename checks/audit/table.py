@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich.markup import escape
 from rich.table import Table
 
-from checks.audit.result import AuditReport, GraphRun, TensorResult
+from checks.audit.result import AuditResult, GraphRun, TensorResult
 from checks.core.activations import short_name
 from checks.core.render import show_judgements
 from converter import command_line
@@ -16,7 +16,7 @@ _WIDTH = 110  # columns; rather a wrapped line than a figure cut off
 _COLUMNS = ("equal", "folded", "rounded", "approximate", "differs", "missing", "extra", "not judged")
 
 
-def show(report: AuditReport) -> None:
+def show(report: AuditResult) -> None:
     """Print a report on stdout."""
     console = command_line.console(_WIDTH)
     console.print(f"[bold]{escape(report.port)}[/] ({report.format}) against {escape(report.source)}")
@@ -50,7 +50,7 @@ def _stages(tensors: Sequence[TensorResult]) -> Table:
         groups.setdefault(tensor.stage.partition("/")[0] or "no layer", []).append(tensor)
     for stage, group in groups.items():
         counts = [sum(tensor.status == status for tensor in group) for status in shown]
-        good = all(tensor.good for tensor in group)
+        good = all(tensor.is_faithful for tensor in group)
         layouts = dict.fromkeys(tensor.layout for tensor in group if len(tensor.shape) > 1 and tensor.layout)
         table.add_row(
             escape(stage),

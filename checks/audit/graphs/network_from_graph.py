@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from checks.audit.graphs.walk import Walked
+from checks.audit.graphs.find_layers import GraphLayers
 from checks.audit.port_layers import BOTTLENECK, PortTensor, Role
 from checks.core.activations import LAYERS
 from converter.layer_map import LOGITS_SCOPE
@@ -30,12 +30,12 @@ class _Affine(nn.Module):
         return x * self.scale + self.shift
 
 
-def build_own_network(walked: Walked, dtype: torch.dtype) -> InceptionResnetV1:
+def network_from_graph(graph_layers: GraphLayers, dtype: torch.dtype) -> InceptionResnetV1:
     """Build the network in evaluation mode; its arithmetic is in `dtype`.
 
     Whatever the graph does otherwise than the network, the network does right: they then differ.
     """
-    layers = walked.weights.layers
+    layers = graph_layers.weights.layers
     size = layers[BOTTLENECK]["weights"].array.shape
     outputs = layers[BOTTLENECK]["weights"].layout.inverse.shape(size)[-1]
     classes = len(layers[LOGITS_SCOPE]["biases"].array) if LOGITS_SCOPE in layers else None

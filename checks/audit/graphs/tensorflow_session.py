@@ -1,4 +1,4 @@
-"""A TensorFlow checkpoint's own graph, ready to be run on images, as `running.Runner` says."""
+"""A TensorFlow checkpoint's own graph, ready to be run on images, as `run_graph.GraphSession` says."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ARITHMETIC = frozenset((
 is run only if it holds nothing else."""
 
 
-class TensorFlowRunner:
+class TensorFlowSession:
     """An open graph of a .pb or a .meta.
 
     Args:

@@ -17,9 +17,9 @@ from onnx import TensorProto, helper, numpy_helper
 from checks.audit.__main__ import main
 from checks.audit.compare_tensors import audit_tensors, source_tensors
 from checks.audit.graphs import onnx_file, tflite_file
+from checks.audit.graphs.find_layers import find_layers
 from checks.audit.graphs.graph import ForeignGraphError
-from checks.audit.graphs.process import GraphProcess
-from checks.audit.graphs.walk import walk
+from checks.audit.graphs.runtime_process import RuntimeProcess
 from checks.audit.run import audit
 from checks.core.activations import LAYERS, STAGES
 from checks.diagnosis.tensor_causes import Others
@@ -316,7 +316,9 @@ def tensors_at_fault(path, tensors):
     """What is wrong with a graph's weights, without running it."""
     right = source_tensors(tensors, infer_variant(describe(tensors)), Others(to_pytorch(tensors), {}))
     read = tflite_file.read if path.suffix == ".tflite" else onnx_file.read
-    return [result for result in audit_tensors(walk(read(path)).weights, right) if not result.good]
+    return [
+        result for result in audit_tensors(find_layers(read(path)).weights, right) if not result.is_faithful
+    ]
 
 
 def test_one_bit_of_a_folded_kernel_is_found_and_named_by_the_command(folded, source, tmp_path, capsys):
@@ -411,7 +413,7 @@ def test_operations_that_are_not_what_they_are_called_are_refused(plain, tmp_pat
     edit = Edit(plain)
     fault(edit)
     with pytest.raises(ForeignGraphError, match=words):
-        walk(onnx_file.read(edit.save(tmp_path / "fault.onnx")))
+        find_layers(onnx_file.read(edit.save(tmp_path / "fault.onnx")))
 
 
 def test_a_residual_that_is_not_scaled_is_named(plain, tensors, tmp_path):
@@ -536,7 +538,7 @@ def test_the_walk_says_how_far_it_came(folded):
     edit.maker(relu.input[0]).input[0] = "images"
     path = folded.with_name("elsewhere.onnx")
     with pytest.raises(ForeignGraphError, match=r"in a branch of|where .* should be"):
-        walk(onnx_file.read(edit.save(path)))
+        find_layers(onnx_file.read(edit.save(path)))
 
 
 @pytest.mark.parametrize(
@@ -591,9 +593,9 @@ def test_a_runtime_that_refuses_or_crashes_is_a_refusal(folded, tmp_path):
     edit.node("Relu").op_type = "Nonsense"
     graph = onnx_file.read(edit.save(tmp_path / "nonsense.onnx"))
     images = np.zeros((1, 3, 160, 160), np.float32)
-    with GraphProcess(graph) as process, pytest.raises(SourceError, match=r"it does not run \(.*Nonsense"):
+    with RuntimeProcess(graph) as process, pytest.raises(SourceError, match=r"it does not run \(.*Nonsense"):
         process.run(images, ["embeddings"], plain=False)
-    with GraphProcess(onnx_file.read(folded)) as process:
+    with RuntimeProcess(onnx_file.read(folded)) as process:
         os.kill(process._process.pid, signal.SIGSEGV)
         with pytest.raises(SourceError, match="its runtime crashes on it"):
             process.run(images, ["embeddings"], plain=False)
@@ -624,4 +626,4 @@ def test_tflite_is_told_by_its_bytes(tflite, tmp_path):
     renamed = tmp_path / "model.bin"
     shutil.copy(tflite, renamed)
     assert tflite_file.is_ours(renamed)
-    assert len(walk(tflite_file.read(renamed)).weights.layers) == 133
+    assert len(find_layers(tflite_file.read(renamed)).weights.layers) == 133

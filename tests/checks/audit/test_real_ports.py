@@ -21,9 +21,9 @@ from onnx import numpy_helper
 from checks.audit.__main__ import main
 from checks.audit.compare_tensors import audit_tensors, source_tensors
 from checks.audit.graphs import onnx_file, tflite_file
+from checks.audit.graphs.find_layers import find_layers
 from checks.audit.graphs.graph import Graph
-from checks.audit.graphs.walk import walk
-from checks.audit.result import AuditReport, TensorResult
+from checks.audit.result import AuditResult, TensorResult
 from checks.audit.run import audit, find_source
 from checks.diagnosis.tensor_causes import Others
 from converter.convert import describe, infer_variant, to_pytorch
@@ -58,8 +58,8 @@ def graphs(real_tensors: dict[str, NDArray], tmp_path_factory: pytest.TempPathFa
     }
 
 
-def faults(report: AuditReport) -> list[TensorResult]:
-    return [result for result in report.tensors if not result.good]
+def faults(report: AuditResult) -> list[TensorResult]:
+    return [result for result in report.tensors if not result.is_faithful]
 
 
 def test_the_keras_file_is_the_checkpoints_to_the_last_bit(
@@ -82,7 +82,7 @@ def test_the_keras_file_is_the_checkpoints_to_the_last_bit(
     assert "nyoki-mtl" not in out  # another file than the published one
 
 
-def flip_in_place(path: Path, layer: str, report: AuditReport) -> str:
+def flip_in_place(path: Path, layer: str, report: AuditResult) -> str:
     """Change the lowest bit of a kernel's first value, found by its bytes."""
     import h5py
 
@@ -163,7 +163,9 @@ def test_one_bit_of_any_tensor_of_a_graph_is_found_and_named(
     graph = (tflite_file if name.endswith(".tflite") else onnx_file).read(graphs[name])
     random = np.random.default_rng(0)
     told = {
-        result.name for result in audit_tensors(walk(graph).weights, right) if result.status != "approximate"
+        result.name
+        for result in audit_tensors(find_layers(graph).weights, right)
+        if result.status != "approximate"
     }
     weights = [
         node.inputs[place]
@@ -176,7 +178,9 @@ def test_one_bit_of_any_tensor_of_a_graph_is_found_and_named(
         array = graph.constants[constant]
         bit = 0 if number % 3 == 0 else int(random.integers(8 * array.itemsize))
         changed = mutate(graph, constant, int(random.integers(array.size)), bit)
-        wrong = [result for result in audit_tensors(walk(changed).weights, right) if not result.good]
+        wrong = [
+            result for result in audit_tensors(find_layers(changed).weights, right) if not result.is_faithful
+        ]
         assert [(result.name, result.differing) for result in wrong] == [
             (constant.rpartition("#")[0] or constant, 1)
         ]

@@ -16,7 +16,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from checks.audit.result import AuditReport, GraphRun, InputRun, LayerError, TensorResult
+from checks.audit.result import AuditResult, GraphRun, InputRun, LayerError, TensorResult
 from checks.compare import __main__ as compare
 from checks.controls import __main__ as controls
 from checks.core.activations import STAGES
@@ -385,7 +385,7 @@ def test_gradients_are_reported(browser, monkeypatch, tmp_path: Path, worst: flo
 # audit
 
 
-def audit_report(*, sound: bool) -> AuditReport:
+def audit_report(*, sound: bool) -> AuditResult:
     """A report of a port with every tensor right, or with some of each status and a graph that diverges."""
     tensors = [
         TensorResult(key, "variable", "Repeat/block35_1", "HWIO->OIHW", "float32", (3, 3), "equal", 9)
@@ -408,7 +408,7 @@ def audit_report(*, sound: bool) -> AuditReport:
         "a runtime 1.0", "float16", "float32", "divides by 255", None, sound, "NHWC",
         (InputRun("standard normal", False, 1e-6, 1e-6, 1e-6, 1e-6, layers),),
     )  # fmt: skip
-    return AuditReport(
+    return AuditResult(
         port=f"{HOSTILE}.onnx", format="ONNX", source="here", network="the network", recognised="",
         tensors=tuple(tensors), run=run, judgements=(Judgement("tensors", sound, HOSTILE),),
         verdict="The port is the source." if sound else "The port is not the source.",

@@ -1,4 +1,4 @@
-"""Which constant of a graph is which layer's: the graph walked from its output back to its input.
+"""Which constant of a graph is which layer's: the graph layers from its output back to its input.
 
 Names mean nothing in an exported graph. What a layer is, its place says: the order in which branches are
 concatenated, the sum that ends a residual block, the size of a kernel. A graph that is built otherwise is
@@ -42,7 +42,7 @@ _POOL = Window((2, 2), "VALID", (3, 3))
 
 
 @dataclass(slots=True)
-class Walked:
+class GraphLayers:
     """What a walk found.
 
     Attributes:
@@ -82,14 +82,14 @@ class _Unit:
         return kernel.layout.inverse.shape(kernel.array.shape)
 
 
-def walk(graph: Graph) -> Walked:
+def find_layers(graph: Graph) -> GraphLayers:
     """Find every layer of a graph.
 
     Raises:
         ForeignGraphError: It is not this network.
     """
     problems: list[ForeignGraphError] = []
-    found: list[Walked] = []
+    found: list[GraphLayers] = []
     for output in graph.outputs:
         try:
             found.append(_Walk(graph).network(output.name))
@@ -101,8 +101,8 @@ def walk(graph: Graph) -> Walked:
     if not found:
         raise max(problems, key=lambda error: error.reached)
     # A graph may give the embedding and the logits: the walk from the logits finds all that the other does.
-    best = max(found, key=lambda walked: len(walked.weights.layers))
-    best.embeddings = tuple(name for walked in found for name in walked.embeddings)
+    best = max(found, key=lambda layers: len(layers.weights.layers))
+    best.embeddings = tuple(name for layers in found for name in layers.embeddings)
     judged = {*best.embeddings, best.activations.get(LOGITS_SCOPE)}
     others = [output.name for output in graph.outputs if output.name not in judged]
     best.remarks += [f"its output {_plain(name)!r} is not one that can be judged" for name in others]
@@ -129,7 +129,7 @@ class _Walk:
         self.remarks: list[str] = []
         self.halved = False
 
-    def network(self, output: str) -> Walked:
+    def network(self, output: str) -> GraphLayers:
         """Walk from one of the graph's outputs to its input."""
         unit = self._bottleneck(output)
         name = self._pooled(unit.linear.inputs[0])
@@ -161,7 +161,7 @@ class _Walk:
             if strange:
                 self.remarks.append(f"{', '.join(strange)} {where}, which no run can vouch for")
         embeddings = () if LOGITS_SCOPE in self.layers else (output,)
-        return Walked(
+        return GraphLayers(
             PortWeights(self.layers), self.activations, name, embeddings, self.halved, before, self.remarks
         )
 

@@ -22,7 +22,7 @@ from reference import InceptionResnetV1
 Array = NDArray[Any]
 
 
-class Runner(Protocol):
+class GraphSession(Protocol):
     """A graph with its runtime.
 
     Attributes:
@@ -56,7 +56,7 @@ class Runner(Protocol):
 
 
 def run_graph(
-    runner: Runner,
+    runner: GraphSession,
     own: Callable[[torch.dtype], InceptionResnetV1],
     source: InceptionResnetV1,
     fold: InputFold,
@@ -116,7 +116,9 @@ def _unfold(images: Array, fold: InputFold) -> Array:
     return np.asarray(images.astype(np.float64) / fold.divisor - fold.offset)
 
 
-def _measure(runner: Runner, networks: _Networks, preparing: Preprocessing, batch: InputBatch) -> InputRun:
+def _measure(
+    runner: GraphSession, networks: _Networks, preparing: Preprocessing, batch: InputBatch
+) -> InputRun:
     """Run a graph on one input, as its runtime optimises it and as it is written.
 
     Every network sees the image that the graph's own first convolution sees: how it was prepared is judged by

@@ -21,7 +21,7 @@ SECONDS = 600
 _WORKER_MODULE = "checks.audit.graphs.worker"
 
 
-class GraphProcess:
+class RuntimeProcess:
     """A process that runs one graph. A context manager.
 
     Args:

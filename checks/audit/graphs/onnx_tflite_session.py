@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from checks.audit.graphs import onnx_file, tflite_file
+from checks.audit.graphs.find_layers import GraphLayers
 from checks.audit.graphs.graph import Graph
-from checks.audit.graphs.process import GraphProcess
-from checks.audit.graphs.walk import Walked
+from checks.audit.graphs.runtime_process import RuntimeProcess
 from checks.core.activations import BOTTLENECK, EMBEDDINGS, LOGITS, activation_names
 from checks.core.inputs import IMAGE_SIZE
 from converter.casting import HALVES
@@ -40,37 +40,37 @@ class _Layout:
     width: int | None
 
 
-class GraphRunner:
-    """An ONNX or TFLite graph in a process that runs it, as `running.Runner` says.
+class OnnxTfliteSession:
+    """An ONNX or TFLite graph in a process that runs it, as `run_graph.GraphSession` says.
 
     Args:
         graph: The graph.
-        walked: Its layers.
+        layers: Its layers.
         process: The process.
 
     Raises:
         SourceError: It takes something else than images.
     """
 
-    def __init__(self, graph: Graph, walked: Walked, process: GraphProcess) -> None:
-        self._graph, self._walked, self._process = graph, walked, process
+    def __init__(self, graph: Graph, layers: GraphLayers, process: RuntimeProcess) -> None:
+        self._graph, self._walked, self._process = graph, layers, process
         self.runtime = (tflite_file if graph.channels_last else onnx_file).runtime()
         self._layout = _image_layout(graph)
         self.dtype = graph.inputs[0].dtype
         self.feed = f"{'NHWC' if self._layout.channels_last else 'NCHW'} {self.dtype}"
-        stored = {t.array.dtype for tensors in walked.weights.layers.values() for t in tensors.values()}
+        stored = {t.array.dtype for tensors in layers.weights.layers.values() for t in tensors.values()}
         self.weights = next((str(dtype) for dtype in HALVES if dtype in stored), "float32")
-        self.halved = walked.halved
+        self.halved = layers.halved
         self.activations = tuple(
             activation
             for activation in activation_names(every_layer=True, logits=True)
-            if activation in walked.activations
+            if activation in layers.activations
         )
         outputs = {
-            name: EMBEDDINGS if self._gives_unit_length(name) else BOTTLENECK for name in walked.embeddings
+            name: EMBEDDINGS if self._gives_unit_length(name) else BOTTLENECK for name in layers.embeddings
         }
-        if walked.activations.get(LOGITS) in {output.name for output in graph.outputs}:
-            outputs[walked.activations[LOGITS]] = LOGITS
+        if layers.activations.get(LOGITS) in {output.name for output in graph.outputs}:
+            outputs[layers.activations[LOGITS]] = LOGITS
         self._outputs = tuple(outputs)
         self.outputs = tuple(outputs.values())
         self.gives = " and ".join(_WORDS[output] for output in dict.fromkeys(self.outputs))

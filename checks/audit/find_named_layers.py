@@ -36,7 +36,7 @@ _PYTORCH = {
 }
 
 
-def read_weights(source: TensorSource) -> PortWeights:
+def find_named_layers(source: TensorSource) -> PortWeights:
     """Tell which tensor of an open file belongs to which layer.
 
     A convolution whose BatchNorm was folded into it has a bias where none should be; it is found under the
