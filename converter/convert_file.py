@@ -15,17 +15,7 @@ from numpy.typing import NDArray
 
 from converter.atomic import AtomicFiles, sync
 from converter.casting import Cast, state_casts
-from converter.convert import (
-    LeftOut,
-    MappingError,
-    Plan,
-    Weights,
-    convert_entries,
-    describe,
-    plan,
-    to_pytorch,
-    to_tensorflow,
-)
+from converter.convert import convert_tensors, to_pytorch, to_tensorflow
 from converter.errors import DifferenceError, RequirementError, SourceError, UsageError
 from converter.formats.detect import open_source
 from converter.formats.source import TensorSource
@@ -35,6 +25,7 @@ from converter.hub.catalog import CHECKPOINTS, PUBLISHED
 from converter.hub.catalog_entry import Published
 from converter.layer_map import Converted, Row
 from converter.manifest import build_manifest, describe_source, file_digest, manifest_path, tensor_digest
+from converter.plan import LeftOut, MappingError, Plan, Weights, describe, plan_conversion
 from converter.variable_names import tensorflow_tensors
 
 OutputFormat = Literal["pt", "safetensors", "tensorflow"]
@@ -176,7 +167,7 @@ def convert_file(
         output: The file to write, for `tensorflow` the checkpoint prefix; None takes `default_output`.
         output_format: A PyTorch state_dict, the same as safetensors, or a TensorFlow checkpoint.
         parts: Also write `-features` and `-logits`, the state_dict in two.
-        weights: As in `convert.plan`.
+        weights: As in `plan.plan_conversion`.
         step: As in `open_source`.
         sha256: The SHA-256 that the source is expected to have, one for each of its files, in hexadecimal;
             empty expects nothing.
@@ -202,14 +193,14 @@ def convert_file(
         source_hashes = {file.name: pool.submit(file_digest, file) for file in source.files}
         with _naming(source.path):
             tensors = tensorflow_tensors(source)
-            decided = plan(describe(tensors), weights=weights)
+            plan = plan_conversion(describe(tensors), weights=weights)
         destination = output or default_output(source, output_format)
-        targets = _targets(decided, destination, output_format, parts)
-        meter = _Meter(progress, [decided.rows, *(target.rows for target in targets)])
+        targets = _targets(plan, destination, output_format, parts)
+        meter = _Meter(progress, [plan.rows, *(target.rows for target in targets)])
         with AtomicFiles(destination.parent, overwrite=overwrite) as files:
             staged = {target: _stage(files, target, output_format) for target in targets}
             with _naming(source.path):
-                made = _make(tensors, decided, pool, meter)
+                made = _make(tensors, plan, pool, meter)
             if isinstance(source, TensorBundle):
                 source.release()
             if expected:
@@ -218,10 +209,10 @@ def convert_file(
             for target, paths in staged.items():
                 part = {row.key: made.state_dict[row.key] for row in target.rows}
                 with _writing(destination):
-                    _write(paths, part, decided, output_format)
+                    _write(paths, part, plan, output_format)
                 hashes[target] = _hash_and_sync(paths, pool)
                 _read_back(paths, part, output_format, meter)
-            conversion = _describe(source, _results(source_hashes), archive_sha256, decided, made)
+            conversion = _describe(source, _results(source_hashes), archive_sha256, plan, made)
             written: dict[Path, str] = {}
             for target, paths in staged.items():
                 with _writing(destination):
@@ -269,17 +260,15 @@ class _Made:
     casts: Mapping[str, Cast]
 
 
-def _make(
-    tensors: Mapping[str, NDArray[Any]], decided: Plan, pool: ThreadPoolExecutor, meter: _Meter
-) -> _Made:
+def _make(tensors: Mapping[str, NDArray[Any]], plan: Plan, pool: ThreadPoolExecutor, meter: _Meter) -> _Made:
     state_dict: dict[str, NDArray[Any]] = {}
     hashes: dict[str, Future[str]] = {}
     casts: dict[str, Cast] = {}
-    for entry in convert_entries(tensors, decided):
+    for entry in convert_tensors(tensors, plan):
         state_dict[entry.row.key] = entry.array
         hashes[entry.row.key] = pool.submit(tensor_digest, entry.array)
         if isinstance(entry.row, Converted) and entry.cast is not None:
-            casts[decided.sources[entry.row.variable]] = entry.cast
+            casts[plan.sources[entry.row.variable]] = entry.cast
         meter.advance(entry.row.entry.nbytes)
     return _Made(state_dict, hashes, casts)
 
@@ -295,7 +284,7 @@ def _describe(
     source: TensorSource,
     digests: Mapping[str, str],
     archive_sha256: str | None,
-    decided: Plan,
+    plan: Plan,
     made: _Made,
 ) -> Conversion:
     """The conversion, but for what it will have written."""
@@ -306,8 +295,8 @@ def _describe(
         archive_sha256=archive_sha256,
         published=identify(digests),
         namesake=find_namesake(model_name(source), digests),
-        plan=decided,
-        left_out=decided.left_out + _changed(source, decided),
+        plan=plan,
+        left_out=plan.left_out + _changed(source, plan),
         casts=made.casts,
         outputs={},
         digests=_results(made.hashes),
@@ -379,18 +368,16 @@ def _check_ending(output: Path, output_format: OutputFormat) -> None:
         )
 
 
-def _targets(
-    decided: Plan, destination: Path, output_format: OutputFormat, parts: bool
-) -> tuple[_Target, ...]:
-    whole = _Target(destination.name, decided.rows)
+def _targets(plan: Plan, destination: Path, output_format: OutputFormat, parts: bool) -> tuple[_Target, ...]:
+    whole = _Target(destination.name, plan.rows)
     if not parts:
         return (whole,)
     if output_format == "tensorflow":
         raise UsageError("--parts splits a state_dict; it does not go with --to tensorflow.")
-    if decided.variant.num_classes is None:
+    if plan.variant.num_classes is None:
         raise UsageError("--parts: this checkpoint has no Logits to write apart. Leave the option out.")
-    logits = tuple(row for row in decided.rows if row.key.startswith("logits."))
-    features = tuple(row for row in decided.rows if not row.key.startswith("logits."))
+    logits = tuple(row for row in plan.rows if row.key.startswith("logits."))
+    features = tuple(row for row in plan.rows if not row.key.startswith("logits."))
     stem, suffix = destination.stem, destination.suffix
     return whole, _Target(f"{stem}-features{suffix}", features), _Target(f"{stem}-logits{suffix}", logits)
 
@@ -416,11 +403,9 @@ def _writing(destination: Path) -> Iterator[None]:
         ) from error
 
 
-def _write(
-    paths: _Paths, part: Mapping[str, NDArray[Any]], decided: Plan, output_format: OutputFormat
-) -> None:
+def _write(paths: _Paths, part: Mapping[str, NDArray[Any]], plan: Plan, output_format: OutputFormat) -> None:
     if output_format == "tensorflow":
-        write_tensor_bundle(paths.path, to_tensorflow(part, variant=decided.variant))
+        write_tensor_bundle(paths.path, to_tensorflow(part, variant=plan.variant))
     elif output_format == "safetensors":
         from converter.formats.safetensors import write_safetensors
 
@@ -471,11 +456,11 @@ def same_bits(one: NDArray[Any], other: NDArray[Any]) -> bool:
     )
 
 
-def _changed(source: TensorSource, decided: Plan) -> tuple[LeftOut, ...]:
+def _changed(source: TensorSource, plan: Plan) -> tuple[LeftOut, ...]:
     """Entries of a state_dict that TensorFlow has no place for and that are not what would be synthesised."""
     if source.naming != "pytorch":
         return ()
-    counters = (row for row in decided.synthesised if row.dtype == "int64")
+    counters = (row for row in plan.synthesised if row.dtype == "int64")
     return tuple(
         LeftOut(row.key, f"{count:.15g} batches counted; written as {row.fill}")
         for row in counters

@@ -9,10 +9,10 @@ from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
-from converter.convert import Weights
 from converter.convert_file import Conversion, OutputFormat, Progress, convert_file, step_output
 from converter.errors import PortError, RequirementError, SourceError, UsageError
 from converter.formats.tensorflow.checkpoint_state import Snapshot, choose_model, find_snapshots, find_state
+from converter.plan import Weights
 
 MOST_JOBS = 8
 """Most conversions at a time unless more are asked for; of a published checkpoint, some 2 GB of memory."""
@@ -83,7 +83,7 @@ def convert_steps(
         jobs: How many to convert at a time; None takes one for every two processors, since each keeps about
             two of them busy, but two at least and `MOST_JOBS` at most.
         output_format: As in `convert_file`.
-        weights: As in `convert.plan`.
+        weights: As in `plan.plan_conversion`.
         overwrite: Whether files that exist may be replaced. Otherwise those checkpoints fail.
         progress: Told of progress, from several threads but one at a time.
 

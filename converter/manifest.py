@@ -20,7 +20,7 @@ from converter.layer_map import Converted, Row
 
 if TYPE_CHECKING:  # who only reads a manifest need not wait for these
     from converter.casting import Cast
-    from converter.convert import LeftOut, Plan
+    from converter.plan import LeftOut, Plan
 
 MAX_MANIFEST_BYTES = 16 << 20
 """Largest manifest that is read, a limit of this reader: one of 716 tensors has 0.2 MB."""

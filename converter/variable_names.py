@@ -9,9 +9,10 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from converter.convert import MappingError, Problem, plan, to_tensorflow
+from converter.convert import to_tensorflow
 from converter.formats.source import TensorSource
 from converter.layer_map import NETWORK_SCOPE, Converted, Variant, table
+from converter.plan import MappingError, Problem, plan_conversion
 
 # The last block8 has a scope of its own in TensorFlow; Keras files count it as the sixth.
 _LAST_BLOCK = "Block8_6"
@@ -65,7 +66,7 @@ def tensorflow_tensors(source: TensorSource) -> Mapping[str, NDArray[Any]]:
     """The tensors of a source under the names and in the layout of TensorFlow.
 
     A source that bears TensorFlow's names is returned as it is, unread. Keras keeps TensorFlow's layouts; a
-    name that is not of this network stays what it was, for `convert.plan` to report.
+    name that is not of this network stays what it was, for `plan.plan_conversion` to report.
 
     Raises:
         MappingError: Two Keras weights are the same variable, or a state_dict is not of this network.
@@ -86,7 +87,7 @@ def tensorflow_tensors(source: TensorSource) -> Mapping[str, NDArray[Any]]:
     if problems:
         info = {variable: source.info[name] for variable, name in origin.items()}
         try:
-            plan(info)
+            plan_conversion(info)
         except MappingError as error:
             problems += error.problems
         raise MappingError(problems, len(source), len(keras_names()))

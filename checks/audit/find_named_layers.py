@@ -18,11 +18,11 @@ from checks.audit.port_layers import (
     network_layers,
     printable,
 )
-from converter.convert import reason_to_leave_out
 from converter.errors import SourceError, UsageError
 from converter.formats.source import Naming, TensorSource
 from converter.layer_map import BOTTLENECK_SCOPES, Layer, Variant
 from converter.layouts import CONVOLUTION, FULLY_CONNECTED, VECTOR, Layout
+from converter.plan import reason_to_leave_out
 from converter.variable_names import keras_names, keras_weight
 
 _SCALAR = Layout("->", ())

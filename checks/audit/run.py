@@ -46,7 +46,6 @@ from checks.core.source_tensors import (
 )
 from checks.core.tensorflow_side import open_own_graph
 from checks.diagnosis.tensor_causes import Others
-from converter.convert import MappingError, Weights
 from converter.errors import RequirementError, SourceError, UsageError
 from converter.formats.detect import open_source
 from converter.formats.source import TensorSource
@@ -54,6 +53,7 @@ from converter.hub import catalog
 from converter.hub.cache import hub_checkpoints
 from converter.layer_map import LOGITS_SCOPE, Variant
 from converter.manifest import file_digest
+from converter.plan import MappingError, Weights
 from reference import InceptionResnetV1
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -115,7 +115,7 @@ def audit(
         port: A state_dict (.pt, .safetensors), a Keras .h5, a TensorFlow checkpoint or .pb, an ONNX or a
             TFLite file; or MTCNN's weights.
         against: What it was made from: anything that `open_source` takes, and MTCNN's det1-3.npy.
-        weights: As in `convert.plan`, of the source.
+        weights: As in `plan.plan_conversion`, of the source.
         step: As in `open_source`, of the source.
         seed: Of the inputs that a graph is run on.
         say: Told what is going on.
@@ -189,11 +189,11 @@ class _Audit:
                 f"the {name} of MTCNN, and {self.against} is not",
                 next_step="Give det1.npy, det2.npy or det3.npy with --against",
             )
-        tensors, decided = plan_tensors(self.source, weights)
-        right = expected_state_dict(tensors, decided)
-        variant = decided.variant
+        tensors, plan = plan_tensors(self.source, weights)
+        right = expected_state_dict(tensors, plan)
+        variant = plan.variant
         expected = source_tensors(
-            float32_variables(self.source, tensors, decided),
+            float32_variables(self.source, tensors, plan),
             variant,
             Others(right, alternative_state_dict(tensors, weights)),
         )
@@ -241,7 +241,7 @@ class _Audit:
     def _run_own_graph(self, weights: TensorSource, source: InceptionResnetV1) -> GraphRun | str | None:
         """Run a checkpoint's own graph; None where it has none, and in words why it does not run."""
         try:
-            tensors, decided = plan_tensors(weights, "variable")
+            tensors, plan = plan_tensors(weights, "variable")
         except MappingError:
             return None  # the tensors say what is wrong
         self.say("starting TensorFlow")
@@ -250,10 +250,10 @@ class _Audit:
             if graph is None:
                 return None
             with graph:
-                state_dict = expected_state_dict(tensors, decided)
+                state_dict = expected_state_dict(tensors, plan)
 
                 def own(dtype: torch.dtype) -> InceptionResnetV1:
-                    return _network_of(state_dict, decided.variant, dtype)
+                    return _network_of(state_dict, plan.variant, dtype)
 
                 return run_graph(TensorFlowSession(graph), own, source, InputFold(), self.seed, self.say)
         except Exception as error:  # whatever TensorFlow meets a foreign graph with

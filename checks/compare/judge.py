@@ -19,9 +19,10 @@ from checks.core.metrics import Difference, difference, l2_norm, relative_l2
 from checks.core.tensorflow_side import Activations
 from checks.diagnosis.diagnose import Diagnosis
 from converter.casting import to_float32
-from converter.convert import Plan, synthesise
+from converter.convert import synthesise
 from converter.convert_file import same_bits
 from converter.layer_map import LOGITS_SCOPE, Synthesised, Variant
+from converter.plan import Plan
 
 
 @dataclass(frozen=True, slots=True)

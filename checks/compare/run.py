@@ -28,9 +28,9 @@ from checks.core.source_tensors import (
     plan_source,
 )
 from checks.core.tensorflow_side import Activations, TensorFlowSide, require_tensorflow
-from converter.convert import Plan, Weights
 from converter.errors import UsageError
 from converter.formats.detect import open_source
+from converter.plan import Plan, Weights
 
 __all__ = ["Report", "compare"]
 
@@ -55,7 +55,7 @@ def compare(
         source: Anything that `open_source` takes; None is the built-in checkpoint, or with `activations` and
             `state_dict` the checkpoint that the activations were stored of.
         state_dict: A .pt or .safetensors file to judge; None converts the source and judges the result.
-        weights: As in `convert.plan`.
+        weights: As in `plan.plan_conversion`.
         step: As in `open_source`.
         every_layer: Whether to compare every one of the 132 convolutions besides the stages.
         seed: Of the built-in inputs.
@@ -90,21 +90,21 @@ def compare(
         source = built_in_checkpoint()
     with ExitStack() as closing:
         opened = closing.enter_context(open_source(source, step=step))
-        tensors, decided = plan_source(opened, weights)
+        tensors, plan = plan_source(opened, weights)
         say("converting")
         arrays = load_state_dict(state_dict, opened.path, weights)
         say("starting TensorFlow")
-        used = float32_variables(opened, tensors, decided)
-        tensorflow = closing.enter_context(TensorFlowSide(opened, used, weights, own_graph=not decided.casts))
+        used = float32_variables(opened, tensors, plan)
+        tensorflow = closing.enter_context(TensorFlowSide(opened, used, weights, own_graph=not plan.casts))
         graph = tensorflow.own_graph
         own_graph = None if graph is None else graph.name
         read = (*opened.files, graph, state_dict)
         files = tuple(dict.fromkeys(str(file) for file in read if file is not None))
-        port = build_port(arrays, decided.variant)
-        names = activation_names(every_layer=every_layer, logits=decided.variant.num_classes is not None)
-        side = _Side(tensorflow, tensors, decided, names, seed, photographs, say)
+        port = build_port(arrays, plan.variant)
+        names = activation_names(every_layer=every_layer, logits=plan.variant.num_classes is not None)
+        side = _Side(tensorflow, tensors, plan, names, seed, photographs, say)
         if save_activations is not None and isinstance(port, Port):
-            stated = provenance(opened, tensors, decided, own_graph, seed) | {"activations": names}
+            stated = provenance(opened, tensors, plan, own_graph, seed) | {"activations": names}
             side.writers.append(closing.enter_context(ActivationWriter(save_activations, stated)))
         comparison = Comparison(
             source=str(source),
@@ -112,7 +112,7 @@ def compare(
             own_graph=own_graph,
             files=files,
             seed=seed,
-            variant=decided.variant,
+            variant=plan.variant,
             judge_tensors=side.judge,
             activations=side.run,
             reference=side.reference,
@@ -131,7 +131,7 @@ class _Side:
 
     tensorflow: TensorFlowSide
     tensors: Mapping[str, NDArray[Any]]
-    decided: Plan
+    plan: Plan
     activations: tuple[str, ...]
     seed: int
     photographs: list[Path]
@@ -140,7 +140,7 @@ class _Side:
 
     def judge(self, arrays: Arrays) -> Judgement:
         """The first judgement."""
-        return judge_tensors(arrays, self.tensors, self.decided, self.tensorflow.own_tensors)
+        return judge_tensors(arrays, self.tensors, self.plan, self.tensorflow.own_tensors)
 
     def run(self) -> Iterator[Activations]:
         """Run every input; the first time what comes of it is stored."""
@@ -154,7 +154,7 @@ class _Side:
 
     def reference(self) -> Reference:
         """What a port is diagnosed with: a few images at every layer."""
-        logits = self.decided.variant.num_classes is not None
+        logits = self.plan.variant.num_classes is not None
         images = seeded_inputs(self.seed)[0].images[:DIAGNOSED_IMAGES]
         found = self.tensorflow.run(
             InputBatch("diagnosis", images), activation_names(every_layer=True, logits=logits)
@@ -162,8 +162,8 @@ class _Side:
         return Reference(
             found.float64,
             images,
-            expected_state_dict(self.tensors, self.decided),
-            alternative_state_dict(self.tensors, self.decided.weights),
+            expected_state_dict(self.tensors, self.plan),
+            alternative_state_dict(self.tensors, self.plan.weights),
         )
 
 

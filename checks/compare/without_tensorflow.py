@@ -19,18 +19,19 @@ from checks.core.judgement import Judgement
 from checks.core.models import build_port, load_state_dict
 from checks.core.source_tensors import alternative_state_dict, expected_state_dict, plan_source
 from checks.core.tensorflow_side import Activations
-from converter.convert import Plan, Weights, convert_rows
+from converter.convert import convert_tensors
 from converter.errors import SourceError, UsageError
 from converter.formats.detect import open_source
 from converter.formats.source import TensorSource
 from converter.layer_map import Variant
 from converter.manifest import tensor_digest
+from converter.plan import Plan, Weights
 
 
 def provenance(
     opened: TensorSource,
     tensors: Mapping[str, NDArray[Any]],
-    decided: Plan,
+    plan: Plan,
     own_graph: str | None,
     seed: int,
 ) -> dict[str, Any]:
@@ -39,11 +40,11 @@ def provenance(
         "source": opened.path.name,
         "format": opened.format,
         "own_graph": own_graph,
-        "variant": asdict(decided.variant),
-        "weights": decided.weights,
+        "variant": asdict(plan.variant),
+        "weights": plan.weights,
         "seed": seed,
         "environment": environment(),
-        "tensors": _fingerprints(tensors, decided),
+        "tensors": _fingerprints(tensors, plan),
     }
 
 
@@ -51,8 +52,8 @@ def _fingerprint(array: NDArray[Any]) -> str:
     return f"{array.dtype} {list(array.shape)} {tensor_digest(array)}"
 
 
-def _fingerprints(tensors: Mapping[str, NDArray[Any]], decided: Plan) -> dict[str, str]:
-    return {row.key: _fingerprint(array) for row, array in convert_rows(tensors, decided)}
+def _fingerprints(tensors: Mapping[str, NDArray[Any]], plan: Plan) -> dict[str, str]:
+    return {tensor.row.key: _fingerprint(tensor.array) for tensor in convert_tensors(tensors, plan)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,8 +114,8 @@ class StoredComparison:
     def _with_source(self, stored: ActivationFile, source: Path) -> Report:
         self.say("converting")
         with open_source(source, step=self.step) as opened:
-            tensors, decided = plan_source(opened, self.weights)
-            if _fingerprints(tensors, decided) != stored.provenance["tensors"]:
+            tensors, plan = plan_source(opened, self.weights)
+            if _fingerprints(tensors, plan) != stored.provenance["tensors"]:
                 raise UsageError(
                     f"{self.activations}: stored of {stored.provenance['source']!r} "
                     f"({stored.provenance['weights']}s), and {source} has other tensors. Store its own with "
@@ -122,11 +123,11 @@ class StoredComparison:
                 )
 
             def judge(arrays: Arrays) -> Judgement:
-                return judge_tensors(arrays, tensors, decided, {})
+                return judge_tensors(arrays, tensors, plan, {})
 
             def reference() -> Reference | str:
                 right, others = (
-                    expected_state_dict(tensors, decided),
+                    expected_state_dict(tensors, plan),
                     alternative_state_dict(tensors, self.weights),
                 )
                 return self._reference(stored, right, others)

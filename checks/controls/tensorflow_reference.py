@@ -21,8 +21,8 @@ from checks.core.source_tensors import (
 )
 from checks.core.tensorflow_side import Activations, TensorFlowSide
 from checks.gradients.measure import TrainingReference, training_batch, training_reference
-from converter.convert import AVERAGE
 from converter.formats.source import TensorSource
+from converter.plan import AVERAGE
 
 ODD_SIZE = (149, 125)
 """Height and width, in pixels, at which no pool of the network divides its map evenly."""

@@ -13,11 +13,11 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from converter.convert import Weights
 from converter.convert_file import convert_file
 from converter.errors import UsageError
 from converter.formats.detect import open_source
 from converter.layer_map import Variant
+from converter.plan import Weights
 from reference import InceptionResnetV1
 
 
@@ -35,7 +35,7 @@ def load_state_dict(state_dict: Path | None, source: Path, weights: Weights) -> 
     Args:
         state_dict: A .pt or .safetensors file; None converts `source` to a file and loads that.
         source: The checkpoint.
-        weights: As in `convert.plan`.
+        weights: As in `plan.plan_conversion`.
 
     Raises:
         UsageError: `state_dict` is no state_dict.

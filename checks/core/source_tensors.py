@@ -8,9 +8,10 @@ from typing import Any
 from numpy.typing import NDArray
 
 from converter.casting import to_float32
-from converter.convert import MappingError, Plan, Weights, convert_rows, describe, plan
+from converter.convert import convert_tensors
 from converter.errors import SourceError, UsageError
 from converter.formats.source import TensorSource
+from converter.plan import MappingError, Plan, Weights, describe, plan_conversion
 from converter.variable_names import tensorflow_tensors
 
 
@@ -22,7 +23,7 @@ def plan_tensors(opened: TensorSource, weights: Weights) -> tuple[Mapping[str, N
     """
     try:
         tensors = tensorflow_tensors(opened)
-        return tensors, plan(describe(tensors), weights=weights)
+        return tensors, plan_conversion(describe(tensors), weights=weights)
     except MappingError as error:
         raise error.named(opened.path) from None
 
@@ -43,7 +44,7 @@ def plan_source(opened: TensorSource, weights: Weights) -> tuple[Mapping[str, ND
 
 
 def float32_variables(
-    opened: TensorSource, tensors: Mapping[str, NDArray[Any]], decided: Plan
+    opened: TensorSource, tensors: Mapping[str, NDArray[Any]], plan: Plan
 ) -> dict[str, NDArray[Any]]:
     """The variables that are converted, cast to float32 as the conversion casts them.
 
@@ -51,8 +52,8 @@ def float32_variables(
         SourceError: A finite value is beyond float32.
     """
     used = {}
-    for row in decided.converted:
-        name = decided.sources[row.variable]
+    for row in plan.converted:
+        name = plan.sources[row.variable]
         try:
             used[row.variable] = to_float32(tensors[name])
         except OverflowError as error:
@@ -60,15 +61,15 @@ def float32_variables(
     return used
 
 
-def expected_state_dict(tensors: Mapping[str, NDArray[Any]], decided: Plan) -> dict[str, NDArray[Any]]:
+def expected_state_dict(tensors: Mapping[str, NDArray[Any]], plan: Plan) -> dict[str, NDArray[Any]]:
     """The state_dict that the source becomes."""
-    return {row.key: array for row, array in convert_rows(tensors, decided)}
+    return {tensor.row.key: tensor.array for tensor in convert_tensors(tensors, plan)}
 
 
 def alternative_state_dict(tensors: Mapping[str, NDArray[Any]], weights: Weights) -> dict[str, NDArray[Any]]:
     """The state_dict of the averages where the variables are judged, or the reverse; empty without any."""
     try:
-        other = plan(describe(tensors), weights="average" if weights == "variable" else "variable")
+        other = plan_conversion(describe(tensors), weights="average" if weights == "variable" else "variable")
     except MappingError:
         return {}
     return expected_state_dict(tensors, other)

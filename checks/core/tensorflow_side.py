@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from checks.core.inputs import InputBatch
 from checks.core.metrics import relative_l2
-from converter.convert import Weights
 from converter.errors import RequirementError, SourceError
 from converter.formats.source import TensorSource
+from converter.plan import Weights
 
 if TYPE_CHECKING:
     from facenet_tf.own_graph import OwnGraph
@@ -66,7 +66,7 @@ class TensorFlowSide:
     Args:
         source: The open source.
         tensors: Its tensors under TensorFlow's names, those that are converted.
-        weights: As in `convert.plan`.
+        weights: As in `plan.plan_conversion`.
         own_graph: Whether to run the source's own graph. One whose weights are not float32 computes in
             another precision, and says nothing of float32 rounding.
 

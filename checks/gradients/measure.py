@@ -29,8 +29,8 @@ from checks.gradients.judge import (
     judge_steps,
     measure_distance,
 )
-from converter.convert import describe, infer_variant
 from converter.layer_map import BOTTLENECK_INPUTS, Converted, Variant, table
+from converter.plan import describe, infer_variant
 from reference import InceptionResnetV1
 from reference.adam import TensorFlowAdam
 

@@ -43,11 +43,11 @@ from checks.gradients.measure import (
     training_loss,
     training_reference,
 )
-from converter.convert import Weights
 from converter.errors import SourceError, UsageError
 from converter.formats.detect import open_source
 from converter.formats.source import TensorSource
 from converter.layer_map import Converted, Variant, table
+from converter.plan import Weights
 from reference import InceptionResnetV1
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def compare_training(
 
     Args:
         source: Any TensorFlow checkpoint that `open_source` takes; None is the built-in one.
-        weights: As in `convert.plan`.
+        weights: As in `plan.plan_conversion`.
         step: As in `open_source`.
         seed: Of the batch.
         say: Told what is going on.
@@ -155,12 +155,12 @@ def _both_sides(
     opened: TensorSource, weights: Weights
 ) -> tuple[Variant, dict[str, NDArray[Any]], InceptionResnetV1]:
     """The variant, the float32 variables for TensorFlow, and the port in float64."""
-    tensors, decided = plan_source(opened, weights)
-    variant = decided.variant
+    tensors, plan = plan_source(opened, weights)
+    variant = plan.variant
     model = InceptionResnetV1(num_classes=variant.num_classes, embedding_size=variant.embedding_size)
-    state_dict = expected_state_dict(tensors, decided)
+    state_dict = expected_state_dict(tensors, plan)
     model.load_state_dict({key: torch.from_numpy(array) for key, array in state_dict.items()})
-    return variant, float32_variables(opened, tensors, decided), model.double()
+    return variant, float32_variables(opened, tensors, plan), model.double()
 
 
 @contextmanager

@@ -86,7 +86,8 @@ def test_the_ending_chooses_the_format_and_the_umask_the_mode(source: Path, tmp_
 
 
 def test_averages_of_only_some_statistics_are_refused(tensors, tmp_path: Path) -> None:
-    from converter.convert import MappingError, to_pytorch
+    from converter.convert import to_pytorch
+    from converter.plan import MappingError
 
     average = "/ExponentialMovingAverage"
     trained = {name for name in tensors if not name.endswith(("/moving_mean", "/moving_variance"))}
@@ -100,7 +101,8 @@ def test_averages_of_only_some_statistics_are_refused(tensors, tmp_path: Path) -
 
 
 def test_the_wrapper_around_a_model_is_recognised(tensors) -> None:
-    from converter.convert import MappingError, to_pytorch, to_tensorflow
+    from converter.convert import to_pytorch, to_tensorflow
+    from converter.plan import MappingError
 
     wrapped = {f"module.{key}": array for key, array in to_pytorch(tensors).items()}
     with pytest.raises(MappingError, match=r"Every key begins with 'module\.'"):

@@ -9,20 +9,11 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from converter.convert import (
-    AVERAGE,
-    MappingError,
-    Problem,
-    convert_entries,
-    describe,
-    infer_variant,
-    plan,
-    to_pytorch,
-    to_tensorflow,
-)
+from converter.convert import convert_tensors, to_pytorch, to_tensorflow
 from converter.formats.detect import open_source
 from converter.formats.source import TensorInfo
 from converter.layer_map import Converted, Synthesised, Variant, table
+from converter.plan import AVERAGE, MappingError, Problem, describe, infer_variant, plan_conversion
 from converter.variable_names import tensorflow_tensors
 from tests.conftest import CLASSES, same_bits
 
@@ -68,7 +59,7 @@ def info_of(variant, averages=False):
 
 def problems_of(info, **options):
     with pytest.raises(MappingError) as caught:
-        plan(info, **options)
+        plan_conversion(info, **options)
     assert caught.value.exit_code == 3
     return caught.value
 
@@ -162,9 +153,9 @@ def test_training_state_is_left_out_with_its_reason():
         f"{beta}/RMSProp_2": "slot of the RMSProp optimiser (mean gradient)",
         f"{beta}/{AVERAGE}": "moving average; --weights average uses it",
     }
-    decided = plan(info | dict.fromkeys(extra, scalar))
-    assert {item.name: item.reason for item in decided.left_out} == extra
-    assert decided.sources == {name: name for name in info}
+    plan = plan_conversion(info | dict.fromkeys(extra, scalar))
+    assert {item.name: item.reason for item in plan.left_out} == extra
+    assert plan.sources == {name: name for name in info}
 
 
 @pytest.mark.parametrize(
@@ -192,9 +183,9 @@ def test_averages_are_used_when_asked_for(tensors):
     assert same_bits(average["logits.bias"], tensors["Logits/biases"] + 1)
     expected = to_pytorch({name: array + 1 for name, array in tensors.items()})
     assert all(same_bits(average[key], expected[key]) for key in expected)
-    decided = plan(describe(both), weights="average")
-    assert {item.name for item in decided.left_out} == set(tensors)
-    assert {item.reason for item in decided.left_out} == {"its moving average is used instead"}
+    plan = plan_conversion(describe(both), weights="average")
+    assert {item.name for item in plan.left_out} == set(tensors)
+    assert {item.reason for item in plan.left_out} == {"its moving average is used instead"}
 
 
 def test_statistics_without_averages_are_their_own():
@@ -202,9 +193,9 @@ def test_statistics_without_averages_are_their_own():
     statistics = [name for name in info if name.endswith(("/moving_mean", "/moving_variance"))]
     for name in statistics:
         del info[f"{name}/{AVERAGE}"]
-    decided = plan(info, weights="average")
-    assert {decided.sources[name] for name in statistics} == set(statistics)
-    assert decided.sources[f"{STEM}/weights"] == f"{STEM}/weights/{AVERAGE}"
+    plan = plan_conversion(info, weights="average")
+    assert {plan.sources[name] for name in statistics} == set(statistics)
+    assert plan.sources[f"{STEM}/weights"] == f"{STEM}/weights/{AVERAGE}"
     del info[f"{STEM}/weights/{AVERAGE}"]
     error = problems_of(info, weights="average")
     assert [problem.name for problem in error.problems] == [f"{STEM}/weights/{AVERAGE}"]
@@ -248,15 +239,15 @@ def test_every_precision_becomes_float32(mixed):
 
 
 def test_the_plan_tells_what_will_be_cast(mixed, tensors):
-    casts = plan(describe(mixed)).casts
+    casts = plan_conversion(describe(mixed)).casts
     assert casts == {name: array.dtype for name, array in mixed.items() if array.dtype != np.float32}
     assert len(casts) == 369
-    assert plan(describe(tensors)).casts == {}
+    assert plan_conversion(describe(tensors)).casts == {}
 
 
 def test_entries_say_what_their_cast_changed(mixed):
     casts = {}
-    for entry in convert_entries(mixed, plan(describe(mixed))):
+    for entry in convert_tensors(mixed, plan_conversion(describe(mixed))):
         if isinstance(entry.row, Converted):
             casts[entry.row.variable] = entry.cast
         else:
@@ -329,7 +320,7 @@ def test_every_problem_is_in_one_report():
     info = info_of(Variant(num_classes=CLASSES))
     missing = f"{BLOCK}/Conv2d_1x1/biases"
     misshapen, wrong = f"{STEM}/weights", f"{STEM}/BatchNorm/beta"
-    assert plan(info).left_out == ()
+    assert plan_conversion(info).left_out == ()
     del info[missing]
     info[misshapen] = TensorInfo(np.dtype("float32"), (3, 3, 32, 3))
     info[wrong] = TensorInfo(np.dtype("int64"), (32,))

@@ -23,13 +23,14 @@ from safetensors.torch import save_file as save_torch
 from converter import convert_file as module
 from converter.__main__ import main
 from converter.atomic import AtomicFiles
-from converter.convert import AVERAGE, MappingError, to_pytorch
+from converter.convert import to_pytorch
 from converter.convert_file import convert_file, find_namesake, identify
 from converter.errors import DifferenceError, SourceError, UsageError
 from converter.formats.detect import open_source
 from converter.formats.tensorflow.bundle import TensorBundle, write_tensor_bundle
 from converter.hub.catalog import CHECKPOINTS
 from converter.layer_map import Converted, Variant, table
+from converter.plan import AVERAGE, MappingError
 from reference import InceptionResnetV1
 from tests.conftest import CLASSES, random_bits, same_bits, write_keras
 

@@ -19,8 +19,8 @@ from checks.core.activations import BOTTLENECK, LAYERS, LOGITS, STAGES
 from checks.core.inputs import prewhiten, standardise
 from checks.diagnosis.causes import Cause
 from checks.gradients.measure import Loss, OptimiserName, make_optimiser, training_loss
-from converter.convert import Plan
 from converter.layer_map import NETWORK_SCOPE, Converted, Row
+from converter.plan import Plan
 from reference import InceptionResnetV1
 
 Kind = Literal["weights", "layer map", "hyperparameters", "preprocessing", "training"]

@@ -8,9 +8,9 @@ from dataclasses import replace
 
 from checks.controls.faults.fault import Apply, Fault, Pipeline, Site, activation_of, rows_changed
 from checks.diagnosis.causes import Cause
-from converter.convert import AVERAGE
 from converter.layer_map import NETWORK_SCOPE, Converted, Row, Synthesised
 from converter.layouts import Layout
+from converter.plan import AVERAGE
 
 _HEIGHT_WIDTH = Layout("HWIO->OIWH", (3, 2, 1, 0))
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from checks.controls.faults.fault import Arrays, Fault, Pipeline, Site, activation_of
 from checks.controls.faults.planting import copied, in_variables, planted
 from checks.diagnosis.causes import Cause
-from converter.convert import AVERAGE
+from converter.plan import AVERAGE
 
 _OLD_EPSILON = 1e-5  # PyTorch's default for BatchNorm
 _EPSILON = 1e-3

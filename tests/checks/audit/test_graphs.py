@@ -23,9 +23,10 @@ from checks.audit.graphs.runtime_process import RuntimeProcess
 from checks.audit.run import audit
 from checks.core.activations import LAYERS, STAGES
 from checks.diagnosis.tensor_causes import Others
-from converter.convert import describe, infer_variant, to_pytorch
+from converter.convert import to_pytorch
 from converter.errors import SourceError
 from converter.formats.tensorflow.bundle import write_tensor_bundle
+from converter.plan import describe, infer_variant
 from tests.conftest import CLASSES
 from tests.support.graph_exports import export_onnx, export_tflite, network
 

@@ -26,7 +26,8 @@ from checks.audit.graphs.graph import Graph
 from checks.audit.result import AuditResult, TensorResult
 from checks.audit.run import audit, find_source
 from checks.diagnosis.tensor_causes import Others
-from converter.convert import describe, infer_variant, to_pytorch
+from converter.convert import to_pytorch
+from converter.plan import describe, infer_variant
 from tests.conftest import MTCNN_FILES
 from tests.support.graph_exports import export_onnx, export_tflite, network
 

@@ -20,8 +20,8 @@ from checks.compare.judge import (
 from checks.core import thresholds
 from checks.core.inputs import NOISE, InputBatch
 from checks.core.tensorflow_side import Activations
-from converter.convert import Plan
 from converter.layer_map import Variant, table
+from converter.plan import Plan
 
 ACTIVATIONS = ("first", "second", "embeddings")
 ROW = np.array([[0.6, 0.8]])  # of unit length, and so is any float64 rounding of it

@@ -628,8 +628,8 @@ def stored(tensors: Mapping[str, NDArray[Any]], tmp_path_factory: pytest.TempPat
     write_tensor_bundle(folder / "model.ckpt-1", dict(tensors))
     random = np.random.default_rng(3)
     with open_source(folder / "model.ckpt-1") as opened:
-        named, decided = plan_source(opened, "variable")
-        stated = provenance(opened, named, decided, None, 0) | {"activations": ACTIVATIONS}
+        named, plan = plan_source(opened, "variable")
+        stated = provenance(opened, named, plan, None, 0) | {"activations": ACTIVATIONS}
         arrays = {name: np.array(named[name]) for name in named}
         with (
             TensorFlowSide(opened, arrays, "variable") as side,

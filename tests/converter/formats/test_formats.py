@@ -18,7 +18,6 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
-from converter.convert import MappingError
 from converter.errors import SourceError
 from converter.formats.detect import open_source
 from converter.formats.hdf5.keras import KerasHdf5
@@ -27,6 +26,7 @@ from converter.formats.tensorflow.frozen_graph import FrozenGraph, is_meta_graph
 from converter.formats.tensorflow.protos import GraphDef
 from converter.formats.torch.state_dict import StateDictFile, write_state_dict
 from converter.layer_map import Converted, Variant, table
+from converter.plan import MappingError
 from converter.variable_names import keras_names, tensorflow_tensors
 from tests.conftest import random_bits, same_bits, write_keras
 
