@@ -15,7 +15,7 @@ def inception_resnet_v1(pretrained: str | None = None, **options: Any) -> Incept
     """Inception-ResNet-v1 for faces.
 
     Args:
-        pretrained: `vggface2`, `casia-webface` or another name of the catalogue; None for untrained weights.
+        pretrained: `vggface2`, `casia-webface` or another name of the catalog; None for untrained weights.
         options: As `reference.InceptionResnetV1` takes them.
     """
     return InceptionResnetV1(pretrained, **options)

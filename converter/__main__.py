@@ -17,7 +17,7 @@ from converter.progress import ProgressBar
 
 if TYPE_CHECKING:
     from converter.convert_file import OutputFormat
-    from converter.hub.catalog_entry import Published
+    from converter.hub.catalog_entry import CatalogEntry
 
 _EPILOG = """\
 SOURCE may be a name (`list` shows all), a model folder or its `checkpoint` file, a checkpoint prefix, an
@@ -67,7 +67,7 @@ def _work(arguments: argparse.Namespace) -> int:
     if arguments.all_steps:
         return _convert_steps(arguments, source)
     is_name = source != arguments.source
-    return _convert(arguments, source, catalog.find(str(arguments.source)) if is_name else None)
+    return _convert(arguments, source, catalog.find_entry(str(arguments.source)) if is_name else None)
 
 
 def _list(arguments: argparse.Namespace) -> int:
@@ -81,7 +81,7 @@ def _list(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _convert(arguments: argparse.Namespace, source: Path, named: Published | None) -> int:
+def _convert(arguments: argparse.Namespace, source: Path, named: CatalogEntry | None) -> int:
     from converter import render as conversion_table
     from converter.convert_file import convert_file
 

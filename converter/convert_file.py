@@ -21,8 +21,8 @@ from converter.formats.detect import open_source
 from converter.formats.source import TensorSource
 from converter.formats.tensorflow.bundle import TensorBundle, write_tensor_bundle
 from converter.formats.tensorflow.checkpoint_state import Snapshot
-from converter.hub.catalog import CHECKPOINTS, PUBLISHED
-from converter.hub.catalog_entry import Published
+from converter.hub.catalog import BUILT_IN, BUILT_IN_BY_NAME
+from converter.hub.catalog_entry import CatalogEntry
 from converter.layer_map import Converted, Row
 from converter.manifest import build_manifest, describe_source, file_digest, manifest_path, tensor_digest
 from converter.plan import LeftOut, MappingError, Plan, Weights, describe, plan_conversion
@@ -111,7 +111,7 @@ def step_output(snapshot: Snapshot, output_format: OutputFormat) -> Path:
 
 
 def _with_dataset(name: str) -> str:
-    published = PUBLISHED.get(name)
+    published = BUILT_IN_BY_NAME.get(name)
     return f"{name}-{published.dataset}" if published else name
 
 
@@ -124,7 +124,7 @@ def identify(digests: Mapping[str, str]) -> str | None:
     Returns:
         The checkpoint's name, or None where the weights' digest is not a published one or another differs.
     """
-    return next((known.name for known in CHECKPOINTS if _is_published(known, digests)), None)
+    return next((known.name for known in BUILT_IN if _is_published(known, digests)), None)
 
 
 def find_namesake(name: str, digests: Mapping[str, str]) -> str | None:
@@ -137,11 +137,11 @@ def find_namesake(name: str, digests: Mapping[str, str]) -> str | None:
     Returns:
         The checkpoint's name; None where the name is none of theirs, or no published digest contradicts it.
     """
-    known = next((checkpoint for checkpoint in CHECKPOINTS if checkpoint.name == name), None)
+    known = next((checkpoint for checkpoint in BUILT_IN if checkpoint.name == name), None)
     return None if known is None or _is_published(known, digests) is not False else known.name
 
 
-def _is_published(known: Published, digests: Mapping[str, str]) -> bool | None:
+def _is_published(known: CatalogEntry, digests: Mapping[str, str]) -> bool | None:
     """Whether files are those of a published checkpoint; None where no digest of theirs was published."""
     verdicts = [digest in stated for name, digest in digests.items() if (stated := known.digests(name))]
     return all(verdicts) if verdicts else None

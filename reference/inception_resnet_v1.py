@@ -159,7 +159,7 @@ class InceptionResnetV1(nn.Module):
     """Face images to embeddings, or to logits.
 
     Args:
-        pretrained: A name or alias of the catalogue, such as `vggface2` or `casia-webface`; its weights are
+        pretrained: A name or alias of the catalog, such as `vggface2` or `casia-webface`; its weights are
             taken from the cache of `torch.hub`, verified, or made from the TensorFlow archive, which is
             downloaded if need be. None leaves the weights as initialised.
         classify: Whether `forward` gives logits instead of embeddings. The attribute may be set later.
@@ -174,7 +174,7 @@ class InceptionResnetV1(nn.Module):
     Raises:
         ValueError: `classify` without `num_classes` or a pretrained classifier, or an `embedding_size` that
             is not that of the pretrained weights.
-        UsageError: The catalogue has no such name.
+        UsageError: The catalog has no such name.
         RequirementError: The pretrained weights are not in the cache and cannot be had.
         SourceError: What was downloaded or cached is damaged.
     """

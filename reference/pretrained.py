@@ -16,12 +16,12 @@ def load_weights(model: InceptionResnetV1, name: str, *, offline: bool = False) 
 
     Args:
         model: On any device and of any floating dtype; both stay as they are.
-        name: A name or alias of the catalogue, such as `vggface2`.
+        name: A name or alias of the catalog, such as `vggface2`.
         offline: Never download.
 
     Raises:
         ValueError: The model's embedding has another size.
-        UsageError: The catalogue has no such name.
+        UsageError: The catalog has no such name.
         RequirementError: The weights are not in the cache and cannot be had.
         SourceError: What was downloaded or cached is damaged.
     """

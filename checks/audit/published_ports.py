@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from converter.hub import catalog
-from converter.hub.catalog_entry import Published
+from converter.hub.catalog_entry import CatalogEntry
 from converter.manifest import file_digest
 
 
@@ -17,7 +17,7 @@ class KnownPort:
 
     Attributes:
         statement: What it is, a sentence.
-        source: Name in the catalogue of the checkpoint that it was made from; None where it is in none.
+        source: Name in the catalog of the checkpoint that it was made from; None where it is in none.
     """
 
     statement: str
@@ -55,7 +55,7 @@ def recognise(sha256: str) -> KnownPort | None:
     """The published port that a file of this SHA-256 is, or None."""
     if sha256 in _PORTS:
         return _PORTS[sha256]
-    for checkpoint in catalog.known():
+    for checkpoint in catalog.all_entries():
         published = checkpoint.state_dict
         if published is not None and published.sha256 == sha256:
             statement = (
@@ -67,9 +67,11 @@ def recognise(sha256: str) -> KnownPort | None:
     return None
 
 
-def named(path: Path) -> Published | None:
+def named(path: Path) -> CatalogEntry | None:
     """The checkpoint whose published state_dict bears a file's name, whatever its format; or None."""
-    return next((known for known in catalog.known() if Path(known.state_dict_name).stem == path.stem), None)
+    return next(
+        (known for known in catalog.all_entries() if Path(known.state_dict_name).stem == path.stem), None
+    )
 
 
 def standardisation(files: Sequence[Path]) -> str | None:
@@ -78,4 +80,4 @@ def standardisation(files: Sequence[Path]) -> str | None:
     port = recognise(file_digest(files[0]))
     if port is not None:
         names.add(port.source or "")
-    return next((known.standardisation for known in catalog.known() if known.name in names), None)
+    return next((known.standardisation for known in catalog.all_entries() if known.name in names), None)

@@ -121,7 +121,7 @@ class GraphRun:
         weights: What the weights are stored as, `float32` or `float16`.
         arithmetic: What the convolutions compute in.
         preprocessing: What the graph does to an image itself, a clause.
-        baked: How it standardises images itself, as the catalogue says it; None where it does not, or nothing
+        baked: How it standardises images itself, as the catalog says it; None where it does not, or nothing
             is known.
         is_prepared_right: Whether its images are within rounding of what `preprocessing` says.
         feed: What it takes, a clause.

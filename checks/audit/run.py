@@ -70,7 +70,7 @@ def find_port(port: Path) -> Path:
     Raises:
         RequirementError: It is a name, and the cache does not hold its file.
     """
-    checkpoint = None if port.exists() else catalog.find(str(port))
+    checkpoint = None if port.exists() else catalog.find_entry(str(port))
     if checkpoint is None:
         return port
     path = hub_checkpoints() / checkpoint.state_dict_name

@@ -1,4 +1,4 @@
-"""The checks, checked: every fault of the catalogue planted in a clean port, and clean ports as they are."""
+"""The checks, checked: every fault of the catalog planted in a clean port, and clean ports as they are."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import torch
 
-from checks.controls.faults.all_faults import CATALOGUE
+from checks.controls.faults.all_faults import ALL_FAULTS
 from checks.controls.faults.fault import Fault, Kind, Pipeline, Setting, Site
 from checks.controls.judge_inference import InferenceJudge, Snapshot, Verdict, judge_tiny, judge_whole
 from checks.controls.judge_training import judge_training
@@ -107,7 +107,7 @@ class ControlReport:
         source: The checkpoint.
         variant: The variant of the network.
         own_averages: Whether the moving averages that faults mix in are the checkpoint's own.
-        sites: In the order of the catalogue.
+        sites: In the order of the catalog.
         clean: In the order of the seeds.
         seconds: Wall time of the whole.
         files: Every file that was read.
@@ -150,12 +150,12 @@ class ControlReport:
 
     @property
     def whole(self) -> bool:
-        """Whether every class of the catalogue was planted."""
-        return len({site.fault for site in self.sites}) == len(CATALOGUE)
+        """Whether every class of the catalog was planted."""
+        return len({site.fault for site in self.sites}) == len(ALL_FAULTS)
 
     @property
     def enough_causes(self) -> bool:
-        """Whether enough causes are named; asked of the whole catalogue, since some faults have no name."""
+        """Whether enough causes are named; asked of the whole catalog, since some faults have no name."""
         return not self.whole or self.causes >= thresholds.CAUSES
 
     @property
@@ -170,23 +170,23 @@ def _share(of: Sequence[bool]) -> float:
 
 
 def choose(names: Sequence[str]) -> tuple[Fault, ...]:
-    """The classes of these names, in the catalogue's order; all for no name.
+    """The classes of these names, in the catalog's order; all for no name.
 
     Raises:
         UsageError: There is no such class.
     """
-    known = [fault.name for fault in CATALOGUE]
+    known = [fault.name for fault in ALL_FAULTS]
     for name in names:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=3) or known[:3]
             raise UsageError(f"--only {name}: no such class of faults. Near it: {', '.join(near)}.")
-    return tuple(fault for fault in CATALOGUE if not names or fault.name in names)
+    return tuple(fault for fault in ALL_FAULTS if not names or fault.name in names)
 
 
 def run_controls(
     source: Path | None = None,
     *,
-    faults: Sequence[Fault] = CATALOGUE,
+    faults: Sequence[Fault] = ALL_FAULTS,
     step: int | None = None,
     clean: int = CLEAN_RUNS,
     seed: int = 0,

@@ -129,7 +129,7 @@ def summary(report: ControlReport) -> list[Judgement]:
     place = f"exact for {exact} of {count} ({report.places:.1%}; at least {thresholds.PLACES:.0%})"
     lines.append(Judgement("place", report.places >= thresholds.PLACES, place))
     cause = f"named for {explained} of {count} ({report.causes:.1%}; "
-    cause += f"at least {thresholds.CAUSES:.0%}{'' if report.whole else ' of the whole catalogue'})"
+    cause += f"at least {thresholds.CAUSES:.0%}{'' if report.whole else ' of the whole catalog'})"
     lines.append(Judgement("cause", report.enough_causes, cause))
     if report.clean:
         alarms = f"{len(report.false_alarms)} false alarms in {len(report.clean)} clean runs"

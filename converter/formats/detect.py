@@ -40,7 +40,7 @@ def locate(
     """Turn the name of a known checkpoint into the folder of its verified files.
 
     Args:
-        source: A name or alias of the catalogue, or a path, which is returned as it is; what exists as a path
+        source: A name or alias of the catalog, or a path, which is returned as it is; what exists as a path
             is no name.
         offline: Never download.
         archive: The zip of the named checkpoint, downloaded by other means.
@@ -49,10 +49,10 @@ def locate(
     Raises:
         UsageError: `archive` is given, and `source` is no name.
         RequirementError: The checkpoint is not in the cache and cannot be had.
-        SourceError: What was downloaded, given or cached is damaged, or the user's catalogue is.
+        SourceError: What was downloaded, given or cached is damaged, or the user's catalog is.
     """
     path = Path(source)
-    checkpoint = None if _exists(path) else catalog.find(str(source))
+    checkpoint = None if _exists(path) else catalog.find_entry(str(source))
     if checkpoint is not None:
         from converter.hub.download import model_folder
 
@@ -73,7 +73,7 @@ def open_source(path: Path | str, *, step: int | None = None) -> TensorSource:
     """Open a checkpoint, a frozen graph, Keras weights or a state_dict.
 
     Args:
-        path: A name of the catalogue, as `locate` takes it; a model folder or its `checkpoint` file (the
+        path: A name of the catalog, as `locate` takes it; a model folder or its `checkpoint` file (the
             latest checkpoint is opened, as `choose` says), a checkpoint prefix, an .index, a .data shard, a
             .meta (its sibling checkpoint is opened), a frozen .pb, a Keras .h5, a .pt, a .safetensors or the
             .npy of a network of MTCNN.

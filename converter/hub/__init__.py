@@ -1,1 +1,1 @@
-"""Published models by name: the catalog, the caches, the download."""
+"""CatalogEntry models by name: the catalog, the caches, the download."""

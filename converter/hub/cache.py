@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from converter.errors import SourceError
-from converter.hub.catalog_entry import Published
+from converter.hub.catalog_entry import CatalogEntry
 
 VARIABLE = "FACENET_PORT_CACHE"
 """The environment variable that names the folder."""
@@ -41,17 +41,17 @@ def cache_folder() -> Path:
     return (Path(root) if root else Path.home() / ".cache") / "facenet-port"
 
 
-def archive_path(checkpoint: Published) -> Path:
+def archive_path(checkpoint: CatalogEntry) -> Path:
     """Where the zip of a checkpoint is kept, or would be."""
     return cache_folder() / "archives" / f"{checkpoint.name}.zip"
 
 
-def model_folder_path(checkpoint: Published) -> Path:
+def model_folder_path(checkpoint: CatalogEntry) -> Path:
     """Where the unpacked files of a checkpoint are kept, or would be."""
     return cache_folder() / "models" / f"{checkpoint.name}-{checkpoint.archive_sha256[:16]}"
 
 
-def incomplete_folder(checkpoint: Published) -> Path:
+def incomplete_folder(checkpoint: CatalogEntry) -> Path:
     """Where a checkpoint's download and its unpacked files lie until they are whole."""
     return cache_folder() / "incomplete" / checkpoint.name
 
@@ -126,14 +126,14 @@ def recorded_digests(folder: Path) -> dict[str, str]:
     return recorded
 
 
-def check_model_folder(folder: Path, checkpoint: Published) -> None:
-    """Compare a model folder, every byte of it, with its record and with the catalogue.
+def check_model_folder(folder: Path, checkpoint: CatalogEntry) -> None:
+    """Compare a model folder, every byte of it, with its record and with the catalog.
 
     The published ones have 0.2 GB, which takes 0.2 s where importing torch takes two: nothing less is settled
     for, and a damaged file is never used unnoticed.
 
     Raises:
-        SourceError: A file is missing, is not recorded, or is not what is recorded or catalogued.
+        SourceError: A file is missing, is not recorded, or is not what is recorded or in the catalog.
         OSError: A file cannot be read.
     """
     recorded = recorded_digests(folder)
@@ -154,8 +154,10 @@ def check_model_folder(folder: Path, checkpoint: Published) -> None:
     check_digests(folder, recorded, checkpoint, next_step=_again(folder))
 
 
-def check_digests(where: Path, digests: Mapping[str, str], checkpoint: Published, *, next_step: str) -> None:
-    """Compare the files of a model with what the catalogue states of them.
+def check_digests(
+    where: Path, digests: Mapping[str, str], checkpoint: CatalogEntry, *, next_step: str
+) -> None:
+    """Compare the files of a model with what the catalog states of them.
 
     Args:
         where: The folder or archive that holds them, for the message.
@@ -164,7 +166,7 @@ def check_digests(where: Path, digests: Mapping[str, str], checkpoint: Published
         next_step: What the user can do about a difference.
 
     Raises:
-        SourceError: A file has another digest than the catalogue states, or one that it states is missing.
+        SourceError: A file has another digest than the catalog states, or one that it states is missing.
     """
     stated: set[str] = set()
     for name, digest in digests.items():

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from converter.hub.catalog_entry import FIXED, PER_IMAGE, Published, PublishedStateDict
+from converter.hub.catalog_entry import FIXED, PER_IMAGE, CatalogEntry, PublishedStateDict
 
 # Names, accuracies and Drive ids: the README of davidsandberg/facenet. SHA-256 of the zips and their files,
 # and the size of the one zip: the metadata of the package keras-facenet.
 # A data set alone means the checkpoint of 2018, as it does for the published PyTorch files.
-CHECKPOINTS = (
-    Published(
+BUILT_IN = (
+    CatalogEntry(
         name="20180402-114759",
         dataset="vggface2",
         aliases=("vggface2",),
@@ -32,7 +32,7 @@ CHECKPOINTS = (
             "281cebca8662831adb987a874bdcb36e73f5b1c6dc5ee5878f305e985625d99b",
         ),
     ),
-    Published(
+    CatalogEntry(
         name="20180408-102900",
         dataset="casia-webface",
         aliases=("casia-webface",),
@@ -51,7 +51,7 @@ CHECKPOINTS = (
         },
         state_dict=PublishedStateDict("20180408-102900-casia-webface.pt"),
     ),
-    Published(
+    CatalogEntry(
         name="20170512-110547",
         dataset="ms-celeb-1m",
         embedding_size=128,
@@ -64,7 +64,7 @@ CHECKPOINTS = (
             ".data-00000-of-00001": "08bb31fc541d7cd2fcd2c499a1d90de45140828f0d08d23c34b65fab2d172ebb",
         },
     ),
-    Published(
+    CatalogEntry(
         name="20170511-185253",
         dataset="casia-webface",
         embedding_size=128,
@@ -76,31 +76,31 @@ CHECKPOINTS = (
     ),
 )
 
-PUBLISHED: Mapping[str, Published] = {
-    label: checkpoint for checkpoint in CHECKPOINTS for label in checkpoint.labels
+BUILT_IN_BY_NAME: Mapping[str, CatalogEntry] = {
+    label: checkpoint for checkpoint in BUILT_IN for label in checkpoint.labels
 }
 """The built-in checkpoints by name and by alias."""
 
 
-def known() -> tuple[Published, ...]:
+def all_entries() -> tuple[CatalogEntry, ...]:
     """The built-in checkpoints, then the user's own.
 
     Raises:
-        SourceError: The user's catalogue is unreadable or wrong, as `catalog_file.read_catalog` says.
+        SourceError: The user's catalog is unreadable or wrong, as `catalog_file.read_catalog` says.
     """
     from converter.hub.user_catalog import read_catalog
 
-    return CHECKPOINTS + read_catalog(CHECKPOINTS)
+    return BUILT_IN + read_catalog(BUILT_IN)
 
 
-def find(name: str) -> Published | None:
+def find_entry(name: str) -> CatalogEntry | None:
     """The checkpoint of this name or alias, in whatever capitals, or None.
 
     Raises:
-        SourceError: `name` is not built in, and the user's catalogue is unreadable or wrong.
+        SourceError: `name` is not built in, and the user's catalog is unreadable or wrong.
     """
     label = name.casefold()
-    if label in PUBLISHED:
-        return PUBLISHED[label]
-    labels = {label.casefold(): checkpoint for checkpoint in known() for label in checkpoint.labels}
+    if label in BUILT_IN_BY_NAME:
+        return BUILT_IN_BY_NAME[label]
+    labels = {label.casefold(): checkpoint for checkpoint in all_entries() for label in checkpoint.labels}
     return labels.get(label)

@@ -1,4 +1,4 @@
-"""What is known of one checkpoint that can be downloaded: the entry of a catalogue."""
+"""What is known of one checkpoint that can be downloaded: the entry of a catalog."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class PublishedStateDict:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Published:
+class CatalogEntry:
     """One checkpoint that can be downloaded as a zip. Of `drive_id` and `link` exactly one is given.
 
     Attributes:

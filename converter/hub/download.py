@@ -16,13 +16,13 @@ from converter.errors import RequirementError, SourceError
 from converter.formats.limits import open_regular
 from converter.hub import cache
 from converter.hub.archive import unpack
-from converter.hub.catalog_entry import Published
+from converter.hub.catalog_entry import CatalogEntry
 from converter.hub.download_failures import explain_page, explain_transfer
 
 Progress = Callable[[int, int | None], None]
 """Told how many bytes of the archive are there, of how many; None where the server does not say."""
 
-MAX_ARCHIVE_SIZE = 2 << 30  # bytes, where the catalogue states none; the published ones have 0.2 GiB
+MAX_ARCHIVE_SIZE = 2 << 30  # bytes, where the catalog states none; the published ones have 0.2 GiB
 _RETRIES = 2  # gdown waits at most 1 s, then 2 s
 _TIMEOUT = (20.0, 60.0)  # seconds: to connect, and between bytes
 _PATIENCE = 120.0  # seconds until the file begins; gdown follows the pages before it without end
@@ -30,7 +30,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def model_folder(
-    checkpoint: Published,
+    checkpoint: CatalogEntry,
     *,
     offline: bool = False,
     archive: Path | None = None,
@@ -43,13 +43,13 @@ def model_folder(
     on next time. After any other failure the cache holds what it held before.
 
     Args:
-        checkpoint: The catalogue's entry.
+        checkpoint: The catalog's entry.
         offline: Whether to do without the network.
         archive: The checkpoint's zip, got by other means; verified like a downloaded one, and not copied.
         progress: Told of the transfer.
 
     Raises:
-        SourceError: An archive or a file in it is not the one that the catalogue describes, or an archive is
+        SourceError: An archive or a file in it is not the one that the catalog describes, or an archive is
             one that `archive.unpack` refuses, or the cached folder has changed.
         RequirementError: The checkpoint is not in the cache and cannot be had, or the cache cannot be
             written to.
@@ -69,9 +69,9 @@ def model_folder(
 
 
 def check_archive(
-    archive: Path, checkpoint: Published, *, next_step: str, called: Path | str | None = None
+    archive: Path, checkpoint: CatalogEntry, *, next_step: str, called: Path | str | None = None
 ) -> None:
-    """Compare a zip's size and then its SHA-256 with the catalogue's, as has to happen before it is opened.
+    """Compare a zip's size and then its SHA-256 with the catalog's, as has to happen before it is opened.
 
     Args:
         archive: The zip.
@@ -105,7 +105,7 @@ def check_archive(
         )
 
 
-def _check_limit(where: Path | str, size: int, checkpoint: Published) -> None:
+def _check_limit(where: Path | str, size: int, checkpoint: CatalogEntry) -> None:
     limit = checkpoint.archive_size or MAX_ARCHIVE_SIZE
     if size > limit:
         raise SourceError(
@@ -113,7 +113,7 @@ def _check_limit(where: Path | str, size: int, checkpoint: Published) -> None:
         )
 
 
-def _by_hand(checkpoint: Published) -> str:
+def _by_hand(checkpoint: CatalogEntry) -> str:
     return (
         f"By hand: download {checkpoint.url} with a browser, then run python -m converter {checkpoint.name} "
         "--archive FILE"
@@ -134,7 +134,7 @@ def _cache_errors() -> Iterator[None]:
 
 
 def _fill(
-    folder: Path, checkpoint: Published, offline: bool, archive: Path | None, progress: Progress | None
+    folder: Path, checkpoint: CatalogEntry, offline: bool, archive: Path | None, progress: Progress | None
 ) -> None:
     """Bring the model folder into the cache, and the archive as well where it is downloaded."""
     kept = cache.archive_path(checkpoint)
@@ -165,7 +165,7 @@ def _fill(
         _tidy(work)
 
 
-def _work_folder(checkpoint: Published) -> Path:
+def _work_folder(checkpoint: CatalogEntry) -> Path:
     work = cache.incomplete_folder(checkpoint)
     for _ in range(3):
         try:
@@ -176,7 +176,7 @@ def _work_folder(checkpoint: Published) -> Path:
     return work
 
 
-def _unpacked(archive: Path, work: Path, checkpoint: Published) -> Path:
+def _unpacked(archive: Path, work: Path, checkpoint: CatalogEntry) -> Path:
     """Unpack a verified archive and verify its files; returns the folder, which has its record."""
     model = _model(work)
     shutil.rmtree(model, ignore_errors=True)  # of a process that was killed
@@ -215,11 +215,11 @@ def _tidy(work: Path) -> None:
         work.parent.rmdir()
 
 
-def _received(work: Path, checkpoint: Published, progress: Progress | None) -> Path:
+def _received(work: Path, checkpoint: CatalogEntry, progress: Progress | None) -> Path:
     """The whole transfer, unverified: a file in the work folder that nothing but the verification may open.
 
     Raises:
-        SourceError: What comes has another size than the catalogue states, or no end; nothing of it stays.
+        SourceError: What comes has another size than the catalog states, or no end; nothing of it stays.
         RequirementError: It does not come, or not whole; what has come stays.
         OSError: It cannot be written; nothing of it stays.
     """
@@ -251,7 +251,7 @@ class _Meter:
         stop: Set after `_PATIENCE` without a byte of the file.
     """
 
-    def __init__(self, checkpoint: Published, progress: Progress | None) -> None:
+    def __init__(self, checkpoint: CatalogEntry, progress: Progress | None) -> None:
         self._checkpoint, self._progress = checkpoint, progress
         self.received = 0
         self.total = checkpoint.archive_size
@@ -281,7 +281,7 @@ class _Meter:
             self._progress(received, self.total)
 
 
-def _transfer(whole: Path, checkpoint: Published, meter: _Meter) -> None:
+def _transfer(whole: Path, checkpoint: CatalogEntry, meter: _Meter) -> None:
     """Have gdown write the file, going on where an earlier transfer ended.
 
     Raises:
@@ -332,5 +332,5 @@ def _transfer(whole: Path, checkpoint: Published, meter: _Meter) -> None:
             raise _failure(checkpoint, problem, "Try a newer gdown") from error
 
 
-def _failure(checkpoint: Published, problem: str, next_step: str) -> RequirementError:
+def _failure(checkpoint: CatalogEntry, problem: str, next_step: str) -> RequirementError:
     return RequirementError(f"{checkpoint.name}: {problem}. {next_step}. {_by_hand(checkpoint)}.")

@@ -7,7 +7,7 @@ import ssl
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
-from converter.hub.catalog_entry import Published
+from converter.hub.catalog_entry import CatalogEntry
 
 _MAX_PAGE = 1 << 16  # bytes of a page that are looked at
 # How Google Drive words its pages in English; in another language the page's title is shown instead.
@@ -32,7 +32,7 @@ def _what_status(status: int) -> Reason | None:
 
 
 def explain_page(
-    checkpoint: Published, said: str, timeout: tuple[float, float], waited: float | None
+    checkpoint: CatalogEntry, said: str, timeout: tuple[float, float], waited: float | None
 ) -> Reason:
     """Why a page came instead of the file.
 
@@ -87,7 +87,7 @@ def _words(text: str) -> str:
     return " ".join(text.split())
 
 
-def explain_transfer(checkpoint: Published, received: int, total: int | None, error: Exception) -> Reason:
+def explain_transfer(checkpoint: CatalogEntry, received: int, total: int | None, error: Exception) -> Reason:
     """Why a transfer failed on its way.
 
     Args:

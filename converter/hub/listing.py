@@ -1,4 +1,4 @@
-"""`python -m converter list`: the catalogue as a table, with what of it is in the caches."""
+"""`python -m converter list`: the catalog as a table, with what of it is in the caches."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from typing import Any
 from converter.command_line import console
 from converter.hub import catalog
 from converter.hub.cache import archive_path, hub_checkpoints, model_folder_path
-from converter.hub.catalog_entry import Published
+from converter.hub.catalog_entry import CatalogEntry
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One checkpoint of the catalogue and its files in the caches; a path is None where nothing is there.
+    """One checkpoint of the catalog and its files in the caches; a path is None where nothing is there.
 
     Attributes:
-        checkpoint: The entry of the catalogue.
+        checkpoint: The entry of the catalog.
         archive: The zip as it was downloaded.
         folder: The unpacked model.
         state_dict: The PyTorch file.
     """
 
-    checkpoint: Published
+    checkpoint: CatalogEntry
     archive: Path | None
     folder: Path | None
     state_dict: Path | None
 
 
 def entries() -> tuple[Entry, ...]:
-    """The catalogue, the user's own entries included. Cached files are looked for, not verified.
+    """The catalog, the user's own entries included. Cached files are looked for, not verified.
 
     Raises:
         SourceError: The file of the user's own entries cannot be read.
@@ -43,7 +43,7 @@ def entries() -> tuple[Entry, ...]:
             _existing(model_folder_path(checkpoint)),
             _existing(hub_checkpoints() / checkpoint.state_dict_name),
         )
-        for checkpoint in catalog.known()
+        for checkpoint in catalog.all_entries()
     )
 
 
@@ -52,7 +52,7 @@ def _existing(path: Path) -> Path | None:
 
 
 def as_json(found: Sequence[Entry]) -> dict[str, Any]:
-    """The catalogue as `--json` writes it: name to facts, hashes, addresses and paths."""
+    """The catalog as `--json` writes it: name to facts, hashes, addresses and paths."""
     return {
         entry.checkpoint.name: {
             "aliases": entry.checkpoint.aliases,
@@ -77,7 +77,7 @@ def as_json(found: Sequence[Entry]) -> dict[str, Any]:
     }
 
 
-def _published_state_dict(checkpoint: Published) -> dict[str, Any]:
+def _published_state_dict(checkpoint: CatalogEntry) -> dict[str, Any]:
     published = checkpoint.state_dict
     if published is None:
         return {}
@@ -89,7 +89,7 @@ def _text(path: Path | None) -> str | None:
 
 
 def show(found: Sequence[Entry]) -> None:
-    """Print the catalogue as two tables, checkpoints and PyTorch files, and where the caches are."""
+    """Print the catalog as two tables, checkpoints and PyTorch files, and where the caches are."""
     from rich.table import Table
 
     checkpoints = Table(box=None, pad_edge=False, header_style="bold")

@@ -23,7 +23,7 @@ from converter.formats.torch.state_dict import map_state_dict
 from converter.hub import catalog
 from converter.hub.cache import VARIABLE as CACHE_VARIABLE
 from converter.hub.cache import hub_checkpoints, lock
-from converter.hub.catalog_entry import Published
+from converter.hub.catalog_entry import CatalogEntry
 from converter.layer_map import Variant, table
 from converter.manifest import Manifest, manifest_path, read_manifest
 
@@ -55,25 +55,25 @@ class Pretrained:
 
     The file is looked for under its published name, `<model>-<dataset>.pt`, in the folder of `torch.hub` and
     in that of facenet-pytorch. It counts if its SHA-256 is the published one, or the one in the manifest
-    beside it where that manifest proves its source by digests of the catalogue: that of the archive, or that
+    beside it where that manifest proves its source by digests of the catalog: that of the archive, or that
     of the weights in it. Where no file counts, one is made from the TensorFlow archive, which is downloaded
     if need be, read back and compared bit for bit. A file that does not count and is in the way is kept, with
     its manifest, as `<name>.unverified`.
 
     Args:
-        name: Name or alias of a checkpoint in the catalogue.
+        name: Name or alias of a checkpoint in the catalog.
         offline: Never download.
 
     Raises:
-        UsageError: The catalogue has no such name.
+        UsageError: The catalog has no such name.
         RequirementError: The archive is needed and cannot be had, or a cache cannot be used.
         SourceError: The archive is damaged.
     """
 
     def __init__(self, name: str, *, offline: bool = False) -> None:
-        checkpoint = catalog.find(name)
+        checkpoint = catalog.find_entry(name)
         if checkpoint is None:
-            names = ", ".join(label for known in catalog.known() for label in known.labels)
+            names = ", ".join(label for known in catalog.all_entries() for label in known.labels)
             raise UsageError(f"{name!r} is no known checkpoint. Give one of: {names}.")
         self._checkpoint = checkpoint
         self._offline = offline
@@ -152,7 +152,7 @@ class Pretrained:
         return made
 
 
-def _paths(checkpoint: Published) -> list[Path]:
+def _paths(checkpoint: CatalogEntry) -> list[Path]:
     """The files that bear the name, in the order in which they are looked at."""
     hub = hub_checkpoints()
     peer = hub.parents[1] / "checkpoints"  # torch_home()/checkpoints, where facenet-pytorch downloads to
@@ -160,14 +160,14 @@ def _paths(checkpoint: Published) -> list[Path]:
     return [path for path in paths if path.is_file()]
 
 
-def _candidates(checkpoint: Published) -> list[_Candidate]:
+def _candidates(checkpoint: CatalogEntry) -> list[_Candidate]:
     """The files that say what would prove them; nothing of them is read yet."""
     ways = (_by_manifest, _by_digest)
     found = (way(path, checkpoint) for path in _paths(checkpoint) for way in ways)
     return [candidate for candidate in found if candidate is not None]
 
 
-def _by_manifest(path: Path, checkpoint: Published) -> _Candidate | None:
+def _by_manifest(path: Path, checkpoint: CatalogEntry) -> _Candidate | None:
     try:
         manifest = read_manifest(manifest_path(path))
     except SourceError:
@@ -182,15 +182,15 @@ def _by_manifest(path: Path, checkpoint: Published) -> _Candidate | None:
     return _Candidate(path, manifest.output[path.name], size, classes, tensors)
 
 
-def _by_digest(path: Path, checkpoint: Published) -> _Candidate | None:
+def _by_digest(path: Path, checkpoint: CatalogEntry) -> _Candidate | None:
     published = checkpoint.state_dict
     if published is None or published.sha256 is None or checkpoint.embedding_size is None:
         return None
     return _Candidate(path, published.sha256, checkpoint.embedding_size, checkpoint.num_classes, None)
 
 
-def _is_made_from(manifest: Manifest, checkpoint: Published) -> bool:
-    """Whether the source in a manifest is proven by the catalogue, and contradicted nowhere."""
+def _is_made_from(manifest: Manifest, checkpoint: CatalogEntry) -> bool:
+    """Whether the source in a manifest is proven by the catalog, and contradicted nowhere."""
     stated = {name: checkpoint.digests(name) for name in manifest.source_files}
     if any(stated[name] and digest not in stated[name] for name, digest in manifest.source_files.items()):
         return False
@@ -198,7 +198,7 @@ def _is_made_from(manifest: Manifest, checkpoint: Published) -> bool:
     return holds_weights or manifest.archive == checkpoint.archive_sha256
 
 
-def _verified(checkpoint: Published) -> _Candidate | None:
+def _verified(checkpoint: CatalogEntry) -> _Candidate | None:
     """The first candidate that is what it should be."""
     return next((found for found in _candidates(checkpoint) if _digest(found.path) == found.sha256), None)
 

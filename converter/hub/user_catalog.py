@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 
 from converter.errors import SourceError
 from converter.hub.archive import DEVICE_NAME
-from converter.hub.catalog_entry import FIXED, PER_IMAGE, Published
+from converter.hub.catalog_entry import FIXED, PER_IMAGE, CatalogEntry
 
 VARIABLE = "FACENET_PORT_CATALOG"
 """The environment variable that names the file."""
@@ -49,7 +49,7 @@ def catalog_path() -> Path:
     return (Path(root) if root else Path.home() / ".config") / "facenet-port" / "catalog.toml"
 
 
-def read_catalog(built_in: Iterable[Published]) -> tuple[Published, ...]:
+def read_catalog(built_in: Iterable[CatalogEntry]) -> tuple[CatalogEntry, ...]:
     """The user's checkpoints, in the order of the file; none where there is no file and none was named.
 
     Args:
@@ -57,7 +57,7 @@ def read_catalog(built_in: Iterable[Published]) -> tuple[Published, ...]:
 
     Raises:
         SourceError: The file that the environment names is missing; or a file is unreadable, larger than
-            256 KiB, not TOML, or says what a catalogue cannot say: an unknown key, a missing one, a value of
+            256 KiB, not TOML, or says what a catalog cannot say: an unknown key, a missing one, a value of
             the wrong type or form, a name or alias that is taken.
     """
     path = catalog_path()
@@ -95,11 +95,11 @@ def _tables(path: Path) -> dict[str, Any]:
             text = file.read(_MAX_SIZE + 1)
         if len(text) > _MAX_SIZE:
             raise SourceError(
-                path, f"more than {_MAX_SIZE} bytes, too much for a catalogue", next_step="Shorten it"
+                path, f"more than {_MAX_SIZE} bytes, too much for a catalog", next_step="Shorten it"
             )
         for number, line in enumerate(text.splitlines(), 1):
             if line.count(b".") > _MAX_DOTS:
-                problem = f"line {number} has more than {_MAX_DOTS} dots, too many for a catalogue"
+                problem = f"line {number} has more than {_MAX_DOTS} dots, too many for a catalog"
                 raise SourceError(path, problem, next_step="Correct it")
         return tomllib.loads(text.decode())
     except OSError as error:
@@ -111,7 +111,7 @@ def _tables(path: Path) -> dict[str, Any]:
         raise SourceError(path, f"not TOML ({error})", next_step="Correct it") from error
 
 
-def _checkpoint(path: Path, name: str, values: Any) -> Published:
+def _checkpoint(path: Path, name: str, values: Any) -> CatalogEntry:
     """One table as a checkpoint."""
 
     def wrong(problem: str, next_step: str) -> SourceError:
@@ -135,7 +135,7 @@ def _checkpoint(path: Path, name: str, values: Any) -> Published:
     if ("drive_id" in read) == ("url" in read):
         which = "both 'drive_id' and 'url' are" if "url" in read else "neither 'drive_id' nor 'url' is"
         raise wrong(f": {which} given", "Give exactly one of them")
-    return Published(
+    return CatalogEntry(
         name=name,
         link=read.pop("url", None),
         archive_size=read.pop("size", None),

@@ -18,7 +18,7 @@ from converter.__main__ import main
 from converter.convert import to_pytorch
 from converter.formats.tensorflow.bundle import TensorBundle, write_tensor_bundle
 from converter.formats.tensorflow.protos import GraphDef
-from converter.hub.catalog import PUBLISHED
+from converter.hub.catalog import BUILT_IN_BY_NAME
 from tests.conftest import write_keras
 
 DRIVE_PAGE = b"""<!DOCTYPE html><html><head><title>Google Drive - Virus scan warning</title></head>
@@ -119,7 +119,7 @@ def test_two_checkpoints_in_one_folder(command, tmp_path):
 @pytest.mark.parametrize("name", ["vggface2", "20180408-102900"])
 def test_a_published_name_without_network(command, tmp_path, monkeypatch, name):
     monkeypatch.setenv("FACENET_PORT_CACHE", str(tmp_path / "cache"))
-    known = PUBLISHED[name]
+    known = BUILT_IN_BY_NAME[name]
     says = [f"{known.name} is not in the cache", known.url, f"converter {known.name} --archive FILE"]
     command.refuses(name, "--offline", code=4, says=says)
 

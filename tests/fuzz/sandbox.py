@@ -154,11 +154,11 @@ def _read_latest(path: Path) -> None:
 
 
 def _read_catalog(path: Path) -> None:
-    from converter.hub.catalog import known
+    from converter.hub.catalog import all_entries
     from converter.hub.user_catalog import VARIABLE
 
     os.environ[VARIABLE] = str(path)
-    known()
+    all_entries()
 
 
 FUNCTIONS = {

@@ -256,7 +256,7 @@ def state_seeds(folder: Path) -> list[Seed]:
 
 
 def catalog_seeds(folder: Path) -> list[Seed]:
-    """A user's catalogue with every key in it."""
+    """A user's catalog with every key in it."""
     path = folder / "catalog.toml"
     path.write_text(f"""\
 ["my-model"]

@@ -352,7 +352,7 @@ def _near(rng: Random, data: bytes, signatures: tuple[bytes, ...], reach: int) -
     return data
 
 
-# Text: manifests, catalogues, lists of checkpoints.
+# Text: manifests, catalogs, lists of checkpoints.
 
 _TEXTS = (
     b"[", b"]", b"{", b"}", b'"', b"'", b",", b":", b"=", b"\n", b"\0", b"\xff", b"\\u0000", b"\\ud800",

@@ -16,7 +16,7 @@ import numpy as np
 from converter.formats.detect import open_source
 from converter.formats.tensorflow.checkpoint_state import read_latest
 from converter.hub.archive import unpack
-from converter.hub.catalog import known
+from converter.hub.catalog import all_entries
 from converter.hub.user_catalog import VARIABLE
 from converter.manifest import read_manifest
 from tests.fuzz import seeds, structure
@@ -116,7 +116,7 @@ def _unpack(archive: Path) -> object:
 
 def _read_catalog(path: Path) -> object:
     os.environ[VARIABLE] = str(path)
-    return known()
+    return all_entries()
 
 
 _TARGETS = (

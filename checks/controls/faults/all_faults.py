@@ -11,7 +11,7 @@ from checks.controls.faults.structure import STRUCTURE
 from checks.controls.faults.training import TRAINING
 from checks.controls.faults.weights import WEIGHTS
 
-CATALOGUE: tuple[Fault, ...] = (
+ALL_FAULTS: tuple[Fault, ...] = (
     *WEIGHTS,
     *STATISTICS,
     *LAYER_MAP,

@@ -286,7 +286,7 @@ def test_images_that_are_whitened_one_by_one_are_told_and_their_rounding_is_no_f
 
 
 def test_standardisation_that_is_not_the_trainings_fails(plain, tensors, tmp_path):
-    """Of a checkpoint whose folder has a published name, the catalogue tells how it was trained."""
+    """Of a checkpoint whose folder has a published name, the catalog tells how it was trained."""
     folder = tmp_path / "20170512-110547"
     folder.mkdir()
     write_tensor_bundle(folder / "model.ckpt-1", tensors)

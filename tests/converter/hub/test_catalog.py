@@ -1,4 +1,4 @@
-"""The catalogue: what is built in, what users add, what is refused, and where things are kept."""
+"""The catalog: what is built in, what users add, what is refused, and where things are kept."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ import pytest
 import torch
 
 from converter.errors import SourceError
-from converter.hub import cache
-from converter.hub import user_catalog as catalog_file
-from converter.hub.catalog import CHECKPOINTS, PUBLISHED, find, known
+from converter.hub import cache, user_catalog
+from converter.hub.catalog import BUILT_IN, BUILT_IN_BY_NAME, all_entries, find_entry
 from converter.hub.catalog_entry import FIXED, PER_IMAGE
 
 ROOT = Path(__file__).parents[3]
@@ -41,7 +40,7 @@ files = {{ ".pb" = "{DIGEST}", "model-x.meta" = "{DIGEST[::-1]}" }}
 @pytest.fixture(autouse=True)
 def home(tmp_path, monkeypatch) -> Path:
     """A home folder that holds nothing, and none of the variables that lead elsewhere."""
-    for variable in (catalog_file.VARIABLE, cache.VARIABLE, "TORCH_HOME", "TORCH_HUB"):
+    for variable in (user_catalog.VARIABLE, cache.VARIABLE, "TORCH_HOME", "TORCH_HUB"):
         monkeypatch.delenv(variable, raising=False)
     for variable in ("XDG_CONFIG_HOME", "XDG_CACHE_HOME"):
         monkeypatch.delenv(variable, raising=False)
@@ -64,48 +63,48 @@ def write(home, monkeypatch):
 
 
 def test_the_published_checkpoints_are_complete() -> None:
-    assert [checkpoint.name for checkpoint in CHECKPOINTS] == [
+    assert [checkpoint.name for checkpoint in BUILT_IN] == [
         "20180402-114759", "20180408-102900", "20170512-110547", "20170511-185253",
     ]  # fmt: skip
-    for checkpoint in CHECKPOINTS:
+    for checkpoint in BUILT_IN:
         assert re.fullmatch(r"[0-9a-f]{64}", checkpoint.archive_sha256)
         assert ".data-00000-of-00001" in checkpoint.sha256
         assert all(re.fullmatch(r"[0-9a-f]{64}", digest) for digest in checkpoint.sha256.values())
         assert checkpoint.url == f"https://drive.google.com/file/d/{checkpoint.drive_id}"
         assert checkpoint.standardisation == (FIXED if checkpoint.name.startswith("2018") else PER_IMAGE)
-    every = [digest for entry in CHECKPOINTS for digest in (entry.archive_sha256, *entry.sha256.values())]
+    every = [digest for entry in BUILT_IN for digest in (entry.archive_sha256, *entry.sha256.values())]
     assert len(every) == len(set(every)) == 15
 
 
 def test_the_published_pytorch_files() -> None:
-    of = {checkpoint.name: checkpoint.state_dict for checkpoint in CHECKPOINTS}
+    of = {checkpoint.name: checkpoint.state_dict for checkpoint in BUILT_IN}
     vggface2 = of["20180402-114759"]
     assert vggface2 is not None
     assert (vggface2.name, vggface2.size) == ("20180402-114759-vggface2.pt", 111_898_327)
     assert vggface2.url == (
         "https://github.com/timesler/facenet-pytorch/releases/download/v2.2.9/20180402-114759-vggface2.pt"
     )
-    for checkpoint in CHECKPOINTS:
+    for checkpoint in BUILT_IN:
         if checkpoint.state_dict is not None:
             assert checkpoint.state_dict.name == checkpoint.state_dict_name
 
 
 def test_a_data_set_alone_means_the_checkpoint_of_2018() -> None:
-    assert find("vggface2") is find("20180402-114759") is CHECKPOINTS[0]
-    assert find("casia-webface") is PUBLISHED["20180408-102900"]
-    assert find("vggface") is None
-    assert find("") is None
+    assert find_entry("vggface2") is find_entry("20180402-114759") is BUILT_IN[0]
+    assert find_entry("casia-webface") is BUILT_IN_BY_NAME["20180408-102900"]
+    assert find_entry("vggface") is None
+    assert find_entry("") is None
 
 
 def test_a_file_is_matched_by_its_ending_or_its_whole_name() -> None:
-    checkpoint = CHECKPOINTS[0]
+    checkpoint = BUILT_IN[0]
     assert checkpoint.digests("model-20180402-114759.meta") == {checkpoint.sha256[".meta"]}
     assert checkpoint.digests("checkpoint") == frozenset()
 
 
-def test_the_catalogue_imports_next_to_nothing() -> None:
+def test_the_catalog_imports_next_to_nothing() -> None:
     program = (
-        "import sys; from converter.hub.catalog import find, known; find('vggface2'); known(); "
+        "import sys; from converter.hub.catalog import all_entries, find_entry; find_entry('vggface2'); all_entries(); "
         "print([name for name in ('torch', 'numpy', 'gdown', 'requests', 'tomllib') if name in sys.modules])"
     )
     answer = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
@@ -117,9 +116,9 @@ def test_the_catalogue_imports_next_to_nothing() -> None:
 
 def test_a_users_checkpoints(write) -> None:
     write(FULL)
-    assert known()[:4] == CHECKPOINTS
-    mine, other = known()[4:]
-    assert find("mine") == find("My_Alias") == find("my-model.2") == mine
+    assert all_entries()[:4] == BUILT_IN
+    mine, other = all_entries()[4:]
+    assert find_entry("mine") == find_entry("My_Alias") == find_entry("my-model.2") == mine
     assert (mine.dataset, mine.embedding_size, mine.num_classes, mine.lfw_accuracy) == (
         "my-faces",
         256,
@@ -141,36 +140,36 @@ def test_a_users_checkpoints(write) -> None:
 
 
 def test_where_the_file_is_looked_for(home, monkeypatch, write) -> None:
-    assert known() == CHECKPOINTS
+    assert all_entries() == BUILT_IN
     for folder, name in ((".config", "default"), ("xdg", "elsewhere")):
         path = home / folder / "facenet-port" / "catalog.toml"
         path.parent.mkdir(parents=True)
         path.write_text(f"[{name}]\n{MINIMAL}")
-    assert [entry.name for entry in known()[4:]] == ["default"]
+    assert [entry.name for entry in all_entries()[4:]] == ["default"]
     monkeypatch.setenv("XDG_CONFIG_HOME", str(home / "xdg"))
-    assert [entry.name for entry in known()[4:]] == ["elsewhere"]
+    assert [entry.name for entry in all_entries()[4:]] == ["elsewhere"]
     write(f"[named]\n{MINIMAL}")
-    assert [entry.name for entry in known()[4:]] == ["named"]
+    assert [entry.name for entry in all_entries()[4:]] == ["named"]
 
 
 def test_a_file_that_is_named_has_to_be_there(home, monkeypatch) -> None:
     monkeypatch.setenv("FACENET_PORT_CATALOG", "~/missing.toml")
     with pytest.raises(SourceError, match=re.escape(f"{home}/missing.toml: there is no such file")):
-        known()
-    assert find("vggface2") is CHECKPOINTS[0]  # a built-in name does not need it
+        all_entries()
+    assert find_entry("vggface2") is BUILT_IN[0]  # a built-in name does not need it
 
 
 @pytest.mark.parametrize("name", ["VGGFace2", "CASIA-WebFace", "NAMED"])
 def test_capitals_make_no_difference(name, write) -> None:
     write(f"[named]\n{MINIMAL}")
-    assert name.lower() in find(name).labels
+    assert name.lower() in find_entry(name).labels
 
 
-def test_a_catalogue_that_is_a_pipe_is_not_waited_for(tmp_path, monkeypatch) -> None:
+def test_a_catalog_that_is_a_pipe_is_not_waited_for(tmp_path, monkeypatch) -> None:
     os.mkfifo(tmp_path / "pipe.toml")
     monkeypatch.setenv("FACENET_PORT_CATALOG", str(tmp_path / "pipe.toml"))
     with pytest.raises(SourceError, match="not a regular file"):
-        known()
+        all_entries()
 
 
 def with_line(line: str) -> str:
@@ -222,13 +221,13 @@ def with_line(line: str) -> str:
         (f"[mine]\n{MINIMAL}[mine]\n{MINIMAL}", ["not TOML"]),
         (b"\xff\xfe", ["not TOML"]),
         ("a = " + "[" * 5000, ["not TOML"]),
-        ("#" * (1 << 20) + "\n", ["too much for a catalogue"]),
+        ("#" * (1 << 20) + "\n", ["too much for a catalog"]),
     ],
 )
-def test_what_a_catalogue_cannot_say(text, says, write) -> None:
+def test_what_a_catalog_cannot_say(text, says, write) -> None:
     path = write(text)
     with pytest.raises(SourceError) as caught:
-        known()
+        all_entries()
     message = str(caught.value)
     assert message.startswith(f"{path}: ")
     for part in says:
@@ -238,9 +237,9 @@ def test_what_a_catalogue_cannot_say(text, says, write) -> None:
 
 
 def test_every_key_that_is_read_is_documented() -> None:
-    assert catalog_file.__doc__ is not None
-    for key in catalog_file._RULES:
-        assert re.search(rf"\b{key}\b", catalog_file.__doc__), key
+    assert user_catalog.__doc__ is not None
+    for key in user_catalog._RULES:
+        assert re.search(rf"\b{key}\b", user_catalog.__doc__), key
 
 
 # Where things are kept
@@ -252,8 +251,8 @@ def test_the_cache_folder(home, monkeypatch) -> None:
     assert cache.cache_folder() == home / "xdg" / "facenet-port"
     monkeypatch.setenv("FACENET_PORT_CACHE", "~/own")
     assert cache.cache_folder() == home / "own"
-    assert cache.archive_path(CHECKPOINTS[0]) == home / "own" / "archives" / "20180402-114759.zip"
-    assert cache.model_folder_path(CHECKPOINTS[0]) == (
+    assert cache.archive_path(BUILT_IN[0]) == home / "own" / "archives" / "20180402-114759.zip"
+    assert cache.model_folder_path(BUILT_IN[0]) == (
         home / "own" / "models" / "20180402-114759-669f37d3954b72b5"
     )
 
@@ -272,4 +271,4 @@ def test_a_number_of_thousands_of_digits(write) -> None:
     entry = f'["mine"]\ndataset = "x"\nurl = "https://x.org/x.zip"\nsha256 = "{"0" * 64}"\n'
     write(f"{entry}size = 0x{'f' * 5000}\n")
     with pytest.raises(SourceError, match="size: what stands there will not do"):
-        known()
+        all_entries()

@@ -19,8 +19,8 @@ import pytest
 
 from converter.errors import PortError, RequirementError, SourceError
 from converter.hub import cache, download
-from converter.hub.catalog import find
-from converter.hub.catalog_entry import Published
+from converter.hub.catalog import find_entry
+from converter.hub.catalog_entry import CatalogEntry
 from converter.hub.download import model_folder
 from tests.support import drive_server as drive_server
 from tests.support.drive_server import (
@@ -92,25 +92,25 @@ def drive(server, tmp_path, monkeypatch):
     return server
 
 
-def catalogue(
+def catalog(
     monkeypatch, folder: Path, archive: bytes, *, place: str = f'drive_id = "{ID}"', size: bool = True,
     files: dict[str, str] | None = None,
-) -> Published:  # fmt: skip
-    """Write the user's catalogue with one checkpoint, and find it there."""
+) -> CatalogEntry:  # fmt: skip
+    """Write the user's catalog with one checkpoint, and find it there."""
     lines = [f'["{NAME}"]', 'dataset = "faces"', place, f'sha256 = "{sha256(archive)}"']
     lines += [f"size = {len(archive)}"] if size else []
     lines += [f'files."{ending}" = "{digest}"' for ending, digest in (files or {}).items()]
     path = folder / "catalog.toml"
     path.write_text("\n".join(lines))
     monkeypatch.setenv("FACENET_PORT_CATALOG", str(path))
-    checkpoint = find(NAME)
+    checkpoint = find_entry(NAME)
     assert checkpoint is not None
     return checkpoint
 
 
 @pytest.fixture
-def checkpoint(drive, monkeypatch, tmp_path) -> Published:
-    return catalogue(monkeypatch, tmp_path, ARCHIVE)
+def checkpoint(drive, monkeypatch, tmp_path) -> CatalogEntry:
+    return catalog(monkeypatch, tmp_path, ARCHIVE)
 
 
 def snapshot() -> dict[str, bytes | None]:
@@ -131,7 +131,7 @@ def fill_cache_with_another() -> None:
         path.write_bytes(content)
 
 
-def fails(checkpoint: Published, error: type[PortError], *says: str, **options) -> str:
+def fails(checkpoint: CatalogEntry, error: type[PortError], *says: str, **options) -> str:
     """Check that the download fails with this error, what it says, and that the cache is as it was."""
     fill_cache_with_another()
     before = snapshot()
@@ -154,11 +154,11 @@ def is_whole(folder: Path) -> bool:
 
 PROGRAM = """
 import sys
-from converter.hub.catalog import find
+from converter.hub.catalog import find_entry
 from converter.hub.download import model_folder
 print("ready", flush=True)
 try:
-    print(model_folder(find(sys.argv[1]), **eval(sys.argv[2])))
+    print(model_folder(find_entry(sys.argv[1]), **eval(sys.argv[2])))
 except Exception as error:
     print(type(error).__name__, error)
 """
@@ -208,7 +208,7 @@ def test_the_virus_scan_page_of_a_large_file_is_passed_and_no_cookie_stays(check
 @pytest.mark.parametrize("scheme", ["https", "http"])
 def test_a_checkpoint_may_lie_on_another_server(scheme, drive, monkeypatch, tmp_path) -> None:
     link = f"{scheme}://example.org/models/model.zip"
-    checkpoint = catalogue(monkeypatch, tmp_path, ARCHIVE, place=f'url = "{link}"', size=False)
+    checkpoint = catalog(monkeypatch, tmp_path, ARCHIVE, place=f'url = "{link}"', size=False)
     drive.plays["/models/model.zip"] = [file(ARCHIVE)]
     assert is_whole(model_folder(checkpoint))
     assert drive.requests[0].host == "example.org"
@@ -365,13 +365,13 @@ def test_a_server_that_never_begins_is_not_waited_for_for_ever(checkpoint, drive
 @pytest.mark.parametrize(("status", "says"), [(404, "the link is dead"), (503, "cannot serve it now")])
 def test_an_error_of_another_server(status, says, drive, monkeypatch, tmp_path) -> None:
     link = "https://example.org/model.zip"
-    checkpoint = catalogue(monkeypatch, tmp_path, ARCHIVE, place=f'url = "{link}"')
+    checkpoint = catalog(monkeypatch, tmp_path, ARCHIVE, place=f'url = "{link}"')
     drive.plays["/model.zip"] = [page("<html>no</html>", status)]
     fails(checkpoint, RequirementError, says, str(status), link)
 
 
 def test_a_transfer_that_ends_early_is_told_by_its_announced_length(drive, monkeypatch, tmp_path) -> None:
-    checkpoint = catalogue(monkeypatch, tmp_path, SMALL)
+    checkpoint = catalog(monkeypatch, tmp_path, SMALL)
     drive.plays[ID] = [broken_file(SMALL, len(SMALL) // 2)]
     fails(checkpoint, RequirementError, "the transfer broke off", "Run the command again", *BY_HAND)
 
@@ -380,7 +380,7 @@ def test_a_transfer_that_ends_early_is_told_by_its_announced_length(drive, monke
 def test_a_transfer_that_ends_early_is_told_without_its_length(
     size, says, drive, monkeypatch, tmp_path
 ) -> None:
-    checkpoint = catalogue(monkeypatch, tmp_path, ARCHIVE, size=size)
+    checkpoint = catalog(monkeypatch, tmp_path, ARCHIVE, size=size)
     drive.plays[ID] = [file_without_length(ARCHIVE[:-1000])]
     fails(checkpoint, SourceError, says, "Nothing of it was kept", *BY_HAND)
 
@@ -403,7 +403,7 @@ def test_a_file_of_another_size_is_not_even_fetched(checkpoint, drive) -> None:
 
 @pytest.mark.parametrize("size", [True, False])
 def test_a_stream_without_end_is_stopped(size, drive, monkeypatch, tmp_path) -> None:
-    checkpoint = catalogue(monkeypatch, tmp_path, ARCHIVE, size=size)
+    checkpoint = catalog(monkeypatch, tmp_path, ARCHIVE, size=size)
     limit = len(ARCHIVE) if size else 4 * CHUNK
     monkeypatch.setattr(download, "MAX_ARCHIVE_SIZE", 4 * CHUNK)
     drive.plays[ID] = [endless]
@@ -430,7 +430,7 @@ def test_a_certificate_that_nobody_trusts(checkpoint, drive, monkeypatch) -> Non
 def test_a_full_disk(what, drive, monkeypatch, tmp_path) -> None:
     # A limit on the size of a file stands for the end of the disk: the system refuses the write alike.
     archive = ARCHIVE if what == "archive" else zipped({f"{NAME}.pb": bytes(50_000) + os.urandom(50_000)})
-    catalogue(monkeypatch, tmp_path, archive)
+    catalog(monkeypatch, tmp_path, archive)
     drive.plays[ID] = [file(archive)]
     fill_cache_with_another()
     before = snapshot()
@@ -494,7 +494,7 @@ def test_a_wrong_archive_by_hand_is_told_though_the_model_is_there(checkpoint, d
 
 
 def test_a_saved_page_is_recognised(drive, monkeypatch, tmp_path) -> None:
-    checkpoint = catalogue(monkeypatch, tmp_path, ARCHIVE, size=False)
+    checkpoint = catalog(monkeypatch, tmp_path, ARCHIVE, size=False)
     by_hand = tmp_path / "by-hand.zip"
     by_hand.write_text(QUOTA_PAGE)
     fails(checkpoint, SourceError, "a web page, not an archive", archive=by_hand)
@@ -525,26 +525,26 @@ def test_a_model_in_the_cache_that_has_changed(damage, checkpoint, drive) -> Non
     fails(checkpoint, SourceError, str(member), f"Remove the folder {folder}")
 
 
-def test_the_files_are_held_to_the_catalogue(drive, monkeypatch, tmp_path) -> None:
+def test_the_files_are_held_to_the_catalog(drive, monkeypatch, tmp_path) -> None:
     drive.plays[ID] = [file(ARCHIVE)]
     right, wrong = sha256(FILES[f"{NAME}.pb"]), sha256(b"another graph")
-    checkpoint = catalogue(monkeypatch, tmp_path, ARCHIVE, files={".pb": wrong})
+    checkpoint = catalog(monkeypatch, tmp_path, ARCHIVE, files={".pb": wrong})
     fails(checkpoint, SourceError, f"{NAME}.pb", right, wrong)
-    checkpoint = catalogue(monkeypatch, tmp_path, ARCHIVE, files={"other.pb": right})
+    checkpoint = catalog(monkeypatch, tmp_path, ARCHIVE, files={"other.pb": right})
     fails(checkpoint, SourceError, "lack other.pb")
-    checkpoint = catalogue(monkeypatch, tmp_path, ARCHIVE, files={".pb": right, f"{NAME}.pb": right})
+    checkpoint = catalog(monkeypatch, tmp_path, ARCHIVE, files={".pb": right, f"{NAME}.pb": right})
     assert is_whole(model_folder(checkpoint))
-    checkpoint = catalogue(monkeypatch, tmp_path, ARCHIVE, files={".pb": wrong})  # learnt later
+    checkpoint = catalog(monkeypatch, tmp_path, ARCHIVE, files={".pb": wrong})  # learnt later
     fails(checkpoint, SourceError, f"{NAME}.pb", right, wrong)
 
 
 def test_an_archive_that_does_harm_is_not_kept(drive, monkeypatch, tmp_path) -> None:
     archive = zipped({"../outside.pb": b"graph"})
-    checkpoint = catalogue(monkeypatch, tmp_path, archive)
+    checkpoint = catalog(monkeypatch, tmp_path, archive)
     drive.plays[ID] = [file(archive)]
     fails(checkpoint, SourceError, "leads out of its folder")
     archive = zipped({"sha256sums": b"graph"})
-    checkpoint = catalogue(monkeypatch, tmp_path, archive)
+    checkpoint = catalog(monkeypatch, tmp_path, archive)
     drive.plays[ID] = [file(archive)]
     fails(checkpoint, SourceError, "a name that is taken")
 

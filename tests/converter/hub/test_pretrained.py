@@ -19,7 +19,7 @@ from converter.__main__ import main
 from converter.convert import to_pytorch
 from converter.errors import RequirementError, SourceError, UsageError
 from converter.formats.tensorflow.bundle import write_tensor_bundle
-from converter.hub.catalog import PUBLISHED
+from converter.hub.catalog import BUILT_IN_BY_NAME
 from converter.hub.catalog_entry import PublishedStateDict
 from reference import InceptionResnetV1, load_weights
 from tests.conftest import CLASSES, MODEL, same_bits, write_keras
@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[3]
 
 
 def environment(folder, archive):
-    """Empty caches, and a catalogue that knows the archive, whose address nobody answers."""
+    """Empty caches, and a catalog that knows the archive, whose address nobody answers."""
     catalog = folder / "catalog.toml"
     digest = hashlib.sha256(archive.read_bytes()).hexdigest()
     catalog.write_text(
@@ -50,9 +50,9 @@ def made(archive, tmp_path_factory):
     folder = tmp_path_factory.mktemp("made")
     code = (
         "from pathlib import Path; import sys\n"
-        "from converter import catalog\n"
+        "from converter.hub import catalog\n"
         "from converter.hub.download import model_folder\n"
-        "model_folder(catalog.find('faces'), archive=Path(sys.argv[1]))\n"
+        "model_folder(catalog.find_entry('faces'), archive=Path(sys.argv[1]))\n"
         "from reference import InceptionResnetV1\n"
         "InceptionResnetV1(pretrained='faces', offline=True)\n"
     )
@@ -250,7 +250,7 @@ def test_a_damaged_archive_makes_nothing(with_archive, tmp_path):
 
 
 def test_a_manifest_of_another_source_proves_nothing(with_archive, expected, monkeypatch):
-    """A file that agrees with its own manifest is still not the catalogue's if its source was another."""
+    """A file that agrees with its own manifest is still not the catalog's if its source was another."""
     with (catalog := Path(os.environ["FACENET_PORT_CATALOG"])).open("a") as file:
         file.write(f'["{MODEL}".files]\n".index" = "{"0" * 64}"\n')
     with pytest.raises((SourceError, RequirementError)):
@@ -280,16 +280,16 @@ def test_a_file_saved_on_a_gpu_loads_on_the_cpu(cache, expected, monkeypatch):
 
 
 def test_a_published_file_of_the_old_format(cache, expected, monkeypatch):
-    """A published file has no manifest but a catalogued SHA-256, and may be older than the zip format."""
+    """A published file has no manifest but a SHA-256 in the catalog, and may be older than the zip format."""
     name = "20180402-114759"
     path = cache / f"{name}-vggface2.pt"
     tensors = {key: torch.from_numpy(array) for key, array in expected.items()}
     torch.save(tensors, path, _use_new_zipfile_serialization=False)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     stated = replace(
-        PUBLISHED[name], num_classes=CLASSES, state_dict=PublishedStateDict(path.name, sha256=digest)
+        BUILT_IN_BY_NAME[name], num_classes=CLASSES, state_dict=PublishedStateDict(path.name, sha256=digest)
     )
-    monkeypatch.setitem(PUBLISHED, name, stated)
+    monkeypatch.setitem(BUILT_IN_BY_NAME, name, stated)
     assert_same(InceptionResnetV1(pretrained=name, offline=True), expected)
     (cache.parents[1] / "checkpoints").mkdir()
     shutil.move(path, cache.parents[1] / "checkpoints" / path.name)
@@ -307,7 +307,7 @@ def alternative_state_dict(cache, source, options=()):
 
 
 def test_weights_of_another_source_are_not_those_of_the_name(with_archive, expected, tensors, tmp_path):
-    """They agree with their own manifest; the catalogue knows neither their archive nor their files."""
+    """They agree with their own manifest; the catalog knows neither their archive nor their files."""
     other = {name: array + np.float32(1) for name, array in tensors.items()}
     write_keras(tmp_path / "other.h5", other)
     alternative_state_dict(with_archive, tmp_path / "other.h5")
@@ -339,7 +339,7 @@ def test_a_sound_file_in_the_second_folder_counts(cache, expected):
     assert_same(InceptionResnetV1(pretrained="faces", offline=True), expected)
 
 
-def test_a_changed_entry_of_the_catalogue_is_another_model(with_archive, tensors, tmp_path):
+def test_a_changed_entry_of_the_catalog_is_another_model(with_archive, tensors, tmp_path):
     """Neither the folder nor the state_dict of the former archive stands for the new one."""
     other = {name: array + np.float32(1) for name, array in tensors.items()}
     folder = tmp_path / "other"

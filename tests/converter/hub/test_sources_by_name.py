@@ -31,7 +31,7 @@ ID = "1FacesFacesFacesFacesFacesFaces01"
 
 @pytest.fixture
 def home(archive, tmp_path, monkeypatch):
-    """Empty caches, a catalogue with the archive on Drive, and a current folder of its own."""
+    """Empty caches, a catalog with the archive on Drive, and a current folder of its own."""
     digest = hashlib.sha256(archive.read_bytes()).hexdigest()
     (tmp_path / "catalog.toml").write_text(
         f'["{MODEL}"]\ndataset = "faces"\naliases = ["faces"]\ndrive_id = "{ID}"\nsha256 = "{digest}"\n'
@@ -95,8 +95,8 @@ def test_list(home, archive, capsys):
     assert main(["list", "--json", "list.json"]) == 0
     shown = capsys.readouterr().out
     listed = json.loads(Path("list.json").read_text())
-    assert list(listed) == [*(checkpoint.name for checkpoint in catalog.CHECKPOINTS), MODEL]
-    for checkpoint in catalog.CHECKPOINTS:
+    assert list(listed) == [*(checkpoint.name for checkpoint in catalog.BUILT_IN), MODEL]
+    for checkpoint in catalog.BUILT_IN:
         for fact in (checkpoint.name, *checkpoint.aliases, checkpoint.url, checkpoint.state_dict_name):
             assert fact in shown
     assert "281cebca8662831adb987a874bdcb36e73f5b1c6dc5ee5878f305e985625d99b" in shown
