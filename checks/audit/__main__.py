@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from checks.core import options as source_options
-from checks.report.report_option import add_report_option, check_report
+from checks.core import options
 from converter import command_line
 from converter.progress import ProgressBar
 
@@ -32,23 +31,23 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         type=command_line.path,
         help="the checkpoint that it was made from, or its name (default: told from PORT)",
     )
-    source_options.add_step_option(parser)
+    options.add_step_option(parser)
     command_line.add_network_options(parser)
-    source_options.add_weights_option(parser)
+    options.add_weights_option(parser)
     parser.add_argument(
         "--seed",
         type=command_line.natural_number,
         default=0,
         help="of the inputs that a graph is run on (default: 0)",
     )
-    add_report_option(parser)
+    options.add_report_option(parser)
 
 
 def _work(arguments: argparse.Namespace) -> int:
     # Here, so that Ctrl-C while PyTorch is being imported ends as it does later.
     from checks.audit.run import audit, find_port, find_source, graph_reader
 
-    check_report(arguments)
+    options.check_report(arguments)
     port = find_port(arguments.port)
     graph_reader(port)  # before anything is downloaded: a package may be missing
     against = command_line.locate(arguments, arguments.against or Path(find_source(port)))

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
-from numpy.typing import NDArray
 
 from checks.audit import mtcnn
 from checks.audit import published_ports as known
@@ -36,7 +34,7 @@ from checks.audit.judge import (
 )
 from checks.audit.port_layers import PortWeights
 from checks.audit.result import AuditResult, GraphRun, TensorResult
-from checks.compare.verdict import environment
+from checks.core.environment import environment
 from checks.core.judgement import Judgement
 from checks.core.source_tensors import (
     alternative_state_dict,
@@ -45,6 +43,7 @@ from checks.core.source_tensors import (
     plan_tensors,
 )
 from checks.core.tensorflow_side import open_own_graph
+from checks.core.types import Arrays, Say
 from checks.diagnosis.tensor_causes import Others
 from converter.errors import RequirementError, SourceError, UsageError
 from converter.formats.detect import open_source
@@ -56,8 +55,6 @@ from converter.manifest import file_digest
 from converter.plan import MappingError, Weights
 from reference import InceptionResnetV1
 
-Arrays = Mapping[str, NDArray[Any]]
-Say = Callable[[str], None]
 _PACKAGES = {
     "ONNX": {"onnx": "onnx>=1.16", "onnxruntime": "onnxruntime>=1.18"},
     "TFLite": {"ai_edge_litert": "ai-edge-litert>=1.2"},

@@ -7,8 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 
-from checks.core import options as source_options
-from checks.report.report_option import add_report_option, check_report
+from checks.core import options
 from converter import command_line
 from converter.errors import UsageError
 from converter.progress import ProgressBar
@@ -22,8 +21,8 @@ corrupt or another network; 4 something that is needed, such as TensorFlow, is m
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    source_options.add_source_options(parser)
-    source_options.add_weights_option(parser)
+    options.add_source_options(parser)
+    options.add_weights_option(parser)
     parser.add_argument(
         "--state-dict", metavar="FILE", type=command_line.path, help="judge this .pt or .safetensors file"
     )
@@ -45,11 +44,11 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         help="where a fault of the weights can be put right, write the state_dict to this file (.pt, "
         ".safetensors)",
     )
-    add_report_option(parser, "; implies --every-layer")
+    options.add_report_option(parser, "; implies --every-layer")
 
 
 def _work(arguments: argparse.Namespace) -> int:
-    check_report(arguments)
+    options.check_report(arguments)
     # Here, so that Ctrl-C while PyTorch is being imported ends as it does later.
     from checks.compare.run import compare
 
@@ -60,7 +59,7 @@ def _work(arguments: argparse.Namespace) -> int:
             raise UsageError(
                 f"{', '.join(given)}: this was fixed when the activations were stored. Leave it out."
             )
-    source = source_options.locate(arguments)
+    source = options.locate(arguments)
     with ProgressBar("starting", quiet=arguments.quiet) as progress:
         report = compare(
             source,

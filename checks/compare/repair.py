@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from checks.core.activations import short_name
+from checks.core.types import Arrays
 from checks.diagnosis.diagnose import Diagnosis
 from converter.atomic import AtomicFiles
 from converter.convert_file import same_bits
@@ -19,7 +19,6 @@ from converter.formats.detect import open_source
 from converter.formats.safetensors import write_safetensors
 from converter.formats.torch.state_dict import write_state_dict
 
-Arrays = Mapping[str, NDArray[Any]]
 _ENDINGS = (".pt", ".pth", ".safetensors")
 
 

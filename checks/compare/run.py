@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from checks.compare.activation_file import ActivationWriter
 from checks.compare.judge import Report, judge_tensors
 from checks.compare.repair import refuse_output
-from checks.compare.verdict import DIAGNOSED_IMAGES, Arrays, Comparison, Reference, Say
+from checks.compare.verdict import DIAGNOSED_IMAGES, Comparison, Reference
 from checks.compare.without_tensorflow import StoredComparison, provenance
 from checks.core.activations import activation_names
 from checks.core.builtin_checkpoint import built_in_checkpoint
@@ -28,6 +28,7 @@ from checks.core.source_tensors import (
     plan_source,
 )
 from checks.core.tensorflow_side import Activations, TensorFlowSide, require_tensorflow
+from checks.core.types import Arrays, Say
 from converter.errors import UsageError
 from converter.formats.detect import open_source
 from converter.plan import Plan, Weights

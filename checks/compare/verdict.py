@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import platform
-import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from checks.compare import repair as repairing
@@ -24,15 +20,13 @@ from checks.compare.judge import (
 )
 from checks.compare.repair import Repair
 from checks.core.activations import run_pytorch
+from checks.core.environment import environment
 from checks.core.judgement import Judgement
 from checks.core.models import Port, build_misshapen, build_port
 from checks.core.tensorflow_side import Activations
+from checks.core.types import Arrays, Say
 from checks.diagnosis.diagnose import Diagnosis, diagnose
 from converter.layer_map import Variant
-
-Arrays = Mapping[str, NDArray[Any]]
-Say = Callable[[str], None]
-"""Told what is going on."""
 
 DIAGNOSED_IMAGES = 2  # of an input; what one layer does wrong shows on one, and a second rules out luck
 
@@ -167,12 +161,3 @@ def _measure(port: Port, found: Activations) -> InputMeasurement:
         run_pytorch(port.float32, found.batch.images, activations),
         run_pytorch(port.float64, found.batch.images, activations),
     )
-
-
-def environment() -> dict[str, Any]:
-    """Versions and machine; TensorFlow's where it was used."""
-    versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
-    tensorflow = sys.modules.get("tensorflow")
-    if tensorflow is not None:
-        versions["tensorflow"] = tensorflow.__version__
-    return {**versions, "machine": platform.machine()}

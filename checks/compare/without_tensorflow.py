@@ -11,14 +11,16 @@ from numpy.typing import NDArray
 
 from checks.compare.activation_file import ActivationFile
 from checks.compare.judge import Report, judge_stored_tensors, judge_tensors
-from checks.compare.verdict import DIAGNOSED_IMAGES, Arrays, Comparison, Reference, Say, environment
+from checks.compare.verdict import DIAGNOSED_IMAGES, Comparison, Reference
 from checks.core.activations import activation_names
 from checks.core.builtin_checkpoint import built_in_checkpoint
+from checks.core.environment import machine, versions
 from checks.core.inputs import SEEDED
 from checks.core.judgement import Judgement
 from checks.core.models import build_port, load_state_dict
 from checks.core.source_tensors import alternative_state_dict, expected_state_dict, plan_source
 from checks.core.tensorflow_side import Activations
+from checks.core.types import Arrays, Say
 from converter.convert import convert_tensors
 from converter.errors import SourceError, UsageError
 from converter.formats.detect import open_source
@@ -43,7 +45,7 @@ def provenance(
         "variant": asdict(plan.variant),
         "weights": plan.weights,
         "seed": seed,
-        "environment": environment(),
+        "environment": machine() | versions(),  # no date: the same input gives the same bytes
         "tensors": _fingerprints(tensors, plan),
     }
 

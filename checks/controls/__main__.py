@@ -7,8 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from checks.core import options as source_options
-from checks.report.report_option import add_report_option, check_report
+from checks.core import options
 from converter import command_line
 from converter.progress import ProgressBar
 
@@ -22,7 +21,7 @@ corrupt or another network; 4 something that is needed, such as TensorFlow, is m
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    source_options.add_source_options(parser)
+    options.add_source_options(parser)
     parser.add_argument(
         "--only", metavar="NAME", action="append", default=[], help="plant this class of faults"
     )
@@ -32,17 +31,17 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         type=command_line.natural_number,
         help="judge a clean port on the inputs of N seeds (default: 5)",
     )
-    add_report_option(parser)
+    options.add_report_option(parser)
 
 
 def _work(arguments: argparse.Namespace) -> int:
-    check_report(arguments)
+    options.check_report(arguments)
     # Here, so that Ctrl-C while PyTorch is being imported ends as it does later.
     from checks.controls.run import CLEAN_RUNS, choose, run_controls
 
     faults = choose(arguments.only)
     clean = (0 if arguments.only else CLEAN_RUNS) if arguments.clean is None else arguments.clean
-    source = source_options.locate(arguments)
+    source = options.locate(arguments)
     with ProgressBar("starting", quiet=arguments.quiet) as progress:
         report = run_controls(
             source, faults=faults, step=arguments.step, clean=clean, say=progress.label, progress=progress

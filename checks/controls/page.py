@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
-from checks.compare.verdict import environment
 from checks.controls.run import WORKERS, ControlReport, SiteResult
 from checks.controls.table import remarks, summary
 from checks.core.activations import short_name
+from checks.core.environment import environment
 from checks.report.page import Head, write_page
 from checks.report.provenance import digests, provenance, shown_path
 

@@ -24,13 +24,13 @@ from checks.core.activations import LOGITS
 from checks.core.builtin_checkpoint import built_in_checkpoint
 from checks.core.source_tensors import expected_state_dict
 from checks.core.tensorflow_side import require_tensorflow
+from checks.core.types import Say
 from checks.diagnosis.causes import Cause
 from checks.diagnosis.diagnose import diagnose
 from converter.errors import DifferenceError, UsageError
 from converter.formats.detect import open_source
 from converter.layer_map import Variant
 
-Say = Callable[[str], None]
 Progress = Callable[[int, int | None], None]
 
 Status = Literal["killed", "survived", "not equivalent", "does not apply"]

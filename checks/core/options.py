@@ -1,30 +1,35 @@
-"""The options that say which checkpoint a command is about."""
+"""The command-line options that several checks share: the checkpoint, the report, how much is printed."""
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 from pathlib import Path
 
 from converter import command_line
-from converter.errors import UsageError
+from converter.atomic import AtomicFiles
+from converter.errors import RequirementError, UsageError
+
+_REPORT_PACKAGES = {"matplotlib": "matplotlib>=3.8", "jinja2": "jinja2>=3.1"}
+_PAGE_SUFFIXES = (".html", ".htm")
 
 
-def add_source_options(built: argparse.ArgumentParser) -> None:
+def add_source_options(parser: argparse.ArgumentParser) -> None:
     """Add SOURCE, which may be left out, --step, --offline and --archive."""
-    built.add_argument(
+    parser.add_argument(
         "source",
         metavar="SOURCE",
         type=command_line.path,
         nargs="?",
         help="the TensorFlow checkpoint, or its name",
     )
-    add_step_option(built)
-    command_line.add_network_options(built)
+    add_step_option(parser)
+    command_line.add_network_options(parser)
 
 
-def add_step_option(built: argparse.ArgumentParser) -> None:
+def add_step_option(parser: argparse.ArgumentParser) -> None:
     """Add --step."""
-    built.add_argument(
+    parser.add_argument(
         "--step",
         metavar="N",
         type=command_line.natural_number,
@@ -32,9 +37,9 @@ def add_step_option(built: argparse.ArgumentParser) -> None:
     )
 
 
-def add_weights_option(built: argparse.ArgumentParser) -> None:
+def add_weights_option(parser: argparse.ArgumentParser) -> None:
     """Add --weights."""
-    built.add_argument(
+    parser.add_argument(
         "--weights",
         choices=("variable", "average"),
         default="variable",
@@ -43,7 +48,7 @@ def add_weights_option(built: argparse.ArgumentParser) -> None:
 
 
 def locate(arguments: argparse.Namespace) -> Path | None:
-    """The path of SOURCE, or None where it was left out.
+    """The path of SOURCE, or None if it was left out.
 
     Raises:
         UsageError: --archive is given without a name.
@@ -54,3 +59,61 @@ def locate(arguments: argparse.Namespace) -> Path | None:
     if arguments.archive:
         raise UsageError("--archive goes with a name as SOURCE, such as vggface2.")
     return None
+
+
+def add_verbose_option(parser: argparse.ArgumentParser) -> None:
+    """Add --verbose."""
+    parser.add_argument(
+        "--verbose", action="store_true", help="also print the tables, with a line that explains each column"
+    )
+
+
+def add_report_option(parser: argparse.ArgumentParser, note: str = "") -> None:
+    """Add --report.
+
+    Args:
+        parser: The command's parser.
+        note: What else the option does, for its help.
+    """
+    parser.add_argument(
+        "--report",
+        metavar="FILE.html",
+        type=command_line.path,
+        help=f"also write the result as a page that opens in a browser{note}",
+    )
+
+
+def check_report(arguments: argparse.Namespace) -> None:
+    """Refuse a report that could not be written in the end, before the long work starts.
+
+    A page of the same name is replaced when the new one is complete. Does nothing without --report.
+
+    Raises:
+        RequirementError: A package that draws the page is not installed.
+        UsageError: The file exists and is not a page, its folder does not exist or cannot be written to, or
+            another option names the same file.
+    """
+    path: Path | None = arguments.report
+    if path is None:
+        return
+    missing = [
+        package for name, package in _REPORT_PACKAGES.items() if importlib.util.find_spec(name) is None
+    ]
+    if missing:
+        names = " and ".join(package.partition(">")[0] for package in missing)
+        line = " ".join(f"'{package}'" for package in missing)
+        raise RequirementError(
+            f"--report is drawn with {names}, not installed here: pip install {line}. The command works "
+            "without --report."
+        )
+    if not path.parent.is_dir():
+        raise UsageError(f"--report {path}: there is no folder {path.parent}. Create it first.")
+    if path.is_dir():
+        raise UsageError(f"--report {path}: this is a folder. Give the name of a file in it.")
+    if path.exists() and path.suffix.lower() not in _PAGE_SUFFIXES:
+        raise UsageError(f"--report {path}: it exists and is not an .html file. Give another name.")
+    for name, value in vars(arguments).items():
+        if name != "report" and isinstance(value, Path) and value.resolve() == path.resolve():
+            raise UsageError(f"--report {path}: --{name.replace('_', '-')} names the same file.")
+    with AtomicFiles(path.parent, overwrite=True):
+        pass  # the folder can be written to

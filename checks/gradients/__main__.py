@@ -7,8 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from checks.core import options as source_options
-from checks.report.report_option import add_report_option, check_report
+from checks.core import options
 from converter import command_line
 from converter.progress import ProgressBar
 
@@ -21,18 +20,18 @@ corrupt or another network; 4 something that is needed, such as TensorFlow, is m
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    source_options.add_source_options(parser)
-    source_options.add_weights_option(parser)
+    options.add_source_options(parser)
+    options.add_weights_option(parser)
     parser.add_argument("--seed", type=int, default=0, help="of the batch (default: 0)")
-    add_report_option(parser)
+    options.add_report_option(parser)
 
 
 def _work(arguments: argparse.Namespace) -> int:
-    check_report(arguments)
+    options.check_report(arguments)
     # Here, so that Ctrl-C while PyTorch is being imported ends as it does later.
     from checks.gradients.run import compare_training
 
-    source = source_options.locate(arguments)
+    source = options.locate(arguments)
     with ProgressBar("starting", quiet=arguments.quiet) as progress:
         report = compare_training(
             source, weights=arguments.weights, step=arguments.step, seed=arguments.seed, say=progress.label

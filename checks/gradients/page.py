@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from checks.compare.verdict import environment
 from checks.core import thresholds
+from checks.core.environment import environment
 from checks.core.metrics import ulp_histogram
 from checks.gradients.judge import TensorDistance
 from checks.gradients.run import TrainingReport

@@ -76,14 +76,14 @@ def write_page(path: Path, template: str, head: Head, provenance: Provenance, **
     """Render a report and write it, whole or not at all.
 
     Args:
-        path: Where it will stand; nothing there is replaced.
+        path: The file to write; one that exists is replaced.
         template: Path of its template within `checks`, such as "audit/page.html".
         head: Its head.
         provenance: Its foot.
         content: What the template shows between them.
 
     Raises:
-        UsageError: The file exists, or its folder does not.
+        UsageError: Its folder does not exist, or the path is a folder.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader([_KIT, _KIT.parent]),
@@ -97,7 +97,7 @@ def write_page(path: Path, template: str, head: Head, provenance: Provenance, **
     page = environment.get_template(template).render(head=head, provenance=provenance, **content)
     # A path need not be UTF-8: what cannot be written is shown by its number.
     written = page.encode("utf-8", "backslashreplace")
-    with AtomicFiles(path.parent, overwrite=False) as files:
+    with AtomicFiles(path.parent, overwrite=True) as files:
         files.stage(path.name).write_bytes(written)
         files.commit()
 

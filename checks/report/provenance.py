@@ -1,20 +1,16 @@
-"""Where a report comes from: the command, the files it read, versions, threads and seed."""
+"""The foot of a report: command, files, date, machine, versions, threads and seed."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from checks.core.environment import DATE, MACHINE
 from converter import __version__
 from converter.hub.cache import cache_folder
 from converter.manifest import file_digest
-
-_MACHINE = "machine"  # stands among the versions of an environment
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +21,8 @@ class Provenance:
         command: As it was typed.
         files: Name and SHA-256 of every file that was read.
         versions: Package to version.
-        machine: The processor's architecture.
+        date: When the check ran, ISO 8601, UTC.
+        machine: Processor, cores and operating system.
         threads: What computed on how many, in words.
         seed: Of the inputs.
     """
@@ -33,6 +30,7 @@ class Provenance:
     command: str
     files: tuple[tuple[str, str], ...]
     versions: Mapping[str, str]
+    date: str
     machine: str
     threads: str
     seed: int
@@ -46,20 +44,21 @@ def provenance(
     Args:
         command: As it was typed.
         digests: Path to SHA-256 of every file that was read.
-        environment: As `checks.compare.verdict.environment` gives it.
+        environment: As `checks.core.environment.environment` gives it.
         seed: Of the inputs.
         workers: How many threads run a network each.
     """
-    versions = {name: str(version) for name, version in environment.items() if name != _MACHINE}
+    versions = {name: str(version) for name, version in environment.items() if name not in (DATE, *MACHINE)}
     each = "1 thread" if workers == 1 else f"1 thread in each of {workers} workers"
-    threads = f"PyTorch on {each} (set to {torch.get_num_threads()})"
+    threads = f"PyTorch on {each} (set to {environment['threads']})"
     if "tensorflow" in versions:
-        threads += f", TensorFlow on up to {os.cpu_count() or 1}"
+        threads += f", TensorFlow on up to {environment['cores']}"
     return Provenance(
         command=command,
         files=tuple((Path(path).name, digest) for path, digest in digests.items()),
         versions={"facenet-port": __version__, **versions},
-        machine=str(environment[_MACHINE]),
+        date=str(environment[DATE]),
+        machine=f"{environment['processor']}, {environment['cores']} cores, {environment['platform']}",
         threads=threads,
         seed=seed,
     )

@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 
 from checks.core.activations import BOTTLENECK, LAYERS, LOGITS, STAGES
 from checks.core.inputs import prewhiten, standardise
+from checks.core.types import Arrays
 from checks.diagnosis.causes import Cause
 from checks.gradients.measure import Loss, OptimiserName, make_optimiser, training_loss
 from converter.layer_map import NETWORK_SCOPE, Converted, Row
@@ -30,7 +31,6 @@ Standardisation = Literal["fixed", "per image"]
 Prepare = Callable[[NDArray[Any]], NDArray[Any]]
 """Pixels (N, H, W, 3), uint8, to what the network is given: (N, H, W, 3), float32."""
 
-Arrays = Mapping[str, NDArray[Any]]
 MakeOptimiser = Callable[[OptimiserName, Iterable[Parameter]], Optimizer]
 Forward = Callable[..., Tensor]
 

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from checks.controls.faults.fault import Apply, Arrays, Pipeline, Site, activation_of, tensors_changed
+from checks.controls.faults.fault import Apply, Pipeline, Site, activation_of, tensors_changed
+from checks.core.types import Arrays
 
 Change = Callable[[NDArray[Any]], NDArray[Any]]
 Changes = Callable[[Pipeline], Arrays]

@@ -21,6 +21,7 @@ from checks.compare import __main__ as compare
 from checks.controls import __main__ as controls
 from checks.core.activations import STAGES
 from checks.core.judgement import Judgement
+from checks.core.options import add_report_option, check_report
 from checks.gradients import __main__ as gradients
 from checks.gradients.judge import (
     INPUT,
@@ -31,7 +32,6 @@ from checks.gradients.judge import (
     judge_steps,
 )
 from checks.gradients.run import TrainingReport
-from checks.report.report_option import add_report_option, check_report
 from converter.convert_file import convert_file
 from converter.layer_map import Converted, Variant, table
 from tests.support.graph_exports import export_onnx, network
@@ -385,6 +385,9 @@ def test_gradients_are_reported(browser, monkeypatch, tmp_path: Path, worst: flo
 # audit
 
 
+ENVIRONMENT = {"date": "2026-01-31T12:00:00Z", "platform": "p", "processor": "c", "cores": 2, "threads": 2}
+
+
 def audit_report(*, sound: bool) -> AuditResult:
     """A report of a port with every tensor right, or with some of each status and a graph that diverges."""
     tensors = [
@@ -412,7 +415,7 @@ def audit_report(*, sound: bool) -> AuditResult:
         port=f"{HOSTILE}.onnx", format="ONNX", source="here", network="the network", recognised="",
         tensors=tuple(tensors), run=run, judgements=(Judgement("tensors", sound, HOSTILE),),
         verdict="The port is the source." if sound else "The port is not the source.",
-        files={HOSTILE: "00" * 32}, seed=0, environment={"python": "3", "machine": "m"},
+        files={HOSTILE: "00" * 32}, seed=0, environment=ENVIRONMENT,
     )  # fmt: skip
 
 
@@ -513,6 +516,7 @@ def test_text_stands_out_in_light_and_dark() -> None:
 
 
 COMMANDS = (compare, gradients, controls)
+MODULES = [command.__name__ for command in COMMANDS]
 WITHOUT = (
     "import sys; sys.modules['{package}'] = None; from {module} import main; code = main(sys.argv[1:]); "
     "print('torch' in sys.modules); sys.exit(code)"
@@ -520,7 +524,7 @@ WITHOUT = (
 
 
 @pytest.mark.parametrize("package", ["matplotlib", "jinja2"])
-@pytest.mark.parametrize("module", ["checks.compare", "checks.gradients", "checks.controls.__main__"])
+@pytest.mark.parametrize("module", MODULES)
 def test_a_missing_package_is_named_before_the_work_starts(module: str, package: str, tmp_path: Path) -> None:
     program = WITHOUT.format(package=package, module=module)
     command = [sys.executable, "-c", program, "--report", str(tmp_path / "r.html")]
@@ -535,7 +539,7 @@ def test_a_missing_package_is_named_before_the_work_starts(module: str, package:
 
 def test_a_missing_package_hinders_no_command_without_report() -> None:
     program = "import sys; sys.modules['matplotlib'] = sys.modules['jinja2'] = None\n" + "\n".join(
-        f"import {name}" for name in ("checks.compare", "checks.gradients", "checks.controls.__main__")
+        f"import {name}" for name in MODULES
     )
     subprocess.run([sys.executable, "-c", program], check=True)
 
@@ -546,14 +550,26 @@ def _refused(command: ModuleType, capsys, *options: str) -> str:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_file_that_exists_is_refused_and_untouched(command: ModuleType, tmp_path: Path, capsys) -> None:
-    (tmp_path / "r.html").write_text("mine")
-    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
-    for name in ("r.html", "dangling", "."):
-        error = _refused(command, capsys, "--report", str(tmp_path / name))
-        assert "it exists. Give another name." in error
-    assert (tmp_path / "r.html").read_text() == "mine"
-    assert len(list(tmp_path.iterdir())) == 2
+def test_a_file_that_is_not_a_page_is_refused_and_untouched(
+    command: ModuleType, tmp_path: Path, capsys
+) -> None:
+    (tmp_path / "weights.pt").write_text("mine")
+    error = _refused(command, capsys, "--report", str(tmp_path / "weights.pt"))
+    assert "it exists and is not an .html file. Give another name." in error
+    assert "this is a folder" in _refused(command, capsys, "--report", str(tmp_path))
+    assert (tmp_path / "weights.pt").read_text() == "mine"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_an_older_report_is_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "r.html"
+    path.write_text("older")
+    arguments = argparse.Namespace(report=path)
+    check_report(arguments)
+    assert path.read_text() == "older"  # only the new page replaces it
+    write_audit_report(path, audit_report(sound=True), command="audit")
+    assert path.read_text() != "older"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_folder_that_is_missing_or_may_not_be_written_to_is_refused(tmp_path: Path, capsys) -> None:
