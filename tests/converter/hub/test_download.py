@@ -22,8 +22,8 @@ from converter.hub import cache, download
 from converter.hub.catalog import find_entry
 from converter.hub.catalog_entry import CatalogEntry
 from converter.hub.download import model_folder
-from tests.support import drive_server as drive_server
-from tests.support.drive_server import (
+from tests.support import google_drive_server
+from tests.support.google_drive_server import (
     INFECTED_PAGE,
     NOT_FOUND_PAGE,
     QUOTA_PAGE,
@@ -73,14 +73,14 @@ SMALL = zipped({f"{NAME}.pb": b"graph"})
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    with drive_server.playing(tmp_path_factory.mktemp("authority")) as server:
+    with google_drive_server.running_server(tmp_path_factory.mktemp("authority")) as server:
         yield server
 
 
 @pytest.fixture
 def drive(server, tmp_path, monkeypatch):
     """The server, forgetful of other tests; this process and its children are led to it, with a new cache."""
-    server.plays.clear()
+    server.answers.clear()
     server.requests.clear()
     home = tmp_path / "home"
     home.mkdir()
@@ -181,7 +181,7 @@ def said(running: subprocess.Popen[str]) -> list[str]:
 
 
 def test_a_download_is_unpacked_recorded_and_kept(checkpoint, drive) -> None:
-    drive.plays[ID] = [file(ARCHIVE)]
+    drive.answers[ID] = [file(ARCHIVE)]
     told: list[tuple[int, int | None]] = []
     folder = model_folder(checkpoint, progress=lambda *counts: told.append(counts))
     assert folder == cache.cache_folder() / "models" / f"{NAME}-{sha256(ARCHIVE)[:16]}"
@@ -197,7 +197,7 @@ def test_a_download_is_unpacked_recorded_and_kept(checkpoint, drive) -> None:
 
 
 def test_the_virus_scan_page_of_a_large_file_is_passed_and_no_cookie_stays(checkpoint, drive) -> None:
-    drive.plays[ID] = [scan_page, file(ARCHIVE)]
+    drive.answers[ID] = [scan_page, file(ARCHIVE)]
     folder = said(process())[-1]  # a process of its own, as gdown looks for the home folder once
     assert is_whole(Path(folder))
     hosts = [(request.host, request.path) for request in drive.requests]
@@ -209,13 +209,13 @@ def test_the_virus_scan_page_of_a_large_file_is_passed_and_no_cookie_stays(check
 def test_a_checkpoint_may_lie_on_another_server(scheme, drive, monkeypatch, tmp_path) -> None:
     link = f"{scheme}://example.org/models/model.zip"
     checkpoint = catalog(monkeypatch, tmp_path, ARCHIVE, place=f'url = "{link}"', size=False)
-    drive.plays["/models/model.zip"] = [file(ARCHIVE)]
+    drive.answers["/models/model.zip"] = [file(ARCHIVE)]
     assert is_whole(model_folder(checkpoint))
     assert drive.requests[0].host == "example.org"
 
 
 def test_what_is_in_the_cache_needs_no_network(checkpoint, drive) -> None:
-    drive.plays[ID] = [file(ARCHIVE)]
+    drive.answers[ID] = [file(ARCHIVE)]
     folder = model_folder(checkpoint)
     asked = len(drive.requests)
     assert model_folder(checkpoint) == folder
@@ -236,7 +236,7 @@ def test_an_archive_got_by_hand_is_verified_and_not_copied(checkpoint, drive, tm
 
 def test_two_processes_download_once(checkpoint, drive) -> None:
     release = threading.Event()
-    drive.plays[ID] = [held_file(ARCHIVE, 100, release)]
+    drive.answers[ID] = [held_file(ARCHIVE, 100, release)]
     both = [process(), process()]
     for one in both:
         assert one.stdout is not None
@@ -261,13 +261,13 @@ def wait_for(condition) -> None:
 
 
 def test_a_connection_that_is_cut_goes_on_at_once_with_the_rest(checkpoint, drive) -> None:
-    drive.plays[ID] = [broken_file(ARCHIVE, CHUNK + 1000), file(ARCHIVE)]
+    drive.answers[ID] = [broken_file(ARCHIVE, CHUNK + 1000), file(ARCHIVE)]
     assert is_whole(model_folder(checkpoint))
     assert drive.ranges() == [None, f"bytes={CHUNK}-"]
 
 
 def test_a_transfer_that_broke_off_goes_on_next_time_with_the_rest(checkpoint, drive) -> None:
-    drive.plays[ID] = [broken_file(ARCHIVE, CHUNK + 1000), broken_file(ARCHIVE, 10)]
+    drive.answers[ID] = [broken_file(ARCHIVE, CHUNK + 1000), broken_file(ARCHIVE, 10)]
     with pytest.raises(RequirementError) as caught:
         model_folder(checkpoint)
     assert f"broke off after {CHUNK} of {len(ARCHIVE)} bytes" in str(caught.value)
@@ -277,29 +277,29 @@ def test_a_transfer_that_broke_off_goes_on_next_time_with_the_rest(checkpoint, d
     assert next(iter(files)).startswith(f"incomplete/{NAME}/")
 
     # Failures in between leave it where it is.
-    drive.plays[ID] = [page(QUOTA_PAGE)]
+    drive.answers[ID] = [page(QUOTA_PAGE)]
     fails(checkpoint, RequirementError, "quota")
 
     drive.requests.clear()
-    drive.plays[ID] = [file(ARCHIVE)]
+    drive.answers[ID] = [file(ARCHIVE)]
     assert is_whole(model_folder(checkpoint))
     assert drive.ranges() == [None, f"bytes={CHUNK}-"]
     assert {path.split("/")[0] for path in snapshot()} == {"archives", "models"}
 
 
 def test_a_server_that_knows_no_parts_is_asked_for_the_whole_file(checkpoint, drive) -> None:
-    drive.plays[ID] = [broken_file(ARCHIVE, CHUNK + 1000), broken_file(ARCHIVE, 10)]
+    drive.answers[ID] = [broken_file(ARCHIVE, CHUNK + 1000), broken_file(ARCHIVE, 10)]
     with pytest.raises(RequirementError):
         model_folder(checkpoint)
-    drive.plays[ID] = [whole_file_only(ARCHIVE)]
+    drive.answers[ID] = [whole_file_only(ARCHIVE)]
     assert is_whole(model_folder(checkpoint))
 
 
 def test_a_wrong_beginning_is_noticed_and_not_resumed_again(checkpoint, drive) -> None:
-    drive.plays[ID] = [broken_file(bytes(len(ARCHIVE)), CHUNK + 1000), broken_file(ARCHIVE, 10)]
+    drive.answers[ID] = [broken_file(bytes(len(ARCHIVE)), CHUNK + 1000), broken_file(ARCHIVE, 10)]
     with pytest.raises(RequirementError):
         model_folder(checkpoint)
-    drive.plays[ID] = [file(ARCHIVE)]
+    drive.answers[ID] = [file(ARCHIVE)]
     with pytest.raises(SourceError, match="SHA-256"):
         model_folder(checkpoint)
     assert snapshot() == {}
@@ -308,7 +308,7 @@ def test_a_wrong_beginning_is_noticed_and_not_resumed_again(checkpoint, drive) -
 
 def test_an_interrupt_leaves_only_the_incomplete_file(checkpoint, drive) -> None:
     release = threading.Event()
-    drive.plays[ID] = [held_file(ARCHIVE, CHUNK + 1000, release)]
+    drive.answers[ID] = [held_file(ARCHIVE, CHUNK + 1000, release)]
     running = process()
     incomplete = cache.incomplete_folder(checkpoint)
     wait_for(lambda: any(path.stat().st_size == CHUNK for path in incomplete.glob("*")))
@@ -318,7 +318,7 @@ def test_an_interrupt_leaves_only_the_incomplete_file(checkpoint, drive) -> None
     release.set()
     assert [content for content in snapshot().values() if content is not None] == [ARCHIVE[:CHUNK]]
     assert {path.split("/")[0] for path in snapshot()} == {"incomplete"}
-    drive.plays[ID] = [file(ARCHIVE)]
+    drive.answers[ID] = [file(ARCHIVE)]
     assert is_whole(model_folder(checkpoint))
     assert drive.ranges()[-1] == f"bytes={CHUNK}-"
 
@@ -327,7 +327,7 @@ def test_an_interrupt_leaves_only_the_incomplete_file(checkpoint, drive) -> None
 
 
 @pytest.mark.parametrize(
-    ("scenes", "says"),
+    ("answers", "says"),
     [
         pytest.param([page(QUOTA_PAGE)], ["quota", "Try again in a day"], id="quota"),
         pytest.param(
@@ -342,22 +342,22 @@ def test_an_interrupt_leaves_only_the_incomplete_file(checkpoint, drive) -> None
         pytest.param([page("<title>Maintenance</title>")], ["a page came", "'Maintenance'"], id="other page"),
     ],
 )
-def test_a_page_instead_of_the_file(scenes, says, checkpoint, drive) -> None:
-    drive.plays[ID] = list(scenes)
-    drive.plays["/ServiceLogin"] = [page("<html><title>Sign in - Google Accounts</title></html>")]
+def test_a_page_instead_of_the_file(answers, says, checkpoint, drive) -> None:
+    drive.answers[ID] = list(answers)
+    drive.answers["/ServiceLogin"] = [page("<html><title>Sign in - Google Accounts</title></html>")]
     fails(checkpoint, RequirementError, *says, *BY_HAND)
 
 
 def test_a_scan_page_that_leads_to_itself_is_not_followed_for_ever(checkpoint, drive, monkeypatch) -> None:
     monkeypatch.setattr(download, "_PATIENCE", 0.5)
-    drive.plays[ID] = [scan_page_that_leads_nowhere]
+    drive.answers[ID] = [scan_page_that_leads_nowhere]
     fails(checkpoint, RequirementError, "viruses", *BY_HAND)
 
 
 def test_a_server_that_never_begins_is_not_waited_for_for_ever(checkpoint, drive, monkeypatch) -> None:
     monkeypatch.setattr(download, "_PATIENCE", 0.5)
     release = threading.Event()
-    drive.plays[ID] = [held_file(ARCHIVE, 100, release)]
+    drive.answers[ID] = [held_file(ARCHIVE, 100, release)]
     fails(checkpoint, RequirementError, "nothing of the file came", *BY_HAND)
     release.set()
 
@@ -366,13 +366,13 @@ def test_a_server_that_never_begins_is_not_waited_for_for_ever(checkpoint, drive
 def test_an_error_of_another_server(status, says, drive, monkeypatch, tmp_path) -> None:
     link = "https://example.org/model.zip"
     checkpoint = catalog(monkeypatch, tmp_path, ARCHIVE, place=f'url = "{link}"')
-    drive.plays["/model.zip"] = [page("<html>no</html>", status)]
+    drive.answers["/model.zip"] = [page("<html>no</html>", status)]
     fails(checkpoint, RequirementError, says, str(status), link)
 
 
 def test_a_transfer_that_ends_early_is_told_by_its_announced_length(drive, monkeypatch, tmp_path) -> None:
     checkpoint = catalog(monkeypatch, tmp_path, SMALL)
-    drive.plays[ID] = [broken_file(SMALL, len(SMALL) // 2)]
+    drive.answers[ID] = [broken_file(SMALL, len(SMALL) // 2)]
     fails(checkpoint, RequirementError, "the transfer broke off", "Run the command again", *BY_HAND)
 
 
@@ -381,19 +381,19 @@ def test_a_transfer_that_ends_early_is_told_without_its_length(
     size, says, drive, monkeypatch, tmp_path
 ) -> None:
     checkpoint = catalog(monkeypatch, tmp_path, ARCHIVE, size=size)
-    drive.plays[ID] = [file_without_length(ARCHIVE[:-1000])]
+    drive.answers[ID] = [file_without_length(ARCHIVE[:-1000])]
     fails(checkpoint, SourceError, says, "Nothing of it was kept", *BY_HAND)
 
 
 def test_wrong_bytes_are_told_by_their_hash(checkpoint, drive) -> None:
     wrong = ARCHIVE[:-1] + b"!"
-    drive.plays[ID] = [file(wrong)]
+    drive.answers[ID] = [file(wrong)]
     fails(checkpoint, SourceError, sha256(wrong), sha256(ARCHIVE), "Nothing of it was kept", *BY_HAND)
 
 
 def test_a_file_of_another_size_is_not_even_fetched(checkpoint, drive) -> None:
     told: list[int] = []
-    drive.plays[ID] = [file(ARCHIVE + bytes(10 * CHUNK))]
+    drive.answers[ID] = [file(ARCHIVE + bytes(10 * CHUNK))]
     fails(
         checkpoint, SourceError, str(len(ARCHIVE)), "another file", *BY_HAND,
         progress=lambda done, total: told.append(done),
@@ -406,7 +406,7 @@ def test_a_stream_without_end_is_stopped(size, drive, monkeypatch, tmp_path) -> 
     checkpoint = catalog(monkeypatch, tmp_path, ARCHIVE, size=size)
     limit = len(ARCHIVE) if size else 4 * CHUNK
     monkeypatch.setattr(download, "MAX_ARCHIVE_SIZE", 4 * CHUNK)
-    drive.plays[ID] = [endless]
+    drive.answers[ID] = [endless]
     fails(checkpoint, SourceError, f"more than {limit} bytes")
 
 
@@ -431,7 +431,7 @@ def test_a_full_disk(what, drive, monkeypatch, tmp_path) -> None:
     # A limit on the size of a file stands for the end of the disk: the system refuses the write alike.
     archive = ARCHIVE if what == "archive" else zipped({f"{NAME}.pb": bytes(50_000) + os.urandom(50_000)})
     catalog(monkeypatch, tmp_path, archive)
-    drive.plays[ID] = [file(archive)]
+    drive.answers[ID] = [file(archive)]
     fill_cache_with_another()
     before = snapshot()
     limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (75_000, 75_000))\n"
@@ -486,7 +486,7 @@ def test_a_wrong_archive_by_hand(checkpoint, drive, tmp_path) -> None:
 
 
 def test_a_wrong_archive_by_hand_is_told_though_the_model_is_there(checkpoint, drive, tmp_path) -> None:
-    drive.plays[ID] = [file(ARCHIVE)]
+    drive.answers[ID] = [file(ARCHIVE)]
     model_folder(checkpoint)
     by_hand = tmp_path / "by-hand.zip"
     by_hand.write_bytes(ARCHIVE[:-1])
@@ -510,7 +510,7 @@ def test_an_archive_in_the_cache_that_has_changed(checkpoint, drive) -> None:
 
 @pytest.mark.parametrize("damage", ["flip", "remove", "add", "record", "no record"])
 def test_a_model_in_the_cache_that_has_changed(damage, checkpoint, drive) -> None:
-    drive.plays[ID] = [file(ARCHIVE)]
+    drive.answers[ID] = [file(ARCHIVE)]
     folder = model_folder(checkpoint)
     member = folder / f"{NAME}.pb"
     if damage == "flip":
@@ -526,7 +526,7 @@ def test_a_model_in_the_cache_that_has_changed(damage, checkpoint, drive) -> Non
 
 
 def test_the_files_are_held_to_the_catalog(drive, monkeypatch, tmp_path) -> None:
-    drive.plays[ID] = [file(ARCHIVE)]
+    drive.answers[ID] = [file(ARCHIVE)]
     right, wrong = sha256(FILES[f"{NAME}.pb"]), sha256(b"another graph")
     checkpoint = catalog(monkeypatch, tmp_path, ARCHIVE, files={".pb": wrong})
     fails(checkpoint, SourceError, f"{NAME}.pb", right, wrong)
@@ -541,11 +541,11 @@ def test_the_files_are_held_to_the_catalog(drive, monkeypatch, tmp_path) -> None
 def test_an_archive_that_does_harm_is_not_kept(drive, monkeypatch, tmp_path) -> None:
     archive = zipped({"../outside.pb": b"graph"})
     checkpoint = catalog(monkeypatch, tmp_path, archive)
-    drive.plays[ID] = [file(archive)]
+    drive.answers[ID] = [file(archive)]
     fails(checkpoint, SourceError, "leads out of its folder")
     archive = zipped({"sha256sums": b"graph"})
     checkpoint = catalog(monkeypatch, tmp_path, archive)
-    drive.plays[ID] = [file(archive)]
+    drive.answers[ID] = [file(archive)]
     fails(checkpoint, SourceError, "a name that is taken")
 
 

@@ -1,7 +1,7 @@
-"""A local server that plays Google Drive, reached as the real one is: through a proxy, over HTTPS.
+"""A local server in the place of Google Drive.
 
-HTTPS_PROXY leads every connection here, to whatever host, and REQUESTS_CA_BUNDLE makes this server's
-certificates good, so that the code under test runs unchanged, with the addresses it always uses.
+The code under test runs unchanged, with the addresses that it always uses: HTTPS_PROXY sends every connection
+to this server, and REQUESTS_CA_BUNDLE has its certificates trusted.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import trustme
 
 HOSTS = ("drive.google.com", "drive.usercontent.google.com", "accounts.google.com", "example.org")
 
-# Worded and marked up like Google's own pages, styles and scripts left out.
+# The text and markup of Google's own pages, without styles and scripts.
 SCAN_PAGE = """<!DOCTYPE html><html><head><title>Google Drive - Virus scan warning</title></head><body>
 <div class="uc-main"><div id="uc-text">
 <p class="uc-warning-caption">Google Drive can't scan this file for viruses.</p>
@@ -33,7 +33,7 @@ SCAN_FORM = (
     '<input type="submit" id="uc-download-link" class="goog-inline-block" value="Download anyway"/>'
     '<input type="hidden" name="id" value="{id}"><input type="hidden" name="export" value="download">'
     '<input type="hidden" name="confirm" value="t"><input type="hidden" name="uuid" value="8f2a"></form>'
-)  # in one line, as it comes: gdown looks for it line by line
+)  # in one line, since gdown searches line by line
 ERROR_PAGE = """<!DOCTYPE html><html><head><title>Google Drive - {title}</title></head><body>
 <div class="uc-main"><div id="uc-text"><p class="uc-error-caption">{caption}</p>
 <p class="uc-error-subcaption">{subcaption}</p></div></div></body></html>
@@ -57,7 +57,7 @@ NOT_FOUND_PAGE = """<!DOCTYPE html><html><title>Error 404 (Not Found)!!1</title>
 
 @dataclass(frozen=True)
 class Request:
-    """A request that came: where to, and for which bytes."""
+    """A request that the server received: host, path and range of bytes."""
 
     host: str
     path: str
@@ -65,18 +65,17 @@ class Request:
 
 
 @dataclass
-class Drive:
-    """The server: what it plays for each path or Drive id, and what it was asked.
+class FakeDrive:
+    """The server's answers by path or Drive id, and the requests that it received.
 
     Attributes:
-        environment: The variables that lead a process here.
-        plays: Google Drive id, or path of another host, to what is played, once for each request; the last
-            scene is played again.
-        requests: What was asked, in order.
+        environment: The variables that send a process's connections to the server.
+        answers: Google Drive id, or path of another host, to the answers, one a request; the last one repeats.
+        requests: The requests, in order.
     """
 
     environment: dict[str, str]
-    plays: dict[str, list[Scene]] = field(default_factory=dict)
+    answers: dict[str, list[Answer]] = field(default_factory=dict)
     requests: list[Request] = field(default_factory=list)
 
     def ranges(self, host: str = "drive.google.com") -> list[str | None]:
@@ -84,10 +83,10 @@ class Drive:
 
 
 class Handler(BaseHTTPRequestHandler):
-    """One connection: CONNECT makes it that of the host asked for, TLS included."""
+    """One connection; CONNECT turns it into a TLS connection to the host that it names."""
 
     protocol_version = "HTTP/1.1"
-    drive: Drive
+    drive: FakeDrive
     context: ssl.SSLContext
     host = ""
 
@@ -105,10 +104,10 @@ class Handler(BaseHTTPRequestHandler):
         identity = parse_qs(url.query).get("id", [url.path])[0]
         host = self.host or url.hostname or ""
         self.drive.requests.append(Request(host, url.path, self.headers["Range"]))
-        scenes = self.drive.plays[identity]
-        scene = scenes.pop(0) if len(scenes) > 1 else scenes[0]
-        with suppress(ConnectionError, ssl.SSLError):  # a client that has had enough
-            scene(self)
+        answers = self.drive.answers[identity]
+        answer = answers.pop(0) if len(answers) > 1 else answers[0]
+        with suppress(ConnectionError, ssl.SSLError):  # the client has hung up
+            answer(self)
 
     def finish(self) -> None:
         super().finish()
@@ -125,7 +124,7 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
-Scene = Callable[[Handler], None]
+Answer = Callable[[Handler], None]
 _ATTACHMENT = {
     "Content_Type": "application/octet-stream",
     "Content_Disposition": 'attachment; filename="model.zip"',
@@ -133,23 +132,23 @@ _ATTACHMENT = {
 }
 
 
-def page(text: str, status: int = 200) -> Scene:
+def page(text: str, status: int = 200) -> Answer:
     """A web page."""
     return lambda handler: handler.answer(text.encode(), status, Content_Type="text/html; charset=utf-8")
 
 
 def scan_page(handler: Handler) -> None:
-    """The page that large files have, whose form leads to the other host; the file is to be played next."""
+    """The virus scan page of a large file, whose form leads to the other host; the file is the next answer."""
     _scan_page(handler, "https://drive.usercontent.google.com/download")
 
 
 def scan_page_that_leads_nowhere(handler: Handler) -> None:
-    """The same, whose form leads to itself."""
+    """A virus scan page whose form leads to itself."""
     _scan_page(handler, "https://drive.google.com/uc")
 
 
 def scan_page_without_form(handler: Handler) -> None:
-    """The same, with a button that only a script answers to."""
+    """A virus scan page whose button works by a script only."""
     page(SCAN_PAGE.format(id="x", form="<button>Download anyway</button>"))(handler)
 
 
@@ -160,47 +159,47 @@ def _scan_page(handler: Handler, action: str) -> None:
 
 
 def sign_in(handler: Handler) -> None:
-    """What a file has that is not shared: a way to Google's own sign-in page."""
+    """The answer for a file that is not shared: a redirection to Google's sign-in page."""
     handler.answer(b"", 302, Location="https://accounts.google.com/ServiceLogin", Content_Type="text/html")
 
 
-def file(data: bytes) -> Scene:
-    """A file; a part of it where a part is asked for."""
+def file(data: bytes) -> Answer:
+    """A file, or the part of it that the request asks for."""
     return broken_file(data, None)
 
 
-def broken_file(data: bytes, until: int | None) -> Scene:
-    """A file announced with its true length, whose connection closes after `until` bytes of it."""
+def broken_file(data: bytes, until: int | None) -> Answer:
+    """A file announced with its true length; the connection closes after `until` bytes of it."""
 
-    def scene(handler: Handler) -> None:
-        wanted = re.fullmatch(r"bytes=(\d+)-", handler.headers["Range"] or "")
-        start = int(wanted[1]) if wanted else 0
+    def send(handler: Handler) -> None:
+        requested = re.fullmatch(r"bytes=(\d+)-", handler.headers["Range"] or "")
+        start = int(requested[1]) if requested else 0
         headers = dict(_ATTACHMENT, Content_Length=str(len(data) - start))
-        if wanted:
+        if requested:
             headers["Content_Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
         handler.close_connection = until is not None
-        handler.answer(data[start:until], 206 if wanted else 200, **headers)
+        handler.answer(data[start:until], 206 if requested else 200, **headers)
 
-    return scene
+    return send
 
 
-def whole_file_only(data: bytes) -> Scene:
-    """A file of a server that knows of no parts."""
+def whole_file_only(data: bytes) -> Answer:
+    """A file of a server that does not serve parts."""
     return lambda handler: handler.answer(data, **_ATTACHMENT)
 
 
-def file_without_length(data: bytes) -> Scene:
-    """A file whose end is the end of the connection."""
+def file_without_length(data: bytes) -> Answer:
+    """A file without a stated length, which ends with the connection."""
 
-    def scene(handler: Handler) -> None:
+    def send(handler: Handler) -> None:
         _begin_without_length(handler)
         handler.wfile.write(data)
 
-    return scene
+    return send
 
 
 def endless(handler: Handler) -> None:
-    """Bytes, until the client hangs up."""
+    """Bytes without end, until the client hangs up."""
     _begin_without_length(handler)
     while True:
         handler.wfile.write(bytes(1 << 16))
@@ -215,10 +214,10 @@ def _begin_without_length(handler: Handler) -> None:
     handler.end_headers()
 
 
-def held_file(data: bytes, until: int, release: threading.Event) -> Scene:
-    """A file that stops after `until` bytes and goes on when it is released."""
+def held_file(data: bytes, until: int, release: threading.Event) -> Answer:
+    """A file that stops after `until` bytes and continues when `release` is set."""
 
-    def scene(handler: Handler) -> None:
+    def send(handler: Handler) -> None:
         handler.send_response(200)
         for name, value in dict(_ATTACHMENT, Content_Length=str(len(data))).items():
             handler.send_header(name.replace("_", "-"), value)
@@ -227,12 +226,12 @@ def held_file(data: bytes, until: int, release: threading.Event) -> Scene:
         release.wait(60)
         handler.wfile.write(data[until:])
 
-    return scene
+    return send
 
 
 @contextmanager
-def playing(folder: Path) -> Iterator[Drive]:
-    """Run the server; `folder` is for its certificate."""
+def running_server(folder: Path) -> Iterator[FakeDrive]:
+    """Run the server, with its certificate in `folder`."""
     authority = trustme.CA()
     bundle = folder / "authority.pem"
     authority.cert_pem.write_to_path(str(bundle))
@@ -240,8 +239,8 @@ def playing(folder: Path) -> Iterator[Drive]:
     authority.issue_cert(*HOSTS).configure_cert(context)
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         address = f"http://127.0.0.1:{server.server_port}"
-        drive = Drive({**proxy_environment(address), "REQUESTS_CA_BUNDLE": str(bundle)})
-        server.RequestHandlerClass = type("PlayingHandler", (Handler,), {"drive": drive, "context": context})
+        drive = FakeDrive({**proxy_environment(address), "REQUESTS_CA_BUNDLE": str(bundle)})
+        server.RequestHandlerClass = type("ServerHandler", (Handler,), {"drive": drive, "context": context})
         server.daemon_threads = True
         threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
         yield drive
@@ -249,6 +248,6 @@ def playing(folder: Path) -> Iterator[Drive]:
 
 
 def proxy_environment(address: str) -> dict[str, str]:
-    """The variables by which requests goes through a proxy; the small ones come first, so both are set."""
+    """The variables that send the package requests through a proxy; it reads both spellings."""
     names = ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy")
     return {**dict.fromkeys(names, address), "NO_PROXY": "", "no_proxy": ""}
