@@ -31,7 +31,7 @@ from checks.audit.port_layers import (
 from checks.audit.result import Status, TensorResult
 from checks.core.activations import short_name
 from checks.core.metrics import ulp_distance, ulp_histogram
-from checks.diagnosis.layer_arithmetic import KEYS
+from checks.core.network import KEYS
 from checks.diagnosis.tensor_causes import Others, explain
 from converter.casting import FLOAT32, HALVES
 from converter.convert_file import same_bits

@@ -9,12 +9,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from checks.core.network import AVERAGE_POOL, BOTTLENECK, EMBEDDINGS, LOGITS, MAX_POOL, short_name
 from converter.layer_map import BLOCKS, CONVOLUTIONS, NETWORK_SCOPE
 from reference import InceptionResnetV1
 
-BOTTLENECK = f"{NETWORK_SCOPE}/Bottleneck"
-EMBEDDINGS = "embeddings"
-LOGITS = "Logits"
+__all__ = [
+    "BOTTLENECK",
+    "EMBEDDINGS",
+    "LAYERS",
+    "LOGITS",
+    "STAGES",
+    "activation_names",
+    "run_pytorch",
+    "short_name",
+]
 
 
 def _stage_modules() -> dict[str, str]:
@@ -26,8 +34,8 @@ def _stage_modules() -> dict[str, str]:
         for layer in layers:
             stages[f"{NETWORK_SCOPE}/{layer.scope}"] = layer.module
             if layer.module == "conv2d_2b":
-                stages[f"{NETWORK_SCOPE}/MaxPool_3a_3x3"] = "maxpool_3a"
-    stages[f"{NETWORK_SCOPE}/Logits/AvgPool_1a_8x8"] = "avgpool_1a"
+                stages[MAX_POOL] = "maxpool_3a"
+    stages[AVERAGE_POOL] = "avgpool_1a"
     stages[BOTTLENECK] = "last_bn"
     return stages
 
@@ -106,8 +114,3 @@ def run_pytorch(
         ).numpy()
         for activation in activations
     }
-
-
-def short_name(activation: str) -> str:
-    """An activation's name without the network's scope."""
-    return activation.removeprefix(f"{NETWORK_SCOPE}/")

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from checks.core.network import NetworkLayer
 from checks.diagnosis.causes import Cause
-from checks.diagnosis.layer_arithmetic import Layer
 
 
 class Candidate(NamedTuple):
@@ -54,6 +54,6 @@ def other_activations(output: Tensor, right: str) -> Iterator[Candidate]:
             )
 
 
-def activated(layer: Layer) -> Callable[[Tensor], Tensor]:
+def activated(layer: NetworkLayer) -> Callable[[Tensor], Tensor]:
     """The ending that a layer should have."""
     return F.relu if layer.relu else lambda x: x

@@ -13,18 +13,10 @@ from torch import Tensor
 
 from checks.core import thresholds
 from checks.core.activations import short_name
+from checks.core.network import EPSILON, NETWORK, LayerKind, NetworkLayer
 from checks.diagnosis import input_causes, module_causes, tensor_causes
 from checks.diagnosis.causes import Cause
-from checks.diagnosis.layer_arithmetic import (
-    EPSILON,
-    NETWORK,
-    Kind,
-    Layer,
-    concatenated,
-    distance,
-    layer_input,
-    run_weights,
-)
+from checks.diagnosis.layer_arithmetic import concatenated, distance, layer_input, run_weights
 from checks.diagnosis.run_layers import Isolated, isolate, to_torch
 from checks.diagnosis.tensor_causes import Others, same
 from checks.diagnosis.weight_candidates import explain_without_source
@@ -178,12 +170,14 @@ class _Search:
                 continue
             yield from self._explained(layer, wanted, found, gap)
 
-    def _silent(self, layer: Layer, gap: float) -> Iterator[Finding]:
+    def _silent(self, layer: NetworkLayer, gap: float) -> Iterator[Finding]:
         """Tensors that differ from the source's where it does not show."""
         if self._source is not None:
             yield from self._against_source(layer, gap, "the layer agrees all the same")
 
-    def _explained(self, layer: Layer, wanted: Tensor, found: Tensor | str, gap: float) -> Iterator[Finding]:
+    def _explained(
+        self, layer: NetworkLayer, wanted: Tensor, found: Tensor | str, gap: float
+    ) -> Iterator[Finding]:
         expected = layer_input(layer, self._images, self._reference)
         tensors = {role: self._state[key] for role, key in layer.keys.items() if key in self._state}
         got, wiring = self._input(layer, expected)
@@ -202,16 +196,16 @@ class _Search:
         yield from reasons
 
     def _input(
-        self, layer: Layer, expected: tuple[Tensor, ...]
+        self, layer: NetworkLayer, expected: tuple[Tensor, ...]
     ) -> tuple[tuple[Tensor, ...], tuple[Cause | None, str] | None]:
         """What the port gave a layer, and what is wrong with that."""
         seen = self._isolated.inputs.get(layer.activation)
         if seen is None:
             return expected, None
         seen = seen.double()
-        if layer.kind is Kind.RESIDUAL:
+        if layer.kind is LayerKind.RESIDUAL:
             own, got = expected[:1], (seen, *expected[1:])
-        elif layer.kind is Kind.REDUCTION:
+        elif layer.kind is LayerKind.REDUCTION:
             own, got = expected[-1:], (*expected[:-1], seen)
         else:
             own, got = expected, (seen,)
@@ -226,7 +220,7 @@ class _Search:
         return got, explained or (None, f"its input is {gap:.1e} away from what it should be")
 
     def _wrong_tensors(
-        self, layer: Layer, x: Tensor, wanted: Tensor, tensors: Mapping[str, Tensor], gap: float
+        self, layer: NetworkLayer, x: Tensor, wanted: Tensor, tensors: Mapping[str, Tensor], gap: float
     ) -> list[Finding]:
         if self._source is not None and (found := list(self._against_source(layer, gap, ""))):
             right = {role: _exact(self._source[key]) for role, key in layer.keys.items()}
@@ -264,7 +258,7 @@ class _Search:
         }
         return [Finding(layer.activation, gap, correction.cause, words, repair, in_weights=True)]
 
-    def _against_source(self, layer: Layer, gap: float, ending: str) -> Iterator[Finding]:
+    def _against_source(self, layer: NetworkLayer, gap: float, ending: str) -> Iterator[Finding]:
         """The tensors of a layer that are not the source's, those with the same cause together."""
         assert self._source is not None  # both callers see to it
         others = Others(self._source, self._averages)
@@ -290,7 +284,7 @@ class _Search:
 
     def _without(
         self,
-        layer: Layer,
+        layer: NetworkLayer,
         got: tuple[Tensor, ...],
         tensors: Mapping[str, Tensor],
         found: Tensor | str,
@@ -314,7 +308,7 @@ class _Search:
 
     def _wrong_module(
         self,
-        layer: Layer,
+        layer: NetworkLayer,
         got: tuple[Tensor, ...],
         tensors: Mapping[str, Tensor],
         found: Tensor | str,

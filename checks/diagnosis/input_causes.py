@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from checks.core.activations import short_name
+from checks.core.network import LayerKind, NetworkLayer
 from checks.diagnosis.causes import Cause
-from checks.diagnosis.layer_arithmetic import Kind, Layer, concatenated, distance, normalise
+from checks.diagnosis.layer_arithmetic import concatenated, distance, normalise
 from checks.diagnosis.tensor_causes import Explanation
 
 _ROUNDED = 1e-6  # relative L2; the same formula in float32, in another order, lies well within
@@ -171,26 +172,26 @@ def _fit(images: Tensor, given: Tensor) -> Explanation | None:
 
 
 def explain_wiring(
-    layer: Layer, got: Tensor, expected: tuple[Tensor, ...], reference: Mapping[str, Tensor]
+    layer: NetworkLayer, got: Tensor, expected: tuple[Tensor, ...], reference: Mapping[str, Tensor]
 ) -> Explanation | None:
     """Say what another layer than the first is given instead of what the layers before it made, or None.
 
     Args:
         layer: The layer as it should be.
         got: What the port gave it.
-        expected: What it should get, as `Layer.inputs` orders it.
+        expected: What it should get, as `NetworkLayer.inputs` orders it.
         reference: Every activation.
     """
     whole = concatenated(expected)
     if got.numel() != whole.numel():
         return None
     whole = whole.reshape(got.shape)
-    if layer.kind is Kind.PROJECTION:
+    if layer.kind is LayerKind.PROJECTION:
         for order in itertools.permutations(range(len(expected))):
             if torch.equal(torch.cat([expected[number] for number in order], dim=1), got):
                 order_words = ", ".join(map(str, order))
                 return Cause.BRANCH_ORDER, f"its branches are concatenated in the order {order_words}"
-    if layer.kind is Kind.LOGITS:
+    if layer.kind is LayerKind.LOGITS:
         for words, other in (
             ("the embedding after L2 normalisation", normalise(whole)),
             ("what a ReLU leaves of the embedding", F.relu(whole)),
@@ -208,7 +209,9 @@ def explain_wiring(
             return Cause.DROPOUT, f"{share:.0%} of its input is dropped, the rest multiplied by {factor:.4g}"
     for name, activation in reference.items():
         if activation.shape == got.shape and distance(activation, got) <= _EXACT:
-            if layer.kind is Kind.LOGITS:
+            if layer.kind is LayerKind.LOGITS:
                 return Cause.CLASSIFIER_INPUT, f"it is given the output of {short_name(name)}"
             return None
-    return (Cause.CLASSIFIER_INPUT, "it is not given the embedding") if layer.kind is Kind.LOGITS else None
+    return (
+        (Cause.CLASSIFIER_INPUT, "it is not given the embedding") if layer.kind is LayerKind.LOGITS else None
+    )

@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from checks.core.network import EPSILON, NetworkLayer
 from checks.diagnosis.causes import Cause
 from checks.diagnosis.channel_fit import ROUNDED, Fit, fit_bias
-from checks.diagnosis.layer_arithmetic import EPSILON, Layer
 from checks.diagnosis.tensor_causes import FRESH, is_fresh
 
 _FEW_CHANNELS = 0.1  # share of a layer's channels that single values can spoil
@@ -33,7 +33,7 @@ class Correction(NamedTuple):
 
 
 def lost_values(
-    layer: Layer, tensors: Mapping[str, Tensor], linear: Tensor, wanted: Tensor, fit: Fit
+    layer: NetworkLayer, tensors: Mapping[str, Tensor], linear: Tensor, wanted: Tensor, fit: Fit
 ) -> Correction | None:
     """What the tensors look like, where the right values cannot be had from them."""
     bad = ~fit.good

@@ -12,12 +12,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from checks.core import thresholds
+from checks.core.network import EPSILON, LayerKind, NetworkLayer
 from checks.diagnosis.candidates import Candidate, activated, other_activations
 from checks.diagnosis.causes import Cause
 from checks.diagnosis.layer_arithmetic import (
-    EPSILON,
-    Kind,
-    Layer,
     Tensors,
     batch_norm,
     concatenated,
@@ -28,6 +26,7 @@ from checks.diagnosis.layer_arithmetic import (
     per_channel,
     residual,
     run_weights,
+    zeros_around,
 )
 from checks.diagnosis.stage_causes import averages, normalisations, poolings, reductions, residuals
 
@@ -38,7 +37,7 @@ _MODES = ("reflect", "replicate", "circular")
 
 
 def explain(
-    layer: Layer,
+    layer: NetworkLayer,
     inputs: tuple[Tensor, ...],
     tensors: Tensors,
     found: Tensor | str,
@@ -49,13 +48,13 @@ def explain(
 
     Args:
         layer: The layer as it should be.
-        inputs: What the port gave it, as `Layer.inputs` orders it.
+        inputs: What the port gave it, as `NetworkLayer.inputs` orders it.
         tensors: The port's tensors of this layer.
         found: What it made of them, or in words why it made nothing.
         pool: What the pool of a reduction made, where that was seen.
     """
     if isinstance(found, str):
-        if layer.kind is Kind.REDUCTION and pool is not None:
+        if layer.kind is LayerKind.REDUCTION and pool is not None:
             found = pool
             return _first(poolings(inputs[-1], found.shape), found)
         if "more than 1 value per channel" in found:  # torch.nn.functional.batch_norm on a single row
@@ -74,27 +73,27 @@ def _first(candidates: Iterator[Candidate], found: Tensor) -> Candidate | None:
 
 
 def _candidates(
-    layer: Layer, inputs: tuple[Tensor, ...], tensors: Tensors, found: Tensor
+    layer: NetworkLayer, inputs: tuple[Tensor, ...], tensors: Tensors, found: Tensor
 ) -> Iterator[Candidate]:
     match layer.kind:
-        case Kind.UNIT | Kind.BOTTLENECK:
+        case LayerKind.UNIT | LayerKind.BOTTLENECK:
             yield from _units(layer, concatenated(inputs), tensors, found)
-        case Kind.PROJECTION | Kind.LOGITS:
+        case LayerKind.PROJECTION | LayerKind.LOGITS:
             yield from _biased(layer, concatenated(inputs), tensors)
-        case Kind.RESIDUAL:
+        case LayerKind.RESIDUAL:
             yield from residuals(layer, inputs[0], inputs[1], found)
-        case Kind.REDUCTION:
+        case LayerKind.REDUCTION:
             yield from reductions(inputs, found)
-        case Kind.MAX_POOL:
+        case LayerKind.MAX_POOL:
             yield from poolings(inputs[0], found.shape)
-        case Kind.AVERAGE_POOL:
+        case LayerKind.AVERAGE_POOL:
             yield from averages(inputs[0])
             yield from poolings(inputs[0], found.shape)
-        case Kind.EMBEDDINGS:
+        case LayerKind.EMBEDDINGS:
             yield from normalisations(inputs[0], found)
 
 
-def _units(layer: Layer, x: Tensor, tensors: Tensors, found: Tensor) -> Iterator[Candidate]:
+def _units(layer: NetworkLayer, x: Tensor, tensors: Tensors, found: Tensor) -> Iterator[Candidate]:
     """What convolution, BatchNorm and ReLU become when one of them is another."""
     linear = linear_part(layer, x, tensors["weight"])
     activate = activated(layer)
@@ -102,7 +101,7 @@ def _units(layer: Layer, x: Tensor, tensors: Tensors, found: Tensor) -> Iterator
         yield from _batch_norms(linear, tensors, activate, found)
         yield from other_activations(batch_norm(linear, tensors), "a ReLU" if layer.relu else "no ReLU")
         yield from _orders(linear, tensors)
-    if layer.kind is Kind.UNIT:
+    if layer.kind is LayerKind.UNIT:
         yield from _kernels(layer, x, tensors)
         yield from _paddings(layer, x, tensors, found)
 
@@ -192,7 +191,7 @@ def _orders(linear: Tensor, tensors: Tensors) -> Iterator[Candidate]:
     yield Candidate(Cause.RELU_ORDER, "a ReLU comes before BatchNorm as well", lambda: F.relu(before))
 
 
-def _kernels(layer: Layer, x: Tensor, tensors: Tensors) -> Iterator[Candidate]:
+def _kernels(layer: NetworkLayer, x: Tensor, tensors: Tensors) -> Iterator[Candidate]:
     """The kernel taken in another way than it stands in the tensor."""
     weight = tensors["weight"]
     for cause, words, other in (
@@ -204,7 +203,7 @@ def _kernels(layer: Layer, x: Tensor, tensors: Tensors) -> Iterator[Candidate]:
             yield Candidate(cause, words, partial(run_weights, layer, x, turned))
 
 
-def _paddings(layer: Layer, x: Tensor, tensors: Tensors, found: Tensor) -> Iterator[Candidate]:
+def _paddings(layer: NetworkLayer, x: Tensor, tensors: Tensors, found: Tensor) -> Iterator[Candidate]:
     """Another padding that gives the same shape: where the zeros are, or that they are none."""
     weight = tensors["weight"]
     stride = layer.stride
@@ -223,7 +222,7 @@ def _paddings(layer: Layer, x: Tensor, tensors: Tensors, found: Tensor) -> Itera
 
         return output
 
-    right = layer.padding(weight)
+    right = zeros_around(layer, weight)
     across = widths(x.shape[3], weight.shape[3], found.shape[3])
     down = widths(x.shape[2], weight.shape[2], found.shape[2])
     for top, left in itertools.product(down, across):
@@ -240,9 +239,9 @@ def _sides(padding: tuple[int, int, int, int]) -> str:
     return ", ".join(map(str, padding))
 
 
-def _biased(layer: Layer, x: Tensor, tensors: Tensors) -> Iterator[Candidate]:
+def _biased(layer: NetworkLayer, x: Tensor, tensors: Tensors) -> Iterator[Candidate]:
     output = run_weights(layer, x, tensors)
-    if layer.kind is Kind.LOGITS:
+    if layer.kind is LayerKind.LOGITS:
         for words, other in (
             ("the embedding after L2 normalisation", normalise(x)),
             ("what a ReLU leaves of the embedding", F.relu(x)),
@@ -259,18 +258,18 @@ def _biased(layer: Layer, x: Tensor, tensors: Tensors) -> Iterator[Candidate]:
     yield Candidate(Cause.UNLOADED, "its biases are added twice", lambda: twice)
 
 
-def right_output(layer: Layer, inputs: tuple[Tensor, ...], tensors: Tensors) -> Tensor:
+def right_output(layer: NetworkLayer, inputs: tuple[Tensor, ...], tensors: Tensors) -> Tensor:
     """What a layer should make of its inputs and its own tensors."""
     match layer.kind:
-        case Kind.RESIDUAL:
+        case LayerKind.RESIDUAL:
             return residual(layer, *inputs)
-        case Kind.REDUCTION:
+        case LayerKind.REDUCTION:
             return torch.cat([*inputs[:-1], F.max_pool2d(inputs[-1], 3, 2)], dim=1)
-        case Kind.MAX_POOL:
+        case LayerKind.MAX_POOL:
             return F.max_pool2d(inputs[0], 3, 2)
-        case Kind.AVERAGE_POOL:
+        case LayerKind.AVERAGE_POOL:
             return inputs[0].mean((2, 3), keepdim=True)
-        case Kind.EMBEDDINGS:
+        case LayerKind.EMBEDDINGS:
             return normalise(inputs[0])
         case _:
             return run_weights(layer, concatenated(inputs), tensors)

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from checks.core.network import NORM_FLOOR, NetworkLayer
 from checks.diagnosis.candidates import ACTIVATIONS, Candidate, activated, other_activations
 from checks.diagnosis.causes import Cause
-from checks.diagnosis.layer_arithmetic import NORM_FLOOR, Layer, normalise
+from checks.diagnosis.layer_arithmetic import normalise
 
 
-def residuals(layer: Layer, shortcut: Tensor, update: Tensor, found: Tensor) -> Iterator[Candidate]:
+def residuals(layer: NetworkLayer, shortcut: Tensor, update: Tensor, found: Tensor) -> Iterator[Candidate]:
     """The sum at the end of a residual block: other endings, and other factors, fitted."""
     if found.shape != shortcut.shape:
         return

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from checks.core.activations import short_name
 from checks.core.metrics import ulp_distance
+from checks.core.network import KEYS, NETWORK, STATISTICS, LayerKind
 from checks.diagnosis.causes import Cause
-from checks.diagnosis.layer_arithmetic import KEYS, NETWORK, STATISTICS, Kind
 from converter.layer_map import CONVOLUTIONS
 
 Array = NDArray[Any]
@@ -230,7 +230,7 @@ _WIDTHS = {layer.scope: layer.outputs for layer in CONVOLUTIONS}
 def branch_sizes(key: str) -> tuple[int, ...]:
     """Channels of each branch that a projection takes; empty where the key is of another layer."""
     layer = NETWORK[KEYS[key]]
-    if layer.kind is not Kind.PROJECTION:
+    if layer.kind is not LayerKind.PROJECTION:
         return ()
     return tuple(_WIDTHS[activation] for activation in layer.inputs if activation is not None)
 

@@ -11,26 +11,16 @@ from torch import Tensor
 
 from checks.core import thresholds
 from checks.core.activations import short_name
+from checks.core.network import EPSILON, KEYS, NETWORK, STATISTICS, NetworkLayer
 from checks.diagnosis.causes import Cause
 from checks.diagnosis.channel_fit import ROUNDED, fit_channels, match_channels
-from checks.diagnosis.layer_arithmetic import (
-    EPSILON,
-    KEYS,
-    NETWORK,
-    STATISTICS,
-    Layer,
-    distance,
-    finish,
-    linear_part,
-    per_channel,
-    run_weights,
-)
+from checks.diagnosis.layer_arithmetic import distance, finish, linear_part, per_channel, run_weights
 from checks.diagnosis.lost_values import Correction, lost_values
 from checks.diagnosis.tensor_causes import branch_sizes, layout_variants, undo_layout
 
 
 def explain_without_source(
-    layer: Layer,
+    layer: NetworkLayer,
     x: Tensor,
     wanted: Tensor,
     tensors: Mapping[str, Tensor],
@@ -80,7 +70,7 @@ def explain_without_source(
 
 
 def _corrections(
-    layer: Layer,
+    layer: NetworkLayer,
     tensors: Mapping[str, Tensor],
     shapes: Mapping[str, tuple[int, ...]],
     state: Mapping[str, Tensor],
@@ -99,7 +89,7 @@ def _corrections(
 
 
 def _averaged(
-    layer: Layer, tensors: Mapping[str, Tensor], averages: Mapping[str, Tensor]
+    layer: NetworkLayer, tensors: Mapping[str, Tensor], averages: Mapping[str, Tensor]
 ) -> Correction | None:
     """Whether tensors are the averages; the variables that belong there are then not at hand."""
     taken = [
@@ -115,7 +105,7 @@ def _averaged(
 
 
 def _permuted(
-    layer: Layer, tensors: Mapping[str, Tensor], linear: Tensor, wanted: Tensor
+    layer: NetworkLayer, tensors: Mapping[str, Tensor], linear: Tensor, wanted: Tensor
 ) -> Correction | None:
     """Whether the kernel's output channels, or those of all tensors, are in another order."""
     run = finish(layer, linear, tensors)
@@ -143,7 +133,7 @@ Limited = tuple[Correction, float]
 """A correction and the distance within which the layer has to agree with it."""
 
 
-def _exchanged(layer: Layer, tensors: Mapping[str, Tensor]) -> Iterator[Limited]:
+def _exchanged(layer: NetworkLayer, tensors: Mapping[str, Tensor]) -> Iterator[Limited]:
     """BatchNorm's tensors among themselves, their roots and squares, and a scale of one."""
     if "gamma" not in tensors:
         return
@@ -172,7 +162,7 @@ def _exchanged(layer: Layer, tensors: Mapping[str, Tensor]) -> Iterator[Limited]
 
 
 def _vectors_elsewhere(
-    layer: Layer,
+    layer: NetworkLayer,
     tensors: Mapping[str, Tensor],
     state: Mapping[str, Tensor],
     averages: Mapping[str, Tensor],
@@ -200,7 +190,7 @@ def _layouts(weight: Tensor, shape: tuple[int, ...]) -> Iterator[Correction]:
             yield Correction(cause, f"the kernel {words}", {"weight": torch.from_numpy(right)})
 
 
-def _branches(layer: Layer, weight: Tensor) -> Iterator[Correction]:
+def _branches(layer: NetworkLayer, weight: Tensor) -> Iterator[Correction]:
     """A projection's input channels by branches in other orders; any kernel's in reverse."""
     sizes = branch_sizes(layer.keys["weight"])
     for order in itertools.permutations(range(len(sizes))):
@@ -217,14 +207,14 @@ def _branches(layer: Layer, weight: Tensor) -> Iterator[Correction]:
         yield Correction(Cause.PERMUTED, words, {"weight": weight.flip(axis)})
 
 
-def _averages(layer: Layer, averages: Mapping[str, Tensor]) -> Iterator[Correction]:
+def _averages(layer: NetworkLayer, averages: Mapping[str, Tensor]) -> Iterator[Correction]:
     taken = {role: averages[key] for role, key in layer.keys.items() if key in averages}
     if taken:
         words = f"{', '.join(taken)} are the moving averages where the variables belong, or the reverse"
         yield Correction(Cause.AVERAGES, words, taken)
 
 
-def _averaged_kernel(layer: Layer, averages: Mapping[str, Tensor]) -> Iterator[Correction]:
+def _averaged_kernel(layer: NetworkLayer, averages: Mapping[str, Tensor]) -> Iterator[Correction]:
     key = layer.keys["weight"]
     if key in averages:
         words = "the kernel is the moving average where the variable belongs, or the reverse"
@@ -232,7 +222,7 @@ def _averaged_kernel(layer: Layer, averages: Mapping[str, Tensor]) -> Iterator[C
 
 
 def _kernels_elsewhere(
-    layer: Layer, tensors: Mapping[str, Tensor], state: Mapping[str, Tensor]
+    layer: NetworkLayer, tensors: Mapping[str, Tensor], state: Mapping[str, Tensor]
 ) -> Iterator[Correction]:
     for other in _alike(layer, tensors["weight"], state):
         key = other.keys["weight"]
@@ -240,14 +230,14 @@ def _kernels_elsewhere(
         yield Correction(Cause.OTHER_TENSOR, words, {"weight": state[key]})
 
 
-def _units_elsewhere(layer: Layer, state: Mapping[str, Tensor]) -> Iterator[Correction]:
+def _units_elsewhere(layer: NetworkLayer, state: Mapping[str, Tensor]) -> Iterator[Correction]:
     for other in _alike(layer, state[layer.keys["weight"]], state):
         taken = {role: state[key] for role, key in other.keys.items()}
         words = f"all its tensors are those of another layer: those of {short_name(other.activation)} fit"
         yield Correction(Cause.OTHER_TENSOR, words, taken)
 
 
-def _alike(layer: Layer, weight: Tensor, state: Mapping[str, Tensor]) -> Iterator[Layer]:
+def _alike(layer: NetworkLayer, weight: Tensor, state: Mapping[str, Tensor]) -> Iterator[NetworkLayer]:
     for other in NETWORK.values():
         if other.kind is not layer.kind or other.activation == layer.activation:
             continue
