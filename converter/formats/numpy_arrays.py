@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 
 from converter.errors import SourceError
 from converter.formats.limits import MAX_RANK, MAX_TENSORS, check_claims, read_whole
-from converter.formats.pickle_opcodes import (
+from converter.formats.safe_pickle import (
     Global,
-    PickleDamageError,
-    PickleDemandError,
-    PickleWalk,
+    DamagedPickleError,
+    ForbiddenPickleError,
+    PickleReader,
     as_kind,
     natural,
 )
@@ -88,7 +88,7 @@ class _Stored:
     order: Literal["C", "F"]
 
 
-class _NumpyPickleWalk(PickleWalk):
+class _NumpyPickleReader(PickleReader):
     def _step(self, opcode: str, argument: Any, stack: list[Any], memo: dict[int, Any]) -> None:
         if opcode in ("BINBYTES", "SHORT_BINBYTES", "SHORT_BINUNICODE"):
             stack.append(argument)
@@ -117,11 +117,11 @@ class _NumpyPickleWalk(PickleWalk):
             subtype, shape, kind = arguments
             if as_kind(Global, subtype).name == "numpy.ndarray" and (shape, _raw(kind)) in _EMPTY:
                 return _Array()
-        raise PickleDemandError(f"{name}, called otherwise than NumPy does")
+        raise ForbiddenPickleError(f"{name}, called otherwise than NumPy does")
 
     def _build(self, target: Any, state: Any) -> None:
         if not isinstance(target, _Array | _Dtype) or target.state is not None:
-            raise PickleDemandError("BUILD")
+            raise ForbiddenPickleError("BUILD")
         target.state = as_kind(tuple, state)
 
 
@@ -168,14 +168,14 @@ class NumpyPickle(TensorSource):
         file = io.BytesIO(content)
         file.seek(position)
         try:
-            made = _NumpyPickleWalk().load(file)
-        except PickleDemandError as error:
+            made = _NumpyPickleReader().load(file)
+        except ForbiddenPickleError as error:
             raise SourceError(
                 self.path,
                 "the pickle inside asks for more than arrays, or is damaged; nothing of it was run",
                 next_step=_TAKE_ANOTHER,
             ) from error
-        except PickleDamageError as error:
+        except DamagedPickleError as error:
             raise self._damaged(f"the pickle inside: {error}") from error
         if file.tell() != len(content):
             raise self._damaged(f"its pickle ends at byte {file.tell()}, and it has {len(content)}")

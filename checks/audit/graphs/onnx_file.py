@@ -14,7 +14,7 @@ from checks.audit.graphs.graph import Graph, Node, Op, Value, Window
 from converter.errors import SourceError
 from converter.formats.limits import MAX_TENSORS, check_claims, open_regular, read_whole
 from converter.formats.source import TensorInfo
-from converter.formats.tensorflow.wire_format import BYTES, Wire
+from converter.formats.tensorflow.proto_scanner import BYTES, ProtoScanner
 from converter.layouts import CONVOLUTION, FULLY_CONNECTED, Layout
 
 Array = NDArray[Any]
@@ -84,9 +84,9 @@ def _check_size(content: bytes) -> None:
     """Count nodes and initialisers before the library makes an object of each.
 
     Raises:
-        WireError: The content is no ModelProto, or has more of them than any graph that is audited.
+        ProtoError: The content is no ModelProto, or has more of them than any graph that is audited.
     """
-    wire = Wire(content, _MOST_FIELDS)
+    wire = ProtoScanner(content, _MOST_FIELDS)
     for field in wire.fields(0, len(content)):
         if field.number == _GRAPH and field.wire_type == BYTES:
             for _ in wire.fields(field.start, field.stop):

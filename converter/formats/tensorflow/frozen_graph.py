@@ -15,7 +15,7 @@ from converter.errors import SourceError
 from converter.formats.limits import MAX_RANK, check_claims, read_whole
 from converter.formats.source import Naming, TensorInfo, TensorSource
 from converter.formats.tensorflow.protos import TensorProto, numpy_dtype
-from converter.formats.tensorflow.wire_format import BYTES, Field, Wire, WireError
+from converter.formats.tensorflow.proto_scanner import BYTES, Field, ProtoScanner, ProtoError
 
 _MOST_BYTES = 2**31 - 1  # protobuf's own limit for a message
 _MOST_REPEATED_BYTES = 2**26  # for a tensor spelled as one value and a shape, which costs a file nothing
@@ -86,10 +86,10 @@ class FrozenGraph(TensorSource):
         self.path = path
         self.files = (path,)
         content = read_whole(path, _MOST_BYTES, "over 2 GiB, which no GraphDef can be")
-        self._wire: Wire | None = Wire(content, _MAX_FIELDS)
+        self._wire: ProtoScanner | None = ProtoScanner(content, _MAX_FIELDS)
         try:
             self._constants = self._frozen_variables(self._wire)
-        except WireError as error:
+        except ProtoError as error:
             raise SourceError(
                 path,
                 f"not a readable file of any known format (as a GraphDef it does not parse: {error})",
@@ -98,7 +98,7 @@ class FrozenGraph(TensorSource):
         self.info = {name: self._describe(name, constant) for name, constant in self._constants.items()}
         check_claims(path, self.info, len(content))
 
-    def _frozen_variables(self, wire: Wire) -> dict[str, _Constant]:
+    def _frozen_variables(self, wire: ProtoScanner) -> dict[str, _Constant]:
         read: set[str] = set()
         constants: dict[str, _Constant] = {}
         variables = nodes = 0
@@ -207,9 +207,9 @@ class _Constant:
 class _Node:
     """What is needed of a NodeDef: name, op, inputs, and where its attributes stand."""
 
-    def __init__(self, wire: Wire, message: Field) -> None:
+    def __init__(self, wire: ProtoScanner, message: Field) -> None:
         if message.wire_type != BYTES:
-            raise WireError(f"a node at byte {message.begin} that is no message")
+            raise ProtoError(f"a node at byte {message.begin} that is no message")
         self.name = self.op = ""
         self.inputs: list[str] = []
         self.attributes: list[Field] = []
@@ -226,7 +226,7 @@ class _Node:
                 self.attributes.append(field)
 
 
-def _find_constant(wire: Wire, node: _Node) -> _Constant:
+def _find_constant(wire: ProtoScanner, node: _Node) -> _Constant:
     """Find the tensor in the attribute `value` of a Const."""
     found = []
     for attribute in node.attributes:
@@ -234,12 +234,12 @@ def _find_constant(wire: Wire, node: _Node) -> _Constant:
         if _KEY in entry and _VALUE in entry and wire.text(entry[_KEY]) == "value":
             found.append(entry[_VALUE])
     if len(found) != 1:
-        raise WireError(
+        raise ProtoError(
             f"a Const at byte {node.attributes[0].begin if node.attributes else 0} with {len(found)} values"
         )
     kinds = list(wire.fields(found[0].start, found[0].stop))
     if [kind.number for kind in kinds] != [_TENSOR] or kinds[0].wire_type != BYTES:
-        raise WireError(f"a Const at byte {found[0].begin} whose value is no tensor")
+        raise ProtoError(f"a Const at byte {found[0].begin} whose value is no tensor")
     contents, rest = [], bytearray()
     for field in wire.fields(kinds[0].start, kinds[0].stop):
         if field.number == _TENSOR_CONTENT and field.wire_type == BYTES:
@@ -247,6 +247,6 @@ def _find_constant(wire: Wire, node: _Node) -> _Constant:
         else:
             rest += wire.data[field.begin : field.stop]
     if len(contents) > 1 or len(rest) > _MOST_LISTED_BYTES:
-        raise WireError(f"a tensor at byte {kinds[0].begin} that is larger than it should be")
+        raise ProtoError(f"a tensor at byte {kinds[0].begin} that is larger than it should be")
     content = contents[0] if contents and contents[0].stop > contents[0].start else None
     return _Constant(content, bytes(rest))

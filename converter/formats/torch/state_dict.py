@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from converter.errors import SourceError
 from converter.formats.limits import check_claims, open_regular
-from converter.formats.pickle_opcodes import PickleDamageError, PickleDemandError
+from converter.formats.safe_pickle import DamagedPickleError, ForbiddenPickleError
 from converter.formats.source import Naming, TensorInfo, TensorSource
-from converter.formats.torch.pickled_tensors import MAX_PICKLE_BYTES, Other, Tensor, TorchPickleWalk
-from converter.formats.torch.zip_container import read_archive
+from converter.formats.torch.check_pickle import MAX_PICKLE_BYTES, Other, Tensor, TorchPickleReader
+from converter.formats.torch.check_zip import read_archive
 
 _ZIP_MAGIC = b"PK\x03\x04"
 _COUNT_BYTES = 8
@@ -55,13 +55,13 @@ class StateDictFile(TensorSource):
                 expected = self._walk_archive(file, verify) if is_zip else self._walk_legacy(file)
         except OSError as error:
             raise SourceError(path, f"the file cannot be read ({error.strerror})") from error
-        except PickleDemandError as error:
+        except ForbiddenPickleError as error:
             raise SourceError(
                 path,
                 "the pickle inside asks for more than tensors, or is damaged; nothing of it was run",
                 next_step="Ask its author for a plain state_dict: torch.save(model.state_dict(), path)",
             ) from error
-        except PickleDamageError as error:
+        except DamagedPickleError as error:
             raise self._damaged(f"the pickle inside: {error}") from error
         self.info = {
             name: TensorInfo(np.dtype(tensor.storage.dtype), tensor.shape)
@@ -75,7 +75,7 @@ class StateDictFile(TensorSource):
         archive = read_archive(self.path, file, verify=verify)
         if archive.byte_order != b"little":
             raise self._damaged("it is not little-endian")
-        walk = TorchPickleWalk()
+        walk = TorchPickleReader()
         content = walk.load(io.BytesIO(archive.pickle))
         for key, storage in walk.storages.items():
             if archive.sizes.get(f"data/{key}") != storage.nbytes:
@@ -86,15 +86,15 @@ class StateDictFile(TensorSource):
         """Check the format before PyTorch 1.6: five pickles, and the storages one after another."""
         file.seek(0)
         head = io.BytesIO(file.read(MAX_PICKLE_BYTES))
-        walk = TorchPickleWalk()
+        walk = TorchPickleReader()
         if walk.load(head) != _LEGACY_MAGIC or walk.load(head) != _LEGACY_PROTOCOL:
-            raise PickleDamageError("none of a PyTorch file")
+            raise DamagedPickleError("none of a PyTorch file")
         system = walk.load(head)
         if not isinstance(system, dict) or system.get("little_endian") is not True:
             raise self._damaged("it is not little-endian")
         content, keys = walk.load(head), walk.load(head)
         if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
-            raise PickleDamageError("its storages are not named")
+            raise DamagedPickleError("its storages are not named")
         if len(keys) != len(walk.storages) or set(keys) != set(walk.storages):
             raise self._damaged("its storages are not those of the pickle")
         position = head.tell()

@@ -14,7 +14,7 @@ VARINT, FIXED_64, BYTES, FIXED_32 = 0, 1, 2, 5
 _MAX_VARINT_BYTES = 10
 
 
-class WireError(Exception):
+class ProtoError(Exception):
     """The bytes are not a message."""
 
 
@@ -36,7 +36,7 @@ class Field(NamedTuple):
     stop: int
 
 
-class Wire:
+class ProtoScanner:
     """A serialised message, whose fields may be walked as long as there are not too many.
 
     Args:
@@ -52,12 +52,12 @@ class Wire:
         """Walk the fields of the message that lies between two positions.
 
         Raises:
-            WireError: The bytes are no message, or there are too many fields.
+            ProtoError: The bytes are no message, or there are too many fields.
         """
         while start < stop:
             self._fields_left -= 1
             if self._fields_left < 0:
-                raise WireError("more fields than any graph has")
+                raise ProtoError("more fields than any graph has")
             begin = start
             tag, start = self._varint(start, stop)
             wire_type = tag & 7
@@ -69,9 +69,9 @@ class Wire:
             elif wire_type in (FIXED_64, FIXED_32):
                 end = start + (8 if wire_type == FIXED_64 else 4)
             else:
-                raise WireError(f"a field of wire type {wire_type} at byte {begin}")
+                raise ProtoError(f"a field of wire type {wire_type} at byte {begin}")
             if end > stop or not tag >> 3:
-                raise WireError(f"a field at byte {begin} that runs past its message")
+                raise ProtoError(f"a field at byte {begin} that runs past its message")
             yield Field(tag >> 3, wire_type, begin, start, end)
             start = end
 
@@ -79,12 +79,12 @@ class Wire:
         """The content of a field as text.
 
         Raises:
-            WireError: It is no UTF-8.
+            ProtoError: It is no UTF-8.
         """
         try:
             return self.data[field.start : field.stop].decode()
         except UnicodeDecodeError as error:
-            raise WireError(f"a name at byte {field.start} that is not UTF-8") from error
+            raise ProtoError(f"a name at byte {field.start} that is not UTF-8") from error
 
     def _varint(self, position: int, stop: int) -> tuple[int, int]:
         data = self.data
@@ -97,4 +97,4 @@ class Wire:
             value |= (byte & 0x7F) << 7 * count
             if byte < 0x80:
                 return value, position
-        raise WireError(f"no number at byte {position}")
+        raise ProtoError(f"no number at byte {position}")

@@ -17,11 +17,11 @@ _MAX_OPCODES = 500_000
 """Steps of all pickles of a file; 716 tensors take 25,000."""
 
 
-class PickleDamageError(Exception):
+class DamagedPickleError(Exception):
     """The pickle is damaged, or is none that the format's own library writes."""
 
 
-class PickleDemandError(Exception):
+class ForbiddenPickleError(Exception):
     """The pickle asks for code or for objects that no weights need."""
 
 
@@ -36,7 +36,7 @@ _MARK = object()
 _T = TypeVar("_T")
 
 
-class PickleWalk(ABC):
+class PickleReader(ABC):
     """Walks the pickles of one file."""
 
     def __init__(self) -> None:
@@ -52,8 +52,8 @@ class PickleWalk(ABC):
             What it makes: dicts, lists, tuples, texts, numbers and the stand-ins of the format.
 
         Raises:
-            PickleDamageError: It is damaged, or larger than any of a network.
-            PickleDemandError: It asks for something that is not the format's, or to change what it made.
+            DamagedPickleError: It is damaged, or larger than any of a network.
+            ForbiddenPickleError: It asks for something that is not the format's, or to change what it made.
         """
         stack: list[Any] = []
         memo: dict[int, Any] = {}
@@ -61,14 +61,14 @@ class PickleWalk(ABC):
             for opcode, argument, _ in pickletools.genops(file):
                 self._opcodes += 1
                 if self._opcodes > _MAX_OPCODES:
-                    raise PickleDamageError("larger than any of a network")
+                    raise DamagedPickleError("larger than any of a network")
                 if opcode.name == "STOP":
                     (result,) = stack
                     return result
                 self._step(opcode.name, argument, stack, memo)
         except (ValueError, IndexError, KeyError, TypeError, AttributeError) as error:
-            raise PickleDamageError("damaged") from error
-        raise PickleDamageError("cut off")
+            raise DamagedPickleError("damaged") from error
+        raise DamagedPickleError("cut off")
 
     def _step(self, opcode: str, argument: Any, stack: list[Any], memo: dict[int, Any]) -> None:
         if opcode in _CONSTANTS:
@@ -101,11 +101,11 @@ class PickleWalk(ABC):
             state = stack.pop()
             self._build(stack[-1], state)
         elif opcode not in ("PROTO", "FRAME"):
-            raise PickleDemandError(opcode)
+            raise ForbiddenPickleError(opcode)
 
     def _global(self, name: str) -> Global:
         if not self._admits(name):
-            raise PickleDemandError(name[:200])
+            raise ForbiddenPickleError(name[:200])
         return Global(name)
 
     @abstractmethod
@@ -179,12 +179,12 @@ def set_items(target: dict[Any, Any], items: Any) -> None:
     """Put pairs of key and value into a dict.
 
     Raises:
-        PickleDamageError: A key is no text and no number, or is there already.
+        DamagedPickleError: A key is no text and no number, or is there already.
     """
     for key, value in items:
         # The hash of nested tuples, shared by way of the memo, takes time exponential in their depth.
         if type(key) not in (str, int, float, bool):
-            raise PickleDamageError("a key that is no name")
+            raise DamagedPickleError("a key that is no name")
         if key in target:
-            raise PickleDamageError(f"key {str(key)[:200]!r} is there twice")
+            raise DamagedPickleError(f"key {str(key)[:200]!r} is there twice")
         target[key] = value

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from converter.errors import SourceError
 from converter.formats.limits import MAX_TENSORS
-from converter.formats.torch.pickled_tensors import MAX_PICKLE_BYTES
+from converter.formats.torch.check_pickle import MAX_PICKLE_BYTES
 
 _END = struct.Struct("<4s4H2LH")
 _END_64_LOCATOR = struct.Struct("<4sLQL")

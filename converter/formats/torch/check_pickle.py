@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from converter.formats.limits import MAX_RANK
-from converter.formats.pickle_opcodes import (
+from converter.formats.safe_pickle import (
     Global,
-    PickleDamageError,
-    PickleDemandError,
-    PickleWalk,
+    DamagedPickleError,
+    ForbiddenPickleError,
+    PickleReader,
     as_kind,
     natural,
     set_items,
@@ -80,7 +80,7 @@ class Other:
     function: str
 
 
-class TorchPickleWalk(PickleWalk):
+class TorchPickleReader(PickleReader):
     """Walks the pickles of one file.
 
     Attributes:
@@ -103,19 +103,19 @@ class TorchPickleWalk(PickleWalk):
     def _build(self, target: Any, state: Any) -> None:
         # The one object that torch.save gives attributes is an OrderedDict (`_metadata`).
         if type(as_kind(dict, state)) is not type(target):
-            raise PickleDemandError("BUILD")
+            raise ForbiddenPickleError("BUILD")
 
     def _storage(self, identity: Any) -> Storage:
         """Find a storage by what names it: kind, type, key, location, size, in the old format a view."""
         kind, storage_type, key, _, numel, *view = as_kind(tuple, identity)
         if kind != "storage" or view not in ([], [None]):
-            raise PickleDemandError("a view of a storage")
+            raise ForbiddenPickleError("a view of a storage")
         name = as_kind(Global, storage_type).name
         if name not in _DTYPES:
-            raise PickleDemandError(name[:200])
+            raise ForbiddenPickleError(name[:200])
         storage = Storage(as_kind(str, key), *_DTYPES[name], natural(numel))
         if self.storages.setdefault(storage.key, storage) != storage:
-            raise PickleDamageError("a storage has two sizes")
+            raise DamagedPickleError("a storage has two sizes")
         return storage
 
     def _call(self, name: str, arguments: tuple[Any, ...]) -> Any:
@@ -141,12 +141,12 @@ def _tensor(storage: Any, offset: Any, shape: Any, stride: Any) -> Tensor:
     shape = tuple(map(natural, as_kind(tuple, shape)))
     strides = tuple(map(natural, as_kind(tuple, stride)))
     if len(shape) > MAX_RANK or len(shape) != len(strides):
-        raise PickleDamageError("a tensor of impossible shape")
+        raise DamagedPickleError("a tensor of impossible shape")
     count = math.prod(shape)
     last = natural(offset)
     if count:
         last += sum((extent - 1) * step for extent, step in zip(shape, strides, strict=True)) + 1
     # PyTorch would make the storage larger; an expanded tensor costs a file nothing.
     if last > storage.numel or count > storage.numel:
-        raise PickleDamageError("a tensor is larger than its storage")
+        raise DamagedPickleError("a tensor is larger than its storage")
     return Tensor(storage, shape)
