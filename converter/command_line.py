@@ -79,7 +79,7 @@ def locate(arguments: argparse.Namespace, source: Path) -> Path:
         UsageError: --archive is given, and `source` is no name.
         RequirementError, SourceError: As `download.model_folder` says.
     """
-    from converter.formats.detect import locate as locate_source
+    from converter.hub.locate import locate as locate_source
 
     with ProgressBar(f"downloading {source}", quiet=arguments.quiet) as progress:
         return locate_source(source, offline=arguments.offline, archive=arguments.archive, progress=progress)

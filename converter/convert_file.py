@@ -23,6 +23,7 @@ from converter.formats.tensorflow.bundle import TensorBundle, write_tensor_bundl
 from converter.formats.tensorflow.checkpoint_state import Snapshot
 from converter.hub.catalog import BUILT_IN, BUILT_IN_BY_NAME
 from converter.hub.catalog_entry import CatalogEntry
+from converter.hub.locate import locate
 from converter.layer_map import Converted, Row
 from converter.manifest import build_manifest, describe_source, file_digest, manifest_path, tensor_digest
 from converter.plan import LeftOut, MappingError, Plan, Weights, describe, plan_conversion
@@ -163,7 +164,7 @@ def convert_file(
     """Convert a checkpoint and write the result with a manifest beside it.
 
     Args:
-        path: Anything that `open_source` takes.
+        path: Anything that `open_source` takes, or the name of a published model.
         output: The file to write, for `tensorflow` the checkpoint prefix; None takes `default_output`.
         output_format: A PyTorch state_dict, the same as safetensors, or a TensorFlow checkpoint.
         parts: Also write `-features` and `-logits`, the state_dict in two.
@@ -189,7 +190,7 @@ def convert_file(
         _check_ending(output, output_format)
     expected = _normalise_digests(sha256)
     # Hashing lets go of the interpreter: digests are made beside the conversion and collected at the end.
-    with open_source(path, step=step) as source, ThreadPoolExecutor(2) as pool:
+    with open_source(locate(path), step=step) as source, ThreadPoolExecutor(2) as pool:
         source_hashes = {file.name: pool.submit(file_digest, file) for file in source.files}
         with _naming(source.path):
             tensors = tensorflow_tensors(source)

@@ -50,6 +50,7 @@ from converter.formats.detect import open_source
 from converter.formats.source import TensorSource
 from converter.hub import catalog
 from converter.hub.cache import hub_checkpoints
+from converter.hub.locate import locate
 from converter.layer_map import LOGITS_SCOPE, Variant
 from converter.manifest import file_digest
 from converter.plan import MappingError, Weights
@@ -133,7 +134,7 @@ def audit(
     with ExitStack() as closing:
         opened = None if graph is not None else closing.enter_context(open_source(port))
         say("reading the source")
-        source = closing.enter_context(open_source(against, step=step))
+        source = closing.enter_context(open_source(locate(against), step=step))
         pair = _Audit(str(port), str(against), graph, opened, source, seed, say)
         return pair.of_mtcnn() if mtcnn.network(source) is not None else pair.of_facenet(weights)
 

@@ -31,6 +31,7 @@ from checks.core.tensorflow_side import Activations, TensorFlowSide, require_ten
 from checks.core.types import Arrays, Say
 from converter.errors import UsageError
 from converter.formats.detect import open_source
+from converter.hub.locate import locate
 from converter.plan import Plan, Weights
 
 __all__ = ["Report", "compare"]
@@ -53,8 +54,9 @@ def compare(
     """Hold a PyTorch port against a TensorFlow checkpoint.
 
     Args:
-        source: Anything that `open_source` takes; None is the built-in checkpoint, or with `activations` and
-            `state_dict` the checkpoint that the activations were stored of.
+        source: Anything that `open_source` takes, or the name of a published model; None is the built-in
+            checkpoint, or with `activations` and `state_dict` the checkpoint that the activations were stored
+            of.
         state_dict: A .pt or .safetensors file to judge; None converts the source and judges the result.
         weights: As in `plan.plan_conversion`.
         step: As in `open_source`.
@@ -90,7 +92,7 @@ def compare(
         say("looking for the built-in checkpoint")
         source = built_in_checkpoint()
     with ExitStack() as closing:
-        opened = closing.enter_context(open_source(source, step=step))
+        opened = closing.enter_context(open_source(locate(source), step=step))
         tensors, plan = plan_source(opened, weights)
         say("converting")
         arrays = load_state_dict(state_dict, opened.path, weights)

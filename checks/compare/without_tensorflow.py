@@ -25,6 +25,7 @@ from converter.convert import convert_tensors
 from converter.errors import SourceError, UsageError
 from converter.formats.detect import open_source
 from converter.formats.source import TensorSource
+from converter.hub.locate import locate
 from converter.layer_map import Variant
 from converter.manifest import tensor_digest
 from converter.plan import Plan, Weights
@@ -115,7 +116,7 @@ class StoredComparison:
 
     def _with_source(self, stored: ActivationFile, source: Path) -> Report:
         self.say("converting")
-        with open_source(source, step=self.step) as opened:
+        with open_source(locate(source), step=self.step) as opened:
             tensors, plan = plan_source(opened, self.weights)
             if _fingerprints(tensors, plan) != stored.provenance["tensors"]:
                 raise UsageError(

@@ -29,6 +29,7 @@ from checks.diagnosis.causes import Cause
 from checks.diagnosis.diagnose import diagnose
 from converter.errors import DifferenceError, UsageError
 from converter.formats.detect import open_source
+from converter.hub.locate import locate
 from converter.layer_map import Variant
 
 Progress = Callable[[int, int | None], None]
@@ -196,7 +197,8 @@ def run_controls(
     """Plant every fault at every site and see what the checks say, then judge clean ports.
 
     Args:
-        source: Anything that `open_source` takes but a state_dict; None is the built-in checkpoint.
+        source: Anything that `open_source` takes but a state_dict, or the name of a published model; None is
+            the built-in checkpoint.
         faults: What to plant.
         step: As in `open_source`.
         clean: How many clean runs: one on the inputs of the faults, in every setting, and the others in
@@ -218,7 +220,7 @@ def run_controls(
         say("looking for the built-in checkpoint")
         source = built_in_checkpoint()
     say("starting TensorFlow")
-    with open_source(source, step=step) as opened, ControlSource(opened) as checkpoint:
+    with open_source(locate(source), step=step) as opened, ControlSource(opened) as checkpoint:
         training = any(site.setting == "training" for fault in faults for site in fault.sites)
         reference = checkpoint.reference(seed, training=training, say=say)
         say("planting faults")

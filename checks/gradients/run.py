@@ -46,6 +46,7 @@ from checks.gradients.measure import (
 from converter.errors import SourceError, UsageError
 from converter.formats.detect import open_source
 from converter.formats.source import TensorSource
+from converter.hub.locate import locate
 from converter.layer_map import Converted, Variant, table
 from converter.plan import Weights
 from reference import InceptionResnetV1
@@ -100,7 +101,8 @@ def compare_training(
     """Hold training in PyTorch, from the converted checkpoint on, against training in TensorFlow.
 
     Args:
-        source: Any TensorFlow checkpoint that `open_source` takes; None is the built-in one.
+        source: Any TensorFlow checkpoint that `open_source` takes, or the name of a published model; None is
+            the built-in one.
         weights: As in `plan.plan_conversion`.
         step: As in `open_source`.
         seed: Of the batch.
@@ -119,7 +121,7 @@ def compare_training(
         say("looking for the built-in checkpoint")
         source = built_in_checkpoint()
     say("converting")
-    with open_source(source, step=step) as opened:
+    with open_source(locate(source), step=step) as opened:
         variant, tensors, model = _both_sides(opened, weights)
         say("reading the checkpoint's own graph")
         moving, origin = _moving_variances(opened)

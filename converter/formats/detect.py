@@ -1,10 +1,15 @@
-"""From a path to an open source of tensors, whatever the format: what a file is, its bytes tell."""
+"""Opening a file of any format: the format is detected from the file's contents.
+
+`_FORMATS` is the table of all formats. To add one, write a module with a `TensorSource`, a function here that
+opens it, and a row in the table.
+"""
 
 from __future__ import annotations
 
 import re
 import struct
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from converter.errors import SourceError, UsageError
@@ -17,79 +22,33 @@ from converter.formats.tensorflow.checkpoint_state import (
     find_state,
     read_latest,
 )
-from converter.hub import catalog
 
-_HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"  # HDF5 file format specification 3.0, section II.A
-_NUMPY_MAGIC = b"\x93NUMPY"  # numpy.lib.format
-_ZIP_MAGIC = b"PK\x03\x04"
-_PICKLE = re.compile(rb"\x80[\x02-\x05]")  # protocols 2 to 5; torch.save wrote 2 before PyTorch 1.6
-_TABLE_MAGIC = struct.pack("<Q", 0xDB4775248B80FB57)  # LevelDB, table/format.h: kTableMagicNumber
-_STATE_BEGINNING = b"model_checkpoint_path:"  # first field of a CheckpointState in text format
 _SHARD = re.compile(r"(?P<prefix>.+)\.data-\d{5}-of-\d{5}")
+_TEXT_PICKLE_STARTS = b"c(]}"  # pickle protocols 0 and 1, which have no magic bytes
 _SINGLE_FILES = (".pb", ".h5", ".hdf5", ".pt", ".pth", ".safetensors")
-_DOWNLOAD_AGAIN = "Download or copy it again"
-
-
-def locate(
-    source: Path | str,
-    *,
-    offline: bool = False,
-    archive: Path | None = None,
-    progress: Callable[[int, int | None], None] | None = None,
-) -> Path:
-    """Turn the name of a known checkpoint into the folder of its verified files.
-
-    Args:
-        source: A name or alias of the catalog, or a path, which is returned as it is; what exists as a path
-            is no name.
-        offline: Never download.
-        archive: The zip of the named checkpoint, downloaded by other means.
-        progress: Told of the download, in bytes done and in all.
-
-    Raises:
-        UsageError: `archive` is given, and `source` is no name.
-        RequirementError: The checkpoint is not in the cache and cannot be had.
-        SourceError: What was downloaded, given or cached is damaged, or the user's catalog is.
-    """
-    path = Path(source)
-    checkpoint = None if _exists(path) else catalog.find_entry(str(source))
-    if checkpoint is not None:
-        from converter.hub.download import model_folder
-
-        return model_folder(checkpoint, offline=offline, archive=archive, progress=progress)
-    if archive is not None:
-        raise UsageError(f"--archive goes with a name, such as vggface2; {source} is a path or unknown.")
-    return path
-
-
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists() or _sibling(path, ".index").exists()
-    except (OSError, ValueError):  # a name that no path can have
-        return False
 
 
 def open_source(path: Path | str, *, step: int | None = None) -> TensorSource:
     """Open a checkpoint, a frozen graph, Keras weights or a state_dict.
 
     Args:
-        path: A name of the catalog, as `locate` takes it; a model folder or its `checkpoint` file (the
-            latest checkpoint is opened, as `choose` says), a checkpoint prefix, an .index, a .data shard, a
-            .meta (its sibling checkpoint is opened), a frozen .pb, a Keras .h5, a .pt, a .safetensors or the
-            .npy of a network of MTCNN.
-        step: The training step to take where there are several. A path that is one checkpoint must be of it.
+        path: A model folder or its `checkpoint` file (the latest checkpoint is opened, as `choose` says), a
+            checkpoint prefix, an .index, a .data shard, a .meta (its sibling checkpoint is opened), a frozen
+            .pb, a Keras .h5, a .pt, a .safetensors or the .npy of a network of MTCNN.
+            `converter.hub.locate` turns the name of a published model into such a path.
+        step: The training step to take from a folder of several. A path to one checkpoint must be of this
+            step.
 
     Raises:
-        SourceError: Nothing is there, or it is unreadable, corrupt or of no known format.
-        UsageError: A folder holds checkpoints of several models, or none of this step.
-        RequirementError: `path` is a name, and its files are not in the cache and cannot be had.
+        SourceError: The path does not exist, or is unreadable, corrupt or of no known format.
+        UsageError: The folder holds checkpoints of several models, or none of this step.
     """
-    path = locate(path)
+    path = Path(path)
     source = _open(path, step)
-    if step is not None and (found := Snapshot.of(source.path).step) != step:
+    if step is not None and (actual := Snapshot.of(source.path).step) != step:
         source.close()
-        what = "its name tells no step" if found is None else f"this is step {found}"
-        raise UsageError(f"{path}: {what}, and step {step} is asked for. Leave it out, or give the folder.")
+        what = "its name has no step" if actual is None else f"this is step {actual}"
+        raise UsageError(f"{path}: {what}, but step {step} was asked for. Leave it out, or give the folder.")
     return source
 
 
@@ -104,12 +63,12 @@ def _open(path: Path, step: int | None) -> TensorSource:
         if path.exists():
             raise SourceError(path, "not a regular file", next_step="Copy its content to a file")
     except OSError as error:
-        raise SourceError(path, f"cannot be read ({error.strerror or error})") from error
+        raise SourceError(path, f"the file cannot be read ({error.strerror or error})") from error
     raise SourceError(
         path,
         "no such file, folder or checkpoint prefix",
         next_step="Give a model folder, a checkpoint prefix, an .index, .data, .meta, .pb, .h5, .pt or "
-        ".safetensors file, or a name that `python -m converter list` shows",
+        ".safetensors file, or a name that `facenet-port list` shows",
     )
 
 
@@ -124,10 +83,10 @@ def _open_folder(folder: Path, step: int | None) -> TensorSource:
     files = sorted(entry for entry in folder.iterdir() if entry.is_file())
     candidates = [file for file in files if file.suffix in _SINGLE_FILES]
     if not candidates:
-        found = ", ".join(file.name for file in files[:5]) or "nothing"
+        content = ", ".join(file.name for file in files[:5]) or "nothing"
         raise SourceError(
             folder,
-            f"no checkpoint in this folder (it holds {found})",
+            f"no checkpoint in this folder (it holds {content})",
             next_step="Give the folder that holds the .index and .data files, or the .pb",
         )
     if len(candidates) > 1:
@@ -138,74 +97,139 @@ def _open_folder(folder: Path, step: int | None) -> TensorSource:
     return _open_file(candidates[0], step)
 
 
+@dataclass(frozen=True, slots=True)
+class _File:
+    """The parts of a file that its format is detected from.
+
+    Attributes:
+        path: The file.
+        size: Bytes.
+        head: The first 512 bytes.
+        tail: The last 8 bytes.
+    """
+
+    path: Path
+    size: int
+    head: bytes
+    tail: bytes
+
+
 def _open_file(path: Path, step: int | None) -> TensorSource:
+    size = path.stat().st_size
+    with path.open("rb") as opened:
+        head = opened.read(512)
+        opened.seek(max(0, size - 8))
+        tail = opened.read(8)
+    if size == 0:
+        raise SourceError(path, "the file is empty", next_step="Download or copy it again")
+    file = _File(path, size, head, tail)
+    return next(row.open for row in _FORMATS if row.matches(file))(path, step)
+
+
+# Detecting a format
+
+
+def _starts_with(*magic: bytes) -> Callable[[_File], bool]:
+    return lambda file: file.head.startswith(magic)
+
+
+def _is_web_page(file: _File) -> bool:
+    return file.head.lstrip().lower().startswith((b"<!doctype", b"<html"))
+
+
+def _is_text_pickle(file: _File) -> bool:
+    return file.path.suffix in (".pt", ".pth") and file.head[:1] in _TEXT_PICKLE_STARTS
+
+
+def _has_json_header(file: _File) -> bool:
+    """Whether the file starts with the length of a JSON object and the object, as safetensors files do."""
+    return file.head[8:9] == b"{" and int.from_bytes(file.head[:8], "little") <= file.size - 8
+
+
+def _is_meta_graph(file: _File) -> bool:
+    from converter.formats.tensorflow.frozen_graph import is_meta_graph
+
+    return file.path.suffix == ".meta" or is_meta_graph(file.path)
+
+
+# Opening a file of a detected format
+
+
+def _open_index(path: Path, step: int | None) -> TensorSource:
     from converter.formats.tensorflow.bundle import TensorBundle
 
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        head = file.read(512)
-        file.seek(max(0, size - len(_TABLE_MAGIC)))
-        tail = file.read(len(_TABLE_MAGIC))
-    if size == 0:
-        raise SourceError(path, "the file is empty", next_step=_DOWNLOAD_AGAIN)
+    return TensorBundle(path.with_suffix(""))
+
+
+def _open_shard(path: Path, step: int | None) -> TensorSource:
+    from converter.formats.tensorflow.bundle import TensorBundle
+
     shard = _SHARD.fullmatch(path.name)
-    if shard:
-        return TensorBundle(path.with_name(shard["prefix"]))
-    if path.suffix == ".index":
-        return TensorBundle(path.with_suffix(""))
-    if tail == _TABLE_MAGIC:
-        return _open_table(path)
-    if head.lstrip().lower().startswith((b"<!doctype", b"<html")):
-        raise SourceError(
-            path,
-            "this is a web page, not a model: Google Drive answers so when it asks for a confirmation or its "
-            "quota is used up",
-            next_step="Open the link in a browser and save the file itself",
-        )
-    if head.startswith(_HDF5_MAGIC):
-        from converter.formats.hdf5.keras import KerasHdf5
-
-        return KerasHdf5(path)
-    if head.startswith(_NUMPY_MAGIC):
-        from converter.formats.numpy_arrays import NumpyPickle
-
-        return NumpyPickle(path)
-    is_text_pickle = path.suffix in (".pt", ".pth") and head[:1] in b"c(]}"  # protocols 0 and 1 have no magic
-    if head.startswith(_ZIP_MAGIC) or _PICKLE.match(head) or is_text_pickle:
-        from converter.formats.torch.state_dict import StateDictFile
-
-        return StateDictFile(path)
-    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= size - 8:
-        from converter.formats.safetensors import SafetensorsFile
-
-        return SafetensorsFile(path)
-    if path.name == STATE_FILE or head.startswith(_STATE_BEGINNING):
-        return _open_beside_state(path, step)
-    return _open_protobuf(path, step)
+    assert shard is not None  # the row of the table matched
+    return TensorBundle(path.with_name(shard["prefix"]))
 
 
-def _open_table(path: Path) -> TensorSource:
+def _refuse_table(path: Path, step: int | None) -> TensorSource:
+    """Refuse a sorted table that is not called .index."""
     from converter.formats.tensorflow.bundle import is_v1_checkpoint
 
     if is_v1_checkpoint(path):
         raise SourceError(
             path,
-            "a V1 checkpoint (one file, as TensorFlow wrote before 0.12), which is not read",
+            "this is a V1 checkpoint (one file, as TensorFlow wrote before 0.12), which is not supported",
             next_step="Restore it in TensorFlow and save it again with tf.train.Saver",
         )
     raise SourceError(
         path,
-        "the table of a checkpoint, under a name that does not tell where its data is",
-        next_step="Call it PREFIX.index, beside PREFIX.data-00000-of-00001",
+        "this is the index of a checkpoint, but its name does not say which data files belong to it",
+        next_step="Rename it to PREFIX.index, beside PREFIX.data-00000-of-00001",
     )
 
 
-def _open_protobuf(path: Path, step: int | None) -> TensorSource:
-    from converter.formats.tensorflow.frozen_graph import FrozenGraph, is_meta_graph
+def _refuse_web_page(path: Path, step: int | None) -> TensorSource:
+    raise SourceError(
+        path,
+        "this is a web page, not a model. Google Drive sends one when it asks for a confirmation or when its "
+        "quota is used up",
+        next_step="Open the link in a browser and save the file itself",
+    )
 
-    if path.suffix == ".meta" or is_meta_graph(path):
-        return _open_beside_meta(path, step)
-    return FrozenGraph(path)
+
+def _open_keras(path: Path, step: int | None) -> TensorSource:
+    from converter.formats.hdf5.keras import KerasHdf5
+
+    return KerasHdf5(path)
+
+
+def _open_numpy(path: Path, step: int | None) -> TensorSource:
+    from converter.formats.numpy_arrays import NumpyPickle
+
+    return NumpyPickle(path)
+
+
+def _open_state_dict(path: Path, step: int | None) -> TensorSource:
+    from converter.formats.torch.state_dict import StateDictFile
+
+    return StateDictFile(path)
+
+
+def _open_safetensors(path: Path, step: int | None) -> TensorSource:
+    from converter.formats.safetensors import SafetensorsFile
+
+    return SafetensorsFile(path)
+
+
+def _open_beside_state(path: Path, step: int | None) -> TensorSource:
+    """Open the checkpoint that a `checkpoint` file names, or the highest step if that one is gone."""
+    latest = read_latest(path)
+    snapshots = find_snapshots(path.parent)
+    if not snapshots:
+        raise SourceError(
+            path,
+            f"it names the checkpoint {latest!r}, but there is no checkpoint beside it",
+            next_step=f"Put {latest}.index and its .data file beside it",
+        )
+    return _open_file(choose(snapshots, path, step=step, state=path).path, step)
 
 
 def _open_beside_meta(path: Path, step: int | None) -> TensorSource:
@@ -219,20 +243,61 @@ def _open_beside_meta(path: Path, step: int | None) -> TensorSource:
     if not beside:
         raise SourceError(
             path,
-            "a graph without weights, and no checkpoint of its name beside it",
+            "this is a graph without weights, and no checkpoint of its name is beside it",
             next_step=f"Put {prefix.name}.ckpt-STEP.index and its .data file beside it",
         )
     return _open_file(choose(beside, path, step=step, state=find_state(path.parent)).path, step)
 
 
-def _open_beside_state(path: Path, step: int | None) -> TensorSource:
-    """Open the checkpoint that a `checkpoint` file names, or if it is gone the one of the highest step."""
-    latest = read_latest(path)
-    snapshots = find_snapshots(path.parent)
-    if not snapshots:
-        raise SourceError(
-            path,
-            f"a list of checkpoints, and {latest!r} is not beside it, nor is any other",
-            next_step=f"Put {latest}.index and its .data file beside it",
-        )
-    return _open_file(choose(snapshots, path, step=step, state=path).path, step)
+def _open_frozen_graph(path: Path, step: int | None) -> TensorSource:
+    from converter.formats.tensorflow.frozen_graph import FrozenGraph
+
+    return FrozenGraph(path)
+
+
+# The table of formats
+
+
+@dataclass(frozen=True, slots=True)
+class _Format:
+    """A row of the table: how a format is recognised, and what opens a file of it.
+
+    Attributes:
+        name: For people.
+        matches: Whether a file that no row above matched is of this format.
+        open: Opens the file, or refuses it with advice. Readers are imported here, so that a command loads
+            only the libraries that it needs. Takes the path and the training step that was asked for.
+    """
+
+    name: str
+    matches: Callable[[_File], bool]
+    open: Callable[[Path, int | None], TensorSource]
+
+
+_FORMATS = (
+    # A checkpoint's files belong together by their names.
+    _Format("checkpoint: data", lambda file: bool(_SHARD.fullmatch(file.path.name)), _open_shard),
+    _Format("checkpoint: index", lambda file: file.path.suffix == ".index", _open_index),
+    # LevelDB, table/format.h: kTableMagicNumber, at the end of the file.
+    _Format(
+        "checkpoint under another name",
+        lambda file: file.tail == struct.pack("<Q", 0xDB4775248B80FB57),
+        _refuse_table,
+    ),
+    _Format("web page", _is_web_page, _refuse_web_page),
+    # HDF5 file format specification 3.0, section II.A.
+    _Format("Keras HDF5", _starts_with(b"\x89HDF\r\n\x1a\n"), _open_keras),
+    # numpy.lib.format.
+    _Format("NumPy .npy", _starts_with(b"\x93NUMPY"), _open_numpy),
+    # torch.save: a zip archive; before PyTorch 1.6 a bare pickle, of protocol 2 unless asked otherwise.
+    _Format("PyTorch: zip", _starts_with(b"PK\x03\x04"), _open_state_dict),
+    _Format("PyTorch: pickle", _starts_with(b"\x80\2", b"\x80\3", b"\x80\4", b"\x80\5"), _open_state_dict),
+    _Format("PyTorch: text pickle", _is_text_pickle, _open_state_dict),
+    _Format("safetensors", _has_json_header, _open_safetensors),
+    # The first field of a CheckpointState in protobuf's text format.
+    _Format("list of checkpoints", lambda file: file.path.name == STATE_FILE, _open_beside_state),
+    _Format("list of checkpoints", _starts_with(b"model_checkpoint_path:"), _open_beside_state),
+    # Protobuf has no magic bytes: whatever is left is read as a graph.
+    _Format("graph without weights (.meta)", _is_meta_graph, _open_beside_meta),
+    _Format("frozen graph (.pb)", lambda file: True, _open_frozen_graph),
+)

@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from converter.errors import SourceError
 from converter.formats.limits import MAX_RANK, MAX_TENSORS, check_claims, read_whole
 from converter.formats.safe_pickle import (
-    Global,
     DamagedPickleError,
     ForbiddenPickleError,
+    Global,
     PickleReader,
     as_kind,
     natural,

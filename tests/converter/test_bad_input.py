@@ -140,7 +140,7 @@ def test_a_file_that_cannot_be_read(command):
     path = Path("/proc/self/mem")  # a file whose first byte even root may not read
     if not path.is_file():
         pytest.skip("there is no /proc here")
-    command.refuses(path, says=[f"{path}: cannot be read (Input/output error)"])
+    command.refuses(path, says=[f"{path}: the file cannot be read (Input/output error)"])
 
 
 @pytest.mark.parametrize(

@@ -17,9 +17,10 @@ import torch
 from checks.compare.run import compare
 from converter.__main__ import main
 from converter.convert import to_pytorch
-from converter.formats.detect import locate, open_source
+from converter.formats.detect import open_source
 from converter.formats.tensorflow.bundle import write_tensor_bundle
 from converter.hub import catalog
+from converter.hub.locate import locate
 from reference import InceptionResnetV1
 from tests.conftest import MODEL, STEP, same_bits
 from tests.support import google_drive_server
@@ -80,14 +81,14 @@ def test_from_a_name_to_a_state_dict(home, archive, tensors, tmp_path_factory):
 def test_an_archive_from_a_browser(home, archive, tensors):
     assert main(["faces", "--archive", str(archive), "--offline", "-o", "w.pt", "--quiet"]) == 0
     assert_converted(home / "work" / "w.pt", tensors)
-    with open_source("faces") as source:
+    with open_source(locate("faces")) as source:
         assert len(source) > len(tensors) - 1
 
 
 def test_a_path_goes_before_a_name(home, checkpoint):
     (home / "work" / "faces").symlink_to(checkpoint.prefix.parent)
     assert locate("faces") == Path("faces")
-    with open_source("faces") as source:
+    with open_source(locate("faces")) as source:
         assert source.path == Path("faces") / checkpoint.prefix.name
 
 

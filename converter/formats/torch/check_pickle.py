@@ -14,9 +14,9 @@ from typing import Any
 
 from converter.formats.limits import MAX_RANK
 from converter.formats.safe_pickle import (
-    Global,
     DamagedPickleError,
     ForbiddenPickleError,
+    Global,
     PickleReader,
     as_kind,
     natural,

@@ -126,7 +126,7 @@ def test_a_checkpoint_file_that_names_what_is_gone(tmp_path):
     assert opened(tmp_path) == opened(tmp_path / "checkpoint") == "m.ckpt-10"
     for path in tmp_path.glob("m.*"):
         path.unlink()
-    with pytest.raises(SourceError, match=r"'m\.ckpt-11' is not beside it, nor is any other"):
+    with pytest.raises(SourceError, match=r"'m\.ckpt-11', but there is no checkpoint beside it"):
         open_source(tmp_path / "checkpoint")
 
 
@@ -221,5 +221,5 @@ def test_v1_checkpoints_have_steps_as_well(tf, tmp_path):
     (tmp_path / "notes.txt").write_text("weights")
     assert [snapshot.name for snapshot in find_snapshots(tmp_path)] == ["m.ckpt-5", "m.ckpt-30"]
     for options, step in (({}, 30), ({"step": 5}, 5)):
-        with pytest.raises(SourceError, match=rf"m\.ckpt-{step}: a V1 checkpoint"):
+        with pytest.raises(SourceError, match=rf"m\.ckpt-{step}: this is a V1 checkpoint"):
             open_source(tmp_path, **options)

@@ -1,0 +1,55 @@
+"""The folder of a published model, or the path that the user gave."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from converter.errors import UsageError
+from converter.hub import catalog
+
+
+def locate(
+    source: Path | str,
+    *,
+    offline: bool = False,
+    archive: Path | None = None,
+    progress: Callable[[int, int | None], None] | None = None,
+) -> Path:
+    """Turn the name of a published model into the folder of its verified files.
+
+    Args:
+        source: A path, which is returned as it is, or a name or alias of the catalog. Where both exist, the
+            path is meant.
+        offline: Never download.
+        archive: The zip of the named model, downloaded by other means.
+        progress: Progress callback of the download: bytes done, and bytes in all where they are known.
+
+    Returns:
+        A path for `open_source`, which checks that something is there.
+
+    Raises:
+        UsageError: `archive` is given, and `source` is not a name.
+        RequirementError: The model is not in the cache and cannot be downloaded.
+        SourceError: The archive, the cached files or the user's catalog are damaged.
+    """
+    path = Path(source)
+    model = None if _exists(path) else catalog.find(str(source))
+    if model is not None:
+        from converter.hub.download import model_folder
+
+        return model_folder(model, offline=offline, archive=archive, progress=progress)
+    if archive is not None:
+        raise UsageError(
+            f"--archive goes with a name, such as vggface2, and {source} is a path or an unknown name. "
+            "`facenet-port list` shows the names."
+        )
+    return path
+
+
+def _exists(path: Path) -> bool:
+    """Whether this is a file, a folder or the prefix of a checkpoint."""
+    try:
+        return path.exists() or path.with_name(f"{path.name}.index").exists()
+    except (OSError, ValueError):  # such as a name with a null byte, or an empty one
+        return False
