@@ -34,7 +34,7 @@ def locate(
         SourceError: The archive, the cached files or the user's catalog are damaged.
     """
     path = Path(source)
-    model = None if _exists(path) else catalog.find(str(source))
+    model = None if _exists(path) else catalog.find_entry(str(source))
     if model is not None:
         from converter.hub.download import model_folder
 
