@@ -12,7 +12,7 @@ from checks.core import thresholds
 from checks.core.activations import short_name
 from checks.report.charts import Chart, Counts, Depth, Drawer, Limit, Mark, Panel, Series
 from checks.report.network_parts import activation_groups
-from checks.report.page import Head, Row, Table, write_page
+from checks.report.page import Head, Row, Table, write_html
 from checks.report.provenance import provenance, shown_path
 from checks.report.reference_lines import SINGLE
 
@@ -46,7 +46,7 @@ class Cell:
     words: str
 
 
-def write_audit_report(path: Path, report: AuditResult, *, command: str) -> None:
+def write_page(path: Path, report: AuditResult, *, command: str) -> None:
     """Write the report of an audit.
 
     Args:
@@ -61,7 +61,7 @@ def write_audit_report(path: Path, report: AuditResult, *, command: str) -> None
     shown = report.tensors[:_MOST_TENSORS]
     run = report.run
     bad = [tensor for tensor in report.tensors if not tensor.is_faithful]
-    write_page(
+    write_html(
         path,
         "audit/page.html",
         _head(report, bad),

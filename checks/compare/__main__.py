@@ -6,11 +6,15 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
 
 from checks.core import options
 from converter import command_line
 from converter.errors import UsageError
 from converter.progress import ProgressBar
+
+if TYPE_CHECKING:
+    from checks.compare.result import CompareResult
 
 _EPILOG = """\
 Without SOURCE the built-in checkpoint is compared; the first time it is written to the user's cache.
@@ -61,7 +65,7 @@ def _work(arguments: argparse.Namespace) -> int:
             )
     source = options.locate(arguments)
     with ProgressBar("starting", quiet=arguments.quiet) as progress:
-        report = compare(
+        result = compare(
             source,
             state_dict=arguments.state_dict,
             weights=arguments.weights,
@@ -75,19 +79,23 @@ def _work(arguments: argparse.Namespace) -> int:
             say=progress.label,
         )
     if not arguments.quiet:
-        from checks.compare.table import show
+        from checks.compare.table import print_result
 
-        show(report)
+        print_result(result)
     if arguments.json:
-        result = {"passed": report.passed, **asdict(replace(report, diagnosis=None))}
-        if report.diagnosis is not None:
-            result["diagnosis"] = report.diagnosis.as_json()
-        command_line.write_json(arguments.json, result)
+        command_line.write_json(arguments.json, _as_json(result))
     if arguments.report:
-        from checks.compare.page import write_compare_report
+        from checks.compare.page import write_page
 
-        write_compare_report(arguments.report, report, command=arguments.command)
-    return 0 if report.passed else 1
+        write_page(arguments.report, result, command=arguments.command)
+    return 0 if result.passed else 1
+
+
+def _as_json(result: CompareResult) -> dict[str, Any]:
+    written = {"passed": result.passed, **asdict(replace(result, diagnosis=None))}
+    if result.diagnosis is not None:
+        written["diagnosis"] = result.diagnosis.as_json()
+    return written
 
 
 COMMAND = command_line.Command(

@@ -1,187 +1,22 @@
-"""What a comparison measures, and its four judgements, each a pure function of what was measured."""
+"""The four judgements of a comparison: tensors, mapping, rounding, headline. Each is a pure function."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
-from checks.compare.repair import Repair
+from checks.compare.result import InputMeasurement
 from checks.core import thresholds
-from checks.core.activations import EMBEDDINGS, short_name
+from checks.core.activations import short_name
 from checks.core.inputs import NOISE
 from checks.core.judgement import Judgement
-from checks.core.metrics import Difference, difference, l2_norm, relative_l2
-from checks.core.tensorflow_side import Activations
-from checks.diagnosis.diagnose import Diagnosis
 from converter.casting import to_float32
 from converter.convert import synthesise
 from converter.convert_file import same_bits
-from converter.layer_map import LOGITS_SCOPE, Synthesised, Variant
+from converter.layer_map import LOGITS_SCOPE, Synthesised
 from converter.plan import Plan
-
-
-@dataclass(frozen=True, slots=True)
-class ActivationMeasurement:
-    """Everything measured at one activation on one input.
-
-    Attributes:
-        activation: TensorFlow scope.
-        float32: PyTorch from TensorFlow, both in float32.
-        float64: PyTorch from TensorFlow, both in float64.
-        pytorch_error: Relative L2 of PyTorch's float32 from TensorFlow's float64.
-        tensorflow_error: Relative L2 of TensorFlow's float32 from the same.
-        excess: The first error over the second, which counts as one unit roundoff at least.
-    """
-
-    activation: str
-    float32: Difference
-    float64: Difference
-    pytorch_error: float
-    tensorflow_error: float
-    excess: float
-
-
-@dataclass(frozen=True, slots=True)
-class InputMeasurement:
-    """Everything measured on one input.
-
-    Attributes:
-        name: The input.
-        few_values: As in `InputBatch`.
-        own_graph: As in `Activations`.
-        activations: In the order of evaluation.
-        distance64: Frobenius distance of the embeddings in float64.
-        distance32: The same in float32.
-        row_distance32: Largest distance of a single embedding in float32.
-        rebuilt: As in `Activations`.
-        rebuilt_error: As in `Activations`.
-    """
-
-    name: str
-    few_values: bool
-    own_graph: bool
-    activations: tuple[ActivationMeasurement, ...]
-    distance64: float
-    distance32: float
-    row_distance32: float
-    rebuilt: Mapping[str, float]
-    rebuilt_error: Mapping[str, float]
-
-    @property
-    def first_divergence(self) -> str | None:
-        """The first activation at which the float64 results differ by more than rounding; None where none does."""
-        return next(
-            (t.activation for t in self.activations if not t.float64.relative_l2 <= thresholds.MAPPING), None
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """The result of a comparison.
-
-    Attributes:
-        source: What was compared against.
-        state_dict: The file that was judged, or None where the source was converted for it.
-        own_graph: The file of the checkpoint's own graph, or None where the rebuilt graph stood in.
-        variant: The variant of the network.
-        judgements: tensors, mapping, rounding, headline.
-        inputs: What was measured on each input; empty where the state_dict could not be loaded.
-        environment: Versions and machine.
-        diagnosis: Where a judgement failed, the wrong layers and their causes; None where none failed, or no
-            cause could be sought.
-        undiagnosed: Why no cause could be sought; empty otherwise.
-        repair: What came of a repair; None where none was asked for.
-        files: Every file that was read, but photographs.
-        seed: Of the inputs.
-    """
-
-    source: str
-    state_dict: str | None
-    own_graph: str | None
-    variant: Variant
-    judgements: tuple[Judgement, ...]
-    inputs: tuple[InputMeasurement, ...]
-    environment: Mapping[str, Any]
-    diagnosis: Diagnosis | None = None
-    undiagnosed: str = ""
-    repair: Repair | None = None
-    files: tuple[str, ...] = ()
-    seed: int = 0
-
-    @property
-    def passed(self) -> bool:
-        """Whether every judgement holds."""
-        return all(judgement.passed for judgement in self.judgements)
-
-
-def measure(
-    activations: Activations,
-    float32: Mapping[str, NDArray[Any]],
-    float64: Mapping[str, NDArray[Any]],
-    differ: Callable[[NDArray[Any], NDArray[Any]], Difference] = difference,
-) -> InputMeasurement:
-    """Measure PyTorch's activations against TensorFlow's.
-
-    An array of another shape than TensorFlow's is infinitely far from it.
-
-    Args:
-        activations: TensorFlow's side.
-        float32: Activation to array of PyTorch in float32.
-        float64: Activation to array of PyTorch in float64.
-        differ: Measures two arrays of one shape.
-    """
-    measured = []
-    for activation, exact in activations.float64.items():
-        pytorch_error = _relative(float32[activation], exact)
-        tensorflow_error = relative_l2(activations.float32[activation], exact)
-        measured.append(
-            ActivationMeasurement(
-                activation,
-                _difference(float32[activation], activations.float32[activation], differ),
-                _difference(float64[activation], exact, differ),
-                pytorch_error,
-                tensorflow_error,
-                pytorch_error / max(tensorflow_error, thresholds.UNIT_ROUNDOFF),
-            )
-        )
-    gap32 = _gap(float32[EMBEDDINGS], activations.float32[EMBEDDINGS])
-    gap64 = _gap(float64[EMBEDDINGS], activations.float64[EMBEDDINGS])
-    return InputMeasurement(
-        name=activations.batch.name,
-        few_values=activations.batch.few_values,
-        own_graph=activations.own_graph,
-        activations=tuple(measured),
-        distance64=l2_norm(gap64),
-        distance32=l2_norm(gap32),
-        row_distance32=max(l2_norm(row) for row in gap32),
-        rebuilt=activations.rebuilt,
-        rebuilt_error=activations.rebuilt_error,
-    )
-
-
-_NOWHERE_NEAR = Difference(math.inf, math.inf, -1.0, 2**64 - 1, math.inf)
-
-
-def _difference(
-    found: NDArray[Any],
-    wanted: NDArray[Any],
-    differ: Callable[[NDArray[Any], NDArray[Any]], Difference],
-) -> Difference:
-    return differ(found, wanted) if found.shape == wanted.shape else _NOWHERE_NEAR
-
-
-def _relative(found: NDArray[Any], wanted: NDArray[Any]) -> float:
-    return relative_l2(found, wanted) if found.shape == wanted.shape else math.inf
-
-
-def _gap(found: NDArray[Any], wanted: NDArray[Any]) -> NDArray[Any]:
-    """The difference in float64; infinite throughout where the shapes differ."""
-    return found.astype(np.float64) - wanted if found.shape == wanted.shape else np.full(wanted.shape, np.inf)
 
 
 def judge_tensors(

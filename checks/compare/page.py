@@ -6,87 +6,87 @@ from collections.abc import Sequence
 from itertools import zip_longest
 from pathlib import Path
 
-from checks.compare.judge import ActivationMeasurement, InputMeasurement, Report
+from checks.compare.result import ActivationMeasurement, CompareResult, InputMeasurement
 from checks.compare.table import ACTIVATION_HEADINGS, INPUT_HEADINGS, activation_cells, input_cells
 from checks.core import thresholds
 from checks.core.activations import EMBEDDINGS, LAYERS, STAGES, short_name
 from checks.report.charts import Counts, Depth, Drawer, Limit, Mark, Panel, Series
 from checks.report.network_parts import activation_groups
-from checks.report.page import Head, Row, Table, network, write_page
+from checks.report.page import Head, Row, Table, network, write_html
 from checks.report.provenance import digests, provenance, shown_path
 from checks.report.reference_lines import DOUBLE, SINGLE
 
 _MOST_INPUTS = 12  # drawn; photographs can make many
 
 
-def write_compare_report(path: Path, report: Report, *, command: str) -> None:
+def write_page(path: Path, result: CompareResult, *, command: str) -> None:
     """Write the report of a comparison.
 
     Args:
         path: Where it will stand; nothing there is replaced.
-        report: What was found, best with every layer.
+        result: Best with every layer.
         command: As it was typed.
 
     Raises:
         UsageError: The file exists, or its folder does not.
     """
-    foot = provenance(command, digests(report.files), report.environment, report.seed)
+    foot = provenance(command, digests(result.files), result.environment, result.seed)
     drawer = Drawer()
-    shown = next((batch for batch in report.inputs if batch.first_divergence), None)
-    shown = shown or next(iter(report.inputs), None)
-    content = {} if shown is None else _measured(report, shown, drawer)
-    write_page(path, "compare/page.html", _head(report), foot, shown=shown, **content)
+    shown = next((batch for batch in result.inputs if batch.first_divergence), None)
+    shown = shown or next(iter(result.inputs), None)
+    content = {} if shown is None else _measured(result, shown, drawer)
+    write_html(path, "compare/page.html", _head(result), foot, shown=shown, **content)
 
 
-def _head(report: Report) -> Head:
-    first = next((batch for batch in report.inputs if batch.first_divergence), None)
+def _head(result: CompareResult) -> Head:
+    first = next((batch for batch in result.inputs if batch.first_divergence), None)
     place = ""
     if first is not None and first.first_divergence is not None:
         place = short_name(first.first_divergence)
-    elif report.diagnosis is not None and report.diagnosis.findings:
-        place = short_name(report.diagnosis.findings[0].activation)
-    if report.passed:
+    elif result.diagnosis is not None and result.diagnosis.findings:
+        place = short_name(result.diagnosis.findings[0].activation)
+    if result.passed:
         sentence = "The port is exact."
     elif place:
         sentence = "The port differs, first at"
-    elif not report.inputs:
+    elif not result.inputs:
         sentence = "The port differs: its state_dict does not load."
     else:
         sentence = "The port differs."
     return Head(
         command="compare",
-        passed=report.passed,
-        word="Proven" if report.passed else "Differs",
+        passed=result.passed,
+        word="Proven" if result.passed else "Differs",
         sentence=sentence,
-        facts=_facts(report),
-        judgements=report.judgements,
+        facts=_facts(result),
+        judgements=result.judgements,
         place=place,
-        reasons=(*_reasons(report), *_divergence(report.inputs)),
+        reasons=(*_reasons(result), *_divergence(result.inputs)),
     )
 
 
-def _facts(report: Report) -> tuple[tuple[str, str], ...]:
-    judged = "converted from the source" if report.state_dict is None else shown_path(report.state_dict)
+def _facts(result: CompareResult) -> tuple[tuple[str, str], ...]:
+    judged = "converted from the source" if result.state_dict is None else shown_path(result.state_dict)
     return (
         ("judged", judged),
-        ("against", shown_path(report.source)),
-        ("network", network(report.variant)),
-        ("TensorFlow graph", report.own_graph or "none of its own; rebuilt from scratch"),
+        ("against", shown_path(result.source)),
+        ("network", network(result.variant)),
+        ("TensorFlow graph", result.own_graph or "none of its own; rebuilt from scratch"),
     )
 
 
-def _reasons(report: Report) -> tuple[tuple[str, str], ...]:
+def _reasons(result: CompareResult) -> tuple[tuple[str, str], ...]:
     reasons: list[tuple[str, str]] = []
-    if not report.inputs:  # nothing has a place then
-        reasons += [("Tensors", detail) for detail in report.judgements[0].details[:1]]
-    if report.diagnosis is not None:
-        reasons += [("Cause", line) for line in report.diagnosis.summary]
-        if not report.diagnosis.findings:
+    if not result.inputs:  # nothing has a place then
+        reasons += [("Tensors", detail) for detail in result.judgements[0].details[:1]]
+    if result.diagnosis is not None:
+        reasons += [("Cause", line) for line in result.diagnosis.summary]
+        if not result.diagnosis.findings:
             reasons.append(("No cause found", "every layer agrees on the reference's own input"))
-    if report.undiagnosed:
-        reasons.append(("No cause given", report.undiagnosed))
-    if report.repair is not None:
-        reasons.append(("Repair", report.repair.statement))
+    if result.undiagnosed:
+        reasons.append(("No cause given", result.undiagnosed))
+    if result.repair is not None:
+        reasons.append(("Repair", result.repair.statement))
     return tuple(reasons)
 
 
@@ -106,8 +106,8 @@ def _divergence(inputs: Sequence[InputMeasurement]) -> tuple[tuple[str, str], ..
     return (("Divergence", words),)
 
 
-def _measured(report: Report, shown: InputMeasurement, drawer: Drawer) -> dict[str, object]:
-    others = [batch for batch in report.inputs if batch is not shown]
+def _measured(result: CompareResult, shown: InputMeasurement, drawer: Drawer) -> dict[str, object]:
+    others = [batch for batch in result.inputs if batch is not shown]
     # Those that diverge say more than those that do not.
     drawn = sorted(others, key=lambda batch: batch.first_divergence is None)[:_MOST_INPUTS]
     return {
@@ -118,7 +118,7 @@ def _measured(report: Report, shown: InputMeasurement, drawer: Drawer) -> dict[s
         ),
         "others": [(batch, drawer.depth(_depth(batch, lower=True))) for batch in drawn],
         "undrawn": len(others) - len(drawn),
-        "inputs": _inputs(report.inputs),
+        "inputs": _inputs(result.inputs),
         "activations": _activations(shown),
         "every_layer": len(shown.activations) > len(STAGES) + 2,
         "mapping": f"{thresholds.MAPPING:.0e}",

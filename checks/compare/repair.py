@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,22 +19,6 @@ from converter.formats.safetensors import write_safetensors
 from converter.formats.torch.state_dict import write_state_dict
 
 _ENDINGS = (".pt", ".pth", ".safetensors")
-
-
-@dataclass(frozen=True, slots=True)
-class Repair:
-    """What came of a repair.
-
-    Attributes:
-        path: The file that was written, or None.
-        keys: The tensors that were put right, in the state_dict's order; those that would have been, where
-            nothing was written.
-        statement: What was done, or why nothing was written; one sentence.
-    """
-
-    path: str | None
-    keys: tuple[str, ...]
-    statement: str
 
 
 def refuse_output(path: Path) -> None:

@@ -1,173 +1,168 @@
-"""A comparison: TensorFlow and PyTorch on the same inputs, activation by activation, and four judgements."""
+"""Compares TensorFlow and PyTorch on the same inputs, activation by activation, and passes four judgements."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
-from itertools import chain
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from numpy.typing import NDArray
-
-from checks.compare.activation_file import ActivationWriter
-from checks.compare.judge import Report, judge_tensors
-from checks.compare.repair import refuse_output
-from checks.compare.verdict import DIAGNOSED_IMAGES, Comparison, Reference
-from checks.compare.without_tensorflow import StoredComparison, provenance
-from checks.core.activations import activation_names
+from checks.compare import repair as repairing
+from checks.compare.activation_file import ActivationFile
+from checks.compare.expected import Checkpoint, Expected
+from checks.compare.expected_from_file import ExpectedFromFile
+from checks.compare.expected_from_tensorflow import ExpectedFromTensorFlow
+from checks.compare.judge import judge_headline, judge_mapping, judge_rounding
+from checks.compare.measure import run_and_measure
+from checks.compare.result import CompareResult, InputMeasurement, Repair
 from checks.core.builtin_checkpoint import built_in_checkpoint
-from checks.core.inputs import InputBatch, find_photographs, photograph_inputs, seeded_inputs
+from checks.core.environment import environment
+from checks.core.inputs import find_photographs
 from checks.core.judgement import Judgement
-from checks.core.models import Port, build_port, load_state_dict
-from checks.core.source_tensors import (
-    alternative_state_dict,
-    expected_state_dict,
-    float32_variables,
-    plan_source,
-)
-from checks.core.tensorflow_side import Activations, TensorFlowSide, require_tensorflow
+from checks.core.models import Port, build_misshapen, build_port, load_state_dict
+from checks.core.source_tensors import float32_variables, plan_source
+from checks.core.tensorflow_side import TensorFlowSide, require_tensorflow
 from checks.core.types import Arrays, Say
+from checks.diagnosis.diagnose import Diagnosis, diagnose
 from converter.errors import UsageError
 from converter.formats.detect import open_source
 from converter.hub.locate import locate
-from converter.plan import Plan, Weights
+from converter.plan import Weights
 
-__all__ = ["Report", "compare"]
+__all__ = ["CompareResult", "compare"]
 
 
 def compare(
-    source: Path | None = None,
+    source: str | Path | None = None,
     *,
-    state_dict: Path | None = None,
+    state_dict: str | Path | None = None,
     weights: Weights = "variable",
     step: int | None = None,
     every_layer: bool = False,
     seed: int = 0,
-    images: Path | None = None,
-    save_activations: Path | None = None,
-    activations: Path | None = None,
-    repair: Path | None = None,
+    images: str | Path | None = None,
+    save_activations: str | Path | None = None,
+    activations: str | Path | None = None,
+    repair: str | Path | None = None,
     say: Say = lambda _: None,
-) -> Report:
-    """Hold a PyTorch port against a TensorFlow checkpoint.
+) -> CompareResult:
+    """Compare a PyTorch port with a TensorFlow checkpoint.
+
+    A test that proves a port:
+
+        def test_the_port_is_exact():
+            result = compare("20180402-114759/", state_dict="weights.pt")
+            assert result.passed, result.judgements
 
     Args:
-        source: Anything that `open_source` takes, or the name of a published model; None is the built-in
-            checkpoint, or with `activations` and `state_dict` the checkpoint that the activations were stored
-            of.
-        state_dict: A .pt or .safetensors file to judge; None converts the source and judges the result.
+        source: A checkpoint in any format that `open_source` reads, or the name of a published model. None is
+            the built-in checkpoint, or, with `activations` and `state_dict`, the checkpoint that the activations
+            were stored of.
+        state_dict: The .pt or .safetensors file to judge. None converts the source and judges the result.
         weights: As in `plan.plan_conversion`.
         step: As in `open_source`.
-        every_layer: Whether to compare every one of the 132 convolutions besides the stages.
-        seed: Of the built-in inputs.
+        every_layer: Whether to compare each of the 132 convolutions besides the stages.
+        seed: Seed of the built-in inputs.
         images: A folder of photographs to compare on as well.
-        save_activations: Where to store TensorFlow's side.
-        activations: TensorFlow's side as stored before; TensorFlow is then not needed.
-        repair: Where to write the state_dict with its tensors put right, if it fails, the cause is in the
-            weights, and what comes of it passes the same comparison.
-        say: Told what is going on.
+        save_activations: The file to store TensorFlow's side in.
+        activations: A file of stored activations; TensorFlow is then not needed.
+        repair: The file to write a corrected state_dict to, if the port fails, the cause is in the weights, and
+            the corrected state_dict passes.
+        say: Progress callback.
 
     Returns:
-        The report; its `passed` is the verdict on the port as it was given. Where it failed, `diagnosis`
-        says why.
+        The result. `passed` is the verdict on the port as it was given, `diagnosis` says why it failed.
 
     Raises:
-        PortError: As its subclasses say; a difference is no error but a verdict.
+        PortError: A subclass for each kind of problem. A difference is a verdict and raises nothing.
     """
-    if repair is not None:
-        refuse_output(repair)
-    if activations is not None:
-        return StoredComparison(activations, source, state_dict, weights, step, say, repair).report()
-    require_tensorflow(
-        "to compare with", "A comparison with stored activations (--activations FILE) works without it."
-    )
-    if seed < 0:
-        raise UsageError(f"--seed {seed}: a seed is not negative.")
-    photographs = [] if images is None else find_photographs(images)
-    if save_activations is not None:
-        _refuse_activations(save_activations)
-    if source is None:
-        say("looking for the built-in checkpoint")
-        source = built_in_checkpoint()
-    with ExitStack() as closing:
-        opened = closing.enter_context(open_source(locate(source), step=step))
-        tensors, plan = plan_source(opened, weights)
-        say("converting")
-        arrays = load_state_dict(state_dict, opened.path, weights)
-        say("starting TensorFlow")
-        used = float32_variables(opened, tensors, plan)
-        tensorflow = closing.enter_context(TensorFlowSide(opened, used, weights, own_graph=not plan.casts))
-        graph = tensorflow.own_graph
-        own_graph = None if graph is None else graph.name
-        read = (*opened.files, graph, state_dict)
-        files = tuple(dict.fromkeys(str(file) for file in read if file is not None))
-        port = build_port(arrays, plan.variant)
-        names = activation_names(every_layer=every_layer, logits=plan.variant.num_classes is not None)
-        side = _Side(tensorflow, tensors, plan, names, seed, photographs, say)
-        if save_activations is not None and isinstance(port, Port):
-            stated = provenance(opened, tensors, plan, own_graph, seed) | {"activations": names}
-            side.writers.append(closing.enter_context(ActivationWriter(save_activations, stated)))
-        comparison = Comparison(
-            source=str(source),
-            state_dict=state_dict,
-            own_graph=own_graph,
-            files=files,
-            seed=seed,
-            variant=plan.variant,
-            judge_tensors=side.judge,
-            activations=side.run,
-            reference=side.reference,
-            say=say,
-        )
-        return comparison.report(arrays, port, repair)
+    out = _path(repair)
+    if out is not None:
+        repairing.refuse_output(out)
+    judged = _path(state_dict)
+    with ExitStack() as stack:
+        if activations is not None:
+            stored = Path(activations)
+            expected, port = _open_stored(stack, stored, _path(source), judged, weights, step, say)
+        else:
+            tensorflow = _TensorFlowOptions(every_layer, seed, _path(images), _path(save_activations))
+            expected, port = _start_tensorflow(stack, tensorflow, _path(source), judged, weights, step, say)
+        return _Comparison(expected, judged, say).result(port, out)
+
+
+def _path(path: str | Path | None) -> Path | None:
+    return None if path is None else Path(path)
 
 
 @dataclass(frozen=True, slots=True)
-class _Side:
-    """TensorFlow's side as it is run, and what the source says.
+class _TensorFlowOptions:
+    """The arguments of `compare` that need TensorFlow."""
 
-    Attributes:
-        writers: Takes what is run first; empty where nothing is stored.
-    """
-
-    tensorflow: TensorFlowSide
-    tensors: Mapping[str, NDArray[Any]]
-    plan: Plan
-    activations: tuple[str, ...]
+    every_layer: bool
     seed: int
-    photographs: list[Path]
-    say: Say
-    writers: list[ActivationWriter] = field(default_factory=list)
+    images: Path | None
+    save: Path | None
 
-    def judge(self, arrays: Arrays) -> Judgement:
-        """The first judgement."""
-        return judge_tensors(arrays, self.tensors, self.plan, self.tensorflow.own_tensors)
 
-    def run(self) -> Iterator[Activations]:
-        """Run every input; the first time what comes of it is stored."""
-        writers, self.writers[:] = tuple(self.writers), ()
-        for batch in chain(seeded_inputs(self.seed), photograph_inputs(self.photographs)):
-            self.say(f"comparing: {batch.name}")
-            found = self.tensorflow.run(batch, self.activations)
-            for writer in writers:
-                writer.add(found)
-            yield found
+def _start_tensorflow(
+    stack: ExitStack,
+    options: _TensorFlowOptions,
+    path: Path | None,
+    state_dict: Path | None,
+    weights: Weights,
+    step: int | None,
+    say: Say,
+) -> tuple[Expected, Arrays]:
+    """Open the checkpoint, load the port and start TensorFlow."""
+    require_tensorflow(
+        "to compare with", "A comparison with stored activations (--activations FILE) works without it."
+    )
+    if options.seed < 0:
+        raise UsageError(f"--seed {options.seed}: a seed is not negative.")
+    photographs = [] if options.images is None else find_photographs(options.images)
+    if options.save is not None:
+        _refuse_activations(options.save)
+    if path is None:
+        say("looking for the built-in checkpoint")
+        path = built_in_checkpoint()
+    checkpoint = _open_checkpoint(stack, path, weights, step)
+    opened, plan = checkpoint.source, checkpoint.plan
+    say("converting")
+    port = load_state_dict(state_dict, opened.path, weights)
+    say("starting TensorFlow")
+    variables = float32_variables(opened, checkpoint.tensors, plan)
+    tensorflow = stack.enter_context(TensorFlowSide(opened, variables, weights, own_graph=not plan.casts))
+    expected = ExpectedFromTensorFlow(
+        checkpoint, tensorflow, options.every_layer, options.seed, photographs, options.save, say
+    )
+    return expected, port
 
-    def reference(self) -> Reference:
-        """What a port is diagnosed with: a few images at every layer."""
-        logits = self.plan.variant.num_classes is not None
-        images = seeded_inputs(self.seed)[0].images[:DIAGNOSED_IMAGES]
-        found = self.tensorflow.run(
-            InputBatch("diagnosis", images), activation_names(every_layer=True, logits=logits)
-        )
-        return Reference(
-            found.float64,
-            images,
-            expected_state_dict(self.tensors, self.plan),
-            alternative_state_dict(self.tensors, self.plan.weights),
-        )
+
+def _open_stored(
+    stack: ExitStack,
+    activations: Path,
+    path: Path | None,
+    state_dict: Path | None,
+    weights: Weights,
+    step: int | None,
+    say: Say,
+) -> tuple[Expected, Arrays]:
+    """Open the stored activations and the checkpoint if there is one, and load the port."""
+    stored = stack.enter_context(ActivationFile(activations))
+    if path is None and state_dict is None:
+        path = built_in_checkpoint()
+    say("converting")
+    checkpoint = None if path is None else _open_checkpoint(stack, path, weights, step)
+    expected = ExpectedFromFile(activations, stored, checkpoint, say)
+    expected.check(weights)
+    converted = state_dict if checkpoint is None else checkpoint.source.path
+    assert converted is not None  # without a checkpoint there is a state_dict
+    return expected, load_state_dict(state_dict, converted, weights)
+
+
+def _open_checkpoint(stack: ExitStack, path: Path, weights: Weights, step: int | None) -> Checkpoint:
+    opened = stack.enter_context(open_source(locate(path), step=step))
+    tensors, plan = plan_source(opened, weights)
+    return Checkpoint(path, opened, tensors, plan)
 
 
 def _refuse_activations(path: Path) -> None:
@@ -175,3 +170,87 @@ def _refuse_activations(path: Path) -> None:
         raise UsageError(f"{path} exists. Give another name to --save-activations.")
     if not path.parent.is_dir():
         raise UsageError(f"{path}: there is no folder {path.parent}. Create it first.")
+
+
+@dataclass(frozen=True, slots=True)
+class _Comparison:
+    """Judges a port against the expected side, and looks for the cause of a difference."""
+
+    expected: Expected
+    state_dict: Path | None
+    say: Say
+
+    def result(self, arrays: Arrays, repair: Path | None) -> CompareResult:
+        """Judge a state_dict; if it fails, find the causes, and write a corrected one if that is asked for."""
+        port = build_port(arrays, self.expected.facts.variant)
+        result = self._judge(arrays, port)
+        if result.passed:
+            nothing = Repair(None, (), "nothing to repair: the port is exact. Nothing was written.")
+            return result if repair is None else replace(result, repair=nothing)
+        self.say("looking for the cause")
+        diagnosis = self._diagnose(arrays, port)
+        if isinstance(diagnosis, str):
+            result = replace(result, undiagnosed=diagnosis)
+        else:
+            result = replace(result, diagnosis=diagnosis)
+        return result if repair is None else replace(result, repair=self._repair(arrays, diagnosis, repair))
+
+    def _judge(self, arrays: Arrays, port: Port | str) -> CompareResult:
+        inputs: tuple[InputMeasurement, ...] = ()
+        judgements = [self.expected.judge_tensors(arrays)]
+        if isinstance(port, str):
+            judgements.append(
+                Judgement("mapping", False, "not judged: the state_dict does not load strictly", (port,))
+            )
+            judgements += [Judgement(name, False, "not judged") for name in ("rounding", "headline")]
+        else:
+            inputs = tuple(run_and_measure(port, batch) for batch in self.expected.activations())
+            judgements += [judge_mapping(inputs), judge_rounding(inputs), judge_headline(inputs)]
+        facts = self.expected.facts
+        judged = () if self.state_dict is None else (str(self.state_dict),)
+        return CompareResult(
+            source=facts.source,
+            state_dict=None if self.state_dict is None else str(self.state_dict),
+            own_graph=facts.own_graph,
+            variant=facts.variant,
+            judgements=tuple(judgements),
+            inputs=inputs,
+            environment=environment(),
+            files=tuple(dict.fromkeys((*facts.files, *judged))),
+            seed=facts.seed,
+        )
+
+    def _diagnose(self, arrays: Arrays, port: Port | str) -> Diagnosis | str:
+        variant = self.expected.facts.variant
+        model = port.float64 if isinstance(port, Port) else build_misshapen(arrays, variant)
+        if model is None:
+            return "the state_dict does not load: its keys, dtypes or sizes are not those of this network"
+        reference = self.expected.diagnosis_reference()
+        if isinstance(reference, str):
+            return reference
+        return diagnose(
+            model,
+            reference.activations,
+            reference.images,
+            source=reference.source,
+            averages=reference.averages,
+        )
+
+    def _repair(self, arrays: Arrays, diagnosis: Diagnosis | str, path: Path) -> Repair:
+        if isinstance(diagnosis, str):
+            return Repair(None, (), f"nothing was repaired: {diagnosis}. Nothing was written.")
+        repaired = repairing.corrected(arrays, diagnosis)
+        if isinstance(repaired, str):
+            return Repair(None, (), f"nothing was repaired: {repaired}. Nothing was written.")
+        keys = tuple(key for key in arrays if key in diagnosis.repair)
+        self.say("judging the repaired state_dict")
+        again = self._judge(repaired, build_port(repaired, self.expected.facts.variant))
+        if not again.passed:
+            failed = ", ".join(judgement.name for judgement in again.judgements if not judgement.passed)
+            message = (
+                f"with {len(keys)} tensors put right the port still fails ({failed}). Nothing was written."
+            )
+            return Repair(None, keys, message)
+        repairing.write(path, repaired)
+        message = f"{len(keys)} tensors put right; all four judgements hold on the result: {path}"
+        return Repair(str(path), keys, message)

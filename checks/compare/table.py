@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from checks.compare.judge import ActivationMeasurement, InputMeasurement, Report
+from checks.compare.result import ActivationMeasurement, CompareResult, InputMeasurement
 from checks.core.activations import short_name
 from checks.core.render import show_judgements
 from converter import command_line
@@ -34,21 +34,21 @@ INPUT_HEADINGS = (
 """Above the figures of `input_cells`."""
 
 
-def show(report: Report) -> None:
-    """Print a report on stdout."""
+def print_result(result: CompareResult) -> None:
+    """Print the result on stdout."""
     console = command_line.console(_WIDTH)
-    judged = f", judging {report.state_dict}" if report.state_dict else ""
-    console.print(f"[bold]{report.source}[/]{judged}")
-    graph = report.own_graph or "none of its own; rebuilt from scratch"
+    judged = f", judging {result.state_dict}" if result.state_dict else ""
+    console.print(f"[bold]{result.source}[/]{judged}")
+    graph = result.own_graph or "none of its own; rebuilt from scratch"
     console.print(f"TensorFlow graph: {graph}\n")
-    if report.inputs:
-        console.print(_activations(report.inputs[0]))
+    if result.inputs:
+        console.print(_activations(result.inputs[0]))
         console.print()
-        console.print(_inputs(report.inputs))
+        console.print(_inputs(result.inputs))
         console.print()
-    show_judgements(console, report.judgements)
-    first = next((batch for batch in report.inputs if batch.first_divergence), None)
-    if report.passed:
+    show_judgements(console, result.judgements)
+    first = next((batch for batch in result.inputs if batch.first_divergence), None)
+    if result.passed:
         console.print("\n[bold green]The port is exact.[/]")
     elif first is not None and first.first_divergence is not None:
         console.print(
@@ -56,21 +56,21 @@ def show(report: Report) -> None:
         )
     else:
         console.print("\n[bold red]A difference was found.[/]")
-    _causes(console, report)
-    if report.repair is not None:
+    _causes(console, result)
+    if result.repair is not None:
         console.print("\n[bold]Repair:[/] ", end="")
-        console.print(report.repair.statement, markup=False)
+        console.print(result.repair.statement, markup=False)
 
 
-def _causes(console: Console, report: Report) -> None:
-    if report.undiagnosed:
-        console.print(f"No cause given: {report.undiagnosed}.", markup=False)
-    if report.diagnosis is None:
+def _causes(console: Console, result: CompareResult) -> None:
+    if result.undiagnosed:
+        console.print(f"No cause given: {result.undiagnosed}.", markup=False)
+    if result.diagnosis is None:
         return
-    for line in report.diagnosis.summary:
+    for line in result.diagnosis.summary:
         console.print("[bold]Cause:[/] ", end="")
         console.print(line, markup=False)
-    if not report.diagnosis.findings:
+    if not result.diagnosis.findings:
         console.print("No cause found: every layer agrees on the reference's own input.")
 
 

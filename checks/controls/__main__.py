@@ -59,9 +59,9 @@ def _work(arguments: argparse.Namespace) -> int:
         ]
         command_line.write_json(arguments.json, {**figures, **asdict(report), "sites": sites})
     if arguments.report:
-        from checks.controls.page import write_controls_report
+        from checks.controls.page import write_page
 
-        write_controls_report(arguments.report, report, command=arguments.command)
+        write_page(arguments.report, report, command=arguments.command)
     return 0 if report.passed else 1
 
 

@@ -13,15 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from checks.compare.judge import (
-    ActivationMeasurement,
-    InputMeasurement,
-    judge_headline,
-    judge_mapping,
-    judge_rounding,
-    judge_tensors,
-    measure,
-)
+from checks.compare.judge import judge_headline, judge_mapping, judge_rounding, judge_tensors
+from checks.compare.measure import measure
+from checks.compare.result import ActivationMeasurement, InputMeasurement
 from checks.controls.faults.fault import Pipeline
 from checks.controls.tensorflow_reference import ControlInput, TinyEmbeddings, tiny_activations
 from checks.core import thresholds

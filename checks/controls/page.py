@@ -11,7 +11,7 @@ from checks.controls.run import WORKERS, ControlReport, SiteResult
 from checks.controls.table import remarks, summary
 from checks.core.activations import short_name
 from checks.core.environment import environment
-from checks.report.page import Head, write_page
+from checks.report.page import Head, write_html
 from checks.report.provenance import digests, provenance, shown_path
 
 _ORDER = ("tensors", "mapping", "rounding", "headline", "run", "gradients", "SGD", "Adam")
@@ -55,7 +55,7 @@ class ClassRow:
         return self.killed.lacking
 
 
-def write_controls_report(path: Path, report: ControlReport, *, command: str) -> None:
+def write_page(path: Path, report: ControlReport, *, command: str) -> None:
     """Write the report of the controls.
 
     Args:
@@ -75,7 +75,7 @@ def write_controls_report(path: Path, report: ControlReport, *, command: str) ->
         )
         for kind, of_kind in groupby(report.sites, lambda site: site.kind)
     ]
-    write_page(
+    write_html(
         path,
         "controls/page.html",
         _head(report),

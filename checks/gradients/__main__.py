@@ -43,9 +43,9 @@ def _work(arguments: argparse.Namespace) -> int:
     if arguments.json:
         command_line.write_json(arguments.json, {"passed": report.passed, **asdict(report)})
     if arguments.report:
-        from checks.gradients.page import write_gradients_report
+        from checks.gradients.page import write_page
 
-        write_gradients_report(arguments.report, report, command=arguments.command)
+        write_page(arguments.report, report, command=arguments.command)
     return 0 if report.passed else 1
 
 

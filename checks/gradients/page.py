@@ -15,7 +15,7 @@ from checks.gradients.judge import TensorDistance
 from checks.gradients.run import TrainingReport
 from checks.report.charts import Counts, Depth, Drawer, Limit, Mark, Panel, Series
 from checks.report.network_parts import key_groups
-from checks.report.page import Head, Row, Table, network, write_page
+from checks.report.page import Head, Row, Table, network, write_html
 from checks.report.provenance import digests, provenance, shown_path
 from checks.report.reference_lines import DOUBLE, UNIT64
 
@@ -25,7 +25,7 @@ Columns = dict[str, tuple[TensorDistance, ...]]
 """What was measured, in words, to the distance of every tensor in it."""
 
 
-def write_gradients_report(path: Path, report: TrainingReport, *, command: str) -> None:
+def write_page(path: Path, report: TrainingReport, *, command: str) -> None:
     """Write the report of a check of training.
 
     Args:
@@ -49,7 +49,7 @@ def write_gradients_report(path: Path, report: TrainingReport, *, command: str) 
         after.append((name, measured, chart))
         panels.append(_panel(f"{measured.steps} steps of {name}", columns))
         steps |= {f"{name},\n{what}": distances for what, distances in columns.items()}
-    write_page(
+    write_html(
         path,
         "gradients/page.html",
         _head(report),

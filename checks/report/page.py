@@ -72,7 +72,7 @@ class Table:
     words: int = 0
 
 
-def write_page(path: Path, template: str, head: Head, provenance: Provenance, **content: Any) -> None:
+def write_html(path: Path, template: str, head: Head, provenance: Provenance, **content: Any) -> None:
     """Render a report and write it, whole or not at all.
 
     Args:

@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 
 from checks.compare import __main__ as compare_command
-from checks.compare.run import Report, compare
+from checks.compare.result import CompareResult
+from checks.compare.run import compare
 from checks.core.activations import activation_names
 from checks.core.inputs import find_photographs, photograph_inputs, seeded_inputs
 from converter.convert_file import convert_file
@@ -335,7 +336,7 @@ def test_nothing_is_stored_of_a_port_that_does_not_load(main_job: MainJob, tmp_p
 
 def test_report_type_is_the_documented_one(main_job: MainJob, clean: Path) -> None:
     report = compare(state_dict=clean, activations=main_job.activations)
-    assert isinstance(report, Report)
+    assert isinstance(report, CompareResult)
     assert report.passed
     assert [judgement.name for judgement in report.judgements] == [
         "tensors",

@@ -9,14 +9,14 @@ import pytest
 from numpy.typing import NDArray
 
 from checks.compare.judge import (
-    InputMeasurement,
     judge_headline,
     judge_mapping,
     judge_rounding,
     judge_stored_tensors,
     judge_tensors,
-    measure,
 )
+from checks.compare.measure import measure
+from checks.compare.result import InputMeasurement
 from checks.core import thresholds
 from checks.core.inputs import NOISE, InputBatch
 from checks.core.tensorflow_side import Activations

@@ -17,7 +17,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from checks.compare.run import Report, compare
+from checks.compare.result import CompareResult
+from checks.compare.run import compare
 from checks.core.activations import STAGES
 from checks.core.builtin_checkpoint import built_in_tensors
 from checks.core.inputs import find_photographs, photograph_inputs, seeded_inputs
@@ -54,7 +55,7 @@ def photographs(keras_archive: Path, tmp_path_factory: pytest.TempPathFactory) -
     return folder
 
 
-def _check_report(report: Report, *, own_graph: str | None, activations: int) -> None:
+def _check_report(report: CompareResult, *, own_graph: str | None, activations: int) -> None:
     assert report.passed, report.judgements
     assert report.own_graph == own_graph
     assert report.judgements[0].statement.startswith("490 converted bit for bit, 224 synthesised as stated")

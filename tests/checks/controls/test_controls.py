@@ -10,7 +10,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from checks.compare.judge import judge_mapping, judge_rounding, measure
+from checks.compare.judge import judge_mapping, judge_rounding
+from checks.compare.measure import measure
 from checks.controls import __main__ as controls
 from checks.controls import run
 from checks.controls.faults.all_faults import ALL_FAULTS

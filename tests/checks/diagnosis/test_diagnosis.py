@@ -19,9 +19,10 @@ from torch.nn import functional as F
 
 from checks.compare import __main__ as compare_command
 from checks.compare.activation_file import ActivationWriter
-from checks.compare.judge import measure
+from checks.compare.expected import Checkpoint
+from checks.compare.expected_from_file import provenance
+from checks.compare.measure import measure
 from checks.compare.run import compare
-from checks.compare.without_tensorflow import provenance
 from checks.core.activations import EMBEDDINGS, activation_names
 from checks.core.builtin_checkpoint import built_in_tensors
 from checks.core.inputs import SEEDED, InputBatch
@@ -629,7 +630,7 @@ def stored(tensors: Mapping[str, NDArray[Any]], tmp_path_factory: pytest.TempPat
     random = np.random.default_rng(3)
     with open_source(folder / "model.ckpt-1") as opened:
         named, plan = plan_source(opened, "variable")
-        stated = provenance(opened, named, plan, None, 0) | {"activations": ACTIVATIONS}
+        stated = provenance(Checkpoint(opened.path, opened, named, plan), None, 0, ACTIVATIONS)
         arrays = {name: np.array(named[name]) for name in named}
         with (
             TensorFlowSide(opened, arrays, "variable") as side,

@@ -39,7 +39,7 @@ from tests.support.graph_exports import export_onnx, network
 pytest.importorskip("matplotlib")
 pytest.importorskip("jinja2")
 
-from checks.audit.page import write_audit_report
+from checks.audit.page import write_page
 from checks.report.charts import Depth, Drawer, Limit, Series
 from checks.report.page import breakable
 from checks.report.provenance import shown_path
@@ -422,7 +422,7 @@ def audit_report(*, sound: bool) -> AuditResult:
 @pytest.mark.parametrize("sound", [True, False])
 def test_an_audit_is_reported_as_a_grid(browser, tmp_path: Path, sound: bool) -> None:
     path = tmp_path / "audit.html"
-    write_audit_report(path, audit_report(sound=sound), command=f"audit '{HOSTILE}'")
+    write_page(path, audit_report(sound=sound), command=f"audit '{HOSTILE}'")
     look(browser, path, place=None if sound else KEYS[7], holds=sound)
     page = open_page(browser, path, SIZES[1]).page
     cells = page.locator(".grid .cell")
@@ -440,7 +440,7 @@ def test_an_audit_is_reported_as_a_grid(browser, tmp_path: Path, sound: bool) ->
 
 def test_the_same_report_has_the_same_bytes(tmp_path: Path) -> None:
     for name in ("one", "other"):
-        write_audit_report(tmp_path / name, audit_report(sound=False), command="audit")
+        write_page(tmp_path / name, audit_report(sound=False), command="audit")
     assert (tmp_path / "one").read_bytes() == (tmp_path / "other").read_bytes()
 
 
@@ -567,7 +567,7 @@ def test_an_older_report_is_replaced(tmp_path: Path) -> None:
     arguments = argparse.Namespace(report=path)
     check_report(arguments)
     assert path.read_text() == "older"  # only the new page replaces it
-    write_audit_report(path, audit_report(sound=True), command="audit")
+    write_page(path, audit_report(sound=True), command="audit")
     assert path.read_text() != "older"
     assert list(tmp_path.iterdir()) == [path]
 

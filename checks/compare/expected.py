@@ -1,0 +1,91 @@
+"""The expected side of a comparison: everything that a port is held against."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from checks.core.judgement import Judgement
+from checks.core.tensorflow_side import Activations
+from checks.core.types import Arrays
+from converter.formats.source import TensorSource
+from converter.layer_map import Variant
+from converter.plan import Plan
+
+DIAGNOSED_IMAGES = 2  # of an input; a wrong layer shows on one image, and a second rules out luck
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """The checkpoint that a port is compared against.
+
+    Attributes:
+        path: As the user gave it.
+        source: Opened.
+        tensors: TensorFlow name to array.
+        plan: The plan of its conversion.
+    """
+
+    path: Path
+    source: TensorSource
+    tensors: Arrays
+    plan: Plan
+
+    @property
+    def logits(self) -> bool:
+        """Whether it has a classifier."""
+        return self.plan.variant.num_classes is not None
+
+
+@dataclass(frozen=True, slots=True)
+class DiagnosisReference:
+    """What the diagnosis of a port needs to know.
+
+    Attributes:
+        activations: Activation to float64 array, at every layer.
+        images: (N, H, W, 3), float32, the input of `activations`.
+        source: state_dict key to the expected tensor, or None without the source.
+        averages: state_dict key to the moving average; empty without averages.
+    """
+
+    activations: Arrays
+    images: NDArray[Any]
+    source: Arrays | None
+    averages: Arrays
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """The facts of a comparison that do not depend on the port; the names are those of `CompareResult`."""
+
+    source: str
+    own_graph: str | None
+    files: tuple[str, ...]
+    seed: int
+    variant: Variant
+
+
+class Expected(ABC):
+    """TensorFlow's side of a comparison: run now, or stored before."""
+
+    @property
+    @abstractmethod
+    def facts(self) -> Facts:
+        """The facts that the result states besides the figures."""
+
+    @abstractmethod
+    def judge_tensors(self, state_dict: Arrays) -> Judgement:
+        """Judge every tensor of a state_dict."""
+
+    @abstractmethod
+    def activations(self) -> Iterator[Activations]:
+        """Give TensorFlow's activations, input by input; may be called again."""
+
+    @abstractmethod
+    def diagnosis_reference(self) -> DiagnosisReference | str:
+        """Give what a diagnosis needs, or a sentence on why there is none and what to run."""

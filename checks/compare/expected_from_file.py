@@ -1,0 +1,143 @@
+"""The expected side of a comparison as it was stored before: TensorFlow is not needed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from checks.compare.activation_file import ActivationFile
+from checks.compare.expected import DIAGNOSED_IMAGES, Checkpoint, DiagnosisReference, Expected, Facts
+from checks.compare.judge import judge_stored_tensors, judge_tensors
+from checks.core.activations import activation_names
+from checks.core.environment import machine, versions
+from checks.core.inputs import SEEDED
+from checks.core.judgement import Judgement
+from checks.core.source_tensors import alternative_state_dict, expected_state_dict
+from checks.core.tensorflow_side import Activations
+from checks.core.types import Arrays, Say
+from converter.convert import convert_tensors
+from converter.errors import SourceError, UsageError
+from converter.layer_map import Variant
+from converter.manifest import tensor_digest
+from converter.plan import Weights
+
+
+def provenance(
+    checkpoint: Checkpoint, own_graph: str | None, seed: int, names: Sequence[str]
+) -> dict[str, Any]:
+    """Describe what is stored: the source, its variant, a fingerprint of every tensor, the activations."""
+    plan = checkpoint.plan
+    return {
+        "source": checkpoint.source.path.name,
+        "format": checkpoint.source.format,
+        "own_graph": own_graph,
+        "variant": asdict(plan.variant),
+        "weights": plan.weights,
+        "seed": seed,
+        "environment": machine() | versions(),  # without the date: the same input gives the same bytes
+        "tensors": _fingerprints(checkpoint),
+        "activations": list(names),
+    }
+
+
+def _fingerprint(array: NDArray[Any]) -> str:
+    return f"{array.dtype} {list(array.shape)} {tensor_digest(array)}"
+
+
+def _fingerprints(checkpoint: Checkpoint) -> dict[str, str]:
+    tensors = convert_tensors(checkpoint.tensors, checkpoint.plan)
+    return {tensor.row.key: _fingerprint(tensor.array) for tensor in tensors}
+
+
+@dataclass(frozen=True, slots=True)
+class ExpectedFromFile(Expected):
+    """TensorFlow's side of a comparison, stored before.
+
+    Attributes:
+        path: The file of stored activations.
+        stored: The same, open.
+        checkpoint: The checkpoint that they were stored of, or None where it is not at hand.
+        say: Progress callback.
+    """
+
+    path: Path
+    stored: ActivationFile
+    checkpoint: Checkpoint | None
+    say: Say
+
+    def check(self, weights: Weights) -> None:
+        """Refuse a file that does not belong to this comparison.
+
+        Args:
+            weights: As in `plan.plan_conversion`.
+
+        Raises:
+            SourceError: Inputs or activations that belong to a comparison were not stored.
+            UsageError: The file was stored of other weights.
+        """
+        known = [list(self._names(every_layer=every_layer)) for every_layer in (False, True)]
+        stored = self.stored.provenance
+        if self.stored.inputs[: len(SEEDED)] != SEEDED or list(stored["activations"]) not in known:
+            raise SourceError(
+                self.path, "not a whole comparison", next_step="Store it again with --save-activations"
+            )
+        if stored["weights"] != weights:
+            raise UsageError(
+                f"{self.path}: stored of the {stored['weights']}s, not the {weights}s. Give --weights "
+                f"{stored['weights']}."
+            )
+        if self.checkpoint is not None and _fingerprints(self.checkpoint) != stored["tensors"]:
+            raise UsageError(
+                f"{self.path}: stored of {stored['source']!r} ({stored['weights']}s), and "
+                f"{self.checkpoint.path} has other tensors. Store its own with --save-activations."
+            )
+
+    @property
+    def facts(self) -> Facts:
+        """The facts that the result states besides the figures."""
+        stored = self.stored.provenance
+        files = () if self.checkpoint is None else self.checkpoint.source.files
+        return Facts(
+            source=stored["source"] if self.checkpoint is None else str(self.checkpoint.path),
+            own_graph=stored["own_graph"],
+            files=tuple(map(str, (*files, self.path))),
+            seed=stored["seed"],
+            variant=Variant(**stored["variant"]),
+        )
+
+    def judge_tensors(self, state_dict: Arrays) -> Judgement:
+        """Judge against the checkpoint's tensors, or without it against their stored fingerprints."""
+        if self.checkpoint is not None:
+            return judge_tensors(state_dict, self.checkpoint.tensors, self.checkpoint.plan, {})
+        digests = {key: _fingerprint(array) for key, array in state_dict.items()}
+        return judge_stored_tensors(digests, self.stored.provenance["tensors"])
+
+    def activations(self) -> Iterator[Activations]:
+        """Read one input after another."""
+        for activations in self.stored:
+            self.say(f"comparing: {activations.batch.name}")
+            yield activations
+
+    def diagnosis_reference(self) -> DiagnosisReference | str:
+        """Take the first images of the first input, or say why that is not enough."""
+        if list(self.stored.provenance["activations"]) != list(self._names(every_layer=True)):
+            return "the cause is sought layer by layer, and the activations were stored without --every-layer"
+        first = next(iter(self.stored))
+        activations = {name: array[:DIAGNOSED_IMAGES] for name, array in first.float64.items()}
+        images = first.batch.images[:DIAGNOSED_IMAGES]
+        if self.checkpoint is None:
+            return DiagnosisReference(activations, images, None, {})
+        return DiagnosisReference(
+            activations,
+            images,
+            expected_state_dict(self.checkpoint.tensors, self.checkpoint.plan),
+            alternative_state_dict(self.checkpoint.tensors, self.checkpoint.plan.weights),
+        )
+
+    def _names(self, *, every_layer: bool) -> tuple[str, ...]:
+        logits = self.stored.provenance["variant"]["num_classes"] is not None
+        return activation_names(every_layer=every_layer, logits=logits)

@@ -1,0 +1,88 @@
+"""The expected side of a comparison as TensorFlow gives it when it runs now."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+
+from checks.compare.activation_file import ActivationWriter
+from checks.compare.expected import DIAGNOSED_IMAGES, Checkpoint, DiagnosisReference, Expected, Facts
+from checks.compare.expected_from_file import provenance
+from checks.compare.judge import judge_tensors
+from checks.core.activations import activation_names
+from checks.core.inputs import InputBatch, photograph_inputs, seeded_inputs
+from checks.core.judgement import Judgement
+from checks.core.source_tensors import alternative_state_dict, expected_state_dict
+from checks.core.tensorflow_side import Activations, TensorFlowSide
+from checks.core.types import Arrays, Say
+
+
+@dataclass(slots=True)
+class ExpectedFromTensorFlow(Expected):
+    """TensorFlow's side of a comparison, run now.
+
+    Attributes:
+        checkpoint: The checkpoint.
+        tensorflow: Its graphs.
+        every_layer: Whether to compare every convolution besides the stages.
+        seed: Seed of the built-in inputs.
+        photographs: Files to compare on as well.
+        save: Where to store the activations the first time they are run; None stores nothing.
+        say: Progress callback.
+    """
+
+    checkpoint: Checkpoint
+    tensorflow: TensorFlowSide
+    every_layer: bool
+    seed: int
+    photographs: Sequence[Path]
+    save: Path | None
+    say: Say
+
+    @property
+    def facts(self) -> Facts:
+        """The facts that the result states besides the figures."""
+        graph = self.tensorflow.own_graph
+        files = self.checkpoint.source.files
+        return Facts(
+            source=str(self.checkpoint.path),
+            own_graph=None if graph is None else graph.name,
+            files=tuple(map(str, files if graph is None else (*files, graph))),
+            seed=self.seed,
+            variant=self.checkpoint.plan.variant,
+        )
+
+    def judge_tensors(self, state_dict: Arrays) -> Judgement:
+        """Judge against the checkpoint's tensors and those that TensorFlow read for its own graph."""
+        plan = self.checkpoint.plan
+        return judge_tensors(state_dict, self.checkpoint.tensors, plan, self.tensorflow.own_tensors)
+
+    def activations(self) -> Iterator[Activations]:
+        """Run one input after another. The first time, store the activations if that was asked for."""
+        names = activation_names(every_layer=self.every_layer, logits=self.checkpoint.logits)
+        with ExitStack() as stack:
+            writer = None
+            if self.save is not None:
+                stated = provenance(self.checkpoint, self.facts.own_graph, self.seed, names)
+                writer = stack.enter_context(ActivationWriter(self.save, stated))
+                self.save = None
+            for batch in chain(seeded_inputs(self.seed), photograph_inputs(self.photographs)):
+                self.say(f"comparing: {batch.name}")
+                activations = self.tensorflow.run(batch, names)
+                if writer is not None:
+                    writer.add(activations)
+                yield activations
+
+    def diagnosis_reference(self) -> DiagnosisReference:
+        """Run every layer on the first images of the first input."""
+        images = seeded_inputs(self.seed)[0].images[:DIAGNOSED_IMAGES]
+        names = activation_names(every_layer=True, logits=self.checkpoint.logits)
+        return DiagnosisReference(
+            self.tensorflow.run(InputBatch("diagnosis", images), names).float64,
+            images,
+            expected_state_dict(self.checkpoint.tensors, self.checkpoint.plan),
+            alternative_state_dict(self.checkpoint.tensors, self.checkpoint.plan.weights),
+        )

@@ -1,0 +1,136 @@
+"""The result of a comparison, as plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from checks.core import thresholds
+from checks.core.judgement import Judgement
+
+if TYPE_CHECKING:  # so that reading a result pulls in neither NumPy nor PyTorch
+    from checks.core.metrics import Difference
+    from checks.diagnosis.diagnose import Diagnosis
+    from converter.layer_map import Variant
+
+
+@dataclass(frozen=True, slots=True)
+class ActivationMeasurement:
+    """The figures of one activation on one input.
+
+    Attributes:
+        activation: TensorFlow scope.
+        float32: PyTorch from TensorFlow, both in float32.
+        float64: PyTorch from TensorFlow, both in float64.
+        pytorch_error: Relative L2 of PyTorch's float32 from TensorFlow's float64.
+        tensorflow_error: Relative L2 of TensorFlow's float32 from TensorFlow's float64.
+        excess: `pytorch_error` over `tensorflow_error`, where the latter counts as at least one unit roundoff.
+    """
+
+    activation: str
+    float32: Difference
+    float64: Difference
+    pytorch_error: float
+    tensorflow_error: float
+    excess: float
+
+    @property
+    def diverges(self) -> bool:
+        """Whether the float64 results differ by more than rounding; NaN differs."""
+        return not self.float64.relative_l2 <= thresholds.MAPPING
+
+
+@dataclass(frozen=True, slots=True)
+class InputMeasurement:
+    """The figures of one input.
+
+    Attributes:
+        name: The input.
+        few_values: As in `InputBatch`.
+        own_graph: As in `Activations`.
+        activations: In the order of evaluation.
+        distance64: Frobenius distance of the embeddings in float64.
+        distance32: Frobenius distance of the embeddings in float32.
+        row_distance32: Largest distance of a single embedding in float32.
+        rebuilt: As in `Activations`.
+        rebuilt_error: As in `Activations`.
+    """
+
+    name: str
+    few_values: bool
+    own_graph: bool
+    activations: tuple[ActivationMeasurement, ...]
+    distance64: float
+    distance32: float
+    row_distance32: float
+    rebuilt: Mapping[str, float]
+    rebuilt_error: Mapping[str, float]
+
+    @property
+    def first_divergence(self) -> str | None:
+        """The first activation that diverges in float64, or None."""
+        return next((measured.activation for measured in self.activations if measured.diverges), None)
+
+    @property
+    def rounding_factor(self) -> float:
+        """How many times TensorFlow's float32 error PyTorch's may be on this input."""
+        return thresholds.ROUNDING_FEW_VALUES if self.few_values else thresholds.ROUNDING
+
+
+@dataclass(frozen=True, slots=True)
+class Repair:
+    """The outcome of `--repair`.
+
+    Attributes:
+        path: The file that was written, or None.
+        keys: The corrected tensors in the state_dict's order. Where nothing was written, those that were tried.
+        statement: What was done, or why nothing was written; one sentence.
+    """
+
+    path: str | None
+    keys: tuple[str, ...]
+    statement: str
+
+
+@dataclass(frozen=True, slots=True)
+class CompareResult:
+    """The result of a comparison.
+
+    Attributes:
+        source: The checkpoint that the port was compared against.
+        state_dict: The file that was judged, or None where the source was converted for it.
+        own_graph: The file of the checkpoint's own graph, or None where only the rebuilt graph ran.
+        variant: The variant of the network.
+        judgements: tensors, mapping, rounding, headline.
+        inputs: The figures of each input; empty where the state_dict could not be loaded.
+        environment: As `checks.core.environment.environment` gives it.
+        diagnosis: The wrong layers and their causes; None where every judgement holds or no cause was sought.
+        undiagnosed: Why no cause was sought, and what to run to get one; empty otherwise.
+        repair: The outcome of `--repair`; None without it.
+        files: Every file that was read, except photographs.
+        seed: Seed of the inputs.
+    """
+
+    source: str
+    state_dict: str | None
+    own_graph: str | None
+    variant: Variant
+    judgements: tuple[Judgement, ...]
+    inputs: tuple[InputMeasurement, ...]
+    environment: Mapping[str, Any]
+    diagnosis: Diagnosis | None = None
+    undiagnosed: str = ""
+    repair: Repair | None = None
+    files: tuple[str, ...] = ()
+    seed: int = 0
+
+    @property
+    def passed(self) -> bool:
+        """Whether every judgement holds."""
+        return all(judgement.passed for judgement in self.judgements)
+
+    @property
+    def diverging(self) -> InputMeasurement | None:
+        """The first input on which an activation diverges, or None."""
+        return next((batch for batch in self.inputs if batch.first_divergence is not None), None)
