@@ -28,7 +28,7 @@ STATE_DICT = Mapping[str, torch.Tensor]
 WITHOUT_TENSORFLOW = (
     "import importlib.util, sys; sys.modules['tensorflow'] = None; find = importlib.util.find_spec; "
     "importlib.util.find_spec = lambda name, *rest: None if name == 'tensorflow' else find(name, *rest); "
-    "from checks.compare import main; sys.exit(main(sys.argv[1:]))"
+    "from checks.compare.__main__ import main; sys.exit(main(sys.argv[1:]))"
 )
 
 
