@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 FLOAT32 = np.dtype(np.float32)
-HALVES = (np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+HALVES = (np.dtype(np.float16), BFLOAT16)
 """Half precisions: float32 holds every value of theirs."""
 
 CASTABLE = (*HALVES, np.dtype(np.float64))

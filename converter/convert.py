@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from converter.casting import CASTABLE, FLOAT32, Cast, measure_cast, to_float32
-from converter.formats.source import TensorInfo
+from converter.casting import BFLOAT16, CASTABLE, FLOAT32, Cast, measure_cast, to_float32
+from converter.formats.source import TensorInfo, TensorSource
 from converter.layer_map import Converted, Row, Synthesised, Variant, table
 from converter.plan import (
     MappingError,
@@ -22,26 +22,49 @@ from converter.plan import (
     state_dict_variant,
 )
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 def synthesise(row: Synthesised) -> NDArray[Any]:
     """The value of a state_dict entry that TensorFlow does not have."""
     return np.full(row.shape, row.fill, row.dtype)
 
 
-def to_pytorch(
-    tensors: Mapping[str, NDArray[Any]], *, weights: Weights = "variable"
-) -> dict[str, NDArray[Any]]:
-    """Turn TensorFlow tensors into a PyTorch state_dict.
+def to_pytorch(tensors: Mapping[str, NDArray[Any]], *, weights: Weights = "variable") -> dict[str, Tensor]:
+    """Turn TensorFlow tensors into a state_dict that `load_state_dict` takes as it is.
 
     Args:
-        tensors: Variable name to array, kernels in HWIO; an open `TensorSource` is read tensor by tensor, and
-            only for what is used. float32 keeps every bit; float16, bfloat16 and float64 are cast as
+        tensors: As in `to_numpy_state_dict`.
+        weights: As in `plan_conversion`.
+
+    Returns:
+        What `to_numpy_state_dict` returns, as tensors on the CPU that the caller owns.
+
+    Raises:
+        MappingError: The tensors are not those of this network, or a finite value is beyond float32.
+        SourceError: A tensor of an open source is corrupt.
+    """
+    import torch
+
+    arrays = to_numpy_state_dict(tensors, weights=weights)
+    return {key: torch.from_numpy(array) for key, array in arrays.items()}
+
+
+def to_numpy_state_dict(
+    tensors: Mapping[str, NDArray[Any]], *, weights: Weights = "variable"
+) -> dict[str, NDArray[Any]]:
+    """Turn TensorFlow tensors into the arrays of a state_dict, without PyTorch.
+
+    Args:
+        tensors: Variable name to array, kernels in HWIO. An open `TensorSource` is read tensor by tensor, and
+            only what is used is read. float32 keeps every bit; float16, bfloat16 and float64 are cast as
             `to_float32` says.
         weights: As in `plan_conversion`.
 
     Returns:
         state_dict key to array, in the published order: kernels in OIHW, float32, with int64 batch counters.
-        Every array is C-contiguous and the caller's own.
+        Every array is C-contiguous and belongs to the caller.
 
     Raises:
         MappingError: The tensors are not those of this network, or a finite value is beyond float32.
@@ -86,8 +109,7 @@ def convert_tensors(tensors: Mapping[str, NDArray[Any]], plan: Plan) -> Iterator
             problems.append(Problem("out of range", name, f"{error} (for {row.key})"))
             continue
         cast = measure_cast(array, single) if name in plan.casts else None
-        moved = row.layout.apply(single)
-        yield ConvertedTensor(row, moved.copy() if np.may_share_memory(moved, array) else moved, cast)
+        yield ConvertedTensor(row, _detached(row.layout.apply(single), array), cast)
     if problems:
         hint = "float32 cannot hold these values: train or save the checkpoint in float32."
         raise MappingError(problems, len(tensors), len(plan.sources), hint)
@@ -114,28 +136,29 @@ def _may_stand_for(dtype: np.dtype, row: Row) -> bool:
 
 
 def to_tensorflow(
-    state_dict: Mapping[str, NDArray[Any]], *, variant: Variant | None = None
+    state_dict: Mapping[str, Tensor] | Mapping[str, NDArray[Any]], *, variant: Variant | None = None
 ) -> dict[str, NDArray[Any]]:
     """Turn a PyTorch state_dict back into TensorFlow tensors; the inverse of `to_pytorch`, bit for bit.
 
     Args:
-        state_dict: Key to array, as `to_pytorch` returns it: float32 but for the batch counters. float16,
-            bfloat16 and float64 are taken as well.
-        variant: What a state_dict does not say: whether BatchNorm had a gamma and where the Bottleneck stood.
-            Without it, a gamma is written where any BatchNorm weight differs from one, and the Bottleneck
+        state_dict: Key to tensor or NumPy array: float32, with batch counters of int64. float16, bfloat16 and
+            float64 are taken as well.
+        variant: What a state_dict does not say: whether BatchNorm had a gamma, and which scope the Bottleneck
+            had. Without it, a gamma is written if any BatchNorm weight differs from one, and the Bottleneck
             stands inside the network's scope. `infer_variant` tells it from the TensorFlow tensors.
 
     Returns:
-        Variable name to C-contiguous array of the dtype that it had. Batch counters have no variable and are
-        dropped.
+        Variable name to C-contiguous array of the dtype that it had, which belongs to the caller. Batch
+        counters have no variable and are dropped.
 
     Raises:
         MappingError: The state_dict is not one of this network.
     """
-    info = describe(state_dict)
+    arrays = _as_arrays(state_dict)
+    info = describe(arrays)
     if variant is None:
         plain = state_dict_variant(info)
-        gamma = any(_is_other_scale(row, state_dict, info) for row in table(plain))
+        gamma = any(_is_other_scale(row, arrays, info) for row in table(plain))
         variant = state_dict_variant(info, gamma=gamma)
     rows = {row.key: row for row in table(variant)}
     problems = [Problem("missing", key) for key in rows if key not in info]
@@ -151,7 +174,7 @@ def to_tensorflow(
             problems.append(Problem("misshapen", key, f"{info[key].shape}, expected {row.entry.shape}"))
         if not _may_stand_for(info[key].dtype, row):
             problems.append(Problem("wrong dtype", key, f"{info[key].dtype}, expected {row.entry.dtype}"))
-        if _is_other_scale(row, state_dict, info):
+        if _is_other_scale(row, arrays, info):
             problems.append(Problem("unexpected", key, "a BatchNorm scale other than one, without a gamma"))
     if problems:
         hint = ""
@@ -159,8 +182,32 @@ def to_tensorflow(
         if f"{prefix}conv2d_1a.conv.weight" in info and all(name.startswith(prefix) for name in info):
             hint = f"Every key begins with {prefix!r}: save the state_dict of the model inside the wrapper."
         raise MappingError(problems, len(info), len(rows), hint)
+    variables = {}
+    for key, row in rows.items():
+        if isinstance(row, Converted):
+            array = arrays[key]
+            variables[row.variable] = _detached(row.layout.inverse.apply(array), array)
+    return variables
+
+
+def _detached(result: NDArray[Any], origin: NDArray[Any]) -> NDArray[Any]:
+    """A result that shares no memory with the array that it was made from."""
+    return result.copy() if np.may_share_memory(result, origin) else result
+
+
+def _as_arrays(state_dict: Mapping[str, Tensor] | Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
+    """The tensors of a state_dict as arrays; an open source is not read for it."""
+    if isinstance(state_dict, TensorSource):
+        return state_dict
     return {
-        row.variable: row.layout.inverse.apply(state_dict[key])
-        for key, row in rows.items()
-        if isinstance(row, Converted)
+        key: value if isinstance(value, np.ndarray) else _as_array(value) for key, value in state_dict.items()
     }
+
+
+def _as_array(tensor: Tensor) -> NDArray[Any]:
+    import torch
+
+    tensor = tensor.detach().cpu()
+    if tensor.dtype == torch.bfloat16:  # which NumPy has only through ml_dtypes
+        return np.asarray(tensor.contiguous().view(torch.int16).numpy()).view(BFLOAT16)
+    return np.asarray(tensor.numpy())

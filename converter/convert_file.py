@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from converter.atomic import AtomicFiles, sync
 from converter.casting import Cast, state_casts
-from converter.convert import convert_tensors, to_pytorch, to_tensorflow
+from converter.convert import convert_tensors, to_numpy_state_dict, to_tensorflow
 from converter.errors import DifferenceError, RequirementError, SourceError, UsageError
 from converter.formats.detect import open_source
 from converter.formats.source import TensorSource
@@ -150,7 +150,7 @@ def _is_published(known: CatalogEntry, digests: Mapping[str, str]) -> bool | Non
 
 def convert_file(
     path: Path | str,
-    output: Path | None = None,
+    output: Path | str | None = None,
     *,
     output_format: OutputFormat = "pt",
     parts: bool = False,
@@ -186,6 +186,7 @@ def convert_file(
 
     Whatever is raised, nothing is left behind.
     """
+    output = None if output is None else Path(output)
     if output is not None:
         _check_ending(output, output_format)
     expected = _normalise_digests(sha256)
@@ -426,7 +427,7 @@ def _read_back(
     try:
         with _open_written(paths, output_format) as source:
             again: Mapping[str, NDArray[Any]] = (
-                to_pytorch(source) if output_format == "tensorflow" else source
+                to_numpy_state_dict(source) if output_format == "tensorflow" else source
             )
             if set(again) != set(part):
                 raise DifferenceError(f"{name}: what was written reads back with other tensors. {failing}")

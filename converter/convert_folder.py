@@ -60,7 +60,7 @@ class StepConversions:
 
 def convert_steps(
     folder: Path | str,
-    output_folder: Path,
+    output_folder: Path | str,
     *,
     jobs: int | None = None,
     output_format: OutputFormat = "pt",
@@ -93,7 +93,7 @@ def convert_steps(
 
     When this is interrupted, conversions in progress are given up; each output is whole or not there.
     """
-    folder = Path(folder)
+    folder, output_folder = Path(folder), Path(output_folder)
     if jobs is not None and jobs < 1:
         raise UsageError(f"{jobs} conversions at a time: one is the least.")
     if not output_folder.is_dir():

@@ -18,7 +18,7 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
-from converter.convert import to_pytorch
+from converter.convert import to_numpy_state_dict
 from converter.formats.detect import open_source
 from converter.layer_map import NETWORK_SCOPE, Converted, Variant, table
 from converter.variable_names import tensorflow_tensors
@@ -161,7 +161,7 @@ def single_files(tensors, tmp_path_factory):
     """The same tensors as .h5, .pt and .safetensors."""
 
     def write(folder):
-        state_dict = to_pytorch(tensors)
+        state_dict = to_numpy_state_dict(tensors)
         torch.save({key: torch.from_numpy(array) for key, array in state_dict.items()}, folder / "weights.pt")
         save_file(state_dict, folder / "weights.safetensors")
         write_keras(folder / "weights.h5", tensors)

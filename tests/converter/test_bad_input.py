@@ -387,7 +387,7 @@ def test_a_pickle_with_code_in_it(command, tmp_path, legacy, name):
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.complex64])
 def test_a_state_dict_of_another_type_of_number(command, tensors, tmp_path, dtype):
-    state_dict = {key: torch.from_numpy(array) for key, array in to_pytorch(tensors).items()}
+    state_dict = to_pytorch(tensors)
     content = {
         key: value.to(dtype) if value.is_floating_point() else value for key, value in state_dict.items()
     }

@@ -86,25 +86,25 @@ def test_the_ending_chooses_the_format_and_the_umask_the_mode(source: Path, tmp_
 
 
 def test_averages_of_only_some_statistics_are_refused(tensors, tmp_path: Path) -> None:
-    from converter.convert import to_pytorch
+    from converter.convert import to_numpy_state_dict
     from converter.plan import MappingError
 
     average = "/ExponentialMovingAverage"
     trained = {name for name in tensors if not name.endswith(("/moving_mean", "/moving_variance"))}
     given = {**tensors, **{name + average: tensors[name] for name in trained}}
-    assert len(to_pytorch(given, weights="average")) == 716
+    assert len(to_numpy_state_dict(given, weights="average")) == 716
     one = "InceptionResnetV1/Conv2d_1a_3x3/BatchNorm/moving_mean"
     with pytest.raises(MappingError) as caught:
-        to_pytorch({**given, one + average: random_bits((32,), 1)}, weights="average")
+        to_numpy_state_dict({**given, one + average: random_bits((32,), 1)}, weights="average")
     assert {problem.kind for problem in caught.value.problems} == {"missing"}
     assert len(caught.value.problems) == 2 * 112 - 1
 
 
 def test_the_wrapper_around_a_model_is_recognised(tensors) -> None:
-    from converter.convert import to_pytorch, to_tensorflow
+    from converter.convert import to_numpy_state_dict, to_tensorflow
     from converter.plan import MappingError
 
-    wrapped = {f"module.{key}": array for key, array in to_pytorch(tensors).items()}
+    wrapped = {f"module.{key}": array for key, array in to_numpy_state_dict(tensors).items()}
     with pytest.raises(MappingError, match=r"Every key begins with 'module\.'"):
         to_tensorflow(wrapped)
 

@@ -9,12 +9,13 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from converter.convert import convert_tensors, to_pytorch, to_tensorflow
+from converter.convert import convert_tensors, to_numpy_state_dict, to_pytorch, to_tensorflow
 from converter.formats.detect import open_source
 from converter.formats.source import TensorInfo
 from converter.layer_map import Converted, Synthesised, Variant, table
 from converter.plan import AVERAGE, MappingError, Problem, describe, infer_variant, plan_conversion
 from converter.variable_names import tensorflow_tensors
+from reference import InceptionResnetV1
 from tests.conftest import CLASSES, same_bits
 
 BITS = np.random.default_rng(0).integers(0, 1 << 32, 1 << 22, np.uint32).view(np.float32)
@@ -79,7 +80,7 @@ def has(error, kind, name):
 def test_round_trip_is_bit_for_bit(variant, seed):
     original = any_bits(variant, seed)
     assert infer_variant(describe(original)) == variant
-    state_dict = to_pytorch(original)
+    state_dict = to_numpy_state_dict(original)
     assert list(state_dict) == [row.key for row in table(variant)]
     again = to_tensorflow(state_dict, variant=variant)
     assert again.keys() == original.keys()
@@ -87,7 +88,7 @@ def test_round_trip_is_bit_for_bit(variant, seed):
 
 
 def test_the_odd_values_survive_in_pytorch():
-    state_dict = to_pytorch(any_bits(Variant()))
+    state_dict = to_numpy_state_dict(any_bits(Variant()))
     bits = state_dict["conv2d_1a.bn.bias"].view(np.uint32)
     assert bits[: ODD.size].tolist() == ODD.tolist()
     # The first six of HWIO run along the output channel, which is the first axis of OIHW.
@@ -95,7 +96,7 @@ def test_the_odd_values_survive_in_pytorch():
 
 
 def test_every_tensor_is_the_plain_transposition_of_its_variable(tensors):
-    state_dict = to_pytorch(tensors)
+    state_dict = to_numpy_state_dict(tensors)
     axes = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}
     for row in table(Variant(num_classes=CLASSES)):
         if isinstance(row, Synthesised):
@@ -109,22 +110,46 @@ def test_every_tensor_is_the_plain_transposition_of_its_variable(tensors):
 
 
 def test_results_are_the_callers_own(tensors):
-    state_dict = to_pytorch(tensors)
+    state_dict = to_numpy_state_dict(tensors)
     beta = f"{STEM}/BatchNorm/beta"
     before = tensors[beta].copy()
     state_dict["conv2d_1a.bn.bias"] += 1
     assert same_bits(tensors[beta], before)
 
 
+def test_results_of_to_tensorflow_are_the_callers_own(tensors):
+    state_dict = to_pytorch(tensors)
+    again = to_tensorflow(state_dict)
+    for tensor in state_dict.values():
+        tensor.zero_()
+    assert [name for name in tensors if not same_bits(again[name], tensors[name])] == []
+
+
+def test_a_network_takes_the_result_as_it_is_and_gives_it_back():
+    original = any_bits(Variant(num_classes=3))
+    model = InceptionResnetV1(num_classes=3)
+    model.load_state_dict(to_pytorch(original))
+    again = to_tensorflow(model.state_dict())
+    assert [name for name in original if not same_bits(again[name], original[name])] == []
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_tensors_of_another_precision_keep_it(tensors, dtype):
+    cast = {key: value.to(dtype) for key, value in to_pytorch(tensors).items()}
+    beta = to_tensorflow(cast)[f"{STEM}/BatchNorm/beta"]
+    assert beta.dtype.name == str(dtype).removeprefix("torch.")
+    assert same_bits(beta.astype(np.float64), cast["conv2d_1a.bn.bias"].double().numpy())
+
+
 def test_order_of_the_source_does_not_matter(tensors):
     backwards = dict(reversed(tensors.items()))
-    one, other = to_pytorch(tensors), to_pytorch(backwards)
+    one, other = to_numpy_state_dict(tensors), to_numpy_state_dict(backwards)
     assert list(one) == list(other)
     assert all(same_bits(one[key], other[key]) for key in one)
 
 
 def test_gamma_is_told_from_a_state_dict(tensors):
-    state_dict = to_pytorch(tensors)
+    state_dict = to_numpy_state_dict(tensors)
     assert not any(name.endswith("/gamma") for name in to_tensorflow(state_dict))
     state_dict["repeat_2.2.branch1.1.bn.weight"][5] = np.nextafter(np.float32(1), np.float32(2))
     again = to_tensorflow(state_dict)
@@ -178,10 +203,10 @@ def test_only_exact_names_are_left_out(name):
 def test_averages_are_used_when_asked_for(tensors):
     averages = {f"{name}/{AVERAGE}": array + 1 for name, array in tensors.items()}
     both = tensors | averages
-    plain, average = to_pytorch(both), to_pytorch(both, weights="average")
+    plain, average = to_numpy_state_dict(both), to_numpy_state_dict(both, weights="average")
     assert same_bits(plain["logits.bias"], tensors["Logits/biases"])
     assert same_bits(average["logits.bias"], tensors["Logits/biases"] + 1)
-    expected = to_pytorch({name: array + 1 for name, array in tensors.items()})
+    expected = to_numpy_state_dict({name: array + 1 for name, array in tensors.items()})
     assert all(same_bits(average[key], expected[key]) for key in expected)
     plan = plan_conversion(describe(both), weights="average")
     assert {item.name for item in plan.left_out} == set(tensors)
@@ -225,7 +250,7 @@ def mixed(tensors):
 
 
 def test_every_precision_becomes_float32(mixed):
-    state_dict = to_pytorch(mixed)
+    state_dict = to_numpy_state_dict(mixed)
     axes = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}
     for row in table(Variant(num_classes=CLASSES)):
         if isinstance(row, Converted):
@@ -266,14 +291,14 @@ def test_entries_say_what_their_cast_changed(mixed):
 @pytest.mark.parametrize("counters", [False, True], ids=["model.half()", "every entry"])
 def test_a_state_dict_of_another_precision(tensors, tmp_path, dtype, counters):
     """`model.half()` leaves the batch counters as they are; who casts every entry casts them as well."""
-    state_dict = {key: torch.from_numpy(array) for key, array in to_pytorch(tensors).items()}
+    state_dict = to_pytorch(tensors)
     content = {
         key: value.to(dtype) if counters or value.is_floating_point() else value
         for key, value in state_dict.items()
     }
     torch.save(content, tmp_path / "w.pt")
     with open_source(tmp_path / "w.pt") as source:
-        again = to_pytorch(tensorflow_tensors(source))
+        again = to_numpy_state_dict(tensorflow_tensors(source))
     assert list(again) == list(state_dict)
     for key, value in content.items():
         expected = value.to(state_dict[key].dtype).numpy()
@@ -281,12 +306,12 @@ def test_a_state_dict_of_another_precision(tensors, tmp_path, dtype, counters):
 
 
 def test_a_gamma_in_half_precision_is_told_from_ones(tensors):
-    state_dict = {key: array.astype(np.float16) for key, array in to_pytorch(tensors).items()}
+    state_dict = {key: array.astype(np.float16) for key, array in to_numpy_state_dict(tensors).items()}
     assert not any(name.endswith("/gamma") for name in to_tensorflow(state_dict))
     state_dict["last_bn.weight"][3] = 2
     again = to_tensorflow(state_dict)
     assert again["InceptionResnetV1/Bottleneck/BatchNorm/gamma"][3] == 2
-    assert to_pytorch(again)["last_bn.weight"].dtype == np.float32
+    assert to_numpy_state_dict(again)["last_bn.weight"].dtype == np.float32
 
 
 def test_values_beyond_float32_are_refused_in_one_report(tensors):
@@ -294,10 +319,10 @@ def test_values_beyond_float32_are_refused_in_one_report(tensors):
     large = {kernel: tensors[kernel].astype(np.float64), beta: tensors[beta].astype(np.float64)}
     large[kernel][0, 0, 0, :2] = 1e39, -1e300
     large[beta][5] = np.inf
-    to_pytorch(tensors | {beta: large[beta]})  # an infinity is one in float32 as well
+    to_numpy_state_dict(tensors | {beta: large[beta]})  # an infinity is one in float32 as well
     large[beta][6] = 1e39
     with pytest.raises(MappingError) as caught:
-        to_pytorch(tensors | large)
+        to_numpy_state_dict(tensors | large)
     assert caught.value.problems == (
         Problem(
             "out of range",
@@ -339,7 +364,7 @@ def test_every_problem_is_in_one_report():
 
 
 def test_every_problem_of_a_state_dict_is_in_one_report(tensors):
-    state_dict = to_pytorch(tensors)
+    state_dict = to_numpy_state_dict(tensors)
     del state_dict["repeat_2.2.conv2d.bias"]
     state_dict["conv2d_1a.conv.weight"] = tensors[f"{STEM}/weights"]
     state_dict["conv2d_1a.bn.bias"] = state_dict["conv2d_1a.bn.bias"].astype(np.int16)

@@ -16,7 +16,7 @@ import torch
 
 from checks.compare.run import compare
 from converter.__main__ import main
-from converter.convert import to_pytorch
+from converter.convert import to_numpy_state_dict
 from converter.formats.detect import open_source
 from converter.formats.tensorflow.bundle import write_tensor_bundle
 from converter.hub import catalog
@@ -47,7 +47,7 @@ def home(archive, tmp_path, monkeypatch):
 
 def assert_converted(path, tensors):
     found = torch.load(path, weights_only=True)
-    expected = to_pytorch(tensors)
+    expected = to_numpy_state_dict(tensors)
     assert list(found) == list(expected)
     assert all(same_bits(found[key].numpy(), expected[key]) for key in expected)
 

@@ -23,7 +23,7 @@ from safetensors.torch import save_file as save_torch
 from converter import convert_file as module
 from converter.__main__ import main
 from converter.atomic import AtomicFiles
-from converter.convert import to_pytorch
+from converter.convert import to_numpy_state_dict, to_pytorch
 from converter.convert_file import convert_file, find_namesake, identify
 from converter.errors import DifferenceError, SourceError, UsageError
 from converter.formats.detect import open_source
@@ -355,7 +355,7 @@ def test_a_frozen_graph_in_half_precision(tensors, tmp_path):
             tf.identity(tf.constant(array, name=name), name=f"{name}/read")
     (tmp_path / "half.pb").write_bytes(graph.as_graph_def().SerializeToString())
     with open_source(tmp_path / "half.pb") as opened:
-        state_dict = to_pytorch(opened)
+        state_dict = to_numpy_state_dict(opened)
     assert_converted(state_dict, {name: array.astype(np.float32) for name, array in halves.items()})
 
 
@@ -370,7 +370,7 @@ def test_keras_weights_in_float64(tensors, tmp_path):
 
 
 def test_a_state_dict_in_bfloat16_whose_every_entry_was_cast(tensors, tmp_path):
-    state_dict = {key: torch.from_numpy(array) for key, array in to_pytorch(tensors).items()}
+    state_dict = to_pytorch(tensors)
     state_dict["last_bn.num_batches_tracked"] += 256
     halves = {key: value.bfloat16() for key, value in state_dict.items()}
     save_torch(halves, tmp_path / "half.safetensors")

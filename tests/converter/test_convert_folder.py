@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import converter
-from converter.convert import to_pytorch
+from converter.convert import to_numpy_state_dict
 from converter.convert_folder import convert_steps
 from converter.errors import SourceError, UsageError
 from converter.formats.tensorflow.bundle import write_tensor_bundle
@@ -62,7 +62,7 @@ def test_every_step_becomes_a_file_of_its_own(converted, tensors):
     written = [output(step) for step in (9, 100)]
     assert names(folder) == sorted([*written, *(f"{name}.json" for name in written)])
     for step in (9, 100):
-        expected = to_pytorch(at_step(tensors, step))
+        expected = to_numpy_state_dict(at_step(tensors, step))
         found = torch.load(folder / output(step), weights_only=True)
         assert list(found) == list(expected)
         assert all(same_bits(found[key].numpy(), expected[key]) for key in expected)

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from converter.convert import to_pytorch
+from converter.convert import to_numpy_state_dict
 from converter.convert_file import convert_file
 from converter.formats.tensorflow.bundle import write_tensor_bundle
 from converter.formats.tensorflow.protos import GraphDef, data_type
@@ -287,7 +287,7 @@ def network_tensors() -> dict[str, NDArray[Any]]:
 
 @cache
 def _network_state_dict() -> dict[str, NDArray[Any]]:
-    return to_pytorch(network_tensors())
+    return to_numpy_state_dict(network_tensors())
 
 
 def network_files(folder: Path, targets: Container[str]) -> dict[str, Path]:

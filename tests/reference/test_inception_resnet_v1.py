@@ -12,7 +12,7 @@ from reference import MINIMUM_IMAGE_SIZE, InceptionResnetV1
 
 @pytest.fixture(scope="module")
 def state_dict(tensors):
-    return {key: torch.from_numpy(array) for key, array in to_pytorch(tensors).items()}
+    return to_pytorch(tensors)
 
 
 @pytest.fixture(scope="module")

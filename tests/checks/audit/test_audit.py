@@ -16,7 +16,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from checks.audit.__main__ import main
 from checks.audit.run import audit, find_source
-from converter.convert import to_pytorch
+from converter.convert import to_numpy_state_dict
 from converter.errors import SourceError, UsageError
 from converter.formats.tensorflow.bundle import write_tensor_bundle
 from converter.layer_map import Variant, table
@@ -37,7 +37,7 @@ def source(tensors, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def right(tensors):
-    return to_pytorch(tensors)
+    return to_numpy_state_dict(tensors)
 
 
 def save(path, arrays):
@@ -226,10 +226,10 @@ def test_averages_in_place_of_the_variables_are_named(tensors, right, tmp_path):
     moved = {name: array * np.float32(1.001) for name, array in tensors.items()}
     averages = {f"{name}/ExponentialMovingAverage": array for name, array in moved.items()}
     write_tensor_bundle(tmp_path / "model.ckpt-1", {**tensors, **averages})
-    port = save(tmp_path / "port.safetensors", {**right, KERNEL: to_pytorch(moved)[KERNEL]})
+    port = save(tmp_path / "port.safetensors", {**right, KERNEL: to_numpy_state_dict(moved)[KERNEL]})
     report = audit(port, tmp_path / "model.ckpt-1")
     assert "average" in found(report, "differs")[KERNEL].detail
-    whole = save(tmp_path / "averages.safetensors", to_pytorch(moved))
+    whole = save(tmp_path / "averages.safetensors", to_numpy_state_dict(moved))
     assert audit(whole, tmp_path / "model.ckpt-1", weights="average").verdict == EXACT
     assert not audit(whole, tmp_path / "model.ckpt-1").passed
 
@@ -240,7 +240,7 @@ def test_another_embedding_size_is_a_difference_of_shapes(source, tensors, tmp_p
         if name.startswith("InceptionResnetV1/Bottleneck"):
             smaller[name] = array[..., :128]
     smaller["Logits/weights"] = tensors["Logits/weights"][:128]
-    report = audit(save(tmp_path / "port.safetensors", to_pytorch(smaller)), source)
+    report = audit(save(tmp_path / "port.safetensors", to_numpy_state_dict(smaller)), source)
     assert "shape (128, 1792), expected (512, 1792)" in found(report, "differs")["last_linear.weight"].detail
 
 

@@ -23,7 +23,7 @@ from checks.audit.graphs.runtime_process import RuntimeProcess
 from checks.audit.run import audit
 from checks.core.activations import LAYERS, STAGES
 from checks.diagnosis.tensor_causes import Others
-from converter.convert import to_pytorch
+from converter.convert import to_numpy_state_dict
 from converter.errors import SourceError
 from converter.formats.tensorflow.bundle import write_tensor_bundle
 from converter.plan import describe, infer_variant
@@ -46,7 +46,7 @@ def source(tensors, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def state_dict(tensors):
-    return to_pytorch(tensors)
+    return to_numpy_state_dict(tensors)
 
 
 @pytest.fixture(scope="module")
@@ -315,7 +315,9 @@ def test_standardisation_that_was_folded_into_the_first_layer_is_told(tensors, s
 
 def tensors_at_fault(path, tensors):
     """What is wrong with a graph's weights, without running it."""
-    right = source_tensors(tensors, infer_variant(describe(tensors)), Others(to_pytorch(tensors), {}))
+    right = source_tensors(
+        tensors, infer_variant(describe(tensors)), Others(to_numpy_state_dict(tensors), {})
+    )
     read = tflite_file.read if path.suffix == ".tflite" else onnx_file.read
     return [
         result for result in audit_tensors(find_layers(read(path)).weights, right) if not result.is_faithful

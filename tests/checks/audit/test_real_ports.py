@@ -26,7 +26,7 @@ from checks.audit.graphs.graph import Graph
 from checks.audit.result import AuditResult, TensorResult
 from checks.audit.run import audit, find_source
 from checks.diagnosis.tensor_causes import Others
-from converter.convert import to_pytorch
+from converter.convert import to_numpy_state_dict
 from converter.plan import describe, infer_variant
 from tests.conftest import MTCNN_FILES
 from tests.support.graph_exports import export_onnx, export_tflite, network
@@ -50,7 +50,7 @@ VERDICTS = {
 def graphs(real_tensors: dict[str, NDArray], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The real weights as ONNX, by PyTorch's exporter, and as TFLite, by TensorFlow's converter."""
     folder = tmp_path_factory.mktemp("graphs")
-    state_dict = to_pytorch(real_tensors)
+    state_dict = to_numpy_state_dict(real_tensors)
     return {
         name: export_tflite(real_tensors, folder / name, half=name.startswith("half"))
         if name.endswith(".tflite")
@@ -159,7 +159,7 @@ def test_one_bit_of_any_tensor_of_a_graph_is_found_and_named(
 ) -> None:
     """Seeded places in tensors that a formula tells to the last bit, at every third the lowest bit."""
     right = source_tensors(
-        real_tensors, infer_variant(describe(real_tensors)), Others(to_pytorch(real_tensors), {})
+        real_tensors, infer_variant(describe(real_tensors)), Others(to_numpy_state_dict(real_tensors), {})
     )
     graph = (tflite_file if name.endswith(".tflite") else onnx_file).read(graphs[name])
     random = np.random.default_rng(0)

@@ -22,7 +22,7 @@ from checks.compare.run import compare
 from checks.core.activations import STAGES
 from checks.core.builtin_checkpoint import built_in_tensors
 from checks.core.inputs import find_photographs, photograph_inputs, seeded_inputs
-from converter.convert import to_pytorch, to_tensorflow
+from converter.convert import to_numpy_state_dict, to_tensorflow
 from converter.convert_file import convert_file
 from converter.formats.detect import open_source
 from converter.layer_map import Variant
@@ -115,7 +115,7 @@ def test_every_source_gives_the_same_state_dict_to_the_last_byte(
 
 
 def test_the_round_trip_is_bit_exact(real_tensors: dict[str, NDArray]) -> None:
-    back = to_tensorflow(to_pytorch(real_tensors))
+    back = to_tensorflow(to_numpy_state_dict(real_tensors))
     assert set(back) == set(real_tensors)
     for name, array in real_tensors.items():
         assert back[name].tobytes() == array.tobytes(), name
@@ -132,7 +132,7 @@ def test_the_peers_class_gives_the_same_embeddings_to_the_last_bit(keras: Path, 
 
 
 def test_the_peers_class_loads_a_whole_state_dict_strictly(peer: Any) -> None:
-    state_dict = to_pytorch(built_in_tensors(Variant(num_classes=8631)))
+    state_dict = to_numpy_state_dict(built_in_tensors(Variant(num_classes=8631)))
     assert len(state_dict) == 716
     loaded = {key: torch.from_numpy(array) for key, array in state_dict.items()}
     theirs = peer(classify=True, num_classes=8631)
@@ -149,7 +149,7 @@ def test_the_peers_class_loads_a_whole_state_dict_strictly(peer: Any) -> None:
 
 def _load(model: Any, source: Path) -> Any:
     with open_source(source) as opened:
-        state_dict = to_pytorch(tensorflow_tensors(opened))
+        state_dict = to_numpy_state_dict(tensorflow_tensors(opened))
     model.load_state_dict({key: torch.from_numpy(array) for key, array in state_dict.items()})
     return model.eval()
 

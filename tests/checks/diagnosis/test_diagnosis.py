@@ -30,7 +30,7 @@ from checks.core.source_tensors import plan_source
 from checks.core.tensorflow_side import Activations, TensorFlowSide
 from checks.diagnosis import diagnose
 from checks.diagnosis.causes import Cause
-from converter.convert import to_pytorch
+from converter.convert import to_numpy_state_dict
 from converter.errors import UsageError
 from converter.formats.detect import open_source
 from converter.formats.tensorflow.bundle import write_tensor_bundle
@@ -59,7 +59,7 @@ def tensors() -> Mapping[str, NDArray[Any]]:
 
 @pytest.fixture(scope="module")
 def right(tensors: Mapping[str, NDArray[Any]]) -> Arrays:
-    return to_pytorch(tensors)
+    return to_numpy_state_dict(tensors)
 
 
 @pytest.fixture(scope="module")
@@ -735,7 +735,7 @@ def test_real_weights_are_clean_and_a_fault_in_them_is_found(tmp_path: Path) -> 
         tensors = {name: np.array(array) for name, array in tensorflow_tensors(source).items()}
     with RebuiltNetwork(tensors, "float64") as network:
         reference = network.run(IMAGES, activation_names(every_layer=True, logits=False))
-    right = to_pytorch(tensors)
+    right = to_numpy_state_dict(tensors)
 
     def port(state_dict: Arrays) -> InceptionResnetV1:
         model = InceptionResnetV1(embedding_size=128)

@@ -68,7 +68,7 @@ def reference(tensors: dict[str, NDArray]) -> TrainingReference:
 @pytest.fixture
 def model(tensors: dict[str, NDArray]) -> InceptionResnetV1:
     model = InceptionResnetV1(num_classes=CLASSES)
-    model.load_state_dict({key: torch.from_numpy(array) for key, array in to_pytorch(tensors).items()})
+    model.load_state_dict(to_pytorch(tensors))
     return model.double()
 
 

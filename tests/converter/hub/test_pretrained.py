@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from converter.__main__ import main
-from converter.convert import to_pytorch
+from converter.convert import to_numpy_state_dict
 from converter.errors import RequirementError, SourceError, UsageError
 from converter.formats.tensorflow.bundle import write_tensor_bundle
 from converter.hub.catalog import BUILT_IN_BY_NAME
@@ -84,7 +84,7 @@ def with_archive(made, cache, tmp_path):
 
 @pytest.fixture(scope="module")
 def expected(tensors):
-    return to_pytorch(tensors)
+    return to_numpy_state_dict(tensors)
 
 
 def assert_same(model, expected, but=()):
@@ -358,7 +358,7 @@ def test_a_changed_entry_of_the_catalog_is_another_model(with_archive, tensors, 
     assert main(["faces", "--archive", archive, "-o", str(tmp_path / "w.pt"), "--quiet"]) == 0
     found = torch.load(tmp_path / "w.pt", weights_only=True)
     assert same_bits(found["logits.bias"].numpy(), other["Logits/biases"])
-    assert_same(InceptionResnetV1(pretrained="faces", offline=True), to_pytorch(other))
+    assert_same(InceptionResnetV1(pretrained="faces", offline=True), to_numpy_state_dict(other))
 
 
 @pytest.mark.parametrize("variable", ["TORCH_HOME", "FACENET_PORT_CACHE"])
