@@ -5,21 +5,29 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: compare test real fuzz lint format benchmark clean
+.PHONY: compare test test-fast real docs fuzz lint format benchmark clean
 
 # Convert the built-in checkpoint and prove the port.
 compare: $(STAMP)
-	$(BIN)/python -m checks.compare
+	$(BIN)/facenet-port compare
 
-# All tests, in two processes; those on real weights are skipped aloud where no package index answers.
+# All tests, in two processes. Without a package index the tests on real weights are skipped, and the summary says so.
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# The tests for the loop while writing: under two minutes.
+test-fast: $(STAMP)
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not real"
 
 # Only the tests on real trained weights.
 real: $(STAMP)
 	$(BIN)/python -m pytest -m real
 
-# Mutated files, damaged networks, flipped bits and killed writers, in large number.
+# The pages as a site, in site/; a warning is an error.
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
+# 100,000 mutated files of each format, damaged networks, flipped bits and killed writers: about an hour.
 fuzz: $(STAMP)
 	$(BIN)/python -m tests.fuzz
 
@@ -33,12 +41,12 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 
 benchmark: $(STAMP)
-	$(BIN)/python -m checks.benchmark
+	$(BIN)/facenet-port benchmark
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist site *.egg-info
 
-# torch comes first and alone, so that a build of it that is there already stays, whatever else wants a torch.
+# torch is installed first and alone, so that a build that is already there stays.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
 	@echo "Setting up $(VENV): PyTorch and TensorFlow take a few minutes."

@@ -1,0 +1,60 @@
+"""Reads the fenced blocks of a Markdown page, with what the page's comments say of them."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+_FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_COMMENT = re.compile(r"<!-- (not run|not checked|exit code): (.+?) -->\n+\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A block of shell or Python.
+
+    Attributes:
+        line: Where it begins in the page, from 1.
+        language: "bash" or "python".
+        code: What it holds.
+        not_run: The reason that stands above it in a comment; empty for a block that is run.
+        exit_code: The exit code that it should end with.
+        output: What the page shows as its output; empty where the page shows none or marks it as not checked.
+    """
+
+    line: int
+    language: str
+    code: str
+    not_run: str
+    exit_code: int
+    output: str
+
+
+def read_blocks(page: Path) -> list[Block]:
+    """The shell and Python blocks of a page, in order; a `text` block is the output of the one before it."""
+    text = page.read_text(encoding="utf-8")
+    blocks: list[Block] = []
+    for fence in _FENCE.finditer(text):
+        language, content = fence.groups()
+        comment = _COMMENT.search(text, 0, fence.start())
+        kind, value = comment.groups() if comment else ("", "")
+        if language == "text" and blocks and not blocks[-1].output and kind != "not checked":
+            last = blocks.pop()
+            blocks.append(
+                Block(last.line, last.language, last.code, last.not_run, last.exit_code, content)
+            )
+        elif language in ("bash", "python"):
+            line = text.count("\n", 0, fence.start()) + 1
+            not_run = value if kind == "not run" else ""
+            exit_code = int(value) if kind == "exit code" else 0
+            blocks.append(Block(line, language, content, not_run, exit_code, ""))
+    return blocks
+
+
+def stable(line: str) -> str:
+    """What of a line of output is the same on every machine: no digits, digests, padding or parentheses."""
+    line = re.sub(r"\b[0-9a-f]{64}\b", "SHA-256", line)
+    line = re.sub(r"\([^()]*\)", "()", line)
+    line = re.sub(r"\d[\d.,]*(e[-+]?\d+)?", "#", line)
+    return " ".join(line.split())

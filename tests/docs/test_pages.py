@@ -1,0 +1,151 @@
+"""What the pages say is true: their blocks run, and show what the pages show; their options exist."""
+
+import contextlib
+import importlib
+import importlib.util
+import io
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import facenet_port
+from checks.core.builtin_checkpoint import MODEL_NAME, built_in_checkpoint
+from tests.docs.blocks import Block, read_blocks, stable
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCKS = [(page, block) for page in PAGES for block in read_blocks(page)]
+# The page that explains the options of each command.
+EXPLAINED = {
+    "convert": "convert.md",
+    "list": "models.md",
+    "compare": "compare.md",
+    "audit": "audit.md",
+    "gradients": "training.md",
+    "controls": "proof.md",
+    "benchmark": "benchmarks.md",
+}
+OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]+")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, Path]:
+    """An empty folder for each page, in which its blocks run one after another."""
+    return {page: tmp_path_factory.mktemp(page.stem) for page in PAGES}
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The environment of a user: a home whose cache holds the built-in checkpoint, and the command on the path."""
+    pytest.importorskip("tensorflow")
+    home = tmp_path_factory.mktemp("home")
+    cache = home / ".cache" / "facenet-port"
+    cache.mkdir(parents=True)
+    (cache / MODEL_NAME).symlink_to(built_in_checkpoint())
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("XDG_", "FACENET_PORT_"))}
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    return kept | {"HOME": str(home), "PATH": path, "TF_CPP_MIN_LOG_LEVEL": "3"}
+
+
+def _name(value: object) -> str:
+    return value.name if isinstance(value, Path) else f"line-{value.line}" if isinstance(value, Block) else ""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("page", "block"), BLOCKS, ids=_name)
+def test_a_block_runs_and_shows_what_the_page_shows(
+    page: Path, block: Block, folders: dict[Path, Path], environment: dict[str, str]
+) -> None:
+    if block.not_run:
+        pytest.skip(f"{page.name}, line {block.line}: {block.not_run}")
+    program = ["bash", "-euo", "pipefail", "-c"] if block.language == "bash" else [sys.executable, "-c"]
+    result = subprocess.run(
+        [*program, block.code],
+        cwd=folders[page],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == block.exit_code, result.stdout
+    actual = {stable(line) for line in result.stdout.splitlines()}
+    expected = {stable(line) for line in block.output.splitlines()} - {"", "..."}
+    assert expected <= actual, f"the page shows {sorted(expected - actual)}, the output is\n{result.stdout}"
+
+
+def test_a_line_that_is_no_output_of_the_command_is_noticed() -> None:
+    shown, printed = "holds  tensors   492 converted (a)", "FAILS  tensors   491 converted (b)"
+    assert stable(shown) != stable(printed)
+    assert stable(shown) == stable(printed.replace("FAILS", "holds"))
+
+
+def test_comments_above_a_block_are_read(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(
+        "<!-- exit code: 1 -->\n```bash\nfalse\n```\n\n```text\nno\n```\n"
+        "<!-- not run: takes an hour -->\n\n```python\npass\n```\n<!-- not checked: a sum -->\n```text\n7\n```\n"
+    )
+    assert read_blocks(page) == [
+        Block(2, "bash", "false\n", "", 1, "no\n"),
+        Block(11, "python", "pass\n", "takes an hour", 0, ""),
+    ]
+
+
+@pytest.fixture(scope="module")
+def options() -> dict[str, set[str]]:
+    """Command to its options, as its `--help` lists them."""
+    return {command: set(OPTION.findall(_help(command, "--help"))) - {"--help"} for command in EXPLAINED}
+
+
+def test_every_command_has_its_page() -> None:
+    listed = re.findall(r"^    ([a-z]+)", _help("--help").split("examples:")[0], re.MULTILINE)
+    assert sorted(listed) == sorted(EXPLAINED)
+
+
+@pytest.mark.parametrize("command", EXPLAINED)
+def test_every_option_of_a_command_is_explained(command: str, options: dict[str, set[str]]) -> None:
+    common = {"--json", "--quiet", "--debug"}
+    page = ROOT / "docs" / EXPLAINED[command]
+    missing = options[command] - common - set(OPTION.findall(page.read_text(encoding="utf-8")))
+    assert not missing, f"{page.name} does not name {sorted(missing)}"
+
+
+def test_every_option_that_a_page_gives_to_a_command_exists(options: dict[str, set[str]]) -> None:
+    for page, block in BLOCKS:
+        for line in block.code.replace("\\\n", " ").splitlines():
+            command = re.match(r"facenet-port (\w+)", line)
+            if command and block.language == "bash":
+                unknown = set(OPTION.findall(line)) - options[command[1]]
+                assert not unknown, f"{page.name}, line {block.line}: {command[1]} has no {sorted(unknown)}"
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md"], ids=_name)
+def test_files_and_functions_that_a_page_names_exist(page: Path) -> None:
+    for name in re.findall(r"`([\w./]+)`", page.read_text(encoding="utf-8")):
+        package, separator, _ = name.replace("/", ".").partition(".")
+        if not separator or package not in ("converter", "reference", "facenet_tf", "checks", "tests"):
+            continue
+        assert (ROOT / name).exists() or _exists(name), f"{page.name} names {name}"
+
+
+def _exists(dotted: str) -> bool:
+    module, _, attribute = dotted.rpartition(".")
+    try:
+        return importlib.util.find_spec(dotted) is not None
+    except ModuleNotFoundError:
+        return hasattr(importlib.import_module(module), attribute)
+
+
+def test_the_front_page_stays_one_page() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
+
+
+def _help(*arguments: str) -> str:
+    with contextlib.redirect_stdout(io.StringIO()) as printed, contextlib.suppress(SystemExit):
+        facenet_port.main(arguments)
+    return printed.getvalue()
