@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-_COMMENT = re.compile(r"<!-- (not run|not checked|exit code): (.+?) -->\n+\Z")
+_COMMENT = re.compile(r"<!-- (not run|not checked|exit code|file): (.+?) -->\n+\Z")
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +20,7 @@ class Block:
         code: What it holds.
         not_run: The reason that stands above it in a comment; empty for a block that is run.
         exit_code: The exit code that it should end with.
+        file: The file that holds the code; it is written and not run. Empty for other blocks.
         output: What the page shows as its output; empty where the page shows none or marks it as not checked.
     """
 
@@ -28,7 +29,8 @@ class Block:
     code: str
     not_run: str
     exit_code: int
-    output: str
+    file: str = ""
+    output: str = ""
 
 
 def read_blocks(page: Path) -> list[Block]:
@@ -40,15 +42,13 @@ def read_blocks(page: Path) -> list[Block]:
         comment = _COMMENT.search(text, 0, fence.start())
         kind, value = comment.groups() if comment else ("", "")
         if language == "text" and blocks and not blocks[-1].output and kind != "not checked":
-            last = blocks.pop()
-            blocks.append(
-                Block(last.line, last.language, last.code, last.not_run, last.exit_code, content)
-            )
+            blocks[-1] = replace(blocks[-1], output=content)
         elif language in ("bash", "python"):
             line = text.count("\n", 0, fence.start()) + 1
             not_run = value if kind == "not run" else ""
             exit_code = int(value) if kind == "exit code" else 0
-            blocks.append(Block(line, language, content, not_run, exit_code, ""))
+            file = value if kind == "file" else ""
+            blocks.append(Block(line, language, content, not_run, exit_code, file))
     return blocks
 
 
