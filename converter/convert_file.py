@@ -19,7 +19,8 @@ from converter.convert import convert_tensors, to_numpy_state_dict, to_tensorflo
 from converter.errors import DifferenceError, RequirementError, SourceError, UsageError
 from converter.formats.detect import open_source
 from converter.formats.source import TensorSource
-from converter.formats.tensorflow.bundle import TensorBundle, write_tensor_bundle
+from converter.formats.tensorflow.bundle import TensorBundle
+from converter.formats.tensorflow.bundle_writer import write_tensor_bundle
 from converter.formats.tensorflow.checkpoint_state import Snapshot
 from converter.hub.catalog import BUILT_IN, BUILT_IN_BY_NAME
 from converter.hub.catalog_entry import CatalogEntry

@@ -181,7 +181,7 @@ _WRITE_LARGE = """
 import sys
 from pathlib import Path
 from checks.core.builtin_checkpoint import built_in_checkpoint
-from converter.formats.tensorflow.bundle import write_tensor_bundle
+from converter.formats.tensorflow.bundle_writer import write_tensor_bundle
 from converter.formats.detect import open_source
 
 suffixes = ("", "/ExponentialMovingAverage", "/Adam", "/Adam_1")

@@ -171,7 +171,7 @@ def _open_shard(path: Path, step: int | None) -> TensorSource:
 
 def _refuse_table(path: Path, step: int | None) -> TensorSource:
     """Refuse a sorted table that is not called .index."""
-    from converter.formats.tensorflow.bundle import is_v1_checkpoint
+    from converter.formats.tensorflow.v1_checkpoint import is_v1_checkpoint
 
     if is_v1_checkpoint(path):
         raise SourceError(

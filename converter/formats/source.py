@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 
 Naming = Literal["tensorflow", "keras", "pytorch"]
 
+DOWNLOAD_AGAIN = "Download or copy it again"
+"""The advice on a damaged file."""
+
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:

@@ -10,12 +10,13 @@ from typing import Any
 import google_crc32c
 
 from converter.formats.tensorflow import sstable
+from converter.formats.tensorflow.partitioned_variables import slice_key
 from converter.formats.tensorflow.protos import (
     BundleEntryProto,
     BundleHeaderProto,
     TensorSliceProto,
-    slice_key,
 )
+from converter.formats.tensorflow.sstable_writer import write_table
 from tests.attacks.attack import WEIGHTS, attack
 
 
@@ -36,7 +37,7 @@ def entry(shape: tuple[int, ...], *, dtype: int = 1, slices: Any = (), **fields:
 
 def index(entries: Mapping[bytes, bytes], head: bytes | None = None) -> bytes:
     file = io.BytesIO()
-    sstable.write_table(file, sorted({b"": header() if head is None else head, **entries}.items()))
+    write_table(file, sorted({b"": header() if head is None else head, **entries}.items()))
     return file.getvalue()
 
 

@@ -80,7 +80,7 @@ def test_what_runs_code_would_run_it(tmp_path, monkeypatch):
 
 def test_a_sound_file_passes(sandbox, tensors, tmp_path):
     """The control of the attacks: under the same limits a network of 94 MB is converted."""
-    from converter.formats.tensorflow.bundle import write_tensor_bundle
+    from converter.formats.tensorflow.bundle_writer import write_tensor_bundle
 
     _, data = write_tensor_bundle(tmp_path / "model.ckpt-1", tensors)
     run = sandbox.run(

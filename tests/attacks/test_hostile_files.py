@@ -24,7 +24,8 @@ from converter.formats.hdf5.keras import KerasHdf5
 from converter.formats.numpy_arrays import NumpyPickle
 from converter.formats.safetensors import SafetensorsFile
 from converter.formats.tensorflow import sstable
-from converter.formats.tensorflow.bundle import TensorBundle, write_tensor_bundle
+from converter.formats.tensorflow.bundle import TensorBundle
+from converter.formats.tensorflow.bundle_writer import write_tensor_bundle
 from converter.formats.tensorflow.frozen_graph import FrozenGraph
 from converter.formats.tensorflow.protos import GraphDef
 from converter.formats.torch.state_dict import StateDictFile

@@ -16,7 +16,8 @@ import torch
 import converter
 from converter.__main__ import main
 from converter.convert import to_pytorch
-from converter.formats.tensorflow.bundle import TensorBundle, write_tensor_bundle
+from converter.formats.tensorflow.bundle import TensorBundle
+from converter.formats.tensorflow.bundle_writer import write_tensor_bundle
 from converter.formats.tensorflow.protos import GraphDef
 from converter.hub.catalog import BUILT_IN_BY_NAME
 from tests.conftest import write_keras
@@ -218,7 +219,7 @@ def test_a_truncated_data_file(command, trained, tmp_path, cut):
     data = tmp_path / f"{trained.name}.data-00000-of-00001"
     os.truncate(data, data.stat().st_size - cut)
     command.refuses(
-        tmp_path, says=[data, "tensor '", f"{cut} fewer than the index says", "Download it again"]
+        tmp_path, says=[data, "tensor '", f"{cut} fewer than the index says", "Download or copy it again"]
     )
 
 

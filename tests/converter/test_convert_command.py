@@ -18,7 +18,7 @@ from checks.compare.run import compare
 from converter.__main__ import main
 from converter.convert import to_numpy_state_dict
 from converter.formats.detect import open_source
-from converter.formats.tensorflow.bundle import write_tensor_bundle
+from converter.formats.tensorflow.bundle_writer import write_tensor_bundle
 from converter.hub import catalog
 from converter.hub.locate import locate
 from reference import InceptionResnetV1

@@ -27,7 +27,8 @@ from converter.convert import to_numpy_state_dict, to_pytorch
 from converter.convert_file import convert_file, find_namesake, identify
 from converter.errors import DifferenceError, SourceError, UsageError
 from converter.formats.detect import open_source
-from converter.formats.tensorflow.bundle import TensorBundle, write_tensor_bundle
+from converter.formats.tensorflow.bundle import TensorBundle
+from converter.formats.tensorflow.bundle_writer import write_tensor_bundle
 from converter.hub.catalog import BUILT_IN
 from converter.layer_map import Converted, Variant, table
 from converter.plan import AVERAGE, MappingError

@@ -18,7 +18,7 @@ import converter
 from converter.convert import to_numpy_state_dict
 from converter.convert_folder import convert_steps
 from converter.errors import SourceError, UsageError
-from converter.formats.tensorflow.bundle import write_tensor_bundle
+from converter.formats.tensorflow.bundle_writer import write_tensor_bundle
 from tests.conftest import same_bits
 
 NAME = "20180402-114759"

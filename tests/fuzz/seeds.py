@@ -21,8 +21,9 @@ from safetensors.numpy import save_file
 
 from converter.convert import to_numpy_state_dict
 from converter.convert_file import convert_file
-from converter.formats.tensorflow.bundle import write_tensor_bundle
-from converter.formats.tensorflow.protos import GraphDef, data_type
+from converter.formats.tensorflow.bundle_writer import write_tensor_bundle
+from converter.formats.tensorflow.data_types import data_type
+from converter.formats.tensorflow.protos import GraphDef
 from converter.layer_map import Converted, Variant, table
 from tests.conftest import write_keras
 from tests.support.numpy_files import by_numpy, by_python2, flat, small_network

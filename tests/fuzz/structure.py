@@ -18,7 +18,7 @@ from typing import Any
 
 import google_crc32c
 
-from converter.formats.tensorflow import sstable
+from converter.formats.tensorflow import sstable, sstable_writer
 from tests.fuzz.mutations import havoc, interesting, replace, varint
 
 # Protobuf: a message as a list of (number, wire type, value), values not yet parsed.
@@ -176,10 +176,10 @@ def mutate_entries(rng: Random, data: bytes) -> bytes:
         else:
             entries.append((other_key + rng.choice((b"/x", b"\0", b"\xff")), value))
     file = io.BytesIO()
-    sstable.write_table(
+    sstable_writer.write_table(
         file,
         sorted(dict(entries).items()),
-        block_size=rng.choice((64, 512, sstable.BLOCK_SIZE)),
+        block_size=rng.choice((64, 512, sstable_writer.BLOCK_SIZE)),
         restart_interval=rng.choice((1, 16)),
     )
     return file.getvalue()

@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from converter.formats.tensorflow.bundle import write_tensor_bundle
+from converter.formats.tensorflow.bundle_writer import write_tensor_bundle
 from tests.fuzz.kills import JOBS
 from tests.fuzz.sandbox import ROOT, Sandbox
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from google.protobuf import text_format
 
 from converter.errors import SourceError, UsageError
-from converter.formats.tensorflow.bundle import is_v1_checkpoint
 from converter.formats.tensorflow.protos import CheckpointState
+from converter.formats.tensorflow.v1_checkpoint import is_v1_checkpoint
 
 STATE_FILE = "checkpoint"
 """Name of the file that names the latest checkpoint (tf.train.latest_checkpoint, `latest_filename`)."""

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from converter.errors import SourceError
 from converter.formats.limits import MAX_RANK, check_claims, read_whole
 from converter.formats.source import Naming, TensorInfo, TensorSource
+from converter.formats.tensorflow.data_types import numpy_dtype
 from converter.formats.tensorflow.proto_scanner import BYTES, Field, ProtoError, ProtoScanner
-from converter.formats.tensorflow.protos import TensorProto, numpy_dtype
+from converter.formats.tensorflow.protos import TensorProto
 
 _MOST_BYTES = 2**31 - 1  # protobuf's own limit for a message
 _MOST_REPEATED_BYTES = 2**26  # for a tensor spelled as one value and a shape, which costs a file nothing

@@ -18,7 +18,7 @@ from checks.audit.__main__ import main
 from checks.audit.run import audit, find_source
 from converter.convert import to_numpy_state_dict
 from converter.errors import SourceError, UsageError
-from converter.formats.tensorflow.bundle import write_tensor_bundle
+from converter.formats.tensorflow.bundle_writer import write_tensor_bundle
 from converter.layer_map import Variant, table
 from reference import InceptionResnetV1
 from tests.conftest import CLASSES, MODEL, write_keras

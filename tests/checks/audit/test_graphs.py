@@ -25,7 +25,7 @@ from checks.core.activations import LAYERS, STAGES
 from checks.diagnosis.tensor_causes import Others
 from converter.convert import to_numpy_state_dict
 from converter.errors import SourceError
-from converter.formats.tensorflow.bundle import write_tensor_bundle
+from converter.formats.tensorflow.bundle_writer import write_tensor_bundle
 from converter.plan import describe, infer_variant
 from tests.conftest import CLASSES
 from tests.support.graph_exports import export_onnx, export_tflite, network

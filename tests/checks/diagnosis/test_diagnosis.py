@@ -33,7 +33,7 @@ from checks.diagnosis.causes import Cause
 from converter.convert import to_numpy_state_dict
 from converter.errors import UsageError
 from converter.formats.detect import open_source
-from converter.formats.tensorflow.bundle import write_tensor_bundle
+from converter.formats.tensorflow.bundle_writer import write_tensor_bundle
 from converter.layer_map import Variant
 from converter.variable_names import tensorflow_tensors
 from facenet_tf.graph import RebuiltNetwork

@@ -15,10 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from converter.errors import SourceError
-from converter.formats.tensorflow import protos, sstable
-from converter.formats.tensorflow.bundle import TensorBundle, is_v1_checkpoint, write_tensor_bundle
+from converter.formats.tensorflow import data_types, protos, sstable, sstable_writer
+from converter.formats.tensorflow.bundle import TensorBundle
+from converter.formats.tensorflow.bundle_writer import write_tensor_bundle
+from converter.formats.tensorflow.partitioned_variables import slice_key
+from converter.formats.tensorflow.sstable_writer import BLOCK_SIZE, write_table
+from converter.formats.tensorflow.v1_checkpoint import is_v1_checkpoint
 
-NUMERIC = [dtype for dtype in protos.NUMPY_DTYPES.values() if not dtype.hasobject]
+NUMERIC = [dtype for dtype in data_types.NUMPY_DTYPES.values() if not dtype.hasobject]
 SMALL = {
     "InceptionResnetV1/Bottleneck/weights": np.arange(6, dtype="<f4").reshape(2, 3),
     "InceptionResnetV1/Bottleneck/BatchNorm/beta": np.array([1.5, -0.0, np.nan], "<f4"),
@@ -105,18 +109,18 @@ def test_messages_are_described_as_tensorflow_does(tf):
 
 
 def test_element_types_are_tensorflows(tf):
-    for data_type in protos.DataType:
-        if data_type != protos.DataType.DT_INVALID:
+    for data_type in data_types.DataType:
+        if data_type != data_types.DataType.DT_INVALID:
             assert tf.as_dtype(data_type.value).as_datatype_enum == data_type
             assert f"DT_{tf.as_dtype(data_type.value).name.upper()}" in {
                 data_type.name,
                 data_type.name.replace("FLOAT", "FLOAT32").replace("DOUBLE", "FLOAT64"),
                 data_type.name.replace("HALF", "FLOAT16"),
             }
-    for data_type, dtype in protos.NUMPY_DTYPES.items():
+    for data_type, dtype in data_types.NUMPY_DTYPES.items():
         assert tf.as_dtype(data_type.value).as_numpy_dtype == dtype
-        assert protos.data_type(dtype) == data_type
-        assert protos.numpy_dtype(data_type.value) == dtype
+        assert data_types.data_type(dtype) == data_type
+        assert data_types.numpy_dtype(data_type.value) == dtype
 
 
 # What TensorFlow writes
@@ -146,7 +150,7 @@ def test_reads_strings(tf, tmp_path):
 def test_reads_an_index_of_many_blocks(tf, tmp_path):
     tensors = {f"{i:05d}/" + "layer/" * 30: np.float32(i) for i in range(5000)}
     prefix = tensorflow_saves(tf, tmp_path / "m", tensors)
-    assert Path(f"{prefix}.index").stat().st_size > 3 * sstable.BLOCK_SIZE
+    assert Path(f"{prefix}.index").stat().st_size > 3 * BLOCK_SIZE
     assert_as_tensorflow_reads(tf, prefix)
     write_tensor_bundle(tmp_path / "ours", tensors)
     assert (tmp_path / "ours.index").read_bytes() == (tmp_path / "m.index").read_bytes()
@@ -411,7 +415,7 @@ def test_every_truncation_of_an_index_is_seen(small):
     good = index.read_bytes()
     for length in range(len(good)):
         index.write_bytes(good[:length])
-        with pytest.raises(SourceError, match=r"Download it again"):
+        with pytest.raises(SourceError, match=r"Download or copy it again"):
             TensorBundle(small)
 
 
@@ -484,7 +488,7 @@ def hostile(folder, entries, head=None, data=DATA):
     messages = {b"": header() if head is None else head, **entries}
     table = sorted((k, v if isinstance(v, bytes) else v.SerializeToString()) for k, v in messages.items())
     with (folder / "h.index").open("wb") as file:
-        sstable.write_table(file, table)
+        write_table(file, table)
     (folder / "h.data-00000-of-00001").write_bytes(data)
     return folder / "h"
 
@@ -508,7 +512,7 @@ def test_hostile_control(tmp_path):
         (entry(offset=60), "4 fewer than the index says"),
         (entry(offset=1 << 62), "fewer than the index says"),
         (entry(offset=-8), "starts at byte -8"),
-        (entry(offset=8, size=4), "has 4 bytes, and float32 of shape"),
+        (entry(offset=8, size=4), "has 4 bytes, but float32 of shape"),
         (entry(offset=8, size=12), "has 12 bytes"),
         (entry(offset=8, size=-8), "-8 bytes"),
         (entry(offset=8, shape=(-2,)), "negative dimension"),
@@ -552,13 +556,13 @@ def test_name_that_is_not_text_is_refused(tmp_path):
     ("head", "problem"),
     [
         (protos.BundleHeaderProto(num_shards=1, endianness=1), "big-endian"),
-        (header(num_shards=0), "claims 0 data files"),
-        (header(num_shards=-3), "claims -3 data files"),
+        (header(num_shards=0), "claims to have 0 data files"),
+        (header(num_shards=-3), "claims to have -3 data files"),
         (header(num_shards=2), "data-00000-of-00002: there is no such file"),
-        (header(num_shards=(1 << 31) - 1), "claims 2147483647 data files"),
-        (header(min_consumer=2), "this reader knows version 1"),
-        (header(bad_consumers=[1]), "this reader knows version 1"),
-        (header(producer=-1), "this reader knows version 1"),
+        (header(num_shards=(1 << 31) - 1), "claims to have 2147483647 data files"),
+        (header(min_consumer=2), "only version 1 is supported"),
+        (header(bad_consumers=[1]), "only version 1 is supported"),
+        (header(producer=-1), "only version 1 is supported"),
         (b"\xff", "header is not a valid message"),
     ],
 )
@@ -571,7 +575,7 @@ def test_table_that_is_no_checkpoint_is_refused(tmp_path):
     prefix = hostile(tmp_path, {})
     for entries in ([], [(b"a", b"1")]):
         with Path(f"{prefix}.index").open("wb") as file:
-            sstable.write_table(file, entries)
+            write_table(file, entries)
         with pytest.raises(SourceError, match="does not start with a checkpoint's header"):
             TensorBundle(prefix)
 
@@ -594,7 +598,7 @@ def test_no_memory_is_asked_for_on_the_word_of_a_header(tmp_path):
 
 def test_snappy_is_refused_with_a_way_out(tmp_path):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sstable, "RAW", sstable.SNAPPY)
+        patch.setattr(sstable_writer, "RAW", sstable.SNAPPY)
         prefix = hostile(tmp_path, {b"a": entry()})
     with pytest.raises(SourceError, match=r"compressed with Snappy.*save it again with tf\.train\.Saver"):
         TensorBundle(prefix)
@@ -602,7 +606,7 @@ def test_snappy_is_refused_with_a_way_out(tmp_path):
 
 def test_an_index_too_large_is_refused(tmp_path, monkeypatch):
     prefix = hostile(tmp_path, {b"a": entry()})
-    monkeypatch.setattr("converter.formats.tensorflow.bundle.MAX_INDEX_BYTES", 100)
+    monkeypatch.setattr("converter.formats.tensorflow.bundle_index.MAX_INDEX_BYTES", 100)
     with pytest.raises(SourceError, match="more than any index"):
         TensorBundle(prefix)
 
@@ -617,7 +621,7 @@ def partitioned(boxes, shape=(2, 2), **changes):
     for message, box in zip(messages, boxes, strict=True):
         extents = tuple(b - a for a, b in box)
         size = 4 * int(np.prod(extents))
-        entries[protos.slice_key(b"v", message)] = entry(shape=extents, offset=offset, size=size)
+        entries[slice_key(b"v", message)] = entry(shape=extents, offset=offset, size=size)
         offset += size
     return entries
 
@@ -667,7 +671,7 @@ def test_slices_that_contradict_the_table_are_refused(tmp_path):
         ({k: v for k, v in good.items() if k != b"v"}, "belongs to no variable", "v"),
         (good | {first: entry(shape=(2,))}, "stored as float32 of shape", "v"),
         (good | {first: entry(dtype=3, shape=(1, 2))}, "stored as int32", "v"),
-        (good | {first: entry(shape=(1, 2), slices=good[b"v"].slices)}, "itself cut", "v"),
+        (good | {first: entry(shape=(1, 2), slices=good[b"v"].slices)}, "has slices itself", "v"),
         (good | {first: entry(shape=(1, 2), offset=8)}, "overlap", "v"),
         (good | {b"v": entry(shape=(2, 2), size=16, slices=good[b"v"].slices)}, "bytes of its own", "v"),
         (good | {b"v": entry(shape=(2, 2), size=0, slices=[*good[b"v"].slices] * 2)}, "listed twice", "v"),

@@ -11,7 +11,7 @@ import pytest
 from converter.errors import SourceError, UsageError
 from converter.formats.detect import open_source
 from converter.formats.tensorflow import protos
-from converter.formats.tensorflow.bundle import write_tensor_bundle
+from converter.formats.tensorflow.bundle_writer import write_tensor_bundle
 from converter.formats.tensorflow.checkpoint_state import (
     MAX_STATE_BYTES,
     choose_model,

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from converter.formats.tensorflow import sstable
-from converter.formats.tensorflow.sstable import Table, TableError, encode_varint, read_varint, write_table
+from converter.formats.tensorflow.sstable import Table, TableError, encode_varint, read_varint
+from converter.formats.tensorflow.sstable_writer import write_table
 
 ENTRIES = [(b"", b"header"), (b"a", b""), (b"ab", b"1" * 200), (b"abc", b"2"), (b"b\xff", b"3"), (b"c", b"4")]
 
@@ -83,7 +84,7 @@ def test_value_larger_than_a_block_gets_its_own():
 
 @pytest.mark.parametrize("keys", [[b"b", b"a"], [b"a", b"a"]])
 def test_writer_refuses_keys_that_do_not_ascend(keys):
-    with pytest.raises(ValueError, match="does not ascend"):
+    with pytest.raises(ValueError, match="is not above the key before it"):
         table_bytes([(key, b"") for key in keys])
 
 
@@ -146,9 +147,9 @@ ONE = contents(entry(0, b"a", b"1"))
         (assemble(ONE, block_type=7), "unknown type 7"),
         (assemble(contents()), "is empty"),
         (assemble(ONE, metaindex=contents(entry(0, b"filter.x", b""))), "metaindex block is not empty"),
-        (assemble(contents(entry(0, b"b", b""), entry(0, b"a", b""))), "does not ascend"),
-        (assemble(contents(entry(0, b"a", b""), entry(0, b"a", b""))), "does not ascend"),
-        (assemble(contents(entry(0, b"a", b""), entry(1, b"", b""))), "does not ascend"),
+        (assemble(contents(entry(0, b"b", b""), entry(0, b"a", b""))), "is not above the key before it"),
+        (assemble(contents(entry(0, b"a", b""), entry(0, b"a", b""))), "is not above the key before it"),
+        (assemble(contents(entry(0, b"a", b""), entry(1, b"", b""))), "is not above the key before it"),
         (assemble(contents(entry(1, b"a", b""))), "does not point at a whole key"),
         (assemble(contents(entry(0, b"a", b""), entry(2, b"b", b""))), "shares more bytes"),
         (assemble(contents(entry(0, b"a", b"", non_shared=99))), "runs past the end of its block"),
@@ -164,13 +165,13 @@ ONE = contents(entry(0, b"a", b"1"))
         (assemble(struct.pack("<I", 0)), "no room for its restart points"),
         (assemble(ONE, separators=[b"Z"]), "above the index key of its block"),
         (assemble(ONE, ONE, separators=[b"a", b"b"]), "not above the index key before"),
-        (assemble(ONE, ONE, separators=[b"b", b"a"]), "does not ascend"),
+        (assemble(ONE, ONE, separators=[b"b", b"a"]), "is not above the key before it"),
         (assemble(ONE, index=contents(entry(0, b"b", b"\x00"))), "runs past the end of its field"),
         (assemble(ONE, index=contents(entry(0, b"b", b"\x00\x0c\x00"))), "after its block handle"),
         (assemble(ONE, index=contents(entry(0, b"b", b"\x01\x0b"))), "starts at byte 1"),
-        (assemble(ONE, index=contents(entry(0, b"b", b"\x00\x7f"))), "was expected"),
-        (assemble(ONE, index=contents()), "was expected"),
-        (assemble(ONE, ONE, index=contents(entry(0, b"b", b"\x00\x0d"))), "was expected"),
+        (assemble(ONE, index=contents(entry(0, b"b", b"\x00\x7f"))), "not at byte"),
+        (assemble(ONE, index=contents()), "not at byte"),
+        (assemble(ONE, ONE, index=contents(entry(0, b"b", b"\x00\x0d"))), "not at byte"),
         (
             assemble(ONE, footer=b"\x7f\x7f\x7f\x7f".ljust(40, b"\0") + struct.pack("<Q", sstable.MAGIC)),
             "past",

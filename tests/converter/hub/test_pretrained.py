@@ -18,7 +18,7 @@ import torch
 from converter.__main__ import main
 from converter.convert import to_numpy_state_dict
 from converter.errors import RequirementError, SourceError, UsageError
-from converter.formats.tensorflow.bundle import write_tensor_bundle
+from converter.formats.tensorflow.bundle_writer import write_tensor_bundle
 from converter.hub.catalog import BUILT_IN_BY_NAME
 from converter.hub.catalog_entry import PublishedStateDict
 from reference import InceptionResnetV1, load_weights
