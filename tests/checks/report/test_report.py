@@ -32,6 +32,7 @@ from checks.gradients.judge import (
     judge_steps,
 )
 from checks.gradients.run import TrainingReport
+from converter.command_line import Command
 from converter.convert_file import convert_file
 from converter.layer_map import Converted, Variant, table
 from tests.support.graph_exports import export_onnx, network
@@ -592,9 +593,17 @@ def test_only_paths_that_were_typed_are_shown(monkeypatch, tmp_path: Path) -> No
 
 
 def test_without_the_option_nothing_is_checked_and_the_command_is_kept_as_typed() -> None:
-    parser = argparse.ArgumentParser("python -m checks.audit")
-    add_report_option(parser, ["a b", "--report", "r.html"])
-    arguments = parser.parse_args([])
-    check_report(arguments)
-    assert arguments.report is None
-    assert arguments.command == "python -m checks.audit 'a b' --report r.html"
+    parsed = []
+
+    def add_arguments(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("port")
+        add_report_option(parser)
+
+    def work(arguments: argparse.Namespace) -> int:
+        check_report(arguments)
+        parsed.append(arguments)
+        return 0
+
+    assert Command("checks.audit", "audits", add_arguments, work).main(["a b"]) == 0
+    assert parsed[0].report is None
+    assert parsed[0].command == "python -m checks.audit 'a b'"
