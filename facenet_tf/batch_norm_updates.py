@@ -26,7 +26,7 @@ UPDATES = frozenset({"AssignSub", "AssignSubVariableOp", "Sub"})
 
 
 @dataclass(frozen=True, slots=True)
-class MovingVariance:
+class VarianceUpdate:
     """How one moving variance moves: moving -= (moving - target) * (1 - decay).
 
     Attributes:
@@ -43,7 +43,7 @@ class MovingVariance:
     operation: str
 
 
-def read_moving_variances(path: Path, *, frozen: bool) -> dict[str, MovingVariance]:
+def read_variance_updates(path: Path, *, frozen: bool) -> dict[str, VarianceUpdate]:
     """Read from a graph how each of its moving variances is updated.
 
     Args:
@@ -78,7 +78,7 @@ def read_moving_variances(path: Path, *, frozen: bool) -> dict[str, MovingVarian
     return {update.scope: update for update in found.values() if update is not None}
 
 
-def _read(nodes: Nodes, variable: str) -> MovingVariance | None:
+def _read(nodes: Nodes, variable: str) -> VarianceUpdate | None:
     """How one variable is updated; None where it is not."""
     for update in nodes.reached(variable, UPDATES, PASSED):
         product = _origin(nodes, update.input[1])
@@ -98,7 +98,7 @@ def _read(nodes: Nodes, variable: str) -> MovingVariance | None:
             raise GraphError(nodes.path, f"{variable}: moves towards {len(targets)} values, not one")
         biased, operation = _classify(nodes, variable, targets.pop())
         decay = 1 - float(tf.make_ndarray(share.attr["value"].tensor))
-        return MovingVariance(variable.rpartition("/")[0], biased, decay, operation)
+        return VarianceUpdate(variable.rpartition("/")[0], biased, decay, operation)
     return None
 
 

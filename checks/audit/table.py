@@ -9,7 +9,7 @@ from rich.table import Table
 
 from checks.audit.result import AuditResult, GraphRun, TensorResult
 from checks.core.activations import short_name
-from checks.core.render import show_judgements
+from checks.core.render import print_judgements
 from converter import command_line
 
 _WIDTH = 110  # columns; rather a wrapped line than a figure cut off
@@ -32,7 +32,7 @@ def show(report: AuditResult) -> None:
         console.print(f"Run by {run.runtime} in {run.arithmetic}, fed {run.feed}:", markup=False)
         console.print(_run(run))
         console.print()
-    show_judgements(console, report.judgements)
+    print_judgements(console, report.judgements)
     style = "bold green" if report.passed else "bold red"
     console.print()
     console.print(report.verdict, style=style, markup=False)

@@ -7,7 +7,7 @@ from rich.table import Table
 
 from checks.compare.result import ActivationMeasurement, CompareResult, InputMeasurement
 from checks.core.activations import short_name
-from checks.core.render import show_judgements
+from checks.core.render import print_judgements
 from converter import command_line
 
 _WIDTH = 110  # columns; rather a wrapped line than a figure cut off
@@ -46,7 +46,7 @@ def print_result(result: CompareResult) -> None:
         console.print()
         console.print(_inputs(result.inputs))
         console.print()
-    show_judgements(console, result.judgements)
+    print_judgements(console, result.judgements)
     first = next((batch for batch in result.inputs if batch.first_divergence), None)
     if result.passed:
         console.print("\n[bold green]The port is exact.[/]")

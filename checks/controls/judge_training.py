@@ -13,17 +13,10 @@ from checks.core import thresholds
 from checks.core.activations import BOTTLENECK, LAYERS, LOGITS
 from checks.core.metrics import relative_l2
 from checks.diagnosis.causes import Cause
-from checks.gradients.measure import (
-    INPUT,
-    GradientMeasurement,
-    StepsMeasurement,
-    TensorDistance,
-    TrainingReference,
-    judge_gradients,
-    judge_steps,
-    measure_gradients,
-    measure_steps,
-)
+from checks.gradients.judge import judge_gradients, judge_steps
+from checks.gradients.measure import measure_gradients, measure_steps
+from checks.gradients.result import INPUT, GradientMeasurement, StepsMeasurement, TensorDistance
+from checks.gradients.train_tensorflow import TrainingReference
 
 _STATISTICS = ("running_mean", "running_var")
 _ONE_FACTOR = 1e-6

@@ -12,7 +12,7 @@ from checks.controls.run import ControlReport, SiteResult
 from checks.core import thresholds
 from checks.core.activations import short_name
 from checks.core.judgement import Judgement
-from checks.core.render import show_judgements
+from checks.core.render import print_judgements
 from converter import command_line
 
 _WIDTH = 110  # columns; rather a wrapped line than a figure cut off
@@ -34,7 +34,7 @@ def show(report: ControlReport) -> None:
     for run in report.false_alarms:
         for alarm in run.alarms:
             console.print(f"false alarm, seed {run.seed}: {alarm}", markup=False)
-    show_judgements(console, summary(report))
+    print_judgements(console, summary(report))
     verdict = "The checks hold." if report.passed else "The checks are not worth what they say."
     style = "bold green" if report.passed else "bold red"
     console.print(f"\n[{style}]{verdict}[/] {report.seconds:.0f} s")

@@ -20,7 +20,8 @@ from checks.core.source_tensors import (
     plan_source,
 )
 from checks.core.tensorflow_side import Activations, TensorFlowSide
-from checks.gradients.measure import TrainingReference, training_batch, training_reference
+from checks.gradients.train_tensorflow import TrainingReference, train_tensorflow
+from checks.gradients.training_setup import draw_batch
 from converter.formats.source import TensorSource
 from converter.plan import AVERAGE
 
@@ -164,8 +165,8 @@ class ControlSource:
         )
         trained = None
         if training:
-            batch = training_batch(self.plan.variant, seed=seed)
-            trained = training_reference(self.tensors, batch, modes=("training",), steps=1, say=say)
+            batch = draw_batch(self.plan.variant, seed=seed)
+            trained = train_tensorflow(self.tensors, batch, modes=("training",), steps=1, say=say)
         return ControlReference(
             self.inputs(seed),
             ControlInput(self._tensorflow.run(odd, self.activations)),

@@ -1,4 +1,4 @@
-"""Judgements on the screen: a line each, and what is wrong below it."""
+"""Judgements on the screen: a line each, with details below the ones that fail."""
 
 from __future__ import annotations
 
@@ -9,16 +9,23 @@ from rich.markup import escape
 
 from checks.core.judgement import Judgement
 
-_MOST_DETAILS = 12
 
+def print_judgements(
+    console: Console, judgements: Sequence[Judgement], *, most_details: int = 12, width: int = 0
+) -> None:
+    """Print judgements below each other, their statements aligned.
 
-def show_judgements(console: Console, judgements: Sequence[Judgement]) -> None:
-    """Print judgements below each other, their statements aligned."""
-    width = 2 + max(len(judgement.name) for judgement in judgements)
+    Args:
+        console: The console.
+        judgements: The judgements, in order.
+        most_details: How many details of each are printed; the others are counted, unless this is 0.
+        width: Columns for the names; 0 is the longest name's.
+    """
+    width = width or max(len(judgement.name) for judgement in judgements)
     for judgement in judgements:
         mark = "[bold green]holds [/]" if judgement.passed else "[bold red]FAILS [/]"
-        console.print(f"{mark} [bold]{judgement.name:<{width}}[/]{escape(judgement.statement)}")
-        for detail in judgement.details[:_MOST_DETAILS]:
+        console.print(f"{mark} [bold]{judgement.name:<{width}}[/]  {escape(judgement.statement)}")
+        for detail in judgement.details[:most_details]:
             console.print(f"         {detail}", markup=False)
-        if len(judgement.details) > _MOST_DETAILS:
-            console.print(f"         ... and {len(judgement.details) - _MOST_DETAILS} more")
+        if 0 < most_details < len(judgement.details):
+            console.print(f"         ... and {len(judgement.details) - most_details} more")

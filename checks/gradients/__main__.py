@@ -1,4 +1,4 @@
-"""`python -m checks.gradients`: a thin shell around `checks.gradients.run`."""
+"""The options of `facenet-port gradients`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from converter import command_line
 from converter.progress import ProgressBar
 
 _EPILOG = """\
-Without SOURCE the built-in checkpoint is taken; the first time it is written to the user's cache.
+Without SOURCE the built-in checkpoint is taken; on first use it is written to the user's cache.
 
 exit codes: 0 all five judgements hold; 1 a difference was found; 2 wrong usage; 3 an input is unreadable,
 corrupt or another network; 4 something that is needed, such as TensorFlow, is missing; 130 interrupted
@@ -22,31 +22,32 @@ corrupt or another network; 4 something that is needed, such as TensorFlow, is m
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_source_options(parser)
     options.add_weights_option(parser)
-    parser.add_argument("--seed", type=int, default=0, help="of the batch (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the batch (default: 0)")
     options.add_report_option(parser)
+    options.add_verbose_option(parser)
 
 
 def _work(arguments: argparse.Namespace) -> int:
     options.check_report(arguments)
-    # Here, so that Ctrl-C while PyTorch is being imported ends as it does later.
-    from checks.gradients.run import compare_training
+    # PyTorch is imported here, so that Ctrl-C during the import ends as it does later.
+    from checks.gradients.run import compare_gradients
 
     source = options.locate(arguments)
     with ProgressBar("starting", quiet=arguments.quiet) as progress:
-        report = compare_training(
+        result = compare_gradients(
             source, weights=arguments.weights, step=arguments.step, seed=arguments.seed, say=progress.label
         )
     if not arguments.quiet:
-        from checks.gradients.table import show
+        from checks.gradients.table import print_result
 
-        show(report)
+        print_result(result, verbose=arguments.verbose)
     if arguments.json:
-        command_line.write_json(arguments.json, {"passed": report.passed, **asdict(report)})
+        command_line.write_json(arguments.json, {"passed": result.passed, **asdict(result)})
     if arguments.report:
         from checks.gradients.page import write_page
 
-        write_page(arguments.report, report, command=arguments.command)
-    return 0 if report.passed else 1
+        write_page(arguments.report, result, command=arguments.command)
+    return 0 if result.passed else 1
 
 
 COMMAND = command_line.Command(

@@ -1,4 +1,4 @@
-"""The report of `checks.gradients`."""
+"""The HTML page of `facenet-port gradients`."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from checks.core import thresholds
-from checks.core.environment import environment
 from checks.core.metrics import ulp_histogram
-from checks.gradients.judge import TensorDistance
-from checks.gradients.run import TrainingReport
+from checks.gradients.judge import worst_tensor
+from checks.gradients.result import GradientsResult, TensorDistance
 from checks.report.charts import Counts, Depth, Drawer, Limit, Mark, Panel, Series
 from checks.report.network_parts import key_groups
 from checks.report.page import Head, Row, Table, network, write_html
@@ -22,27 +21,27 @@ from checks.report.reference_lines import DOUBLE, UNIT64
 _OPTIMISERS = {"sgd": "SGD", "adam": "Adam"}
 
 Columns = dict[str, tuple[TensorDistance, ...]]
-"""What was measured, in words, to the distance of every tensor in it."""
+"""A column's name to the distance of every tensor in it."""
 
 
-def write_page(path: Path, report: TrainingReport, *, command: str) -> None:
-    """Write the report of a check of training.
+def write_page(path: str | Path, result: GradientsResult, *, command: str) -> None:
+    """Write the page of a comparison.
 
     Args:
-        path: Where it will stand; nothing there is replaced.
-        report: What was found.
-        command: As it was typed.
+        path: The file to write; one that exists is replaced.
+        result: The result.
+        command: The command as it was typed.
 
     Raises:
-        UsageError: The file exists, or its folder does not.
+        UsageError: The folder does not exist.
     """
-    foot = provenance(command, digests(report.files), environment(), report.seed)
+    foot = provenance(command, digests(result.files), result.environment, result.seed)
     drawer = Drawer()
-    gradients: Columns = {str(measured.mode): measured.gradients for measured in report.gradients}
+    gradients: Columns = {str(measured.mode): measured.gradients for measured in result.gradients}
     steps: Columns = {}
     panels = [_panel("gradients", gradients)]
     after = []
-    for measured in report.steps:
+    for measured in result.steps:
         name = _OPTIMISERS[measured.optimiser]
         columns = {"state": measured.state, "its change": measured.change}
         chart = drawer.depth(_depth(f"{measured.steps} steps of {name}", columns, thresholds.TRAINING_STEPS))
@@ -50,9 +49,9 @@ def write_page(path: Path, report: TrainingReport, *, command: str) -> None:
         panels.append(_panel(f"{measured.steps} steps of {name}", columns))
         steps |= {f"{name},\n{what}": distances for what, distances in columns.items()}
     write_html(
-        path,
+        Path(path),
         "gradients/page.html",
-        _head(report),
+        _head(result),
         foot,
         gradients=drawer.depth(_depth("gradients", gradients, thresholds.GRADIENT)),
         steps=after,
@@ -63,45 +62,41 @@ def write_page(path: Path, report: TrainingReport, *, command: str) -> None:
     )
 
 
-def _head(report: TrainingReport) -> Head:
+def _head(result: GradientsResult) -> Head:
     place, reasons = "", []
-    for judgement in report.judgements:
+    for judgement in result.judgements:
         if not judgement.passed:
             reasons += [
                 (judgement.name, detail) for detail in judgement.details[:2] or (judgement.statement,)
             ]
-    everything = [measured.gradients for measured in report.gradients]
-    everything += [tensors for measured in report.steps for tensors in (measured.state, measured.change)]
-    limits = [thresholds.GRADIENT] * len(report.gradients)
+    everything = [measured.gradients for measured in result.gradients]
+    everything += [tensors for measured in result.steps for tensors in (measured.state, measured.change)]
+    limits = [thresholds.GRADIENT] * len(result.gradients)
     limits += [thresholds.TRAINING_STEPS] * (len(everything) - len(limits))
     for tensors, limit in zip(everything, limits, strict=True):
-        worst = _worst(tensors)
+        worst = worst_tensor(tensors)
         if not place and not worst.distance <= limit:
             place = worst.key
-    if report.passed:
+    if result.passed:
         sentence = "Training continues as in TensorFlow."
     else:
         sentence = "Training differs, most at" if place else "Training differs."
-    size = "×".join(map(str, report.batch_shape[1:3]))  # noqa: RUF001
+    size = "×".join(map(str, result.batch_shape[1:3]))  # noqa: RUF001
     return Head(
         command="gradients",
-        passed=report.passed,
-        word="Proven" if report.passed else "Differs",
+        passed=result.passed,
+        word="Proven" if result.passed else "Differs",
         sentence=sentence,
         facts=(
-            ("source", shown_path(report.source)),
-            ("loss", report.loss),
-            ("batch", f"{report.batch_shape[0]} images of {size}, float64"),
-            ("network", network(report.variant)),
+            ("source", shown_path(result.source)),
+            ("loss", result.loss),
+            ("batch", f"{result.batch_shape[0]} images of {size}, float64"),
+            ("network", network(result.variant)),
         ),
-        judgements=report.judgements,
+        judgements=result.judgements,
         place=place,
         reasons=tuple(reasons),
     )
-
-
-def _worst(tensors: Sequence[TensorDistance]) -> TensorDistance:
-    return max(tensors, key=lambda tensor: tensor.distance)
 
 
 def _depth(what: str, columns: Columns, limit: float) -> Depth:
@@ -111,7 +106,8 @@ def _depth(what: str, columns: Columns, limit: float) -> Depth:
         for (name, tensors), (role, look) in zip(columns.items(), looks, strict=True)
     )
     name, worst = max(
-        ((name, _worst(tensors)) for name, tensors in columns.items()), key=lambda found: found[1].distance
+        ((name, worst_tensor(tensors)) for name, tensors in columns.items()),
+        key=lambda found: found[1].distance,
     )
     keys = [tensor.key for tensor in columns[name]]
     return Depth(

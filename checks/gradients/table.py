@@ -1,45 +1,108 @@
-"""A check of training on the screen: two tables of the worst tensors by stage, and the verdicts."""
+"""The result on the screen: the verdict, the judgements, the worst tensors, and on request every stage."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
+from rich.console import Console
 from rich.table import Table
 
-from checks.core.render import show_judgements
-from checks.gradients.judge import TensorDistance
-from checks.gradients.run import TrainingReport
+from checks.core import thresholds
+from checks.core.render import print_judgements
+from checks.gradients.judge import worst_tensor
+from checks.gradients.result import INPUT, GradientsResult, TensorDistance
 from converter import command_line
+from converter.layer_map import Converted
+from converter.layer_map import table as layer_table
 
-_WIDTH = 110  # columns; rather a wrapped line than a figure cut off
-_HEADINGS = {"sgd": "SGD", "adam": "Adam"}
+_WIDTH = 110  # columns; a line may wrap, a figure is not cut off
+_OPTIMISERS = {"sgd": "SGD", "adam": "Adam"}
+_WORST = 3  # tensors that are listed where a judgement fails
 
 
-def show(report: TrainingReport) -> None:
-    """Print a report on stdout."""
+def print_result(result: GradientsResult, *, verbose: bool = False) -> None:
+    """Print a result on stdout, the verdict first, in at most 15 lines.
+
+    Args:
+        result: The result.
+        verbose: Whether to print the tables by stage as well, and all details of the judgements.
+    """
     console = command_line.console(_WIDTH)
-    size = "x".join(map(str, report.batch_shape[1:3]))
-    console.print(f"[bold]{report.source}[/]")
-    console.print(f"float64, {report.batch_shape[0]} images of {size}, {report.loss}\n")
-    gradients = {str(measured.mode): measured.gradients for measured in report.gradients}
-    console.print(_table("gradients", gradients, keys=True))
-    console.print()
-    steps = {}
-    for measured in report.steps:
-        name = _HEADINGS[measured.optimiser]
-        steps[f"{name},\nstate"] = measured.state
-        steps[f"{name},\nits change"] = measured.change
-    console.print(_table(f"after {report.steps[0].steps} steps", steps, keys=False))
-    console.print()
-    show_judgements(console, report.judgements)
-    verdict = (
-        "[green]Training continues as in TensorFlow." if report.passed else "[red]A difference was found."
+    console.print(
+        "[bold green]Training continues as in TensorFlow.[/]"
+        if result.passed
+        else "[bold red]Training differs from TensorFlow's.[/]"
     )
-    console.print(f"\n[bold]{verdict}[/][/]")
+    size = "x".join(map(str, result.batch_shape[1:3]))
+    console.print(f"{result.source}: {result.batch_shape[0]} images of {size}, float64; {result.loss}")
+    # The tensors behind the details of the other judgements are listed below.
+    statistics, *others = result.judgements
+    width = max(len(judgement.name) for judgement in result.judgements)
+    print_judgements(console, [statistics], most_details=12 if verbose else 2, width=width)
+    print_judgements(console, others, most_details=12 if verbose else 0, width=width)
+    _print_worst(console, result)
+    if verbose:
+        _print_tables(console, result)
+
+
+def _print_worst(console: Console, result: GradientsResult) -> None:
+    """Print the tensors that are furthest beyond their limit, with the variable that each came from."""
+    beyond = sorted(_beyond(result), key=lambda found: found[1].distance / found[2], reverse=True)
+    if not beyond:
+        return
+    variables = {
+        row.key: row.variable
+        for row in layer_table(replace(result.variant, gamma=True))
+        if isinstance(row, Converted)
+    }
+    keys = list(dict.fromkeys(tensor.key for _, tensor, _ in beyond))
+    for name, tensor, limit in [next(b for b in beyond if b[1].key == key) for key in keys[:_WORST]]:
+        variable = (
+            "the images" if tensor.key == INPUT else variables.get(tensor.key, "no TensorFlow variable")
+        )
+        console.print(f"worst: {tensor.key} ({variable})", markup=False)
+        console.print(
+            f"       {name}: {tensor.distance:.1e} from TensorFlow's, at most {limit:.0e}", markup=False
+        )
+    if len(keys) > _WORST:
+        console.print(f"and {len(keys) - _WORST} other tensors; --json FILE lists all of them")
+
+
+def _beyond(result: GradientsResult) -> Iterator[tuple[str, TensorDistance, float]]:
+    """What was measured, the tensor and the limit, for every tensor beyond its limit."""
+    measured = [(f"gradient in {m.mode}", m.gradients, thresholds.GRADIENT) for m in result.gradients]
+    for m in result.steps:
+        name = f"{m.steps} steps of {_OPTIMISERS[m.optimiser]}"
+        measured.append((f"value after {name}", m.state, thresholds.TRAINING_STEPS))
+        measured.append((f"change over {name}", m.change, thresholds.TRAINING_STEPS))
+    for name, tensors, limit in measured:
+        yield from ((name, tensor, limit) for tensor in tensors if not tensor.distance <= limit)
+
+
+def _print_tables(console: Console, result: GradientsResult) -> None:
+    gradients = {str(measured.mode): measured.gradients for measured in result.gradients}
+    steps = {}
+    for measured in result.steps:
+        name = _OPTIMISERS[measured.optimiser]
+        steps[f"{name},\nstate"] = measured.state
+        steps[f"{name},\nchange"] = measured.change
+    console.print()
+    console.print(_table("gradients", gradients, keys=True))
+    console.print(
+        "tensors: the parameters of the stage. inference, training: the largest relative L2 distance of a gradient\n"
+        "from TensorFlow's, in that mode. of: the parameter that has it."
+    )
+    console.print()
+    console.print(_table(f"after {result.steps[0].steps} steps", steps, keys=False))
+    console.print(
+        "tensors: the weights and running statistics of the stage. state: the largest relative L2 distance of one\n"
+        "from TensorFlow's after the steps. change: the same of its change over the steps."
+    )
 
 
 def _table(title: str, columns: Mapping[str, tuple[TensorDistance, ...]], *, keys: bool) -> Table:
-    """A row for each stage: how many tensors it has, and in every column the worst of them."""
+    """A row for each stage: its number of tensors, and in every column the worst of them."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column(title, no_wrap=True)
     table.add_column("tensors", justify="right", no_wrap=True)
@@ -51,7 +114,7 @@ def _table(title: str, columns: Mapping[str, tuple[TensorDistance, ...]], *, key
     for stage, tensors in by_stage[0].items():
         cells = []
         for column in by_stage:
-            worst = max(column.get(stage, ()), key=lambda tensor: tensor.distance)
+            worst = worst_tensor(column[stage])
             cells.append(f"{worst.distance:.1e}")
             if keys:
                 cells.append(worst.key.removeprefix(stage).removeprefix("."))

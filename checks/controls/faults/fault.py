@@ -19,7 +19,8 @@ from checks.core.activations import BOTTLENECK, LAYERS, LOGITS, STAGES
 from checks.core.inputs import prewhiten, standardise
 from checks.core.types import Arrays
 from checks.diagnosis.causes import Cause
-from checks.gradients.measure import Loss, OptimiserName, make_optimiser, training_loss
+from checks.gradients.result import OptimiserName
+from checks.gradients.train_pytorch import Loss, make_optimiser, training_loss
 from converter.layer_map import NETWORK_SCOPE, Converted, Row
 from converter.plan import Plan
 from reference import InceptionResnetV1

@@ -29,7 +29,9 @@ from checks.controls.faults.fault import (
     modules_set,
 )
 from checks.diagnosis.causes import Cause
-from checks.gradients.measure import OptimiserName, TrainingBatch, make_optimiser, training_loss
+from checks.gradients.result import OptimiserName
+from checks.gradients.train_pytorch import make_optimiser, training_loss
+from checks.gradients.training_setup import TrainingBatch
 from reference import InceptionResnetV1
 
 _MOMENTUM = 0.1  # PyTorch's default for BatchNorm

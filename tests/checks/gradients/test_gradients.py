@@ -21,22 +21,14 @@ from torch.nn import functional as F
 from checks.core import thresholds
 from checks.core.judgement import Judgement
 from checks.gradients import __main__ as gradients
-from checks.gradients.measure import (
-    INPUT,
-    MODES,
-    OPTIMISERS,
-    Gradients,
-    TrainingReference,
-    compare_gradients,
-    judge_gradients,
-    judge_steps,
-    measure_gradients,
-    measure_steps,
-    training_batch,
-    training_reference,
-)
-from checks.gradients.run import TrainingReport, judge_statistics
-from checks.gradients.table import show
+from checks.gradients.judge import judge_gradients, judge_steps
+from checks.gradients.measure import measure_gradient_distances, measure_gradients, measure_steps
+from checks.gradients.result import INPUT, GradientsResult
+from checks.gradients.running_statistics import judge_statistics
+from checks.gradients.table import print_result
+from checks.gradients.train_pytorch import PyTorchGradients
+from checks.gradients.train_tensorflow import TrainingReference, train_tensorflow
+from checks.gradients.training_setup import MODES, OPTIMISERS, draw_batch
 from converter.convert import to_pytorch
 from converter.layer_map import Converted, Variant, table
 from reference import InceptionResnetV1
@@ -44,7 +36,7 @@ from tests.support.package_index import KERAS_FACENET, IndexUnreachableError, do
 
 pytest.importorskip("tensorflow")
 
-from facenet_tf.batch_norm_updates import MovingVariance, read_moving_variances
+from facenet_tf.batch_norm_updates import VarianceUpdate, read_variance_updates
 from facenet_tf.checkpoint import CheckpointFiles
 from facenet_tf.own_graph import GraphError
 from facenet_tf.session import legacy_graph, tf, tf1
@@ -61,8 +53,8 @@ SCOPES = [
 
 @pytest.fixture(scope="module")
 def reference(tensors: dict[str, NDArray]) -> TrainingReference:
-    batch = training_batch(VARIANT, image_size=SIZE)
-    return training_reference(tensors, batch, steps=STEPS)
+    batch = draw_batch(VARIANT, image_size=SIZE)
+    return train_tensorflow(tensors, batch, steps=STEPS)
 
 
 @pytest.fixture
@@ -100,10 +92,26 @@ def test_every_gradient_and_every_step_is_tensorflows(
     assert all(parameter.grad is None for parameter in model.parameters())
 
     statistics = Judgement("statistics", True, "assumed")
-    show(TrainingReport("here", VARIANT, "loss", (4, *SIZE, 3), (statistics, *judged), measured, steps))
-    shown = capsys.readouterr().out
-    assert shown.count("holds ") == 5
-    assert "Training continues as in TensorFlow." in shown
+    result = GradientsResult(
+        "here", VARIANT, "loss", (4, *SIZE, 3), (statistics, *judged), measured, steps, {}
+    )
+    print_result(result)
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0] == "Training continues as in TensorFlow."
+    assert sum(line.startswith("holds ") for line in shown) == 5
+    assert len(shown) == 7
+    print_result(result, verbose=True)
+    assert "after 3 steps" in capsys.readouterr().out
+
+    first, *others = measured[0].gradients
+    wrong = replace(measured[0], gradients=(first, *(replace(t, distance=1e-3) for t in others)))
+    judged = (judge_gradients(wrong), *judged[1:])
+    print_result(replace(result, judgements=(statistics, *judged), gradients=(wrong, measured[1])))
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0] == "Training differs from TensorFlow's."
+    assert "worst: conv2d_1a.conv.weight (InceptionResnetV1/Conv2d_1a_3x3/weights)" in shown
+    assert "       gradient in inference: 1.0e-03 from TensorFlow's, at most 1e-10" in shown
+    assert len(shown) <= 15
 
 
 # Faults, each with the judgement that must see it
@@ -199,17 +207,17 @@ def test_a_gradient_that_vanishes_is_judged_by_the_whole(reference: TrainingRefe
     rounding = {key: np.full(4, 1e-18), other: np.ones(4)}
     known = replace(reference, gradients={"training": rounding}, losses={"training": 1.0})
     found = {key: np.full(4, -1e-18), other: np.ones(4)}
-    judged = judge_gradients(compare_gradients(Gradients(1.0, found), known, "training"))
+    judged = judge_gradients(measure_gradient_distances(PyTorchGradients(1.0, found), known, "training"))
     assert judged.passed
-    assert "1 all but vanish" in judged.statement
+    assert "1 near zero" in judged.statement
 
     small = replace(known, gradients={"training": {**rounding, key: np.full(4, 1e-12)}})
-    lost = Gradients(1.0, {**found, key: np.zeros(4)})
-    assert failing(judge_gradients(compare_gradients(lost, small, "training"))) == {key}
-    nothing = Gradients(1.0, {**found, key: None})
-    assert failing(judge_gradients(compare_gradients(nothing, known, "training"))) == {key}
-    invalid = Gradients(float("nan"), {**found, key: np.full(4, np.nan)})
-    assert len(judge_gradients(compare_gradients(invalid, known, "training")).details) == 2
+    lost = PyTorchGradients(1.0, {**found, key: np.zeros(4)})
+    assert failing(judge_gradients(measure_gradient_distances(lost, small, "training"))) == {key}
+    nothing = PyTorchGradients(1.0, {**found, key: None})
+    assert failing(judge_gradients(measure_gradient_distances(nothing, known, "training"))) == {key}
+    invalid = PyTorchGradients(float("nan"), {**found, key: np.full(4, np.nan)})
+    assert len(judge_gradients(measure_gradient_distances(invalid, known, "training")).details) == 2
 
 
 # How a graph moves its variances
@@ -219,14 +227,14 @@ def test_a_training_graph_and_a_frozen_one_tell_their_convention(
     checkpoint: CheckpointFiles, model: InceptionResnetV1
 ) -> None:
     assert checkpoint.frozen is not None
-    from_meta = read_moving_variances(checkpoint.meta, frozen=False)
-    assert read_moving_variances(checkpoint.frozen, frozen=True) == from_meta
+    from_meta = read_variance_updates(checkpoint.meta, frozen=False)
+    assert read_variance_updates(checkpoint.frozen, frozen=True) == from_meta
     assert len(from_meta) == 112
     for scope, update in from_meta.items():
-        assert update == MovingVariance(scope, False, pytest.approx(0.995, abs=1e-9), "FusedBatchNormV3")
+        assert update == VarianceUpdate(scope, False, pytest.approx(0.995, abs=1e-9), "FusedBatchNormV3")
     judged = judge_statistics(from_meta, model, checkpoint.meta, VARIANT, 4)
     assert judged.passed
-    assert "112 running variances move towards n/(n-1)" in judged.statement
+    assert "112 running variances move as PyTorch's do (FusedBatchNormV3 in" in judged.statement
 
     model.conv2d_1a.bn.momentum = 0.1
     judged = judge_statistics(from_meta, model, checkpoint.meta, VARIANT, 4)
@@ -235,8 +243,8 @@ def test_a_training_graph_and_a_frozen_one_tell_their_convention(
 
 def test_plain_moments_are_read_as_biased(tmp_path: Path, model: InceptionResnetV1) -> None:
     meta = write_graph(tmp_path, lambda net: tf.nn.moments(net, [0, 1, 2])[1], 0.9)
-    (update,) = read_moving_variances(meta, frozen=False).values()
-    assert update == MovingVariance(SCOPE, True, pytest.approx(0.9, abs=1e-7), "Mean")
+    (update,) = read_variance_updates(meta, frozen=False).values()
+    assert update == VarianceUpdate(SCOPE, True, pytest.approx(0.9, abs=1e-7), "Mean")
     everywhere = {f"{scope}/BatchNorm": replace(update, decay=0.995) for scope in SCOPES}
     judged = judge_statistics(everywhere, model, meta, VARIANT, 4)
     assert not judged.passed
@@ -250,21 +258,21 @@ def test_the_moments_of_early_releases_are_read_as_biased(tmp_path: Path) -> Non
         mean = tf.reduce_mean(net - shift, [0, 1, 2])
         return tf.reduce_mean(tf.math.squared_difference(net, shift), [0, 1, 2]) - tf.square(mean)
 
-    (update,) = read_moving_variances(write_graph(tmp_path, shifted), frozen=False).values()
+    (update,) = read_variance_updates(write_graph(tmp_path, shifted), frozen=False).values()
     assert update.biased
 
 
 def test_a_variance_of_no_known_form_is_refused(tmp_path: Path) -> None:
     meta = write_graph(tmp_path, lambda net: 1.01 * tf.nn.moments(net, [0, 1, 2])[1])
     with pytest.raises(GraphError, match="neither a fused nor a plain variance"):
-        read_moving_variances(meta, frozen=False)
+        read_variance_updates(meta, frozen=False)
 
 
 def test_a_graph_that_updates_nothing_says_nothing(tmp_path: Path, model: InceptionResnetV1) -> None:
     with legacy_graph() as graph:
         tf1.get_variable(f"{SCOPE}/moving_variance", (32,), use_resource=False)
         (tmp_path / "frozen.pb").write_bytes(graph.as_graph_def().SerializeToString())
-    assert read_moving_variances(tmp_path / "frozen.pb", frozen=True) == {}
+    assert read_variance_updates(tmp_path / "frozen.pb", frozen=True) == {}
     judged = judge_statistics({}, model, None, VARIANT, 4)
     assert judged.passed
     assert "assumed" in judged.statement

@@ -23,15 +23,14 @@ from checks.core.activations import STAGES
 from checks.core.judgement import Judgement
 from checks.core.options import add_report_option, check_report
 from checks.gradients import __main__ as gradients
-from checks.gradients.judge import (
+from checks.gradients.judge import judge_gradients, judge_steps
+from checks.gradients.result import (
     INPUT,
     GradientMeasurement,
+    GradientsResult,
     StepsMeasurement,
     TensorDistance,
-    judge_gradients,
-    judge_steps,
 )
-from checks.gradients.run import TrainingReport
 from converter.command_line import Command
 from converter.convert_file import convert_file
 from converter.layer_map import Converted, Variant, table
@@ -348,7 +347,7 @@ def test_a_fault_that_survives_is_marked(browser, monkeypatch, tmp_path: Path) -
 KEYS = [row.key for row in table(Variant(num_classes=7)) if isinstance(row, Converted)]
 
 
-def training_report(worst: float = 5e-14) -> TrainingReport:
+def training_report(worst: float = 5e-14) -> GradientsResult:
     """A report whose gradient of one parameter is `worst` away, and some of whose steps change nothing."""
 
     def distances(least: float) -> list[TensorDistance]:
@@ -368,15 +367,22 @@ def training_report(worst: float = 5e-14) -> TrainingReport:
         *map(judge_gradients, measured),
         *map(judge_steps, steps),
     )
-    return TrainingReport(
-        "here", Variant(num_classes=7), "loss", (4, 107, 115, 3), judgements, tuple(measured), tuple(steps)
+    return GradientsResult(
+        "here",
+        Variant(num_classes=7),
+        "loss",
+        (4, 107, 115, 3),
+        judgements,
+        tuple(measured),
+        tuple(steps),
+        ENVIRONMENT,
     )
 
 
 @pytest.mark.parametrize("worst", [5e-14, 3e-4, math.inf])
 def test_gradients_are_reported(browser, monkeypatch, tmp_path: Path, worst: float) -> None:
     report = training_report(worst)
-    monkeypatch.setattr("checks.gradients.run.compare_training", lambda *_, **__: report)
+    monkeypatch.setattr("checks.gradients.run.compare_gradients", lambda *_, **__: report)
     path = tmp_path / "gradients.html"
     assert gradients.main(["--report", str(path), "--quiet"]) == (0 if report.passed else 1)
     look(browser, path, place=None if report.passed else KEYS[199], holds=report.passed)
@@ -446,7 +452,7 @@ def test_the_same_report_has_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_no_two_elements_of_a_page_share_an_id(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("checks.gradients.run.compare_training", lambda *_, **__: training_report())
+    monkeypatch.setattr("checks.gradients.run.compare_gradients", lambda *_, **__: training_report())
     assert gradients.main(["--report", str(tmp_path / "page.html"), "--quiet"]) == 0
     page = (tmp_path / "page.html").read_text()
     identities = re.findall(r'\bid="([^"]+)"', page)

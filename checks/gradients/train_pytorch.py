@@ -1,0 +1,160 @@
+"""PyTorch's side: gradients and training steps of a port, in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import Parameter
+from torch.nn import functional as F
+from torch.optim import SGD, Optimizer
+
+from checks.core.types import Arrays
+from checks.gradients.result import INPUT, Mode, OptimiserName
+from checks.gradients.training_setup import LEARNING_RATE, STEPS, TrainingBatch
+from reference import InceptionResnetV1
+from reference.adam import TensorFlowAdam
+
+Loss = Callable[[InceptionResnetV1, Tensor, TrainingBatch], Tensor]
+MakeOptimiser = Callable[[OptimiserName, Iterable[Parameter]], Optimizer]
+
+
+@dataclass(frozen=True, slots=True)
+class PyTorchGradients:
+    """PyTorch's loss, and its gradients as `TrainingReference` has them; None for a parameter without one."""
+
+    loss: float
+    gradients: Mapping[str, NDArray[Any] | None]
+
+
+@dataclass(frozen=True, slots=True)
+class PyTorchTraining:
+    """The float tensors of PyTorch's state_dict, before and after training."""
+
+    before: Arrays
+    after: Arrays
+
+
+def training_loss(model: InceptionResnetV1, images: Tensor, batch: TrainingBatch) -> Tensor:
+    """The mean softmax cross-entropy of the logits; without labels, the mean linear functional.
+
+    Args:
+        model: In the mode to train in.
+        images: (N, 3, H, W), float64.
+        batch: The batch that `images` are from.
+    """
+    model.classify = batch.labels is not None
+    output: Tensor = model(images)
+    if batch.labels is not None:
+        return F.cross_entropy(output, torch.from_numpy(batch.labels))
+    return (output * torch.from_numpy(batch.functional)).sum(dim=1).mean()
+
+
+def make_optimiser(name: OptimiserName, parameters: Iterable[Parameter]) -> Optimizer:
+    """Make SGD or TensorFlow's Adam, at the learning rate of TensorFlow's side."""
+    optimiser = SGD if name == "sgd" else TensorFlowAdam
+    return optimiser(parameters, lr=LEARNING_RATE)
+
+
+def take_gradients(
+    model: InceptionResnetV1, batch: TrainingBatch, mode: Mode, loss: Loss = training_loss
+) -> PyTorchGradients:
+    """Differentiate PyTorch's loss.
+
+    Args:
+        model: float64, holding the checkpoint's weights; left as it was, bit for bit, without gradients.
+        batch: The batch.
+        mode: "inference" is `model.eval()`; "training" is `model.train()` with the batch's dropout mask and the
+            model's own `dropout.p`.
+        loss: The loss to differentiate.
+    """
+    images = _images(batch).requires_grad_()
+    with _left_as_it_was(model), _shared_mask(model, batch):
+        model.train(mode == "training")
+        value = loss(model, images, batch)
+        value.backward()  # type: ignore[no-untyped-call]
+        taken = {INPUT: None if images.grad is None else images.grad.permute(0, 2, 3, 1)}
+        taken |= {name: parameter.grad for name, parameter in model.named_parameters()}
+    gradients = {key: None if gradient is None else gradient.numpy() for key, gradient in taken.items()}
+    return PyTorchGradients(value.item(), gradients)
+
+
+def train_pytorch(
+    model: InceptionResnetV1,
+    batch: TrainingBatch,
+    trained: Collection[str],
+    optimiser: OptimiserName,
+    *,
+    steps: int = STEPS,
+    loss: Loss = training_loss,
+    make: MakeOptimiser = make_optimiser,
+) -> PyTorchTraining:
+    """Train PyTorch's model for some steps.
+
+    Args:
+        model: float64, holding the checkpoint's weights; left as it was, bit for bit, without gradients.
+        batch: The batch, the same in every step.
+        trained: The parameters that the optimiser moves, by state_dict key.
+        optimiser: Name of the optimiser.
+        steps: Number of steps.
+        loss: The loss to minimise.
+        make: Makes the optimiser for the parameters.
+    """
+    images = _images(batch)
+    with _left_as_it_was(model), _shared_mask(model, batch):
+        before = _float_tensors(model)
+        model.train()
+        stepper = make(optimiser, [p for name, p in model.named_parameters() if name in trained])
+        for _ in range(steps):
+            stepper.zero_grad()
+            loss(model, images, batch).backward()  # type: ignore[no-untyped-call]
+            stepper.step()
+        return PyTorchTraining(before, _float_tensors(model))
+
+
+def _float_tensors(model: InceptionResnetV1) -> dict[str, NDArray[Any]]:
+    """Copies of every tensor but the counters of batches."""
+    return {k: v.numpy().copy() for k, v in model.state_dict().items() if v.is_floating_point()}
+
+
+def _images(batch: TrainingBatch) -> Tensor:
+    """The batch's images as (N, 3, H, W)."""
+    return torch.from_numpy(batch.images).permute(0, 3, 1, 2).contiguous()
+
+
+@contextmanager
+def _left_as_it_was(model: InceptionResnetV1) -> Iterator[None]:
+    """Put weights, statistics and modes back at the end, and drop the gradients."""
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    modes = {module: module.training for module in model.modules()}
+    was_classifying = model.classify
+    try:
+        yield
+    finally:
+        model.load_state_dict(state)
+        model.zero_grad()
+        model.classify = was_classifying
+        for module, training in modes.items():
+            module.training = training
+
+
+@contextmanager
+def _shared_mask(model: InceptionResnetV1, batch: TrainingBatch) -> Iterator[None]:
+    """Make dropout keep what the batch's mask keeps, scaled by its own rate."""
+    mask = torch.from_numpy(batch.mask)
+
+    def hook(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+        if not (isinstance(module, nn.Dropout) and module.training):
+            return output
+        return inputs[0] * mask.view_as(inputs[0]) / (1 - module.p)
+
+    handle = model.dropout.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -1,0 +1,107 @@
+"""TensorFlow's side: gradients and training steps of the rebuilt graph, in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from numpy.typing import NDArray
+
+from checks.core.types import Arrays, Say
+from checks.gradients.result import INPUT, Mode, OptimiserName
+from checks.gradients.training_setup import (
+    LEARNING_RATE,
+    MODES,
+    OPTIMISERS,
+    STEPS,
+    TrainingBatch,
+    trained_keys,
+)
+from converter.layer_map import Converted, Variant, table
+from converter.plan import describe, infer_variant
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingSteps:
+    """TensorFlow's training with one optimiser.
+
+    Attributes:
+        losses: The loss before each step.
+        state: state_dict key to float64 array after the last step, in PyTorch's layout.
+    """
+
+    losses: tuple[float, ...]
+    state: Arrays
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingReference:
+    """TensorFlow's side as plain arrays, which any number of PyTorch models and threads may be judged by.
+
+    Attributes:
+        variant: The variant of the network.
+        batch: The batch that was trained on.
+        trained: As `trained_keys` gives them.
+        losses: The loss in each mode.
+        gradients: In each mode the gradients by state_dict key, and those of the images (N, H, W, 3) under
+            `INPUT`; float64, in PyTorch's layout.
+        steps: The training with each optimiser.
+    """
+
+    variant: Variant
+    batch: TrainingBatch
+    trained: frozenset[str]
+    losses: Mapping[Mode, float]
+    gradients: Mapping[Mode, Arrays]
+    steps: Mapping[OptimiserName, TrainingSteps]
+
+
+def train_tensorflow(
+    tensors: Arrays,
+    batch: TrainingBatch,
+    *,
+    modes: Sequence[Mode] = MODES,
+    optimisers: Sequence[OptimiserName] = OPTIMISERS,
+    steps: int = STEPS,
+    say: Say = lambda _: None,
+) -> TrainingReference:
+    """Run TensorFlow: gradients in each mode, then training from the checkpoint with each optimiser.
+
+    Args:
+        tensors: TensorFlow variable to float32 array.
+        batch: As `draw_batch` draws it for the variant of these tensors.
+        modes: The modes to take gradients in.
+        optimisers: The optimisers to train with.
+        steps: Number of training steps.
+        say: Progress callback.
+    """
+    from facenet_tf.training import TrainingNetwork
+
+    variant = infer_variant(describe(tensors))
+    target = batch.functional if batch.labels is None else batch.labels
+    assert target is not None
+    inputs = batch.images, target, batch.mask
+    losses: dict[Mode, float] = {}
+    gradients: dict[Mode, Arrays] = {}
+    trainings: dict[OptimiserName, TrainingSteps] = {}
+    say("building TensorFlow's training graph")
+    with TrainingNetwork(tensors) as network:
+        for mode in modes:
+            say(f"TensorFlow: gradients in {mode}")
+            losses[mode], by_variable = network.gradients(*inputs, training=mode == "training")
+            gradients[mode] = {INPUT: by_variable.pop(INPUT), **_in_pytorch_layout(by_variable, variant)}
+        for name in optimisers:
+            say(f"TensorFlow: training, {name}")
+            network.reset()
+            before = tuple(
+                network.step(*inputs, optimiser=name, learning_rate=LEARNING_RATE) for _ in range(steps)
+            )
+            trainings[name] = TrainingSteps(before, _in_pytorch_layout(network.values(), variant))
+    return TrainingReference(variant, batch, trained_keys(variant), losses, gradients, trainings)
+
+
+def _in_pytorch_layout(tensors: Arrays, variant: Variant) -> dict[str, NDArray[Any]]:
+    """Tensors of the training graph, which has a gamma everywhere, by state_dict key."""
+    rows = [row for row in table(replace(variant, gamma=True)) if isinstance(row, Converted)]
+    return {row.key: row.layout.apply(tensors[row.variable]) for row in rows if row.variable in tensors}
