@@ -28,7 +28,7 @@ from converter.hub.locate import locate
 from converter.layer_map import Converted, Row
 from converter.manifest import build_manifest, describe_source, file_digest, manifest_path, tensor_digest
 from converter.plan import LeftOut, MappingError, Plan, Weights, describe, plan_conversion
-from converter.variable_names import tensorflow_tensors
+from converter.keras_layer_map import tensorflow_tensors
 
 OutputFormat = Literal["pt", "safetensors", "tensorflow"]
 Progress = Callable[[int, int], None]

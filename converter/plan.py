@@ -22,7 +22,7 @@ from converter.layer_map import (
     Variant,
     table,
 )
-from converter.mtcnn_map import network_of_variables
+from converter.mtcnn_layer_map import network_of_variables
 
 Weights = Literal["variable", "average"]
 

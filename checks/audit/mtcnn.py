@@ -11,7 +11,7 @@ from converter.errors import SourceError
 from converter.formats.source import TensorSource
 from converter.layer_map import Converted
 from converter.layouts import Layout
-from converter.mtcnn_map import NETWORKS, network_of_keys, network_of_variables
+from converter.mtcnn_layer_map import NETWORKS, network_of_keys, network_of_variables
 
 
 def network(source: TensorSource) -> str | None:

@@ -14,7 +14,7 @@ from converter.formats.detect import open_source
 from converter.formats.source import TensorInfo
 from converter.layer_map import Converted, Synthesised, Variant, table
 from converter.plan import AVERAGE, MappingError, Problem, describe, infer_variant, plan_conversion
-from converter.variable_names import tensorflow_tensors
+from converter.keras_layer_map import tensorflow_tensors
 from reference import InceptionResnetV1
 from tests.conftest import CLASSES, same_bits
 

@@ -26,7 +26,7 @@ from converter.convert import to_numpy_state_dict, to_tensorflow
 from converter.convert_file import convert_file
 from converter.formats.detect import open_source
 from converter.layer_map import Variant
-from converter.variable_names import tensorflow_tensors
+from converter.keras_layer_map import tensorflow_tensors
 from reference import InceptionResnetV1
 from tests.conftest import fetch
 from tests.support.package_index import PEER, extract, peer_class

@@ -35,7 +35,7 @@ from converter.errors import UsageError
 from converter.formats.detect import open_source
 from converter.formats.tensorflow.bundle_writer import write_tensor_bundle
 from converter.layer_map import Variant
-from converter.variable_names import tensorflow_tensors
+from converter.keras_layer_map import tensorflow_tensors
 from facenet_tf.graph import RebuiltNetwork
 from reference import InceptionResnetV1
 from tests.support.package_index import KERAS_FACENET, IndexUnreachableError, download, extract

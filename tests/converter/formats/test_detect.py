@@ -6,7 +6,7 @@ import pytest
 
 from converter.errors import SourceError, UsageError
 from converter.formats.detect import open_source
-from converter.variable_names import tensorflow_tensors
+from converter.keras_layer_map import tensorflow_tensors
 from tests.conftest import MODEL, STEP, same_bits
 
 PREFIX = f"model-{MODEL}.ckpt-{STEP}"

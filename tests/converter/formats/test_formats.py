@@ -27,7 +27,7 @@ from converter.formats.tensorflow.protos import GraphDef
 from converter.formats.torch.state_dict import StateDictFile, write_state_dict
 from converter.layer_map import Converted, Variant, table
 from converter.plan import MappingError
-from converter.variable_names import keras_names, tensorflow_tensors
+from converter.keras_layer_map import keras_names, tensorflow_tensors
 from tests.conftest import random_bits, same_bits, write_keras
 
 

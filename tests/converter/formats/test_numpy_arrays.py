@@ -16,7 +16,7 @@ from converter.errors import SourceError
 from converter.formats.detect import open_source
 from converter.formats.limits import MAX_TENSORS
 from converter.formats.numpy_arrays import NumpyPickle
-from converter.mtcnn_map import NETWORKS
+from converter.mtcnn_layer_map import NETWORKS
 from tests.attacks.attack import ATTACKS, FOLDER, MARK
 from tests.attacks.make import readme
 from tests.conftest import random_bits, same_bits

@@ -15,7 +15,7 @@ import torch
 from converter.formats.detect import open_source
 from converter.formats.source import TensorSource
 from converter.layouts import CONVOLUTION, CONVOLUTION_WIDTH_FIRST
-from converter.mtcnn_map import NETWORKS, network_of_keys, network_of_variables
+from converter.mtcnn_layer_map import NETWORKS, network_of_keys, network_of_variables
 from tests.conftest import same_bits
 
 
