@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from converter.casting import BFLOAT16, CASTABLE, FLOAT32, Cast, measure_cast, to_float32
 from converter.formats.source import TensorInfo, TensorSource
+from converter.keras_layer_map import keras_names
 from converter.layer_map import Converted, Row, Synthesised, Variant, table
 from converter.plan import (
     MappingError,
@@ -57,8 +58,8 @@ def to_numpy_state_dict(
     """Turn TensorFlow tensors into the arrays of a state_dict, without PyTorch.
 
     Args:
-        tensors: Variable name to array, kernels in HWIO. An open `TensorSource` is read tensor by tensor, and
-            only what is used is read. float32 keeps every bit; float16, bfloat16 and float64 are cast as
+        tensors: Variable name to array, kernels in HWIO; or an open source of any format, which is read tensor
+            by tensor, and only what is used of it. float32 keeps every bit; float16, bfloat16 and float64 are cast as
             `to_float32` says.
         weights: As in `plan_conversion`.
 
@@ -70,6 +71,8 @@ def to_numpy_state_dict(
         MappingError: The tensors are not those of this network, or a finite value is beyond float32.
         SourceError: A tensor of an open source is corrupt.
     """
+    if isinstance(tensors, TensorSource):
+        tensors = tensorflow_tensors(tensors)
     plan = plan_conversion(describe(tensors), weights=weights)
     return {tensor.row.key: tensor.array for tensor in convert_tensors(tensors, plan)}
 
@@ -188,6 +191,38 @@ def to_tensorflow(
             array = arrays[key]
             variables[row.variable] = _detached(row.layout.inverse.apply(array), array)
     return variables
+
+
+def tensorflow_tensors(source: TensorSource) -> Mapping[str, NDArray[Any]]:
+    """The tensors of a source under the names and in the layout of TensorFlow.
+
+    A source that bears TensorFlow's names is returned as it is, unread. Keras keeps TensorFlow's layouts; a
+    name that is not of this network stays what it was, for `plan.plan_conversion` to report.
+
+    Raises:
+        MappingError: Two Keras weights are the same variable, or a state_dict is not of this network.
+        SourceError: A tensor is corrupt.
+    """
+    if source.naming == "tensorflow":
+        return source
+    if source.naming == "pytorch":
+        return to_tensorflow(source)
+    origin: dict[str, str] = {}
+    problems = []
+    for name in source.info:
+        variable = keras_names().get(name, name)
+        if variable in origin:
+            problems.append(Problem("duplicate", name, f"{origin[variable]} is the same variable {variable}"))
+        else:
+            origin[variable] = name
+    if problems:
+        info = {variable: source.info[name] for variable, name in origin.items()}
+        try:
+            plan_conversion(info)
+        except MappingError as error:
+            problems += error.problems
+        raise MappingError(problems, len(source), len(keras_names()))
+    return {variable: source[name] for variable, name in origin.items()}
 
 
 def _detached(result: NDArray[Any], origin: NDArray[Any]) -> NDArray[Any]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from converter.atomic import AtomicFiles, sync
 from converter.casting import Cast, state_casts
-from converter.convert import convert_tensors, to_numpy_state_dict, to_tensorflow
+from converter.convert import convert_tensors, tensorflow_tensors, to_numpy_state_dict, to_tensorflow
 from converter.errors import DifferenceError, RequirementError, SourceError, UsageError
 from converter.formats.detect import open_source
 from converter.formats.source import TensorSource
@@ -28,7 +28,6 @@ from converter.hub.locate import locate
 from converter.layer_map import Converted, Row
 from converter.manifest import build_manifest, describe_source, file_digest, manifest_path, tensor_digest
 from converter.plan import LeftOut, MappingError, Plan, Weights, describe, plan_conversion
-from converter.keras_layer_map import tensorflow_tensors
 
 OutputFormat = Literal["pt", "safetensors", "tensorflow"]
 Progress = Callable[[int, int], None]

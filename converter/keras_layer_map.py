@@ -1,18 +1,12 @@
-"""Other people's names for the same tensors, brought back to the names of the TensorFlow variables."""
+"""The names that published Keras files of this network give to its TensorFlow variables."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
 from functools import cache
-from typing import Any
 
-from numpy.typing import NDArray
-
-from converter.convert import to_tensorflow
-from converter.formats.source import TensorSource
 from converter.layer_map import NETWORK_SCOPE, Converted, Variant, table
-from converter.plan import MappingError, Problem, plan_conversion
 
 # The last block8 has a scope of its own in TensorFlow; Keras files count it as the sixth.
 _LAST_BLOCK = "Block8_6"
@@ -60,35 +54,3 @@ def keras_names() -> Mapping[str, str]:
         if re.match(r"Block(17|8)_\d+_Branch_1_", weight):
             names[weight.replace("_Branch_1_", "_Branch_2_")] = row.variable
     return names
-
-
-def tensorflow_tensors(source: TensorSource) -> Mapping[str, NDArray[Any]]:
-    """The tensors of a source under the names and in the layout of TensorFlow.
-
-    A source that bears TensorFlow's names is returned as it is, unread. Keras keeps TensorFlow's layouts; a
-    name that is not of this network stays what it was, for `plan.plan_conversion` to report.
-
-    Raises:
-        MappingError: Two Keras weights are the same variable, or a state_dict is not of this network.
-        SourceError: A tensor is corrupt.
-    """
-    if source.naming == "tensorflow":
-        return source
-    if source.naming == "pytorch":
-        return to_tensorflow(source)
-    origin: dict[str, str] = {}
-    problems = []
-    for name in source.info:
-        variable = keras_names().get(name, name)
-        if variable in origin:
-            problems.append(Problem("duplicate", name, f"{origin[variable]} is the same variable {variable}"))
-        else:
-            origin[variable] = name
-    if problems:
-        info = {variable: source.info[name] for variable, name in origin.items()}
-        try:
-            plan_conversion(info)
-        except MappingError as error:
-            problems += error.problems
-        raise MappingError(problems, len(source), len(keras_names()))
-    return {variable: source[name] for variable, name in origin.items()}

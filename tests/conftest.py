@@ -18,10 +18,9 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
-from converter.convert import to_numpy_state_dict
+from converter.convert import tensorflow_tensors, to_numpy_state_dict
 from converter.formats.detect import open_source
 from converter.layer_map import NETWORK_SCOPE, Converted, Variant, table
-from converter.keras_layer_map import tensorflow_tensors
 from tests.support.package_index import (
     FACENET_MTCNN,
     KERAS_FACENET,

@@ -20,10 +20,10 @@ from checks.audit.port_layers import (
 )
 from converter.errors import SourceError, UsageError
 from converter.formats.source import Naming, TensorSource
+from converter.keras_layer_map import keras_names, keras_weight
 from converter.layer_map import BOTTLENECK_SCOPES, Layer, Variant
 from converter.layouts import CONVOLUTION, FULLY_CONNECTED, VECTOR, Layout
 from converter.plan import reason_to_leave_out
-from converter.keras_layer_map import keras_names, keras_weight
 
 _SCALAR = Layout("->", ())
 _AS_IT_IS = {4: Layout("HWIO->HWIO", (0, 1, 2, 3)), 2: Layout("IO->IO", (0, 1)), 1: VECTOR}

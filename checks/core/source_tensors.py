@@ -8,11 +8,10 @@ from typing import Any
 from numpy.typing import NDArray
 
 from converter.casting import to_float32
-from converter.convert import convert_tensors
+from converter.convert import convert_tensors, tensorflow_tensors
 from converter.errors import SourceError, UsageError
 from converter.formats.source import TensorSource
 from converter.plan import MappingError, Plan, Weights, describe, plan_conversion
-from converter.keras_layer_map import tensorflow_tensors
 
 
 def plan_tensors(opened: TensorSource, weights: Weights) -> tuple[Mapping[str, NDArray[Any]], Plan]:

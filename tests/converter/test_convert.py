@@ -9,12 +9,16 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from converter.convert import convert_tensors, to_numpy_state_dict, to_pytorch, to_tensorflow
+from converter.convert import (
+    convert_tensors,
+    to_numpy_state_dict,
+    to_pytorch,
+    to_tensorflow,
+)
 from converter.formats.detect import open_source
 from converter.formats.source import TensorInfo
 from converter.layer_map import Converted, Synthesised, Variant, table
 from converter.plan import AVERAGE, MappingError, Problem, describe, infer_variant, plan_conversion
-from converter.keras_layer_map import tensorflow_tensors
 from reference import InceptionResnetV1
 from tests.conftest import CLASSES, same_bits
 
@@ -298,7 +302,7 @@ def test_a_state_dict_of_another_precision(tensors, tmp_path, dtype, counters):
     }
     torch.save(content, tmp_path / "w.pt")
     with open_source(tmp_path / "w.pt") as source:
-        again = to_numpy_state_dict(tensorflow_tensors(source))
+        again = to_numpy_state_dict(source)
     assert list(again) == list(state_dict)
     for key, value in content.items():
         expected = value.to(state_dict[key].dtype).numpy()

@@ -22,11 +22,10 @@ from checks.compare.run import compare
 from checks.core.activations import STAGES
 from checks.core.builtin_checkpoint import built_in_tensors
 from checks.core.inputs import find_photographs, photograph_inputs, seeded_inputs
-from converter.convert import to_numpy_state_dict, to_tensorflow
+from converter.convert import tensorflow_tensors, to_numpy_state_dict, to_tensorflow
 from converter.convert_file import convert_file
 from converter.formats.detect import open_source
 from converter.layer_map import Variant
-from converter.keras_layer_map import tensorflow_tensors
 from reference import InceptionResnetV1
 from tests.conftest import fetch
 from tests.support.package_index import PEER, extract, peer_class

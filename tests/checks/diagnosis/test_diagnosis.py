@@ -30,12 +30,11 @@ from checks.core.source_tensors import plan_source
 from checks.core.tensorflow_side import Activations, TensorFlowSide
 from checks.diagnosis import diagnose
 from checks.diagnosis.causes import Cause
-from converter.convert import to_numpy_state_dict
+from converter.convert import tensorflow_tensors, to_numpy_state_dict
 from converter.errors import UsageError
 from converter.formats.detect import open_source
 from converter.formats.tensorflow.bundle_writer import write_tensor_bundle
 from converter.layer_map import Variant
-from converter.keras_layer_map import tensorflow_tensors
 from facenet_tf.graph import RebuiltNetwork
 from reference import InceptionResnetV1
 from tests.support.package_index import KERAS_FACENET, IndexUnreachableError, download, extract

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from converter.convert import tensorflow_tensors
 from converter.errors import SourceError, UsageError
 from converter.formats.detect import open_source
-from converter.keras_layer_map import tensorflow_tensors
 from tests.conftest import MODEL, STEP, same_bits
 
 PREFIX = f"model-{MODEL}.ckpt-{STEP}"

@@ -18,6 +18,7 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
+from converter.convert import tensorflow_tensors
 from converter.errors import SourceError
 from converter.formats.detect import open_source
 from converter.formats.hdf5.keras import KerasHdf5
@@ -25,9 +26,9 @@ from converter.formats.safetensors import SafetensorsFile, write_safetensors
 from converter.formats.tensorflow.frozen_graph import FrozenGraph, is_meta_graph
 from converter.formats.tensorflow.protos import GraphDef
 from converter.formats.torch.state_dict import StateDictFile, write_state_dict
+from converter.keras_layer_map import keras_names
 from converter.layer_map import Converted, Variant, table
 from converter.plan import MappingError
-from converter.keras_layer_map import keras_names, tensorflow_tensors
 from tests.conftest import random_bits, same_bits, write_keras
 
 
