@@ -142,7 +142,7 @@ def test_files_and_functions_that_a_page_names_exist(page: Path) -> None:
 def _exists(dotted: str) -> bool:
     try:
         pkgutil.resolve_name(dotted)
-    except (ImportError, AttributeError):
+    except (ImportError, AttributeError, ValueError):  # the last for a path
         return False
     return True
 
