@@ -49,13 +49,13 @@ class DiagnosisReference:
     Attributes:
         activations: Activation to float64 array, at every layer.
         images: (N, H, W, 3), float32, the input of `activations`.
-        source: state_dict key to the expected tensor, or None without the source.
+        source: state_dict key to the expected tensor.
         averages: state_dict key to the moving average; empty without averages.
     """
 
     activations: Arrays
     images: NDArray[Any]
-    source: Arrays | None
+    source: Arrays
     averages: Arrays
 
 

@@ -123,14 +123,17 @@ class ExpectedFromFile(Expected):
             yield activations
 
     def diagnosis_reference(self) -> DiagnosisReference | str:
-        """Take the first images of the first input, or say why that is not enough."""
+        """Take the first images of the first input, or say what is missing."""
+        if self.checkpoint is None:
+            return (
+                "stored activations alone say where a port differs; to learn why, and to repair it, give the "
+                f"checkpoint as well: facenet-port compare SOURCE --activations {self.path} --state-dict FILE"
+            )
         if list(self.stored.provenance["activations"]) != list(self._names(every_layer=True)):
             return "the cause is sought layer by layer, and the activations were stored without --every-layer"
         first = next(iter(self.stored))
         activations = {name: array[:DIAGNOSED_IMAGES] for name, array in first.float64.items()}
         images = first.batch.images[:DIAGNOSED_IMAGES]
-        if self.checkpoint is None:
-            return DiagnosisReference(activations, images, None, {})
         return DiagnosisReference(
             activations,
             images,

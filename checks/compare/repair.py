@@ -44,7 +44,7 @@ def corrected(arrays: Arrays, diagnosis: Diagnosis) -> dict[str, NDArray[Any]] |
     if lost:
         others = f", and {len(lost) - 1} more" if len(lost) > 1 else ""
         return (
-            f"the right values cannot be had from the port's own tensors at {short_name(lost[0].activation)} "
+            f"the source's tensors do not make {short_name(lost[0].activation)} agree "
             f"({lost[0].statement}){others}"
         )
     return {key: diagnosis.repair.get(key, array) for key, array in arrays.items()}

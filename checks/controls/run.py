@@ -22,7 +22,6 @@ from checks.controls.tensorflow_reference import ControlInput, ControlReference,
 from checks.core import thresholds
 from checks.core.activations import LOGITS
 from checks.core.builtin_checkpoint import built_in_checkpoint
-from checks.core.source_tensors import expected_state_dict
 from checks.core.tensorflow_side import require_tensorflow
 from checks.core.types import Say
 from checks.diagnosis.causes import Cause
@@ -393,15 +392,13 @@ class Controls:
     def _name(self, port: Pipeline, batch: ControlInput, images: int, activation: str) -> Cause | None:
         """The cause of the first thing that is wrong on the first images of an input."""
         activations = {activation: array[:images] for activation, array in batch.activations.float64.items()}
-        # As in a comparison, the source is what the port's own layer map makes of it, be that wrong.
-        own_map = port.plan is not self._checkpoint.plan
         diagnosis = diagnose(
             port.float64,
             activations,
             batch.activations.batch.images[:images],
             given=None if batch.pixels is None else batch.given(port)[:images],
             pixels=None if batch.pixels is None else batch.pixels[:images],
-            source=expected_state_dict(port.source, port.plan) if own_map else self._checkpoint.arrays,
+            source=self._checkpoint.arrays,
             averages=self._checkpoint.averages,
         )
         first = diagnosis.findings[0] if diagnosis.findings else None

@@ -19,7 +19,6 @@ from checks.diagnosis.causes import Cause
 from checks.diagnosis.layer_arithmetic import concatenated, distance, layer_input, run_weights
 from checks.diagnosis.run_layers import Isolated, isolate, to_torch
 from checks.diagnosis.tensor_causes import Others, same
-from checks.diagnosis.weight_candidates import explain_without_source
 from converter.layer_map import Variant, table
 from reference import InceptionResnetV1
 
@@ -37,8 +36,7 @@ class Finding:
             this input.
         cause: The known cause that explains it, or None.
         statement: What is wrong, a plain sentence with values.
-        repair: Key to the corrected tensor (float32); empty where the cause is not in the weights or the
-            values are lost.
+        repair: Key to the corrected tensor (float32); empty where the cause is not in the weights.
         in_weights: Whether the fault is in the tensors.
     """
 
@@ -106,26 +104,25 @@ def diagnose(
     reference: Mapping[str, Array],
     images: Array,
     *,
+    source: Mapping[str, Array],
     given: Array | None = None,
     pixels: Array | None = None,
-    source: Mapping[str, Array] | None = None,
     averages: Mapping[str, Array] | None = None,
 ) -> Diagnosis:
     """Find every wrong layer of a port and its cause.
 
     Each layer is run on the reference's own input. Where its output differs, three things are asked: was it
     given another input, are its tensors wrong, does its module compute another thing? What is named makes
-    the layer agree with the reference, or reproduces what it gave, to `thresholds.MAPPING`; only of values
-    that are lost for good is the cause told from their look.
+    the layer agree with the reference, or reproduces what it gave, to `thresholds.MAPPING`.
 
     Args:
         model: The port, float64, in evaluation mode, on the CPU. Left as it was.
         reference: Activation to float64 activations (N, H, W, channels) or (N, size) at every activation of
             `activation_names(every_layer=True)`, for `images`.
         images: (N, H, W, 3), float32, standardised; one or two images do.
+        source: state_dict key to the right tensor (float32).
         given: (N, H, W, 3): what the port is given instead, where it standardises for itself.
         pixels: (N, H, W, 3), uint8: what both were made of.
-        source: state_dict key to the right tensor (float32), where it is known.
         averages: state_dict key to the checkpoint's moving average (float32), where it has them.
     """
     with torch.inference_mode():
@@ -144,7 +141,7 @@ class _Search:
         images: Array,
         given: Array | None,
         pixels: Array | None,
-        source: Mapping[str, Array] | None,
+        source: Mapping[str, Array],
         averages: Mapping[str, Array],
     ) -> None:
         self._images = _nchw(images)
@@ -172,8 +169,7 @@ class _Search:
 
     def _silent(self, layer: NetworkLayer, gap: float) -> Iterator[Finding]:
         """Tensors that differ from the source's where it does not show."""
-        if self._source is not None:
-            yield from self._against_source(layer, gap, "the layer agrees all the same")
+        yield from self._against_source(layer, gap, "the layer agrees all the same")
 
     def _explained(
         self, layer: NetworkLayer, wanted: Tensor, found: Tensor | str, gap: float
@@ -222,45 +218,20 @@ class _Search:
     def _wrong_tensors(
         self, layer: NetworkLayer, x: Tensor, wanted: Tensor, tensors: Mapping[str, Tensor], gap: float
     ) -> list[Finding]:
-        if self._source is not None and (found := list(self._against_source(layer, gap, ""))):
-            right = {role: _exact(self._source[key]) for role, key in layer.keys.items()}
-            agreement = distance(run_weights(layer, x, right), wanted)
-            if agreement > thresholds.MAPPING:
-                words = f"the source's own tensors leave the layer {agreement:.1e} away"
-                return [Finding(layer.activation, gap, None, words, in_weights=True)]
-            words = f"; with the source's the layer agrees to {agreement:.0e}"
-            return [
-                Finding(layer.activation, gap, one.cause, one.statement + words, one.repair, in_weights=True)
-                for one in found
-            ]
-        # Where they are the source's they may be wrong all the same: it was read by a wrong table.
-        right_shape = tensors["weight"].shape == torch.Size(self._shapes[layer.keys["weight"]])
-        if right_shape and distance(run_weights(layer, x, tensors), wanted) <= thresholds.MAPPING:
-            return []
-        correction = explain_without_source(
-            layer,
-            x,
-            wanted,
-            tensors,
-            {role: self._shapes[key] for role, key in layer.keys.items()},
-            self._state,
-            {key: _exact(array) for key, array in self._averages.items() if key in layer.keys.values()},
-        )
-        if correction is None:
-            return []
-        words = correction.words
-        if correction.tensors:
-            agreement = distance(run_weights(layer, x, {**tensors, **correction.tensors}), wanted)
-            words += f"; put right, the layer agrees to {agreement:.0e}"
-        repair = {
-            layer.keys[role]: np.ascontiguousarray(tensor.numpy().astype(np.float32))
-            for role, tensor in correction.tensors.items()
-        }
-        return [Finding(layer.activation, gap, correction.cause, words, repair, in_weights=True)]
+        found = list(self._against_source(layer, gap, ""))
+        right = {role: _exact(self._source[key]) for role, key in layer.keys.items()}
+        agreement = distance(run_weights(layer, x, right), wanted)
+        if agreement > thresholds.MAPPING:  # the layer map, or whoever read the source, is at fault
+            words = f"the source's own tensors leave the layer {agreement:.1e} away"
+            return [Finding(layer.activation, gap, None, words, in_weights=True)]
+        words = f"; with the source's the layer agrees to {agreement:.0e}"
+        return [
+            Finding(layer.activation, gap, one.cause, one.statement + words, one.repair, in_weights=True)
+            for one in found
+        ]
 
     def _against_source(self, layer: NetworkLayer, gap: float, ending: str) -> Iterator[Finding]:
         """The tensors of a layer that are not the source's, those with the same cause together."""
-        assert self._source is not None  # both callers see to it
         others = Others(self._source, self._averages)
         groups: dict[Cause | None, dict[str, str]] = {}
         for role, key in layer.keys.items():

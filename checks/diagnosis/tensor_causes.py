@@ -22,7 +22,7 @@ Array = NDArray[Any]
 Explanation = tuple[Cause, str]
 """A cause, and in words what is the matter with the tensor."""
 
-FEW_VALUES = 0.01  # share of a tensor's values that counts as single ones
+_FEW_VALUES = 0.01  # share of a tensor's values that counts as single ones
 _FEW_STEPS = 8  # float32 steps within which a tensor counts as the same but for single bits
 _ROUNDED = 1e-5  # relative; a float32 result of a square root, a product or a quotient lies well within
 _COARSE = 0.02  # relative L2 within which a tensor may be the same in lower precision
@@ -96,16 +96,15 @@ def _constant(found: Array, right: Array, role: str) -> Explanation | None:
     return (Cause.UNLOADED, f"is {low:g} throughout") if found.size > 1 and low == high else None
 
 
-def layout_variants(kernel: Array) -> Iterator[tuple[Cause, str, Callable[[Array], Array]]]:
+def _layout_variants(kernel: Array) -> Iterator[tuple[Cause, str, Callable[[Array], Array]]]:
     """Every known way to get a kernel's layout wrong, but the right one.
 
     Args:
         kernel: OIHW, or (outputs, inputs); only its shape is looked at.
 
     Yields:
-        The cause, what is the matter in words, and the function from the right tensor to the wrong one. A
-        function may give another shape; applied to a tensor of that shape, the inverse is found by
-        `undo_layout`.
+        The cause, what is the matter in words, and the function from the right tensor to the wrong one, which
+        may have another shape.
     """
     if kernel.ndim == 4:
         yield Cause.HEIGHT_WIDTH, "has height and width exchanged", lambda a: a.swapaxes(2, 3)
@@ -133,21 +132,8 @@ def layout_variants(kernel: Array) -> Iterator[tuple[Cause, str, Callable[[Array
         yield Cause.RESHAPED, words, reshaped
 
 
-def undo_layout(wrong: Callable[[Array], Array], found: Array, shape: tuple[int, ...]) -> Array | None:
-    """The tensor of which a layout function made `found`, or None where it makes another shape.
-
-    Every layout function moves values and changes none, so what it does to their places says what to undo.
-    """
-    places = wrong(np.arange(math.prod(shape), dtype=np.int32).reshape(shape))
-    if places.shape != found.shape:
-        return None
-    right = np.empty(math.prod(shape), found.dtype)
-    right[places.ravel()] = found.ravel()
-    return right.reshape(shape)
-
-
 def _layout(found: Array, right: Array) -> Explanation | None:
-    for cause, words, wrong in layout_variants(right):
+    for cause, words, wrong in _layout_variants(right):
         if same(found, wrong(right)):
             return cause, words
     return None
@@ -204,7 +190,7 @@ def _permuted(key: str, found: Array, right: Array) -> Explanation | None:
         places = _permutation(np.moveaxis(found, axis, 0), np.moveaxis(right, axis, 0))
         if places is None:
             continue
-        if axis == 1 and (branches := moved_branches(key, places)) is not None:
+        if axis == 1 and (branches := _moved_branches(key, places)) is not None:
             return Cause.BRANCH_ORDER, f"takes the branches in the order {branches}"
         return Cause.PERMUTED, f"has its {side} channels in another order"
     return None
@@ -227,7 +213,7 @@ def _permutation(found: Array, right: Array) -> list[int] | None:
 _WIDTHS = {layer.scope: layer.outputs for layer in CONVOLUTIONS}
 
 
-def branch_sizes(key: str) -> tuple[int, ...]:
+def _branch_sizes(key: str) -> tuple[int, ...]:
     """Channels of each branch that a projection takes; empty where the key is of another layer."""
     layer = NETWORK[KEYS[key]]
     if layer.kind is not LayerKind.PROJECTION:
@@ -235,9 +221,9 @@ def branch_sizes(key: str) -> tuple[int, ...]:
     return tuple(_WIDTHS[activation] for activation in layer.inputs if activation is not None)
 
 
-def moved_branches(key: str, places: list[int]) -> str | None:
+def _moved_branches(key: str, places: list[int]) -> str | None:
     """The order of branches that a permutation of input channels amounts to, such as "1, 0"; or None."""
-    sizes = branch_sizes(key)
+    sizes = _branch_sizes(key)
     starts = [0, *itertools.accumulate(sizes)][:-1]
     blocks = [list(range(start, start + size)) for start, size in zip(starts, sizes, strict=True)]
     for order in itertools.permutations(range(len(sizes))):
@@ -292,7 +278,7 @@ def _single_values(found: Array, right: Array) -> Explanation | None:
     if steps <= _FEW_STEPS:
         count = "one float32 step" if steps <= 1 else f"at most {steps} float32 steps"
         return Cause.VALUES, f"has {changed} of {found.size} values off by {count}, the first at [{where}]"
-    if changed <= max(4, FEW_VALUES * found.size) and changed < found.size:
+    if changed <= max(4, _FEW_VALUES * found.size) and changed < found.size:
         return Cause.VALUES, f"has {changed} of {found.size} values changed, the first at [{where}]"
     return None
 
@@ -314,13 +300,13 @@ def _scaled(found: Array, right: Array) -> Explanation | None:
 
 
 def _fresh(found: Array, right: Array) -> Explanation | None:
-    return (Cause.UNLOADED, FRESH) if is_fresh(found) else None
+    return (Cause.UNLOADED, _FRESH) if _is_fresh(found) else None
 
 
-FRESH = "has PyTorch's initial values: it was never loaded"
+_FRESH = "has PyTorch's initial values: it was never loaded"
 
 
-def is_fresh(found: Array) -> bool:
+def _is_fresh(found: Array) -> bool:
     """Whether a kernel is uniform as PyTorch's layers start, within 1/sqrt(inputs * height * width)."""
     if found.ndim < 2 or found.size < 500:
         return False

@@ -43,7 +43,7 @@ Arrays = dict[str, NDArray[Any]]
 CLASSES = 7
 ACTIVATIONS = activation_names(every_layer=True, logits=True)
 UNIT = "repeat_1.2.branch1.1"  # a 3x3 convolution of 32 channels, with as many inputs
-UNIT_TAP = "Repeat/block35_3/Branch_1/Conv2d_0b_3x3"
+UNIT_ACTIVATION = "Repeat/block35_3/Branch_1/Conv2d_0b_3x3"
 PIXELS = np.random.default_rng(7).integers(0, 256, (2, 123, 107, 3)).astype(np.uint8)
 IMAGES = ((PIXELS - 127.5) / 128).astype(np.float32)
 
@@ -139,88 +139,67 @@ def _swap_blocks(state_dict: Arrays) -> None:
 
 KERNEL, VARIANCE = f"{UNIT}.conv.weight", f"{UNIT}.bn.running_var"
 ONE_BY_SEVEN = "repeat_2.3.branch1.1.conv.weight", "repeat_2.6.branch1.1.conv.weight"
-LOST = False  # the right values cannot be had from the port's own tensors
-KEPT = True
 WEIGHTS = {
-    "height and width": (_changed(KERNEL, lambda k: k.swapaxes(2, 3)), Cause.HEIGHT_WIDTH, UNIT_TAP, KEPT),
-    "flipped": (_changed(KERNEL, lambda k: k[:, :, ::-1, ::-1]), Cause.FLIPPED, UNIT_TAP, KEPT),
+    "height and width": (_changed(KERNEL, lambda k: k.swapaxes(2, 3)), Cause.HEIGHT_WIDTH, UNIT_ACTIVATION),
+    "flipped": (_changed(KERNEL, lambda k: k[:, :, ::-1, ::-1]), Cause.FLIPPED, UNIT_ACTIVATION),
     "one axis flipped": (
         _changed("repeat_2.0.branch1.2.conv.weight", lambda k: k[:, :, ::-1]),
         Cause.FLIPPED,
         "Repeat_1/block17_1/Branch_1/Conv2d_0c_7x1",
-        KEPT,
     ),
-    "inputs and outputs": (_changed(KERNEL, lambda k: k.swapaxes(0, 1)), Cause.IN_OUT, UNIT_TAP, KEPT),
+    "inputs and outputs": (_changed(KERNEL, lambda k: k.swapaxes(0, 1)), Cause.IN_OUT, UNIT_ACTIVATION),
     "reshaped": (
         _changed("conv2d_4b.conv.weight", lambda k: k.transpose(2, 3, 1, 0).reshape(k.shape)),
         Cause.RESHAPED,
         "Conv2d_4b_3x3",
-        KEPT,
     ),
     "reshaped matrix": (
         _changed("last_linear.weight", lambda k: k.T.reshape(k.shape)),
         Cause.RESHAPED,
         "Bottleneck",
-        KEPT,
     ),
-    "two kernels": (
-        _swapped(ONE_BY_SEVEN),
-        Cause.OTHER_TENSOR,
-        "Repeat_1/block17_4/Branch_1/Conv2d_0b_1x7",
-        KEPT,
-    ),
+    "two kernels": (_swapped(ONE_BY_SEVEN), Cause.OTHER_TENSOR, "Repeat_1/block17_4/Branch_1/Conv2d_0b_1x7"),
     "two offsets": (
         _swapped(("repeat_1.0.branch0.bn.bias", "repeat_1.4.branch0.bn.bias")),
         Cause.OTHER_TENSOR,
         "Repeat/block35_1/Branch_0/Conv2d_1x1",
-        KEPT,
     ),
-    "two blocks": (_swap_blocks, Cause.OTHER_TENSOR, "Repeat/block35_2/Branch_0/Conv2d_1x1", KEPT),
+    "two blocks": (_swap_blocks, Cause.OTHER_TENSOR, "Repeat/block35_2/Branch_0/Conv2d_1x1"),
     "beta and mean": (
         _swapped((f"{UNIT}.bn.bias", f"{UNIT}.bn.running_mean")),
         Cause.STATISTICS,
-        UNIT_TAP,
-        KEPT,
+        UNIT_ACTIVATION,
     ),
-    "mean and variance": (_mean_for_variance, Cause.STATISTICS, UNIT_TAP, LOST),
-    "standard deviation": (_changed(VARIANCE, np.sqrt), Cause.STANDARD_DEVIATION, UNIT_TAP, LOST),
-    "no beta": (_changed(f"{UNIT}.bn.bias", np.zeros_like), Cause.UNLOADED, UNIT_TAP, LOST),
-    "gamma": (_changed(f"{UNIT}.bn.weight", lambda v: v * 1.01), Cause.UNLOADED, UNIT_TAP, KEPT),
+    "mean and variance": (_mean_for_variance, Cause.STATISTICS, UNIT_ACTIVATION),
+    "standard deviation": (_changed(VARIANCE, np.sqrt), Cause.STANDARD_DEVIATION, UNIT_ACTIVATION),
+    "no beta": (_changed(f"{UNIT}.bn.bias", np.zeros_like), Cause.UNLOADED, UNIT_ACTIVATION),
+    "gamma": (_changed(f"{UNIT}.bn.weight", lambda v: v * 1.01), Cause.UNLOADED, UNIT_ACTIVATION),
     "no biases": (
         _changed("repeat_3.1.conv2d.bias", np.zeros_like),
         Cause.UNLOADED,
         "Repeat_2/block8_2/Conv2d_1x1",
-        LOST,
     ),
-    "no biases of the classifier": (
-        _changed("logits.bias", np.zeros_like),
-        Cause.UNLOADED,
-        "Logits",
-        LOST,
-    ),
-    "never loaded": (_changed(KERNEL, _fresh), Cause.UNLOADED, UNIT_TAP, LOST),
-    "float16": (_changed(KERNEL, lambda k: k.astype(np.float16)), Cause.PRECISION, UNIT_TAP, LOST),
+    "no biases of the classifier": (_changed("logits.bias", np.zeros_like), Cause.UNLOADED, "Logits"),
+    "never loaded": (_changed(KERNEL, _fresh), Cause.UNLOADED, UNIT_ACTIVATION),
+    "float16": (_changed(KERNEL, lambda k: k.astype(np.float16)), Cause.PRECISION, UNIT_ACTIVATION),
     "8 decimals": (
         _changed(KERNEL, lambda k: np.round(k.astype(np.float64), 8)),
         Cause.PRECISION,
-        UNIT_TAP,
-        LOST,
+        UNIT_ACTIVATION,
     ),
-    "int8": (_changed(KERNEL, _to_int8), Cause.PRECISION, UNIT_TAP, LOST),
-    "one step": (_changed(KERNEL, _one_step), Cause.VALUES, UNIT_TAP, LOST),
-    "outputs permuted": (_changed(KERNEL, lambda k: np.roll(k, 5, 0)), Cause.PERMUTED, UNIT_TAP, KEPT),
+    "int8": (_changed(KERNEL, _to_int8), Cause.PRECISION, UNIT_ACTIVATION),
+    "one step": (_changed(KERNEL, _one_step), Cause.VALUES, UNIT_ACTIVATION),
+    "outputs permuted": (_changed(KERNEL, lambda k: np.roll(k, 5, 0)), Cause.PERMUTED, UNIT_ACTIVATION),
     "inputs reversed": (
         _changed("conv2d_1a.conv.weight", lambda k: k[:, ::-1]),
         Cause.PERMUTED,
         "Conv2d_1a_3x3",
-        KEPT,
     ),
-    "folded": (_fold, Cause.FOLDED, UNIT_TAP, LOST),
+    "folded": (_fold, Cause.FOLDED, UNIT_ACTIVATION),
     "branches of a projection": (
         _changed("repeat_2.4.conv2d.weight", lambda k: np.roll(k, 128, 1)),
         Cause.BRANCH_ORDER,
         "Repeat_1/block17_5/Conv2d_1x1",
-        KEPT,
     ),
 }
 
@@ -229,22 +208,17 @@ WEIGHTS = {
 def test_a_fault_in_the_weights_is_named_placed_and_put_right(
     name: str, right: Arrays, reference: Mapping[str, NDArray[Any]]
 ) -> None:
-    fault, cause, activation, kept = WEIGHTS[name]
+    fault, cause, activation = WEIGHTS[name]
     state_dict = dict(right)
     fault(state_dict)
-    port = _port(state_dict)
-    for source in (right, None):
-        found = diagnose(port, reference, IMAGES, source=source)
-        assert found.findings[0].cause == cause, found.findings
-        assert found.findings[0].activation.endswith(activation)
-        assert found.findings[0].in_weights
-        assert {finding.cause for finding in found.findings} == {cause}
-        assert {str(cause) in line for line in found.summary} == {True}
-        if source is not None or kept:
-            repaired = {**state_dict, **found.repair}
-            assert all(_same(repaired[key], right[key]) for key in right)
-        else:
-            assert not found.repair
+    found = diagnose(_port(state_dict), reference, IMAGES, source=right)
+    assert found.findings[0].cause == cause, found.findings
+    assert found.findings[0].activation.endswith(activation)
+    assert found.findings[0].in_weights
+    assert {finding.cause for finding in found.findings} == {cause}
+    assert {str(cause) in line for line in found.summary} == {True}
+    repaired = {**state_dict, **found.repair}
+    assert all(_same(repaired[key], right[key]) for key in right)
 
 
 @pytest.mark.parametrize("only", [None, KERNEL])
@@ -255,24 +229,18 @@ def test_averages_for_weights_are_named(
     found = diagnose(port, reference, IMAGES, source=right, averages=averages)
     assert {finding.cause for finding in found.findings} == {Cause.AVERAGES}
     assert set(found.repair) == ({only} if only else set(averages))
-    reverse = diagnose(
-        _port({**right, KERNEL: averages[KERNEL]}), reference, IMAGES, averages={KERNEL: right[KERNEL]}
-    )
-    assert reverse.findings[0].cause == Cause.AVERAGES
-    assert _same(reverse.repair[KERNEL], right[KERNEL])
 
 
-def test_a_difference_that_does_not_show_is_found_where_the_source_is_known(
+def test_a_difference_that_does_not_show_is_found(
     right: Arrays, reference: Mapping[str, NDArray[Any]]
 ) -> None:
     hidden = right[KERNEL].copy()
     smallest = np.abs(hidden).argmin()
     hidden.reshape(-1)[smallest] = np.nextafter(hidden.reshape(-1)[smallest], np.float32(9))
     port = _port({**right, KERNEL: hidden})
-    assert diagnose(port, reference, IMAGES).findings == ()
     (found,) = diagnose(port, reference, IMAGES, source=right).findings
     assert found.cause == Cause.VALUES
-    assert found.activation.endswith(UNIT_TAP)
+    assert found.activation.endswith(UNIT_ACTIVATION)
     assert "the layer agrees all the same" in found.statement
     assert _same(found.repair[KERNEL], right[KERNEL])
 
@@ -287,12 +255,11 @@ def test_a_kernel_of_another_shape_is_diagnosed_as_well(
             conv = block.branch1[number].conv
             conv.weight = nn.Parameter(conv.weight.mT.contiguous())
             conv.padding = padding
-    for source in (right, None):
-        found = diagnose(port, reference, IMAGES, source=source)
-        assert [finding.cause for finding in found.findings] == [Cause.HEIGHT_WIDTH] * 20
-        assert all(_same(array, right[key]) for key, array in found.repair.items())
-        assert len(found.summary) == 1
-        assert "block17_1/Branch_1/Conv2d_0b_1x7" in found.summary[0]
+    found = diagnose(port, reference, IMAGES, source=right)
+    assert [finding.cause for finding in found.findings] == [Cause.HEIGHT_WIDTH] * 20
+    assert all(_same(array, right[key]) for key, array in found.repair.items())
+    assert len(found.summary) == 1
+    assert "block17_1/Branch_1/Conv2d_0b_1x7" in found.summary[0]
 
 
 # Modules
@@ -345,8 +312,8 @@ def _set(path: str, name: str, value: Any) -> Callable[[InceptionResnetV1], None
 
 BLOCK17 = "repeat_2.3"
 MODULES = {
-    "epsilon": (_set(f"{UNIT}.bn", "eps", 1e-5), Cause.EPSILON, UNIT_TAP, "1e-05, not 0.001"),
-    "odd epsilon": (_set(f"{UNIT}.bn", "eps", 0.00237), Cause.EPSILON, UNIT_TAP, "0.00237"),
+    "epsilon": (_set(f"{UNIT}.bn", "eps", 1e-5), Cause.EPSILON, UNIT_ACTIVATION, "1e-05, not 0.001"),
+    "odd epsilon": (_set(f"{UNIT}.bn", "eps", 0.00237), Cause.EPSILON, UNIT_ACTIVATION, "0.00237"),
     "epsilon in float32": (
         _set("last_bn", "eps", float(np.float32(1e-3))),
         Cause.EPSILON,
@@ -356,7 +323,7 @@ MODULES = {
     "epsilon outside": (
         _computing(UNIT, _epsilon_outside),
         Cause.EPSILON_PLACE,
-        UNIT_TAP,
+        UNIT_ACTIVATION,
         "standard deviation",
     ),
     "residual scale": (
@@ -389,26 +356,26 @@ MODULES = {
     "a ReLU too few": (
         _computing(UNIT, lambda self, x: self.bn(self.conv(x))),
         Cause.RELU,
-        UNIT_TAP,
+        UNIT_ACTIVATION,
         "with no ReLU",
     ),
     "ReLU before BatchNorm": (
         _computing(UNIT, lambda self, x: self.bn(F.relu(self.conv(x)))),
         Cause.RELU_ORDER,
-        UNIT_TAP,
+        UNIT_ACTIVATION,
         "before BatchNorm",
     ),
     "batch statistics": (
         lambda port: _unit(port).bn.train(),
         Cause.BATCH_STATISTICS,
-        UNIT_TAP,
+        UNIT_ACTIVATION,
         "the batch's own",
     ),
-    "no BatchNorm": (_set(UNIT, "bn", nn.Identity()), Cause.BATCH_NORM, UNIT_TAP, "left out"),
+    "no BatchNorm": (_set(UNIT, "bn", nn.Identity()), Cause.BATCH_NORM, UNIT_ACTIVATION, "left out"),
     "BatchNorm not run": (
         _computing(UNIT, lambda self, x: F.relu(self.conv(x))),
         Cause.BATCH_NORM,
-        UNIT_TAP,
+        UNIT_ACTIVATION,
         "left out",
     ),
     "padding of the stem": (
@@ -420,7 +387,7 @@ MODULES = {
     "zeros on one side": (
         _computing(UNIT, lambda self, x: F.relu(self.bn(F.conv2d(F.pad(x, (0, 2, 0, 2)), self.conv.weight)))),
         Cause.PADDING,
-        UNIT_TAP,
+        UNIT_ACTIVATION,
         "left 0, right 2",
     ),
     "pool": (_set("", "maxpool_3a", nn.AvgPool2d(3, 2)), Cause.POOLING, "MaxPool_3a_3x3", "the average"),
@@ -455,13 +422,12 @@ def test_a_fault_in_a_module_is_named_and_placed(
     fault, cause, activation, words = MODULES[name]
     port = _port(right)
     fault(port)
-    for source in (right, None):
-        (found,) = diagnose(port, reference, IMAGES, source=source).findings
-        assert found.cause == cause
-        assert found.activation.endswith(activation)
-        assert words in found.statement
-        assert not found.repair
-        assert not found.in_weights
+    (found,) = diagnose(port, reference, IMAGES, source=right).findings
+    assert found.cause == cause
+    assert found.activation.endswith(activation)
+    assert words in found.statement
+    assert not found.repair
+    assert not found.in_weights
 
 
 def test_a_module_that_nobody_knows_is_placed_without_a_cause(
@@ -471,7 +437,7 @@ def test_a_module_that_nobody_knows_is_placed_without_a_cause(
     _unit(port).forward = MethodType(lambda self, x: self.bn(self.conv(x)).relu().sqrt(), _unit(port))
     (found,) = diagnose(port, reference, IMAGES, source=right).findings
     assert found.cause is None
-    assert found.activation.endswith(UNIT_TAP)
+    assert found.activation.endswith(UNIT_ACTIVATION)
     _unit(port).forward = MethodType(lambda self, x: 1 / 0, _unit(port))
     (found,) = diagnose(port, reference, IMAGES, source=right).findings
     assert found.cause is None
@@ -519,7 +485,7 @@ def test_a_port_that_prepares_its_images_inside_is_diagnosed_as_well(
     port = _port(right)
     prelogits = port.prelogits
     port.prelogits = lambda images: prelogits(images.flip(1).mT.mT)  # type: ignore[method-assign]
-    (found,) = diagnose(port, reference, IMAGES).findings
+    (found,) = diagnose(port, reference, IMAGES, source=right).findings
     assert found.cause == Cause.CHANNEL_ORDER
 
 
@@ -559,7 +525,6 @@ def test_a_clean_port_has_no_findings_and_is_left_as_it_was(
     port = _port(right)
     before = {key: tensor.clone() for key, tensor in port.state_dict().items()}
     assert diagnose(port, reference, IMAGES, source=right).findings == ()
-    assert diagnose(port, reference, IMAGES).findings == ()
     port.train()  # BatchNorm would move its statistics
     found = diagnose(port, reference, IMAGES, source=right)
     assert {finding.cause for finding in found.findings} == {Cause.BATCH_STATISTICS, Cause.DROPOUT}
@@ -585,13 +550,15 @@ def test_a_port_that_works_in_place_is_no_fault_and_leaves_the_reference_alone(
     assert all(np.array_equal(array, before[activation]) for activation, array in reference.items())
 
 
-def test_a_source_that_was_read_by_a_wrong_table_does_not_hide_the_cause(
+def test_a_source_that_was_read_by_a_wrong_table_is_not_taken_for_the_cause(
     right: Arrays, reference: Mapping[str, NDArray[Any]]
 ) -> None:
     wrong = {**right, KERNEL: np.ascontiguousarray(right[KERNEL].swapaxes(2, 3))}
     (finding,) = diagnose(_port(wrong), reference, IMAGES, source=wrong).findings
-    assert finding.cause is Cause.HEIGHT_WIDTH
-    assert _same(finding.repair[KERNEL], right[KERNEL])
+    assert finding.cause is None
+    assert finding.activation.endswith(UNIT_ACTIVATION)
+    assert "the source's own tensors" in finding.statement
+    assert not finding.repair
 
 
 def test_ports_are_diagnosed_in_several_threads_at_once(
@@ -647,7 +614,7 @@ def _save(state_dict: Arrays, path: Path) -> Path:
     return path
 
 
-def test_a_port_is_repaired_from_its_own_tensors_alone(
+def test_a_port_is_diagnosed_and_repaired_without_tensorflow(
     right: Arrays, stored: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """One kernel with height and width exchanged, two that are swapped, and all the others flipped."""
@@ -657,11 +624,12 @@ def test_a_port_is_repaired_from_its_own_tensors_alone(
     WEIGHTS["height and width"][0](state_dict)
     WEIGHTS["two kernels"][0](state_dict)
     faulty, out = _save(state_dict, tmp_path / "faulty.pt"), tmp_path / "repaired.safetensors"
-    options = ["--state-dict", str(faulty), "--activations", str(stored), "--repair", str(out)]
+    source = str(stored.with_name("model.ckpt-1"))
+    options = [source, "--state-dict", str(faulty), "--activations", str(stored), "--repair", str(out)]
     assert compare_command.main([*options, "--json", str(tmp_path / "report.json")]) == 1
     output = capsys.readouterr().out
     assert "Cause: kernel flipped at Conv2d_1a_3x3 (and at Conv2d_2a_3x3, " in output
-    assert f"Cause: height and width exchanged at {UNIT_TAP}: " in output
+    assert f"Cause: height and width exchanged at {UNIT_ACTIVATION}: " in output
     assert "Cause: another tensor of the same shape at Repeat_1/block17_4/" in output
     assert f"{len(kernels)} tensors put right; all four judgements hold on the result" in output
     report = json.loads((tmp_path / "report.json").read_text())
@@ -672,16 +640,18 @@ def test_a_port_is_repaired_from_its_own_tensors_alone(
     assert all(_same(again[key].numpy(), right[key]) for key in right)
 
 
-def test_what_is_lost_is_not_repaired(right: Arrays, stored: Path, tmp_path: Path) -> None:
+def test_without_the_source_no_cause_is_given_and_the_next_command_is_named(
+    right: Arrays, stored: Path, tmp_path: Path
+) -> None:
     state_dict = dict(right)
     WEIGHTS["float16"][0](state_dict)
     faulty = _save(state_dict, tmp_path / "faulty.pt")
     report = compare(state_dict=faulty, activations=stored, repair=tmp_path / "repaired.pt")
+    assert report.diagnosis is None
+    assert report.inputs[0].first_divergence == f"InceptionResnetV1/{UNIT_ACTIVATION}"
+    assert f"facenet-port compare SOURCE --activations {stored}" in report.undiagnosed
     assert report.repair is not None
     assert report.repair.path is None
-    assert "cannot be had from the port's own tensors at Repeat/block35_3" in report.repair.statement
-    assert report.diagnosis is not None
-    assert report.diagnosis.findings[0].cause == Cause.PRECISION
     assert [file.name for file in tmp_path.iterdir()] == ["faulty.pt"]
 
 
@@ -691,7 +661,8 @@ def test_weights_that_do_not_load_for_their_shape_are_diagnosed_and_repaired(
     turned = ("repeat_2.0.branch1.1.conv.weight", "last_linear.weight")
     state_dict = {**right, turned[0]: right[turned[0]].swapaxes(2, 3), turned[1]: right[turned[1]].T}
     faulty = _save(state_dict, tmp_path / "faulty.pt")
-    report = compare(state_dict=faulty, activations=stored, repair=tmp_path / "repaired.pt")
+    source = stored.with_name("model.ckpt-1")
+    report = compare(source, state_dict=faulty, activations=stored, repair=tmp_path / "repaired.pt")
     assert report.diagnosis is not None
     assert [finding.cause for finding in report.diagnosis.findings] == [Cause.HEIGHT_WIDTH, Cause.IN_OUT]
     again = torch.load(tmp_path / "repaired.pt", weights_only=True)
@@ -741,13 +712,11 @@ def test_real_weights_are_clean_and_a_fault_in_them_is_found(tmp_path: Path) -> 
         model.load_state_dict({key: torch.from_numpy(array.copy()) for key, array in state_dict.items()})
         return model.double().eval()
 
-    assert diagnose(port(right), reference, IMAGES).findings == ()
     assert diagnose(port(right), reference, IMAGES, source=right).findings == ()
     for name in ("height and width", "two kernels", "beta and mean", "inputs reversed", "folded", "one step"):
-        fault, cause, activation, _ = WEIGHTS[name]
+        fault, cause, activation = WEIGHTS[name]
         state_dict = dict(right)
         fault(state_dict)
-        for known in (right, None):
-            found = diagnose(port(state_dict), reference, IMAGES, source=known)
-            assert {finding.cause for finding in found.findings} == {cause}, name
-            assert found.findings[0].activation.endswith(activation)
+        found = diagnose(port(state_dict), reference, IMAGES, source=right)
+        assert {finding.cause for finding in found.findings} == {cause}, name
+        assert found.findings[0].activation.endswith(activation)
