@@ -32,7 +32,7 @@ from checks.audit.result import Status, TensorResult
 from checks.core.activations import short_name
 from checks.core.metrics import ulp_distance, ulp_histogram
 from checks.core.network import KEYS
-from checks.diagnosis.tensor_causes import Others, explain
+from checks.diagnosis.explain_tensor import SourceTensors, explain
 from converter.casting import FLOAT32, HALVES
 from converter.convert_file import same_bits
 from converter.layer_map import BOTTLENECK_SCOPES, Converted, Layer, Variant, table
@@ -55,7 +55,7 @@ class Source:
 
     variant: Variant
     tensors: Mapping[str, Array]
-    others: Others
+    others: SourceTensors
 
     def of(self, scope: str, role: Role) -> Array | None:
         """One tensor of a layer; a gamma that the source does not have is one throughout."""
@@ -81,7 +81,7 @@ def _keys(variant: Variant) -> dict[str, str]:
     return {row.variable: row.key for row in table(full) if isinstance(row, Converted)}
 
 
-def source_tensors(variables: Mapping[str, Array], variant: Variant, others: Others) -> Source:
+def source_tensors(variables: Mapping[str, Array], variant: Variant, others: SourceTensors) -> Source:
     """A source for an audit, from its float32 variables under their own names."""
     new, old = BOTTLENECK_SCOPES
     if variant.bottleneck_scope == old:
@@ -442,7 +442,7 @@ def _explained(
     if (
         tensor.array.dtype != FLOAT32
         or key not in KEYS
-        or tensor.array.size != source.others.source[key].size
+        or tensor.array.size != source.others.tensors[key].size
     ):
         return result
     with np.errstate(all="ignore"):  # damaged values overflow anywhere

@@ -44,7 +44,7 @@ from checks.core.source_tensors import (
 )
 from checks.core.tensorflow_side import open_own_graph
 from checks.core.types import Arrays, Say
-from checks.diagnosis.tensor_causes import Others
+from checks.diagnosis.explain_tensor import SourceTensors
 from converter.errors import RequirementError, SourceError, UsageError
 from converter.formats.detect import open_source
 from converter.formats.source import TensorSource
@@ -193,7 +193,7 @@ class _Audit:
         expected = source_tensors(
             float32_variables(self.source, tensors, plan),
             variant,
-            Others(right, alternative_state_dict(tensors, weights)),
+            SourceTensors(right, alternative_state_dict(tensors, weights)),
         )
         if self.graph is None:
             assert self.weights is not None

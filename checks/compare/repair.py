@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from checks.core.activations import short_name
 from checks.core.types import Arrays
-from checks.diagnosis.diagnose import Diagnosis
+from checks.diagnosis.result import Diagnosis
 from converter.atomic import AtomicFiles
 from converter.convert_file import same_bits
 from converter.errors import DifferenceError, RequirementError, UsageError

@@ -11,7 +11,7 @@ from checks.core.judgement import Judgement
 
 if TYPE_CHECKING:  # so that reading a result pulls in neither NumPy nor PyTorch
     from checks.core.metrics import Difference
-    from checks.diagnosis.diagnose import Diagnosis
+    from checks.diagnosis.result import Diagnosis
     from converter.layer_map import Variant
 
 

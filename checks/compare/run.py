@@ -22,7 +22,8 @@ from checks.core.models import Port, build_misshapen, build_port, load_state_dic
 from checks.core.source_tensors import float32_variables, plan_source
 from checks.core.tensorflow_side import TensorFlowSide, require_tensorflow
 from checks.core.types import Arrays, Say
-from checks.diagnosis.diagnose import Diagnosis, diagnose
+from checks.diagnosis.diagnose import diagnose
+from checks.diagnosis.result import Diagnosis
 from converter.errors import UsageError
 from converter.formats.detect import open_source
 from converter.hub.locate import locate
@@ -234,6 +235,7 @@ class _Comparison:
             reference.images,
             source=reference.source,
             averages=reference.averages,
+            variant=self.expected.facts.variant,
         )
 
     def _repair(self, arrays: Arrays, diagnosis: Diagnosis | str, path: Path) -> Repair:

@@ -400,6 +400,7 @@ class Controls:
             pixels=None if batch.pixels is None else batch.pixels[:images],
             source=self._checkpoint.arrays,
             averages=self._checkpoint.averages,
+            most_layers=1,
         )
         first = diagnosis.findings[0] if diagnosis.findings else None
         return first.cause if first is not None and first.activation == activation else None

@@ -1,16 +1,16 @@
-"""Why a layer of a port differs from TensorFlow's: the known causes, each by its name."""
+"""The known causes for which a layer of a port differs from TensorFlow's."""
 
 from enum import StrEnum
 
 
 class Cause(StrEnum):
-    """A known reason for which a port's layer differs, by where it lies; the value is how a reader is told.
+    """A known cause; its value is the text that users read.
 
-    The causes of the weights can be repaired in a state_dict. Those of the modules lie in the port's code,
-    those of the input in its preprocessing, and those of training show in gradients and training steps only.
+    Causes in the weights can be repaired in a state_dict. Causes in the modules lie in the port's code, causes in
+    the input in its preprocessing. Causes in training show in gradients and training steps only.
     """
 
-    # Weights: the tensors of a state_dict.
+    # Weights: the tensors of a state_dict
     HEIGHT_WIDTH = "height and width exchanged"
     FLIPPED = "kernel flipped"
     IN_OUT = "inputs and outputs exchanged"
@@ -25,7 +25,7 @@ class Cause(StrEnum):
     PERMUTED = "channels in another order"
     FOLDED = "scaled by another BatchNorm"
 
-    # Modules: what the layers compute.
+    # Modules: the arithmetic of the layers
     EPSILON = "another epsilon"
     EPSILON_PLACE = "epsilon outside the root"
     RESIDUAL_SCALE = "another residual scale"
@@ -41,17 +41,21 @@ class Cause(StrEnum):
     CLASSIFIER_INPUT = "logits of another input"
     DROPOUT = "dropout in inference"
 
-    # Input: what the port feeds its first layer.
+    # Input: the images that the first layer is given
     CHANNEL_ORDER = "RGB and BGR exchanged"
     STANDARDISATION = "another standardisation of the input"
     ORIENTATION = "image flipped or transposed"
     IMAGE_LAYOUT = "NHWC read as NCHW"
     INPUT_PRECISION = "input in lower precision"
 
-    # Training: what gradients and training steps show.
+    # Training: shown by gradients and training steps
     MOMENTUM = "another momentum"
     RUNNING_VARIANCE = "biased running variance"
     DROPOUT_RATE = "another dropout"
     FROZEN = "frozen in training"
     OPTIMISER = "another optimiser or learning rate"
     GRADIENT_SCALE = "another reduction of the loss"
+
+
+Explanation = tuple[Cause, str]
+"""A cause, and a statement with values, such as "BatchNorm's epsilon is 1e-05, not 0.001"."""

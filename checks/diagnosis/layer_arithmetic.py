@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -30,7 +30,7 @@ def convolve(
 
 
 def linear_part(layer: NetworkLayer, x: Tensor, weight: Tensor) -> Tensor:
-    """The convolution or matrix product of a layer, without BatchNorm or biases."""
+    """Run the convolution or matrix product of a layer, without BatchNorm or biases."""
     if layer.kind in (LayerKind.BOTTLENECK, LayerKind.LOGITS):
         return F.linear(x.flatten(start_dim=1), weight)
     return convolve(x, weight, layer.stride, zeros_around(layer, weight))
@@ -47,8 +47,8 @@ def batch_norm(x: Tensor, tensors: Tensors, epsilon: float = EPSILON, *, outside
     Args:
         x: (N, channels, ...).
         tensors: gamma, beta, mean, variance.
-        epsilon: What is added to the variance.
-        outside: Whether it is added to the root instead.
+        epsilon: Added to the variance.
+        outside: Whether epsilon is added to the root instead.
     """
     variance = tensors["variance"]
     root = variance.sqrt() + epsilon if outside else (variance + epsilon).sqrt()
@@ -56,23 +56,45 @@ def batch_norm(x: Tensor, tensors: Tensors, epsilon: float = EPSILON, *, outside
     return (x - mean) * gamma / per_channel(root, x) + beta
 
 
-def finish(layer: NetworkLayer, linear: Tensor, tensors: Tensors) -> Tensor:
-    """What follows a layer's convolution or matrix product: BatchNorm or biases, and the ReLU."""
+def run_weights(layer: NetworkLayer, x: Tensor, tensors: Tensors) -> Tensor:
+    """Run a layer that has tensors: unit, projection, bottleneck, logits."""
+    linear = linear_part(layer, x, tensors["weight"])
     if "bias" in tensors:
         return linear + per_channel(tensors["bias"], linear)
     normalised = batch_norm(linear, tensors)
     return F.relu(normalised) if layer.relu else normalised
 
 
-def run_weights(layer: NetworkLayer, x: Tensor, tensors: Tensors) -> Tensor:
-    """A layer that has tensors: unit, projection, bottleneck, logits."""
-    return finish(layer, linear_part(layer, x, tensors["weight"]), tensors)
+def residual_sum(
+    shortcut: Tensor, update: Tensor, a: float, b: float, activation: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """The sum at the end of a residual block: activation(a * shortcut + b * update)."""
+    return activation(a * shortcut + b * update)
 
 
-def residual(layer: NetworkLayer, shortcut: Tensor, update: Tensor) -> Tensor:
-    """The sum at the end of a residual block."""
-    total = shortcut + layer.scale * update
-    return F.relu(total) if layer.relu else total
+def expected_output(layer: NetworkLayer, inputs: tuple[Tensor, ...], tensors: Tensors) -> Tensor:
+    """The output that a layer should give with its inputs and its tensors.
+
+    Args:
+        layer: The layer.
+        inputs: As `NetworkLayer.inputs` orders them.
+        tensors: By role; empty for a layer without any.
+    """
+    match layer.kind:
+        case LayerKind.RESIDUAL:
+            shortcut, update = inputs
+            total = shortcut + layer.scale * update
+            return F.relu(total) if layer.relu else total
+        case LayerKind.REDUCTION:
+            return torch.cat([*inputs[:-1], F.max_pool2d(inputs[-1], 3, stride=2)], dim=1)
+        case LayerKind.MAX_POOL:
+            return F.max_pool2d(inputs[0], 3, stride=2)
+        case LayerKind.AVERAGE_POOL:
+            return inputs[0].mean((2, 3), keepdim=True)
+        case LayerKind.EMBEDDINGS:
+            return normalise(inputs[0])
+        case _:
+            return run_weights(layer, concatenated(inputs), tensors)
 
 
 def normalise(prelogits: Tensor, floor: float = NORM_FLOOR) -> Tensor:
@@ -80,11 +102,11 @@ def normalise(prelogits: Tensor, floor: float = NORM_FLOOR) -> Tensor:
     return F.normalize(prelogits, eps=floor)
 
 
-def distance(found: Tensor | str | None, wanted: Tensor) -> float:
-    """Relative L2; infinite where there is nothing, another shape, or a value that is not finite."""
-    if not isinstance(found, Tensor) or found.shape != wanted.shape:
+def distance(actual: Tensor | str, expected: Tensor) -> float:
+    """Relative L2; infinite where there is no tensor, another shape, or a value that is not finite."""
+    if not isinstance(actual, Tensor) or actual.shape != expected.shape:
         return float("inf")
-    gap, norm = float((found - wanted).norm()), float(wanted.norm())
+    gap, norm = float((actual - expected).norm()), float(expected.norm())
     if gap == 0.0:
         return 0.0
     return gap / norm if norm and gap < float("inf") else float("inf")

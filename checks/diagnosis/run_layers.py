@@ -1,7 +1,7 @@
-"""Every layer of a port by itself: given the reference's own input, whatever the layers before it do.
+"""Run every layer of a port by itself, on the reference's own input.
 
-This is teacher forcing: one forward pass in which each layer's output is noted down and the reference's put
-in its place. A layer that differs then is wrong itself, so one pass finds all of them.
+This is teacher forcing: in one forward pass, each layer's output is recorded and replaced by the reference's. A
+layer that differs then is wrong itself, whatever the layers before it do, and one pass finds all of them.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ _NOT_EVALUATED = "the port does not evaluate it"
 
 
 @dataclass(frozen=True, slots=True)
-class Isolated:
-    """What a port's layers make of the reference's activations.
+class LayerRuns:
+    """The outputs and inputs of a port's layers, each run on the reference's activations.
 
     Attributes:
-        outputs: Activation to the port's own output, (N, channels, H, W) or (N, size); where it could not be
-            computed, to the reason in words.
-        inputs: Activation to what the port gave the layer; an activation is missing where that was not seen.
-        pools: Reduction to the output of its pool; one is missing where that was not seen.
+        outputs: Activation to the port's own output, (N, channels, H, W) or (N, size), or to the reason why
+            there is none.
+        inputs: Activation to the input that the port gave the layer, for the layers where it was seen.
+        pools: Reduction to the output of its pool, for those where it was seen.
     """
 
     outputs: Mapping[str, Tensor | str]
@@ -49,7 +49,7 @@ def to_torch(reference: Mapping[str, NDArray[Any]]) -> dict[str, Tensor]:
     }
 
 
-def isolate(model: InceptionResnetV1, images: Tensor, reference: Mapping[str, Tensor]) -> Isolated:
+def run_layers(model: InceptionResnetV1, images: Tensor, reference: Mapping[str, Tensor]) -> LayerRuns:
     """Run every layer of a port on the reference's activations.
 
     Several threads may do so at once, each with a port of its own.
@@ -63,27 +63,27 @@ def isolate(model: InceptionResnetV1, images: Tensor, reference: Mapping[str, Te
     with torch.inference_mode(), run.forced():
         try:
             model.prelogits(images.clone())
-        except Exception as error:  # whatever a faulty port raises, it is the finding
-            run.failure = _words(error)
+        except Exception as error:  # any exception of a faulty port is a finding
+            run.failure = _reason(error)
     with torch.inference_mode(), run.watching_classifier():
         run.head()
     missing = [activation for activation in reference if activation not in run.outputs]
     run.outputs |= dict.fromkeys(missing, run.failure or _NOT_EVALUATED)
-    return Isolated(run.outputs, run.inputs, run.pools)
+    return LayerRuns(run.outputs, run.inputs, run.pools)
 
 
-def _words(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
 
 
 class _Run:
-    """One forward pass: what to put in the place of each output, and what was noted down.
+    """One forward pass, with its hooks and its records.
 
     Attributes:
-        outputs: As in `Isolated`.
-        inputs: As in `Isolated`.
-        pools: As in `Isolated`.
-        failure: Why the pass as a whole broke off; empty where it did not.
+        outputs: As in `LayerRuns`.
+        inputs: As in `LayerRuns`.
+        pools: As in `LayerRuns`.
+        failure: The reason why the pass as a whole broke off; empty where it did not.
     """
 
     def __init__(self, model: InceptionResnetV1, reference: Mapping[str, Tensor]) -> None:
@@ -95,7 +95,7 @@ class _Run:
 
     @contextmanager
     def forced(self) -> Iterator[None]:
-        """While open, every activation's module gives the reference's activations."""
+        """Have every activation's module give the reference's activations, while open."""
         modules = {
             activation: name
             for activation, name in {**LAYERS, **STAGES}.items()
@@ -112,7 +112,7 @@ class _Run:
                 forced = self._reference[activation]
                 closing.enter_context(self._failing_softly(activation, module, forced))
                 closing.callback(module.register_forward_hook(self._force(activation, forced)).remove)
-            # The Bottleneck is two modules, of which the first has the input and the second the output.
+            # The Bottleneck is two modules: the first has its input, the second its output.
             linear = self._model.get_submodule("last_linear")
             self._watch_input(closing, BOTTLENECK, linear)
             nothing = torch.zeros_like(self._reference[BOTTLENECK])
@@ -121,14 +121,14 @@ class _Run:
 
     @contextmanager
     def watching_classifier(self) -> Iterator[None]:
-        """While open, the classifier's input is noted down."""
+        """Record the classifier's input, while open."""
         with ExitStack() as closing:
             if isinstance(self._model.logits, nn.Module):
                 self._watch_input(closing, LOGITS, self._model.logits)
             yield
 
     def head(self) -> None:
-        """Run what comes after the last BatchNorm, once for the embeddings and once for the logits."""
+        """Run the head, which follows the last BatchNorm: once for the embeddings, once for the logits."""
         was_classifying = self._model.classify
         try:
             for activation, classify in ((EMBEDDINGS, False), (LOGITS, True)):
@@ -138,7 +138,7 @@ class _Run:
                 try:
                     self.outputs[activation] = self._model.head(self._reference[BOTTLENECK].clone())
                 except Exception as error:
-                    self.outputs[activation] = _words(error)
+                    self.outputs[activation] = _reason(error)
         finally:
             self._model.classify = was_classifying
 
@@ -158,7 +158,7 @@ class _Run:
 
     def _force(self, activation: str, forced: Tensor) -> Callable[[nn.Module, Any, Any], Tensor]:
         def hook(module: nn.Module, inputs: object, output: Tensor) -> Tensor:
-            # Copies: a port that works in place would change its own findings, and the reference.
+            # Copies, because a port that works in place would change its own findings and the reference.
             self.outputs.setdefault(activation, output.clone() if isinstance(output, Tensor) else output)
             return forced.clone()
 
@@ -166,7 +166,7 @@ class _Run:
 
     @contextmanager
     def _failing_softly(self, activation: str, module: nn.Module, instead: Tensor) -> Iterator[None]:
-        """While open, the module gives `instead` where its forward raises, and the error is noted down."""
+        """Have the module give `instead` where its forward raises, and record the error, while open."""
         forward = module.forward
         of_the_instance = vars(module).get("forward")
 
@@ -174,7 +174,7 @@ class _Run:
             try:
                 return forward(*inputs)
             except Exception as error:
-                self.outputs.setdefault(activation, _words(error))
+                self.outputs.setdefault(activation, _reason(error))
                 return instead.clone()
 
         module.forward = guarded

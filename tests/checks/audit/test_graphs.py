@@ -22,7 +22,7 @@ from checks.audit.graphs.graph import ForeignGraphError
 from checks.audit.graphs.runtime_process import RuntimeProcess
 from checks.audit.run import audit
 from checks.core.activations import LAYERS, STAGES
-from checks.diagnosis.tensor_causes import Others
+from checks.diagnosis.explain_tensor import SourceTensors
 from converter.convert import to_numpy_state_dict
 from converter.errors import SourceError
 from converter.formats.tensorflow.bundle_writer import write_tensor_bundle
@@ -316,7 +316,7 @@ def test_standardisation_that_was_folded_into_the_first_layer_is_told(tensors, s
 def tensors_at_fault(path, tensors):
     """What is wrong with a graph's weights, without running it."""
     right = source_tensors(
-        tensors, infer_variant(describe(tensors)), Others(to_numpy_state_dict(tensors), {})
+        tensors, infer_variant(describe(tensors)), SourceTensors(to_numpy_state_dict(tensors), {})
     )
     read = tflite_file.read if path.suffix == ".tflite" else onnx_file.read
     return [

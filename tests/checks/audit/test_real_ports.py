@@ -25,7 +25,7 @@ from checks.audit.graphs.find_layers import find_layers
 from checks.audit.graphs.graph import Graph
 from checks.audit.result import AuditResult, TensorResult
 from checks.audit.run import audit, find_source
-from checks.diagnosis.tensor_causes import Others
+from checks.diagnosis.explain_tensor import SourceTensors
 from converter.convert import to_numpy_state_dict
 from converter.plan import describe, infer_variant
 from tests.conftest import MTCNN_FILES
@@ -159,7 +159,9 @@ def test_one_bit_of_any_tensor_of_a_graph_is_found_and_named(
 ) -> None:
     """Seeded places in tensors that a formula tells to the last bit, at every third the lowest bit."""
     right = source_tensors(
-        real_tensors, infer_variant(describe(real_tensors)), Others(to_numpy_state_dict(real_tensors), {})
+        real_tensors,
+        infer_variant(describe(real_tensors)),
+        SourceTensors(to_numpy_state_dict(real_tensors), {}),
     )
     graph = (tflite_file if name.endswith(".tflite") else onnx_file).read(graphs[name])
     random = np.random.default_rng(0)

@@ -231,6 +231,43 @@ def test_averages_for_weights_are_named(
     assert set(found.repair) == ({only} if only else set(averages))
 
 
+def test_a_finding_names_the_tensor_and_its_first_value_that_differs(
+    right: Arrays, reference: Mapping[str, NDArray[Any]]
+) -> None:
+    kernel = right[KERNEL].copy()
+    kernel[3, 1, 2, 0], kernel[30, 0, 0, 0] = 0.5, np.nan
+    port = _port({**right, KERNEL: kernel})
+    (found,) = diagnose(port, reference, IMAGES, source=right).findings
+    assert (found.cause, found.key, found.count) == (Cause.VALUES, KERNEL, 2)
+    assert found.variable == f"InceptionResnetV1/{UNIT_ACTIVATION}/weights"
+    assert (found.index, found.expected, found.actual) == ((3, 1, 2, 0), right[KERNEL][3, 1, 2, 0], 0.5)
+    (stated,) = diagnose(port, reference, IMAGES, source=right).as_json()
+    assert (stated["key"], stated["variable"], stated["index"]) == (KERNEL, found.variable, (3, 1, 2, 0))
+    gamma = f"{UNIT}.bn.weight"
+    port = _port({**right, gamma: 2 * right[gamma]})
+    (found,) = diagnose(port, reference, IMAGES, source=right).findings
+    assert (found.key, found.variable, found.index, found.expected, found.actual) == (gamma, None, (0,), 1, 2)
+    assert found.count == 32
+    old = Variant(128, CLASSES, bottleneck_scope="Bottleneck")
+    port = _port({**right, "last_linear.weight": right["last_linear.weight"] * np.float32(2)})
+    (found,) = diagnose(port, reference, IMAGES, source=right, variant=old).findings
+    assert found.variable == "Bottleneck/weights"
+
+
+def test_the_first_wrong_layers_alone_may_be_asked_for(
+    right: Arrays, reference: Mapping[str, NDArray[Any]]
+) -> None:
+    port = _port(right)
+    for module in port.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            module.eps = 1e-5
+    found = diagnose(port, reference, IMAGES, source=right, most_layers=2)
+    assert [finding.activation.partition("/")[2] for finding in found.findings] == [
+        "Conv2d_1a_3x3",
+        "Conv2d_2a_3x3",
+    ]
+
+
 def test_a_difference_that_does_not_show_is_found(
     right: Arrays, reference: Mapping[str, NDArray[Any]]
 ) -> None:
@@ -463,7 +500,7 @@ INPUTS: dict[str, tuple[Callable[[NDArray[Any]], NDArray[Any]], Cause, str]] = {
     "layout": (
         lambda p: ((p.reshape(2, 3, 123, 107) - 127.5) / 128).transpose(0, 2, 3, 1),
         Cause.IMAGE_LAYOUT,
-        "NHWC is read as NCHW",
+        "NHWC buffer is read as NCHW",
     ),
     "4 decimals": (lambda p: np.round((p - 127.5) / 128, 4), Cause.INPUT_PRECISION, "4 decimals"),
 }

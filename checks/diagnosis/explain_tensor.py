@@ -1,0 +1,283 @@
+"""Explain how a tensor of a port came from the source's tensors."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from checks.core.activations import short_name
+from checks.core.metrics import ulp_distance
+from checks.core.network import KEYS, NETWORK, STATISTICS, LayerKind
+from checks.diagnosis.causes import Cause, Explanation
+from converter.layer_map import CONVOLUTIONS
+
+Array = NDArray[Any]
+
+_FEW_VALUES = 0.01  # share of a tensor's values that counts as single ones
+_FEW_STEPS = 8  # float32 steps within which a tensor counts as the same but for single bits
+_ROUNDED = 1e-5  # relative; a float32 result of a square root, a product or a quotient lies well within
+_COARSE = 0.02  # relative L2 within which a tensor may be the same in lower precision
+_FEWER = 0.25  # share of distinct values left, below which a tensor was quantised
+
+_HWIO = (2, 3, 1, 0)  # axes of OIHW that give TensorFlow's order
+
+
+@dataclass(frozen=True, slots=True)
+class SourceTensors:
+    """The tensors that a port should hold, and those that it could hold by mistake.
+
+    Attributes:
+        tensors: state_dict key to the expected tensor (float32).
+        averages: The same of the moving averages; empty where the checkpoint has none.
+    """
+
+    tensors: Mapping[str, Array]
+    averages: Mapping[str, Array]
+
+
+def same(one: Array, other: Array) -> bool:
+    """Say whether two float32 tensors have the same shape and bits."""
+    if one.shape != other.shape:
+        return False
+    # Looking at one corner first saves reading megabytes of tensors that have nothing in common.
+    corner = (slice(0, 4),) * one.ndim
+    first, second = np.ascontiguousarray(one[corner]), np.ascontiguousarray(other[corner])
+    if not np.array_equal(first.view(np.int32), second.view(np.int32)):
+        return False
+    return np.array_equal(
+        np.ascontiguousarray(one).view(np.int32), np.ascontiguousarray(other).view(np.int32)
+    )
+
+
+def explain(key: str, actual: Array, source: SourceTensors) -> Explanation | None:
+    """Say how a tensor of a port came from the source's, or None.
+
+    The statement is a clause about the tensor that begins with a verb: "is flipped in height and width".
+
+    Args:
+        key: Its state_dict key.
+        actual: The port's float32 tensor, which is not the source's.
+        source: The tensors that it can have been made of.
+    """
+    expected = source.tensors[key]
+    role = _role(key)
+    explanations: tuple[Callable[[], Explanation | None], ...] = (
+        lambda: _constant(actual, expected, role),
+        lambda: _layout(actual, expected) if expected.ndim > 1 else None,
+        lambda: _average(key, actual, source.averages),
+        lambda: _statistics(key, actual, source.tensors) if role in STATISTICS else None,
+        lambda: _other_tensor(key, actual, source.tensors),
+        lambda: _permuted(key, actual, expected),
+        lambda: _precision(actual, expected),
+        lambda: _single_values(actual, expected),
+        lambda: _scaled(actual, expected),
+        lambda: _initial(actual),
+    )
+    return next((answer for explanation in explanations if (answer := explanation()) is not None), None)
+
+
+def _role(key: str) -> str:
+    return next(role for role, name in NETWORK[KEYS[key]].keys.items() if name == key)
+
+
+def _constant(actual: Array, expected: Array, role: str) -> Explanation | None:
+    low, high = actual.min(), actual.max()
+    if role == "gamma" and (expected == 1).all() and 0 <= low < 0.5 < high <= 1:
+        return Cause.UNLOADED, f"is {low:g} to {high:g}, not 1, as PyTorch drew it before 1.2"
+    return (Cause.UNLOADED, f"is {low:g} throughout") if actual.size > 1 and low == high else None
+
+
+def _layout(actual: Array, expected: Array) -> Explanation | None:
+    for cause, statement, wrong in _wrong_layouts(expected):
+        if same(actual, wrong(expected)):
+            return cause, statement
+    return None
+
+
+def _wrong_layouts(kernel: Array) -> Iterator[tuple[Cause, str, Callable[[Array], Array]]]:
+    """The known ways to get a kernel's layout wrong.
+
+    Args:
+        kernel: OIHW, or (outputs, inputs).
+
+    Yields:
+        The cause, the statement, and the function from the expected tensor to the wrong one, which may have another
+        shape.
+    """
+    if kernel.ndim == 4:
+        yield Cause.HEIGHT_WIDTH, "has height and width exchanged", lambda a: a.swapaxes(2, 3)
+        yield Cause.FLIPPED, "is flipped in height and width", lambda a: np.flip(a, (2, 3))
+    yield Cause.IN_OUT, "has inputs and outputs exchanged", lambda a: a.swapaxes(0, 1)
+    if kernel.ndim == 4:
+        both = "has inputs and outputs exchanged, and height and width"
+        yield Cause.IN_OUT, both, lambda a: a.transpose(1, 0, 3, 2)
+    axes = _HWIO if kernel.ndim == 4 else (1, 0)
+    order = "height, width, inputs, outputs" if kernel.ndim == 4 else "inputs, outputs"
+    reshaped = f"was reshaped from ({order}) instead of transposed"
+    yield Cause.RESHAPED, reshaped, lambda a: a.transpose(axes).reshape(a.shape)
+
+
+def _average(key: str, actual: Array, averages: Mapping[str, Array]) -> Explanation | None:
+    if key in averages and same(actual, averages[key]):
+        return Cause.AVERAGES, "is the moving average where the variable belongs, or the reverse"
+    return None
+
+
+def _statistics(key: str, actual: Array, source: Mapping[str, Array]) -> Explanation | None:
+    keys = NETWORK[KEYS[key]].keys
+    for role in STATISTICS:
+        other = source[keys[role]]
+        if keys[role] != key and not (other == other[0]).all():
+            if same(actual, other):
+                return Cause.STATISTICS, f"is the {role}"
+            if same(actual, np.abs(other)):  # a variance has to be positive
+                return Cause.STATISTICS, f"is the {role} without its sign"
+    if key != keys["variance"]:
+        return None
+    with np.errstate(all="ignore"):
+        deviation = np.sqrt(source[key])
+        for what, other in (
+            ("the standard deviation", deviation),
+            ("the reciprocal of the standard deviation", 1 / deviation),
+        ):
+            if np.allclose(actual, other, rtol=_ROUNDED, atol=0):
+                return Cause.STANDARD_DEVIATION, f"is {what}"
+    return None
+
+
+def _other_tensor(key: str, actual: Array, source: Mapping[str, Array]) -> Explanation | None:
+    for other, array in source.items():
+        if other != key and other in KEYS and same(actual, array):
+            activation = KEYS[other]
+            role = _role(other)
+            if role == _role(key):
+                return Cause.OTHER_TENSOR, f"belongs to {short_name(activation)}"
+            return Cause.OTHER_TENSOR, f"is the {role} of {short_name(activation)}"
+    return None
+
+
+def _permuted(key: str, actual: Array, expected: Array) -> Explanation | None:
+    if actual.shape != expected.shape:
+        return None
+    for axis, side in enumerate(("output", "input")[: expected.ndim]):
+        places = _permutation(np.moveaxis(actual, axis, 0), np.moveaxis(expected, axis, 0))
+        if places is None:
+            continue
+        if axis == 1 and (branches := _moved_branches(key, places)) is not None:
+            return Cause.BRANCH_ORDER, f"takes the branches in the order {branches}"
+        return Cause.PERMUTED, f"has its {side} channels in another order"
+    return None
+
+
+def _permutation(actual: Array, expected: Array) -> list[int] | None:
+    """For each row of `actual` the row of `expected` that it is; None where it is none, or one is used twice."""
+    rows: dict[bytes, list[int]] = {}
+    for number, row in enumerate(expected):
+        rows.setdefault(row.tobytes(), []).append(number)
+    places = []
+    for row in actual:
+        left = rows.get(row.tobytes())
+        if not left:
+            return None
+        places.append(left.pop(0))
+    return places
+
+
+_WIDTHS = {layer.scope: layer.outputs for layer in CONVOLUTIONS}
+
+
+def _branch_sizes(key: str) -> tuple[int, ...]:
+    """Channels of each branch that a projection takes; empty for a key of another layer."""
+    layer = NETWORK[KEYS[key]]
+    if layer.kind is not LayerKind.PROJECTION:
+        return ()
+    return tuple(_WIDTHS[activation] for activation in layer.inputs if activation is not None)
+
+
+def _moved_branches(key: str, places: list[int]) -> str | None:
+    """The order of branches that a permutation of input channels amounts to, such as "1, 0"; or None."""
+    sizes = _branch_sizes(key)
+    starts = [0, *itertools.accumulate(sizes)][:-1]
+    blocks = [list(range(start, start + size)) for start, size in zip(starts, sizes, strict=True)]
+    for order in itertools.permutations(range(len(sizes))):
+        if places == [place for number in order for place in blocks[number]] and len(order) > 1:
+            return ", ".join(map(str, order))
+    return None
+
+
+def _precision(actual: Array, expected: Array) -> Explanation | None:
+    if actual.shape != expected.shape:
+        return None
+    with np.errstate(all="ignore"):
+        for name, rounded in (("float16", expected.astype(np.float16)), ("bfloat16", _bfloat16(expected))):
+            if same(actual, rounded.astype(np.float32)):
+                return Cause.PRECISION, f"was stored as {name}"
+        gap = np.abs(actual - expected).max()
+        for decimals in range(2, 11):
+            if gap <= 10.0**-decimals + 1e-7 * np.abs(expected).max() and np.array_equal(
+                actual, np.round(expected.astype(np.float64), decimals).astype(np.float32)
+            ):
+                return Cause.PRECISION, f"was stored with {decimals} decimals"
+    scale = float(np.abs(expected).max()) or 1.0
+    coarse = float(np.linalg.norm(actual - expected)) <= _COARSE * float(np.linalg.norm(expected))
+    if coarse or gap <= scale / 100:
+        distinct, before = np.unique(actual).size, np.unique(expected).size
+        if distinct <= _FEWER * before:
+            return Cause.PRECISION, f"has {distinct} distinct values, the source's {before}: it was quantised"
+    return None
+
+
+def _bfloat16(array: Array) -> Array:
+    """Rounded to the eight bits of bfloat16's significand, half to even, still in float32."""
+    bits = np.ascontiguousarray(array).view(np.uint32)
+    rounded = bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
+    return (rounded & np.uint32(0xFFFF0000)).view(np.float32)
+
+
+def _single_values(actual: Array, expected: Array) -> Explanation | None:
+    if actual.shape != expected.shape:
+        return None
+    changed = int((actual.view(np.int32) != expected.view(np.int32)).sum())
+    steps = int(ulp_distance(actual, expected).max())
+    where = ", ".join(map(str, np.argwhere(actual.view(np.int32) != expected.view(np.int32))[0].tolist()))
+    if steps <= _FEW_STEPS:
+        count = "one float32 step" if steps <= 1 else f"at most {steps} float32 steps"
+        return Cause.VALUES, f"has {changed} of {actual.size} values off by {count}, the first at [{where}]"
+    if changed <= max(4, _FEW_VALUES * actual.size) and changed < actual.size:
+        return Cause.VALUES, f"has {changed} of {actual.size} values changed, the first at [{where}]"
+    return None
+
+
+def _scaled(actual: Array, expected: Array) -> Explanation | None:
+    if actual.shape != expected.shape or not np.isfinite(actual).all():
+        return None
+    rows, expected_rows = (array.reshape(len(array), -1).astype(np.float64) for array in (actual, expected))
+    if rows.shape[1] == 1:  # a vector: one factor or one summand for all of it
+        rows, expected_rows = rows.T, expected_rows.T
+    factors = (rows * expected_rows).sum(axis=1) / np.maximum(np.square(expected_rows).sum(axis=1), 1e-300)
+    if np.allclose(factors, 1, rtol=0, atol=_ROUNDED):
+        return None
+    if np.allclose(
+        rows, factors[:, None] * expected_rows, rtol=_ROUNDED, atol=1e-7 * float(np.abs(expected_rows).max())
+    ):
+        low, high = factors.min(), factors.max()
+        factor = f"{low:.6g}" if math.isclose(low, high, rel_tol=_ROUNDED) else f"{low:.6g} to {high:.6g}"
+        return Cause.FOLDED, f"is scaled by {factor}, as by another BatchNorm"
+    return None
+
+
+def _initial(actual: Array) -> Explanation | None:
+    """Whether a kernel is uniform within 1/sqrt(inputs * height * width), as PyTorch's layers start."""
+    if actual.ndim < 2 or actual.size < 500:
+        return None
+    bound = 1 / math.sqrt(math.prod(actual.shape[1:]))
+    uniform = bound / math.sqrt(3)
+    if np.abs(actual).max() > bound or abs(float(actual.std()) / uniform - 1) >= 0.05:
+        return None
+    return Cause.UNLOADED, "has PyTorch's initial values: it was never loaded"

@@ -1,0 +1,108 @@
+"""The result of a diagnosis as plain data: a finding for each thing that is wrong, and a line for each cause."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from numpy.typing import NDArray
+
+from checks.core.network import short_name
+from checks.diagnosis.causes import Cause
+
+Array = NDArray[Any]
+
+_MOST_NAMES = 4  # activations named in a line of the summary
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that is wrong at one activation.
+
+    A finding in the weights describes the first of its tensors that differs from the source. Where that tensor has
+    another shape than the source's, there are no values to compare, and the last four attributes are None.
+
+    Attributes:
+        activation: TensorFlow scope.
+        distance: Relative L2 of the layer's output, given the reference's own input; infinite where the shape
+            differs or the layer cannot be run. At most `thresholds.MAPPING` where the fault does not show on
+            this input.
+        cause: The known cause that explains it, or None.
+        statement: A plain sentence, with values.
+        repair: Key to the corrected tensor (float32); empty where the cause is not in the weights.
+        in_weights: Whether the fault is in the tensors.
+        key: PyTorch key of the tensor; None where the fault is not in the weights.
+        variable: Its TensorFlow variable; None where TensorFlow has none, as for BatchNorm's scale.
+        index: Of the first value that differs, in the PyTorch tensor.
+        expected: The source's value there.
+        actual: The port's value there.
+        count: How many values of the tensor differ.
+    """
+
+    activation: str
+    distance: float
+    cause: Cause | None
+    statement: str
+    repair: Mapping[str, Array] = field(default_factory=dict)
+    in_weights: bool = False
+    key: str | None = None
+    variable: str | None = None
+    index: tuple[int, ...] | None = None
+    expected: float | None = None
+    actual: float | None = None
+    count: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """Everything that is wrong in a port.
+
+    Attributes:
+        findings: In the order of evaluation; empty for a clean port.
+    """
+
+    findings: tuple[Finding, ...]
+
+    @property
+    def summary(self) -> tuple[str, ...]:
+        """A line for each cause: the layers that have it, and the statement of the first."""
+        groups: dict[tuple[Cause | None, bool], list[Finding]] = {}
+        for finding in self.findings:
+            groups.setdefault((finding.cause, finding.in_weights), []).append(finding)
+        lines = []
+        for (cause, _), findings in groups.items():
+            first, *others = dict.fromkeys(short_name(finding.activation) for finding in findings)
+            also = f" (and at {_listed(others)})" if others else ""
+            lines.append(f"{cause or 'unknown cause'} at {first}{also}: {findings[0].statement}")
+        return tuple(lines)
+
+    @property
+    def repair(self) -> dict[str, Array]:
+        """Key to corrected tensor, of all findings."""
+        return {key: array for finding in self.findings for key, array in finding.repair.items()}
+
+    def as_json(self) -> list[dict[str, Any]]:
+        """The findings without the corrected tensors themselves."""
+        return [
+            {
+                "activation": finding.activation,
+                "distance": finding.distance,
+                "cause": finding.cause,
+                "statement": finding.statement,
+                "repaired_by": sorted(finding.repair),
+                "key": finding.key,
+                "variable": finding.variable,
+                "index": finding.index,
+                "expected": finding.expected,
+                "actual": finding.actual,
+                "count": finding.count,
+            }
+            for finding in self.findings
+        ]
+
+
+def _listed(names: Sequence[str]) -> str:
+    if len(names) <= _MOST_NAMES:
+        return ", ".join(names)
+    return f"{', '.join(names[:_MOST_NAMES])} and {len(names) - _MOST_NAMES} more"
