@@ -16,7 +16,7 @@ from torch import Tensor
 from checks.compare.judge import judge_headline, judge_mapping, judge_rounding, judge_tensors
 from checks.compare.measure import measure
 from checks.compare.result import ActivationMeasurement, InputMeasurement
-from checks.controls.faults.fault import Pipeline
+from checks.controls.pipeline import Pipeline
 from checks.controls.tensorflow_reference import ControlInput, TinyEmbeddings, tiny_activations
 from checks.core import thresholds
 from checks.core.activations import EMBEDDINGS, LAYERS, STAGES, run_pytorch

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from checks.controls.faults.fault import LOSS, OPTIMISER, Pipeline
+from checks.controls.faults.fault import LOSS, OPTIMISER
 from checks.controls.judge_inference import Verdict
+from checks.controls.pipeline import Pipeline
 from checks.core import thresholds
 from checks.core.activations import BOTTLENECK, LAYERS, LOGITS
 from checks.core.metrics import relative_l2

@@ -15,9 +15,10 @@ from typing import Any, Literal
 import torch
 
 from checks.controls.faults.all_faults import ALL_FAULTS
-from checks.controls.faults.fault import Fault, Kind, Pipeline, Setting, Site
+from checks.controls.faults.fault import Fault, Kind, Setting, Site
 from checks.controls.judge_inference import InferenceJudge, Snapshot, Verdict, judge_tiny, judge_whole
 from checks.controls.judge_training import judge_training
+from checks.controls.pipeline import Pipeline
 from checks.controls.tensorflow_reference import ControlInput, ControlReference, ControlSource
 from checks.core import thresholds
 from checks.core.activations import LOGITS

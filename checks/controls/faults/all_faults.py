@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from checks.controls.faults.batch_norm_faults import STATISTICS
 from checks.controls.faults.fault import Fault
-from checks.controls.faults.hyperparameters import HYPERPARAMETERS
-from checks.controls.faults.layer_map import LAYER_MAP
-from checks.controls.faults.preprocessing import PREPROCESSING
-from checks.controls.faults.statistics import STATISTICS
-from checks.controls.faults.structure import STRUCTURE
-from checks.controls.faults.training import TRAINING
-from checks.controls.faults.weights import WEIGHTS
+from checks.controls.faults.kernel_faults import WEIGHTS
+from checks.controls.faults.layer_faults import HYPERPARAMETERS
+from checks.controls.faults.layer_map_faults import LAYER_MAP
+from checks.controls.faults.preprocessing_faults import PREPROCESSING
+from checks.controls.faults.structure_faults import STRUCTURE
+from checks.controls.faults.training_faults import TRAINING
 
 ALL_FAULTS: tuple[Fault, ...] = (
     *WEIGHTS,

@@ -15,8 +15,9 @@ from checks.compare.measure import measure
 from checks.controls import __main__ as controls
 from checks.controls import run
 from checks.controls.faults.all_faults import ALL_FAULTS
-from checks.controls.faults.fault import Fault, Pipeline, Site
+from checks.controls.faults.fault import Fault, Site
 from checks.controls.judge_inference import InferenceJudge, Snapshot, judge_whole, measure_for_judging
+from checks.controls.pipeline import Pipeline
 from checks.controls.run import CleanRun, ControlReport, Controls, choose, one_thread_each, run_controls
 from checks.controls.tensorflow_reference import ControlReference, ControlSource
 from checks.core import thresholds

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from checks.controls.faults.fault import Fault, Pipeline, Site, activation_of
-from checks.controls.faults.planting import exchanged, in_every, in_variable, in_variables, planted
+from checks.controls.faults.change_port import exchanged, in_every, in_variable, in_variables, planted
+from checks.controls.faults.fault import Fault, Site, activation_of
+from checks.controls.pipeline import Pipeline
 from checks.core.types import Arrays
 from checks.diagnosis.causes import Cause
 from converter.layer_map import NETWORK_SCOPE

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from checks.controls.faults.fault import Fault, Pipeline, Site, activation_of
-from checks.controls.faults.planting import copied, in_variables, planted
+from checks.controls.faults.change_port import copied, in_variables, planted
+from checks.controls.faults.fault import Fault, Site, activation_of
+from checks.controls.pipeline import Pipeline
 from checks.core.types import Arrays
 from checks.diagnosis.causes import Cause
 from converter.plan import AVERAGE

@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 
-from checks.controls.faults.fault import Apply, Fault, Pipeline, Site, activation_of, rows_changed
+from checks.controls.faults.change_port import rows_changed
+from checks.controls.faults.fault import Apply, Fault, Site, activation_of
+from checks.controls.pipeline import Pipeline
 from checks.diagnosis.causes import Cause
 from converter.layer_map import NETWORK_SCOPE, Converted, Row, Synthesised
 from converter.layouts import Layout

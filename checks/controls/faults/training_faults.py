@@ -12,22 +12,24 @@ from torch.nn import Parameter
 from torch.nn import functional as F
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
+from checks.controls.faults.change_port import (
+    Forward,
+    attributes_set,
+    every_batch_norm,
+    forward_replaced,
+    modules_set,
+)
 from checks.controls.faults.fault import (
     LOSS,
     OPTIMISER,
     Apply,
     Fault,
-    Forward,
-    Pipeline,
     Site,
     activation_of,
-    attributes_set,
     batch_norm_of,
-    every_batch_norm,
-    forward_replaced,
     module_of,
-    modules_set,
 )
+from checks.controls.pipeline import Pipeline
 from checks.diagnosis.causes import Cause
 from checks.gradients.result import OptimiserName
 from checks.gradients.train_pytorch import make_optimiser, training_loss

@@ -10,7 +10,8 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from checks.controls.faults.fault import Fault, Pipeline, Prepare, Site, Standardisation, activation_of
+from checks.controls.faults.fault import Fault, Site, activation_of
+from checks.controls.pipeline import Pipeline, Prepare, Standardisation
 from checks.core.inputs import prewhiten, standardise
 from checks.diagnosis.causes import Cause
 

@@ -8,16 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from checks.controls.faults.fault import (
-    Apply,
-    Fault,
-    Forward,
-    Site,
-    activation_of,
-    forward_replaced,
-    module_of,
-    modules_set,
-)
+from checks.controls.faults.change_port import Forward, forward_replaced, modules_set
+from checks.controls.faults.fault import Apply, Fault, Site, activation_of, module_of
 from checks.core.activations import EMBEDDINGS, LOGITS
 from checks.diagnosis.causes import Cause
 from reference.inception_resnet_v1 import NORM_FLOOR

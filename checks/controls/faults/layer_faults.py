@@ -8,17 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from checks.controls.faults.fault import (
-    Fault,
-    Forward,
-    Site,
-    activation_of,
-    batch_norm_of,
-    every_batch_norm,
-    forward_replaced,
-    module_of,
-    modules_set,
-)
+from checks.controls.faults.change_port import Forward, every_batch_norm, forward_replaced, modules_set
+from checks.controls.faults.fault import Fault, Site, activation_of, batch_norm_of, module_of
 from checks.diagnosis.causes import Cause
 
 _EPSILON = 1e-5  # PyTorch's default for BatchNorm

@@ -1,0 +1,76 @@
+"""A whole port, from pixels to the optimiser: everything that a fault can change."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.nn import Parameter
+from torch.optim import Optimizer
+
+from checks.core.inputs import prewhiten, standardise
+from checks.core.types import Arrays
+from checks.gradients.result import OptimiserName
+from checks.gradients.train_pytorch import Loss, make_optimiser, training_loss
+from converter.layer_map import NETWORK_SCOPE, Converted
+from converter.plan import Plan
+from reference import InceptionResnetV1
+
+Standardisation = Literal["fixed", "per image"]
+
+Prepare = Callable[[NDArray[Any]], NDArray[Any]]
+"""Pixels (N, H, W, 3), uint8, to the network's input: (N, H, W, 3), float32."""
+
+MakeOptimiser = Callable[[OptimiserName, Iterable[Parameter]], Optimizer]
+
+
+def _preparations() -> dict[Standardisation, Prepare]:
+    return {"fixed": standardise, "per image": prewhiten}
+
+
+@dataclass(slots=True, eq=False)
+class Pipeline:
+    """A whole port, from pixels to the optimiser.
+
+    Attributes:
+        float32: The network as a user runs it, in evaluation mode.
+        float64: The same with its float32 weights widened.
+        plan: The plan that its tensors were converted by.
+        source: TensorFlow name to array: the variables, and their moving averages under the name that
+            TensorFlow gives these.
+        prepare: The port's own preprocessing, for networks trained on either standardisation.
+        loss: The loss that training differentiates.
+        make_optimiser: Makes the optimiser of the training steps.
+    """
+
+    float32: InceptionResnetV1
+    float64: InceptionResnetV1
+    plan: Plan
+    source: Arrays
+    prepare: dict[Standardisation, Prepare] = field(default_factory=_preparations)
+    loss: Loss = training_loss
+    make_optimiser: MakeOptimiser = make_optimiser
+
+    @property
+    def models(self) -> tuple[InceptionResnetV1, InceptionResnetV1]:
+        """The network in either arithmetic."""
+        return self.float32, self.float64
+
+    def row(self, variable: str) -> Converted:
+        """The row of the layer map for a variable, named without the network's scope."""
+        return next(row for row in self.plan.converted if row.variable in self._full_names(variable))
+
+    def _full_names(self, variable: str) -> tuple[str, str]:
+        return f"{NETWORK_SCOPE}/{variable}", variable  # Logits, and an old Bottleneck, stand outside it
+
+    def tensor(self, variable: str) -> NDArray[Any]:
+        """The port's tensor for a variable: float32, in PyTorch's layout, a copy."""
+        return np.array(self.state(self.row(variable).key))
+
+    def state(self, key: str) -> NDArray[Any]:
+        """The tensor of the float32 network under a state_dict key, sharing its memory."""
+        array: NDArray[Any] = self.float32.state_dict()[key].numpy()
+        return array
