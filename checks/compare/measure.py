@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,10 +18,8 @@ from checks.core.models import Port
 from checks.core.tensorflow_side import Activations
 from checks.core.types import Arrays
 
-Differ = Callable[[NDArray[Any], NDArray[Any]], Difference]
-"""Measures an array against a reference of the same shape."""
-
 _INFINITELY_FAR = Difference(math.inf, math.inf, -1.0, 2**64 - 1, math.inf)
+_UNMEASURED = Difference(math.nan, math.nan, math.nan, 0, math.nan)
 
 
 def run_and_measure(port: Port, expected: Activations) -> InputMeasurement:
@@ -33,7 +32,13 @@ def run_and_measure(port: Port, expected: Activations) -> InputMeasurement:
 
 
 def measure(
-    expected: Activations, float32: Arrays, float64: Arrays, differ: Differ = difference
+    expected: Activations,
+    float32: Arrays,
+    float64: Arrays,
+    *,
+    judged_only: bool = False,
+    known: Mapping[str, ActivationMeasurement] | None = None,
+    to_divergence: bool = False,
 ) -> InputMeasurement:
     """Measure PyTorch's activations against TensorFlow's.
 
@@ -43,17 +48,27 @@ def measure(
         expected: TensorFlow's activations.
         float32: Activation to array of PyTorch in float32.
         float64: Activation to array of PyTorch in float64.
-        differ: Measures two arrays of one shape.
+        judged_only: Whether to measure only the figures that the judgements read. The others cost the most, and are
+            NaN then.
+        known: Activation to its measurement, for activations that are not measured again.
+        to_divergence: Whether to leave out the activations behind the first that diverges.
     """
-    measured = []
+    measured: list[ActivationMeasurement] = []
     for name, exact in expected.float64.items():
+        if to_divergence and measured and measured[-1].diverges:
+            break
+        if known is not None and name in known:
+            measured.append(known[name])
+            continue
         pytorch_error = _relative(float32[name], exact)
         tensorflow_error = relative_l2(expected.float32[name], exact)
         measured.append(
             ActivationMeasurement(
                 activation=name,
-                float32=_difference(float32[name], expected.float32[name], differ),
-                float64=_difference(float64[name], exact, differ),
+                float32=_UNMEASURED if judged_only else _difference(float32[name], expected.float32[name]),
+                float64=_relative_only(float64[name], exact)
+                if judged_only
+                else _difference(float64[name], exact),
                 pytorch_error=pytorch_error,
                 tensorflow_error=tensorflow_error,
                 excess=pytorch_error / max(tensorflow_error, thresholds.UNIT_ROUNDOFF),
@@ -74,8 +89,12 @@ def measure(
     )
 
 
-def _difference(actual: NDArray[Any], expected: NDArray[Any], differ: Differ) -> Difference:
-    return differ(actual, expected) if actual.shape == expected.shape else _INFINITELY_FAR
+def _difference(actual: NDArray[Any], expected: NDArray[Any]) -> Difference:
+    return difference(actual, expected) if actual.shape == expected.shape else _INFINITELY_FAR
+
+
+def _relative_only(actual: NDArray[Any], expected: NDArray[Any]) -> Difference:
+    return replace(_UNMEASURED, relative_l2=_relative(actual, expected))
 
 
 def _relative(actual: NDArray[Any], expected: NDArray[Any]) -> float:

@@ -1,9 +1,8 @@
-"""The verdict on a port with a fault in it: the judgements of a comparison, an input at a time."""
+"""Judge a port with a fault in it in inference, by the measurements and judgements of a comparison."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,32 +10,32 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from checks.compare.judge import judge_headline, judge_mapping, judge_rounding, judge_tensors
 from checks.compare.measure import measure
 from checks.compare.result import ActivationMeasurement, InputMeasurement
 from checks.controls.pipeline import Pipeline
+from checks.controls.snapshot import same_bits
 from checks.controls.tensorflow_reference import ControlInput, TinyEmbeddings, tiny_activations
-from checks.core import thresholds
 from checks.core.activations import EMBEDDINGS, LAYERS, STAGES, run_pytorch
 from checks.core.inputs import NOISE
-from checks.core.metrics import Difference, relative_l2
-from checks.core.tensorflow_side import Activations
+from checks.core.judgement import Judgement
+from converter.layer_map import Converted, Row
+from converter.plan import Plan
 
 Outputs = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What the judgements say of a port.
+    """The judgements on a port, and where it first differs.
 
     Attributes:
-        judgements: Those that fail, by name; "run" is a network that raises. Rounding
-            and headline are asked where the mapping holds.
-        place: Where the port first differs: an activation; in training `LOSS` or `OPTIMISER` as well.
+        judgements: The judgements that fail, by name; "run" is a network that raises. Rounding and headline are
+            asked only where the mapping holds.
+        place: An activation; in training `LOSS` or `OPTIMISER` as well.
         inputs: How many inputs were run until one told.
-        input: The one that did; None where none did, or it is none that a diagnosis can use.
+        batch: The input that did; None where none did, or where a diagnosis cannot use it.
     """
 
     judgements: tuple[str, ...] = ()
@@ -51,172 +50,150 @@ class Verdict:
 
 
 @dataclass(frozen=True, slots=True)
-class _Clean:
-    """What a clean port gives on an input: an activation that still has these bits need not be measured again."""
+class _CleanOutputs:
+    """The outputs of a clean port on an input, and their measurements."""
 
     float32: Outputs
     float64: Outputs
-    measured: dict[str, ActivationMeasurement]
+    measured: Mapping[str, ActivationMeasurement]
+
+    def unchanged(self, float64: Outputs, float32: Outputs | None = None) -> dict[str, ActivationMeasurement]:
+        """The measurements of the activations that have the same bits as the clean port's."""
+        return {
+            name: measured
+            for name, measured in self.measured.items()
+            if np.array_equal(float64[name], self.float64[name])
+            and (float32 is None or np.array_equal(float32[name], self.float32[name]))
+        }
 
 
 class InferenceJudge:
     """Judges ports in inference. Several threads may ask it at once.
 
     Args:
-        port: A clean port, in which no fault is planted as long as this judge is in use.
+        port: A clean port; no fault is planted in it as long as this judge is in use.
         inputs: The inputs, in the order in which they are tried.
     """
 
     def __init__(self, port: Pipeline, inputs: Sequence[ControlInput]) -> None:
         self._port = port
         self._inputs = tuple(inputs)
-        self._clean: list[_Clean] = []
-        for batch in inputs:
-            activations = tuple(batch.activations.float64)
-            images = batch.given(port)
-            single, double = (run_pytorch(model, images, activations) for model in port.models)
-            measured = measure_for_judging(batch.activations, single, double)
-            self._clean.append(_Clean(single, double, {t.activation: t for t in measured.activations}))
+        self._clean = tuple(_run_clean(port, control) for control in inputs)
 
     def judge(self, port: Pipeline, most: int | None = None) -> Verdict:
         """Run the inputs, or the first so many, one after another until one tells that the port differs."""
-        tensors = () if self._has_clean_tensors(port) or tensors_hold(port) else ("tensors",)
-        tried = list(zip(self._inputs, self._clean, strict=True))[:most]
-        for number, (batch, clean) in enumerate(tried, start=1):
-            failed, place = _try(port, batch, clean)
+        tensors = () if tensors_hold(port, self._port) else ("tensors",)
+        inputs = list(zip(self._inputs, self._clean, strict=True))[:most]
+        for count, (control, clean) in enumerate(inputs, start=1):
+            failed, place = _judge_input(port, control, clean)
             if failed:
-                return Verdict((*tensors, *failed), place, number, batch)
-        return Verdict(tensors, None, len(tried))
-
-    def _has_clean_tensors(self, port: Pipeline) -> bool:
-        """Whether plan and tensors are those of the clean port, of which `tensors_hold` is known."""
-        clean = self._port.float32.state_dict()
-        return port.plan is self._port.plan and all(
-            _same_bits(tensor, clean[key]) for key, tensor in port.float32.state_dict().items()
-        )
+                return Verdict((*tensors, *failed), place, count, control)
+        return Verdict(tensors, None, len(inputs))
 
 
-def tensors_hold(port: Pipeline) -> bool:
-    """Whether the port's tensors are what its own layer map makes of the source, bit for bit."""
-    arrays = {key: tensor.numpy() for key, tensor in port.float32.state_dict().items()}
-    return judge_tensors(arrays, port.source, port.plan, {}).passed
+def _run_clean(port: Pipeline, control: ControlInput) -> _CleanOutputs:
+    names = tuple(control.activations.float64)
+    float32, float64 = (run_pytorch(model, control.given(port), names) for model in port.models)
+    measured = measure(control.activations, float32, float64, judged_only=True).activations
+    return _CleanOutputs(float32, float64, {each.activation: each for each in measured})
 
 
-def _try(port: Pipeline, batch: ControlInput, clean: _Clean) -> tuple[tuple[str, ...], str | None]:
+def tensors_hold(port: Pipeline, clean: Pipeline | None = None) -> bool:
+    """Whether the port's tensors are what its own layer map makes of the source, bit for bit.
+
+    Args:
+        port: The port.
+        clean: A port whose tensors hold: only those that differ from its, or have another row, are judged.
+    """
+    rows = port.plan.rows if clean is None else tuple(_changed_rows(port, clean))
+    state = port.float32.state_dict()
+    arrays = {row.key: state[row.key].numpy() for row in rows}
+    return judge_tensors(arrays, port.source, replace(port.plan, rows=rows), {}).passed
+
+
+def _changed_rows(port: Pipeline, clean: Pipeline) -> Iterator[Row]:
+    """The rows of a port's layer map that read or give something else than a clean port's."""
+    state, known = port.float32.state_dict(), clean.float32.state_dict()
+    for row, other in zip(port.plan.rows, clean.plan.rows, strict=True):
+        same_origin = row == other and _origin(port.plan, row) == _origin(clean.plan, other)
+        if not same_origin or not same_bits(state[row.key], known[row.key]):
+            yield row
+
+
+def _origin(plan: Plan, row: Row) -> str | None:
+    """The source's tensor that a row is read from."""
+    return plan.sources[row.variable] if isinstance(row, Converted) else None
+
+
+def _judge_input(
+    port: Pipeline, control: ControlInput, clean: _CleanOutputs
+) -> tuple[tuple[str, ...], str | None]:
     """The judgements that fail on one input, and where the port first differs."""
-    expected = batch.activations
-    activations = tuple(expected.float64)
-    images = batch.given(port)
-    with _finished_activations(port, activations) as finished:
+    expected = control.activations
+    names = tuple(expected.float64)
+    images = control.given(port)
+    with _finished_activations(port, names) as finished:
         try:
-            double = run_pytorch(port.float64, images, activations)
-        except (RuntimeError, ValueError):  # what PyTorch raises where shapes do not fit
-            return ("run",), next(
-                (activation for activation in activations if activation not in finished), None
-            )
-    misshapen = next(
-        (
-            activation
-            for activation in activations
-            if double[activation].shape != expected.float64[activation].shape
-        ),
-        None,
-    )
-    comparable = activations if misshapen is None else activations[: activations.index(misshapen)]
-    changed = [
-        activation
-        for activation in comparable
-        if not np.array_equal(double[activation], clean.float64[activation])
-    ]
-    far = (t for t in changed if not relative_l2(double[t], expected.float64[t]) <= thresholds.MAPPING)
-    diverged = next(far, None)
-    if diverged is not None and EMBEDDINGS in comparable:
-        # The mapping fails, and it looks at float64 only: float32 need not be run.
-        return _judge(_measured(expected, clean.float32, double, clean, (diverged, EMBEDDINGS)))
-    if diverged is not None or misshapen is not None:
-        return ("mapping",), diverged or misshapen  # another shape counts as infinitely far
-    single = run_pytorch(port.float32, images, activations)
-    changed += [
-        activation
-        for activation in activations
-        if not np.array_equal(single[activation], clean.float32[activation])
-    ]
-    return _judge(_measured(expected, single, double, clean, changed)) if changed else ((), None)
-
-
-def _measured(
-    expected: Activations, single: Outputs, double: Outputs, clean: _Clean, changed: Sequence[str]
-) -> InputMeasurement:
-    """The measurement of an input of which only some activations have other bits than a clean port's."""
-    chosen = {
-        activation: expected.float64[activation]
-        for activation in expected.float64
-        if activation in {*changed, EMBEDDINGS}
-    }
-    measured = measure_for_judging(replace(expected, float64=chosen), single, double)
-    known = {**clean.measured, **{activation.activation: activation for activation in measured.activations}}
-    return replace(measured, activations=tuple(known[activation] for activation in expected.float64))
-
-
-def measure_for_judging(activations: Activations, single: Outputs, double: Outputs) -> InputMeasurement:
-    """`judgements.measure` without the figures that no judgement looks at, which cost the most."""
-    return measure(activations, single, double, differ=_only_l2)
-
-
-def _only_l2(array: NDArray[Any], reference: NDArray[Any]) -> Difference:
-    return Difference(math.nan, relative_l2(array, reference), math.nan, 0, math.nan)
-
-
-def _judge(measured: InputMeasurement) -> tuple[tuple[str, ...], str | None]:
-    """The judgements of a comparison, in its order; the later ones see nothing new where an earlier fails."""
+            float64 = run_pytorch(port.float64, images, names)
+        except (RuntimeError, ValueError):  # PyTorch's, where shapes do not fit
+            return ("run",), next((name for name in names if name not in finished), None)
+    known = clean.unchanged(float64)
+    # The mapping looks at float64 alone: where it fails, float32 need not be run, and the clean port's stands in.
+    measured = measure(expected, clean.float32, float64, judged_only=True, known=known, to_divergence=True)
     if not judge_mapping([measured]).passed:
         return ("mapping",), measured.first_divergence
-    failed = []
-    place = None
-    if not judge_rounding([measured]).passed:
-        failed.append("rounding")
-        limit = thresholds.ROUNDING_FEW_VALUES if measured.few_values else thresholds.ROUNDING
-        place = next(
-            (activation.activation for activation in measured.activations if not activation.excess <= limit),
-            None,
-        )
-    if measured.name == NOISE and not judge_headline([measured]).passed:
-        failed.append("headline")
-    return tuple(failed), place
+    float32 = run_pytorch(port.float32, images, names)
+    known = clean.unchanged(float64, float32)
+    measured = measure(expected, float32, float64, judged_only=True, known=known)
+    failed = tuple(judgement.name for judgement in _judge(measured) if not judgement.passed)
+    return failed, _place(measured) if failed else None
+
+
+def _judge(measured: InputMeasurement) -> list[Judgement]:
+    """The judgements of a comparison on one input; the headline is asked of noise alone."""
+    judgements = [judge_mapping([measured]), judge_rounding([measured])]
+    return [*judgements, judge_headline([measured])] if measured.name == NOISE else judgements
+
+
+def _place(measured: InputMeasurement) -> str | None:
+    """Where a port first differs: in float64, or else in how it rounds."""
+    rounding = (t.activation for t in measured.activations if not t.excess <= measured.rounding_factor)
+    return measured.first_divergence or next(rounding, None)
 
 
 def judge_whole(port: Pipeline, inputs: Iterable[ControlInput]) -> list[str]:
-    """Every judgement on every activation of every input, as a comparison passes them.
+    """Pass every judgement on every activation of every input.
 
     Returns:
-        What fails, a line for each; nothing for a clean port.
+        A line for each judgement that fails; nothing for a clean port.
     """
     alarms = [] if tensors_hold(port) else ["tensors"]
-    for batch in inputs:
-        activations = tuple(batch.activations.float64)
-        single, double = (run_pytorch(model, batch.given(port), activations) for model in port.models)
-        measured = measure_for_judging(batch.activations, single, double)
-        judgements = [judge_mapping([measured]), judge_rounding([measured])]
-        if measured.name == NOISE:
-            judgements.append(judge_headline([measured]))
-        alarms += [f"{j.name}: {measured.name}: {j.statement}" for j in judgements if not j.passed]
+    for control in inputs:
+        names = tuple(control.activations.float64)
+        float32, float64 = (run_pytorch(model, control.given(port), names) for model in port.models)
+        judgements = _judge(measure(control.activations, float32, float64, judged_only=True))
+        alarms += [
+            f"{j.name}: {control.activations.batch.name}: {j.statement}" for j in judgements if not j.passed
+        ]
     return alarms
 
 
 def judge_tiny(port: Pipeline, tiny: TinyEmbeddings) -> Verdict:
     """Judge the normalisation of embeddings near its floor."""
-    outputs = []
+    prelogits = torch.from_numpy(tiny.prelogits)
     with torch.inference_mode():
-        for model, dtype in zip(port.models, (np.float32, np.float64), strict=True):
-            output = model.head(torch.from_numpy(tiny.prelogits.astype(dtype)))
-            outputs.append({EMBEDDINGS: output.numpy()})
-    failed, place = _judge(measure_for_judging(tiny_activations(tiny), *outputs))
-    return Verdict(failed, place, 1)
+        float32 = {EMBEDDINGS: port.float32.head(prelogits.float()).numpy()}
+        float64 = {EMBEDDINGS: port.float64.head(prelogits).numpy()}
+    measured = measure(tiny_activations(tiny), float32, float64, judged_only=True)
+    failed = [judgement.name for judgement in _judge(measured) if not judgement.passed]
+    if "mapping" in failed:  # the later judgements say nothing new then
+        failed = ["mapping"]
+    return Verdict(tuple(failed), _place(measured) if failed else None, 1)
 
 
 @contextmanager
 def _finished_activations(port: Pipeline, activations: Iterable[str]) -> Iterator[set[str]]:
-    """The activations of the float64 network that have given an output, as long as it is open."""
+    """Collect the activations of the float64 network that have given an output, while open."""
     finished: set[str] = set()
 
     def note(activation: str) -> Any:
@@ -233,57 +210,3 @@ def _finished_activations(port: Pipeline, activations: Iterable[str]) -> Iterato
     finally:
         for handle in handles:
             handle.remove()
-
-
-class Snapshot:
-    """What a port is, bit for bit, to see whether a fault has been taken out without a trace.
-
-    Args:
-        port: The port.
-        clean: A clean port that shares no memory with this one.
-    """
-
-    def __init__(self, port: Pipeline, clean: Pipeline) -> None:
-        self._clean = tuple(model.state_dict() for model in clean.models)
-        self._parts = _parts(port)
-
-    def differences(self, port: Pipeline) -> list[str]:
-        """What is not as it was, by name."""
-        found = [
-            key
-            for model, clean in zip(port.models, self._clean, strict=True)
-            for key, tensor in model.state_dict().items()
-            if not _same_bits(tensor, clean[key])
-        ]
-        parts = _parts(port)
-        return found + [key for key in {**self._parts, **parts} if self._parts.get(key) != parts.get(key)]
-
-
-def _same_bits(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors are of one dtype, shape and content, NaN and the sign of zero included."""
-    as_bits = torch.int32 if one.dtype == torch.float32 else torch.int64
-    return one.dtype == other.dtype and torch.equal(one.view(as_bits), other.view(as_bits))
-
-
-def _parts(port: Pipeline) -> dict[str, object]:
-    """Everything about a port but its tensors, by name."""
-    parts: dict[str, object] = {
-        "plan": port.plan,
-        "prepare": dict(port.prepare),
-        "loss": port.loss,
-        "optimiser": port.make_optimiser,
-    }
-    for number, model in enumerate(port.models):
-        for path, module in model.named_modules():
-            for name, value in vars(module).items():
-                parts[f"{number} {path}.{name}"] = _identity(value)
-        for key, parameter in model.named_parameters():
-            parts[f"{number} {key}"] = (id(parameter), parameter.requires_grad, parameter.grad is None)
-    return parts
-
-
-def _identity(value: object) -> object:
-    """A value to compare by: what a container holds, and whether an object is the same."""
-    if isinstance(value, dict):
-        return {key: id(item) for key, item in value.items()}
-    return value if isinstance(value, bool | int | float | str | tuple | None) else id(value)

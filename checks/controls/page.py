@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
-from checks.controls.run import WORKERS, ControlReport, SiteResult
+from checks.controls.plant_faults import WORKERS
+from checks.controls.result import ControlsResult, SiteResult
 from checks.controls.table import remarks, summary
 from checks.core.activations import short_name
 from checks.core.environment import environment
@@ -55,7 +56,7 @@ class ClassRow:
         return self.killed.lacking
 
 
-def write_page(path: Path, report: ControlReport, *, command: str) -> None:
+def write_page(path: Path, report: ControlsResult, *, command: str) -> None:
     """Write the report of the controls.
 
     Args:
@@ -88,11 +89,11 @@ def write_page(path: Path, report: ControlReport, *, command: str) -> None:
     )
 
 
-def _alarms(report: ControlReport) -> list[str]:
+def _alarms(report: ControlsResult) -> list[str]:
     return [f"seed {run.seed}: {alarm}" for run in report.false_alarms for alarm in run.alarms]
 
 
-def _head(report: ControlReport) -> Head:
+def _head(report: ControlsResult) -> Head:
     survivors = report.surviving
     place = f"{survivors[0].fault} at {short_name(survivors[0].site)}" if survivors else ""
     reasons = [("Survived" if not site.killed else "Place", remarks(site)[0]) for site in survivors]

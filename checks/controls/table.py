@@ -1,4 +1,4 @@
-"""The controls on the screen: a line for each class of faults, what went wrong, and the verdict."""
+"""Prints the result of the controls: the verdict first, then a line for each judgement and what went wrong."""
 
 from __future__ import annotations
 
@@ -6,132 +6,157 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 
+from rich.console import Console
 from rich.table import Table
 
-from checks.controls.run import ControlReport, SiteResult
+from checks.controls.result import ControlsResult, SiteResult
 from checks.core import thresholds
-from checks.core.activations import short_name
 from checks.core.judgement import Judgement
+from checks.core.network import short_name
 from checks.core.render import print_judgements
 from converter import command_line
 
 _WIDTH = 110  # columns; rather a wrapped line than a figure cut off
+_MOST_PROBLEMS = 6  # so that verdict, judgements and problems fit in 15 lines
 
 
-def show(report: ControlReport) -> None:
-    """Print a report on stdout."""
+def print_result(result: ControlsResult, *, verbose: bool = False) -> None:
+    """Print a result on stdout.
+
+    Args:
+        result: The result.
+        verbose: Whether to print the table of classes, and every problem instead of the first few.
+    """
     console = command_line.console(_WIDTH)
-    console.print(f"[bold]{report.source}[/]")
-    if not report.own_averages:
-        console.print("No moving averages of its own; its weights moved by about 1e-3 stand in.")
-    console.print()
-    if report.sites:
-        console.print(_classes(report.sites))
-        console.print()
-    for site in report.applicable:
-        for line in remarks(site):
-            console.print(line, markup=False)
-    for run in report.false_alarms:
-        for alarm in run.alarms:
-            console.print(f"false alarm, seed {run.seed}: {alarm}", markup=False)
-    print_judgements(console, summary(report))
-    verdict = "The checks hold." if report.passed else "The checks are not worth what they say."
-    style = "bold green" if report.passed else "bold red"
-    console.print(f"\n[{style}]{verdict}[/] {report.seconds:.0f} s")
+    sentence = "The checks hold" if result.passed else "The checks do not hold"
+    style = "bold green" if result.passed else "bold red"
+    console.print(f"[{style}]{sentence}[/] on {result.source} ({result.seconds:.0f} s)")
+    print_judgements(console, summary(result))
+    found = problems(result)
+    shown = found if verbose else found[:_MOST_PROBLEMS]
+    for line in shown:
+        console.print(line, markup=False, overflow="ignore", crop=False, no_wrap=True)
+    if len(shown) < len(found):
+        console.print(f"... and {len(found) - len(shown)} more; --verbose lists them")
+    if verbose:
+        _print_classes(console, result)
 
 
-def _classes(sites: Sequence[SiteResult]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("class of faults", no_wrap=True)
-    for heading in ("killed", "place\nexact", "cause\nnamed", "inputs"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("setting", no_wrap=True)
-    table.add_column("by", no_wrap=True)
-    for kind, of_kind in groupby(sites, key=lambda site: site.kind):
-        table.add_row(f"[bold]{kind}[/]")
-        for name, of_class in groupby(of_kind, key=lambda site: site.fault):
-            table.add_row(*_row(name, list(of_class)))
-    return table
-
-
-def _row(name: str, sites: Sequence[SiteResult]) -> tuple[str, ...]:
-    found = [site for site in sites if site.status != "does not apply"]
-    if not found:
-        return (f"  {name}", "-", "-", "-", "-", "not in this checkpoint", "")
-    count = len(found)
-    killed = sum(site.killed for site in found)
-    exact = sum(site.exact for site in found)
-    explained = sum(site.explained for site in found)
-    good = killed == exact == count
-    shown = f"  {name}" if good else f"  [bold red]{name}[/]"
-    causes = f"{explained}/{count}" if any(site.cause for site in found) else "-"
-    return (
-        shown,
-        f"{killed}/{count}",
-        f"{exact}/{count}",
-        causes,
-        _span(site.inputs for site in found),
-        _listed(site.setting for site in found),
-        _listed(judgement for site in found for judgement in site.judgements),
-    )
-
-
-def _span(numbers: Iterable[int]) -> str:
-    found = sorted(set(numbers))
-    return str(found[0]) if len(found) == 1 else f"{found[0]}-{found[-1]}"
-
-
-def _listed(words: Iterable[str]) -> str:
-    return ", ".join(dict.fromkeys(words))
+def problems(result: ControlsResult) -> list[str]:
+    """A line for each fault that was not found, not placed or not named, and for each false alarm; worst first."""
+    sites = sorted(result.applicable, key=lambda site: (site.killed, site.exact))
+    lines = [line for site in sites if not site.exact for line in remarks(site)]
+    lines += [f"false alarm, seed {run.seed}: {alarm}" for run in result.false_alarms for alarm in run.alarms]
+    return lines + [line for site in sites if site.exact for line in remarks(site)]
 
 
 def remarks(site: SiteResult) -> list[str]:
-    """What is to be said of a site that was not found as it should be."""
+    """The lines about a site that was not found, placed or named as it should be."""
     where = f"{site.fault} at {short_name(site.site)}"
+    place = short_name(site.place or "no activation")
     if site.status == "not equivalent":
-        return [
-            f"{where}: declared not to show in inference, but shows at {short_name(site.place or 'no activation')}"
-        ]
+        return [f"{where}: declared not to show in inference, but shows at {place}"]
     if not site.killed:
         return [f"{where}: survived ({site.setting})"]
     lines = []
     if not site.exact:
-        lines.append(
-            f"{where}: placed at {short_name(site.place or 'no activation')}, is at {short_name(site.true_place)}"
-        )
+        lines.append(f"{where}: placed at {place}, is at {short_name(site.true_place)}")
     if site.cause is not None and not site.explained:
-        named = f"called {site.named}" if site.named else "cause not named"
-        lines.append(f"{where}: {named}, is {site.cause}")
+        named = f"named {site.named!r}" if site.named else "cause not named"
+        lines.append(f"{where}: {named}, is {site.cause!r}")
     return lines
 
 
-def summary(report: ControlReport) -> list[Judgement]:
-    """What the controls came to, in the form of judgements."""
-    sites = report.applicable
+def summary(result: ControlsResult) -> list[Judgement]:
+    """The judgements on the checks: killed, equivalent, place, cause, clean."""
+    sites = result.applicable
     count = len(sites)
-    classes = len({site.fault for site in report.sites})
+    classes = len({site.fault for site in result.sites})
     killed = sum(site.killed for site in sites)
-    left_out = len(report.sites) - count
+    left_out = len(result.sites) - count
     statement = f"{killed} of {count} faults, in {classes} {'class' if classes == 1 else 'classes'}"
     if left_out:
         statement += f"; {left_out} more are in layers that this checkpoint does not have"
-    lines = [Judgement("killed", not report.surviving, statement)]
-    elsewhere = Counter(site.setting for site in sites if site.setting != "inference")
+    judgements = [Judgement("killed", not result.surviving, statement)]
+    elsewhere: Counter[str] = Counter(site.setting for site in sites if site.setting != "inference")
     if elsewhere:
-        settings = ", ".join(f"{setting} {number}" for setting, number in elsewhere.items())
-        wrong = sum(site.status == "not equivalent" for site in sites)
-        statement = (
-            f"{elsewhere.total() - wrong} show nothing on two inputs of 160x160 in inference, as declared, "
-            f"and are to be killed elsewhere: {settings}"
-        )
-        lines.append(Judgement("equivalent", not wrong, statement))
+        judgements.append(_equivalent(sites, elsewhere))
     exact, explained = (sum(getattr(site, name) for site in sites) for name in ("exact", "explained"))
-    place = f"exact for {exact} of {count} ({report.places:.1%}; at least {thresholds.PLACES:.0%})"
-    lines.append(Judgement("place", report.places >= thresholds.PLACES, place))
-    cause = f"named for {explained} of {count} ({report.causes:.1%}; "
-    cause += f"at least {thresholds.CAUSES:.0%}{'' if report.whole else ' of the whole catalog'})"
-    lines.append(Judgement("cause", report.enough_causes, cause))
-    if report.clean:
-        alarms = f"{len(report.false_alarms)} false alarms in {len(report.clean)} clean runs"
-        lines.append(Judgement("clean", not report.false_alarms, alarms))
-    return lines
+    place = f"exact for {exact} of {count} ({result.places:.1%}; at least {thresholds.PLACES:.0%})"
+    judgements.append(Judgement("place", result.places >= thresholds.PLACES, place))
+    of_all = "" if result.whole else " of all classes"
+    cause = (
+        f"named for {explained} of {count} ({result.causes:.1%}; at least {thresholds.CAUSES:.0%}{of_all})"
+    )
+    judgements.append(Judgement("cause", result.enough_causes, cause))
+    if result.clean:
+        alarms = f"{len(result.false_alarms)} false alarms in {len(result.clean)} clean runs"
+        judgements.append(Judgement("clean", not result.false_alarms, alarms))
+    return judgements
+
+
+def _equivalent(sites: Sequence[SiteResult], elsewhere: Counter[str]) -> Judgement:
+    """The judgement on the faults that must not show in inference."""
+    settings = ", ".join(f"{setting} {count}" for setting, count in elsewhere.items())
+    wrong = sum(site.status == "not equivalent" for site in sites)
+    statement = (
+        f"{elsewhere.total() - wrong} do not show in inference, as declared, and are looked for elsewhere: "
+    )
+    return Judgement("equivalent", not wrong, statement + settings)
+
+
+def _print_classes(console: Console, result: ControlsResult) -> None:
+    if not result.own_averages:
+        console.print(
+            "\nThe checkpoint has no moving averages; its weights moved by about 1e-3 take their place."
+        )
+    if not result.sites:
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("class of faults", no_wrap=True)
+    for heading in ("killed", "place\nexact", "cause\nnamed", "inputs\nrun"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("setting", no_wrap=True)
+    table.add_column("judgements that fail", no_wrap=True)
+    for kind, of_kind in groupby(result.sites, key=lambda site: site.kind):
+        table.add_row(f"[bold]{kind}[/]")
+        for name, of_class in groupby(of_kind, key=lambda site: site.fault):
+            table.add_row(*_row(name, list(of_class)))
+    console.print()
+    console.print(table)
+    console.print(
+        "\nkilled: sites whose fault was found, in the setting where it shows and in no other"
+        "\nplace exact: sites where the first divergence is where the fault is"
+        "\ncause named: sites whose fault the diagnosis calls by its name"
+        "\ninputs run: how many inputs it took to find the fault"
+    )
+
+
+def _row(name: str, sites: Sequence[SiteResult]) -> tuple[str, ...]:
+    applicable = [site for site in sites if site.status != "does not apply"]
+    if not applicable:
+        return (f"  {name}", "-", "-", "-", "-", "not in this checkpoint", "")
+    count = len(applicable)
+    killed, exact, explained = (
+        sum(getattr(site, figure) for site in applicable) for figure in ("killed", "exact", "explained")
+    )
+    styled = f"  {name}" if killed == exact == count else f"  [bold red]{name}[/]"
+    causes = f"{explained}/{count}" if any(site.cause for site in applicable) else "-"
+    return (
+        styled,
+        f"{killed}/{count}",
+        f"{exact}/{count}",
+        causes,
+        _span(site.inputs for site in applicable),
+        _listed(site.setting for site in applicable),
+        _listed(judgement for site in applicable for judgement in site.judgements),
+    )
+
+
+def _span(numbers: Iterable[int]) -> str:
+    distinct = sorted(set(numbers))
+    return str(distinct[0]) if len(distinct) == 1 else f"{distinct[0]}-{distinct[-1]}"
+
+
+def _listed(texts: Iterable[str]) -> str:
+    return ", ".join(dict.fromkeys(texts))

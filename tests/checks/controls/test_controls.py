@@ -16,9 +16,13 @@ from checks.controls import __main__ as controls
 from checks.controls import run
 from checks.controls.faults.all_faults import ALL_FAULTS
 from checks.controls.faults.fault import Fault, Site
-from checks.controls.judge_inference import InferenceJudge, Snapshot, judge_whole, measure_for_judging
+from checks.controls.judge_inference import InferenceJudge, judge_whole
 from checks.controls.pipeline import Pipeline
-from checks.controls.run import CleanRun, ControlReport, Controls, choose, one_thread_each, run_controls
+from checks.controls.plant_faults import FaultPlanter, one_thread_each
+from checks.controls.result import CleanRun, ControlsResult
+from checks.controls.run import choose, run_controls
+from checks.controls.snapshot import Snapshot
+from checks.controls.table import print_result
 from checks.controls.tensorflow_reference import ControlReference, ControlSource
 from checks.core import thresholds
 from checks.core.activations import run_pytorch
@@ -29,7 +33,7 @@ from converter.layer_map import LOGITS_SCOPE, Variant
 from tests.conftest import write_keras
 from tests.support.package_index import KERAS_FACENET, IndexUnreachableError, download, extract
 
-TAP = "InceptionResnetV1/Conv2d_2a_3x3"
+ACTIVATION = "InceptionResnetV1/Conv2d_2a_3x3"
 CLASSES = {fault.name: fault for fault in ALL_FAULTS}
 
 
@@ -46,9 +50,9 @@ def reference(checkpoint: ControlSource) -> ControlReference:
 
 
 @pytest.fixture(scope="module")
-def planting(checkpoint: ControlSource, reference: ControlReference) -> Iterator[Controls]:
+def planting(checkpoint: ControlSource, reference: ControlReference) -> Iterator[FaultPlanter]:
     with one_thread_each():
-        yield Controls(checkpoint, reference)
+        yield FaultPlanter(checkpoint, reference)
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +68,8 @@ def _fault(site: Site) -> Fault:
     return Fault("made-for-a-test", "weights", "Nowhere.", None, (site,))
 
 
-def _report(results, **changes) -> ControlReport:
-    report = ControlReport("made for a test", Variant(), False, tuple(results), (), 0.0)
+def _report(results, **changes) -> ControlsResult:
+    report = ControlsResult("made for a test", Variant(), False, tuple(results), (), 0.0)
     return replace(report, **changes)
 
 
@@ -125,19 +129,34 @@ def test_a_clean_port_raises_no_alarm_and_one_ulp_does(checkpoint, port):
     assert alarms
 
 
-def test_judging_measures_what_a_comparison_measures(port, reference):
+def test_the_figures_of_the_judgements_are_those_of_a_whole_measurement(port, reference):
     batch = reference.inference[0]
     activations = tuple(batch.activations.float64)
     with _site("tf32-products").apply(port):
         outputs = [run_pytorch(model, batch.given(port), activations) for model in port.models]
-    quick, whole = measure_for_judging(batch.activations, *outputs), measure(batch.activations, *outputs)
+    whole = measure(batch.activations, *outputs)
+    quick = measure(batch.activations, *outputs, judged_only=True)
     for judge in (judge_mapping, judge_rounding):
         assert judge([quick]) == judge([whole])
     assert quick.first_divergence == whole.first_divergence
     assert (quick.distance32, quick.row_distance32) == (whole.distance32, whole.row_distance32)
+    known = {each.activation: each for each in quick.activations}
+    assert measure(batch.activations, *outputs, judged_only=True, known=known) == quick
 
 
-def test_a_tap_with_the_bits_of_a_clean_port_is_not_taken_for_a_diverged_one(port, reference):
+def test_measuring_up_to_the_divergence_tells_the_same_place(port, reference):
+    batch = reference.inference[0]
+    activations = tuple(batch.activations.float64)
+    with _site("epsilon-of-pytorch").apply(port):
+        outputs = [run_pytorch(model, batch.given(port), activations) for model in port.models]
+    whole = measure(batch.activations, *outputs, judged_only=True)
+    first = measure(batch.activations, *outputs, judged_only=True, to_divergence=True)
+    assert first.first_divergence == whole.first_divergence == activations[len(first.activations) - 1]
+    assert first.activations == whole.activations[: len(first.activations)]
+    assert not judge_mapping([first]).passed
+
+
+def test_an_activation_with_the_bits_of_a_clean_port_is_not_taken_for_a_diverged_one(port, reference):
     judge = InferenceJudge(port, reference.inference[:1])
     assert not judge.judge(port).killed
     with _site("epsilon-of-pytorch", 1).apply(port):
@@ -148,7 +167,7 @@ def test_a_tap_with_the_bits_of_a_clean_port_is_not_taken_for_a_diverged_one(por
 
 
 def test_a_fault_that_changes_nothing_is_said_to_survive(planting):
-    nothing = _fault(Site("nowhere", TAP, lambda port: nullcontext()))
+    nothing = _fault(Site("nowhere", ACTIVATION, lambda port: nullcontext()))
     result = planting.plant(nothing, nothing.sites[0])
     assert (result.status, result.judgements, result.place, result.named) == ("survived", (), None, None)
     assert result.inputs == 6
@@ -165,7 +184,7 @@ def test_a_fault_that_shows_although_it_was_declared_equivalent_is_reported(plan
 
 
 def test_a_fault_at_another_place_than_stated_counts_as_misplaced(planting):
-    misplaced = _fault(replace(_site("epsilon-of-pytorch"), activation=TAP))
+    misplaced = _fault(replace(_site("epsilon-of-pytorch"), activation=ACTIVATION))
     result = planting.plant(misplaced, misplaced.sites[0])
     assert result.killed
     assert not result.exact
@@ -180,7 +199,7 @@ def test_a_fault_that_leaves_a_trace_is_an_error(checkpoint, reference):
 
     with one_thread_each(), pytest.raises(DifferenceError, match="leaves traces"):
         lasting = _fault(Site("block8", "InceptionResnetV1/Block8", careless))
-        Controls(checkpoint, reference).plant(lasting, lasting.sites[0])
+        FaultPlanter(checkpoint, reference).plant(lasting, lasting.sites[0])
 
 
 def test_an_alarm_in_a_clean_run_fails_the_controls(planting):
@@ -217,10 +236,26 @@ def test_the_command_writes_what_it_prints(tmp_path, capsys):
 
 def test_a_surviving_fault_ends_with_exit_code_1_and_is_spelled_out(monkeypatch, capsys):
     pytest.importorskip("tensorflow")
-    nothing = _fault(Site("nowhere", TAP, lambda port: nullcontext()))
+    nothing = _fault(Site("nowhere", ACTIVATION, lambda port: nullcontext()))
     monkeypatch.setattr(run, "ALL_FAULTS", (nothing,))
     assert controls.main(["--only", nothing.name]) == 1
     assert "made-for-a-test at nowhere: survived (inference)" in capsys.readouterr().out
+
+
+def test_the_screen_has_at_most_15_lines_with_the_verdict_first(planting, capsys):
+    nothing = _fault(Site("nowhere", ACTIVATION, lambda port: nullcontext()))
+    survived = planting.plant(nothing, nothing.sites[0])
+    sites = [replace(survived, site=f"nowhere {number}") for number in range(20)]
+    print_result(_report(sites, clean=(CleanRun(1, ("mapping: ...",)),)))
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) <= 15
+    assert lines[0].startswith("The checks do not hold")
+    assert "made-for-a-test at nowhere 0: survived (inference)" in lines
+    assert lines[-1] == "... and 15 more; --verbose lists them"
+    print_result(_report(sites), verbose=True)
+    shown = capsys.readouterr().out
+    assert "made-for-a-test at nowhere 19: survived (inference)" in shown
+    assert "class of faults" in shown
 
 
 def test_an_unknown_class_is_wrong_usage_and_near_ones_are_named(capsys):

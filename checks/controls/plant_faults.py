@@ -1,0 +1,196 @@
+"""Plant faults in clean ports, ask the checks, and take the faults out again."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from checks.controls.faults.fault import Fault, Site
+from checks.controls.judge_inference import InferenceJudge, Verdict, judge_tiny, judge_whole
+from checks.controls.judge_training import judge_training
+from checks.controls.pipeline import Pipeline
+from checks.controls.result import CleanRun, SiteResult, Status
+from checks.controls.snapshot import Snapshot
+from checks.controls.tensorflow_reference import ControlInput, ControlReference, ControlSource
+from checks.core.activations import LOGITS
+from checks.diagnosis.causes import Cause
+from checks.diagnosis.diagnose import diagnose
+from converter.errors import DifferenceError
+
+Progress = Callable[[int, int | None], None]
+
+WORKERS = 2
+_EQUIVALENCE_INPUTS = 2  # noise and pixels: a fault that shows elsewhere shows on neither
+
+
+@contextmanager
+def one_thread_each() -> Iterator[None]:
+    """Have PyTorch compute on the calling thread alone, while open."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+class FaultPlanter:
+    """Plants faults in clean ports, one for each worker, and asks the checks.
+
+    Args:
+        checkpoint: The source of the ports.
+        reference: TensorFlow's side.
+    """
+
+    def __init__(self, checkpoint: ControlSource, reference: ControlReference) -> None:
+        self._checkpoint = checkpoint
+        self._reference = reference
+        self._ports: queue.SimpleQueue[tuple[Pipeline, Snapshot]] = queue.SimpleQueue()
+        clean = checkpoint.port()
+        for _ in range(WORKERS):
+            port = checkpoint.port()
+            self._ports.put((port, Snapshot(port, clean)))
+        self._inference = InferenceJudge(clean, reference.inference)
+        self._odd = InferenceJudge(clean, [reference.odd])
+
+    def run(
+        self, faults: Sequence[Fault], seeds: Sequence[int], progress: Progress
+    ) -> tuple[tuple[SiteResult, ...], tuple[CleanRun, ...]]:
+        """Judge every site of some faults, and clean ports.
+
+        Args:
+            faults: What to plant.
+            seeds: Seeds of the clean runs. The first is the reference's; its port is judged in every setting.
+            progress: Takes how many are done and how many there are.
+        """
+        with ThreadPoolExecutor(WORKERS) as workers:
+            planted = [workers.submit(self.plant, fault, site) for fault in faults for site in fault.sites]
+            clean = [
+                workers.submit(self.clean if number else self.clean_everywhere, seed)
+                for number, seed in enumerate(seeds)
+            ]
+            try:
+                waiting: list[Future[Any]] = [*planted, *clean]
+                for done, finished in enumerate(as_completed(waiting), start=1):
+                    finished.result()
+                    progress(done, len(planted) + len(clean))
+            except BaseException:
+                workers.shutdown(wait=False, cancel_futures=True)
+                raise
+        return tuple(one.result() for one in planted), tuple(one.result() for one in clean)
+
+    @contextmanager
+    def _port(self, what: str) -> Iterator[Pipeline]:
+        """Lend a clean port, which has to come back as it was."""
+        port, snapshot = self._ports.get()
+        try:
+            yield port
+            left = snapshot.differences(port)
+            if left:
+                raise DifferenceError(
+                    f"{what}: taken out again, this fault leaves traces, at {left[0]} first."
+                )
+        finally:
+            self._ports.put((port, snapshot))
+
+    def clean(self, seed: int) -> CleanRun:
+        """Judge a clean port on the inputs of one seed, as a whole."""
+        inputs = self._checkpoint.inputs(seed)
+        with self._port(f"clean run {seed}") as port:
+            return CleanRun(seed, tuple(judge_whole(port, inputs)))
+
+    def clean_everywhere(self, seed: int) -> CleanRun:
+        """Judge a clean port in every setting that faults are judged in, the diagnosis included."""
+        alarms = []
+        with self._port(f"clean run {seed}") as port:
+            reference = self._reference
+            alarms += judge_whole(port, (*reference.inference, reference.odd))
+            alarms += [f"tiny embeddings: {name}" for name in judge_tiny(port, reference.tiny).judgements]
+            if reference.training is not None:
+                trained = judge_training(port, reference.training).verdict
+                alarms += [f"training: {name}" for name in trained.judgements]
+            batch = reference.inference[0].activations
+            found = diagnose(
+                port.float64, batch.float64, batch.batch.images, source=self._checkpoint.arrays
+            ).findings
+            alarms += [f"diagnosis: {finding.activation}: {finding.statement}" for finding in found]
+        return CleanRun(seed, tuple(alarms))
+
+    def plant(self, fault: Fault, site: Site) -> SiteResult:
+        """Plant a fault at a site, ask the checks, and take it out again.
+
+        Raises:
+            DifferenceError: The port is not what it was before.
+        """
+        stated: dict[str, Any] = {
+            "fault": fault.name,
+            "kind": fault.kind,
+            "site": site.label,
+            "setting": site.setting,
+            "true_place": site.activation,
+            "cause": fault.cause,
+        }
+        if site.activation == LOGITS and LOGITS not in self._checkpoint.activations:
+            return SiteResult(status="does not apply", **stated)
+        with self._port(f"{fault.name} at {site.label}") as port, site.apply(port):
+            elsewhere = site.setting != "inference"
+            found = self._inference.judge(port, most=_EQUIVALENCE_INPUTS if elsewhere else None)
+            if elsewhere and found.killed:
+                status: Status = "not equivalent"
+                named = None
+            else:
+                if elsewhere:
+                    found, named = self._judge_in(site, port)
+                else:
+                    named = self._diagnose(port, found, site.activation)
+                status = "killed" if found.killed else "survived"
+        return SiteResult(
+            status=status,
+            judgements=found.judgements,
+            place=found.place,
+            named=named,
+            inputs=found.inputs,
+            **stated,
+        )
+
+    def _judge_in(self, site: Site, port: Pipeline) -> tuple[Verdict, Cause | None]:
+        """Judge a port in a setting other than inference, and name the cause."""
+        if site.setting == "training":
+            assert self._reference.training is not None  # `run_controls` sees to it
+            trained = judge_training(port, self._reference.training)
+            return trained.verdict, trained.cause
+        odd = site.setting == "odd size"
+        found = self._odd.judge(port) if odd else judge_tiny(port, self._reference.tiny)
+        return found, self._diagnose(port, found, site.activation)
+
+    def _diagnose(self, port: Pipeline, found: Verdict, activation: str) -> Cause | None:
+        """The cause that the diagnosis names first; None where it is not at the fault's own activation."""
+        if not found.killed:
+            return None
+        batch = found.batch or self._reference.inference[0]
+        # One image tells most causes; those that mix the images of a batch need two.
+        named = self._name(port, batch, 1, activation)
+        return named or (
+            self._name(port, batch, 2, activation) if len(batch.activations.batch.images) > 1 else None
+        )
+
+    def _name(self, port: Pipeline, batch: ControlInput, images: int, activation: str) -> Cause | None:
+        """The first cause that the diagnosis names on the first images of an input."""
+        activations = {activation: array[:images] for activation, array in batch.activations.float64.items()}
+        diagnosis = diagnose(
+            port.float64,
+            activations,
+            batch.activations.batch.images[:images],
+            given=None if batch.pixels is None else batch.given(port)[:images],
+            pixels=None if batch.pixels is None else batch.pixels[:images],
+            source=self._checkpoint.arrays,
+            averages=self._checkpoint.averages,
+            most_layers=1,
+        )
+        first = diagnosis.findings[0] if diagnosis.findings else None
+        return first.cause if first is not None and first.activation == activation else None

@@ -1,0 +1,144 @@
+"""The result of the controls, as plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from checks.controls.faults.fault import Kind, Setting
+from checks.core import thresholds
+from converter.layer_map import Variant
+
+Status = Literal["killed", "survived", "not equivalent", "does not apply"]
+
+
+@dataclass(frozen=True, slots=True)
+class SiteResult:
+    """The outcome of one fault at one site.
+
+    Attributes:
+        fault: Name of the class.
+        kind: As in `Fault`.
+        site: The site's label.
+        setting: Where the fault has to show. Unless that is inference, it must not show in inference.
+        status: "not equivalent" is a fault that showed in inference although it was declared not to.
+        judgements: The judgements that failed.
+        true_place: Where the fault is.
+        place: Where the comparison says that the port first differs.
+        cause: The cause that the diagnosis should name; None where it has no name for it.
+        named: The cause that the diagnosis names.
+        inputs: How many inputs were run until one told, in the setting.
+    """
+
+    fault: str
+    kind: Kind
+    site: str
+    setting: Setting
+    status: Status
+    judgements: tuple[str, ...] = ()
+    true_place: str = ""
+    place: str | None = None
+    cause: str | None = None
+    named: str | None = None
+    inputs: int = 0
+
+    @property
+    def killed(self) -> bool:
+        """Whether the fault was found in its setting, and in that only."""
+        return self.status == "killed"
+
+    @property
+    def exact(self) -> bool:
+        """Whether the fault was found where it is."""
+        return self.killed and self.place == self.true_place
+
+    @property
+    def explained(self) -> bool:
+        """Whether the fault's cause was named."""
+        return self.killed and self.cause is not None and self.named == self.cause
+
+
+@dataclass(frozen=True, slots=True)
+class CleanRun:
+    """A port without a fault, judged on the inputs of one seed.
+
+    Attributes:
+        seed: The seed.
+        alarms: The judgements that failed; each is a false alarm.
+    """
+
+    seed: int
+    alarms: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ControlsResult:
+    """The result of the controls.
+
+    Attributes:
+        source: The checkpoint.
+        variant: The variant of the network.
+        own_averages: Whether the moving averages that faults mix in are the checkpoint's own.
+        sites: In the order of `ALL_FAULTS`.
+        clean: In the order of the seeds.
+        seconds: Wall time of the whole.
+        files: Every file that was read.
+        seed: Seed of the inputs that the faults are judged on.
+        classes: How many classes of faults there are in all.
+    """
+
+    source: str
+    variant: Variant
+    own_averages: bool
+    sites: tuple[SiteResult, ...]
+    clean: tuple[CleanRun, ...]
+    seconds: float
+    files: tuple[str, ...] = ()
+    seed: int = 0
+    classes: int = 0
+
+    @property
+    def applicable(self) -> tuple[SiteResult, ...]:
+        """The sites that this checkpoint has."""
+        return tuple(site for site in self.sites if site.status != "does not apply")
+
+    @property
+    def surviving(self) -> tuple[SiteResult, ...]:
+        """Faults that were not found, or found where they were said not to show."""
+        return tuple(site for site in self.applicable if not site.killed)
+
+    @property
+    def false_alarms(self) -> tuple[CleanRun, ...]:
+        """Clean runs that raised an alarm."""
+        return tuple(run for run in self.clean if run.alarms)
+
+    @property
+    def places(self) -> float:
+        """Share of all faults whose place is exact."""
+        return _share([site.exact for site in self.applicable])
+
+    @property
+    def causes(self) -> float:
+        """Share of all faults whose cause is named."""
+        return _share([site.explained for site in self.applicable])
+
+    @property
+    def whole(self) -> bool:
+        """Whether every class of faults was planted."""
+        return len({site.fault for site in self.sites}) == self.classes
+
+    @property
+    def enough_causes(self) -> bool:
+        """Whether enough causes are named. Asked of all classes together, since some faults have no name."""
+        return not self.whole or self.causes >= thresholds.CAUSES
+
+    @property
+    def passed(self) -> bool:
+        """Whether the checks found every fault, placed enough of them, and raised no false alarm."""
+        enough = self.places >= thresholds.PLACES and self.enough_causes
+        return enough and not self.surviving and not self.false_alarms
+
+
+def _share(of: Sequence[bool]) -> float:
+    return sum(of) / len(of) if of else 1.0
