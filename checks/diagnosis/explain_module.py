@@ -102,7 +102,8 @@ def _explain_missing(
     """Whether the port computes a layer without the tensors that it does not have."""
     if "weight" in missing:
         return None
-    filled = {**_neutral(tensors["weight"]), **tensors}
+    neutral = _neutral(tensors["weight"])
+    filled = {**tensors, **{role: neutral[role] for role in missing}}
     if distance(output, expected_output(layer, inputs, filled)) > thresholds.MAPPING:
         return None
     if missing == ["bias"]:
