@@ -34,14 +34,14 @@ class Verdict:
         judgements: The judgements that fail, by name; "run" is a network that raises. Rounding and headline are
             asked only where the mapping holds.
         place: An activation; in training `LOSS` or `OPTIMISER` as well.
-        inputs: How many inputs were run until one told.
-        batch: The input that did; None where none did, or where a diagnosis cannot use it.
+        inputs: How many inputs were run until one showed the difference.
+        control: The input that did; None where none did, or where a diagnosis cannot use it.
     """
 
     judgements: tuple[str, ...] = ()
     place: str | None = None
     inputs: int = 0
-    batch: ControlInput | None = None
+    control: ControlInput | None = None
 
     @property
     def killed(self) -> bool:
@@ -81,7 +81,7 @@ class InferenceJudge:
         self._clean = tuple(_run_clean(port, control) for control in inputs)
 
     def judge(self, port: Pipeline, most: int | None = None) -> Verdict:
-        """Run the inputs, or the first so many, one after another until one tells that the port differs."""
+        """Run the inputs, or the first so many, one after another until one shows that the port differs."""
         tensors = () if tensors_hold(port, self._port) else ("tensors",)
         inputs = list(zip(self._inputs, self._clean, strict=True))[:most]
         for count, (control, clean) in enumerate(inputs, start=1):
@@ -99,7 +99,7 @@ def _run_clean(port: Pipeline, control: ControlInput) -> _CleanOutputs:
 
 
 def tensors_hold(port: Pipeline, clean: Pipeline | None = None) -> bool:
-    """Whether the port's tensors are what its own layer map makes of the source, bit for bit.
+    """Judge whether the port's tensors are those that its own layer map makes of the source, bit for bit.
 
     Args:
         port: The port.
@@ -128,7 +128,7 @@ def _origin(plan: Plan, row: Row) -> str | None:
 def _judge_input(
     port: Pipeline, control: ControlInput, clean: _CleanOutputs
 ) -> tuple[tuple[str, ...], str | None]:
-    """The judgements that fail on one input, and where the port first differs."""
+    """Find the judgements that fail on one input, and the activation at which the port first differs."""
     expected = control.activations
     names = tuple(expected.float64)
     images = control.given(port)
@@ -156,7 +156,7 @@ def _judge(measured: InputMeasurement) -> list[Judgement]:
 
 
 def _place(measured: InputMeasurement) -> str | None:
-    """Where a port first differs: in float64, or else in how it rounds."""
+    """The activation at which a port first differs: in float64, or else by its rounding."""
     rounding = (t.activation for t in measured.activations if not t.excess <= measured.rounding_factor)
     return measured.first_divergence or next(rounding, None)
 

@@ -1,4 +1,4 @@
-"""The verdict on a port with a fault in its training: gradients, and one step of each optimiser."""
+"""Judge a port with a fault in its training: its gradients, and one step of each optimiser."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ _ONE_FACTOR = 1e-6
 
 @dataclass(frozen=True, slots=True)
 class TrainingVerdict:
-    """A verdict on training, and why.
+    """A verdict on training, and its cause.
 
     Attributes:
-        verdict: What fails and where.
+        verdict: The judgements that fail, and the place.
         cause: The known cause, or None.
     """
 
@@ -38,7 +38,7 @@ class TrainingVerdict:
 
 
 def judge_training(port: Pipeline, reference: TrainingReference) -> TrainingVerdict:
-    """Judge gradients and steps until they tell that the port trains otherwise.
+    """Judge gradients and steps until one shows that the port trains differently.
 
     Args:
         port: The port, holding the checkpoint's weights.
@@ -47,7 +47,7 @@ def judge_training(port: Pipeline, reference: TrainingReference) -> TrainingVerd
     gradients = measure_gradients(port.float64, reference, "training", loss=port.loss)
     same = judge_gradients(gradients).passed
     if not same:
-        missing = [found.key for found in gradients.gradients if math.isinf(found.distance)]
+        missing = [gradient.key for gradient in gradients.gradients if math.isinf(gradient.distance)]
         if missing:
             return TrainingVerdict(Verdict(("gradients",), _first_layer(missing), 1), Cause.FROZEN)
         if _evenly_scaled(gradients):
@@ -69,35 +69,35 @@ def _steps(port: Pipeline, reference: TrainingReference, name: Any) -> StepsMeas
 def _explain(
     port: Pipeline, reference: TrainingReference, steps: StepsMeasurement, same_gradients: bool
 ) -> tuple[str | None, Cause | None]:
-    """Where training first differs, and the known cause, from the running statistics after one step."""
-    moved = [s for s in steps.state if s.key.endswith(_STATISTICS) and not _holds(s)]
+    """Tell from the running statistics after one step where training first differs, and the known cause."""
+    moved = [tensor for tensor in steps.state if tensor.key.endswith(_STATISTICS) and not _holds(tensor)]
     if not moved:
         return (OPTIMISER, Cause.OPTIMISER) if same_gradients else (LOSS, None)
-    place = _first_layer([found.key for found in moved])
+    place = _first_layer([tensor.key for tensor in moved])
     if same_gradients:
-        means = any(found.key.endswith(_STATISTICS[0]) for found in moved)
+        means = any(tensor.key.endswith(_STATISTICS[0]) for tensor in moved)
         return place, Cause.MOMENTUM if means else Cause.RUNNING_VARIANCE
-    # The forward pass went another way, from the first layer on whose statistics differ.
-    if _at_rest(port, reference, [found for found in moved if _layer(found.key) == place]):
+    # The forward pass differs from the first layer on whose statistics do.
+    if _at_rest(port, reference, [tensor for tensor in moved if _layer(tensor.key) == place]):
         return place, Cause.FROZEN
     return place, Cause.DROPOUT_RATE if place == BOTTLENECK else None
 
 
 def _evenly_scaled(gradients: GradientMeasurement) -> bool:
-    """Whether all gradients are the right ones times one factor: then all are as far away, relatively."""
-    distances = [found.distance for found in gradients.gradients if found.norm > 0]
+    """Whether all gradients are the expected ones times one factor: then all relative distances are equal."""
+    distances = [gradient.distance for gradient in gradients.gradients if gradient.norm > 0]
     return max(distances) - min(distances) <= _ONE_FACTOR * max(distances)
 
 
-def _holds(found: TensorDistance) -> bool:
-    return found.distance <= thresholds.TRAINING_STEPS
+def _holds(tensor: TensorDistance) -> bool:
+    return tensor.distance <= thresholds.TRAINING_STEPS
 
 
 def _at_rest(port: Pipeline, reference: TrainingReference, moved: Sequence[TensorDistance]) -> bool:
     """Whether the running statistics are as far from TensorFlow's as they were before the step."""
     after = reference.steps["sgd"].state
-    before = {found.key: relative_l2(port.state(found.key), after[found.key]) for found in moved}
-    return all(math.isclose(found.distance, before[found.key], rel_tol=1e-9) for found in moved)
+    before = {tensor.key: relative_l2(port.state(tensor.key), after[tensor.key]) for tensor in moved}
+    return all(math.isclose(tensor.distance, before[tensor.key], rel_tol=1e-9) for tensor in moved)
 
 
 def _layer(key: str) -> str:

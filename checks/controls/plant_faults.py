@@ -64,7 +64,7 @@ class FaultPlanter:
         """Judge every site of some faults, and clean ports.
 
         Args:
-            faults: What to plant.
+            faults: The classes to plant.
             seeds: Seeds of the clean runs. The first is the reference's; its port is judged in every setting.
             progress: Takes how many are done and how many there are.
         """
@@ -82,7 +82,7 @@ class FaultPlanter:
             except BaseException:
                 workers.shutdown(wait=False, cancel_futures=True)
                 raise
-        return tuple(one.result() for one in planted), tuple(one.result() for one in clean)
+        return tuple(site.result() for site in planted), tuple(run.result() for run in clean)
 
     @contextmanager
     def _port(self, what: str) -> Iterator[Pipeline]:
@@ -90,16 +90,16 @@ class FaultPlanter:
         port, snapshot = self._ports.get()
         try:
             yield port
-            left = snapshot.differences(port)
-            if left:
+            traces = snapshot.differences(port)
+            if traces:
                 raise DifferenceError(
-                    f"{what}: taken out again, this fault leaves traces, at {left[0]} first."
+                    f"{what}: taken out again, this fault leaves traces, at {traces[0]} first."
                 )
         finally:
             self._ports.put((port, snapshot))
 
     def clean(self, seed: int) -> CleanRun:
-        """Judge a clean port on the inputs of one seed, as a whole."""
+        """Pass every judgement on a clean port, on the inputs of one seed."""
         inputs = self._checkpoint.inputs(seed)
         with self._port(f"clean run {seed}") as port:
             return CleanRun(seed, tuple(judge_whole(port, inputs)))
@@ -114,11 +114,10 @@ class FaultPlanter:
             if reference.training is not None:
                 trained = judge_training(port, reference.training).verdict
                 alarms += [f"training: {name}" for name in trained.judgements]
-            batch = reference.inference[0].activations
-            found = diagnose(
-                port.float64, batch.float64, batch.batch.images, source=self._checkpoint.arrays
-            ).findings
-            alarms += [f"diagnosis: {finding.activation}: {finding.statement}" for finding in found]
+            noise = reference.inference[0].activations
+            source = self._checkpoint.arrays
+            findings = diagnose(port.float64, noise.float64, noise.batch.images, source=source).findings
+            alarms += [f"diagnosis: {finding.activation}: {finding.statement}" for finding in findings]
         return CleanRun(seed, tuple(alarms))
 
     def plant(self, fault: Fault, site: Site) -> SiteResult:
@@ -139,22 +138,22 @@ class FaultPlanter:
             return SiteResult(status="does not apply", **stated)
         with self._port(f"{fault.name} at {site.label}") as port, site.apply(port):
             elsewhere = site.setting != "inference"
-            found = self._inference.judge(port, most=_EQUIVALENCE_INPUTS if elsewhere else None)
-            if elsewhere and found.killed:
+            verdict = self._inference.judge(port, most=_EQUIVALENCE_INPUTS if elsewhere else None)
+            named = None
+            if elsewhere and verdict.killed:
                 status: Status = "not equivalent"
-                named = None
             else:
                 if elsewhere:
-                    found, named = self._judge_in(site, port)
+                    verdict, named = self._judge_in(site, port)
                 else:
-                    named = self._diagnose(port, found, site.activation)
-                status = "killed" if found.killed else "survived"
+                    named = self._diagnose(port, verdict, site.activation)
+                status = "killed" if verdict.killed else "survived"
         return SiteResult(
             status=status,
-            judgements=found.judgements,
-            place=found.place,
+            judgements=verdict.judgements,
+            place=verdict.place,
             named=named,
-            inputs=found.inputs,
+            inputs=verdict.inputs,
             **stated,
         )
 
@@ -165,29 +164,30 @@ class FaultPlanter:
             trained = judge_training(port, self._reference.training)
             return trained.verdict, trained.cause
         odd = site.setting == "odd size"
-        found = self._odd.judge(port) if odd else judge_tiny(port, self._reference.tiny)
-        return found, self._diagnose(port, found, site.activation)
+        verdict = self._odd.judge(port) if odd else judge_tiny(port, self._reference.tiny)
+        return verdict, self._diagnose(port, verdict, site.activation)
 
-    def _diagnose(self, port: Pipeline, found: Verdict, activation: str) -> Cause | None:
+    def _diagnose(self, port: Pipeline, verdict: Verdict, activation: str) -> Cause | None:
         """The cause that the diagnosis names first; None where it is not at the fault's own activation."""
-        if not found.killed:
+        if not verdict.killed:
             return None
-        batch = found.batch or self._reference.inference[0]
-        # One image tells most causes; those that mix the images of a batch need two.
-        named = self._name(port, batch, 1, activation)
-        return named or (
-            self._name(port, batch, 2, activation) if len(batch.activations.batch.images) > 1 else None
-        )
+        control = verdict.control or self._reference.inference[0]
+        named = self._name(port, control, 1, activation)
+        if (
+            named is None and len(control.activations.batch.images) > 1
+        ):  # a fault may mix the images of a batch
+            named = self._name(port, control, 2, activation)
+        return named
 
-    def _name(self, port: Pipeline, batch: ControlInput, images: int, activation: str) -> Cause | None:
+    def _name(self, port: Pipeline, control: ControlInput, images: int, activation: str) -> Cause | None:
         """The first cause that the diagnosis names on the first images of an input."""
-        activations = {activation: array[:images] for activation, array in batch.activations.float64.items()}
+        activations = {name: array[:images] for name, array in control.activations.float64.items()}
         diagnosis = diagnose(
             port.float64,
             activations,
-            batch.activations.batch.images[:images],
-            given=None if batch.pixels is None else batch.given(port)[:images],
-            pixels=None if batch.pixels is None else batch.pixels[:images],
+            control.activations.batch.images[:images],
+            given=None if control.pixels is None else control.given(port)[:images],
+            pixels=None if control.pixels is None else control.pixels[:images],
             source=self._checkpoint.arrays,
             averages=self._checkpoint.averages,
             most_layers=1,

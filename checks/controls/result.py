@@ -28,7 +28,7 @@ class SiteResult:
         place: Where the comparison says that the port first differs.
         cause: The cause that the diagnosis should name; None where it has no name for it.
         named: The cause that the diagnosis names.
-        inputs: How many inputs were run until one told, in the setting.
+        inputs: How many inputs were run until one showed the fault, in the setting.
     """
 
     fault: str

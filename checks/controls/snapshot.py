@@ -22,14 +22,14 @@ class Snapshot:
 
     def differences(self, port: Pipeline) -> list[str]:
         """Name everything that is not as it was."""
-        found = [
+        changed = [
             key
             for model, clean in zip(port.models, self._clean, strict=True)
             for key, tensor in model.state_dict().items()
             if not same_bits(tensor, clean[key])
         ]
         parts = _parts(port)
-        return found + [key for key in {**self._parts, **parts} if self._parts.get(key) != parts.get(key)]
+        return changed + [key for key in {**self._parts, **parts} if self._parts.get(key) != parts.get(key)]
 
 
 def same_bits(one: Tensor, other: Tensor) -> bool:

@@ -1,4 +1,4 @@
-"""What every control is judged by: TensorFlow's side, computed once, and the clean port it belongs to."""
+"""TensorFlow's side of the controls, computed once, and the clean ports that belong to it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _AVERAGE_SHIFT = 1e-3  # relative; about what an average over a training's last 
 
 @dataclass(frozen=True, slots=True)
 class ControlInput:
-    """One input of the controls and what TensorFlow makes of it.
+    """One input of the controls with TensorFlow's activations.
 
     Attributes:
         activations: TensorFlow's side; its input holds the images that TensorFlow is given.
@@ -54,7 +54,7 @@ class ControlInput:
     standardisation: Standardisation = "fixed"
 
     def given(self, port: Pipeline) -> NDArray[Any]:
-        """What the port's network is given: (N, H, W, 3), float32."""
+        """The images that the port's network is given: (N, H, W, 3), float32."""
         if self.pixels is None:
             return self.activations.batch.images
         return port.prepare[self.standardisation](self.pixels)

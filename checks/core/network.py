@@ -62,7 +62,7 @@ class LayerKind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class NetworkLayer:
-    """One layer as it should be.
+    """A layer as it should be.
 
     Attributes:
         activation: TensorFlow scope.

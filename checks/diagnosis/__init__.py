@@ -1,4 +1,4 @@
-"""Why a port differs: every layer is run by itself, and those that are wrong are explained by known causes."""
+"""The diagnosis of a port: every layer is run by itself, and known causes explain those that are wrong."""
 
 from checks.diagnosis.causes import Cause
 from checks.diagnosis.diagnose import diagnose

@@ -18,7 +18,7 @@ _MOST_NAMES = 4  # activations named in a line of the summary
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that is wrong at one activation.
+    """A fault at one activation.
 
     A finding in the weights describes the first of its tensors that differs from the source. Where that tensor has
     another shape than the source's, there are no values to compare, and the last four attributes are None.

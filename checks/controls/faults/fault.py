@@ -23,14 +23,14 @@ Apply = Callable[[Pipeline], AbstractContextManager[None]]
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """One place that a fault can be planted in.
+    """A place that a fault can be planted in.
 
     Attributes:
         label: The place in words; unique within a fault.
-        activation: Where a comparison must say that the port first differs: an activation, or in training `LOSS` or
+        activation: The place where a comparison must say that the port first differs; in training also `LOSS` or
             `OPTIMISER`.
         apply: Plants the fault in a port, and takes it out when the context ends.
-        setting: Where it shows. In any but inference the fault is equivalent in inference at 160x160.
+        setting: The setting that shows the fault. In any but inference, it does not show in inference at 160x160.
     """
 
     label: str
@@ -46,9 +46,9 @@ class Fault:
     Attributes:
         name: Short, as `--only` takes it.
         kind: The part of a port that is wrong.
-        shipped: Where such a fault has really been shipped, or how it comes about, a sentence.
-        cause: What a diagnosis should call it; None where it has no name for it.
-        sites: Where it is planted.
+        shipped: A sentence on where such a fault was really shipped, or how it comes about.
+        cause: The cause that a diagnosis should name; None where it has no name for it.
+        sites: The places that it is planted in.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Faults in a layer: its tensors are right, and its epsilon, activation, padding or arithmetic is not."""
+"""Faults in a layer: its tensors are correct; its epsilon, activation, padding or arithmetic is not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Faults in the layer map: a wrong row is followed faithfully, so that only the activations can tell."""
+"""Faults in the layer map: the port follows a wrong row faithfully, so only its activations show the fault."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Faults in preprocessing: the network is right, and what it is given is not."""
+"""Faults in preprocessing: the network is correct, its input is not."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def _deviation(pixels: NDArray[Any]) -> NDArray[Any]:
 
 
 def _reread(images: NDArray[Any]) -> NDArray[Any]:
-    """What an NHWC buffer shows when it is taken for NCHW, back in NHWC."""
+    """Read an NHWC buffer as if it were NCHW; the result is in NHWC again."""
     count, height, width, channels = images.shape
     return images.reshape(count, channels, height, width).transpose(0, 2, 3, 1)
 

@@ -1,4 +1,4 @@
-"""Faults that inference cannot show: BatchNorm's updates, dropout, gradients, loss and optimiser."""
+"""Faults that only training shows: BatchNorm's updates, dropout, gradients, loss and optimiser."""
 
 from __future__ import annotations
 
