@@ -16,7 +16,7 @@ from checks.controls import __main__ as controls
 from checks.controls import run
 from checks.controls.faults.all_faults import ALL_FAULTS
 from checks.controls.faults.fault import Fault, Site
-from checks.controls.judge_inference import InferenceJudge, judge_whole
+from checks.controls.judge_inference import InferenceJudge, judge_whole, tensors_hold
 from checks.controls.pipeline import Pipeline
 from checks.controls.plant_faults import FaultPlanter, one_thread_each
 from checks.controls.result import CleanRun, ControlsResult
@@ -97,6 +97,17 @@ def test_every_fault_leaves_no_trace(checkpoint, port):
             with site.apply(port):
                 pass
         assert snapshot.differences(port) == [], fault.name
+
+
+@pytest.mark.parametrize(
+    "fault", ["one-ulp", "not-a-number", "row-height-width", "rows-read-averages", "scale-filled-otherwise"]
+)
+def test_judging_the_tensors_that_changed_gives_the_judgement_on_all(checkpoint, port, fault):
+    clean = checkpoint.port()
+    with _site(fault).apply(port):
+        holds = CLASSES[fault].kind == "layer map"  # a wrong row is followed faithfully
+        assert tensors_hold(port) is tensors_hold(port, clean) is holds
+    assert tensors_hold(port, clean)
 
 
 # What the controls find
