@@ -17,9 +17,10 @@ from checks.compare.result import ActivationMeasurement, InputMeasurement
 from checks.controls.pipeline import Pipeline
 from checks.controls.snapshot import same_bits
 from checks.controls.tensorflow_reference import ControlInput, TinyEmbeddings, tiny_activations
-from checks.core.activations import EMBEDDINGS, LAYERS, STAGES, run_pytorch
+from checks.core.activations import LAYERS, STAGES, run_pytorch
 from checks.core.inputs import NOISE
 from checks.core.judgement import Judgement
+from checks.core.network import EMBEDDINGS
 from converter.layer_map import Converted, Row
 from converter.plan import Plan
 

@@ -11,8 +11,9 @@ from checks.controls.faults.fault import LOSS, OPTIMISER
 from checks.controls.judge_inference import Verdict
 from checks.controls.pipeline import Pipeline
 from checks.core import thresholds
-from checks.core.activations import BOTTLENECK, LAYERS, LOGITS
+from checks.core.activations import LAYERS
 from checks.core.metrics import relative_l2
+from checks.core.network import BOTTLENECK, LOGITS
 from checks.diagnosis.causes import Cause
 from checks.gradients.judge import judge_gradients, judge_steps
 from checks.gradients.measure import measure_gradients, measure_steps

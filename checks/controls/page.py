@@ -10,8 +10,8 @@ from pathlib import Path
 from checks.controls.plant_faults import WORKERS
 from checks.controls.result import ControlsResult, SiteResult
 from checks.controls.table import remarks, summary
-from checks.core.activations import short_name
 from checks.core.environment import environment
+from checks.core.network import short_name
 from checks.report.page import Head, write_html
 from checks.report.provenance import digests, provenance, shown_path
 

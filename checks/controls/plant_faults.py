@@ -17,7 +17,7 @@ from checks.controls.pipeline import Pipeline
 from checks.controls.result import CleanRun, SiteResult, Status
 from checks.controls.snapshot import Snapshot
 from checks.controls.tensorflow_reference import ControlInput, ControlReference, ControlSource
-from checks.core.activations import LOGITS
+from checks.core.network import LOGITS
 from checks.diagnosis.causes import Cause
 from checks.diagnosis.diagnose import diagnose
 from converter.errors import DifferenceError

@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from checks.controls.pipeline import Pipeline, Standardisation
-from checks.core.activations import EMBEDDINGS, activation_names
+from checks.core.activations import activation_names
 from checks.core.inputs import NOISE, InputBatch, prewhiten, seeded_inputs, standardise
 from checks.core.models import build_port
+from checks.core.network import EMBEDDINGS
 from checks.core.source_tensors import (
     alternative_state_dict,
     expected_state_dict,

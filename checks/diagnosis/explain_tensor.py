@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from checks.core.activations import short_name
 from checks.core.metrics import ulp_distance
-from checks.core.network import KEYS, NETWORK, STATISTICS, LayerKind
+from checks.core.network import KEYS, NETWORK, STATISTICS, LayerKind, short_name
 from checks.diagnosis.causes import Cause, Explanation
 from converter.layer_map import CONVOLUTIONS
 

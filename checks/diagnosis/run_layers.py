@@ -15,7 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from checks.core.activations import BOTTLENECK, EMBEDDINGS, LAYERS, LOGITS, STAGES
+from checks.core.activations import LAYERS, STAGES
+from checks.core.network import BOTTLENECK, EMBEDDINGS, LOGITS
 from reference import InceptionResnetV1
 
 POOLS: Mapping[str, str] = {"InceptionResnetV1/Mixed_6a": "branch2", "InceptionResnetV1/Mixed_7a": "branch3"}

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from checks.controls.pipeline import Pipeline
-from checks.core.activations import BOTTLENECK, LAYERS, LOGITS, STAGES
+from checks.core.activations import LAYERS, STAGES
+from checks.core.network import BOTTLENECK, LOGITS
 from checks.diagnosis.causes import Cause
 from converter.layer_map import NETWORK_SCOPE
 

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from checks.controls.faults.change_port import Forward, forward_replaced, modules_set
 from checks.controls.faults.fault import Apply, Fault, Site, activation_of, module_of
-from checks.core.activations import EMBEDDINGS, LOGITS
+from checks.core.network import EMBEDDINGS, LOGITS
 from checks.diagnosis.causes import Cause
 from reference.inception_resnet_v1 import NORM_FLOOR
 

@@ -23,9 +23,10 @@ from checks.compare.expected import Checkpoint
 from checks.compare.expected_from_file import provenance
 from checks.compare.measure import measure
 from checks.compare.run import compare
-from checks.core.activations import EMBEDDINGS, activation_names
+from checks.core.activations import activation_names
 from checks.core.builtin_checkpoint import built_in_tensors
 from checks.core.inputs import SEEDED, InputBatch
+from checks.core.network import EMBEDDINGS
 from checks.core.source_tensors import plan_source
 from checks.core.tensorflow_side import Activations, TensorFlowSide
 from checks.diagnosis import diagnose
