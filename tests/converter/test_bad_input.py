@@ -354,7 +354,7 @@ def test_a_keras_file_of_another_network(command, tmp_path):
 def test_an_hdf5_file_of_something_else(command, tmp_path):
     with h5py.File(tmp_path / "data.h5", "w") as file:
         file["table"] = np.zeros(3)
-    command.refuses(tmp_path / "data.h5", says=[tmp_path / "data.h5", "no Keras weights inside"])
+    command.refuses(tmp_path / "data.h5", says=[tmp_path / "data.h5", "has no Keras weights"])
 
 
 @pytest.mark.parametrize("size", [8, 100, 50_000])

@@ -1,23 +1,29 @@
-"""Keras HDF5 files: the weights of a full model (`model.save`) or of `save_weights`, and nothing but weights.
+"""Keras HDF5 files: the weights of a full model (`model.save`) or of `save_weights`, and nothing else.
 
-The model's configuration, which may hold marshalled Python code in its Lambda layers, is never looked at.
-What libhdf5 has to do is done in another process (see `hdf5_worker`), which says what is in the file and
-where; weights that lie there as they are in memory, as Keras writes them, are then read without it.
+The model's configuration, which may hold marshalled Python code in its Lambda layers, is never read. libhdf5
+runs in a child process (see `read_in_child_process`), which describes the weights. A weight whose bytes are
+the same in the file and in memory, as Keras writes them, is then read without libhdf5.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from converter.child_process import AnswerError, ChildError, ChildProcess
 from converter.errors import SourceError
-from converter.formats.hdf5.process import Hdf5Process
 from converter.formats.limits import check_claims, open_regular
-from converter.formats.source import Naming, TensorInfo, TensorSource
+from converter.formats.source import DOWNLOAD_AGAIN, Naming, TensorInfo, TensorSource
+
+_CHILD = "converter.formats.hdf5.read_in_child_process"
+_DESCRIBE = "describe"
+_SECONDS = 60.0  # for one answer: a slow disk may take its time, but not this much
 
 
 class KerasHdf5(TensorSource):
@@ -27,10 +33,9 @@ class KerasHdf5(TensorSource):
         path: The file.
 
     Raises:
-        SourceError: Not HDF5, damaged, no Keras weights inside, a weight that the index names and the file
-            does not hold, a name that stands twice, data kept outside the file or not stored at all, an
-            element type that is not a standard integer or float, a filter other than gzip, shuffle and
-            fletcher32, or more data than a file of its size can hold.
+        SourceError: The file is not HDF5, is damaged, has no Keras weights, or claims more data than its size
+            justifies; or a weight is missing, named twice, kept outside the file, not stored whole, not of a
+            standard integer or float type, or stored with a filter other than gzip, shuffle and fletcher32.
         RequirementError: The process that reads HDF5 cannot be started.
     """
 
@@ -45,20 +50,22 @@ class KerasHdf5(TensorSource):
         except OSError as error:
             raise SourceError(path, f"the file cannot be read ({error.strerror})") from error
         try:
-            self._process = Hdf5Process(path)
+            self._child = ChildProcess(_CHILD, path.absolute(), seconds=_SECONDS)
         except BaseException:
             self._file.close()
             raise
         try:
+            with self._errors():
+                weights, _ = self._child.ask(_DESCRIBE)
             size = os.fstat(self._file.fileno()).st_size
-            self.info, self._offsets = self._describe(self._process.weights, size)
+            self.info, self._offsets = self._describe(weights, size)
         except BaseException:
             self.close()
             raise
         self._numbers = {name: number for number, name in enumerate(self.info)}
 
     def _describe(self, weights: Any, size: int) -> tuple[dict[str, TensorInfo], dict[str, int]]:
-        """Check what the other process says, which a damaged file may have made say anything."""
+        """Check the child's answer: a damaged file may have broken the child."""
         info: dict[str, TensorInfo] = {}
         offsets: dict[str, int] = {}
         try:
@@ -72,11 +79,7 @@ class KerasHdf5(TensorSource):
                 if offset is not None:
                     offsets[name] = offset
         except (TypeError, ValueError) as error:
-            raise SourceError(
-                self.path,
-                "damaged HDF5 (libhdf5 answers nonsense)",
-                next_step="Download or copy it again",
-            ) from error
+            raise self._damaged("libhdf5 answers nonsense") from error
         check_claims(self.path, info, size)
         for name, offset in offsets.items():
             if not 0 <= offset <= size - info[name].nbytes:
@@ -92,26 +95,57 @@ class KerasHdf5(TensorSource):
             ValueError: The source is closed.
         """
         info = self.info[name]
-        array = np.empty(info.shape, info.dtype)
         if name not in self._offsets:
-            self._process.read(self._numbers[name], name, array)
-            return array
+            return self._ask_for(name)
+        array = np.empty(info.shape, info.dtype)
         self._file.seek(self._offsets[name])
         try:
             count = self._file.readinto(array.reshape(-1).view(np.uint8).data)
         except OSError as error:
-            raise SourceError(self.path, f"cannot be read ({error.strerror})", tensor=name) from error
+            raise SourceError(
+                self.path, f"the file cannot be read ({error.strerror})", tensor=name
+            ) from error
         if count != array.nbytes:
             raise self._cut_off(name)
         return array
 
-    def _cut_off(self, name: str) -> SourceError:
+    def _ask_for(self, name: str) -> NDArray[Any]:
+        """Have the child read a weight."""
+        if self._file.closed:
+            raise ValueError(f"{self.path} is closed")
+        info = self.info[name]
+        with self._errors(name):
+            _, arrays = self._child.ask(self._numbers[name], most_bytes=info.nbytes)
+        if [(array.dtype, array.shape) for array in arrays] != [(info.dtype, info.shape)]:
+            raise self._damaged("libhdf5 reads another dtype or shape than it described", name)
+        return arrays[0]
+
+    @contextmanager
+    def _errors(self, tensor: str | None = None) -> Iterator[None]:
+        """Turn the errors of the child process into a SourceError."""
+        try:
+            yield
+        except AnswerError as error:
+            tensor = error.details.get("tensor") or tensor
+            raise SourceError(
+                self.path,
+                str(error),
+                tensor=None if tensor is None else str(tensor)[:200],
+                next_step=str(error.details.get("next_step") or DOWNLOAD_AGAIN),
+            ) from error
+        except ChildError as error:
+            raise self._damaged(f"libhdf5 {error}", tensor) from error
+
+    def _damaged(self, problem: str, tensor: str | None = None) -> SourceError:
         return SourceError(
-            self.path, "its data lies behind the end of the file", tensor=name,
-            next_step="Download or copy the file again",
-        )  # fmt: skip
+            self.path, f"this HDF5 file is damaged ({problem})", tensor=tensor, next_step=DOWNLOAD_AGAIN
+        )
+
+    def _cut_off(self, name: str) -> SourceError:
+        problem = "its data is behind the end of the file"
+        return SourceError(self.path, problem, tensor=name, next_step=DOWNLOAD_AGAIN)
 
     def close(self) -> None:
-        """Close the HDF5 file; arrays that were read stay valid."""
-        self._process.close()
+        """End the child process and close the file; arrays that were read stay valid."""
+        self._child.close()
         self._file.close()

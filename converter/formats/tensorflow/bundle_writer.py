@@ -20,10 +20,10 @@ from converter.formats.tensorflow.sstable_writer import write_table
 def write_tensor_bundle(prefix: Path, tensors: Mapping[str, NDArray[Any]]) -> tuple[Path, Path]:
     """Write a checkpoint with one data file that TensorFlow restores.
 
-    The same tensors always give the same bytes: those of TensorFlow's own BundleWriter (tf.raw_ops.SaveV2) for
-    tensors in sorted order. Tensors are fetched and written one at a time. No file is overwritten, because
-    shortening a mapped file kills the process that reads it; a caller that needs both files whole or not at
-    all writes to a temporary prefix and renames.
+    The same tensors always give the same bytes: those of TensorFlow's own BundleWriter (tf.raw_ops.SaveV2),
+    given the tensors in sorted order. Tensors are fetched and written one at a time. No file is overwritten,
+    because shortening a mapped file kills the process that reads it; a caller that needs both files whole or
+    not at all writes to a temporary prefix and renames.
 
     Args:
         prefix: The checkpoint's path without `.index`; its folder exists.

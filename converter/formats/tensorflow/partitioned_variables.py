@@ -1,8 +1,8 @@
 """Partitioned variables: variables that a checkpoint stores as several slices.
 
-TensorFlow's partitioners cut a variable along one axis (python/ops/partitioned_variables.py); a checkpoint may
-hold any grid of slices. The variable's entry in the index lists its slices. Each slice has an entry of its
-own, under a key that starts with a zero byte and is written in ordered code (core/lib/strings/
+TensorFlow's partitioners cut a variable along one axis (python/ops/partitioned_variables.py); a checkpoint
+may hold any grid of slices. The variable's entry in the index lists its slices. Each slice has an entry of
+its own, under a key that starts with a zero byte and is written in ordered code (core/lib/strings/
 ordered_code.cc), an encoding whose bytes sort as the values do.
 """
 

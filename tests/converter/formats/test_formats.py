@@ -440,14 +440,14 @@ def test_small_keras_control(tmp_path):
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        (drop_weight, "named in the file, but not there"),
-        (make_group, "named in the file, but not there"),
-        (name_twice, "there twice"),
-        (make_external, "kept in another file"),
-        (make_virtual, "kept in another file"),
-        (make_text, "not numeric"),
-        (drop_layer, "a layer named in the file, but not there"),
-        (drop_index, "no Keras weights inside"),
+        (drop_weight, "names this weight, but does not hold it"),
+        (make_group, "names this weight, but does not hold it"),
+        (name_twice, "names this weight twice"),
+        (make_external, "its data is in another file"),
+        (make_virtual, "its data is in another file"),
+        (make_text, "not a number"),
+        (drop_layer, "names this layer, but does not hold it"),
+        (drop_index, "has no Keras weights"),
     ],
 )
 def test_hostile_keras_files_are_refused(tmp_path, change, problem):

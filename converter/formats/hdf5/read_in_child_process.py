@@ -1,0 +1,196 @@
+"""Reading an HDF5 file with libhdf5, which loops and crashes on damaged files: the work of a child process.
+
+`keras` runs this module as a `ChildProcess` for each file. The request "describe" opens the file and
+describes its weights; each later request is the number of a weight to read. The child limits its own memory
+and processor time.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from converter.child_process import AnswerError, Arrays, allow_processor_time, limit_memory, serve
+
+_OPEN_SECONDS = 1.0  # of processor time; 490 weights take 0.15
+_TENSOR_SECONDS = 0.01
+_BYTES_PER_SECOND = 20 << 20  # slower than any gzip
+_SPARE_MEMORY = 200 << 20
+_FILTERS = {1: "gzip", 2: "shuffle", 3: "fletcher32"}  # H5Zpublic.h, H5Z_FILTER_...
+_MAX_RANK = 32  # H5S_MAX_RANK
+
+
+class _Child:
+    """Answers the requests about one file.
+
+    Args:
+        path: The file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: _KerasFile | None = None
+
+    def answer(self, request: Any, _: Arrays) -> tuple[Any, Arrays]:
+        """Describe the weights, or read one.
+
+        Raises:
+            AnswerError: The file is refused.
+        """
+        try:
+            if request == "describe":
+                self._file = self._open()
+                return self._file.weights, ()
+            return None, [] if self._file is None else [self._file.read(request)]
+        except MemoryError:
+            raise AnswerError(
+                "this HDF5 file is damaged: it needs more memory than its size justifies"
+            ) from None
+        except (RuntimeError, OSError, KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+            raise AnswerError(f"this HDF5 file is damaged ({str(error)[:300]})") from None
+
+    def _open(self) -> _KerasFile:
+        limit_memory(2 * self._path.stat().st_size + _SPARE_MEMORY)
+        allow_processor_time(_OPEN_SECONDS)
+        try:
+            file = h5py.File(self._path, "r")
+        except OSError as error:
+            raise AnswerError(f"this file cannot be read as HDF5 ({str(error)[:300]})") from None
+        return _KerasFile(file)
+
+
+class _KerasFile:
+    """The weights that the Keras index of an HDF5 file names.
+
+    Attributes:
+        weights: Name, dtype string, shape and offset in the file of each weight. The offset is None if the
+            bytes in the file are not those in memory: chunked, compressed or inside a header.
+
+    Args:
+        file: The open file.
+
+    Raises:
+        AnswerError: The file has no Keras weights, or a weight is not a plain array inside the file.
+        RuntimeError, OSError, KeyError, TypeError, ValueError, AttributeError: The file is damaged.
+    """
+
+    def __init__(self, file: h5py.File) -> None:
+        self._file = file
+        self._datasets: list[Any] = []
+        self.weights = []
+        for name, dataset in self._index().items():
+            self._check(name, dataset)
+            self.weights.append([name, dataset.dtype.str, dataset.shape, dataset.id.get_offset()])
+            self._datasets.append(dataset)
+
+    def read(self, number: int) -> NDArray[Any]:
+        """Read one weight into memory, with the processor time that its size justifies."""
+        dataset = self._datasets[number]
+        allow_processor_time(_TENSOR_SECONDS + dataset.nbytes / _BYTES_PER_SECOND)
+        return np.asarray(dataset[()])
+
+    def _index(self) -> dict[str, Any]:
+        root = self._get(self._file, "model_weights") if "model_weights" in self._file else self._file
+        indices = ("layer_names", "layer_names0")
+        if not isinstance(root, h5py.Group) or not any(index in root.attrs for index in indices):
+            raise AnswerError(
+                "this HDF5 file has no Keras weights",
+                next_step="Give a file written by model.save or save_weights",
+            )
+        datasets: dict[str, Any] = {}
+        for layer in self._names(root, "layer_names"):
+            group = self._get(root, layer)
+            if not isinstance(group, h5py.Group):
+                raise AnswerError("the file names this layer, but does not hold it", tensor=layer)
+            for name in self._names(group, "weight_names"):
+                dataset = self._get(group, name)
+                if not isinstance(dataset, h5py.Dataset):
+                    raise AnswerError("the file names this weight, but does not hold it", tensor=name)
+                if name in datasets:
+                    raise AnswerError("the file names this weight twice", tensor=name)
+                datasets[name] = dataset
+        return datasets
+
+    def _get(self, group: Any, name: str) -> Any:
+        """Return an object by a path of hard links, or None; soft and external links may lead anywhere."""
+        for part in name.split("/"):
+            if not isinstance(group, h5py.Group):
+                return None
+            link = group.get(part, getlink=True) if part else None
+            if link is None:
+                return None
+            if not isinstance(link, h5py.HardLink):
+                raise AnswerError("it is a soft or external link, which Keras does not write", tensor=name)
+            group = group[part]
+        return group
+
+    def _names(self, group: Any, attribute: str) -> list[str]:
+        # Keras splits a list that exceeds HDF5's 64 KiB for a header over attribute0, attribute1, ...
+        if attribute in group.attrs:
+            pieces = [group.attrs[attribute]]
+        else:
+            pieces = []
+            while f"{attribute}{len(pieces)}" in group.attrs:
+                pieces.append(group.attrs[f"{attribute}{len(pieces)}"])
+        names = []
+        for piece in pieces:
+            for name in piece:
+                if not isinstance(name, bytes | str):
+                    raise AnswerError(f"its {attribute} holds a {type(name).__name__} instead of a name")
+                try:
+                    text = name.decode() if isinstance(name, bytes) else name
+                    text.encode()  # h5py passes bytes that are not UTF-8 as surrogates
+                except UnicodeError:
+                    raise AnswerError(f"a name in its {attribute} is not UTF-8") from None
+                names.append(text)
+        return names
+
+    def _check(self, name: str, dataset: Any) -> None:
+        """Check that a dataset is a plain array, all of it in this file."""
+        if dataset.external or dataset.is_virtual:
+            raise AnswerError("its data is in another file", tensor=name)
+        if dataset.dtype.kind not in "fiu":
+            raise AnswerError(f"its dtype is {dataset.dtype}, not a number", tensor=name)
+        if dataset.shape is None or len(dataset.shape) > _MAX_RANK:
+            raise AnswerError(f"its shape is not that of an array ({dataset.shape})", tensor=name)
+        # HDF5 silently converts a float of the right size with another exponent bias.
+        if not dataset.id.get_type().equal(h5py.h5t.py_create(dataset.dtype)):
+            raise AnswerError("its element type is not a standard integer or float", tensor=name)
+        properties = dataset.id.get_create_plist()
+        filters = [properties.get_filter(i)[0] for i in range(properties.get_nfilters())]
+        unknown = [number for number in filters if number not in _FILTERS]
+        if unknown:
+            known = ", ".join(_FILTERS.values())
+            raise AnswerError(
+                f"it uses HDF5 filter number {unknown[0]}; only {known} are supported", tensor=name
+            )
+        if not _is_stored_whole(dataset, has_filters=bool(filters)):
+            raise AnswerError("not all of its data is stored in the file", tensor=name)
+
+
+def _is_stored_whole(dataset: h5py.Dataset, *, has_filters: bool) -> bool:
+    """Whether a dataset has all of its chunks, and all of its bytes if they are not compressed.
+
+    HDF5 reads zeros for data that was never stored, so that a small file could claim any size.
+    """
+    if dataset.chunks is not None:
+        chunks = math.prod(
+            -(-extent // chunk) for extent, chunk in zip(dataset.shape, dataset.chunks, strict=True)
+        )
+        if dataset.id.get_num_chunks() != chunks:
+            return False
+    if has_filters:
+        return True
+    stored = dataset.id.get_storage_size()
+    # The chunks at the edges of a dataset are stored whole.
+    return bool(stored == dataset.nbytes if dataset.chunks is None else stored >= dataset.nbytes)
+
+
+if __name__ == "__main__":
+    serve(_Child(Path(sys.argv[1])).answer)
