@@ -22,7 +22,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from converter.errors import SourceError
-from converter.hub.archive import DEVICE_NAME
 from converter.hub.catalog_entry import FIXED, PER_IMAGE, CatalogEntry
 
 VARIABLE = "FACENET_PORT_CATALOG"
@@ -153,7 +152,7 @@ def _shown(value: object) -> str:
 
 
 def _plain_name(value: object) -> str | None:
-    if not isinstance(value, str) or not _PLAIN_NAME.fullmatch(value) or DEVICE_NAME.fullmatch(value):
+    if not isinstance(value, str) or not _PLAIN_NAME.fullmatch(value):
         return None
     return None if value.casefold() in _COMMANDS else value
 

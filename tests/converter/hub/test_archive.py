@@ -1,4 +1,4 @@
-"""Archives that were made to do harm, each in its own way, and those that people really have."""
+"""Zip archives as people have them, and archives whose names, links or sizes would do harm."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ FILES = {
     f"model-{NAME}.ckpt-275.index": b"",
     f"model-{NAME}.meta": b"graph",
 }
-LOCAL_FLAGS, LOCAL_CRC, LOCAL_SIZE = 6, 14, 22  # offsets in a local file header, of 30 bytes
-CENTRAL_FLAGS, CENTRAL_METHOD, CENTRAL_CRC, CENTRAL_SIZE, CENTRAL_DISK, CENTRAL_OFFSET = 8, 10, 16, 24, 34, 42
+LOCAL_CRC, LOCAL_SIZE = 14, 22  # offsets in a local file header
+CENTRAL_CRC, CENTRAL_SIZE = 16, 24  # offsets in an entry of the table of contents
 
 
 def member(
@@ -51,12 +51,9 @@ def patched(data: bytes, offset: int, layout: str, value: int) -> bytes:
     return bytes(changed)
 
 
-def central(data: bytes, count: int = 0) -> int:
-    """Where the entry of the `count`th member in the table of contents begins."""
-    at = -1
-    for _ in range(count + 1):
-        at = data.index(b"PK\x01\x02", at + 1)
-    return at
+def central(data: bytes) -> int:
+    """The offset of the table of contents."""
+    return data.index(b"PK\x01\x02")
 
 
 def refuses(tmp_path: Path, data: bytes, says: str) -> None:
@@ -135,55 +132,47 @@ def test_a_failure_to_write_leaves_nothing(tmp_path, monkeypatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "says"),
+    "name",
     [
-        ("/etc/passwd", "absolute name"),
-        ("../outside", "leads out"),
-        ("model/../../outside", "leads out"),
-        ("model/..", "leads out"),
-        ("..\\outside", "backslash"),
-        ("C:outside", "a drive"),
-        ("C:/outside", "a drive"),
-        ("model/a:stream", "a drive"),
-        ("model//a.pb", "no file can have"),
-        ("model/./a.pb", "no file can have"),
-        ("model/a.pb.", "no file can have"),
-        ("model/a.pb ", "no file can have"),
-        ("a" * 256, "no file can have"),
-        ("model/a\n.pb", "control character"),
-        ("model/con.pb", "a device"),
-        ("LPT1", "a device"),
-        ("one/two/a.pb", "not in one folder"),
+        "/etc/passwd",
+        "../outside",
+        "model/../../outside",
+        "model/..",
+        "..\\outside",
+        "C:outside",
+        "C:/outside",
+        "model/a:stream",
+        "model//a.pb",
+        "model/./a.pb",
+        "model/a\n.pb",
+        "one/two/a.pb",
+        "",
     ],
 )
-def test_names_that_lead_elsewhere(name, says, tmp_path) -> None:
-    refuses(tmp_path, zipped((member(name), b"data")), says)
-    refuses(tmp_path, zipped((f"{NAME}.pb", b"graph"), (member(name), b"data")), says)
+def test_names_that_lead_elsewhere(name, tmp_path) -> None:
+    message = "leads outside the folder, or into a second one"
+    refuses(tmp_path, zipped((member(name), b"data")), message)
+    refuses(tmp_path, zipped((f"{NAME}.pb", b"graph"), (member(name), b"data")), message)
 
 
-def test_a_name_with_a_nul_or_none_at_all(tmp_path) -> None:
-    refuses(tmp_path, zipped(("model/aX.pb", b"data")).replace(b"aX.pb", b"a\0.pb"), "control character")
-    refuses(tmp_path, zipped((member(""), b"data")), "no file can have")
+def test_a_name_with_a_nul(tmp_path) -> None:
+    refuses(tmp_path, zipped(("model/aX.pb", b"data")).replace(b"aX.pb", b"a\0.pb"), "leads outside")
 
 
 def test_files_in_several_folders(tmp_path) -> None:
-    refuses(tmp_path, zipped(("one/a.pb", b"1"), ("two/b.pb", b"2")), "'one', 'two'")
-    refuses(tmp_path, zipped(("one/a.pb", b"1"), ("b.pb", b"2")), "not in one folder")
+    refuses(tmp_path, zipped(("one/a.pb", b"1"), ("two/b.pb", b"2")), "several folders: 'one', 'two'")
+    refuses(tmp_path, zipped(("one/a.pb", b"1"), ("b.pb", b"2")), "several folders: '', 'one'")
 
 
 @pytest.mark.parametrize("other", ["model/a.pb", "model/A.pb", "other/a.pb"])
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 def test_the_same_name_twice(other, tmp_path) -> None:
-    refuses(tmp_path, zipped(("model/a.pb", b"1"), (other, b"2")), "have one name")
-
-
-def test_the_same_name_in_two_spellings_of_unicode(tmp_path) -> None:
-    refuses(tmp_path, zipped(("mod\u00e8le.pb", b"1"), ("mode\u0300le.pb", b"2")), "have one name")
+    refuses(tmp_path, zipped(("model/a.pb", b"1"), (other, b"2")), "are called")
 
 
 def test_a_name_that_the_local_header_does_not_have(tmp_path) -> None:
     data = zipped(("model/a.pb", b"data"))
-    refuses(tmp_path, data.replace(b"model/a.pb", b"../../a.pb", 1), "not its own")
+    refuses(tmp_path, data.replace(b"model/a.pb", b"../../a.pb", 1), "differ")
 
 
 # Kinds
@@ -198,34 +187,11 @@ def test_links_and_special_files(kind, tmp_path) -> None:
 
 def test_a_file_that_says_it_is_a_folder(tmp_path) -> None:
     refuses(tmp_path, zipped((member("model/a.pb", stat.S_IFDIR | 0o755), b"data")), "special file")
-    info = member("model/a.pb", 0)
-    info.external_attr = 0x10
-    refuses(tmp_path, zipped((info, b"data")), "a file and a folder")
-
-
-def test_a_folder_with_contents(tmp_path) -> None:
-    data = zipped((member("model/X", 0), b"data")).replace(b"model/X", b"model//")
-    refuses(tmp_path, data, "no file can have")
-    data = zipped((member("modelX", 0), b"data")).replace(b"modelX", b"model/")
-    refuses(tmp_path, data, "a file and a folder")
-
-
-@pytest.mark.parametrize("bit", [0x0001, 0x0040, 0x2000])
-def test_encrypted_members(bit, tmp_path) -> None:
-    data = zipped(("model/a.pb", b"data"))
-    data = patched(patched(data, LOCAL_FLAGS, "<H", bit), central(data) + CENTRAL_FLAGS, "<H", bit)
-    refuses(tmp_path, data, "encrypted")
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
 def test_an_unusual_compression(method, tmp_path) -> None:
     refuses(tmp_path, zipped((member("model/a.pb", method=method), b"data" * 99)), "is compressed")
-
-
-def test_a_patch_and_a_member_of_another_disk(tmp_path) -> None:
-    data = zipped(("model/a.pb", b"data"))
-    refuses(tmp_path, patched(data, central(data) + CENTRAL_FLAGS, "<H", 0x20), "in a way that is not read")
-    refuses(tmp_path, patched(data, central(data) + CENTRAL_DISK, "<H", 1), "in a way that is not read")
 
 
 # Sizes
@@ -258,31 +224,11 @@ def test_too_many_members(tmp_path) -> None:
     refuses(tmp_path, zipped(*((f"model/{count}", b"") for count in range(65))), "65 members")
 
 
-def test_a_table_of_contents_that_would_fill_the_memory(tmp_path) -> None:
-    info = member("model/a.pb")
-    info.comment = bytes(60_000)
-    members = [(info, b"")]
-    for count in range(20):
-        other = member(f"model/{count}")
-        other.comment = bytes(60_000)
-        members.append((other, b""))
-    refuses(tmp_path, zipped(*members), "a table of contents of")
-
-
 @pytest.mark.parametrize("stated", [10, 5000])
 def test_a_size_that_is_stated_wrong_everywhere(stated, tmp_path) -> None:
     data = zipped(("model/a.pb", bytes(range(250)) * 4))
     data = patched(patched(data, LOCAL_SIZE, "<L", stated), central(data) + CENTRAL_SIZE, "<L", stated)
     refuses(tmp_path, data, "Bad CRC-32" if stated == 10 else "states 5000 bytes and has 1000")
-
-
-def test_a_header_that_lies(tmp_path) -> None:
-    data = zipped(("model/a.pb", bytes(range(250)) * 4))
-    refuses(tmp_path, patched(data, LOCAL_SIZE, "<L", 10), "another size or checksum")
-    refuses(tmp_path, patched(data, LOCAL_CRC, "<L", 10), "another size or checksum")
-    refuses(tmp_path, patched(data, central(data) + CENTRAL_SIZE, "<L", 10), "another size or checksum")
-    stored = zipped((member("model/a.pb", method=zipfile.ZIP_STORED), b"data"))
-    refuses(tmp_path, patched(stored, central(stored) + CENTRAL_SIZE, "<L", 5), "two sizes")
 
 
 def test_a_checksum_that_is_wrong_everywhere(tmp_path) -> None:
@@ -291,41 +237,14 @@ def test_a_checksum_that_is_wrong_everywhere(tmp_path) -> None:
     refuses(tmp_path, data, "Bad CRC-32")
 
 
-@pytest.mark.filterwarnings("ignore:Duplicate name")
-def test_members_that_share_their_bytes(tmp_path) -> None:
-    # Two entries for one file, as in a bomb that unpacks the same data again and again.
-    data = zipped((member("a", 0), b"data"), (member("a", 0), b"data"))
-    data = patched(data, central(data, 1) + CENTRAL_OFFSET, "<L", 0)
-    refuses(tmp_path, data, "overlap")
-    # A file whose data holds the header and the data of the next.
-    inner = zipped(("b", b"data"))
-    inner = inner[: central(inner)]
-    data = zipped((member("a", 0, zipfile.ZIP_STORED), inner), ("b", b"data"))
-    data = patched(data, central(data, 1) + CENTRAL_OFFSET, "<L", data.index(inner))
-    refuses(tmp_path, data, "overlap")
-
-
-def test_a_member_that_reaches_into_the_table_of_contents(tmp_path) -> None:
-    data = zipped((member("model/a.pb", method=zipfile.ZIP_STORED), b"data"))
-    for start in (LOCAL_SIZE, central(data) + CENTRAL_SIZE):
-        for offset in (start - 4, start):  # compressed and plain
-            data = patched(data, offset, "<L", 5)
-    refuses(tmp_path, data, "overlaps the table of contents")
-
-
-def test_a_member_that_lies_outside(tmp_path) -> None:
-    data = zipped(("model/a.pb", b"data"))
-    refuses(tmp_path, patched(data, central(data) + CENTRAL_OFFSET, "<L", len(data)), "outside the archive")
-
-
 # Damage
 
 
 def test_no_zip_an_empty_one_and_a_part_of_one(tmp_path) -> None:
     refuses(tmp_path, b"", "damaged zip archive")
     refuses(tmp_path, b"<html>quota</html>", "damaged zip archive")
-    refuses(tmp_path, zipped(), "no file in it")
-    refuses(tmp_path, zipped((member(f"{NAME}/", stat.S_IFDIR | 0o755), b"")), "no file in it")
+    refuses(tmp_path, zipped(), "it holds no file")
+    refuses(tmp_path, zipped((member(f"{NAME}/", stat.S_IFDIR | 0o755), b"")), "it holds no file")
     refuses(tmp_path, zipped(*FILES.items())[:-30], "damaged zip archive")
 
 
@@ -344,5 +263,5 @@ def test_any_flipped_byte_is_refused_or_changes_nothing(tmp_path_factory, data) 
         unpack(folder / "archive.zip", folder / "model")
     except SourceError:
         assert [entry.name for entry in folder.iterdir()] == ["archive.zip"]
-    else:  # a date, an attribute, a comment
+    else:  # a date, an attribute
         assert {entry.name: entry.read_bytes() for entry in (folder / "model").iterdir()} == FILES

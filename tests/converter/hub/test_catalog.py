@@ -210,7 +210,6 @@ def with_line(line: str) -> str:
         (f'["../mine"]\n{MINIMAL}', ["[../mine]", "cannot be that of a folder"]),
         (f'[".mine"]\n{MINIMAL}', ["[.mine]", "cannot be that of a folder"]),
         (f'[""]\n{MINIMAL}', ["[]", "cannot be that of a folder"]),
-        (f"[con]\n{MINIMAL}", ["[con]", "cannot be that of a folder"]),
         (f"[list]\n{MINIMAL}", ["[list]", "cannot be that of a folder"]),
         (f'["20180402-114759"]\n{MINIMAL}', ["'20180402-114759'", "already belongs to '20180402-114759'"]),
         (f"[VGGFace2]\n{MINIMAL}", ["'VGGFace2'", "already belongs to '20180402-114759'"]),
