@@ -3,7 +3,7 @@
     ["my-model"]
     dataset = "my-faces"
     url = "https://example.org/my-model.zip"
-    sha256 = "<64 hexadecimal digits: what sha256sum says of the zip>"
+    sha256 = "<64 hexadecimal digits, as sha256sum prints them for the zip>"
 
 Required: `dataset`, `sha256`, and either `drive_id` (Google Drive) or `url`. Optional: `aliases`,
 `embedding_size`, `num_classes`, `lfw_accuracy`, `standardisation` ("fixed" or "per image"), `size` (of the
@@ -15,11 +15,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from converter.errors import SourceError
 from converter.hub.catalog_entry import FIXED, PER_IMAGE, CatalogEntry
@@ -27,15 +25,22 @@ from converter.hub.catalog_entry import FIXED, PER_IMAGE, CatalogEntry
 VARIABLE = "FACENET_PORT_CATALOG"
 """The environment variable that names the file."""
 
-_MAX_SIZE = 1 << 18  # bytes; an entry takes less than 1 KiB
-_MAX_DOTS = 100  # in a line; tomllib takes time with the square of a dotted key's length
-# A name that is a plain file name on every system, since a folder is called so.
-_PLAIN_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,98}[A-Za-z0-9_-])?")
-_COMMANDS = ("list",)  # `python -m converter list` asks for no checkpoint
-_DIGEST = re.compile(r"[0-9a-fA-F]{64}")
-_DRIVE_ID = re.compile(r"[A-Za-z0-9_-]{10,100}")
-_URL = re.compile(r"https?://[!-~]+")
-_ENDING = re.compile(r"\.[A-Za-z0-9._-]{1,100}")
+_KEYS = {
+    "dataset": (str, "text"),
+    "aliases": (list, "a list of names"),
+    "embedding_size": (int, "a whole number above zero"),
+    "num_classes": (int, "a whole number above zero"),
+    "lfw_accuracy": (float, "a number between 0.0 and 1.0"),
+    "standardisation": (str, 'either "fixed" or "per image"'),
+    "drive_id": (str, "the id from a Google Drive link, as text"),
+    "url": (str, "an https or http address, as text"),
+    "size": (int, "the size of the zip in bytes, a whole number"),
+    "sha256": (str, "the zip's SHA-256 as 64 hexadecimal digits (sha256sum prints it)"),
+    "files": (dict, "a table of file names, or endings with their dot, with SHA-256 digests"),
+}
+# Folders and files are named after a checkpoint and its data set.
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_DIGEST = re.compile(r"[0-9a-f]{64}", re.IGNORECASE)
 _STANDARDISATIONS = {"fixed": FIXED, "per image": PER_IMAGE}
 
 
@@ -49,15 +54,14 @@ def catalog_path() -> Path:
 
 
 def read_catalog(built_in: Iterable[CatalogEntry]) -> tuple[CatalogEntry, ...]:
-    """The user's checkpoints, in the order of the file; none where there is no file and none was named.
+    """Read the user's checkpoints, in the order of the file; none if there is no file and none was named.
 
     Args:
-        built_in: The checkpoints whose names and aliases are taken.
+        built_in: The entries whose names and aliases are taken.
 
     Raises:
-        SourceError: The file that the environment names is missing; or a file is unreadable, larger than
-            256 KiB, not TOML, or says what a catalog cannot say: an unknown key, a missing one, a value of
-            the wrong type or form, a name or alias that is taken.
+        SourceError: The file that the environment names is missing; or a file is unreadable, not TOML, or has
+            an unknown key, a missing one, a value of the wrong type or form, or a name that is taken.
     """
     path = catalog_path()
     if not path.exists():
@@ -65,14 +69,14 @@ def read_catalog(built_in: Iterable[CatalogEntry]) -> tuple[CatalogEntry, ...]:
             return ()
         raise SourceError(
             path,
-            f"there is no such file, and {VARIABLE} names it",
-            next_step="Create the file, or unset that",
+            f"the file does not exist, and {VARIABLE} names it",
+            next_step=f"Create the file, or unset {VARIABLE}",
         )
-    taken = {label.casefold(): checkpoint.name for checkpoint in built_in for label in checkpoint.labels}
-    checkpoints = []
+    taken = {label.casefold(): entry.name for entry in built_in for label in entry.labels}
+    entries = []
     for name, values in _tables(path).items():
-        checkpoint = _checkpoint(path, name, values)
-        for label in checkpoint.labels:
+        entry = _entry(path, name, values)
+        for label in entry.labels:
             if label.casefold() in taken:
                 raise SourceError(
                     path,
@@ -80,151 +84,73 @@ def read_catalog(built_in: Iterable[CatalogEntry]) -> tuple[CatalogEntry, ...]:
                     next_step="Give another one (capitals make no difference)",
                 )
             taken[label.casefold()] = name
-        checkpoints.append(checkpoint)
-    return tuple(checkpoints)
+        entries.append(entry)
+    return tuple(entries)
 
 
 def _tables(path: Path) -> dict[str, Any]:
     import tomllib
 
-    if path.exists() and not path.is_file():  # a pipe would be waited for
+    if not path.is_file():
         raise SourceError(path, "not a regular file", next_step="Copy its content to a file")
     try:
-        with path.open("rb") as file:
-            text = file.read(_MAX_SIZE + 1)
-        if len(text) > _MAX_SIZE:
-            raise SourceError(
-                path, f"more than {_MAX_SIZE} bytes, too much for a catalog", next_step="Shorten it"
-            )
-        for number, line in enumerate(text.splitlines(), 1):
-            if line.count(b".") > _MAX_DOTS:
-                problem = f"line {number} has more than {_MAX_DOTS} dots, too many for a catalog"
-                raise SourceError(path, problem, next_step="Correct it")
-        return tomllib.loads(text.decode())
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise SourceError(path, f"cannot be read ({error.strerror or error})") from error
-    except (
-        ValueError,
-        RecursionError,
-    ) as error:  # a TOMLDecodeError and a UnicodeDecodeError are ValueErrors
+    except (ValueError, RecursionError) as error:  # undecodable bytes and wrong TOML are ValueErrors
         raise SourceError(path, f"not TOML ({error})", next_step="Correct it") from error
 
 
-def _checkpoint(path: Path, name: str, values: Any) -> CatalogEntry:
-    """One table as a checkpoint."""
+def _entry(path: Path, name: str, values: Any) -> CatalogEntry:
+    """Turn one table into an entry, or say what is wrong with it."""
 
     def wrong(problem: str, next_step: str) -> SourceError:
         return SourceError(path, f"[{name}]{problem}", next_step=next_step)
 
+    def wrong_value(key: str) -> SourceError:
+        return wrong(f" {key}: this is not {_KEYS[key][1]}", "Correct the value")
+
     if not isinstance(values, dict):
         raise wrong(" is not a table", "Put it under the name of a checkpoint, in [brackets]")
-    if _plain_name(name) is None:
-        raise wrong(": the name cannot be that of a folder", f"Use {_RULES['dataset'].form}")
-    read: dict[str, Any] = {}
     for key, value in values.items():
-        rule = _RULES.get(key)
-        if rule is None:
-            raise wrong(f": unknown key {key!r}", f"The keys are {', '.join(_RULES)}")
-        read[key] = rule.read(value)
-        if read[key] is None:
-            raise wrong(f" {key}: {_shown(value)} will not do", f"Give {rule.form}")
+        if key not in _KEYS:
+            raise wrong(f": unknown key {key!r}", f"The keys are {', '.join(_KEYS)}")
+        if type(value) is not _KEYS[key][0]:
+            raise wrong_value(key)
     for key in ("dataset", "sha256"):
-        if key not in read:
-            raise wrong(f": the key {key!r} is missing", f"Give {_RULES[key].form}")
-    if ("drive_id" in read) == ("url" in read):
-        which = "both 'drive_id' and 'url' are" if "url" in read else "neither 'drive_id' nor 'url' is"
+        if key not in values:
+            raise wrong(f": the key {key!r} is missing", f"Give {_KEYS[key][1]}")
+    if ("drive_id" in values) == ("url" in values):
+        which = "both 'drive_id' and 'url' are" if "url" in values else "neither 'drive_id' nor 'url' is"
         raise wrong(f": {which} given", "Give exactly one of them")
+    aliases, files = values.get("aliases", []), values.get("files", {})
+    for label in (name, values["dataset"], *aliases):
+        if not isinstance(label, str) or not _NAME.fullmatch(label):
+            allowed = "at most 100 letters, digits, '.', '_' and '-', a letter or digit first"
+            raise wrong(f": {label!r} cannot name a file", f"Use {allowed}")
+    for key, digests in (("sha256", [values["sha256"]]), ("files", files.values())):
+        if not all(isinstance(digest, str) and _DIGEST.fullmatch(digest) for digest in digests):
+            raise wrong_value(key)
+    if "url" in values and not values["url"].startswith(("https://", "http://")):
+        raise wrong_value("url")
+    for key in ("embedding_size", "num_classes", "size"):
+        if values.get(key, 1) < 1:
+            raise wrong_value(key)
+    if values.get("standardisation", "fixed") not in _STANDARDISATIONS:
+        raise wrong_value("standardisation")
+    if not 0 <= values.get("lfw_accuracy", 0.0) <= 1:
+        raise wrong_value("lfw_accuracy")
     return CatalogEntry(
         name=name,
-        link=read.pop("url", None),
-        archive_size=read.pop("size", None),
-        archive_sha256=read.pop("sha256"),
-        sha256=read.pop("files", {}),
-        **read,
+        dataset=values["dataset"],
+        aliases=tuple(aliases),
+        embedding_size=values.get("embedding_size"),
+        num_classes=values.get("num_classes"),
+        lfw_accuracy=values.get("lfw_accuracy"),
+        standardisation=_STANDARDISATIONS.get(values.get("standardisation", "")),
+        drive_id=values.get("drive_id"),
+        link=values.get("url"),
+        archive_size=values.get("size"),
+        archive_sha256=values["sha256"].lower(),
+        sha256={file: digest.lower() for file, digest in files.items()},
     )
-
-
-def _shown(value: object) -> str:
-    try:
-        return repr(value)[:200]
-    except (ValueError, RecursionError):  # Python writes out no number of over 4,300 digits
-        return "what stands there"
-
-
-def _plain_name(value: object) -> str | None:
-    if not isinstance(value, str) or not _PLAIN_NAME.fullmatch(value):
-        return None
-    return None if value.casefold() in _COMMANDS else value
-
-
-def _names(value: object) -> tuple[str, ...] | None:
-    if not isinstance(value, list) or any(_plain_name(item) is None for item in value):
-        return None
-    return tuple(value)
-
-
-def _count(value: object) -> int | None:
-    # A bool is an int, but not of this type.
-    return value if type(value) is int and 0 < value < 1 << 63 else None
-
-
-def _share(value: object) -> float | None:
-    return value if isinstance(value, float) and 0 < value <= 1 else None
-
-
-def _standardisation(value: object) -> str | None:
-    return _STANDARDISATIONS.get(value) if isinstance(value, str) else None
-
-
-def _digest(value: object) -> str | None:
-    return value.lower() if isinstance(value, str) and _DIGEST.fullmatch(value) else None
-
-
-def _digests(value: object) -> dict[str, str] | None:
-    if not isinstance(value, dict):
-        return None
-    digests = {name: _digest(digest) for name, digest in value.items() if _is_file_or_ending(name)}
-    whole = {name: digest for name, digest in digests.items() if digest is not None}
-    return whole if len(whole) == len(value) else None
-
-
-def _is_file_or_ending(name: str) -> bool:
-    return _plain_name(name) is not None or _ENDING.fullmatch(name) is not None
-
-
-def _drive_id(value: object) -> str | None:
-    return value if isinstance(value, str) and _DRIVE_ID.fullmatch(value) else None
-
-
-def _link(value: object) -> str | None:
-    if not isinstance(value, str) or not _URL.fullmatch(value):
-        return None
-    try:
-        return value if urlsplit(value).hostname else None
-    except ValueError:  # of an address in brackets that is none
-        return None
-
-
-@dataclass(frozen=True, slots=True)
-class _Rule:
-    """How the value of a key is read: None is a value of the wrong type or form, which `form` describes."""
-
-    read: Callable[[object], Any]
-    form: str
-
-
-_RULES: Mapping[str, _Rule] = {
-    "dataset": _Rule(
-        _plain_name, "a plain name of at most 100 letters, digits, '.', '_' and '-', a letter or digit first"
-    ),
-    "aliases": _Rule(_names, "a list of plain names"),
-    "embedding_size": _Rule(_count, "a whole number above zero"),
-    "num_classes": _Rule(_count, "a whole number above zero"),
-    "lfw_accuracy": _Rule(_share, "a number with a decimal point between 0.0 and 1.0"),
-    "standardisation": _Rule(_standardisation, 'either "fixed" or "per image"'),
-    "drive_id": _Rule(_drive_id, "the id out of a Google Drive link, as text"),
-    "url": _Rule(_link, "an https or http address, as text"),
-    "size": _Rule(_count, "the size of the zip in bytes, a whole number"),
-    "sha256": _Rule(_digest, "the zip's SHA-256 as 64 hexadecimal digits (sha256sum prints it)"),
-    "files": _Rule(_digests, "a table of file names, or endings with their dot, with SHA-256 digests"),
-}

@@ -14,7 +14,6 @@ def make_text_attacks() -> None:
     attack("no-name.checkpoint", "a name that is a folder", b'model_checkpoint_path: "/etc/"\n')
     known = f'["m"]\ndataset = "d"\nurl = "https://example.org/m.zip"\nsha256 = "{"0" * 64}"\n'
     attack("nested.toml", "arrays nested 50,000 deep", b"a = " + b"[" * 50_000)
-    attack("dotted-key.toml", "a key of 20,000 parts", b"a." * 20_000 + b"b = 1\n")
     attack("number-of-5000-digits.toml", "a size of 5,000 digits", (known + "size = " + "9" * 5000).encode())
     attack("key-twice.toml", "one key twice", (known + 'dataset = "e"\n').encode())
     attack(

@@ -1,4 +1,4 @@
-"""The catalog: what is built in, what users add, what is refused, and where things are kept."""
+"""The catalog: the built-in checkpoints, those that users add, and where their files are kept."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ def test_where_the_file_is_looked_for(home, monkeypatch, write) -> None:
 
 def test_a_file_that_is_named_has_to_be_there(home, monkeypatch) -> None:
     monkeypatch.setenv("FACENET_PORT_CATALOG", "~/missing.toml")
-    with pytest.raises(SourceError, match=re.escape(f"{home}/missing.toml: there is no such file")):
+    with pytest.raises(SourceError, match=re.escape(f"{home}/missing.toml: the file does not exist")):
         all_entries()
     assert find_entry("vggface2") is BUILT_IN[0]  # a built-in name does not need it
 
@@ -182,35 +182,33 @@ def with_line(line: str) -> str:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        (with_line('colour = "red"'), ["[mine]", "unknown key 'colour'", "embedding_size"]),
-        (with_line("dataset = 1"), ["[mine] dataset: 1", "plain name"]),
-        (with_line('dataset = "a/b"'), ["[mine] dataset: 'a/b'", "plain name"]),
-        (with_line('aliases = "a"'), ["[mine] aliases", "list of plain names"]),
-        (with_line('aliases = ["../a"]'), ["[mine] aliases", "list of plain names"]),
-        (with_line("embedding_size = 0"), ["[mine] embedding_size: 0", "above zero"]),
-        (with_line("embedding_size = 512.0"), ["[mine] embedding_size: 512.0", "whole number"]),
-        (with_line("num_classes = true"), ["[mine] num_classes: True", "whole number"]),
-        (with_line("lfw_accuracy = 99.65"), ["[mine] lfw_accuracy: 99.65", "between 0.0 and 1.0"]),
-        (with_line("lfw_accuracy = nan"), ["[mine] lfw_accuracy: nan", "between 0.0 and 1.0"]),
+        (with_line('colour = "red"'), ["[mine]: unknown key 'colour'", "embedding_size"]),
+        (with_line("dataset = 1"), ["[mine] dataset", "text"]),
+        (with_line('dataset = "a/b"'), ["[mine]: 'a/b' cannot name a file"]),
+        (with_line('aliases = "a"'), ["[mine] aliases", "list of names"]),
+        (with_line('aliases = ["../a"]'), ["[mine]: '../a' cannot name a file"]),
+        (with_line("aliases = [1]"), ["[mine]: 1 cannot name a file"]),
+        (with_line("embedding_size = 0"), ["[mine] embedding_size", "above zero"]),
+        (with_line("embedding_size = 512.0"), ["[mine] embedding_size", "whole number"]),
+        (with_line("num_classes = true"), ["[mine] num_classes", "whole number"]),
+        (with_line("lfw_accuracy = 99.65"), ["[mine] lfw_accuracy", "between 0.0 and 1.0"]),
+        (with_line("lfw_accuracy = nan"), ["[mine] lfw_accuracy", "between 0.0 and 1.0"]),
         (with_line('standardisation = "prewhiten"'), ["[mine] standardisation", '"per image"']),
-        (with_line('size = "1 MB"'), ["[mine] size: '1 MB'", "in bytes"]),
-        (with_line('sha256 = "abc"'), ["[mine] sha256: 'abc'", "64 hexadecimal digits"]),
-        (with_line(f'files = {{ "../a" = "{DIGEST}" }}'), ["[mine] files", "file names"]),
+        (with_line('size = "1 MB"'), ["[mine] size", "in bytes"]),
+        (with_line('sha256 = "abc"'), ["[mine] sha256", "64 hexadecimal digits"]),
         (with_line('files = { ".pb" = "abc" }'), ["[mine] files", "SHA-256"]),
+        (with_line('files = { ".pb" = 1 }'), ["[mine] files", "SHA-256"]),
         (with_line('url = "ftp://example.org/a"'), ["[mine] url", "https or http"]),
         (with_line('url = "file:///etc/passwd"'), ["[mine] url", "https or http"]),
-        (with_line('url = "https:///a b"'), ["[mine] url", "https or http"]),
-        (with_line('url = "https://[1/a"'), ["[mine] url", "https or http"]),
         (with_line('drive_id = "0B5MzpY9kBtDV"'), ["[mine]", "both", "exactly one"]),
-        (with_line('drive_id = "a&b=c"'), ["[mine] drive_id", "Google Drive link"]),
+        (with_line("drive_id = 1"), ["[mine] drive_id", "Google Drive link"]),
         (f'[mine]\ndataset = "a"\nsha256 = "{DIGEST}"', ["[mine]", "neither 'drive_id' nor 'url'"]),
         ('[mine]\ndataset = "a"\nurl = "https://example.org"', ["[mine]", "'sha256' is missing"]),
         (f'[mine]\nurl = "https://example.org"\nsha256 = "{DIGEST}"', ["[mine]", "'dataset' is missing"]),
         ("mine = 1", ["[mine] is not a table"]),
-        (f'["../mine"]\n{MINIMAL}', ["[../mine]", "cannot be that of a folder"]),
-        (f'[".mine"]\n{MINIMAL}', ["[.mine]", "cannot be that of a folder"]),
-        (f'[""]\n{MINIMAL}', ["[]", "cannot be that of a folder"]),
-        (f"[list]\n{MINIMAL}", ["[list]", "cannot be that of a folder"]),
+        (f'["../mine"]\n{MINIMAL}', ["[../mine]", "cannot name a file"]),
+        (f'[".mine"]\n{MINIMAL}', ["[.mine]", "cannot name a file"]),
+        (f'[""]\n{MINIMAL}', ["[]", "cannot name a file"]),
         (f'["20180402-114759"]\n{MINIMAL}', ["'20180402-114759'", "already belongs to '20180402-114759'"]),
         (f"[VGGFace2]\n{MINIMAL}", ["'VGGFace2'", "already belongs to '20180402-114759'"]),
         (with_line('aliases = ["casia-webface"]'), ["[mine]", "already belongs to '20180408-102900'"]),
@@ -220,10 +218,9 @@ def with_line(line: str) -> str:
         (f"[mine]\n{MINIMAL}[mine]\n{MINIMAL}", ["not TOML"]),
         (b"\xff\xfe", ["not TOML"]),
         ("a = " + "[" * 5000, ["not TOML"]),
-        ("#" * (1 << 20) + "\n", ["too much for a catalog"]),
     ],
 )
-def test_what_a_catalog_cannot_say(text, says, write) -> None:
+def test_mistakes_in_a_catalog(text, says, write) -> None:
     path = write(text)
     with pytest.raises(SourceError) as caught:
         all_entries()
@@ -237,7 +234,7 @@ def test_what_a_catalog_cannot_say(text, says, write) -> None:
 
 def test_every_key_that_is_read_is_documented() -> None:
     assert user_catalog.__doc__ is not None
-    for key in user_catalog._RULES:
+    for key in user_catalog._KEYS:
         assert re.search(rf"\b{key}\b", user_catalog.__doc__), key
 
 
@@ -263,11 +260,3 @@ def test_state_dicts_lie_where_torch_hub_keeps_them(torch_home, xdg, monkeypatch
         if value is not None:
             monkeypatch.setenv(variable, value)
     assert cache.hub_checkpoints() == Path(torch.hub.get_dir()) / "checkpoints"
-
-
-def test_a_number_of_thousands_of_digits(write) -> None:
-    """Python refuses to write it out, so that no message can show it."""
-    entry = f'["mine"]\ndataset = "x"\nurl = "https://x.org/x.zip"\nsha256 = "{"0" * 64}"\n'
-    write(f"{entry}size = 0x{'f' * 5000}\n")
-    with pytest.raises(SourceError, match="size: what stands there will not do"):
-        all_entries()
