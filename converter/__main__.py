@@ -1,4 +1,4 @@
-"""`python -m converter`: a thin shell around `converter.convert_file`, `convert_steps` and `listing`."""
+"""`python -m converter`: a thin shell around `converter.convert_file`, `convert_folder` and `listing`."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from converter.hub import catalog
 from converter.progress import ProgressBar
 
 if TYPE_CHECKING:
-    from converter.convert_file import OutputFormat
     from converter.hub.catalog_entry import CatalogEntry
+    from converter.output_names import OutputFormat
 
 _EPILOG = """\
 SOURCE may be a name (`list` shows all), a model folder or its `checkpoint` file, a checkpoint prefix, an
@@ -112,13 +112,13 @@ def _convert(arguments: argparse.Namespace, source: Path, named: CatalogEntry | 
 
 def _convert_steps(arguments: argparse.Namespace, source: Path) -> int:
     from converter import render as conversion_table
-    from converter.convert_folder import convert_steps
+    from converter.convert_folder import convert_folder
 
     for option in ("parts", "sha256"):
         if getattr(arguments, option):
             raise UsageError(f"--{option} is about one conversion; it does not go with --all-steps.")
     with ProgressBar("converting", quiet=arguments.quiet) as progress:
-        conversions = convert_steps(
+        conversions = convert_folder(
             source,
             arguments.output or Path(),
             output_format=_output_format(arguments),

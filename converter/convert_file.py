@@ -1,4 +1,4 @@
-"""From a file to a verified file: open, plan, convert, write, read back, compare, and only then appear."""
+"""Conversion of one file: open, plan, convert, write, read back and compare; only then does a file appear."""
 
 from __future__ import annotations
 
@@ -8,50 +8,45 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
-from converter.atomic import AtomicFiles, sync
+from converter.atomic import AtomicFiles
 from converter.casting import Cast, state_casts
-from converter.convert import convert_tensors, tensorflow_tensors, to_numpy_state_dict, to_tensorflow
-from converter.errors import DifferenceError, RequirementError, SourceError, UsageError
+from converter.convert import convert_tensors, tensorflow_tensors
+from converter.errors import SourceError, UsageError
 from converter.formats.detect import open_source
 from converter.formats.source import TensorSource
 from converter.formats.tensorflow.bundle import TensorBundle
-from converter.formats.tensorflow.bundle_writer import write_tensor_bundle
-from converter.formats.tensorflow.checkpoint_state import Snapshot
-from converter.hub.catalog import BUILT_IN, BUILT_IN_BY_NAME
-from converter.hub.catalog_entry import CatalogEntry
+from converter.hub.identify import find_namesake, identify
 from converter.hub.locate import locate
 from converter.layer_map import Converted, Row
-from converter.manifest import build_manifest, describe_source, file_digest, manifest_path, tensor_digest
+from converter.manifest import file_digest, tensor_digest
+from converter.output_names import OutputFormat, check_ending, default_output, model_name
 from converter.plan import LeftOut, MappingError, Plan, Weights, describe, plan_conversion
+from converter.write_output import Output, explain_write_errors
 
-OutputFormat = Literal["pt", "safetensors", "tensorflow"]
 Progress = Callable[[int, int], None]
-"""Told how many bytes are done, of how many."""
-
-_MODEL = re.compile(r"model-(?P<name>.+)\.ckpt(-\d+)?")  # as facenet's training scripts call checkpoints
+"""Called with the bytes that are done and the bytes of the whole work."""
 
 
 @dataclass(frozen=True, slots=True)
 class Conversion:
-    """What a conversion did.
+    """Result of a conversion.
 
     Attributes:
-        source: What was opened.
+        source: The file, folder or prefix that was opened.
         source_format: Its format in words.
         source_digests: Name of each file read to its SHA-256.
-        archive_sha256: SHA-256 of the archive that they were unpacked from, if the caller named one.
-        published: Name of the published checkpoint that the digests prove the source to be, or None.
-        namesake: Name of the published checkpoint that the source is called after although its digests are
-            others; None where it is the published one, has a name of its own, or no digest is known.
-        plan: What became of every tensor.
+        archive_sha256: SHA-256 of the archive that they were unpacked from, if the caller gave one.
+        published: Name of the published checkpoint that the source is, by its digests, or None.
+        namesake: Name of a published checkpoint that the source shares while its digests differ; None if the
+            source is the published one, has a name of its own, or no digest is known.
+        plan: The plan that was carried out.
         left_out: Every source tensor that is not in the output, with the reason.
-        casts: Name of each source tensor that was cast to float32 to what that did.
-        outputs: Every file written to its SHA-256, manifests included.
+        casts: Name of each source tensor that was cast to float32 to the effect of the cast.
+        outputs: Every file written, manifests included, to its SHA-256.
         digests: state_dict key to the SHA-256 of the PyTorch tensor.
     """
 
@@ -69,83 +64,8 @@ class Conversion:
 
     @property
     def cast_statements(self) -> tuple[str, ...]:
-        """What was cast to float32 and what that changed, a sentence for each dtype."""
+        """A sentence for each dtype that was cast to float32: how many tensors, and what changed."""
         return state_casts(self.casts)
-
-
-@dataclass(frozen=True, slots=True)
-class _Target:
-    """One state_dict to write: the name without folder, and what of the table goes in."""
-
-    name: str
-    rows: tuple[Row, ...]
-
-
-def model_name(source: TensorSource) -> str:
-    """The model's name in the name of its file: `model-NAME.ckpt-STEP` and `NAME.pb` give NAME."""
-    name = source.path.name
-    match = _MODEL.fullmatch(name)
-    if match:
-        return match["name"]
-    return name if isinstance(source, TensorBundle) else source.path.stem
-
-
-def default_output(source: TensorSource, output_format: OutputFormat) -> Path:
-    """The name that a conversion gets unasked, in the current folder: `<model>-<dataset>.pt`.
-
-    The data set is known for the published checkpoints only; otherwise the model's name stands alone.
-    """
-    name = model_name(source)
-    if output_format == "tensorflow":
-        return Path(f"model-{name}.ckpt-0")
-    return Path(f"{_with_dataset(name)}.{output_format}")
-
-
-def step_output(snapshot: Snapshot, output_format: OutputFormat) -> Path:
-    """The name that a checkpoint gets among those of its training: the step stands behind it."""
-    match = _MODEL.fullmatch(snapshot.model)
-    name = match["name"] if match else snapshot.model
-    behind = "" if snapshot.step is None else f"-{snapshot.step}"
-    if output_format == "tensorflow":
-        return Path(f"model-{name}.ckpt{behind}")
-    return Path(f"{_with_dataset(name)}{behind}.{output_format}")
-
-
-def _with_dataset(name: str) -> str:
-    published = BUILT_IN_BY_NAME.get(name)
-    return f"{name}-{published.dataset}" if published else name
-
-
-def identify(digests: Mapping[str, str]) -> str | None:
-    """Name the published checkpoint whose files have these digests.
-
-    Args:
-        digests: File name to SHA-256.
-
-    Returns:
-        The checkpoint's name, or None where the weights' digest is not a published one or another differs.
-    """
-    return next((known.name for known in BUILT_IN if _is_published(known, digests)), None)
-
-
-def find_namesake(name: str, digests: Mapping[str, str]) -> str | None:
-    """Name the published checkpoint that a source is called after without being it.
-
-    Args:
-        name: The source's name, as `model_name` gives it.
-        digests: File name to SHA-256.
-
-    Returns:
-        The checkpoint's name; None where the name is none of theirs, or no published digest contradicts it.
-    """
-    known = next((checkpoint for checkpoint in BUILT_IN if checkpoint.name == name), None)
-    return None if known is None or _is_published(known, digests) is not False else known.name
-
-
-def _is_published(known: CatalogEntry, digests: Mapping[str, str]) -> bool | None:
-    """Whether files are those of a published checkpoint; None where no digest of theirs was published."""
-    verdicts = [digest in stated for name, digest in digests.items() if (stated := known.digests(name))]
-    return all(verdicts) if verdicts else None
 
 
 def convert_file(
@@ -167,67 +87,59 @@ def convert_file(
         path: Anything that `open_source` takes, or the name of a published model.
         output: The file to write, for `tensorflow` the checkpoint prefix; None takes `default_output`.
         output_format: A PyTorch state_dict, the same as safetensors, or a TensorFlow checkpoint.
-        parts: Also write `-features` and `-logits`, the state_dict in two.
-        weights: As in `plan.plan_conversion`.
+        parts: Also write the state_dict in two parts, `-features` and `-logits`.
+        weights: As in `plan_conversion`.
         step: As in `open_source`.
-        sha256: The SHA-256 that the source is expected to have, one for each of its files, in hexadecimal;
-            empty expects nothing.
+        sha256: The expected SHA-256 of each file of the source, in hexadecimal; empty expects nothing.
         archive_sha256: SHA-256 of the archive that the source was unpacked from, for the manifest.
         overwrite: Whether files that exist may be replaced.
-        progress: Told of progress.
+        progress: Progress callback.
 
     Raises:
-        SourceError: The source is unreadable or corrupt, or a file of it has none of the expected SHA-256.
+        SourceError: The source is unreadable or corrupt, or one of its files has none of the expected SHA-256.
         MappingError: The source is not this network, or a value of it is beyond float32.
-        UsageError: An output exists, its folder does not, its ending says another format, parts of what has
-            no parts are asked for, or what is expected is no SHA-256.
+        UsageError: An output exists, its folder does not, its ending says another format, `parts` is asked of
+            a source without logits, or `sha256` holds something else.
         RequirementError: An output cannot be written, for example because the disk is full.
-        DifferenceError: What was written does not read back as it was.
+        DifferenceError: An output reads back different from what was written.
 
-    Whatever is raised, nothing is left behind.
+    Nothing is left behind after an error.
     """
-    output = None if output is None else Path(output)
     if output is not None:
-        _check_ending(output, output_format)
+        check_ending(Path(output), output_format)
     expected = _normalise_digests(sha256)
-    # Hashing lets go of the interpreter: digests are made beside the conversion and collected at the end.
+    # Hashing releases the interpreter lock: digests are made beside the conversion and collected at the end.
     with open_source(locate(path), step=step) as source, ThreadPoolExecutor(2) as pool:
         source_hashes = {file.name: pool.submit(file_digest, file) for file in source.files}
         with _naming(source.path):
             tensors = tensorflow_tensors(source)
             plan = plan_conversion(describe(tensors), weights=weights)
-        destination = output or default_output(source, output_format)
-        targets = _targets(plan, destination, output_format, parts)
-        meter = _Meter(progress, [plan.rows, *(target.rows for target in targets)])
+        destination = Path(output) if output is not None else default_output(source, output_format)
+        rows_of = _split(plan, destination, output_format, parts)
+        meter = _Meter(progress, [plan.rows, *rows_of.values()])
         with AtomicFiles(destination.parent, overwrite=overwrite) as files:
-            staged = {target: _stage(files, target, output_format) for target in targets}
+            outputs = [Output(path, rows, output_format, files) for path, rows in rows_of.items()]
             with _naming(source.path):
-                made = _make(tensors, plan, pool, meter)
+                converted = _convert(tensors, plan, pool, meter)
             if isinstance(source, TensorBundle):
                 source.release()
             if expected:
                 _check_source(source, _results(source_hashes), expected)
-            hashes: dict[_Target, dict[str, Future[str]]] = {}
-            for target, paths in staged.items():
-                part = {row.key: made.state_dict[row.key] for row in target.rows}
-                with _writing(destination):
-                    _write(paths, part, plan, output_format)
-                hashes[target] = _hash_and_sync(paths, pool)
-                _read_back(paths, part, output_format, meter)
-            conversion = _describe(source, _results(source_hashes), archive_sha256, plan, made)
+            for one in outputs:
+                one.write(converted.state_dict, plan.variant, pool)
+                one.read_back(converted.state_dict, meter.advance)
+            conversion = _describe(source, _results(source_hashes), archive_sha256, plan, converted)
             written: dict[Path, str] = {}
-            for target, paths in staged.items():
-                with _writing(destination):
-                    digests = _write_manifest(paths, target, conversion, _results(hashes[target]))
-                written |= {destination.with_name(name): digest for name, digest in digests.items()}
-            with _writing(destination):
+            for one in outputs:
+                written |= one.write_manifest(conversion)
+            with explain_write_errors(destination):
                 files.commit()
     return replace(conversion, outputs=written)
 
 
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Say which file it is whose tensors are not those of the network."""
+    """Name the file whose tensors are not those of the network."""
     try:
         yield
     except MappingError as error:
@@ -241,8 +153,30 @@ def _normalise_digests(sha256: Collection[str]) -> frozenset[str]:
     return frozenset(digest.lower() for digest in sha256)
 
 
+def _split(
+    plan: Plan, destination: Path, output_format: OutputFormat, parts: bool
+) -> dict[Path, tuple[Row, ...]]:
+    """Path of each output to the rows of the layer map that go into it."""
+    if not parts:
+        return {destination: plan.rows}
+    if output_format == "tensorflow":
+        raise UsageError("--parts splits a state_dict; it does not go with --to tensorflow.")
+    if plan.variant.num_classes is None:
+        raise UsageError("--parts needs a source with logits, and this one has none. Leave the option out.")
+    stem, suffix = destination.stem, destination.suffix
+    return {
+        destination: plan.rows,
+        destination.with_name(f"{stem}-features{suffix}"): tuple(
+            row for row in plan.rows if not row.key.startswith("logits.")
+        ),
+        destination.with_name(f"{stem}-logits{suffix}"): tuple(
+            row for row in plan.rows if row.key.startswith("logits.")
+        ),
+    }
+
+
 def _check_source(source: TensorSource, digests: Mapping[str, str], expected: frozenset[str]) -> None:
-    """Hold every file of the source to the digests that the user expects."""
+    """Check that every file of the source has a digest that the user expects."""
     for file in source.files:
         if digests[file.name] not in expected:
             raise SourceError(
@@ -254,32 +188,28 @@ def _check_source(source: TensorSource, digests: Mapping[str, str], expected: fr
 
 
 @dataclass(frozen=True, slots=True)
-class _Made:
-    """The state_dict in memory, the digests of its tensors in the making, and what was cast for it."""
+class _Converted:
+    """The state_dict in memory, the digests of its tensors in the making, and the casts."""
 
     state_dict: Mapping[str, NDArray[Any]]
     hashes: Mapping[str, Future[str]]
     casts: Mapping[str, Cast]
 
 
-def _make(tensors: Mapping[str, NDArray[Any]], plan: Plan, pool: ThreadPoolExecutor, meter: _Meter) -> _Made:
+def _convert(
+    tensors: Mapping[str, NDArray[Any]], plan: Plan, pool: ThreadPoolExecutor, meter: _Meter
+) -> _Converted:
     state_dict: dict[str, NDArray[Any]] = {}
     hashes: dict[str, Future[str]] = {}
     casts: dict[str, Cast] = {}
-    for entry in convert_tensors(tensors, plan):
-        state_dict[entry.row.key] = entry.array
-        hashes[entry.row.key] = pool.submit(tensor_digest, entry.array)
-        if isinstance(entry.row, Converted) and entry.cast is not None:
-            casts[plan.sources[entry.row.variable]] = entry.cast
-        meter.advance(entry.row.entry.nbytes)
-    return _Made(state_dict, hashes, casts)
-
-
-def _hash_and_sync(paths: _Paths, pool: ThreadPoolExecutor) -> dict[str, Future[str]]:
-    hashes = {file.name: pool.submit(file_digest, file) for file in paths.files}
-    for file in paths.files:
-        pool.submit(sync, file)  # the disk is slow: `commit` finds this done
-    return hashes
+    for tensor in convert_tensors(tensors, plan):
+        row = tensor.row
+        state_dict[row.key] = tensor.array
+        hashes[row.key] = pool.submit(tensor_digest, tensor.array)
+        if isinstance(row, Converted) and tensor.cast is not None:
+            casts[plan.sources[row.variable]] = tensor.cast
+        meter.advance(tensor.array.nbytes)
+    return _Converted(state_dict, hashes, casts)
 
 
 def _describe(
@@ -287,9 +217,9 @@ def _describe(
     digests: Mapping[str, str],
     archive_sha256: str | None,
     plan: Plan,
-    made: _Made,
+    converted: _Converted,
 ) -> Conversion:
-    """The conversion, but for what it will have written."""
+    """The result without its outputs."""
     return Conversion(
         source=source.path,
         source_format=source.format,
@@ -298,44 +228,23 @@ def _describe(
         published=identify(digests),
         namesake=find_namesake(model_name(source), digests),
         plan=plan,
-        left_out=plan.left_out + _changed(source, plan),
-        casts=made.casts,
+        left_out=plan.left_out + _batch_counts(source, plan),
+        casts=converted.casts,
         outputs={},
-        digests=_results(made.hashes),
+        digests=_results(converted.hashes),
     )
 
 
-def _write_manifest(
-    paths: _Paths, target: _Target, conversion: Conversion, digests: Mapping[str, str]
-) -> dict[str, str]:
-    """Write the manifest of one output; returns the digests of its files and of the manifest."""
-    described = describe_source(
-        conversion.source,
-        conversion.source_format,
-        conversion.source_digests,
-        conversion.published,
-        conversion.archive_sha256,
+def _batch_counts(source: TensorSource, plan: Plan) -> tuple[LeftOut, ...]:
+    """Batch counters of a state_dict, for which TensorFlow has no variable, unless they are zero."""
+    if source.naming != "pytorch":
+        return ()
+    counters = (row for row in plan.synthesised if row.dtype == "int64")
+    return tuple(
+        LeftOut(row.key, f"{count:.15g} batches counted; written as {row.fill}")
+        for row in counters
+        if (count := float(source[row.key])) != row.fill
     )
-    manifest = build_manifest(
-        described,
-        conversion.plan,
-        digests,
-        target.rows,
-        conversion.digests,
-        conversion.left_out,
-        conversion.casts,
-    )
-    paths.manifest.write_bytes(manifest)
-    return {**digests, paths.manifest.name: file_digest(paths.manifest)}
-
-
-@dataclass(frozen=True, slots=True)
-class _Paths:
-    """Where a target is written before it appears: its file or prefix, its files, its manifest."""
-
-    path: Path
-    files: tuple[Path, ...]
-    manifest: Path
 
 
 def _results(futures: Mapping[str, Future[str]]) -> dict[str, str]:
@@ -343,7 +252,7 @@ def _results(futures: Mapping[str, Future[str]]) -> dict[str, str]:
 
 
 class _Meter:
-    """Counts bytes towards the sum of several passes over rows: one to make them, one to read each back."""
+    """Counts bytes towards the sum of several passes over rows: one to convert, one for each read back."""
 
     def __init__(self, progress: Progress | None, passes: Sequence[Sequence[Row]]) -> None:
         self._progress, self._done = progress, 0
@@ -353,118 +262,3 @@ class _Meter:
         self._done += count
         if self._progress is not None:
             self._progress(self._done, self._total)
-
-
-def _check_ending(output: Path, output_format: OutputFormat) -> None:
-    endings = {
-        ".pt": "pt",
-        ".pth": "pt",
-        ".safetensors": "safetensors",
-        ".index": "a prefix",
-        ".meta": "a prefix",
-    }
-    said = endings.get(output.suffix, output_format)
-    if said != output_format:
-        raise UsageError(
-            f"{output}: the ending says {said}, and {output_format} is to be written. Change one of them."
-        )
-
-
-def _targets(plan: Plan, destination: Path, output_format: OutputFormat, parts: bool) -> tuple[_Target, ...]:
-    whole = _Target(destination.name, plan.rows)
-    if not parts:
-        return (whole,)
-    if output_format == "tensorflow":
-        raise UsageError("--parts splits a state_dict; it does not go with --to tensorflow.")
-    if plan.variant.num_classes is None:
-        raise UsageError("--parts: this checkpoint has no Logits to write apart. Leave the option out.")
-    logits = tuple(row for row in plan.rows if row.key.startswith("logits."))
-    features = tuple(row for row in plan.rows if not row.key.startswith("logits."))
-    stem, suffix = destination.stem, destination.suffix
-    return whole, _Target(f"{stem}-features{suffix}", features), _Target(f"{stem}-logits{suffix}", logits)
-
-
-def _stage(files: AtomicFiles, target: _Target, output_format: OutputFormat) -> _Paths:
-    # In the order in which they appear: a process that is killed in between leaves no manifest without its
-    # output, and no index without its data.
-    endings = (".data-00000-of-00001", ".index") if output_format == "tensorflow" else ("",)
-    outputs = tuple(files.stage(target.name + ending) for ending in endings)
-    manifest = files.stage(manifest_path(Path(target.name)).name)
-    return _Paths(outputs[0].with_name(target.name), outputs, manifest)
-
-
-@contextmanager
-def _writing(destination: Path) -> Iterator[None]:
-    """Say what a failure to write means; the hidden file that the system names tells a user nothing."""
-    try:
-        yield
-    except OSError as error:
-        raise RequirementError(
-            f"{destination}: cannot be written ({error.strerror or error}); nothing was kept. Make room on "
-            "the disk, or give another name with -o."
-        ) from error
-
-
-def _write(paths: _Paths, part: Mapping[str, NDArray[Any]], plan: Plan, output_format: OutputFormat) -> None:
-    if output_format == "tensorflow":
-        write_tensor_bundle(paths.path, to_tensorflow(part, variant=plan.variant))
-    elif output_format == "safetensors":
-        from converter.formats.safetensors import write_safetensors
-
-        write_safetensors(paths.path, part)
-    else:
-        from converter.formats.torch.state_dict import write_state_dict
-
-        with paths.path.open("wb") as file:
-            write_state_dict(file, part)
-
-
-def _read_back(
-    paths: _Paths, part: Mapping[str, NDArray[Any]], output_format: OutputFormat, meter: _Meter
-) -> None:
-    failing = "The disk or the memory may be failing; nothing was kept."
-    name = paths.path.name
-    try:
-        with _open_written(paths, output_format) as source:
-            again: Mapping[str, NDArray[Any]] = (
-                to_numpy_state_dict(source) if output_format == "tensorflow" else source
-            )
-            if set(again) != set(part):
-                raise DifferenceError(f"{name}: what was written reads back with other tensors. {failing}")
-            for key, array in part.items():
-                if not same_bits(again[key], array):
-                    problem = f"tensor {key!r} reads back different from what was written"
-                    raise DifferenceError(f"{name}: {problem}. {failing}")
-                meter.advance(array.nbytes)
-    except (SourceError, MappingError) as error:
-        raise DifferenceError(f"{name}: what was written does not read back. {failing} {error}") from error
-
-
-def _open_written(paths: _Paths, output_format: OutputFormat) -> TensorSource:
-    if output_format != "pt":
-        return open_source(paths.files[0])
-    from converter.formats.torch.state_dict import StateDictFile
-
-    return StateDictFile(paths.path, verify=False)
-
-
-def same_bits(one: NDArray[Any], other: NDArray[Any]) -> bool:
-    """Whether two arrays have the same dtype, shape and bits: -0.0 differs from 0.0, a NaN equals itself."""
-    if one.dtype != other.dtype or one.shape != other.shape:
-        return False
-    bits = f"u{one.itemsize}" if one.itemsize in (1, 2, 4, 8) else "u1"
-    return np.array_equal(
-        np.ascontiguousarray(one).reshape(-1).view(bits), np.ascontiguousarray(other).reshape(-1).view(bits)
-    )
-
-
-def _changed(source: TensorSource, plan: Plan) -> tuple[LeftOut, ...]:
-    """Entries of a state_dict that TensorFlow has no place for and that are not what would be synthesised."""
-    if source.naming != "pytorch":
-        return ()
-    counters = (row for row in plan.synthesised if row.dtype == "int64")
-    return tuple(
-        LeftOut(row.key, f"{count:.15g} batches counted; written as {row.fill}")
-        for row in counters
-        if (count := float(source[row.key])) != row.fill
-    )

@@ -9,9 +9,10 @@ from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
-from converter.convert_file import Conversion, OutputFormat, Progress, convert_file, step_output
+from converter.convert_file import Conversion, Progress, convert_file
 from converter.errors import PortError, RequirementError, SourceError, UsageError
 from converter.formats.tensorflow.checkpoint_state import Snapshot, choose_model, find_snapshots, find_state
+from converter.output_names import OutputFormat, step_output
 from converter.plan import Weights
 
 MOST_JOBS = 8
@@ -38,7 +39,7 @@ class StepConversion:
 
 
 @dataclass(frozen=True, slots=True)
-class StepConversions:
+class FolderConversion:
     """What became of every checkpoint of the folder.
 
     Attributes:
@@ -58,7 +59,7 @@ class StepConversions:
         return max((step.error.exit_code for step in self.steps if step.error is not None), default=0)
 
 
-def convert_steps(
+def convert_folder(
     folder: Path | str,
     output_folder: Path | str,
     *,
@@ -67,7 +68,7 @@ def convert_steps(
     weights: Weights = "variable",
     overwrite: bool = False,
     progress: Progress | None = None,
-) -> StepConversions:
+) -> FolderConversion:
     """Convert every checkpoint of a training folder.
 
     The outputs are called as `convert_file` calls them, with the step behind the name: `<model>-<step>.pt`,
@@ -130,7 +131,7 @@ def convert_steps(
             meter.stop()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    return StepConversions(tuple(future.result() for future in futures))
+    return FolderConversion(tuple(future.result() for future in futures))
 
 
 def _find(folder: Path) -> tuple[Snapshot, ...]:

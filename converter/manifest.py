@@ -19,8 +19,7 @@ from converter.formats.source import TensorInfo
 from converter.layer_map import Converted, Row
 
 if TYPE_CHECKING:  # who only reads a manifest need not wait for these
-    from converter.casting import Cast
-    from converter.plan import LeftOut, Plan
+    from converter.convert_file import Conversion
 
 MAX_MANIFEST_BYTES = 16 << 20
 """Largest manifest that is read, a limit of this reader: one of 716 tensors has 0.2 MB."""
@@ -48,49 +47,26 @@ def manifest_path(output: Path) -> Path:
     return output.with_name(f"{output.name}.json")
 
 
-def describe_source(
-    path: Path,
-    source_format: str,
-    digests: Mapping[str, str],
-    published: str | None,
-    archive_sha256: str | None,
-) -> dict[str, Any]:
-    """The source of a conversion.
-
-    Args:
-        path: What was opened; only its name is kept, so that the same input gives the same manifest anywhere.
-        source_format: The format in words.
-        digests: File name to SHA-256.
-        published: Name of the published checkpoint whose files have these digests, or None.
-        archive_sha256: SHA-256 of the archive that they were unpacked from, or None.
-    """
-    described = {"name": path.name, "format": source_format, "files": dict(digests), "published": published}
-    return described if archive_sha256 is None else described | {"archive": archive_sha256}
-
-
-def build_manifest(
-    source: Mapping[str, Any],
-    plan: Plan,
-    files: Mapping[str, str],
-    rows: Sequence[Row],
-    digests: Mapping[str, str],
-    left_out: Sequence[LeftOut],
-    casts: Mapping[str, Cast],
-) -> bytes:
+def build_manifest(conversion: Conversion, rows: Sequence[Row], files: Mapping[str, str]) -> bytes:
     """Lay out the manifest of one output.
 
     Args:
-        source: As `describe_source` gives it.
-        plan: The plan that was carried out.
-        files: Name of each file written to its SHA-256.
+        conversion: The conversion; its `outputs` are not used.
         rows: The rows of the layer map that are in the output.
-        digests: Key to the digest of the PyTorch tensor.
-        left_out: Tensors of the source that are not in the output.
-        casts: Name of each tensor of the source that was cast to float32 to what that did.
+        files: Name of each file written to its SHA-256.
 
     Returns:
         UTF-8 JSON with a final newline; the same arguments give the same bytes.
     """
+    plan, casts = conversion.plan, conversion.casts
+    source = {
+        "name": conversion.source.name,  # no folder, so that the same input gives the same manifest anywhere
+        "format": conversion.source_format,
+        "files": dict(conversion.source_digests),
+        "published": conversion.published,
+    }
+    if conversion.archive_sha256 is not None:
+        source["archive"] = conversion.archive_sha256
     tensors = []
     for row in rows:
         entry: dict[str, Any] = {"key": row.key}
@@ -104,7 +80,7 @@ def build_manifest(
         entry["dtype"], entry["shape"] = row.entry.dtype.name, row.entry.shape
         if isinstance(row, Converted) and plan.sources[row.variable] in casts:
             entry["cast_from"] = asdict(casts[plan.sources[row.variable]])
-        entry["sha256"] = digests[row.key]
+        entry["sha256"] = conversion.digests[row.key]
         tensors.append(entry)
     sections = {
         "tool": {"name": "facenet-port", "version": __version__},
@@ -119,7 +95,7 @@ def build_manifest(
         },
         "output": dict(files),
         "tensors": tensors,
-        "left_out": [{"name": item.name, "reason": item.reason} for item in left_out],
+        "left_out": [{"name": item.name, "reason": item.reason} for item in conversion.left_out],
     }
     return _lay_out(sections).encode()
 

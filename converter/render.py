@@ -10,7 +10,7 @@ from rich.table import Table
 
 from converter.command_line import console as make_console
 from converter.convert_file import Conversion
-from converter.convert_folder import StepConversions
+from converter.convert_folder import FolderConversion
 from converter.layer_map import NETWORK_SCOPE
 
 
@@ -95,7 +95,7 @@ def as_json(conversion: Conversion) -> dict[str, object]:
     }
 
 
-def show_steps(conversions: StepConversions) -> None:
+def show_steps(conversions: FolderConversion) -> None:
     """Print a line for each checkpoint of a folder, and the sum."""
     console = make_console(width=132)
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -123,7 +123,7 @@ def show_steps(conversions: StepConversions) -> None:
         console.print(escape(f"in {times} of them {statement}"))
 
 
-def steps_as_json(conversions: StepConversions) -> dict[str, object]:
+def steps_as_json(conversions: FolderConversion) -> dict[str, object]:
     """The result of a whole folder as `--json` writes it."""
     return {
         "steps": [

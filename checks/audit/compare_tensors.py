@@ -34,9 +34,9 @@ from checks.core.metrics import ulp_distance, ulp_histogram
 from checks.core.network import KEYS
 from checks.diagnosis.explain_tensor import SourceTensors, explain
 from converter.casting import FLOAT32, HALVES
-from converter.convert_file import same_bits
 from converter.layer_map import BOTTLENECK_SCOPES, Converted, Layer, Variant, table
 from converter.layouts import CONVOLUTION, FULLY_CONNECTED, Layout
+from converter.same_bits import same_bits
 
 Array = NDArray[Any]
 _FLOATS = (*HALVES, FLOAT32, np.dtype(np.float64))

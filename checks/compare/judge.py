@@ -14,9 +14,9 @@ from checks.core.inputs import NOISE
 from checks.core.judgement import Judgement
 from converter.casting import to_float32
 from converter.convert import synthesise
-from converter.convert_file import same_bits
 from converter.layer_map import LOGITS_SCOPE, Synthesised
 from converter.plan import Plan
+from converter.same_bits import same_bits
 
 
 def judge_tensors(

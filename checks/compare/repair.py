@@ -12,11 +12,11 @@ from checks.core.activations import short_name
 from checks.core.types import Arrays
 from checks.diagnosis.result import Diagnosis
 from converter.atomic import AtomicFiles
-from converter.convert_file import same_bits
 from converter.errors import DifferenceError, RequirementError, UsageError
 from converter.formats.detect import open_source
 from converter.formats.safetensors import write_safetensors
 from converter.formats.torch.state_dict import write_state_dict
+from converter.same_bits import same_bits
 
 _ENDINGS = (".pt", ".pth", ".safetensors")
 

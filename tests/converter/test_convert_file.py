@@ -20,16 +20,17 @@ import torch
 from safetensors.numpy import load_file
 from safetensors.torch import save_file as save_torch
 
-from converter import convert_file as module
+from converter import write_output as module
 from converter.__main__ import main
 from converter.atomic import AtomicFiles
 from converter.convert import to_numpy_state_dict, to_pytorch
-from converter.convert_file import convert_file, find_namesake, identify
+from converter.convert_file import convert_file
 from converter.errors import DifferenceError, SourceError, UsageError
 from converter.formats.detect import open_source
 from converter.formats.tensorflow.bundle import TensorBundle
 from converter.formats.tensorflow.bundle_writer import write_tensor_bundle
 from converter.hub.catalog import BUILT_IN
+from converter.hub.identify import find_namesake, identify
 from converter.layer_map import Converted, Variant, table
 from converter.plan import AVERAGE, MappingError
 from reference import InceptionResnetV1
@@ -562,7 +563,7 @@ def test_no_parts_without_logits(original, tmp_path, capsys):
     write_tensor_bundle(tmp_path / "f", features)
     before = set(snapshot_names(tmp_path))
     assert main([str(tmp_path / "f"), "-o", str(tmp_path / "w.pt"), "--parts"]) == 2
-    assert "no Logits to write apart" in capsys.readouterr().err
+    assert "--parts needs a source with logits" in capsys.readouterr().err
     assert set(snapshot_names(tmp_path)) == before
 
 
@@ -683,7 +684,7 @@ def spoil(array):
 WRITERS = {
     "pt": ("converter.formats.torch.state_dict.write_state_dict", "logits.bias"),
     "safetensors": ("converter.formats.safetensors.write_safetensors", "logits.bias"),
-    "tensorflow": ("converter.convert_file.write_tensor_bundle", "Logits/biases"),
+    "tensorflow": ("converter.write_output.write_tensor_bundle", "Logits/biases"),
 }
 
 
@@ -694,7 +695,7 @@ WRITERS = {
         ("pt", lambda array: array.astype(np.float64), "tensor 'logits.bias' reads back different"),
         ("safetensors", lambda array: array[:-1], "tensor 'logits.bias' reads back different"),
         ("pt", None, "reads back with other tensors"),
-        ("tensorflow", None, "does not read back"),
+        ("tensorflow", None, "cannot be read back"),
     ],
 )
 def test_a_writer_that_errs_is_found_out(
@@ -726,5 +727,5 @@ def test_a_file_that_does_not_read_back_is_a_difference(source, tmp_path, monkey
 
     monkeypatch.setattr(module, "write_tensor_bundle", write)
     assert main([str(source), "-o", str(tmp_path / "w"), "--to", "tensorflow"]) == 1
-    assert "w: what was written does not read back" in capsys.readouterr().err
+    assert "w: it cannot be read back" in capsys.readouterr().err
     assert snapshot_names(tmp_path) == []

@@ -16,7 +16,7 @@ import torch
 
 import converter
 from converter.convert import to_numpy_state_dict
-from converter.convert_folder import convert_steps
+from converter.convert_folder import convert_folder
 from converter.errors import SourceError, UsageError
 from converter.formats.tensorflow.bundle_writer import write_tensor_bundle
 from tests.conftest import same_bits
@@ -52,7 +52,7 @@ def output(step, ending=".pt"):
 def converted(training, tmp_path_factory):
     folder = tmp_path_factory.mktemp("converted")
     told = []
-    result = convert_steps(training, folder, progress=lambda *step: told.append(step))
+    result = convert_folder(training, folder, progress=lambda *step: told.append(step))
     return folder, result, told
 
 
@@ -94,12 +94,12 @@ def test_what_exists_is_kept_and_keeps_back_nothing_else(training, converted, tm
     (tmp_path / output(9, ".safetensors")).write_text("precious")
     (tmp_path / output(90, ".safetensors")).write_text("precious")
     options = {"jobs": 1, "output_format": "safetensors"}
-    result = convert_steps(str(training), tmp_path, **options)
+    result = convert_folder(str(training), tmp_path, **options)
     assert "exists. Give another name" in str(result.steps[0].error)
     assert [step.error is None for step in result.steps] == [False, False, True]
     assert (tmp_path / output(9, ".safetensors")).read_text() == "precious"
     assert result.exit_code == 3
-    assert convert_steps(training, tmp_path, overwrite=True, **options).steps[0].error is None
+    assert convert_folder(training, tmp_path, overwrite=True, **options).steps[0].error is None
     assert (tmp_path / output(9, ".safetensors")).stat().st_size > 1 << 20
     assert (tmp_path / output(90, ".safetensors")).read_text() == "precious"
 
@@ -107,10 +107,10 @@ def test_what_exists_is_kept_and_keeps_back_nothing_else(training, converted, tm
 def test_checkpoints_of_other_networks_keep_their_names(tmp_path):
     for name in ("mine.ckpt", "mine.ckpt-0", "mine.ckpt-7"):
         write_tensor_bundle(tmp_path / name, {"w": np.ones(3, np.float32)})
-    result = convert_steps(tmp_path, tmp_path)
+    result = convert_folder(tmp_path, tmp_path)
     assert [step.output.name for step in result.steps] == ["mine.ckpt.pt", "mine.ckpt-0.pt", "mine.ckpt-7.pt"]
     assert all("not an Inception-ResNet-v1" in str(step.error) for step in result.steps)
-    result = convert_steps(tmp_path, tmp_path, output_format="tensorflow")
+    result = convert_folder(tmp_path, tmp_path, output_format="tensorflow")
     assert [step.output.name for step in result.steps] == [
         f"model-mine.ckpt.ckpt{behind}" for behind in ("", "-0", "-7")
     ]
@@ -121,12 +121,12 @@ def test_the_list_of_checkpoints_tells_which_of_two_models_is_meant(tmp_path):
     for name in ("a-1", "a-2", "b-1"):
         write_tensor_bundle(tmp_path / name, {"w": np.ones(3, np.float32)})
     with pytest.raises(UsageError, match=r"3 checkpoints in one folder \(a-1\.index, a-2\.index, b-1\.index"):
-        convert_steps(tmp_path, tmp_path)
+        convert_folder(tmp_path, tmp_path)
     (tmp_path / "checkpoint").write_text('model_checkpoint_path: "/somewhere/else/a-1"')
-    assert [step.snapshot.name for step in convert_steps(tmp_path, tmp_path).steps] == ["a-1", "a-2"]
+    assert [step.snapshot.name for step in convert_folder(tmp_path, tmp_path).steps] == ["a-1", "a-2"]
     (tmp_path / "checkpoint").write_text("damaged")
     with pytest.raises(SourceError, match="not a readable list of checkpoints"):
-        convert_steps(tmp_path, tmp_path)
+        convert_folder(tmp_path, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,7 @@ def test_the_list_of_checkpoints_tells_which_of_two_models_is_meant(tmp_path):
 def test_what_cannot_be_begun(tmp_path, folder, target, jobs, kind, problem):
     (tmp_path / "file").touch()
     with pytest.raises(kind, match=problem):
-        convert_steps(tmp_path / folder, tmp_path / target, jobs=jobs)
+        convert_folder(tmp_path / folder, tmp_path / target, jobs=jobs)
     assert names(tmp_path) == ["file"]
 
 
@@ -170,9 +170,9 @@ def assert_whole(folder):
 INTERRUPTIBLE = """
 import sys
 from pathlib import Path
-from converter.convert_folder import convert_steps
+from converter.convert_folder import convert_folder
 print("ready", flush=True)
-convert_steps(sys.argv[1], Path(sys.argv[2]), jobs=2)
+convert_folder(sys.argv[1], Path(sys.argv[2]), jobs=2)
 """
 
 
@@ -210,7 +210,7 @@ def test_an_error_of_the_caller_s_own_ends_all(long_training, tmp_path):
             raise RuntimeError("the terminal is gone")
 
     with pytest.raises(RuntimeError, match="the terminal is gone"):
-        convert_steps(long_training, out, jobs=2, progress=progress)
+        convert_folder(long_training, out, jobs=2, progress=progress)
     assert len(list(out.glob("*.pt"))) < 5
     assert_whole(out)
 
@@ -219,7 +219,7 @@ def test_warnings_are_heard_again_afterwards(training, tmp_path):
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always")
         before = list(warnings.filters)
-        convert_steps(training, tmp_path, jobs=3)
+        convert_folder(training, tmp_path, jobs=3)
         assert warnings.filters == before
         warnings.warn("heard", stacklevel=1)
     assert "heard" in [str(warning.message) for warning in heard]
