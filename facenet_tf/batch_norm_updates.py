@@ -10,7 +10,7 @@ from typing import Any
 from google.protobuf.message import DecodeError
 
 from facenet_tf import import_tensorflow
-from facenet_tf.own_graph import READS, GraphError, Nodes, source_of
+from facenet_tf.graph_nodes import READS, GraphError, GraphNodes, node_name
 from facenet_tf.variables import BOTTLENECK, OLD_BOTTLENECK, SCOPE
 
 tf = import_tensorflow()
@@ -64,7 +64,7 @@ def read_variance_updates(path: Path, *, frozen: bool) -> dict[str, VarianceUpda
         )
     except DecodeError as error:
         raise GraphError(path, f"not a graph: {error}") from error
-    nodes = Nodes(path, graph_def)
+    nodes = GraphNodes(path, graph_def)
     roots = (f"{SCOPE}/", f"{OLD_BOTTLENECK}/")
     variables = [n for n in nodes.by_name if n.startswith(roots) and n.endswith("/moving_variance")]
     if not variables:
@@ -78,9 +78,9 @@ def read_variance_updates(path: Path, *, frozen: bool) -> dict[str, VarianceUpda
     return {update.scope: update for update in found.values() if update is not None}
 
 
-def _read(nodes: Nodes, variable: str) -> VarianceUpdate | None:
+def _read(nodes: GraphNodes, variable: str) -> VarianceUpdate | None:
     """How one variable is updated; None where it is not."""
-    for update in nodes.reached(variable, UPDATES, PASSED):
+    for update in nodes.descendants(variable, UPDATES, PASSED):
         product = _origin(nodes, update.input[1])
         if product.op != "Mul" or _origin(nodes, update.input[0]).name != variable:
             continue
@@ -92,7 +92,7 @@ def _read(nodes: Nodes, variable: str) -> VarianceUpdate | None:
         targets = {
             target
             for target in _targets(nodes, difference.input[1])
-            if source_of(target) != variable and not _is_inference(nodes.named(source_of(target)))
+            if node_name(target) != variable and not _is_inference(nodes.node(node_name(target)))
         }
         if len(targets) != 1:
             raise GraphError(nodes.path, f"{variable}: moves towards {len(targets)} values, not one")
@@ -102,15 +102,15 @@ def _read(nodes: Nodes, variable: str) -> VarianceUpdate | None:
     return None
 
 
-def _origin(nodes: Nodes, reference: str) -> Any:
+def _origin(nodes: GraphNodes, reference: str) -> Any:
     """The node behind an input, seen through what only hands it on."""
-    node = nodes.named(source_of(reference))
+    node = nodes.node(node_name(reference))
     return _origin(nodes, node.input[0]) if node.op in PASSED else node
 
 
-def _targets(nodes: Nodes, reference: str) -> Iterator[str]:
+def _targets(nodes: GraphNodes, reference: str) -> Iterator[str]:
     """The outputs behind an input, such as `name:2`, seen through both branches of a conditional."""
-    node = nodes.named(source_of(reference))
+    node = nodes.node(node_name(reference))
     if node.op == "Merge":
         for branch in node.input:
             yield from _targets(nodes, branch)
@@ -125,9 +125,9 @@ def _is_inference(node: Any) -> bool:
     return node.op in FUSED and not node.attr["is_training"].b
 
 
-def _classify(nodes: Nodes, variable: str, target: str) -> tuple[bool, str]:
+def _classify(nodes: GraphNodes, variable: str, target: str) -> tuple[bool, str]:
     """Whether a value is the biased variance of a batch, and the operation that tells."""
-    node = nodes.named(source_of(target))
+    node = nodes.node(node_name(target))
     if node.op in FUSED and target.endswith(":2"):
         return False, str(node.op)
     # tf.nn.moments: the mean of the squared differences from the mean, or, in early releases, from another
@@ -135,7 +135,7 @@ def _classify(nodes: Nodes, variable: str, target: str) -> tuple[bool, str]:
     mean = node
     if node.op == "Sub" and _origin(nodes, node.input[1]).op == "Square":
         mean = next(iter(_targets(nodes, node.input[0])))
-        mean = nodes.named(source_of(mean))
+        mean = nodes.node(node_name(mean))
     if mean.op == "Mean" and _origin(nodes, mean.input[0]).op == "SquaredDifference":
         return True, str(mean.op)
     raise GraphError(

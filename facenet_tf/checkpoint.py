@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from facenet_tf import import_tensorflow
 from facenet_tf.graph import build
-from facenet_tf.own_graph import REF_VARIABLES, Nodes
+from facenet_tf.graph_nodes import REF_VARIABLES, GraphNodes
 from facenet_tf.session import legacy_graph, open_session
 from facenet_tf.variables import infer_options, load_variables, require_variables
 
@@ -213,8 +213,8 @@ def freeze(graph_def: Any, tensors: Mapping[str, NDArray[Any]]) -> Any:
     Returns:
         The frozen GraphDef.
     """
-    nodes = Nodes(Path(), graph_def)
-    kept = nodes.ancestors(["embeddings", "label_batch"], feeds=())
+    nodes = GraphNodes(Path(), graph_def)
+    kept = nodes.ancestors(["embeddings", "label_batch"], stops=())
     result = tf1.GraphDef()
     result.versions.CopyFrom(graph_def.versions)
     for node in graph_def.node:

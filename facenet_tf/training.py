@@ -13,6 +13,7 @@ from facenet_tf.checkpoint import ADAM_EPSILON
 from facenet_tf.graph import build
 from facenet_tf.session import check_images, legacy_graph, open_session
 from facenet_tf.variables import (
+    STATISTICS,
     NetworkOptions,
     graph_shapes,
     infer_options,
@@ -33,8 +34,6 @@ OptimiserName = Literal["sgd", "adam"]
 
 ADAM_BETAS = (0.9, 0.999)
 """Adam's defaults, which facenet keeps."""
-
-STATISTICS = ("/moving_mean", "/moving_variance")
 
 
 def _placeholder(options: NetworkOptions) -> Any:

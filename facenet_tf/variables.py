@@ -19,6 +19,10 @@ OLD_BOTTLENECK = "Bottleneck"
 """Where checkpoints from before 2017-05-09 keep the embedding layer."""
 
 
+STATISTICS = ("/moving_mean", "/moving_variance")
+"""The ends of the names of variables that no gradient moves."""
+
+
 class NetworkOptions(NamedTuple):
     """What the variables of a checkpoint say about its network: the matching arguments of `build`."""
 

@@ -86,7 +86,7 @@ class TensorFlowSide:
         *,
         own_graph: bool = True,
     ) -> None:
-        from facenet_tf.graph import RebuiltNetwork
+        from facenet_tf.rebuilt_network import RebuiltNetwork
 
         self._closing = ExitStack()
         try:
@@ -152,7 +152,8 @@ def open_own_graph(source: TensorSource, weights: Weights) -> OwnGraph | None:
     """
     from converter.formats.tensorflow.bundle import TensorBundle
     from converter.formats.tensorflow.frozen_graph import FrozenGraph
-    from facenet_tf.own_graph import GraphError, OwnGraph
+    from facenet_tf.graph_nodes import GraphError
+    from facenet_tf.own_graph import OwnGraph
 
     try:
         if isinstance(source, FrozenGraph):

@@ -37,7 +37,7 @@ def read_updates(source: TensorSource) -> tuple[Mapping[str, VarianceUpdate], Pa
     from converter.formats.tensorflow.bundle import TensorBundle
     from converter.formats.tensorflow.frozen_graph import FrozenGraph
     from facenet_tf.batch_norm_updates import read_variance_updates
-    from facenet_tf.own_graph import GraphError
+    from facenet_tf.graph_nodes import GraphError
 
     frozen = isinstance(source, FrozenGraph)
     path = source.path if frozen else find_meta(source.path) if isinstance(source, TensorBundle) else None

@@ -15,8 +15,10 @@ pytest.importorskip("tensorflow")
 
 from facenet_tf import graph
 from facenet_tf.checkpoint import CheckpointFiles, write_checkpoint
-from facenet_tf.graph import RebuiltNetwork, variable_shapes
-from facenet_tf.own_graph import GraphError, OwnGraph
+from facenet_tf.graph import variable_shapes
+from facenet_tf.graph_nodes import GraphError
+from facenet_tf.own_graph import OwnGraph
+from facenet_tf.rebuilt_network import RebuiltNetwork
 from facenet_tf.session import legacy_graph, open_session
 from facenet_tf.variables import BOTTLENECK, load_variables
 

@@ -36,7 +36,7 @@ from converter.errors import UsageError
 from converter.formats.detect import open_source
 from converter.formats.tensorflow.bundle_writer import write_tensor_bundle
 from converter.layer_map import Variant
-from facenet_tf.graph import RebuiltNetwork
+from facenet_tf.rebuilt_network import RebuiltNetwork
 from reference import InceptionResnetV1
 from tests.support.package_index import KERAS_FACENET, IndexUnreachableError, download, extract
 

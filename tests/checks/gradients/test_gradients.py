@@ -38,7 +38,7 @@ pytest.importorskip("tensorflow")
 
 from facenet_tf.batch_norm_updates import VarianceUpdate, read_variance_updates
 from facenet_tf.checkpoint import CheckpointFiles
-from facenet_tf.own_graph import GraphError
+from facenet_tf.graph_nodes import GraphError
 from facenet_tf.session import legacy_graph, tf, tf1
 
 CLASSES = 7

@@ -1,0 +1,127 @@
+"""The nodes of a GraphDef, their edges in both directions, and the kinds of operations."""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from collections.abc import Collection, Iterable
+from pathlib import Path
+from typing import Any
+
+REF_VARIABLES = frozenset({"Variable", "VariableV2"})
+VARIABLES = REF_VARIABLES | {"VarHandleOp"}
+READS = frozenset({"Identity", "ReadVariableOp"})
+ADDS = frozenset({"Add", "AddV2", "BiasAdd"})
+CONCATS = frozenset({"Concat", "ConcatV2"})
+POOLS = frozenset({"AvgPool", "Mean"})
+LAYER_ENDS = CONCATS | POOLS | {"Conv2D", "MatMul", "MaxPool", "Relu"}
+"""Operations that a walk inside a layer does not cross."""
+
+
+class GraphError(ValueError):
+    """A file does not hold the expected graph.
+
+    Args:
+        path: The file.
+        problem: A clause without a full stop.
+    """
+
+    def __init__(self, path: Path, problem: str) -> None:
+        super().__init__(f"{path}: {problem}.")
+        self.path = path
+
+
+def node_name(reference: str) -> str:
+    """The name of the node that an input such as `^name` or `name:1` refers to."""
+    return reference.removeprefix("^").partition(":")[0]
+
+
+class GraphNodes:
+    """The nodes of a GraphDef by name, and the nodes that each one feeds.
+
+    Args:
+        path: The file that the graph was read from, for messages.
+        graph_def: The GraphDef.
+
+    Attributes:
+        path: The file.
+        by_name: Name to NodeDef.
+        consumers: Name to the nodes that take an output of it; control dependencies are left out.
+    """
+
+    def __init__(self, path: Path, graph_def: Any) -> None:
+        self.path = path
+        self.by_name: dict[str, Any] = {node.name: node for node in graph_def.node}
+        self.consumers: dict[str, list[Any]] = defaultdict(list)
+        for node in graph_def.node:
+            for reference in node.input:
+                if not reference.startswith("^"):
+                    self.consumers[node_name(reference)].append(node)
+
+    def node(self, name: str) -> Any:
+        """The node of a name.
+
+        Raises:
+            GraphError: There is no such node.
+        """
+        if name not in self.by_name:
+            raise GraphError(self.path, f"no node {name!r}: not the Inception-ResNet-v1 graph of facenet")
+        return self.by_name[name]
+
+    def producer(self, node: Any, index: int) -> Any:
+        """The node that computes an input of `node`, behind any identities."""
+        source = self.node(node_name(node.input[index]))
+        return self.producer(source, 0) if source.op in READS else source
+
+    def ancestors(self, names: Iterable[str], stops: Collection[str]) -> set[str]:
+        """The nodes that `names` depend on, themselves and control dependencies included.
+
+        Args:
+            names: The nodes to start from.
+            stops: Nodes that are included, but not their inputs.
+        """
+        result: set[str] = set()
+        waiting = list(names)
+        while waiting:
+            name = waiting.pop()
+            if name not in result:
+                result.add(name)
+                if name not in stops:
+                    waiting.extend(node_name(reference) for reference in self.node(name).input)
+        return result
+
+    def descendants(
+        self, start: str, ops: frozenset[str], through: frozenset[str] | None = None
+    ) -> list[Any]:
+        """The first nodes downstream of a node that are one of some operations.
+
+        Args:
+            start: Name of the node to walk from.
+            ops: Operations to stop at.
+            through: Operations that may be crossed; None for all but `LAYER_ENDS`.
+        """
+        result: dict[str, Any] = {}
+        seen = {start}
+        waiting = deque([start])
+        while waiting:
+            for node in self.consumers[waiting.popleft()]:
+                crossed = node.op not in LAYER_ENDS if through is None else node.op in through
+                if node.op in ops:
+                    result[node.name] = node
+                elif crossed and node.name not in seen:
+                    seen.add(node.name)
+                    waiting.append(node.name)
+        return list(result.values())
+
+    def descendant(
+        self, layer: str, start: str, ops: frozenset[str], through: frozenset[str] | None = None
+    ) -> Any:
+        """The single node that `descendants` gives.
+
+        Raises:
+            GraphError: There are several or none; `layer` is named in the message.
+        """
+        nodes = self.descendants(start, ops, through)
+        if len(nodes) != 1:
+            names = ", ".join(sorted(ops))
+            raise GraphError(self.path, f"{layer}: {len(nodes)} operations {names} follow {start!r}, not one")
+        return nodes[0]

@@ -1,0 +1,75 @@
+"""The rebuilt network in inference, in float32 or float64, with a checkpoint's weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Self
+
+from numpy.typing import NDArray
+
+from facenet_tf import import_tensorflow
+from facenet_tf.graph import build
+from facenet_tf.session import check_activations, check_images, legacy_graph, open_session
+from facenet_tf.variables import infer_options, load_variables, require_variables
+
+tf = import_tensorflow()
+tf1 = tf.compat.v1
+
+
+class RebuiltNetwork:
+    """The rebuilt network in inference, holding a checkpoint's weights. A context manager.
+
+    Args:
+        tensors: Variable name to float32 array: the 492 variables, or 490 without the head, with gammas where
+            the checkpoint has them.
+        dtype: The arithmetic to run in; float64 takes the float32 weights exactly.
+
+    Attributes:
+        activations: The names that `run` takes, in the order of evaluation.
+
+    Raises:
+        ValueError: A variable is missing, unexpected or of another shape; all of them are named.
+    """
+
+    def __init__(
+        self, tensors: Mapping[str, NDArray[Any]], dtype: Literal["float32", "float64"] = "float32"
+    ) -> None:
+        options = infer_options(tensors)
+        with legacy_graph() as graph:
+            self._images = tf1.placeholder(dtype, (None, None, None, 3), name="input")
+            self._endpoints = build(self._images, dtype=tf.as_dtype(dtype), **options._asdict())
+            require_variables(tensors)
+        self.activations = tuple(self._endpoints)
+        self._session = open_session(graph)
+        load_variables(self._session, tensors)
+
+    def run(self, images: NDArray[Any], activations: Sequence[str] | None = None) -> dict[str, NDArray[Any]]:
+        """Run the network on a batch.
+
+        Args:
+            images: Standardised pixels (N, H, W, 3), taken in the dtype of the network; H and W at least 75.
+            activations: Which activations to return; None for all.
+
+        Returns:
+            Activation name to array in the dtype of the network, NHWC.
+
+        Raises:
+            ValueError: The images have another shape, or an activation does not exist.
+        """
+        check_images(images)
+        names = self.activations if activations is None else tuple(activations)
+        check_activations(names, self.activations)
+        values: dict[str, NDArray[Any]] = self._session.run(
+            {name: self._endpoints[name] for name in names}, {self._images: images}
+        )
+        return values
+
+    def close(self) -> None:
+        """Release the session."""
+        self._session.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
