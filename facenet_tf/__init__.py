@@ -1,6 +1,6 @@
 """The TensorFlow side: the network rebuilt, a checkpoint's own graph run, a checkpoint written.
 
-This package alone imports TensorFlow, and only once one of its modules is imported.
+Only this package imports TensorFlow, and only when one of its modules is imported.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ def import_tensorflow() -> Any:
     """Import TensorFlow quietly.
 
     TensorFlow's C++ part writes a few lines to file descriptor 2 while it loads, before it has read its own
-    log level, so the descriptor itself is turned aside for that moment. If the import fails, what was
-    written is shown after all.
+    log level, so the descriptor is redirected to a file during the import. If the import fails, the contents
+    of that file are shown.
 
     Returns:
-        The module `tensorflow`. It logs errors only; for its C++ part, `TF_CPP_MIN_LOG_LEVEL` goes first.
+        The module `tensorflow`. It logs errors only; a value of `TF_CPP_MIN_LOG_LEVEL` is left as it is.
 
     Raises:
-        ImportError: TensorFlow is not installed, or not usable here.
+        ImportError: TensorFlow is not installed, or does not load on this machine.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     logging.getLogger("tensorflow").setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""How a graph's own operations move the variances of its batch normalisations: towards what, and how fast."""
+"""Reads from a graph how its BatchNorms update their moving variances: towards which value, and how fast."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ tf = import_tensorflow()
 tf1 = tf.compat.v1
 
 PASSED = READS | {"Switch", "RefSwitch"}
-"""Operations that hand on their first input."""
+"""Operations that pass on their first input."""
 
 RESHAPES = frozenset({"Squeeze", "Reshape"})
 FUSED = frozenset({"FusedBatchNorm", "FusedBatchNormV2", "FusedBatchNormV3"})
 UPDATES = frozenset({"AssignSub", "AssignSubVariableOp", "Sub"})
-"""What takes the change off a moving variance; `Sub` in a frozen graph, where nothing can be assigned."""
+"""Operations that subtract the change from a moving variance; a frozen graph cannot assign and has `Sub`."""
 
 
 @dataclass(frozen=True, slots=True)
 class VarianceUpdate:
-    """How one moving variance moves: moving -= (moving - target) * (1 - decay).
+    """The update of one moving variance: moving -= (moving - target) * (1 - decay).
 
     Attributes:
         scope: The scope of the batch normalisation.
-        biased: Whether the target is the variance of the batch, divided by the number n of values, as
-            `tf.nn.moments` gives it; or n / (n - 1) of it, as the second output of the fused operation is.
-        decay: The share that is kept.
-        operation: What gives the target: `FusedBatchNormV3` or another of its versions, or `Mean`.
+        biased: True if the target is the batch's variance over n values, as `tf.nn.moments` gives it; False
+            if it is n / (n - 1) of that, as the fused operation's third output is.
+        decay: The share of the old value that is kept.
+        operation: The operation that gives the target: a version of `FusedBatchNorm`, or `Mean`.
     """
 
     scope: str
@@ -43,20 +43,21 @@ class VarianceUpdate:
     operation: str
 
 
-def read_variance_updates(path: Path, *, frozen: bool) -> dict[str, VarianceUpdate]:
-    """Read from a graph how each of its moving variances is updated.
+def read_variance_updates(path: str | Path, *, frozen: bool) -> dict[str, VarianceUpdate]:
+    """Read the updates of all moving variances of a graph.
 
     Args:
         path: A .meta, or a frozen .pb.
         frozen: Whether it is a .pb.
 
     Returns:
-        By scope, one for every batch normalisation; empty where the graph updates none, as one frozen without
-        its training branches.
+        The update of every BatchNorm by its scope; empty if the graph was frozen without its training
+        branches and updates nothing.
 
     Raises:
-        GraphError: The file is no graph of the network, or an update is of a form that is not known.
+        GraphError: The file is not a graph of the network, or an update has an unknown form.
     """
+    path = Path(path)
     content = path.read_bytes()
     try:
         graph_def = (
@@ -69,17 +70,17 @@ def read_variance_updates(path: Path, *, frozen: bool) -> dict[str, VarianceUpda
     variables = [n for n in nodes.by_name if n.startswith(roots) and n.endswith("/moving_variance")]
     if not variables:
         raise GraphError(path, f"no moving variances in {SCOPE} or {BOTTLENECK}")
-    found = {variable: _read(nodes, variable) for variable in variables}
-    if not any(found.values()):
+    updates = {variable: _read(nodes, variable) for variable in variables}
+    if not any(updates.values()):
         return {}
-    for variable, update in found.items():
+    for variable, update in updates.items():
         if update is None:
             raise GraphError(path, f"{variable} is never updated, others are")
-    return {update.scope: update for update in found.values() if update is not None}
+    return {update.scope: update for update in updates.values() if update is not None}
 
 
 def _read(nodes: GraphNodes, variable: str) -> VarianceUpdate | None:
-    """How one variable is updated; None where it is not."""
+    """The update of one variable; None if it is never updated."""
     for update in nodes.descendants(variable, UPDATES, PASSED):
         product = _origin(nodes, update.input[1])
         if product.op != "Mul" or _origin(nodes, update.input[0]).name != variable:
@@ -88,7 +89,7 @@ def _read(nodes: GraphNodes, variable: str) -> VarianceUpdate | None:
         if difference.op == "Const":
             difference, share = share, difference
         if share.op != "Const" or difference.op != "Sub":
-            raise GraphError(nodes.path, f"{variable}: its update {update.name!r} is of no known form")
+            raise GraphError(nodes.path, f"{variable}: its update {update.name!r} has an unknown form")
         targets = {
             target
             for target in _targets(nodes, difference.input[1])
@@ -103,13 +104,13 @@ def _read(nodes: GraphNodes, variable: str) -> VarianceUpdate | None:
 
 
 def _origin(nodes: GraphNodes, reference: str) -> Any:
-    """The node behind an input, seen through what only hands it on."""
+    """The node that computes an input, behind the operations that pass it on."""
     node = nodes.node(node_name(reference))
     return _origin(nodes, node.input[0]) if node.op in PASSED else node
 
 
 def _targets(nodes: GraphNodes, reference: str) -> Iterator[str]:
-    """The outputs behind an input, such as `name:2`, seen through both branches of a conditional."""
+    """The outputs behind an input, such as `name:2`, through both branches of a conditional."""
     node = nodes.node(node_name(reference))
     if node.op == "Merge":
         for branch in node.input:
@@ -121,17 +122,17 @@ def _targets(nodes: GraphNodes, reference: str) -> Iterator[str]:
 
 
 def _is_inference(node: Any) -> bool:
-    """Whether this is the fused operation as inference uses it, whose variance is the moving one."""
+    """True for the fused operation in inference, which takes the moving variance."""
     return node.op in FUSED and not node.attr["is_training"].b
 
 
 def _classify(nodes: GraphNodes, variable: str, target: str) -> tuple[bool, str]:
-    """Whether a value is the biased variance of a batch, and the operation that tells."""
+    """Tell from an output whether it is the biased variance of a batch, and by which operation."""
     node = nodes.node(node_name(target))
     if node.op in FUSED and target.endswith(":2"):
         return False, str(node.op)
-    # tf.nn.moments: the mean of the squared differences from the mean, or, in early releases, from another
-    # shift, less the square of what the mean is off the shift.
+    # tf.nn.moments: the mean of the squared differences from the mean. Early releases take the differences
+    # from another shift, and subtract the square of the distance between mean and shift.
     mean = node
     if node.op == "Sub" and _origin(nodes, node.input[1]).op == "Square":
         mean = next(iter(_targets(nodes, node.input[0])))

@@ -1,8 +1,8 @@
-"""Writing a TensorFlow 1 checkpoint in the layout of those that davidsandberg/facenet published.
+"""Writes a TensorFlow 1 checkpoint in the layout that davidsandberg/facenet published.
 
-The graph is a training graph as `train_softmax.py` there builds it, or `train_tripletloss.py` where there is
-no classification head: input queue, conditionals on `phase_train`, loss, gradients, Adam, moving averages.
-TensorFlow's own Saver writes the values.
+The graph is a training graph as `train_softmax.py` there builds it, or `train_tripletloss.py` for a network
+without a classification head: input queue, conditionals on `phase_train`, loss, gradients, Adam, moving
+averages. TensorFlow's own Saver writes the values.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ QUEUE_CAPACITY = 2_000_000
 """Capacity of the input queue; `train_softmax.py`."""
 
 WEIGHT_DECAY = 5e-4
-"""`--weight_decay` that the 2018 models were trained with; on weights alone."""
+"""`--weight_decay` of the 2018 models; it applies to weights only."""
 
 ADAM_EPSILON = 0.1
 """`facenet.train` passes this with `beta1=0.9, beta2=0.999`, Adam's defaults."""
@@ -46,12 +46,12 @@ TRIPLET_MARGIN = 0.2
 
 @dataclass(frozen=True, slots=True)
 class CheckpointFiles:
-    """Where the files of a checkpoint are.
+    """The paths of a checkpoint's files.
 
     Attributes:
-        prefix: What TensorFlow calls the checkpoint: the `.index` file without its suffix.
-        index: Names, shapes and places of the tensors.
-        data: The values.
+        prefix: TensorFlow's name for the checkpoint: the `.index` file without its suffix.
+        index: The file of names, shapes and offsets of the tensors.
+        data: The file of values.
         meta: The training graph.
         frozen: The inference graph with constants for variables, if it was written.
     """
@@ -64,16 +64,21 @@ class CheckpointFiles:
 
 
 def write_checkpoint(
-    folder: Path, tensors: Mapping[str, NDArray[Any]], *, model_name: str, step: int, frozen: bool = True
+    folder: str | Path,
+    tensors: Mapping[str, NDArray[Any]],
+    *,
+    model_name: str,
+    step: int,
+    frozen: bool = True,
 ) -> CheckpointFiles:
     """Write the files of a published model: checkpoint, training graph and frozen graph.
 
     The same tensors give the same bytes.
 
     Args:
-        folder: Where to write; made if it is not there.
+        folder: The folder to write to; made if it does not exist.
         tensors: Variable name to float32 array: all variables of the network, with or without
-            `Logits/weights` and `Logits/biases`. Without them the graph is trained on triplets and has no
+            `Logits/weights` and `Logits/biases`. Without them the graph has a triplet loss and no
             classification head.
         model_name: Such as `20180402-114759`.
         step: Global step, which is part of the file names.
@@ -84,8 +89,9 @@ def write_checkpoint(
 
     Raises:
         ValueError: A variable is missing, unexpected or of another shape.
-        FileExistsError: A file of that name is there; nothing has been written.
+        FileExistsError: A file of that name exists; nothing has been written.
     """
+    folder = Path(folder)
     prefix = folder / f"model-{model_name}.ckpt-{step}"
     files = CheckpointFiles(
         prefix=prefix,
@@ -161,7 +167,7 @@ def _training_graph(tensors: Mapping[str, NDArray[Any]]) -> list[Any]:
 
 
 def _input_queue(batch_size: Any) -> tuple[Any, Any]:
-    """The queue of images and labels, with the names that the published interface gives its output."""
+    """Add the queue of images and labels, its outputs named as in the published interface."""
     shape = (IMAGE_SIZE, IMAGE_SIZE, 3)
     images = tf1.placeholder(tf.float32, (None, *shape), name="images")
     labels = tf1.placeholder(tf.int32, (None,), name="labels")
@@ -173,7 +179,7 @@ def _input_queue(batch_size: Any) -> tuple[Any, Any]:
 
 
 def _triplet_loss(embeddings: Any, embedding_size: int) -> Any:
-    """Mean hinge on the squared distances of anchor, positive and negative, which follow one another."""
+    """Mean hinge on the squared distances in triplets of anchor, positive and negative."""
     anchor, positive, negative = tf.unstack(tf.reshape(embeddings, [-1, 3, embedding_size]), 3, 1)
     near = tf.reduce_sum(tf.square(anchor - positive), 1)
     far = tf.reduce_sum(tf.square(anchor - negative), 1)

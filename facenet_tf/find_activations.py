@@ -1,8 +1,8 @@
 """Finds the activations of a checkpoint's own graph by walking from its variables.
 
-Names of operations drifted between releases of slim and mean nothing here. Only the names of variables and of the
-published interface (`input`, `phase_train`, `batch_size`, `embeddings`) are relied on: a walk from the variable that
-holds a layer's weights ends at the operation that ends the layer.
+Names of operations changed between releases of slim, so they are not used. The names of variables and of the
+published interface (`input`, `phase_train`, `batch_size`, `embeddings`) did not: a walk from the variable
+that holds a layer's weights ends at the operation that ends the layer.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def _convolution_scopes(nodes: GraphNodes) -> list[str]:
 
 
 def _convolution_ends(nodes: GraphNodes, scopes: list[str]) -> dict[str, str]:
-    """Each convolution to its ReLU, or to its sum with the biases; that one's residual block to its end as well."""
+    """The ends of the convolutions, at the ReLU or the biases, and of the residual blocks."""
     ends: dict[str, str] = {}
     for scope in scopes:
         convolution = nodes.descendant(scope, f"{scope}/weights", frozenset({"Conv2D"}), READS)

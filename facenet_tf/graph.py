@@ -2,7 +2,7 @@
 
 The architecture is that of `inception_resnet_v1.py` in davidsandberg/facenet; variables bear the names that
 slim gave them there. Arithmetic is float32, with the fused batch normalisation of the published graphs, or
-float64, where every constant is the decimal number as written (0.001, 0.17) and not its float32 neighbour.
+float64, in which every constant is the decimal number as written (0.001, 0.17) and not its float32 neighbour.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ STAGES: tuple[str, ...] = (
     "embeddings",
     "Logits",
 )
-"""The activations after each stage, in order. `Logits` exists only where the classification head does."""
+"""The activations after each stage, in order. `Logits` exists only with the classification head."""
 
 EPSILON = 0.001
 """Added to the variance; `batch_norm_params` of facenet's `inference`."""
 
 DECAY = 0.995
-"""Decay of the moving mean and variance, from the same place."""
+"""Decay of the moving mean and variance; also in `batch_norm_params`."""
 
 KEEP_PROBABILITY = 0.4
-"""`--keep_probability` that the 2018 models were trained with."""
+"""`--keep_probability` of the 2018 models."""
 
 L2_FLOOR = 1e-10
-"""The least squared norm that `embeddings` divides by; `l2_normalize` in facenet's `train_softmax.py`."""
+"""The smallest squared norm that `embeddings` divides by; `l2_normalize` in facenet's `train_softmax.py`."""
 
 Endpoints = dict[str, Any]
 """Activation name to symbolic tensor, in the order of evaluation."""
@@ -120,7 +120,7 @@ BLOCK8: tuple[Branch, ...] = (
 
 
 class _Layers:
-    """The layers that the stages are made of, with the settings that all of them share.
+    """Builds layers and blocks that share their settings.
 
     Attributes:
         endpoints: The activations gathered so far.
@@ -138,12 +138,12 @@ class _Layers:
         )
 
     def activation(self, net: Any) -> Any:
-        """Record the value of the variable scope that is open."""
+        """Record a tensor as the activation of the open variable scope."""
         self.endpoints[tf1.get_variable_scope().name] = net
         return net
 
     def switch(self, when_training: Any, otherwise: Any) -> Any:
-        """Choose by `training`, which is either a bool or a bool tensor."""
+        """Choose a branch by `training`, a bool or a bool tensor."""
         if isinstance(self.training, bool):
             return when_training() if self.training else otherwise()
         return tf1.cond(self.training, when_training, otherwise)
@@ -238,7 +238,7 @@ class _Layers:
         )
 
     def _decomposed(self, net: Any, gamma: Any, beta: Any, moving: Any) -> Any:
-        """What the fused operation computes; TensorFlow has none for float64."""
+        """The fused operation in its parts, since TensorFlow has none for float64."""
         if moving is None:
             mean, variance = tf.nn.moments(net, axes=[0, 1, 2])
             count = tf.cast(tf.reduce_prod(tf.shape(net)[:3]), self.dtype)
@@ -262,24 +262,24 @@ def build(
     keep_probability: float = KEEP_PROBABILITY,
     dropout_mask: Any = None,
 ) -> Endpoints:
-    """Add the network to the default graph, which `legacy_graph` should have made.
+    """Add the network to the default graph, which `legacy_graph` makes.
 
     Args:
         images: Tensor (N, H, W, 3) of `dtype`, standardised pixels, H and W at least 75.
         embedding_size: Width E of the embedding.
         num_classes: Width C of the classification head; None leaves the head out.
-        training: Batch statistics and dropout or not; a bool, or a bool tensor to decide at run time as the
-            published graphs do with `phase_train`.
+        training: Whether to use batch statistics and dropout: a bool, or a bool tensor that decides at run
+            time, as `phase_train` does in the published graphs.
         dtype: `tf.float32` or `tf.float64`.
         gamma: Whether batch normalisation has a scale variable; the published models have none.
-        bottleneck_scope: Variable scope of the embedding layer. Its activation is `InceptionResnetV1/Bottleneck`
-            all the same.
+        bottleneck_scope: Variable scope of the embedding layer. Its activation is always
+            `InceptionResnetV1/Bottleneck`.
         keep_probability: Share of the pooled features that dropout keeps in training.
-        dropout_mask: Tensor (N, 1792) of `dtype`, 1 where dropout keeps a feature and 0 where it does not;
-            None draws one for every batch.
+        dropout_mask: Tensor (N, 1792) of `dtype`, 1 for a feature that dropout keeps and 0 for another; None
+            draws one for every batch.
 
     Returns:
-        Every activation, the stages of `STAGES` and the 132 convolutions, in the order of evaluation: maps
+        Every activation in the order of evaluation, the stages of `STAGES` and the 132 convolutions: maps
         (N, H', W', channels), `InceptionResnetV1/Bottleneck` and `embeddings` (N, E), `Logits` (N, C).
     """
     layers = _Layers(dtype, training, gamma)
@@ -309,7 +309,7 @@ def build(
 
 
 def _dropout(net: Any, keep_probability: float, mask: Any) -> Any:
-    """Zero the features that a mask, drawn or given, does not keep, and scale up the others."""
+    """Zero the features outside a mask, drawn or given, and scale up the others."""
     if mask is None:
         return tf.nn.dropout(net, rate=1 - keep_probability)
     return net * mask / tf.constant(keep_probability, net.dtype)

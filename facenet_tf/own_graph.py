@@ -134,7 +134,7 @@ class OwnGraph:
         return cls(path, graph_def, logits, tensors)
 
     def supports(self, height: int, width: int) -> bool:
-        """Whether images of this size run: a fixed average pool must cover the last map exactly."""
+        """True if images of this size run: a fixed average pool must cover the last map exactly."""
         return self.pool_size in (None, (_map_size(height), _map_size(width)))
 
     def run(self, images: NDArray[Any], activations: Sequence[str] | None = None) -> dict[str, NDArray[Any]]:

@@ -20,7 +20,7 @@ class RebuiltNetwork:
     """The rebuilt network in inference, holding a checkpoint's weights. A context manager.
 
     Args:
-        tensors: Variable name to float32 array: the 492 variables, or 490 without the head, with gammas where
+        tensors: Variable name to float32 array: the 492 variables, or 490 without the head, and the gammas if
             the checkpoint has them.
         dtype: The arithmetic to run in; float64 takes the float32 weights exactly.
 
@@ -28,7 +28,7 @@ class RebuiltNetwork:
         activations: The names that `run` takes, in the order of evaluation.
 
     Raises:
-        ValueError: A variable is missing, unexpected or of another shape; all of them are named.
+        ValueError: Variables are missing, unexpected or of another shape; the message names all of them.
     """
 
     def __init__(
@@ -47,7 +47,8 @@ class RebuiltNetwork:
         """Run the network on a batch.
 
         Args:
-            images: Standardised pixels (N, H, W, 3), taken in the dtype of the network; H and W at least 75.
+            images: Standardised pixels (N, H, W, 3), converted to the dtype of the network; H and W at least
+                75.
             activations: Which activations to return; None for all.
 
         Returns:

@@ -1,4 +1,4 @@
-"""What rebuilt and published graphs share: how a graph is made, run and asked."""
+"""Makes TensorFlow 1 graphs and sessions, and checks their inputs."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ tf = import_tensorflow()
 tf1 = tf.compat.v1
 
 MIN_IMAGE_SIZE = 75
-"""The smallest side that leaves the last stage a map of one pixel."""
+"""The smallest side of an image: the last stage then has a map of one pixel."""
 
 
 @contextmanager
 def legacy_graph() -> Iterator[Any]:
     """Enter a new graph in which conditionals are Switch and Merge and variables are VariableV2.
 
-    Both are switches of the process in current TensorFlow; they are put back on leaving.
+    Both are settings of the process in current TensorFlow; they are restored on leaving.
 
     Yields:
         The `tf.Graph`, made the default one.
@@ -43,8 +43,8 @@ def legacy_graph() -> Iterator[Any]:
 def open_session(graph: Any) -> Any:
     """Open a session that runs the graph as it was written.
 
-    Grappler, the graph rewriter, is off: it would fold constants and fuse batch normalisation into
-    convolutions, so that activations would vanish and the arithmetic measured would no longer be the checkpoint's.
+    Grappler, the graph rewriter, is off. It would fold constants and fuse batch normalisation into
+    convolutions: activations would vanish, and the arithmetic would no longer be the checkpoint's.
 
     Args:
         graph: The `tf.Graph` to run.
@@ -64,7 +64,7 @@ def check_images(images: NDArray[Any]) -> None:
 
 
 def check_activations(names: Sequence[str], known: Sequence[str]) -> None:
-    """Raise ValueError naming the activations that are not among `known`."""
+    """Raise ValueError with the names that are not among `known`."""
     unknown = [name for name in names if name not in known]
     if unknown:
         raise ValueError(f"no such activation: {', '.join(unknown)}")

@@ -25,10 +25,10 @@ tf = import_tensorflow()
 tf1 = tf.compat.v1
 
 INPUT = "input"
-"""What the gradient for the images is called beside those of the variables."""
+"""The name of the gradient for the images, beside the names of the variables."""
 
 POOLED = 1792
-"""Features that the last average pool gives, and dropout takes."""
+"""Number of features between the last average pool and dropout."""
 
 OptimiserName = Literal["sgd", "adam"]
 
@@ -36,32 +36,32 @@ ADAM_BETAS = (0.9, 0.999)
 """Adam's defaults, which facenet keeps."""
 
 
-def _placeholder(options: NetworkOptions) -> Any:
-    """What the loss is taken against: labels, or where there are no logits a functional of the embedding."""
+def _target_placeholder(options: NetworkOptions) -> Any:
+    """The target of the loss: labels, or a functional of the embedding for a network without logits."""
     if options.num_classes is None:
         return tf1.placeholder(tf.float64, (None, options.embedding_size), name="functional")
     return tf1.placeholder(tf.int64, (None,), name="labels")
 
 
 class TrainingNetwork:
-    """The rebuilt network with a loss, in TensorFlow, from a checkpoint's weights on. A context manager.
+    """The rebuilt network with a loss, starting from a checkpoint's weights, in float64. A context manager.
 
-    Every batch normalisation has a scale variable here, one throughout where the checkpoint has none, so that
-    the scale's gradient can be told. It is trained only where the checkpoint has it.
+    Every BatchNorm has a gamma here, so that its gradient can be taken. A gamma that the checkpoint does not
+    have is one throughout, and no step trains it.
 
-    Dropout takes a mask from outside, scaled as in the published training. The loss is the mean softmax
-    cross-entropy on the logits; where the checkpoint has none, it is the mean over the images of a linear
+    Dropout takes a given mask, scaled as in the published training. The loss is the mean softmax
+    cross-entropy of the logits. For a checkpoint without logits it is the mean, over the images, of a linear
     functional of the embedding.
 
     Args:
-        tensors: Variable name to float32 array: the 492 variables, or 490 without the head, with gammas where
-            the checkpoint has them. float64, the arithmetic here, takes them exactly.
+        tensors: Variable name to float32 array: the 492 variables, or 490 without the head, and the gammas if
+            the checkpoint has them. float64 holds them exactly.
 
     Attributes:
         trained: The variables that a step moves: weights, biases, betas and the checkpoint's gammas.
 
     Raises:
-        ValueError: A variable is missing, unexpected or of another shape; all of them are named.
+        ValueError: Variables are missing, unexpected or of another shape; the message names all of them.
     """
 
     def __init__(self, tensors: Mapping[str, NDArray[Any]]) -> None:
@@ -69,7 +69,7 @@ class TrainingNetwork:
         with legacy_graph() as graph:
             self._images = tf1.placeholder(tf.float64, (None, None, None, 3), name=INPUT)
             self._mask = tf1.placeholder(tf.float64, (None, POOLED), name="dropout_mask")
-            self._target = _placeholder(options)
+            self._target = _target_placeholder(options)
             self._learning_rate = tf1.placeholder(tf.float64, (), name="learning_rate")
             losses = [self._build_loss(options, training) for training in (False, True)]
             self._initial = {
@@ -87,7 +87,7 @@ class TrainingNetwork:
         self.reset()
 
     def _build_loss(self, options: NetworkOptions, training: bool) -> Any:
-        """Add the network and its loss, on the variables that are there if it has been added before."""
+        """Add the network and its loss; the second network shares the variables of the first."""
         with tf1.variable_scope(tf1.get_variable_scope(), reuse=tf1.AUTO_REUSE):
             endpoints = build(
                 self._images,
@@ -103,14 +103,14 @@ class TrainingNetwork:
         )
 
     def _differentiate(self, loss: Any) -> dict[str, Any]:
-        """Add the gradients for the images and every variable that has one."""
+        """Add the gradients for the images and for every variable but the moving statistics."""
         learned = {n: v for n, v in self._variables.items() if not n.endswith(STATISTICS)}
         places = {INPUT: self._images, **learned}
         return dict(zip(places, tf1.gradients(loss, list(places.values())), strict=True))
 
     def _build_steps(self) -> dict[OptimiserName, Any]:
         """Add the operations that take a step, by optimiser."""
-        # Only when all gradients are there may the first variable move: other gradients read it.
+        # No variable may move before all gradients are computed: they read it.
         gradients = tf1.tuple([self._fetches[True][1][name] for name in self.trained])
         pairs = list(zip(gradients, (self._variables[name] for name in self.trained), strict=True))
         optimisers: dict[OptimiserName, Any] = {
@@ -124,7 +124,7 @@ class TrainingNetwork:
         return {name: optimiser.apply_gradients(pairs) for name, optimiser in optimisers.items()}
 
     def reset(self) -> None:
-        """Go back to the checkpoint's weights and statistics, and to optimisers that have seen nothing."""
+        """Restore the checkpoint's weights and statistics, and the optimisers' first state."""
         load_variables(self._session, self._initial)
         everything = self._session.graph.get_collection(tf1.GraphKeys.GLOBAL_VARIABLES)
         slots = [variable.initializer for variable in everything if variable.op.name not in self._variables]
@@ -133,17 +133,17 @@ class TrainingNetwork:
     def gradients(
         self, images: NDArray[Any], target: NDArray[Any], mask: NDArray[Any], *, training: bool
     ) -> tuple[float, dict[str, NDArray[Any]]]:
-        """Differentiate the loss of one batch; weights and statistics stay what they are.
+        """Differentiate the loss of one batch; weights and statistics stay as they are.
 
         Args:
             images: Standardised pixels (N, H, W, 3), taken in float64; H and W at least 75.
-            target: Labels (N,), or where there are no logits the functional (N, embedding size).
-            mask: (N, 1792), 1 where dropout keeps a feature and 0 where it does not; used in training.
-            training: Batch statistics and dropout, or moving statistics and none.
+            target: Labels (N,), or without logits the functional (N, embedding size).
+            mask: (N, 1792), 1 for a feature that dropout keeps and 0 for another; used in training.
+            training: True for batch statistics and dropout, False for moving statistics and no dropout.
 
         Returns:
-            The loss, and by variable the gradient in the variable's shape, with that of the images under
-            `INPUT`; moving statistics have none.
+            The loss, and variable name to gradient in the variable's shape. The gradient of the images is
+            under `INPUT`; moving statistics have none.
 
         Raises:
             ValueError: The images have another shape.

@@ -1,4 +1,4 @@
-"""The variables of the network: what a set of them says, and whether it is theirs."""
+"""The variables of the network: their names and shapes, and the options that a set of them implies."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ tf1 = tf.compat.v1
 SCOPE = "InceptionResnetV1"
 BOTTLENECK = f"{SCOPE}/Bottleneck"
 OLD_BOTTLENECK = "Bottleneck"
-"""Where checkpoints from before 2017-05-09 keep the embedding layer."""
+"""The scope of the embedding layer in checkpoints from before 2017-05-09."""
 
 
 STATISTICS = ("/moving_mean", "/moving_variance")
@@ -24,7 +24,7 @@ STATISTICS = ("/moving_mean", "/moving_variance")
 
 
 class NetworkOptions(NamedTuple):
-    """What the variables of a checkpoint say about its network: the matching arguments of `build`."""
+    """The arguments of `build` that match a checkpoint's variables."""
 
     embedding_size: int
     num_classes: int | None
@@ -33,14 +33,14 @@ class NetworkOptions(NamedTuple):
 
 
 def infer_options(tensors: Mapping[str, NDArray[Any]]) -> NetworkOptions:
-    """Read the options of `build` off a set of variables.
+    """Infer the options of `build` from a set of variables.
 
     Args:
         tensors: Variable name to array.
 
     Returns:
-        The options under which `build` creates these variables, if they are those of the network at all:
-        that is for `require_variables` to say.
+        The options under which `build` creates these variables. `require_variables` then checks that they are
+        the network's.
 
     Raises:
         ValueError: There is no embedding layer.
@@ -60,13 +60,13 @@ def infer_options(tensors: Mapping[str, NDArray[Any]]) -> NetworkOptions:
 
 
 def require_variables(tensors: Mapping[str, NDArray[Any]]) -> None:
-    """Hold a set of variables against those of the network that has been built in the default graph.
+    """Check that a set of variables is that of the network built in the default graph.
 
     Args:
         tensors: Variable name to array.
 
     Raises:
-        ValueError: A variable is missing, unexpected or of another shape; all of them are named.
+        ValueError: Variables are missing, unexpected or of another shape; the message names all of them.
     """
     expected = graph_shapes()
     problems = [f"missing {name}" for name in sorted(expected.keys() - tensors.keys())]
@@ -90,7 +90,7 @@ def load_variables(session: Any, tensors: Mapping[str, NDArray[Any]]) -> None:
 
     Args:
         session: An open session on the graph that holds the variables.
-        tensors: Variable name to array; variables that are not named stay as they are.
+        tensors: Variable name to array; other variables stay as they are.
     """
     variables = {v.op.name: v for v in session.graph.get_collection(tf1.GraphKeys.GLOBAL_VARIABLES)}
     chosen = [(variables[name], value) for name, value in tensors.items()]

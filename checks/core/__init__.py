@@ -1,1 +1,1 @@
-"""What the checks share: inputs, activations, models, thresholds and the form of a judgement."""
+"""The parts that the checks share: inputs, activations, models, both sides, thresholds, judgements."""

@@ -1,4 +1,7 @@
-"""Where the two networks are compared: activation names are TensorFlow scopes, each with its PyTorch module."""
+"""The activations at which both networks are compared, and PyTorch's values at them.
+
+An activation is named after its TensorFlow scope, and is the output of one PyTorch module.
+"""
 
 from __future__ import annotations
 
@@ -26,6 +29,7 @@ __all__ = [
 
 
 def _stage_modules() -> dict[str, str]:
+    """Stage to module, from the blocks of the layer map."""
     stages: dict[str, str] = {}
     for scope, module, layers in BLOCKS:
         if scope:
@@ -48,7 +52,7 @@ LAYERS: Mapping[str, str] = {layer.scope: layer.module for layer in CONVOLUTIONS
 
 
 def activation_names(*, every_layer: bool, logits: bool) -> tuple[str, ...]:
-    """The activations to compare, in the order of evaluation: a block's convolutions come before the block."""
+    """The activations to compare, in the order of evaluation: a block's convolutions before the block."""
     names: list[str] = []
     for stage in STAGES:
         if every_layer:
@@ -60,12 +64,13 @@ def activation_names(*, every_layer: bool, logits: bool) -> tuple[str, ...]:
 def run_pytorch(
     model: InceptionResnetV1, images: NDArray[Any], activations: tuple[str, ...]
 ) -> dict[str, NDArray[Any]]:
-    """Run the model and keep the output of every activation, on one thread.
+    """Run the model on one thread and keep the output of every activation.
 
-    One thread gives the same bits whatever the number of cores, and costs little: threads that wait for each
-    other in every one of 132 small convolutions lose more than they win as soon as a core is busy elsewhere.
-    PyTorch's number of threads is the whole process's: who calls this from several threads at once sets it to
-    one before, and then it is not touched here.
+    One thread gives the same bits on any number of cores. It costs little: with several threads, each of the
+    132 small convolutions waits for the slowest one.
+
+    PyTorch's number of threads is a setting of the whole process. A caller that runs models in several
+    threads sets it to 1 before; then it is not changed here.
 
     Args:
         model: In evaluation mode; its dtype is the dtype of the arithmetic.
@@ -77,17 +82,17 @@ def run_pytorch(
     """
     outputs: dict[str, Tensor] = {}
 
-    def keep(activation: str) -> object:
+    def keep(name: str) -> object:
         def hook(module: nn.Module, inputs: object, output: Tensor) -> None:
-            outputs[activation] = output
+            outputs[name] = output
 
         return hook
 
     modules = {**LAYERS, **STAGES}
     handles = [
-        model.get_submodule(modules[activation]).register_forward_hook(keep(activation))  # type: ignore[arg-type]
-        for activation in activations
-        if activation in modules
+        model.get_submodule(modules[name]).register_forward_hook(keep(name))  # type: ignore[arg-type]
+        for name in activations
+        if name in modules
     ]
     dtype = next(model.parameters()).dtype
     was_classifying = model.classify
@@ -108,9 +113,9 @@ def run_pytorch(
         model.classify = was_classifying
         for handle in handles:
             handle.remove()
-    return {
-        activation: (
-            outputs[activation].permute(0, 2, 3, 1) if outputs[activation].ndim == 4 else outputs[activation]
-        ).numpy()
-        for activation in activations
-    }
+    return {name: _channels_last(outputs[name]).numpy() for name in activations}
+
+
+def _channels_last(output: Tensor) -> Tensor:
+    """A map as (N, H, W, channels); a vector as it is."""
+    return output.permute(0, 2, 3, 1) if output.ndim == 4 else output

@@ -1,4 +1,4 @@
-"""The built-in checkpoint: seeded weights in a trained network's range, written as real TensorFlow files."""
+"""The built-in checkpoint: seeded weights in a trained network's range, written as TensorFlow files."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from converter.layer_map import Converted, Variant, table
 from reference import InceptionResnetV1
 
 MODEL_NAME = "built-in-512d-8631"
-STEP = 1  # counts versions of the recipe below: a checkpoint of another one is not used
-VARIANT = Variant(embedding_size=512, num_classes=8631)  # that of the published 20180402-114759
+STEP = 1  # version of the recipe below: a checkpoint of another version is not used
+VARIANT = Variant(embedding_size=512, num_classes=8631)  # as the published 20180402-114759
 _SEED = 20180402
 
 
@@ -30,8 +30,8 @@ def built_in_checkpoint() -> Path:
     """The folder of the built-in checkpoint, written on first use.
 
     Raises:
-        RequirementError: It has to be written and TensorFlow is not installed.
-        SourceError: The folder is there and holds something else.
+        RequirementError: It must be written and TensorFlow is not installed.
+        SourceError: The folder exists and holds something else.
     """
     folder = cache_folder() / MODEL_NAME
     if folder.is_dir():
@@ -46,7 +46,7 @@ def built_in_checkpoint() -> Path:
     from facenet_tf.checkpoint import write_checkpoint
 
     folder.parent.mkdir(parents=True, exist_ok=True)
-    # Beside the folder to come, and renamed at the end: it appears whole or not at all.
+    # Written beside the folder and renamed at the end: it appears whole or not at all.
     hidden = Path(tempfile.mkdtemp(prefix=f".{MODEL_NAME}-", dir=folder.parent))
     try:
         write_checkpoint(hidden, built_in_tensors(), model_name=MODEL_NAME, step=STEP)
@@ -54,7 +54,7 @@ def built_in_checkpoint() -> Path:
         try:
             hidden.rename(folder)
         except OSError:
-            if not folder.is_dir():  # otherwise another process was faster, with the same content
+            if not folder.is_dir():  # else another process was faster, with the same content
                 raise
     finally:
         shutil.rmtree(hidden, ignore_errors=True)
@@ -65,15 +65,18 @@ def built_in_tensors(variant: Variant = VARIANT, seed: int = _SEED) -> dict[str,
     """Seeded weights under their TensorFlow names.
 
     Kernels are normal with He's variance, a tenth of it on the residual convolutions. The BatchNorm
-    statistics are those that the network itself produces on seeded images, so that every activation is of
-    order one. The Bottleneck's offsets are large, so that embeddings of noise lie near each other, as those
-    of the trained networks do. That choice, and the small residuals, also set the float32 distance of the
-    headline: seeded weights without it are worse conditioned than trained ones and exceed its threshold, so
-    that a headline that holds here says little; the other judgements do not lean on it. The kernels are the
-    same on every machine; the statistics may differ in their last bits with the machine's arithmetic.
+    statistics are those of the network's own activations on seeded images, so that every activation is of
+    order one. The Bottleneck's offsets are large, so that embeddings of noise lie near each other, as in
+    trained networks.
+
+    The large offsets and small residuals also determine the float32 distance of the headline. Seeded weights
+    without them are worse conditioned than trained ones and exceed its threshold, so a headline that holds
+    for this checkpoint says little. The other judgements do not depend on that choice.
+
+    The kernels are the same on every machine; the statistics may differ in their last bits.
 
     Args:
-        variant: Sizes; gamma and the Bottleneck's scope as well.
+        variant: Sizes, gamma and the Bottleneck's scope.
         seed: For numpy's PCG64.
 
     Returns:
@@ -115,7 +118,7 @@ _RESIDUAL_BIASES = frozenset(
 
 
 def _calibrate(model: InceptionResnetV1, seed: int) -> None:
-    """Set every BatchNorm's statistics to those of its input on one batch of noise and smooth images."""
+    """Set every BatchNorm's statistics to those of its input, on one batch of noise and smooth images."""
     noise, smooth = (batch.images for batch in seeded_inputs(seed)[:2])
     images = torch.from_numpy(np.concatenate([noise, smooth])).permute(0, 3, 1, 2)
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)]

@@ -1,4 +1,4 @@
-"""The inputs of a comparison: seeded, and photographs where they are given."""
+"""The inputs of a comparison: seeded images, and photographs of the user."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from checks.core import thresholds
 from converter.errors import SourceError, UsageError
 
-IMAGE_SIZE = 160  # pixels; what the published networks were trained on
+IMAGE_SIZE = 160  # pixels; the published networks were trained on this size
 ODD_SIZE = (147, 123)  # height and width: odd, unequal, and every map of the network rounds somewhere
-BATCH = 5  # images, the field's habit
+BATCH = 5  # images, as is usual
 NOISE = "standard normal"
 SEEDED = (NOISE, "smooth", "constant", "near-black", f"odd size {ODD_SIZE[0]}x{ODD_SIZE[1]}")
 _PHOTOGRAPHS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
@@ -23,10 +23,10 @@ _PHOTOGRAPHS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
 
 @dataclass(frozen=True, slots=True)
 class InputBatch:
-    """One batch of images.
+    """A batch of images.
 
     Attributes:
-        name: What the images are, in words.
+        name: A description, such as "standard normal".
         images: (N, H, W, 3), float32, standardised pixels.
     """
 
@@ -35,7 +35,7 @@ class InputBatch:
 
     @property
     def few_values(self) -> bool:
-        """Whether an image has so few distinct values that rounding errors do not average out."""
+        """True if an image has so few distinct values that rounding errors do not average out."""
         return min(np.unique(image).size for image in self.images) < thresholds.FEW_VALUES
 
 
@@ -58,12 +58,12 @@ def seeded_inputs(seed: int) -> list[InputBatch]:
 
 
 def standardise(pixels: NDArray[Any]) -> NDArray[Any]:
-    """Pixels of 0 to 255 as the networks of 2018 were trained on them: (x - 127.5) / 128, float32."""
+    """Standardise pixels of 0 to 255 as for the networks of 2018: (x - 127.5) / 128, float32."""
     return ((pixels - 127.5) / 128.0).astype(np.float32)
 
 
 def prewhiten(pixels: NDArray[Any]) -> NDArray[Any]:
-    """Pixels of 0 to 255 as the networks of 2017 were trained on them, float32.
+    """Standardise pixels of 0 to 255 as for the networks of 2017, float32.
 
     (x - mean) / max(std, 1 / sqrt(x.size)) over each image: `prewhiten` in facenet's `src/facenet.py`.
     """
@@ -76,7 +76,7 @@ def prewhiten(pixels: NDArray[Any]) -> NDArray[Any]:
 
 
 def _smooth(random: np.random.Generator, count: int) -> NDArray[Any]:
-    """Sums of six plane waves of at most three periods across the image, for each channel."""
+    """Draw images whose channels are sums of six plane waves, of at most three periods across the image."""
     grid = np.linspace(0, 1, IMAGE_SIZE)
     images = np.zeros((count, IMAGE_SIZE, IMAGE_SIZE, 3))
     for image in images:
@@ -89,47 +89,49 @@ def _smooth(random: np.random.Generator, count: int) -> NDArray[Any]:
     return images.astype(np.float32)
 
 
-def find_photographs(folder: Path) -> list[Path]:
-    """All photographs of a folder and its subfolders, sorted by name.
+def find_photographs(folder: str | Path) -> list[Path]:
+    """Find all photographs of a folder and its subfolders, sorted by name.
 
     Raises:
         UsageError: There is no such folder.
         SourceError: It holds no photographs.
     """
+    folder = Path(folder)
     if not folder.is_dir():
         raise UsageError(f"{folder}: there is no such folder. Give a folder of photographs.")
     files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in _PHOTOGRAPHS)
     if not files:
         kinds = ", ".join(sorted(_PHOTOGRAPHS))
-        raise SourceError(folder, "no photographs in it", next_step=f"Give a folder with {kinds} files")
+        raise SourceError(folder, "it holds no photographs", next_step=f"Give a folder with {kinds} files")
     return files
 
 
-def photograph_inputs(files: Sequence[Path]) -> Iterator[InputBatch]:
-    """Photographs in batches of five.
+def photograph_inputs(files: Sequence[str | Path]) -> Iterator[InputBatch]:
+    """Read photographs in batches of five.
 
-    Each is cropped to its central square, resized to 160x160 and standardised as for the networks of 2018.
+    Each photograph is cropped to its central square, resized to 160x160 and standardised as for the networks
+    of 2018.
 
     Raises:
-        SourceError: One cannot be decoded, or has more than 8 bits a channel.
+        SourceError: A photograph cannot be decoded, or has more than 8 bits a channel.
     """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     for start in range(0, len(files), BATCH):
         images = []
-        for file in files[start : start + BATCH]:
+        for file in map(Path, files[start : start + BATCH]):
             try:
                 with Image.open(file) as image:
                     if image.mode.startswith(("I", "F")):
                         raise SourceError(
                             file,
                             "more than 8 bits a channel",
-                            next_step="Save it with 8 bits, or take it away",
+                            next_step="Save it with 8 bits, or remove it from the folder",
                         )
                     square = ImageOps.fit(image.convert("RGB"), (IMAGE_SIZE, IMAGE_SIZE))
             except (UnidentifiedImageError, OSError, ValueError) as error:
                 raise SourceError(
-                    file, "cannot be decoded as a photograph", next_step="Take it out of the folder"
+                    file, "cannot be decoded as a photograph", next_step="Remove it from the folder"
                 ) from error
             images.append(np.asarray(square))
         name = f"photographs {start + 1}-{start + len(images)}"

@@ -1,4 +1,4 @@
-"""A judgement: one statement that a check makes, and whether it holds."""
+"""A judgement: a statement that a check makes, and whether it holds."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """One verdict.
+    """A statement and whether it holds.
 
     Attributes:
-        name: What was judged.
+        name: Name of the judgement, such as "mapping".
         passed: Whether it holds.
-        statement: The finding with its figures, one line.
-        details: What is wrong, item by item; empty where it holds.
+        statement: The result with its figures, one line.
+        details: Every difference, one line each; empty if it holds.
     """
 
     name: str

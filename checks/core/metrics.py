@@ -1,4 +1,4 @@
-"""How far two arrays are apart, in the measures that the report states."""
+"""Distances between two arrays: L2, cosine, ULP."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class Difference:
         max_abs: Largest absolute difference.
         relative_l2: L2 norm of the difference over L2 norm of the reference.
         cosine: Smallest cosine between an image's activations and their reference.
-        max_ulp: Largest difference in units in the last place: how many floats lie between.
+        max_ulp: Largest difference in units in the last place: the number of floats between.
         median_ulp: Median of the same.
-        ulp_histogram: How the same is distributed, as `ulp_histogram` counts it.
+        ulp_histogram: Distribution of the same, as `ulp_histogram` counts it.
     """
 
     max_abs: float
@@ -32,8 +32,8 @@ class Difference:
 
 
 def l2_norm(array: NDArray[Any]) -> float:
-    """Euclidean norm of all elements in float64; infinite where one of them is not finite."""
-    # Summed by NumPy itself: numpy.linalg.norm hands the sum to as many threads as there are cores.
+    """Euclidean norm of all elements in float64; infinite if an element is not finite."""
+    # Not numpy.linalg.norm, whose sum runs on as many threads as there are cores.
     norm = math.sqrt(float(np.square(array, dtype=np.float64).sum()))
     return norm if math.isfinite(norm) else math.inf
 
@@ -41,8 +41,7 @@ def l2_norm(array: NDArray[Any]) -> float:
 def relative_l2(array: NDArray[Any], reference: NDArray[Any]) -> float:
     """L2 norm of `array - reference` over that of `reference`, computed in float64.
 
-    Zero where both are equal, infinite where only the reference vanishes, NaN nowhere: an array with a NaN is
-    infinitely far from everything.
+    Zero if both are equal; infinite if only the reference vanishes, or if an array holds a NaN.
     """
     exact = reference.astype(np.float64)
     distance = l2_norm(array.astype(np.float64) - exact)
@@ -53,7 +52,7 @@ def relative_l2(array: NDArray[Any], reference: NDArray[Any]) -> float:
 
 
 def ulp_distance(array: NDArray[Any], reference: NDArray[Any]) -> NDArray[Any]:
-    """For each element, how many steps of its dtype lie between the two; -0.0 and 0.0 are the same.
+    """Count for each element the steps of its dtype between the two; -0.0 and 0.0 are the same.
 
     Args:
         array: float16, bfloat16, float32 or float64.
@@ -62,19 +61,20 @@ def ulp_distance(array: NDArray[Any], reference: NDArray[Any]) -> NDArray[Any]:
     Returns:
         float64 array of the same shape: exact up to 2**53 steps.
     """
-    one, other = _ordered(array), _ordered(reference)
-    steps: NDArray[Any] = np.maximum(one, other) - np.minimum(one, other)
+    first, second = _ordered(array), _ordered(reference)
+    steps: NDArray[Any] = np.maximum(first, second) - np.minimum(first, second)
     return steps.astype(np.float64)
 
 
 def ulp_histogram(steps: NDArray[Any]) -> tuple[int, ...]:
-    """Count how many elements are how many steps apart.
+    """Count elements by their distance in steps.
 
     Args:
         steps: As `ulp_distance` gives them.
 
     Returns:
-        How many are 0, 1, 2, 3-4, 5-8, 9-16, ... steps apart, up to the last count that is not zero.
+        The number of elements that are 0, 1, 2, 3-4, 5-8, 9-16, ... steps apart, up to the last that is not
+        0.
     """
     bins = np.where(steps > 0, np.ceil(np.log2(np.maximum(steps, 1))) + 1, 0)
     return tuple(int(count) for count in np.bincount(bins.astype(np.int64).reshape(-1)))
@@ -82,7 +82,7 @@ def ulp_histogram(steps: NDArray[Any]) -> tuple[int, ...]:
 
 def _ordered(array: NDArray[Any]) -> NDArray[Any]:
     """The place of each float among all floats of its dtype, as uint64."""
-    # IEEE 754: bits are sign and magnitude, and magnitudes are in the order of the values.
+    # IEEE 754: a float is a sign and a magnitude, and magnitudes sort as the values do.
     kind = np.dtype(f"i{array.dtype.itemsize}")
     # A scalar has no bits to view.
     bits = np.ascontiguousarray(array).reshape(array.shape).view(kind).astype(np.int64)
@@ -93,11 +93,11 @@ def _ordered(array: NDArray[Any]) -> NDArray[Any]:
 
 def cosine(array: NDArray[Any], reference: NDArray[Any]) -> float:
     """Smallest cosine between corresponding rows (first axis), in float64; two zero rows have cosine one."""
-    one = array.astype(np.float64).reshape(len(array), -1)
-    other = reference.astype(np.float64).reshape(len(reference), -1)
-    lengths = np.sqrt(np.square(one).sum(axis=1) * np.square(other).sum(axis=1))
-    products = (one * other).sum(axis=1)
-    both_zero = ~one.any(axis=1) & ~other.any(axis=1)
+    rows = array.astype(np.float64).reshape(len(array), -1)
+    expected = reference.astype(np.float64).reshape(len(reference), -1)
+    lengths = np.sqrt(np.square(rows).sum(axis=1) * np.square(expected).sum(axis=1))
+    products = (rows * expected).sum(axis=1)
+    both_zero = ~rows.any(axis=1) & ~expected.any(axis=1)
     cosines = np.divide(products, lengths, out=np.zeros_like(products), where=lengths > 0)
     return float(np.where(both_zero, 1.0, np.clip(cosines, -1.0, 1.0)).min())
 

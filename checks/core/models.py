@@ -1,18 +1,16 @@
-"""The PyTorch side of a comparison: the state_dict as a user loads it, and the models made of it."""
+"""The PyTorch side of a comparison: the state_dict as a user loads it, and the models that hold it."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
+from checks.core.types import Arrays
 from converter.convert_file import convert_file
 from converter.errors import UsageError
 from converter.formats.detect import open_source
@@ -23,14 +21,14 @@ from reference import InceptionResnetV1
 
 @dataclass(frozen=True, slots=True)
 class Port:
-    """The two models made of a state_dict, in evaluation mode."""
+    """A state_dict loaded into two models, in evaluation mode."""
 
     float32: InceptionResnetV1
     float64: InceptionResnetV1
 
 
-def load_state_dict(state_dict: Path | None, source: Path, weights: Weights) -> Mapping[str, NDArray[Any]]:
-    """The port's tensors as a user would have them.
+def load_state_dict(state_dict: str | Path | None, source: str | Path, weights: Weights) -> Arrays:
+    """Load the port's tensors as a user would.
 
     Args:
         state_dict: A .pt or .safetensors file; None converts `source` to a file and loads that.
@@ -38,28 +36,28 @@ def load_state_dict(state_dict: Path | None, source: Path, weights: Weights) -> 
         weights: As in `plan.plan_conversion`.
 
     Raises:
-        UsageError: `state_dict` is no state_dict.
+        UsageError: `state_dict` is not a state_dict.
         SourceError: It is unreadable or corrupt.
     """
     if state_dict is not None:
-        with open_source(state_dict) as opened:
+        with open_source(Path(state_dict)) as opened:
             if opened.naming != "pytorch":
                 raise UsageError(f"--state-dict {state_dict}: this is a {opened.format}, not a state_dict.")
             return {key: np.array(opened[key]) for key in opened}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "converted.pt"
-        convert_file(source, path, weights=weights)
+        convert_file(Path(source), path, weights=weights)
         loaded = torch.load(path, weights_only=True)
         return {key: tensor.numpy() for key, tensor in loaded.items()}
 
 
-def build_port(arrays: Mapping[str, NDArray[Any]], variant: Variant) -> Port | str:
-    """The two models of this variant, or in words why the state_dict does not load strictly into them."""
+def build_port(arrays: Arrays, variant: Variant) -> Port | str:
+    """Load a state_dict strictly into both models; if it does not load, return a message that says why."""
     single, double = _empty(variant), _empty(variant)
-    wrong = _misfits(arrays, single)
-    if any(wrong.values()):
+    misfits = _misfits(arrays, single)
+    if any(misfits.values()):
         return "; ".join(
-            f"{len(keys)} keys {what}, {keys[0]!r} first" for what, keys in wrong.items() if keys
+            f"{len(keys)} keys {problem}, {keys[0]!r} first" for problem, keys in misfits.items() if keys
         )
     loaded = {key: torch.from_numpy(array) for key, array in arrays.items()}
     single.load_state_dict(loaded)
@@ -67,10 +65,10 @@ def build_port(arrays: Mapping[str, NDArray[Any]], variant: Variant) -> Port | s
     return Port(single.eval(), double.double().eval())
 
 
-def build_misshapen(arrays: Mapping[str, NDArray[Any]], variant: Variant) -> InceptionResnetV1 | None:
-    """A float64 model to diagnose that holds weights of the wrong shape, as transposed ones have.
+def build_misshapen(arrays: Arrays, variant: Variant) -> InceptionResnetV1 | None:
+    """Load weights of the wrong shape, such as transposed ones, into a float64 model to diagnose.
 
-    None where more is wrong than the order of a weight's axes.
+    None if more is wrong than the order of a weight's axes.
     """
     model = _empty(variant)
     misfits = _misfits(arrays, model)
@@ -79,8 +77,8 @@ def build_misshapen(arrays: Mapping[str, NDArray[Any]], variant: Variant) -> Inc
         return None
     expected = model.state_dict()
     for key in misshapen:
-        array, wanted = arrays[key], expected[key]
-        if array.dtype != np.float32 or sorted(array.shape) != sorted(wanted.shape) or wanted.ndim < 2:
+        array, tensor = arrays[key], expected[key]
+        if array.dtype != np.float32 or sorted(array.shape) != sorted(tensor.shape) or tensor.ndim < 2:
             return None
     fitting = {key: torch.from_numpy(array) for key, array in arrays.items() if key not in misshapen}
     model.load_state_dict(fitting, strict=False)
@@ -91,14 +89,15 @@ def build_misshapen(arrays: Mapping[str, NDArray[Any]], variant: Variant) -> Inc
 
 
 def _empty(variant: Variant) -> InceptionResnetV1:
+    """A model of a variant, with random weights."""
     return InceptionResnetV1(num_classes=variant.num_classes, embedding_size=variant.embedding_size)
 
 
 _MISSHAPEN = "of another shape or dtype"
 
 
-def _misfits(arrays: Mapping[str, NDArray[Any]], model: InceptionResnetV1) -> dict[str, list[str]]:
-    """The keys that keep a state_dict from loading strictly, by what is wrong with them."""
+def _misfits(arrays: Arrays, model: InceptionResnetV1) -> dict[str, list[str]]:
+    """The keys that keep a state_dict from loading strictly, by problem."""
     expected = model.state_dict()
     return {
         "missing": [key for key in expected if key not in arrays],

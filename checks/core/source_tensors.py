@@ -1,12 +1,12 @@
-"""What a source says the tensors are: planned, cast, converted, and the averages beside them."""
+"""A source's tensors: planned, cast to float32, converted to a state_dict, and its averages."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from numpy.typing import NDArray
 
+from checks.core.types import Arrays
 from converter.casting import to_float32
 from converter.convert import convert_tensors, tensorflow_tensors
 from converter.errors import SourceError, UsageError
@@ -14,8 +14,10 @@ from converter.formats.source import TensorSource
 from converter.plan import MappingError, Plan, Weights, describe, plan_conversion
 
 
-def plan_tensors(opened: TensorSource, weights: Weights) -> tuple[Mapping[str, NDArray[Any]], Plan]:
-    """The tensors of any source, a state_dict too, under TensorFlow's names, and their plan.
+def plan_tensors(opened: TensorSource, weights: Weights) -> tuple[Arrays, Plan]:
+    """Read the tensors of any source under TensorFlow's names, and plan their conversion.
+
+    The source may be a state_dict too.
 
     Raises:
         MappingError: The tensors are not those of this network.
@@ -27,8 +29,8 @@ def plan_tensors(opened: TensorSource, weights: Weights) -> tuple[Mapping[str, N
         raise error.named(opened.path) from None
 
 
-def plan_source(opened: TensorSource, weights: Weights) -> tuple[Mapping[str, NDArray[Any]], Plan]:
-    """The tensors of a source under TensorFlow's names, and the plan of their conversion.
+def plan_source(opened: TensorSource, weights: Weights) -> tuple[Arrays, Plan]:
+    """Read the tensors of a TensorFlow source, and plan their conversion.
 
     Raises:
         UsageError: The source is a state_dict.
@@ -36,19 +38,17 @@ def plan_source(opened: TensorSource, weights: Weights) -> tuple[Mapping[str, ND
     """
     if opened.naming == "pytorch":
         raise UsageError(
-            f"{opened.path}: a state_dict cannot judge itself. Give the checkpoint as SOURCE; checks.compare "
-            "takes this file with --state-dict."
+            f"{opened.path}: a state_dict cannot judge itself. Give the checkpoint as SOURCE; "
+            "`facenet-port compare` takes this file with --state-dict."
         )
     return plan_tensors(opened, weights)
 
 
-def float32_variables(
-    opened: TensorSource, tensors: Mapping[str, NDArray[Any]], plan: Plan
-) -> dict[str, NDArray[Any]]:
-    """The variables that are converted, cast to float32 as the conversion casts them.
+def float32_variables(opened: TensorSource, tensors: Arrays, plan: Plan) -> dict[str, NDArray[Any]]:
+    """Cast the converted variables to float32, as the conversion does.
 
     Raises:
-        SourceError: A finite value is beyond float32.
+        SourceError: A finite value is outside the range of float32.
     """
     used = {}
     for row in plan.converted:
@@ -60,13 +60,16 @@ def float32_variables(
     return used
 
 
-def expected_state_dict(tensors: Mapping[str, NDArray[Any]], plan: Plan) -> dict[str, NDArray[Any]]:
-    """The state_dict that the source becomes."""
+def expected_state_dict(tensors: Arrays, plan: Plan) -> dict[str, NDArray[Any]]:
+    """Convert the source's tensors to a state_dict."""
     return {tensor.row.key: tensor.array for tensor in convert_tensors(tensors, plan)}
 
 
-def alternative_state_dict(tensors: Mapping[str, NDArray[Any]], weights: Weights) -> dict[str, NDArray[Any]]:
-    """The state_dict of the averages where the variables are judged, or the reverse; empty without any."""
+def alternative_state_dict(tensors: Arrays, weights: Weights) -> dict[str, NDArray[Any]]:
+    """Convert the other set of weights: the averages if the variables are judged, or the reverse.
+
+    Empty if the source has no other set.
+    """
     try:
         other = plan_conversion(describe(tensors), weights="average" if weights == "variable" else "variable")
     except MappingError:

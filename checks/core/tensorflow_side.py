@@ -1,4 +1,4 @@
-"""TensorFlow's side of a comparison: which graphs there are for a source, and what they give on an input."""
+"""TensorFlow's side of a comparison: the graphs of a source, and their activations on an input."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 
 
 def require_tensorflow(purpose: str, otherwise: str = "") -> None:
-    """Make sure that TensorFlow is installed, without importing it.
+    """Check that TensorFlow is installed, without importing it.
 
     Args:
-        purpose: What it is needed for, from "to" on.
+        purpose: The rest of the sentence "TensorFlow is needed ...", such as "to train with".
         otherwise: A sentence on what works without it.
 
     Raises:
-        RequirementError: It is not.
+        RequirementError: It is not installed.
     """
     if importlib.util.find_spec("tensorflow") is None:
         message = f"TensorFlow is needed {purpose} and is not installed: pip install 'tensorflow>=2.16'."
@@ -39,17 +39,18 @@ def require_tensorflow(purpose: str, otherwise: str = "") -> None:
 
 @dataclass(frozen=True, slots=True)
 class Activations:
-    """What TensorFlow gives on one input.
+    """TensorFlow's activations on one input.
 
     Attributes:
-        input: The input.
-        float64: Activation to array: the rebuilt graph in float64, the judge of every error.
-        float32: Activation to array: the checkpoint's own graph where it has one and takes images of this size, the
-            rebuilt one otherwise.
+        batch: The input.
+        float64: Activation to array: the rebuilt graph in float64, from which every error is measured.
+        float32: Activation to array: the checkpoint's own graph if it has one that takes images of this size,
+            else the rebuilt graph.
         own_graph: Whether `float32` is from the checkpoint's own graph.
-        rebuilt: Activation to the relative L2 of the rebuilt float32 graph from the checkpoint's own; empty where
-            `own_graph` is false.
-        rebuilt_error: Activation to the relative L2 of the rebuilt float32 graph from float64; empty as well.
+        rebuilt: Activation to the relative L2 of the rebuilt float32 graph from the checkpoint's own; empty
+            without an own graph.
+        rebuilt_error: Activation to the relative L2 of the rebuilt float32 graph from float64; empty without
+            an own graph.
     """
 
     batch: InputBatch
@@ -65,17 +66,17 @@ class TensorFlowSide:
 
     Args:
         source: The open source.
-        tensors: Its tensors under TensorFlow's names, those that are converted.
+        tensors: Its converted variables as float32, by TensorFlow's names.
         weights: As in `plan.plan_conversion`.
-        own_graph: Whether to run the source's own graph. One whose weights are not float32 computes in
-            another precision, and says nothing of float32 rounding.
+        own_graph: Whether to run the source's own graph. A graph whose weights are not float32 computes in
+            another precision and cannot judge float32 rounding.
 
     Attributes:
         own_graph: The file that the checkpoint's own graph was read from, or None.
-        own_tensors: The weights as TensorFlow's reader gave them to that graph; empty where there is none.
+        own_tensors: The weights as TensorFlow's reader gave them to that graph; empty without one.
 
     Raises:
-        SourceError: The source has a graph of its own that cannot be run.
+        SourceError: The source's own graph cannot be run.
     """
 
     def __init__(
@@ -104,8 +105,8 @@ class TensorFlowSide:
     def run(self, batch: InputBatch, activations: tuple[str, ...]) -> Activations:
         """Run every graph on an input.
 
-        An activation that the checkpoint's own graph does not have, as a frozen one has no Logits, comes from the
-        rebuilt graph.
+        An activation that the checkpoint's own graph lacks, such as the Logits of a frozen one, comes from
+        the rebuilt graph.
         """
         exact = self._exact.run(batch.images, activations)
         rebuilt = self._single.run(batch.images, activations)
@@ -135,8 +136,9 @@ class TensorFlowSide:
         self.close()
 
 
-def find_meta(prefix: Path) -> Path | None:
-    """The .meta of a checkpoint, with the step in its name or without, as the published ones have it."""
+def find_meta(prefix: str | Path) -> Path | None:
+    """Find the .meta of a checkpoint: with the step in its name, or without it as the published ones."""
+    prefix = Path(prefix)
     stem = re.sub(r"\.ckpt(-\d+)?$", "", prefix.name)
     for name in (f"{prefix.name}.meta", f"{stem}.meta"):
         if prefix.with_name(name).is_file():
@@ -145,10 +147,10 @@ def find_meta(prefix: Path) -> Path | None:
 
 
 def open_own_graph(source: TensorSource, weights: Weights) -> OwnGraph | None:
-    """Open the graph that a source has of its own, a .pb or a checkpoint's .meta; None where it has none.
+    """Open a source's own graph, a .pb or a checkpoint's .meta; None if it has none.
 
     Raises:
-        SourceError: It has one that cannot be run.
+        SourceError: The graph cannot be run.
     """
     from converter.formats.tensorflow.bundle import TensorBundle
     from converter.formats.tensorflow.frozen_graph import FrozenGraph

@@ -15,7 +15,8 @@ def judge_gradients(measurement: GradientMeasurement) -> Judgement:
     limit = thresholds.GRADIENT
     details = _differences(measurement.gradients, limit, "a gradient")
     worst = worst_tensor(measurement.gradients)
-    statement = f"{len(measurement.gradients)} gradients, worst {worst.distance:.1e} ({worst.key}); at most {limit:.0e}"
+    count = len(measurement.gradients)
+    statement = f"{count} gradients, worst {worst.distance:.1e} ({worst.key}); at most {limit:.0e}"
     small = sum(tensor.scale > tensor.norm for tensor in measurement.gradients)
     if small:
         share = f"{thresholds.GRADIENT_FLOOR:.0e} of the norm of all"

@@ -34,7 +34,7 @@ from reference import InceptionResnetV1
 def measure_gradients(
     model: InceptionResnetV1, reference: TrainingReference, mode: Mode, *, loss: Loss = training_loss
 ) -> GradientMeasurement:
-    """Take a model's gradients and measure them; the arguments are those of `take_gradients`."""
+    """Take a model's gradients and measure them; arguments as in `take_gradients`."""
     return measure_gradient_distances(take_gradients(model, reference.batch, mode, loss), reference, mode)
 
 
@@ -46,7 +46,7 @@ def measure_steps(
     loss: Loss = training_loss,
     make: MakeOptimiser = make_optimiser,
 ) -> StepsMeasurement:
-    """Train a model as the reference was trained and measure it; the arguments are those of `train_pytorch`."""
+    """Train a model as the reference was trained and measure it; arguments as in `train_pytorch`."""
     steps = len(reference.steps[optimiser].losses)
     training = train_pytorch(
         model, reference.batch, reference.trained, optimiser, steps=steps, loss=loss, make=make

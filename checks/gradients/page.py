@@ -140,7 +140,7 @@ def _panel(title: str, columns: Columns) -> Panel:
 
 
 def _histogram(tensors: Sequence[TensorDistance]) -> tuple[int, ...]:
-    """How many are 0, 1, 2, 3-4, 5-8, ... roundoffs apart; infinite distances are left out."""
+    """Count distances of 0, 1, 2, 3-4, 5-8, ... roundoffs; infinite distances are left out."""
     finite = [tensor.distance / UNIT64 for tensor in tensors if math.isfinite(tensor.distance)]
     return ulp_histogram(np.array(finite))
 

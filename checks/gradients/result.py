@@ -22,8 +22,8 @@ class TensorDistance:
 
     Attributes:
         key: state_dict key, or `INPUT`.
-        distance: L2 norm of the difference over `scale`; infinite if one side has no such tensor, or has it in
-            another shape.
+        distance: L2 norm of the difference over `scale`; infinite if one side has no such tensor, or has it
+            in another shape.
         norm: L2 norm of TensorFlow's tensor.
         scale: The same norm, or the smallest that counts if the norm is below it.
     """
@@ -98,5 +98,5 @@ class GradientsResult:
 
     @property
     def passed(self) -> bool:
-        """Whether every judgement holds."""
+        """True if every judgement holds."""
         return all(judgement.passed for judgement in self.judgements)

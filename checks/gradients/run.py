@@ -60,15 +60,16 @@ def compare_gradients(
             assert result.passed, failed
 
     Args:
-        source: Any TensorFlow checkpoint that `open_source` takes, or the name of a published model; None is the
-            built-in checkpoint.
+        source: Any TensorFlow checkpoint that `open_source` takes, or the name of a published model; None is
+            the built-in checkpoint.
         weights: As in `converter.plan.plan_conversion`.
         step: As in `open_source`.
         seed: Seed of the batch.
         say: Progress callback.
 
     Returns:
-        The result. Its `passed` is the verdict, its `judgements` are statistics, inference, training, sgd, adam.
+        The result. Its `passed` is the verdict, its `judgements` are statistics, inference, training, sgd,
+        adam.
 
     Raises:
         PortError: A subclass of it says why the comparison could not be made. A difference is not an error.

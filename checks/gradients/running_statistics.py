@@ -28,8 +28,8 @@ def read_updates(source: TensorSource) -> tuple[Mapping[str, VarianceUpdate], Pa
     """Read how the source's own graph moves its variances.
 
     Returns:
-        The updates by scope of the BatchNorm, and the file of the graph; no updates and None if the source has
-        no graph.
+        The updates by scope of the BatchNorm, and the file of the graph; no updates and None if the source
+        has no graph.
 
     Raises:
         SourceError: The graph's updates have an unknown form.
@@ -79,8 +79,8 @@ def judge_statistics(
     if biased:
         others = f" and {len(biased) - 1} more" if len(biased) > 1 else ""
         details.append(
-            f"{short_name(biased[0])}{others}: towards the biased variance (tf.nn.moments); PyTorch's BatchNorm "
-            f"moves towards n/(n-1) of it, with n values in a channel: {images / (images - 1):.2f} times at the "
+            f"{short_name(biased[0])}{others}: towards the biased variance (tf.nn.moments). PyTorch moves "
+            f"towards n/(n-1) of it, with n values in a channel: {images / (images - 1):.2f} times at the "
             f"Bottleneck of {images} images"
         )
     if details:

@@ -70,7 +70,7 @@ def _print_worst(console: Console, result: GradientsResult) -> None:
 
 
 def _beyond(result: GradientsResult) -> Iterator[tuple[str, TensorDistance, float]]:
-    """What was measured, the tensor and the limit, for every tensor beyond its limit."""
+    """The quantity, the tensor and the limit, for every tensor beyond its limit."""
     measured = [(f"gradient in {m.mode}", m.gradients, thresholds.GRADIENT) for m in result.gradients]
     for m in result.steps:
         name = f"{m.steps} steps of {_OPTIMISERS[m.optimiser]}"
@@ -90,14 +90,14 @@ def _print_tables(console: Console, result: GradientsResult) -> None:
     console.print()
     console.print(_table("gradients", gradients, keys=True))
     console.print(
-        "tensors: the parameters of the stage. inference, training: the largest relative L2 distance of a gradient\n"
-        "from TensorFlow's, in that mode. of: the parameter that has it."
+        "tensors: parameters of the stage. inference, training: the largest relative L2 distance of a\n"
+        "gradient from TensorFlow's, in that mode. of: the parameter that has it."
     )
     console.print()
     console.print(_table(f"after {result.steps[0].steps} steps", steps, keys=False))
     console.print(
-        "tensors: the weights and running statistics of the stage. state: the largest relative L2 distance of one\n"
-        "from TensorFlow's after the steps. change: the same of its change over the steps."
+        "tensors: weights and running statistics of the stage. state: the largest relative L2 distance of\n"
+        "a tensor from TensorFlow's after the steps. change: the same for its change over the steps."
     )
 
 

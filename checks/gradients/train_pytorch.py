@@ -69,8 +69,8 @@ def take_gradients(
     Args:
         model: float64, holding the checkpoint's weights; left as it was, bit for bit, without gradients.
         batch: The batch.
-        mode: "inference" is `model.eval()`; "training" is `model.train()` with the batch's dropout mask and the
-            model's own `dropout.p`.
+        mode: "inference" is `model.eval()`; "training" is `model.train()` with the batch's dropout mask and
+            the model's own `dropout.p`.
         loss: The loss to differentiate.
     """
     images = _images(batch).requires_grad_()

@@ -1,4 +1,4 @@
-"""What both sides train with: the batch, the modes, the optimisers, the learning rate, the number of steps."""
+"""The set-up that both sides train with: batch, modes, optimisers, learning rate, number of steps."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ class TrainingBatch:
     Attributes:
         images: (N, H, W, 3), float64, standardised pixels.
         labels: (N,), int64; None if the network has no logits.
-        functional: (N, embedding size), float64: the weights of a linear functional of the embeddings, which is
-            the loss of a network without logits; else None.
+        functional: (N, embedding size), float64: the weights of a linear functional of the embeddings, which
+            is the loss of a network without logits; else None.
         mask: (N, 1792), float64: 1 for a feature that dropout keeps, 0 for another.
     """
 

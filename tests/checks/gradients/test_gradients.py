@@ -202,7 +202,7 @@ def test_a_summed_loss_is_seen(model: InceptionResnetV1, reference: TrainingRefe
 
 
 def test_a_gradient_that_vanishes_is_judged_by_the_whole(reference: TrainingReference) -> None:
-    """Where exact arithmetic gives zero, two sides hold unrelated rounding; anything more is no rounding."""
+    """If exact arithmetic gives zero, the two sides hold unrelated rounding; anything more is a fault."""
     key, other = "block8.conv2d.bias", "conv2d_1a.bn.bias"
     rounding = {key: np.full(4, 1e-18), other: np.ones(4)}
     known = replace(reference, gradients={"training": rounding}, losses={"training": 1.0})
