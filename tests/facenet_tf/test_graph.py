@@ -1,0 +1,178 @@
+"""The rebuilt network: its variables, activations and arithmetic, and the inputs that it refuses."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+pytest.importorskip("tensorflow")
+
+from facenet_tf import graph
+from facenet_tf.graph import variable_shapes
+from facenet_tf.rebuilt_network import RebuiltNetwork
+from facenet_tf.session import legacy_graph, open_session
+from facenet_tf.variables import BOTTLENECK, load_variables
+from tests.facenet_tf.conftest import (
+    POOL,
+    SCOPE,
+    Activations,
+    Tensors,
+    older_variant,
+    relative_error,
+)
+
+tf1 = graph.tf1
+
+
+def test_the_graph_has_the_published_variables(tensors: Tensors) -> None:
+    assert len(tensors) == 492
+    leaves = Counter(name.rpartition("/")[2] for name in tensors)
+    assert leaves == {"weights": 134, "biases": 22, "beta": 112, "moving_mean": 112, "moving_variance": 112}
+    for name, shape in {
+        "InceptionResnetV1/Conv2d_1a_3x3/weights": (3, 3, 3, 32),
+        "InceptionResnetV1/Repeat/block35_1/Branch_1/Conv2d_0b_3x3/BatchNorm/beta": (32,),
+        "InceptionResnetV1/Repeat_1/block17_10/Branch_1/Conv2d_0c_7x1/weights": (7, 1, 128, 128),
+        "InceptionResnetV1/Repeat_2/block8_5/Conv2d_1x1/biases": (1792,),
+        "InceptionResnetV1/Block8/Branch_1/Conv2d_0b_1x3/weights": (1, 3, 192, 192),
+        "InceptionResnetV1/Mixed_6a/Branch_0/Conv2d_1a_3x3/weights": (3, 3, 256, 384),
+        "InceptionResnetV1/Bottleneck/weights": (1792, 512),
+        "Logits/weights": (512, 7),
+    }.items():
+        assert tensors[name].shape == shape, name
+    sizes = {leaf: sum(t.size for n, t in tensors.items() if n.endswith(leaf)) for leaf in leaves}
+    # facenet-pytorch counts 23,482,624 parameters: these, without the head, and a weight beside every beta.
+    head = 512 * 7 + 7
+    assert sizes["weights"] + sizes["biases"] + 2 * sizes["beta"] - head == 23_482_624
+
+
+def test_variants_have_their_own_variables() -> None:
+    names = variable_shapes(128, None, True, "Bottleneck")
+    assert len(names) == 490 + 112
+    assert names["Bottleneck/weights"] == (1792, 128)
+    assert f"{SCOPE}/Block8/Branch_0/Conv2d_1x1/BatchNorm/gamma" in names
+    assert not any(name.startswith((BOTTLENECK, "Logits")) for name in names)
+
+
+def test_activations_are_the_stages_and_the_convolutions(
+    rebuilt: RebuiltNetwork, activations: Activations
+) -> None:
+    convolutions = {name for name in rebuilt.activations if "Conv2d_" in name}
+    assert len(convolutions) == 132
+    assert set(rebuilt.activations) == convolutions | set(graph.STAGES)
+    assert (
+        tuple(activation for activation in rebuilt.activations if activation in graph.STAGES) == graph.STAGES
+    )
+    assert activations[f"{SCOPE}/Mixed_6a"].shape == (2, 8, 8, 896)
+    assert activations[POOL].shape == (2, 1, 1, 1792)
+    assert activations[BOTTLENECK].shape == activations["embeddings"].shape == (2, 512)
+
+
+def test_float64_shows_the_rounding_of_float32(
+    tensors: Tensors, images: NDArray, activations: Activations
+) -> None:
+    with RebuiltNetwork(tensors, "float64") as network:
+        truth = network.run(images)
+    for activation, value in truth.items():
+        assert value.dtype == np.float64
+        assert 1e-8 < relative_error(activations[activation], value) < 5e-6, activation
+    norms = np.linalg.norm(truth[BOTTLENECK], axis=1, keepdims=True)
+    assert relative_error(truth[BOTTLENECK] / norms, truth["embeddings"]) < 1e-14
+    logits = truth[BOTTLENECK] @ tensors["Logits/weights"].astype(np.float64) + tensors["Logits/biases"]
+    assert relative_error(logits, truth["Logits"]) < 1e-14
+
+
+def test_gamma_and_the_old_bottleneck_take_effect(
+    tensors: Tensors, images: NDArray, activations: Activations
+) -> None:
+    with RebuiltNetwork(older_variant(tensors)) as network:
+        values = network.run(images, [f"{SCOPE}/Conv2d_1a_3x3", BOTTLENECK])
+        assert "Logits" not in network.activations
+    first = f"{SCOPE}/Conv2d_1a_3x3"
+    beta = tensors[f"{first}/BatchNorm/beta"]
+    positive = (values[first] > 0) & (activations[first] > 0)
+    doubled = 2 * activations[first] - beta
+    np.testing.assert_allclose(values[first][positive], doubled[positive], rtol=1e-4, atol=1e-5)
+    assert values[BOTTLENECK].shape == (2, 512)
+
+
+@pytest.mark.parametrize(("height", "width", "last"), [(75, 75, (1, 1)), (107, 203, (2, 5))])
+def test_other_image_sizes(rebuilt: RebuiltNetwork, height: int, width: int, last: tuple[int, int]) -> None:
+    values = rebuilt.run(np.ones((1, height, width, 3), np.float32), [f"{SCOPE}/Block8", "embeddings"])
+    assert values[f"{SCOPE}/Block8"].shape == (1, *last, 1792)
+    assert np.linalg.norm(values["embeddings"]) == pytest.approx(1, abs=1e-6)
+
+
+def training_step(tensors: Tensors, images: NDArray, dtype: Any) -> tuple[NDArray, NDArray, Tensors]:
+    """Embeddings with `phase_train` off and on, then the moving statistics that the latter left."""
+    with legacy_graph() as network:
+        source = tf1.placeholder(dtype, (None, None, None, 3))
+        phase_train = tf1.placeholder("bool", ())
+        endpoints = graph.build(
+            source, embedding_size=512, training=phase_train, dtype=dtype, keep_probability=1.0
+        )
+        with open_session(network) as session:
+            load_variables(session, {k: v for k, v in tensors.items() if not k.startswith("Logits/")})
+            off = session.run(endpoints["embeddings"], {source: images, phase_train: False})
+            on = session.run(endpoints["embeddings"], {source: images, phase_train: True})
+            moving = {v.op.name: v for v in tf1.global_variables() if "/moving_" in v.op.name}
+            return off, on, session.run(moving)
+
+
+def test_training_branch_normalises_and_updates_as_the_fused_operation(
+    tensors: Tensors, rebuilt: RebuiltNetwork
+) -> None:
+    # The last maps have two pixels in each of four images, so that n / (n - 1) is far from one.
+    images = np.random.default_rng(3).standard_normal((4, 107, 80, 3), dtype=np.float32)
+    off, on, fused = training_step(tensors, images, graph.tf.float32)
+    _, truth, decomposed = training_step(tensors, images, graph.tf.float64)
+    np.testing.assert_array_equal(off, rebuilt.run(images, ["embeddings"])["embeddings"])
+    assert relative_error(on, off) > 0.1
+    assert relative_error(on, truth) < 1e-4
+    assert len(fused) == 224
+    for name, value in decomposed.items():
+        change = value - tensors[name]
+        assert relative_error(fused[name] - tensors[name], change) < 2e-3, name
+    windows = np.lib.stride_tricks.sliding_window_view(images, (3, 3), axis=(1, 2))[:, ::2, ::2]
+    first = f"{SCOPE}/Conv2d_1a_3x3"
+    kernel = tensors[f"{first}/weights"].astype(np.float64)
+    maps = np.einsum("nhwcij,ijco->nhwo", windows, kernel).reshape(-1, 32)
+    for name, batch in (("moving_mean", maps.mean(0)), ("moving_variance", maps.var(0, ddof=1))):
+        before = tensors[f"{first}/BatchNorm/{name}"].astype(np.float64)
+        after = decomposed[f"{first}/BatchNorm/{name}"]
+        np.testing.assert_allclose(after, 0.995 * before + 0.005 * batch, rtol=1e-12)
+
+
+def without(name: str) -> Callable[[Tensors], Tensors]:
+    return lambda tensors: {key: value for key, value in tensors.items() if key != name}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (without("Logits/biases"), "missing Logits/biases"),
+        (without(f"{BOTTLENECK}/weights"), f"missing {BOTTLENECK}/weights"),
+        (lambda t: t | {"global_step": np.zeros(())}, "unexpected global_step"),
+        (lambda t: t | {f"{BOTTLENECK}/BatchNorm/beta": np.zeros(3)}, r"has shape \(3,\), not \(512,\)"),
+    ],
+)
+def test_other_variables_are_named(
+    tensors: Tensors, change: Callable[[Tensors], Tensors], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        RebuiltNetwork(change(tensors))
+
+
+@pytest.mark.parametrize("shape", [(160, 160, 3), (1, 3, 160, 160), (1, 74, 160, 3)])
+def test_other_shapes_of_images_are_refused(rebuilt: RebuiltNetwork, shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="images must be"):
+        rebuilt.run(np.zeros(shape, np.float32))
+
+
+def test_an_unknown_activation_is_named(rebuilt: RebuiltNetwork, images: NDArray) -> None:
+    with pytest.raises(ValueError, match="no such activation: Mixed_6a"):
+        rebuilt.run(images, ["embeddings", "Mixed_6a"])

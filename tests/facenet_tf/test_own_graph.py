@@ -1,0 +1,220 @@
+"""A checkpoint's own graph against the rebuilt network, and the graphs and checkpoints that are refused."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+pytest.importorskip("tensorflow")
+
+from facenet_tf import graph
+from facenet_tf.checkpoint import CheckpointFiles, write_checkpoint
+from facenet_tf.graph_nodes import GraphError
+from facenet_tf.own_graph import OwnGraph
+from facenet_tf.rebuilt_network import RebuiltNetwork
+from facenet_tf.session import legacy_graph, open_session
+from facenet_tf.variables import BOTTLENECK, load_variables
+from tests.facenet_tf.conftest import (
+    Activations,
+    Tensors,
+    assert_same_activations,
+    older_variant,
+    seeded_tensors,
+)
+
+tf1 = graph.tf1
+
+
+@pytest.fixture(scope="module")
+def files(tensors: Tensors, tmp_path_factory: pytest.TempPathFactory) -> CheckpointFiles:
+    folder = tmp_path_factory.mktemp("20990101-000000")
+    return write_checkpoint(folder, tensors, model_name="20990101-000000", step=90)
+
+
+@pytest.fixture(scope="module")
+def from_meta(files: CheckpointFiles) -> Iterator[OwnGraph]:
+    with OwnGraph.from_checkpoint(files.meta, files.prefix) as network:
+        yield network
+
+
+@pytest.fixture(scope="module")
+def from_pb(files: CheckpointFiles) -> Iterator[OwnGraph]:
+    assert files.frozen is not None
+    with OwnGraph.from_frozen(files.frozen) as network:
+        yield network
+
+
+@pytest.fixture(scope="module")
+def frozen_def(files: CheckpointFiles) -> Any:
+    assert files.frozen is not None
+    return tf1.GraphDef.FromString(files.frozen.read_bytes())
+
+
+def test_training_graph_equals_the_rebuilt_network(
+    from_meta: OwnGraph, rebuilt: RebuiltNetwork, images: NDArray, activations: Activations
+) -> None:
+    assert from_meta.has_logits
+    assert from_meta.activations == rebuilt.activations
+    assert_same_activations(from_meta.run(images), activations)
+
+
+def test_frozen_graph_equals_the_rebuilt_network(
+    from_pb: OwnGraph, rebuilt: RebuiltNetwork, images: NDArray, activations: Activations
+) -> None:
+    assert not from_pb.has_logits
+    assert from_pb.activations == rebuilt.activations[:-1]
+    assert_same_activations(from_pb.run(images), activations)
+
+
+def test_values_come_back_bit_for_bit(tensors: Tensors, from_meta: OwnGraph, from_pb: OwnGraph) -> None:
+    assert from_meta.tensors.keys() == tensors.keys()
+    assert from_pb.tensors.keys() == tensors.keys() - {"Logits/weights", "Logits/biases"}
+    for network in (from_meta, from_pb):
+        for name, value in network.tensors.items():
+            assert value.dtype == np.float32
+            assert value.tobytes() == tensors[name].tobytes(), name
+
+
+def test_layout_is_the_published_one(files: CheckpointFiles) -> None:
+    assert sorted(path.name for path in files.prefix.parent.iterdir()) == [
+        "20990101-000000.pb",
+        "model-20990101-000000.ckpt-90.data-00000-of-00001",
+        "model-20990101-000000.ckpt-90.index",
+        "model-20990101-000000.meta",
+    ]
+
+
+def test_frozen_graph_keeps_its_conditionals(frozen_def: Any) -> None:
+    ops = Counter(node.op for node in frozen_def.node)
+    assert (ops["Conv2D"], ops["FusedBatchNormV3"], ops["Switch"]) == (132, 224, 2019)
+    assert not {"VariableV2", "RefSwitch", "AssignSub"} & ops.keys()
+    assert {"embeddings", "label_batch", "input", "phase_train", "batch_size"} <= {
+        node.name for node in frozen_def.node
+    }
+
+
+def test_an_existing_file_is_not_overwritten(files: CheckpointFiles, tensors: Tensors) -> None:
+    before = files.meta.stat()
+    with pytest.raises(FileExistsError, match=r"ckpt-90\.data"):
+        write_checkpoint(files.prefix.parent, tensors, model_name="20990101-000000", step=90)
+    assert files.meta.stat() == before
+
+
+def test_activations_do_not_depend_on_the_names_of_operations(
+    frozen_def: Any, from_pb: OwnGraph, images: NDArray, tmp_path: Path
+) -> None:
+    kept = from_pb.tensors.keys() | {"input", "phase_train", "batch_size", "embeddings", "label_batch"}
+    shuffled = np.random.default_rng(2).permutation(len(frozen_def.node))
+    new = {node.name: f"op{i}" for node, i in zip(frozen_def.node, shuffled, strict=True)}
+    new |= {name: name for name in kept}
+    renamed = tf1.GraphDef()
+    renamed.CopyFrom(frozen_def)
+    for node in renamed.node:
+        node.name = new[node.name]
+        node.attr.pop("_class", None)
+        for i, reference in enumerate(node.input):
+            name, colon, port = reference.removeprefix("^").partition(":")
+            node.input[i] = "^" * reference.startswith("^") + new[name] + colon + port
+    path = tmp_path / "renamed.pb"
+    path.write_bytes(renamed.SerializeToString())
+    with OwnGraph.from_frozen(path) as network:
+        values = network.run(images)
+    expected = from_pb.run(images)
+    assert values.keys() == expected.keys()
+    for activation, value in values.items():
+        np.testing.assert_array_equal(value, expected[activation], err_msg=activation)
+
+
+def test_triplet_checkpoint_of_an_older_release(tensors: Tensors, tmp_path: Path, images: NDArray) -> None:
+    features = older_variant(tensors)
+    files = write_checkpoint(tmp_path, features, model_name="triplet", step=1, frozen=False)
+    assert files.frozen is None
+    with OwnGraph.from_checkpoint(files.meta, files.prefix) as network:
+        assert not network.has_logits
+        assert network.tensors.keys() == features.keys()
+        values = network.run(images)
+    with RebuiltNetwork(features) as rebuilt:
+        assert_same_activations(values, rebuilt.run(images))
+
+
+def test_averages_are_another_set_of_weights(
+    files: CheckpointFiles, tensors: Tensors, tmp_path: Path
+) -> None:
+    averages = seeded_tensors({name: value.shape for name, value in tensors.items()}, seed=5)
+    stored = tensors | {f"{name}/ExponentialMovingAverage": value for name, value in averages.items()}
+    with legacy_graph() as variables, open_session(variables) as session:
+        for name, value in stored.items():
+            tf1.get_variable(name, value.shape, initializer=tf1.zeros_initializer())
+        load_variables(session, stored)
+        prefix = Path(tf1.train.Saver().save(session, str(tmp_path / "averaged"), write_meta_graph=False))
+    with OwnGraph.from_checkpoint(files.meta, prefix, weights="average") as network:
+        for name, value in averages.items():
+            np.testing.assert_array_equal(network.tensors[name], value)
+    with pytest.raises(GraphError, match=r"lacks .*weights/ExponentialMovingAverage"):
+        OwnGraph.from_checkpoint(files.meta, files.prefix, weights="average")
+
+
+def test_published_graph_runs_only_where_its_pool_covers_the_map(
+    from_pb: OwnGraph, rebuilt: RebuiltNetwork
+) -> None:
+    assert from_pb.pool_size == (3, 3)
+    other = np.ones((1, 165, 150, 3), np.float32)
+    assert from_pb.supports(165, 150)
+    assert_same_activations(from_pb.run(other), rebuilt.run(other))
+    assert not from_pb.supports(160, 200)
+    with pytest.raises(ValueError, match=r"fixed to \(3, 3\).* give \(3, 4\)"):
+        from_pb.run(np.ones((1, 160, 200, 3), np.float32))
+
+
+def another_network() -> bytes:
+    with legacy_graph() as other:
+        images = tf1.placeholder("float32", (None, 160, 160, 3), name="input")
+        graph.tf.math.l2_normalize(graph.tf.reduce_mean(images, [1, 2]), 1, name="embeddings")
+        return bytes(other.as_graph_def().SerializeToString())
+
+
+@pytest.mark.parametrize("shape", [(160, 160, 3), (1, 3, 160, 160), (1, 74, 160, 3)])
+def test_other_shapes_of_images_are_refused(from_pb: OwnGraph, shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="images must be"):
+        from_pb.run(np.zeros(shape, np.float32))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"<!DOCTYPE html><title>Quota exceeded</title>", "not a GraphDef"),
+        (b"", "no node 'embeddings'"),
+        (another_network, "0 convolutions have weights here, not 132"),
+    ],
+)
+def test_a_file_that_is_no_such_graph_is_refused(
+    content: bytes | Callable[[], bytes], message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "other.pb"
+    path.write_bytes(content() if callable(content) else content)
+    with pytest.raises(GraphError, match=rf"other\.pb: {message}"):
+        OwnGraph.from_frozen(path)
+
+
+def test_a_graph_without_weights_is_refused(files: CheckpointFiles, tmp_path: Path) -> None:
+    path = tmp_path / "unfrozen.pb"
+    path.write_bytes(tf1.MetaGraphDef.FromString(files.meta.read_bytes()).graph_def.SerializeToString())
+    with pytest.raises(GraphError, match=r"unfrozen\.pb: the graph is not frozen"):
+        OwnGraph.from_frozen(path)
+
+
+def test_a_checkpoint_that_does_not_fit_the_graph_is_refused(files: CheckpointFiles, tmp_path: Path) -> None:
+    with pytest.raises(GraphError, match="does not read the checkpoint"):
+        OwnGraph.from_checkpoint(files.meta, tmp_path / "absent")
+    with legacy_graph() as other, open_session(other) as session:
+        tf1.get_variable("Logits/weights", (512, 8), initializer=tf1.zeros_initializer())
+        session.run(tf1.global_variables_initializer())
+        prefix = tf1.train.Saver().save(session, str(tmp_path / "other"), write_meta_graph=False)
+    with pytest.raises(GraphError, match=f"lacks .*{BOTTLENECK}/weights"):
+        OwnGraph.from_checkpoint(files.meta, Path(prefix))
