@@ -92,14 +92,7 @@ def write_checkpoint(
         FileExistsError: A file of that name exists; nothing has been written.
     """
     folder = Path(folder)
-    prefix = folder / f"model-{model_name}.ckpt-{step}"
-    files = CheckpointFiles(
-        prefix=prefix,
-        index=Path(f"{prefix}.index"),
-        data=Path(f"{prefix}.data-00000-of-00001"),
-        meta=folder / f"model-{model_name}.meta",
-        frozen=folder / f"{model_name}.pb" if frozen else None,
-    )
+    files = _checkpoint_files(folder, model_name, step, frozen)
     targets = [path for path in (files.data, files.index, files.meta, files.frozen) if path is not None]
     for path in targets:
         if path.exists():
@@ -124,6 +117,18 @@ def write_checkpoint(
     finally:
         shutil.rmtree(scratch)
     return files
+
+
+def _checkpoint_files(folder: Path, model_name: str, step: int, frozen: bool) -> CheckpointFiles:
+    """The paths of a published model's files."""
+    prefix = folder / f"model-{model_name}.ckpt-{step}"
+    return CheckpointFiles(
+        prefix=prefix,
+        index=Path(f"{prefix}.index"),
+        data=Path(f"{prefix}.data-00000-of-00001"),
+        meta=folder / f"model-{model_name}.meta",
+        frozen=folder / f"{model_name}.pb" if frozen else None,
+    )
 
 
 def _export(graph: Any, saver_def: Any) -> Any:

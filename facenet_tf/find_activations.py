@@ -122,7 +122,7 @@ def _other_stage_ends(nodes: GraphNodes, ends: dict[str, str]) -> dict[str, str]
 
 
 def _residual_end(nodes: GraphNodes, block: str, update: str) -> str:
-    """The node that ends a residual block, found from the end of its last convolution."""
+    """The node that ends a residual block, from the end of its last convolution."""
     total = nodes.descendant(block, update, frozenset({"Add", "AddV2"}), READS | {"Mul"})
     relu = nodes.descendants(total.name, frozenset({"Relu"}), READS)
     return str(relu[0].name if relu else total.name)

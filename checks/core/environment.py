@@ -60,7 +60,7 @@ def versions() -> dict[str, str]:
 
 
 def _processor() -> str:
-    """The model of the CPU, or its architecture where the system does not say."""
+    """The model of the CPU, or its architecture if the system does not say."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()  # Linux; `platform` does not read it
     except OSError:

@@ -58,7 +58,7 @@ def write_page(path: str | Path, result: GradientsResult, *, command: str) -> No
         histograms=drawer.histograms(
             "Distances of gradients and of trained tensors in units of float64's roundoff", panels
         ),
-        tensors=_table({f"gradient,\n{mode}": found for mode, found in gradients.items()} | steps),
+        tensors=_table({f"gradient,\n{mode}": tensors for mode, tensors in gradients.items()} | steps),
     )
 
 
@@ -107,7 +107,7 @@ def _depth(what: str, columns: Columns, limit: float) -> Depth:
     )
     name, worst = max(
         ((name, worst_tensor(tensors)) for name, tensors in columns.items()),
-        key=lambda found: found[1].distance,
+        key=lambda item: item[1].distance,
     )
     keys = [tensor.key for tensor in columns[name]]
     return Depth(
@@ -147,14 +147,14 @@ def _histogram(tensors: Sequence[TensorDistance]) -> tuple[int, ...]:
 
 def _table(columns: Columns) -> Table:
     by_key = {name: {tensor.key: tensor for tensor in tensors} for name, tensors in columns.items()}
-    keys = dict.fromkeys(key for found in by_key.values() for key in found)
+    keys = dict.fromkeys(key for column in by_key.values() for key in column)
     rows = []
     for key in keys:
         cells, kind = [], ""
-        for name, found in by_key.items():
+        for name, column in by_key.items():
             limit = thresholds.GRADIENT if name.startswith("gradient") else thresholds.TRAINING_STEPS
-            cells.append(f"{found[key].distance:.1e}" if key in found else "")
-            if key in found and not found[key].distance <= limit:
+            cells.append(f"{column[key].distance:.1e}" if key in column else "")
+            if key in column and not column[key].distance <= limit:
                 kind = "fault"
         rows.append(Row(key, tuple(cells), kind))
     return Table("tensor", tuple(columns), tuple(rows))

@@ -1,4 +1,4 @@
-"""The comparison of training: both sides from the same checkpoint on the same batch, and five judgements."""
+"""The documented function: train both sides from one checkpoint on one batch, and judge the differences."""
 
 from __future__ import annotations
 
@@ -17,10 +17,16 @@ from checks.core.builtin_checkpoint import built_in_checkpoint
 from checks.core.environment import environment
 from checks.core.source_tensors import expected_state_dict, float32_variables, plan_source
 from checks.core.tensorflow_side import require_tensorflow
-from checks.core.types import Say
+from checks.core.types import Arrays, Say
 from checks.gradients.judge import judge_gradients, judge_steps
 from checks.gradients.measure import measure_gradient_distances, measure_step_distances
-from checks.gradients.result import GradientsResult, Mode, OptimiserName
+from checks.gradients.result import (
+    GradientMeasurement,
+    GradientsResult,
+    Mode,
+    OptimiserName,
+    StepsMeasurement,
+)
 from checks.gradients.running_statistics import judge_statistics, read_updates
 from checks.gradients.train_pytorch import (
     PyTorchGradients,
@@ -50,14 +56,13 @@ def compare_gradients(
 ) -> GradientsResult:
     """Compare training in PyTorch, from the converted checkpoint on, with training in TensorFlow.
 
-    A test of your own checkpoint, for pytest:
+    A test for pytest:
 
         from checks.gradients.run import compare_gradients
 
         def test_fine_tuning_starts_where_tensorflow_stopped():
             result = compare_gradients("models/20180402-114759")
-            failed = [j for j in result.judgements if not j.passed]
-            assert result.passed, failed
+            assert result.passed, result.judgements
 
     Args:
         source: Any TensorFlow checkpoint that `open_source` takes, or the name of a published model; None is
@@ -68,8 +73,7 @@ def compare_gradients(
         say: Progress callback.
 
     Returns:
-        The result. Its `passed` is the verdict, its `judgements` are statistics, inference, training, sgd,
-        adam.
+        The result; its `passed` is the verdict.
 
     Raises:
         PortError: A subclass of it says why the comparison could not be made. A difference is not an error.
@@ -78,7 +82,7 @@ def compare_gradients(
     if seed < 0:
         raise UsageError(f"--seed {seed}: a seed is not negative.")
     if source is None:
-        say("looking for the built-in checkpoint")
+        say("opening the built-in checkpoint")
         source = built_in_checkpoint()
     say("converting")
     with open_source(locate(source), step=step) as opened:
@@ -87,26 +91,15 @@ def compare_gradients(
         updates, graph = read_updates(opened)
         files = (*opened.files, *(() if graph is None else (graph,)))
     batch = draw_batch(variant, seed=seed)
-    with _pytorch_in_background(model, variant, batch) as (gradients, trainings):
-        reference = train_tensorflow(tensors, batch, say=say)
-        say("waiting for PyTorch")
-        measured = tuple(measure_gradient_distances(gradients[m].result(), reference, m) for m in MODES)
-        steps = tuple(measure_step_distances(trainings[o].result(), reference, o) for o in OPTIMISERS)
+    gradients, steps = _measure(tensors, model, variant, batch, say)
+    statistics = judge_statistics(updates, model, graph, variant, len(batch.images))
     return GradientsResult(
         source=str(source),
         variant=variant,
-        loss=(
-            "mean linear functional of the embeddings"
-            if batch.labels is None
-            else "mean softmax cross-entropy of the logits"
-        ),
+        loss=batch.loss_name,
         batch_shape=batch.images.shape,
-        judgements=(
-            judge_statistics(updates, model, graph, variant, len(batch.images)),
-            *map(judge_gradients, measured),
-            *map(judge_steps, steps),
-        ),
-        gradients=measured,
+        judgements=(statistics, *map(judge_gradients, gradients), *map(judge_steps, steps)),
+        gradients=gradients,
         steps=steps,
         environment=environment(),
         files=tuple(dict.fromkeys(map(str, files))),
@@ -117,13 +110,26 @@ def compare_gradients(
 def _both_sides(
     source: TensorSource, weights: Weights
 ) -> tuple[Variant, dict[str, NDArray[Any]], InceptionResnetV1]:
-    """The variant, the float32 variables for TensorFlow, and the port in float64."""
+    """Give the variant, the float32 variables for TensorFlow, and the port in float64."""
     tensors, plan = plan_source(source, weights)
     variant = plan.variant
     model = InceptionResnetV1(num_classes=variant.num_classes, embedding_size=variant.embedding_size)
     state_dict = expected_state_dict(tensors, plan)
     model.load_state_dict({key: torch.from_numpy(array) for key, array in state_dict.items()})
     return variant, float32_variables(source, tensors, plan), model.double()
+
+
+def _measure(
+    tensors: Arrays, model: InceptionResnetV1, variant: Variant, batch: TrainingBatch, say: Say
+) -> tuple[tuple[GradientMeasurement, ...], tuple[StepsMeasurement, ...]]:
+    """Run both sides at once; measure the gradients in each mode and the steps of each optimiser."""
+    with _pytorch_in_background(model, variant, batch) as (gradients, trainings):
+        reference = train_tensorflow(tensors, batch, say=say)
+        say("waiting for PyTorch")
+        return (
+            tuple(measure_gradient_distances(gradients[mode].result(), reference, mode) for mode in MODES),
+            tuple(measure_step_distances(trainings[name].result(), reference, name) for name in OPTIMISERS),
+        )
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from converter.layer_map import table as layer_table
 
 _WIDTH = 110  # columns; a line may wrap, a figure is not cut off
 _OPTIMISERS = {"sgd": "SGD", "adam": "Adam"}
-_WORST = 3  # tensors that are listed where a judgement fails
+_WORST = 3  # tensors that are listed if a judgement fails
 
 
 def print_result(result: GradientsResult, *, verbose: bool = False) -> None:
@@ -48,7 +48,7 @@ def print_result(result: GradientsResult, *, verbose: bool = False) -> None:
 
 def _print_worst(console: Console, result: GradientsResult) -> None:
     """Print the tensors that are furthest beyond their limit, with the variable that each came from."""
-    beyond = sorted(_beyond(result), key=lambda found: found[1].distance / found[2], reverse=True)
+    beyond = sorted(_beyond(result), key=lambda item: item[1].distance / item[2], reverse=True)
     if not beyond:
         return
     variables = {

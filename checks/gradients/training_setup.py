@@ -46,6 +46,13 @@ class TrainingBatch:
     functional: NDArray[Any] | None
     mask: NDArray[Any]
 
+    @property
+    def loss_name(self) -> str:
+        """The loss, for a reader."""
+        if self.labels is None:
+            return "mean linear functional of the embeddings"
+        return "mean softmax cross-entropy of the logits"
+
 
 def draw_batch(
     variant: Variant, *, seed: int = 0, image_size: tuple[int, int] = IMAGE_SIZE, images: int = 4
