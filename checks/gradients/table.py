@@ -35,7 +35,8 @@ def print_result(result: GradientsResult, *, verbose: bool = False) -> None:
         else "[bold red]Training differs from TensorFlow's.[/]"
     )
     size = "x".join(map(str, result.batch_shape[1:3]))
-    console.print(f"{result.source}: {result.batch_shape[0]} images of {size}, float64; {result.loss}")
+    setting = f"{result.source}: {result.batch_shape[0]} images of {size}, float64; {result.loss}"
+    console.print(setting, markup=False)
     # The tensors behind the details of the other judgements are listed below.
     statistics, *others = result.judgements
     width = max(len(judgement.name) for judgement in result.judgements)
@@ -99,6 +100,10 @@ def _print_tables(console: Console, result: GradientsResult) -> None:
         "tensors: weights and running statistics of the stage. state: the largest relative L2 distance of\n"
         "a tensor from TensorFlow's after the steps. change: the same for its change over the steps."
     )
+    for measured in result.steps:
+        first, last = measured.losses
+        name = _OPTIMISERS[measured.optimiser]
+        console.print(f"loss with {name}: {first:.4g} in the first step, {last:.4g} in the last")
 
 
 def _table(title: str, columns: Mapping[str, tuple[TensorDistance, ...]], *, keys: bool) -> Table:
