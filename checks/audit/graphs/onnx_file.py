@@ -1,4 +1,4 @@
-"""ONNX files: read into a neutral graph, and run by onnxruntime."""
+"""ONNX files, read into a neutral graph."""
 
 from __future__ import annotations
 
@@ -252,41 +252,3 @@ def runtime() -> str:
     import onnxruntime
 
     return f"onnxruntime {onnxruntime.__version__}"
-
-
-class OnnxSession:
-    """A file open in onnxruntime, on one thread.
-
-    Args:
-        path: The file.
-        outputs: Tensors to fetch.
-        plain: Whether to run the graph as it is written, which lets tensors inside it be fetched; otherwise
-            as onnxruntime optimises it.
-    """
-
-    def __init__(self, path: Path, outputs: Sequence[str], *, plain: bool) -> None:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        options.log_severity_level = 4
-        model: Any = str(path)
-        if plain:
-            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-            model = _with_outputs(path, outputs)
-        self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-        self._outputs = list(outputs)
-
-    def __call__(self, input_name: str, images: Array) -> list[Array]:
-        """What the graph gives for images in its own layout and dtype."""
-        return list(self._session.run(self._outputs, {input_name: images}))
-
-
-def _with_outputs(path: Path, outputs: Sequence[str]) -> Any:
-    """The model with more outputs, its weights within it."""
-    import onnx
-
-    model = onnx.load(str(path))
-    known = {output.name for output in model.graph.output}
-    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs if name not in known)
-    return model.SerializeToString()

@@ -78,7 +78,7 @@ class OnnxTfliteSession:
     def _gives_unit_length(self, name: str) -> bool:
         # A ramp: a constant image has no deviation to be divided by.
         ramp = np.linspace(-1, 1, IMAGE_SIZE**2 * 3, dtype=np.float32).reshape(1, IMAGE_SIZE, IMAGE_SIZE, 3)
-        (found,) = self._run(self.fitted(ramp), [name], plain=False)
+        (found,) = self._run(self.fitted(ramp), [name], as_written=False)
         length = np.sqrt(np.square(found.astype(np.float64)).sum())
         return bool(abs(length - 1) <= _UNIT)
 
@@ -93,19 +93,19 @@ class OnnxTfliteSession:
         """What each of `outputs` is, (N, size), as its runtime runs it by default."""
         if not self.outputs:
             return []
-        found = self._run(images, list(self._outputs), plain=False)
+        found = self._run(images, list(self._outputs), as_written=False)
         return [array.reshape(len(images), -1) for array in found]
 
     def inner(self, images: Array) -> tuple[Array, list[Array]]:
         """What the first convolution takes, and what every activation gives, NHWC, run as the graph is written."""
         names = [self._walked.activations[activation] for activation in self.activations]
         is_prepared = self._walked.input != self._graph.inputs[0].name
-        found = self._run(images, [*names, self._walked.input] if is_prepared else names, plain=True)
+        found = self._run(images, [*names, self._walked.input] if is_prepared else names, as_written=True)
         if not self._graph.channels_last:
             found = [array.transpose(0, 2, 3, 1) if array.ndim == 4 else array for array in found]
         return (found[-1], found[:-1]) if is_prepared else (images.astype(self.dtype), found)
 
-    def _run(self, images: Array, names: list[str], *, plain: bool) -> list[Array]:
+    def _run(self, images: Array, names: list[str], *, as_written: bool) -> list[Array]:
         whole = images if self._layout.channels_last else images.transpose(0, 3, 1, 2)
         ready = np.ascontiguousarray(whole).astype(self.dtype)
         size = self._layout.batch or len(ready)
@@ -114,7 +114,7 @@ class OnnxTfliteSession:
             batch = ready[start : start + size]
             # A graph of fixed batch: the last one is filled up.
             filled = np.concatenate([batch, np.repeat(batch[-1:], size - len(batch), axis=0)])
-            found = self._process.run(filled, names, plain=plain)
+            found = self._process.run(filled, names, as_written=as_written)
             if any(np.ndim(each) < 2 or len(each) != size for each in found):
                 raise SourceError(self._graph.path, "what it gives is not one row for each image")
             parts.append([each[: len(batch)] for each in found])

@@ -1,24 +1,31 @@
-"""Graphs run in a process of their own: a file that brings its runtime down does not bring this one down."""
+"""Run onnxruntime or LiteRT in a process of its own, which a damaged file may crash.
+
+`RuntimeProcess` is the parent's side. Run as a module, with KIND and FILE, this is the child.
+"""
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
 import sys
-from collections.abc import Sequence
-from multiprocessing.connection import Connection
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 from numpy.typing import NDArray
 
 from checks.audit.graphs.graph import Graph
+from converter.child_process import AnswerError, ChildError, ChildProcess, limit_memory, serve
 from converter.errors import SourceError
 
-SECONDS = 600
-"""After so long a graph counts as one that never ends; a batch of five takes a few."""
+Array = NDArray[Any]
+Session = Callable[[str, Array], list[Array]]
+"""A graph open in its runtime: (name of its input, images in its layout and dtype) to the outputs."""
 
-_WORKER_MODULE = "checks.audit.graphs.worker"
+SECONDS = 600
+"""Longest time to wait for a batch; a batch of five takes a few seconds."""
+
+MEMORY = 16 << 30
+"""Bytes of memory that the child may take; a batch of five takes a twentieth of it."""
 
 
 class RuntimeProcess:
@@ -30,57 +37,112 @@ class RuntimeProcess:
 
     def __init__(self, graph: Graph) -> None:
         self._graph = graph
-        ours, theirs = socket.socketpair()
-        # What this process can import, it can.
-        paths = os.pathsep.join(os.path.abspath(entry) for entry in sys.path)  # noqa: PTH100
         kind = "tflite" if graph.channels_last else "onnx"
-        with theirs:
-            self._process = subprocess.Popen(  # noqa: S603 - a module of this package
-                [sys.executable, "-P", "-m", _WORKER_MODULE, str(theirs.fileno()), kind, str(graph.path)],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,  # the runtimes write there while they load
-                env=os.environ | {"PYTHONPATH": paths},
-                pass_fds=[theirs.fileno()],
-                start_new_session=True,  # Ctrl-C is this process's, which then ends that one
-            )
-        self._pipe = Connection(ours.detach())
+        self._child = ChildProcess("checks.audit.graphs.runtime_process", kind, graph.path, seconds=SECONDS)
 
-    def run(self, images: NDArray[Any], outputs: Sequence[str], *, plain: bool) -> list[NDArray[Any]]:
+    def run(self, images: Array, outputs: Sequence[str], *, as_written: bool) -> list[Array]:
         """Run the graph.
 
         Args:
-            images: In the graph's own layout and dtype.
-            outputs: Tensors to fetch.
-            plain: Whether to run the graph as it is written, and then tensors inside it can be fetched too;
-                otherwise as its runtime runs it by default.
+            images: Images in the graph's own layout and dtype.
+            outputs: Names of the tensors to fetch.
+            as_written: Whether to run every node as it is written, so that tensors inside the graph can be
+                fetched; otherwise as the runtime optimises the graph by default.
 
         Raises:
-            SourceError: The runtime refuses the graph, crashes on it or does not come to an end.
+            SourceError: The runtime refuses the graph, crashes on it or does not finish.
         """
+        request = {
+            "input": self._graph.inputs[0].name, "outputs": list(outputs), "as_written": as_written,
+        }  # fmt: skip
         try:
-            self._pipe.send((tuple(outputs), plain, self._graph.inputs[0].name, images))
-            if not self._pipe.poll(SECONDS):
-                raise self._refusal(f"its runtime does not come to an end within {SECONDS} s")
-            answer: list[NDArray[Any]] | str = self._pipe.recv()
-        except (EOFError, OSError) as error:
-            raise self._refusal("its runtime crashes on it") from error
-        if isinstance(answer, str):
-            raise self._refusal(f"it does not run ({answer})")
-        return answer
-
-    def close(self) -> None:
-        """End the process."""
-        self._pipe.close()
-        self._process.kill()
-        self._process.wait()
+            _, arrays = self._child.ask(request, [images])
+        except AnswerError as error:
+            raise self._refusal(f"it does not run ({error})") from error
+        except ChildError as error:
+            raise self._refusal(f"its runtime {error}") from error
+        if len(arrays) != len(outputs):
+            raise self._refusal(f"its runtime gives {len(arrays)} outputs, not {len(outputs)}")
+        return arrays
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self.close()
+        self._child.close()
 
     def _refusal(self, problem: str) -> SourceError:
         next_step = "Export it again, or ask its author how it is run"
         return SourceError(self._graph.path, problem, next_step=next_step)
+
+
+def run_child(kind: str, path: Path) -> None:
+    """Open a file in its runtime as the requests ask for it, and answer with what it gives."""
+    open_session = _open_tflite if kind == "tflite" else _open_onnx
+    sessions: dict[tuple[tuple[str, ...], bool], Session] = {}
+
+    def answer(request: Any, arrays: list[Array]) -> tuple[None, list[Array]]:
+        outputs, as_written = tuple(request["outputs"]), bool(request["as_written"])
+        if (outputs, as_written) not in sessions:
+            sessions[outputs, as_written] = open_session(path, outputs, as_written)
+        return None, sessions[outputs, as_written](request["input"], arrays[0])
+
+    limit_memory(MEMORY)
+    serve(answer)
+
+
+def _open_onnx(path: Path, outputs: Sequence[str], as_written: bool) -> Session:
+    """Open a file in onnxruntime, on one thread."""
+    import onnx
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    model: str | bytes = str(path)
+    if as_written:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        # onnxruntime gives only what the model calls an output.
+        changed = onnx.load(str(path))
+        known = {output.name for output in changed.graph.output}
+        changed.graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs if name not in known)
+        model = changed.SerializeToString()
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+    def run(input_name: str, images: Array) -> list[Array]:
+        return [np.asarray(array) for array in session.run(list(outputs), {input_name: images})]
+
+    return run
+
+
+def _open_tflite(path: Path, outputs: Sequence[str], as_written: bool) -> Session:
+    """Open a file in LiteRT's interpreter, on one thread; by default LiteRT runs it with XNNPACK."""
+    from ai_edge_litert import interpreter as litert
+
+    kinds = litert.OpResolverType
+    interpreter = litert.Interpreter(
+        str(path),
+        num_threads=1,
+        experimental_preserve_all_tensors=as_written,
+        experimental_op_resolver_type=kinds.BUILTIN_WITHOUT_DEFAULT_DELEGATES if as_written else kinds.AUTO,
+    )
+    numbers = [_tensor_number(name) for name in outputs]
+
+    def run(input_name: str, images: Array) -> list[Array]:
+        number = _tensor_number(input_name)
+        interpreter.resize_tensor_input(number, images.shape)
+        interpreter.allocate_tensors()
+        interpreter.set_tensor(number, images)
+        interpreter.invoke()
+        return [interpreter.get_tensor(output) for output in numbers]
+
+    return run
+
+
+def _tensor_number(name: str) -> int:
+    """The number that `tflite_file` puts behind a tensor's name."""
+    return int(name.rpartition("#")[2])
+
+
+if __name__ == "__main__":
+    run_child(sys.argv[1], Path(sys.argv[2]))

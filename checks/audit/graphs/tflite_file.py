@@ -1,4 +1,4 @@
-"""TFLite files: read into a neutral graph, and run by LiteRT's interpreter."""
+"""TFLite files, read into a neutral graph."""
 
 from __future__ import annotations
 
@@ -179,39 +179,3 @@ def _node(operator: Any, codes: Sequence[Any], names: Mapping[int, str], tensors
 def runtime() -> str:
     """The name and version of what runs these files."""
     return f"LiteRT {importlib.metadata.version('ai-edge-litert')}"
-
-
-class TfliteSession:
-    """A file open in LiteRT's interpreter, on one thread.
-
-    Args:
-        path: The file.
-        outputs: Tensors to fetch, as `read` names them.
-        plain: Whether to run every operation by itself, which lets tensors inside the graph be fetched;
-            otherwise as LiteRT does it by default, with XNNPACK.
-    """
-
-    def __init__(self, path: Path, outputs: Sequence[str], *, plain: bool) -> None:
-        from ai_edge_litert import interpreter as litert
-
-        kinds = litert.OpResolverType
-        self._interpreter = litert.Interpreter(
-            str(path),
-            num_threads=1,
-            experimental_preserve_all_tensors=plain,
-            experimental_op_resolver_type=kinds.BUILTIN_WITHOUT_DEFAULT_DELEGATES if plain else kinds.AUTO,
-        )
-        self._outputs = [_number(name) for name in outputs]
-
-    def __call__(self, input_name: str, images: Array) -> list[Array]:
-        """What the graph gives for images in its own layout and dtype."""
-        number = _number(input_name)
-        self._interpreter.resize_tensor_input(number, images.shape)
-        self._interpreter.allocate_tensors()
-        self._interpreter.set_tensor(number, images)
-        self._interpreter.invoke()
-        return [self._interpreter.get_tensor(output) for output in self._outputs]
-
-
-def _number(name: str) -> int:
-    return int(name.rpartition("#")[2])
