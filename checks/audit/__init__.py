@@ -1,1 +1,1 @@
-"""Audits of ports that others made: every tensor against the source, and graphs run."""
+"""The audit of a port that somebody made: its tensors are compared with the source's, and a graph is run."""

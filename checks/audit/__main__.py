@@ -1,4 +1,4 @@
-"""`python -m checks.audit`: a thin shell around `checks.audit.run`."""
+"""`facenet-port audit`: the options of `checks.audit.run.audit`."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from converter import command_line
 from converter.progress import ProgressBar
 
 _EPILOG = """\
-PORT may be a state_dict (.pt, .safetensors; whatever prefix its keys have), a Keras .h5, a TensorFlow
-checkpoint or .pb, an ONNX or a TFLite file, or a published name such as vggface2, for the file in the cache
-of torch.hub. SOURCE is anything that the converter takes, or det1.npy, det2.npy and det3.npy for MTCNN.
-Without --against it is told from PORT's SHA-256 or published name.
+PORT may be a state_dict (.pt, .safetensors; its keys may have a prefix), a Keras .h5, a TensorFlow checkpoint
+or .pb, an ONNX or a TFLite file, or a published name such as vggface2, for the state_dict in the cache of
+torch.hub. SOURCE may be anything that `facenet-port convert` takes, or det1.npy, det2.npy or det3.npy for a
+network of MTCNN. For a published port --against may be left out.
 
-exit codes: 0 the port is the source's; 1 a difference was found; 2 wrong usage; 3 an input is unreadable,
-corrupt or another network; 4 something that is needed, such as onnxruntime, is missing; 130 interrupted
+exit codes: 0 the port is faithful; 1 a difference was found; 2 wrong usage; 3 an input is unreadable, corrupt
+or another network; 4 something that is needed, such as onnxruntime, is missing; 130 interrupted
 """
 
 
@@ -29,7 +29,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "--against",
         metavar="SOURCE",
         type=command_line.path,
-        help="the checkpoint that it was made from, or its name (default: told from PORT)",
+        help="the checkpoint that it was made from, or its name",
     )
     options.add_step_option(parser)
     command_line.add_network_options(parser)
@@ -38,21 +38,24 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "--seed",
         type=command_line.natural_number,
         default=0,
-        help="of the inputs that a graph is run on (default: 0)",
+        help="seed of the inputs that a graph is run on (default: 0)",
     )
+    options.add_verbose_option(parser)
     options.add_report_option(parser)
 
 
 def _work(arguments: argparse.Namespace) -> int:
     # Here, so that Ctrl-C while PyTorch is being imported ends as it does later.
-    from checks.audit.run import audit, find_port, find_source, graph_reader
+    from checks.audit.graphs.graph_formats import find_graph_format
+    from checks.audit.published_ports import find_port, find_source
+    from checks.audit.run import audit
 
     options.check_report(arguments)
     port = find_port(arguments.port)
-    graph_reader(port)  # before anything is downloaded: a package may be missing
+    find_graph_format(port)  # before anything is downloaded: a package may be missing
     against = command_line.locate(arguments, arguments.against or Path(find_source(port)))
     with ProgressBar("starting", quiet=arguments.quiet) as progress:
-        report = audit(
+        result = audit(
             port,
             against,
             weights=arguments.weights,
@@ -61,21 +64,21 @@ def _work(arguments: argparse.Namespace) -> int:
             say=progress.label,
         )
     if not arguments.quiet:
-        from checks.audit.table import show
+        from checks.audit.table import print_result
 
-        show(report)
+        print_result(result, verbose=arguments.verbose)
     if arguments.json:
-        command_line.write_json(arguments.json, {"passed": report.passed, **asdict(report)})
+        command_line.write_json(arguments.json, {"passed": result.passed, **asdict(result)})
     if arguments.report:
         from checks.audit.page import write_page
 
-        write_page(arguments.report, report, command=arguments.command)
-    return 0 if report.passed else 1
+        write_page(arguments.report, result, command=arguments.command)
+    return 0 if result.passed else 1
 
 
 COMMAND = command_line.Command(
     "checks.audit",
-    "Audit a port that somebody made: every tensor against its checkpoint, and a graph run.",
+    "Audit a port that somebody made: compare it with its checkpoint, and run it where it is a graph.",
     _add_arguments,
     _work,
     _EPILOG,

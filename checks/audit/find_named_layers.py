@@ -1,4 +1,4 @@
-"""Weights by name: which tensor of a state_dict, a Keras file or a TensorFlow checkpoint is which."""
+"""Find the layers of a state_dict, a Keras file or a TensorFlow checkpoint, by the names of its tensors."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ import numpy as np
 
 from checks.audit.port_layers import (
     BATCH_NORM,
-    BOTTLENECK,
     Leftover,
     PortTensor,
     PortWeights,
     Role,
-    network_layers,
     printable,
 )
+from checks.core.network import BOTTLENECK, network_layers
 from converter.errors import SourceError, UsageError
 from converter.formats.source import Naming, TensorSource
 from converter.keras_layer_map import keras_names, keras_weight
@@ -26,7 +25,7 @@ from converter.layouts import CONVOLUTION, FULLY_CONNECTED, VECTOR, Layout
 from converter.plan import reason_to_leave_out
 
 _SCALAR = Layout("->", ())
-_AS_IT_IS = {4: Layout("HWIO->HWIO", (0, 1, 2, 3)), 2: Layout("IO->IO", (0, 1)), 1: VECTOR}
+_AS_TENSORFLOW = {4: Layout("HWIO->HWIO", (0, 1, 2, 3)), 2: Layout("IO->IO", (0, 1)), 1: VECTOR}
 _PYTORCH = {
     "beta": "bn.bias",
     "gamma": "bn.weight",
@@ -37,14 +36,14 @@ _PYTORCH = {
 
 
 def find_named_layers(source: TensorSource) -> PortWeights:
-    """Tell which tensor of an open file belongs to which layer.
+    """Find the layer and the role of every tensor of an open file.
 
-    A convolution whose BatchNorm was folded into it has a bias where none should be; it is found under the
-    name that PyTorch, Keras or slim gives it.
+    A convolution with its BatchNorm folded in has a bias that the network does not have; it is found under
+    the name that PyTorch, Keras or slim gives it.
 
     Raises:
-        SourceError: None of the names is of this network, or a tensor is corrupt.
-        UsageError: There are two networks in the file.
+        SourceError: No tensor has a name of this network, or a tensor is corrupt.
+        UsageError: The file holds two networks.
     """
     names = expected_names(source.naming)
     places = {name: (scope, role) for scope, roles in names.items() for role, name in roles.items()}
@@ -66,7 +65,8 @@ def find_named_layers(source: TensorSource) -> PortWeights:
         first = ", ".join(list(source.info)[:3])
         raise SourceError(
             source.path,
-            f"not an Inception-ResNet-v1: none of its {len(source)} tensors is called so ({first}, ...)",
+            f"not an Inception-ResNet-v1: none of its {len(source)} tensors ({first}, ...) has an "
+            f"expected name, such as {names[network_layers(Variant())[0].scope]['weights']}",
             next_step="Give the weights of a FaceNet port under the names of facenet-pytorch, Keras or slim",
         )
     return PortWeights(layers, names, tuple(leftovers), prefix)
@@ -74,7 +74,7 @@ def find_named_layers(source: TensorSource) -> PortWeights:
 
 @cache
 def expected_names(naming: Naming) -> Mapping[str, Mapping[Role, str]]:
-    """Scope to role to the name of every tensor that a file of this naming may hold."""
+    """Map scope and role to the name of every tensor that a file of this naming may hold."""
     return {layer.scope: _layer_names(naming, layer) for layer in network_layers(Variant(num_classes=1))}
 
 
@@ -103,7 +103,7 @@ def _pytorch_names(layer: Layer, roles: tuple[Role, ...]) -> dict[Role, str]:
 
 
 def _aliases(naming: Naming) -> dict[str, str]:
-    """Other names that are taken for one of `expected_names`."""
+    """Map the other names that a tensor may have to one of `expected_names`."""
     if naming == "tensorflow":
         new, old = BOTTLENECK_SCOPES
         leaves = ("weights", "biases", *(f"BatchNorm/{role}" for role in BATCH_NORM))
@@ -122,11 +122,11 @@ def _layout(naming: Naming, role: Role, rank: int) -> Layout:
         return _SCALAR
     if naming == "pytorch" and role == "weights":
         return CONVOLUTION if rank == 4 else FULLY_CONNECTED
-    return _AS_IT_IS.get(rank, VECTOR)
+    return _AS_TENSORFLOW.get(rank, VECTOR)
 
 
 def _reason(naming: Naming, name: str) -> str:
-    """Why a tensor that is no part of the network may be there."""
+    """The reason why a file may hold a tensor that is not part of the network; empty where there is none."""
     if naming != "tensorflow":
         return ""
     new, old = BOTTLENECK_SCOPES
@@ -140,10 +140,10 @@ def _variables() -> frozenset[str]:
 
 
 def _find_prefix(source: TensorSource, places: Mapping[str, object]) -> str:
-    """What stands before the published key in every key of a state_dict, such as `module.`.
+    """Find the prefix of the keys of a state_dict, such as `module.`.
 
     Raises:
-        UsageError: Two prefixes stand before as many keys.
+        UsageError: Two prefixes are equally frequent.
     """
     counts: Counter[str] = Counter()
     for name in source.info:
@@ -155,7 +155,7 @@ def _find_prefix(source: TensorSource, places: Mapping[str, object]) -> str:
     ranked = counts.most_common(2)
     if len(ranked) == 2 and ranked[0][1] == ranked[1][1]:
         raise UsageError(
-            f"{source.path}: two networks in it, under {ranked[0][0]!r} and {ranked[1][0]!r}. Save the one "
-            "to audit by itself."
+            f"{source.path}: it holds two networks, under {ranked[0][0]!r} and {ranked[1][0]!r}. Save one "
+            "of them in a file of its own."
         )
     return ranked[0][0] if ranked else ""

@@ -1,4 +1,4 @@
-"""The judgements of an audit, each a pure function of what was found."""
+"""The judgements of an audit, each a pure function of the results."""
 
 from __future__ import annotations
 
@@ -7,145 +7,169 @@ from collections.abc import Mapping, Sequence
 
 from checks.audit.result import GraphRun, Status, TensorResult
 from checks.core import thresholds
-from checks.core.activations import short_name
 from checks.core.inputs import NOISE
 from checks.core.judgement import Judgement
+from checks.core.network import short_name
 
-_WORDS: Mapping[Status, str] = {
+_FAITHFUL_STATUS: Mapping[Status, str] = {
     "equal": "equal bit for bit",
-    "folded": "as folding makes them, bit for bit",
-    "rounded": "the source's rounded to half precision, bit for bit",
-    "approximate": "within rounding, where no formula tells every last bit",
+    "folded": "folded, bit for bit",
+    "rounded": "rounded to half precision, bit for bit",
+    "approximate": "within rounding",
     "not judged": "not judged",
 }
 
 
 def judge_tensors(results: Sequence[TensorResult], remarks: Sequence[str] = ()) -> Judgement:
-    """Every tensor of a port.
+    """Judge every tensor of a port.
 
     Args:
-        results: What became of each.
-        remarks: What else is to be said where it holds, clauses.
+        results: The result for each.
+        remarks: Clauses to add where the judgement holds.
     """
-    bad = [result for result in results if not result.is_faithful]
-    if bad:
-        statement = f"{len(bad)} of {len(results)} tensors: " + ", ".join(
-            f"{count} {'differ' if status == 'differs' else status}"
-            for status, count in Counter(result.status for result in bad).items()
-        )
-        return Judgement("tensors", False, statement, tuple(describe(result) for result in bad))
+    faults = [result for result in results if not result.is_faithful]
+    if faults:
+        counts = Counter(result.status for result in faults)
+        parts = [
+            f"{count} {'differ' if status == 'differs' and count > 1 else status}"
+            for status, count in counts.items()
+        ]
+        statement = f"{len(faults)} of {len(results)} tensors: {', '.join(parts)}"
+        return Judgement("tensors", False, statement, tuple(map(describe_fault, faults)))
     counts = Counter(result.status for result in results)
-    parts = [f"{counts[status]} {words}" for status, words in _WORDS.items() if counts[status]]
-    return Judgement("tensors", True, "; ".join([f"{len(results)}: " + ", ".join(parts), *remarks]))
+    parts = [f"{counts[status]} {meaning}" for status, meaning in _FAITHFUL_STATUS.items() if counts[status]]
+    return Judgement("tensors", True, "; ".join([", ".join(parts), *remarks]))
 
 
-def describe(result: TensorResult) -> str:
-    """One line on a tensor that is not as it should be."""
+def describe_fault(result: TensorResult) -> str:
+    """Describe a tensor that is not faithful, in one line."""
     variable = short_name(result.variable)
     if result.status == "missing":
         return f"{result.name}: missing" + (f", for {variable}" if variable else "")
-    line = f"{result.name}: "
-    if result.ulp_histogram:
-        line += f"{result.differing} of {result.values} values differ from {variable or 'what is right'}, "
-        line += f"by up to {result.max_ulp} {result.dtype} {'step' if result.max_ulp == 1 else 'steps'}"
-        return f"{line} ({result.detail})" if result.detail else line
-    return line + result.detail + (f" (for {variable})" if variable else "")
+    if not result.ulp_histogram:
+        return f"{result.name}: {result.detail}" + (f" (for {variable})" if variable else "")
+    line = f"{result.name}: {describe_difference(result)}"
+    return f"{line} ({result.detail})" if result.detail else line
+
+
+def describe_difference(result: TensorResult) -> str:
+    """Say how many values of a tensor differ, and by how much."""
+    steps = "1 step" if result.max_ulp == 1 else f"{result.max_ulp:,} steps"
+    return (
+        f"{result.differing} of {result.values} values differ, by up to {steps} from one {result.dtype} "
+        "to the next"
+    )
 
 
 def judge_structure(remarks: Sequence[str], layers: int) -> Judgement:
-    """How a graph is built: branches, windows, ReLUs, epsilons.
+    """Judge how a graph is built: branches, windows, ReLUs, epsilons.
 
     Args:
-        remarks: Where it is built otherwise than the network.
-        layers: How many layers with weights it has.
+        remarks: The places where it is not built as the network.
+        layers: The number of layers with weights.
     """
-    statement = f"{layers} layers with weights, branches, strides, padding and ReLUs as in the network"
+    statement = f"{layers} layers with the branches, strides, padding and ReLUs of the network"
     if remarks:
-        statement = f"built otherwise than the network at {len(remarks)} places"
+        places = "1 place" if len(remarks) == 1 else f"{len(remarks)} places"
+        statement = f"not built as the network at {places}"
     return Judgement("structure", not remarks, statement, tuple(remarks))
 
 
 def judge_preprocessing(run: GraphRun, trained: str | None) -> Judgement:
-    """What is baked in; it holds if it is known, computed right, and what the checkpoint was trained with.
+    """Judge the preprocessing that is built in: known, exact, and that of the training.
 
     Args:
         run: The run.
-        trained: How the checkpoint's own training standardised images; None where that is not known.
+        trained: The standardisation that the checkpoint was trained with; None where it is not known.
     """
     statement = run.preprocessing
     if trained is not None:
         statement += f"; in training it was {trained}"
-    right = run.is_prepared_right and (None in (trained, run.baked) or run.baked == trained)
-    return Judgement("preprocessing", right, statement)
+    is_the_trained_one = trained is None or run.baked is None or run.baked == trained
+    return Judgement("preprocessing", run.is_prepared_right and is_the_trained_one, statement)
 
 
 def judge_arithmetic(run: GraphRun) -> Judgement:
-    """A graph's errors, with its own weights, against PyTorch's."""
+    """Judge the errors of a graph, with its own weights, in multiples of PyTorch's."""
     details = []
     for batch in run.inputs:
-        wrong = [layer for layer in batch.layers if not layer.error <= batch.factor * layer.floor]
-        if wrong:
-            others = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        if batch.diverging:
+            first = batch.diverging[0]
+            others = f" and {len(batch.diverging) - 1} more" if len(batch.diverging) > 1 else ""
             details.append(
-                f"{batch.name}: {short_name(wrong[0].activation)}{others}: {wrong[0].error:.1e} from float64, PyTorch "
-                f"{wrong[0].floor:.1e}"
+                f"{batch.name}: {short_name(first.activation)}{others}: {first.error:.1e} from float64, "
+                f"PyTorch {first.floor:.1e}"
             )
         if not batch.error <= batch.runtime_factor * batch.floor:
             details.append(
                 f"{batch.name}: embeddings: {batch.error:.1e} from float64, PyTorch {batch.floor:.1e}"
             )
-    layers = max(layer.error / layer.floor for batch in run.inputs for layer in batch.layers)
-    whole = max(batch.error / batch.floor for batch in run.inputs)
+    layer, layer_limit = max(
+        ((layer.error / layer.floor, batch.factor) for batch in run.inputs for layer in batch.layers),
+        key=lambda pair: pair[0] / pair[1],
+    )
+    whole, whole_limit = max(
+        ((batch.error / batch.floor, batch.runtime_factor) for batch in run.inputs),
+        key=lambda pair: pair[0] / pair[1],
+    )
     statement = (
-        f"{run.arithmetic}, with its own weights: error over PyTorch's, worst layer {layers:.2f} (at most "
-        f"{thresholds.ROUNDING:g}, on few values {thresholds.ROUNDING_FEW_VALUES:g}), embeddings as run by "
-        f"default {whole:.2f} (at most {thresholds.RUNTIME:g}, {2 * thresholds.RUNTIME:g})"
+        f"{run.arithmetic} error {layer:.2f} times PyTorch's at the worst layer (at most {layer_limit:g}), "
+        f"{whole:.2f} times in the embeddings (at most {whole_limit:g})"
     )
     return Judgement("arithmetic", not details, statement, tuple(details))
 
 
 def judge_distance(run: GraphRun) -> Judgement:
-    """How far a graph's embeddings are from the source's in float64, on the field's five images."""
+    """Judge how far a graph's embeddings are from the source's in float64, on five images of noise."""
     batch = next(batch for batch in run.inputs if batch.name == NOISE)
     precision = "float32" if (run.weights, run.arithmetic) == ("float32", "float32") else "float16"
     limit = thresholds.GRAPH_DISTANCE[precision]
     statement = (
-        f"embeddings {batch.distance:.2e} from the source's in float64 (at most {limit:.0e} in {precision}), "
-        f"largest row {batch.row_distance:.1e}"
+        f"five embeddings {batch.distance:.2e} from the source's in float64 (at most {limit:.0e}), the "
+        f"farthest single one {batch.row_distance:.1e}"
     )
     return Judgement("distance", batch.distance <= limit, statement)
 
 
-def verdict(results: Sequence[TensorResult], judgements: Sequence[Judgement], run: GraphRun | None) -> str:
-    """The finding in one sentence."""
-    bad = [result for result in results if not result.is_faithful]
-    if bad:
-        words = {"missing": "is missing", "extra": "is not of this network"}
-        what = words.get(bad[0].status, "is not the source's")
-        if len(bad) > 1:
-            what = f"and {len(bad) - 1} more tensors are not as they should be"
-        return f"The port differs: {bad[0].name} {what}."
+def write_verdict(
+    results: Sequence[TensorResult], judgements: Sequence[Judgement], run: GraphRun | None
+) -> str:
+    """State the finding in one sentence."""
+    faults = [result for result in results if not result.is_faithful]
+    if len(faults) > 1:
+        others = len(faults) - 1
+        return f"The port differs: {faults[0].name} and {others} more {_tensors(others)} are not faithful."
+    if faults:
+        problems = {"missing": "is missing", "extra": "is not of this network"}
+        problem = problems.get(faults[0].status, "is not the source's")
+        return f"The port differs: {faults[0].name} {problem}."
     failed = [judgement.name for judgement in judgements if not judgement.passed]
     if failed and run is not None and run.first_divergence is not None:
         place = short_name(run.first_divergence)
-        return f"The port differs: its weights are right, but it computes otherwise from {place} on."
+        return (
+            f"The port differs: its weights are right, but its graph computes another result from {place} on."
+        )
     if failed:
-        return f"The port differs: its weights are right, its {' and '.join(failed)} not."
-    sentence = _good_verdict({result.status for result in results}, run)
+        return f"The port differs: its weights are right, but {' and '.join(failed)} failed."
+    sentence = _faithful_verdict({result.status for result in results}, run)
     unjudged = sum(result.status == "not judged" for result in results)
     if unjudged:
-        return f"{sentence} {unjudged} of its tensors are not in the source and were not judged."
+        return f"{sentence} {unjudged} {_tensors(unjudged)} could not be judged: not in the source."
     return sentence
 
 
-def _good_verdict(statuses: set[Status], run: GraphRun | None) -> str:
-    ways = []
+def _faithful_verdict(statuses: set[Status], run: GraphRun | None) -> str:
+    changes = []
     if statuses & {"folded", "approximate"}:
-        ways.append("with factors folded in")
+        changes.append("with factors folded in")
     if "rounded" in statuses or (run is not None and run.weights == "float16"):
-        ways.append("rounded to half precision")
-    exactly = "within rounding" if "approximate" in statuses else "bit for bit"
-    tail = "" if run is None else ", and its graph computes what the network does"
-    if ways:
-        return f"The port is faithful: its weights are the source's {' and '.join(ways)}, {exactly}{tail}."
-    return f"The port is exact: every tensor is the source's, bit for bit{tail}."
+        changes.append("rounded to half precision")
+    graph = "" if run is None else ", and its graph computes what the network does"
+    if not changes:
+        return f"The port is exact: every tensor is the source's, bit for bit{graph}."
+    exactness = "within rounding" if "approximate" in statuses else "bit for bit"
+    return f"The port is faithful: its weights are the source's {' and '.join(changes)}, {exactness}{graph}."
+
+
+def _tensors(count: int) -> str:
+    return "tensor" if count == 1 else "tensors"

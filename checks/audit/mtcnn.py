@@ -1,12 +1,13 @@
-"""The networks of MTCNN: a port's tensors against those of det1.npy, det2.npy and det3.npy."""
+"""Compare a port of an MTCNN network with det1.npy, det2.npy or det3.npy."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from checks.audit.compare_tensors import compare_tensor
+from checks.audit.compare_one_tensor import compare_exactly
 from checks.audit.port_layers import PortTensor
 from checks.audit.result import TensorResult
+from checks.audit.source_weights import TensorPlace
 from converter.errors import SourceError
 from converter.formats.source import TensorSource
 from converter.layer_map import Converted
@@ -14,45 +15,45 @@ from converter.layouts import Layout
 from converter.mtcnn_layer_map import NETWORKS, network_of_keys, network_of_variables
 
 
-def network(source: TensorSource) -> str | None:
-    """The network whose tensors a file holds; None where they are none of MTCNN's."""
+def network_name(source: TensorSource) -> str | None:
+    """Name the MTCNN network that a file holds; None where it holds another network."""
     if source.naming == "pytorch":
         return network_of_keys([name.removeprefix(_prefix(source)) for name in source])
     return network_of_variables(list(source))
 
 
-def audit_tensors(port: TensorSource, source: TensorSource) -> tuple[str, tuple[TensorResult, ...]]:
-    """Hold a port against its source.
+def compare_mtcnn(port: TensorSource, source: TensorSource) -> tuple[TensorResult, ...]:
+    """Compare every tensor of an MTCNN network with the source's.
 
-    Returns:
-        The network's name, and a result for each tensor.
+    Args:
+        port: The port.
+        source: A file of an MTCNN network.
 
     Raises:
-        SourceError: They are not the same network.
+        SourceError: The port is not the same network.
     """
-    name, found = network(source), network(port)
-    assert name is not None
-    if found != name:
-        what = f"the {found} of MTCNN" if found else f"not the {name} of MTCNN"
+    expected, actual = network_name(source), network_name(port)
+    assert expected is not None
+    if actual != expected:
+        problem = f"the {actual} of MTCNN" if actual else "not a network of MTCNN"
         raise SourceError(
             port.path,
-            f"{what}, and {source.path.name} is the {name}"
-            if found
-            else f"{what} that {source.path.name} is",
+            f"{problem}, but {source.path.name} is the {expected} of MTCNN",
             next_step="P-Net goes with det1.npy, R-Net with det2.npy, O-Net with det3.npy",
         )
-    return name, tuple(_result(row, port, source) for row in NETWORKS[name])
+    return tuple(_compare_row(row, port, source) for row in NETWORKS[expected])
 
 
-def _result(row: Converted, port: TensorSource, source: TensorSource) -> TensorResult:
-    to_port, name = _place(row, port)
-    to_source, original = _place(row, source)
+def _compare_row(row: Converted, port: TensorSource, source: TensorSource) -> TensorResult:
+    to_port, name = _layout_and_name(row, port)
+    to_source, original = _layout_and_name(row, source)
     expected = to_source.inverse.apply(np.array(source[original]))
-    return compare_tensor(PortTensor(name, np.array(port[name]), to_port), expected, row.variable, row.scope)
+    tensor = PortTensor(name, np.array(port[name]), to_port)
+    return compare_exactly(tensor, expected, TensorPlace(row.scope, row.variable, row.key))
 
 
-def _place(row: Converted, file: TensorSource) -> tuple[Layout, str]:
-    """The layout in which a file holds a tensor, and what it calls it."""
+def _layout_and_name(row: Converted, file: TensorSource) -> tuple[Layout, str]:
+    """The layout and the name that a tensor has in a file."""
     if file.naming == "pytorch":
         return row.layout, _prefix(file) + row.key
     axes = row.layout.name.partition("->")[0]
@@ -60,6 +61,6 @@ def _place(row: Converted, file: TensorSource) -> tuple[Layout, str]:
 
 
 def _prefix(source: TensorSource) -> str:
-    """What every key begins with, such as `pnet.`; empty where they have nothing in common."""
+    """The prefix of every key, such as `pnet.`; empty where the keys have none in common."""
     prefixes = {name.partition(".")[0] + "." for name in source if name.count(".") > 1}
     return prefixes.pop() if len(prefixes) == 1 and all(name.count(".") > 1 for name in source) else ""

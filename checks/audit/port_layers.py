@@ -1,4 +1,4 @@
-"""A port by layers: each layer's tensors by what they are for, whatever the file calls them."""
+"""A port's weights layer by layer: each tensor by its role, whatever the file calls it."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import numpy as np
 from numpy.typing import NDArray
 
-from converter.layer_map import BOTTLENECK_SCOPES, CONVOLUTIONS, LOGITS_SCOPE, Layer, Variant
-from converter.layouts import Layout
+from converter.layouts import CONVOLUTION, FULLY_CONNECTED, VECTOR, Layout
+
+Array = NDArray[Any]
 
 Role = Literal[
     "weights",
@@ -23,32 +25,43 @@ Role = Literal[
     "shift",
     "factor",
 ]
-"""What a tensor is for: TensorFlow's own words, and four that only ports have. counter: PyTorch's count of
-batches. scale and shift: a BatchNorm as a product and a sum. factor: the scale of a residual, one number."""
-
-
-def printable(name: str) -> str:
-    """A name from a file, with what a terminal would act on spelled out."""
-    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in name)
-
+"""The role of a tensor in its layer, in TensorFlow's words, and four that only ports have. counter:
+PyTorch's count of batches. scale and shift: a BatchNorm as a product and a sum. factor: the scale of a
+residual, a single number."""
 
 BATCH_NORM: tuple[Role, ...] = ("gamma", "beta", "moving_mean", "moving_variance")
-BOTTLENECK = BOTTLENECK_SCOPES[0]
+
+_CHANNELS_FIRST: Mapping[int, Layout] = {4: CONVOLUTION, 2: FULLY_CONNECTED, 1: VECTOR}
 
 
 @dataclass(frozen=True, slots=True)
 class PortTensor:
-    """One tensor of a port.
+    """A tensor of a port.
 
     Attributes:
-        name: As the port calls it.
+        name: Its name in the port.
         array: Its values.
-        layout: From TensorFlow's order of axes to the port's.
+        layout: TensorFlow's order of axes to the port's.
     """
 
     name: str
-    array: NDArray[Any]
+    array: Array
     layout: Layout
+
+    def channels_first(self) -> Array | None:
+        """The values in the order of the published state_dicts, OIHW or OI.
+
+        None where the rank is not that of the layout.
+        """
+        order = _CHANNELS_FIRST.get(self.array.ndim)
+        if order is None or self.array.ndim != len(self.layout.permutation):
+            return None
+        return np.ascontiguousarray(order.apply(self.layout.inverse.apply(self.array)))
+
+    def as_stored(self, channels_first: Array) -> Array:
+        """Put an array in the order that `channels_first` gives into the order of the port."""
+        order = _CHANNELS_FIRST[channels_first.ndim]
+        return self.layout.apply(order.inverse.apply(channels_first))
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +69,10 @@ class Leftover:
     """A tensor of a port that belongs to no layer.
 
     Attributes:
-        name: As the port calls it.
-        dtype: Of its elements.
+        name: Its name in the port.
+        dtype: The dtype of its elements.
         shape: Its shape.
-        reason: Why it may be there; empty where nothing explains it.
+        reason: Why a file may hold it; empty where no reason is known.
     """
 
     name: str
@@ -70,14 +83,14 @@ class Leftover:
 
 @dataclass(frozen=True, slots=True)
 class PortWeights:
-    """What a port holds.
+    """The weights of a port.
 
     Attributes:
-        layers: TensorFlow scope, with the Bottleneck where it stands today, to the layer's tensors.
-        names: TensorFlow scope to what the port would call each tensor of a layer; empty for a graph, where
-            names mean nothing.
-        leftovers: What belongs to no layer.
-        prefix: What every name begins with, before the name that it has in the published files.
+        layers: TensorFlow scope to the layer's tensors. The Bottleneck has the scope that it has today.
+        names: TensorFlow scope to the name that each tensor of the layer has in a port of this format;
+            empty for a graph, whose names mean nothing.
+        leftovers: The tensors that belong to no layer.
+        prefix: The text that every name begins with, before the name in the published files.
     """
 
     layers: Mapping[str, Mapping[Role, PortTensor]]
@@ -86,29 +99,6 @@ class PortWeights:
     prefix: str = ""
 
 
-def network_layers(variant: Variant) -> tuple[Layer, ...]:
-    """Every layer with weights, in the network's order: the convolutions, the Bottleneck, the classifier.
-
-    The Bottleneck is called as it is today, whatever the variant's scope.
-    """
-    size, classes = variant.embedding_size, variant.num_classes
-    layers = (*CONVOLUTIONS, Layer(BOTTLENECK, "last_linear", (1, 1), 1792, size))
-    if classes is None:
-        return layers
-    return (*layers, Layer(LOGITS_SCOPE, "logits", (1, 1), size, classes, batch_norm=False))
-
-
-RESIDUAL_SCALES: Mapping[str, float] = {"Repeat": 0.17, "Repeat_1": 0.10, "Repeat_2": 0.20}
-"""Scope of a group of residual blocks to the factor on their residual: inception_resnet_v1.py in
-davidsandberg/facenet, `slim.repeat(..., scale=)`. The last block has none."""
-
-
-def residual_scale(scope: str) -> float:
-    """The factor on what a residual block's last convolution, of this scope, gives."""
-    return RESIDUAL_SCALES.get(scope.split("/")[1], 1.0)
-
-
-def stage_of(scope: str) -> str:
-    """The stage that a layer belongs to: `Repeat/block35_1`, `Mixed_6a`, `Conv2d_1a_3x3`."""
-    parts = scope.split("/")[1:] or [scope]
-    return "/".join(parts[:2]) if parts[0] in RESIDUAL_SCALES else parts[0]
+def printable(name: str) -> str:
+    """Escape the characters of a name from a file that would act on a terminal."""
+    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in name)

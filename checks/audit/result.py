@@ -1,4 +1,4 @@
-"""What an audit finds: a result for each tensor, what came of running a graph, and the judgements."""
+"""The result of an audit, as plain data: the tensors, the run of a graph, and the judgements."""
 
 from __future__ import annotations
 
@@ -10,37 +10,48 @@ from checks.core import thresholds
 from checks.core.judgement import Judgement
 
 Status = Literal["equal", "folded", "rounded", "approximate", "differs", "missing", "extra", "not judged"]
-"""What an audit says of one tensor.
+"""The status of one tensor of a port.
 
-equal: every bit is the source's. folded: BatchNorm, or another factor, is folded into it, by a formula that
-gives every bit of it. rounded: stored in half precision, every bit that of the source's nearest value.
-approximate: within rounding of the float64 result, where no formula that is known here tells every last bit,
-or more than one could have been used. differs: none of these. missing: the port lacks it. extra: the port has
-it and the network does not. not judged: what the source does not say, such as a classifier that it lacks.
+equal: every bit is the source's.
+folded: a BatchNorm or another factor is folded in, by a formula that gives every bit.
+rounded: stored in half precision, and every bit is that of the nearest value.
+approximate: within rounding of the float64 result; no known formula gives every last bit, or several could
+have been used.
+differs: none of these.
+missing: the port lacks the tensor.
+extra: the network has no such tensor.
+not judged: the source has no such tensor, as one without a classifier.
 """
 
 FAITHFUL: frozenset[Status] = frozenset({"equal", "folded", "rounded", "approximate", "not judged"})
-"""With these a tensor is no fault of the port."""
+"""Statuses that count as faithful."""
 
 
 @dataclass(frozen=True, slots=True)
 class TensorResult:
-    """What became of one tensor of a port.
+    """The result for one tensor of a port.
 
     Attributes:
-        name: As the port calls it; of a missing one, as it should be called.
-        variable: The source's variable, or variables, that it has to be; empty where there is none.
+        name: Its name in the port; of a missing tensor, the name that it should have.
+        variable: The source's variable, or the scope of several, that it is compared with; empty where
+            there is none.
         stage: The stage of the network that it belongs to (`Repeat/block35_1`); empty where unknown.
         layout: The source's order of axes to the port's (`HWIO->OIHW`); empty where nothing is compared.
-        dtype: What it is stored as.
+        dtype: The dtype that it is stored in.
         shape: Its shape in the port.
-        status: The finding.
-        values: How many elements it has.
-        differing: How many of them are not what they should be.
-        max_ulp: Largest difference from what it should be, in units in the last place of `dtype`.
-        ulp_histogram: How many elements are 0, 1, 2, 3-4, 5-8, 9-16, ... such units away, as
+        status: Its status.
+        values: The number of its elements.
+        differing: The number of elements that differ from the expected ones.
+        max_ulp: Largest difference from the expected value, in units in the last place of `dtype`: the
+            number of steps from one value of the dtype to the next.
+        ulp_histogram: The number of elements that are 0, 1, 2, 3-4, 5-8, 9-16, ... such units away, as
             `checks.core.metrics.ulp_histogram` counts them; empty where nothing could be compared.
-        detail: What else is to be said, in words.
+        detail: A remark, such as the cause of a difference; empty where there is none.
+        key: Its key in the published state_dicts, or the module of several; empty where there is none.
+        index: The first element that differs, in the port's tensor; None where none does or none was
+            compared.
+        actual: The port's value there.
+        expected: The expected value there.
     """
 
     name: str
@@ -55,21 +66,25 @@ class TensorResult:
     max_ulp: int = 0
     ulp_histogram: tuple[int, ...] = ()
     detail: str = ""
+    key: str = ""
+    index: tuple[int, ...] | None = None
+    actual: float | None = None
+    expected: float | None = None
 
     @property
     def is_faithful(self) -> bool:
-        """Whether it is no fault of the port."""
+        """True if its status counts as faithful."""
         return self.status in FAITHFUL
 
 
 @dataclass(frozen=True, slots=True)
 class LayerError:
-    """How far a graph is from float64 after one layer, both with the graph's own weights.
+    """The error of a graph after one layer: its distance from float64, with the graph's own weights.
 
     Attributes:
         activation: TensorFlow scope of the layer, as in `checks.core.activations`.
-        error: Relative L2 of the graph's activations from the float64 ones.
-        floor: The same of PyTorch in float32.
+        error: Relative L2 of the graph's activation from the float64 one.
+        floor: The same of PyTorch, in the graph's precision.
     """
 
     activation: str
@@ -79,18 +94,18 @@ class LayerError:
 
 @dataclass(frozen=True, slots=True)
 class InputRun:
-    """A graph run on one batch.
+    """A graph run on one batch of images.
 
     Attributes:
-        name: The input.
+        name: The name of the input.
         few_values: As in `InputBatch`.
         error: Relative L2 of the graph's embeddings from those of the float64 network with the graph's own
             weights.
-        floor: The same of PyTorch in float32.
-        distance: Frobenius distance of the graph's embeddings, brought to unit length, from those of the
-            source's weights in float64.
-        row_distance: Largest distance of a single embedding among them.
-        layers: In the order of evaluation.
+        floor: The same of PyTorch, in the graph's precision.
+        distance: Frobenius distance of the graph's embeddings, normalised, from those of the source's
+            weights in float64.
+        row_distance: The largest distance of a single embedding among them.
+        layers: The error of each layer, in the order of evaluation.
     """
 
     name: str
@@ -103,29 +118,34 @@ class InputRun:
 
     @property
     def factor(self) -> float:
-        """How many times further from float64 than PyTorch a layer may be."""
+        """The largest error that a layer may have, in multiples of PyTorch's."""
         return thresholds.ROUNDING_FEW_VALUES if self.few_values else thresholds.ROUNDING
 
     @property
     def runtime_factor(self) -> float:
-        """The same of the embeddings, as the runtime runs the graph by default."""
+        """The same for the embeddings, as the runtime runs the graph by default."""
         return thresholds.RUNTIME * (2 if self.few_values else 1)
+
+    @property
+    def diverging(self) -> tuple[LayerError, ...]:
+        """The layers whose error is larger than it may be, in the order of evaluation."""
+        return tuple(layer for layer in self.layers if not layer.error <= self.factor * layer.floor)
 
 
 @dataclass(frozen=True, slots=True)
 class GraphRun:
-    """What came of running a graph file.
+    """The run of a graph.
 
     Attributes:
-        runtime: What ran it, with its version.
-        weights: What the weights are stored as, `float32` or `float16`.
-        arithmetic: What the convolutions compute in.
-        preprocessing: What the graph does to an image itself, a clause.
-        baked: How it standardises images itself, as the catalog says it; None where it does not, or nothing
-            is known.
-        is_prepared_right: Whether its images are within rounding of what `preprocessing` says.
-        feed: What it takes, a clause.
-        inputs: On each input.
+        runtime: Name and version of the runtime.
+        weights: The dtype of the weights, `float32` or `float16`.
+        arithmetic: The dtype in which the convolutions compute.
+        preprocessing: What the graph does to an image before its first layer, a clause.
+        baked: The standardisation that is built into the graph, as the catalog names it; None where there
+            is none, or it is not known.
+        is_prepared_right: Whether the prepared images are within rounding of what `preprocessing` says.
+        feed: What the graph takes and gives, a clause.
+        inputs: The run on each input.
     """
 
     runtime: str
@@ -139,16 +159,8 @@ class GraphRun:
 
     @property
     def first_divergence(self) -> str | None:
-        """The first layer that is further from float64 than its precision allows; None where none is."""
-        return next(
-            (
-                layer.activation
-                for run in self.inputs
-                for layer in run.layers
-                if not layer.error <= run.factor * layer.floor
-            ),
-            None,
-        )
+        """The first layer whose error is larger than it may be; None where there is none."""
+        return next((layer.activation for run in self.inputs for layer in run.diverging), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,17 +168,18 @@ class AuditResult:
     """The result of an audit.
 
     Attributes:
-        port: The file that was audited.
-        format: What it is, in words.
-        source: What it was held against.
-        network: What network it is, in words.
-        recognised: What is known of a file of this SHA-256, a sentence; empty where nothing is.
-        tensors: In the order of the network; what does not belong to it comes last.
-        run: What came of running it; None for weights without a graph.
-        judgements: Each verdict.
+        port: The port, as it was given.
+        format: The format of the port.
+        source: The source, as it was given.
+        network: The network and its variant, for the reader.
+        recognised: A sentence on the published port that has this SHA-256; empty where there is none.
+        tensors: The result for each tensor, in the order of the network; those that do not belong to it
+            come last.
+        run: The run of the graph; None for weights without a graph.
+        judgements: The judgements.
         verdict: The finding in one sentence.
-        files: Every file that was read, of the port and of the source, to its SHA-256.
-        seed: Of the inputs.
+        files: Every file of the port and of the source that was read, to its SHA-256.
+        seed: The seed of the inputs.
         environment: Versions and machine.
     """
 
@@ -185,5 +198,5 @@ class AuditResult:
 
     @property
     def passed(self) -> bool:
-        """Whether every judgement holds."""
+        """True if every judgement holds."""
         return all(judgement.passed for judgement in self.judgements)

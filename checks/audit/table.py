@@ -1,74 +1,148 @@
-"""An audit on the screen: a line for each stage, what came of running a graph, and the verdicts."""
+"""Print the result of an audit on the terminal: the verdict, the judgements, and the first difference."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
+from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from checks.audit.judge import describe_difference
 from checks.audit.result import AuditResult, GraphRun, TensorResult
-from checks.core.activations import short_name
+from checks.core.network import short_name
 from checks.core.render import print_judgements
 from converter import command_line
 
 _WIDTH = 110  # columns; rather a wrapped line than a figure cut off
-_COLUMNS = ("equal", "folded", "rounded", "approximate", "differs", "missing", "extra", "not judged")
+_STATUSES = ("equal", "folded", "rounded", "approximate", "differs", "missing", "extra", "not judged")
+
+_STAGE_COLUMNS = """\
+  stage        a part of the network
+  tensors      how many tensors of it the port has, or lacks
+  equal        every bit is the source's
+  folded       a BatchNorm or another factor is folded in, by a formula that gives every bit
+  rounded      in half precision, every bit is that of the nearest value
+  approximate  within rounding of the exact value; no known formula gives every last bit
+  differs      not the source's
+  missing      not in the port
+  extra        not of this network
+  not judged   not in the source
+  most steps   largest difference from the expected value, in steps from one value of the dtype to the next;
+               a value of the other sign is billions of float32 steps away
+  layout       TensorFlow's order of axes to the port's"""
+
+_RUN_COLUMNS = """\
+  error              distance of the embeddings from float64 with the graph's own weights (relative L2)
+  PyTorch's error    the same of PyTorch in the graph's precision
+  from the source's  distance of the normalised embeddings from the source's in float64 (Frobenius)
+  worst layer        the graph's error over PyTorch's, at the layer where it is largest
+  its name           that layer"""
 
 
-def show(report: AuditResult) -> None:
-    """Print a report on stdout."""
+def print_result(result: AuditResult, *, verbose: bool = False) -> None:
+    """Print a result on stdout, in at most 15 lines.
+
+    Args:
+        result: The result.
+        verbose: Whether to print the tables too, and every detail.
+    """
     console = command_line.console(_WIDTH)
-    console.print(f"[bold]{escape(report.port)}[/] ({report.format}) against {escape(report.source)}")
-    for path, digest in report.files.items():
-        console.print(f"  sha256 {digest}  {path.rpartition('/')[2]}", markup=False)
-    if report.recognised:
-        console.print(f"  {report.recognised}", markup=False)
-    console.print(f"  {report.network}\n", markup=False)
-    console.print(_stages(report.tensors))
-    console.print()
-    if report.run is not None:
-        run = report.run
-        console.print(f"Run by {run.runtime} in {run.arithmetic}, fed {run.feed}:", markup=False)
-        console.print(_run(run))
-        console.print()
-    print_judgements(console, report.judgements)
-    style = "bold green" if report.passed else "bold red"
-    console.print()
-    console.print(report.verdict, style=style, markup=False)
+    console.print(result.verdict, style="bold green" if result.passed else "bold red", markup=False)
+    console.print(f"  port     {result.port} ({result.format})", markup=False)
+    console.print(f"  against  {result.source} ({result.network})", markup=False)
+    if result.recognised:
+        console.print(f"  {result.recognised}", markup=False)
+    print_judgements(console, result.judgements, most_details=0)
+    if not result.passed:
+        for line in _first_difference(result):
+            console.print(line, markup=False)
+    if verbose:
+        _print_details(console, result)
 
 
-def _stages(tensors: Sequence[TensorResult]) -> Table:
+def _first_difference(result: AuditResult) -> Iterator[str]:
+    """The first thing that is wrong, and how much more is."""
+    faults = [tensor for tensor in result.tensors if not tensor.is_faithful]
+    if faults:
+        yield from _describe_tensor(faults[0])
+        if len(faults) > 1:
+            yield f"{len(faults) - 1} more of {len(result.tensors)} tensors: --verbose lists them."
+        return
+    details = [(judgement.name, detail) for judgement in result.judgements for detail in judgement.details]
+    for name, detail in details[:2]:
+        yield f"  {name}: {detail}"
+    if len(details) > 2:
+        yield f"{len(details) - 2} more: --verbose lists them."
+
+
+def _describe_tensor(tensor: TensorResult) -> Iterator[str]:
+    """A tensor that is not faithful: its three names, its first wrong value, and the cause."""
+    stored = f", {tensor.dtype} {list(tensor.shape)}" if tensor.dtype else ""
+    yield f"  tensor      {tensor.name}{stored}"
+    if tensor.key and tensor.key != tensor.name:
+        yield f"  PyTorch     {tensor.key}"
+    if tensor.variable:
+        yield f"  TensorFlow  {tensor.variable}"
+    if tensor.index is not None:
+        index = ", ".join(map(str, tensor.index))
+        yield f"  first       [{index}] is {tensor.actual:.9g}, expected {tensor.expected:.9g}"
+        yield f"  in all      {describe_difference(tensor)}"
+    if tensor.detail or tensor.index is None:
+        yield f"  cause       {tensor.detail or tensor.status}"
+
+
+def _print_details(console: Console, result: AuditResult) -> None:
+    """Print the files, every detail, and the tables, with a line that explains each column."""
+    console.print()
+    for path, digest in result.files.items():
+        console.print(f"  sha256 {digest}  {Path(path).name}", markup=False)
+    for judgement in result.judgements:
+        if judgement.details:
+            console.print(f"\n{judgement.name}:", markup=False)
+        for detail in judgement.details:
+            console.print(f"  {detail}", markup=False)
+    console.print("\nTensors by stage:")
+    console.print(_STAGE_COLUMNS, style="dim", markup=False)
+    console.print(_stage_table(result.tensors))
+    if result.run is not None:
+        run = result.run
+        console.print(f"\nRun by {run.runtime} in {run.arithmetic}; it takes {run.feed}:", markup=False)
+        console.print(_RUN_COLUMNS, style="dim", markup=False)
+        console.print(_run_table(run))
+
+
+def _stage_table(tensors: Sequence[TensorResult]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("stage", no_wrap=True)
-    shown = [status for status in _COLUMNS if any(tensor.status == status for tensor in tensors)]
-    for heading in ("tensors", *shown, "steps\nat most"):
+    statuses = [status for status in _STATUSES if any(tensor.status == status for tensor in tensors)]
+    for heading in ("tensors", *statuses, "most steps"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("layout", no_wrap=True)
-    groups: dict[str, list[TensorResult]] = {}
+    stages: dict[str, list[TensorResult]] = {}
     for tensor in tensors:
-        groups.setdefault(tensor.stage.partition("/")[0] or "no layer", []).append(tensor)
-    for stage, group in groups.items():
-        counts = [sum(tensor.status == status for tensor in group) for status in shown]
-        good = all(tensor.is_faithful for tensor in group)
+        stages.setdefault(tensor.stage.partition("/")[0] or "no layer", []).append(tensor)
+    for stage, group in stages.items():
+        counts = [sum(tensor.status == status for tensor in group) for status in statuses]
         layouts = dict.fromkeys(tensor.layout for tensor in group if len(tensor.shape) > 1 and tensor.layout)
         table.add_row(
             escape(stage),
             str(len(group)),
             *(str(count or "-") for count in counts),
-            str(max(tensor.max_ulp for tensor in group)),
+            f"{max(tensor.max_ulp for tensor in group):,}",
             ", ".join(layouts),
-            style=None if good else "bold red",
+            style=None if all(tensor.is_faithful for tensor in group) else "bold red",
         )
     return table
 
 
-def _run(run: GraphRun) -> Table:
+def _run_table(run: GraphRun) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("input", no_wrap=True)
-    for heading in ("error", "PyTorch's\nerror", "from the\nsource's", "worst layer,\nto PyTorch's"):
+    for heading in ("error", "PyTorch's\nerror", "from the\nsource's", "worst\nlayer"):
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("at", no_wrap=True)
+    table.add_column("its name", no_wrap=True)
     for batch in run.inputs:
         worst = max(batch.layers, key=lambda layer: layer.error / layer.floor)
         table.add_row(

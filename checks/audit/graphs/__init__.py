@@ -1,1 +1,1 @@
-"""Ports that are graphs: read into neutral terms, their layers found by walking, and run."""
+"""Ports that are graphs: their files are read, their layers are found, and they are run."""

@@ -1,4 +1,4 @@
-"""A computation graph in neutral terms, whatever file it was read from."""
+"""A computation graph, in terms that do not depend on the format of its file."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ Op = Literal[
     "conv", "dense", "batch_norm", "add", "subtract", "multiply", "divide", "relu", "concat", "max_pool",
     "mean", "same", "other",
 ]  # fmt: skip
-"""What a node does. same: nothing to the values of its first input but to order or store them differently."""
+"""The operation of a node. same: it changes no value of its first input, only their order or dtype."""
 
-_MOST_LETTERS = 400  # of a description
+_LONGEST_DESCRIPTION = 400  # characters
 
 Padding = tuple[tuple[int, int], tuple[int, int]] | Literal["SAME", "VALID"]
-"""Rows before and after, columns before and after; or TensorFlow's words."""
+"""((rows above, rows below), (columns left, columns right)), or TensorFlow's word for it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """How a convolution or a pool slides: strides and dilations as (height, width)."""
+    """The window of a convolution or a pool; strides, size and dilations are (height, width)."""
 
     strides: tuple[int, int]
     padding: Padding
@@ -39,18 +39,17 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One operation.
+    """An operation.
 
     Attributes:
-        op: What it does.
-        kind: What the file calls the operation.
-        inputs: Names of tensors; an empty name is an input that was left out.
+        op: The operation.
+        kind: The file's own name for it.
+        inputs: Names of tensors; an empty name stands for an input that was left out.
         output: Name of its first output.
         relu: Whether a ReLU is fused into it.
-        window: Of a convolution or pool.
-        epsilon: Of a batch normalisation.
-        layout: Of a convolution's or dense layer's weights, from TensorFlow's order of axes.
-        axis: Of a concatenation.
+        window: The window of a convolution or pool.
+        epsilon: The epsilon of a batch normalisation.
+        layout: TensorFlow's order of axes to that of a convolution's or dense layer's weights.
     """
 
     op: Op
@@ -61,12 +60,11 @@ class Node:
     window: Window | None = None
     epsilon: float | None = None
     layout: Layout | None = None
-    axis: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """An input or output of a graph: extents that are not fixed are None."""
+    """An input or output of a graph; an extent that is not fixed is None."""
 
     name: str
     shape: tuple[int | None, ...]
@@ -79,13 +77,13 @@ class Graph:
 
     Attributes:
         path: The file.
-        files: It, and whatever else tensors were read from.
-        format: What it is, in words.
-        title: What it says of itself: its name and who made it.
-        nodes: In the file's order.
+        files: The file, and any others that tensors were read from.
+        format: The format, for the reader.
+        title: The name of the graph and of the tool that wrote it.
+        nodes: The nodes, in the file's order.
         constants: Name to array.
-        inputs: What it takes.
-        outputs: What it gives.
+        inputs: The inputs, without the constants.
+        outputs: The outputs.
         channels_last: Whether its maps are NHWC; NCHW otherwise.
     """
 
@@ -99,15 +97,15 @@ class Graph:
     outputs: tuple[Value, ...]
     channels_last: bool
 
-    def described(self) -> str:
-        """What it is, for a message that refuses it."""
+    def description(self) -> str:
+        """Describe the graph in a message that refuses it."""
         convolutions = sum(node.op == "conv" for node in self.nodes)
         takes = ", ".join(f"{value.name} {_extents(value.shape)}" for value in self.inputs)
         quantised = any(
             "INTEGER" in node.kind.upper() or "QLINEAR" in node.kind.upper() for node in self.nodes
         )
         what = f"{'quantised, ' if quantised else ''}{self.title}, with {convolutions} convolutions"
-        return printable(f"{what}, taking {takes}"[:_MOST_LETTERS])
+        return printable(f"{what}, taking {takes}"[:_LONGEST_DESCRIPTION])
 
 
 class ForeignGraphError(SourceError):
@@ -115,15 +113,15 @@ class ForeignGraphError(SourceError):
 
     Args:
         graph: The graph.
-        problem: Where it differs, a clause.
-        reached: How many layers were found before.
+        problem: What is wrong, a clause that names the node.
+        reached: The number of layers that were found before.
     """
 
     def __init__(self, graph: Graph, problem: str, *, reached: int = 0) -> None:
         self.reached = reached
         super().__init__(
             graph.path,
-            f"not an Inception-ResNet-v1: {problem} ({graph.described()})",
+            f"not an Inception-ResNet-v1: {problem} ({graph.description()})",
             next_step="Give the file of a FaceNet port, with its weights as constants",
         )
 

@@ -1,4 +1,4 @@
-"""The network in PyTorch with a graph's own weights, as the graph has them: folded where they are folded."""
+"""Build the network in PyTorch with a graph's own weights, folded where the graph has them folded."""
 
 from __future__ import annotations
 
@@ -9,14 +9,17 @@ import torch
 from torch import Tensor, nn
 
 from checks.audit.graphs.find_layers import GraphLayers
-from checks.audit.port_layers import BOTTLENECK, PortTensor, Role
+from checks.audit.port_layers import PortTensor, Role
 from checks.core.activations import LAYERS
-from converter.layer_map import LOGITS_SCOPE
+from checks.core.network import BOTTLENECK, LOGITS
 from converter.layouts import CONVOLUTION, FULLY_CONNECTED
 from reference import InceptionResnetV1
 from reference.inception_resnet_v1 import Residual
 
-_NORM = {"gamma": "weight", "beta": "bias", "moving_mean": "running_mean", "moving_variance": "running_var"}
+Tensors = Mapping[Role, PortTensor]
+_BATCH_NORM: Mapping[Role, str] = {
+    "gamma": "weight", "beta": "bias", "moving_mean": "running_mean", "moving_variance": "running_var",
+}  # fmt: skip
 
 
 class _Affine(nn.Module):
@@ -31,45 +34,45 @@ class _Affine(nn.Module):
 
 
 def network_from_graph(graph_layers: GraphLayers, dtype: torch.dtype) -> InceptionResnetV1:
-    """Build the network in evaluation mode; its arithmetic is in `dtype`.
+    """Build the network in evaluation mode; it computes in `dtype`.
 
-    Whatever the graph does otherwise than the network, the network does right: they then differ.
+    Only the weights are the graph's. Where the graph computes anything else than the network, the two differ.
     """
     layers = graph_layers.weights.layers
-    size = layers[BOTTLENECK]["weights"].array.shape
-    outputs = layers[BOTTLENECK]["weights"].layout.inverse.shape(size)[-1]
-    classes = len(layers[LOGITS_SCOPE]["biases"].array) if LOGITS_SCOPE in layers else None
-    model = InceptionResnetV1(num_classes=classes, embedding_size=outputs)
+    kernel = layers[BOTTLENECK]["weights"]
+    embedding_size = kernel.layout.inverse.shape(kernel.array.shape)[-1]
+    classes = len(layers[LOGITS]["biases"].array) if LOGITS in layers else None
+    model = InceptionResnetV1(num_classes=classes, embedding_size=embedding_size)
     for scope, module in LAYERS.items():
         _set_convolution(model, module, layers[scope])
-    bottleneck = layers[BOTTLENECK]
-    model.last_linear = _linear(bottleneck)
-    model.last_bn = _norm(bottleneck, model.last_bn)  # type: ignore[assignment]
-    if LOGITS_SCOPE in layers:
-        model.logits = _linear(layers[LOGITS_SCOPE])
+    model.last_linear = _linear(layers[BOTTLENECK])
+    model.last_bn = _batch_norm(layers[BOTTLENECK], model.last_bn)  # type: ignore[assignment]
+    if LOGITS in layers:
+        model.logits = _linear(layers[LOGITS])
     return model.to(dtype).eval()
 
 
-def _set_convolution(model: InceptionResnetV1, module: str, tensors: Mapping[Role, PortTensor]) -> None:
-    parent = model.get_submodule(module)
-    if isinstance(parent, nn.Conv2d):
+def _set_convolution(model: InceptionResnetV1, module: str, tensors: Tensors) -> None:
+    """Put the tensors of a layer into its module, which is a residual's last convolution or a unit."""
+    unit = model.get_submodule(module)
+    if isinstance(unit, nn.Conv2d):
         block = model.get_submodule(module.rpartition(".")[0])
         assert isinstance(block, Residual)
         block.scale = float(tensors["factor"].array[0]) if "factor" in tensors else 1.0
-        _fill(parent, tensors)
+        _fill(unit, tensors)
         return
-    convolution = parent.get_submodule("conv")
+    convolution = unit.get_submodule("conv")
     assert isinstance(convolution, nn.Conv2d)
     _fill(convolution, tensors)
-    parent.bn = _norm(tensors, parent.get_submodule("bn"))
+    unit.bn = _batch_norm(tensors, unit.get_submodule("bn"))
 
 
-def _fill(convolution: nn.Conv2d, tensors: Mapping[Role, PortTensor]) -> None:
+def _fill(convolution: nn.Conv2d, tensors: Tensors) -> None:
     convolution.weight = nn.Parameter(_kernel(tensors["weights"]))
     convolution.bias = nn.Parameter(_vector(tensors["biases"])) if "biases" in tensors else None
 
 
-def _linear(tensors: Mapping[Role, PortTensor]) -> nn.Linear:
+def _linear(tensors: Tensors) -> nn.Linear:
     kernel = _kernel(tensors["weights"])
     kernel = kernel.reshape(kernel.shape[:2])
     linear = nn.Linear(kernel.shape[1], kernel.shape[0], bias="biases" in tensors)
@@ -79,17 +82,16 @@ def _linear(tensors: Mapping[Role, PortTensor]) -> nn.Linear:
     return linear
 
 
-def _norm(tensors: Mapping[Role, PortTensor], norm: nn.Module) -> nn.Module:
-    """What follows the weights: a BatchNorm, a product and a sum, or nothing where it is folded in."""
+def _batch_norm(tensors: Tensors, module: nn.Module) -> nn.Module:
+    """The module behind the weights: a BatchNorm, a product and a sum, or nothing where it is folded in."""
     if "moving_variance" in tensors:
-        for role, name in _NORM.items():
-            value = _vector(tensors[role])  # type: ignore[index]
-            setattr(norm, name, nn.Parameter(value) if name in ("weight", "bias") else value)
-        return norm
+        for role, name in _BATCH_NORM.items():
+            value = _vector(tensors[role])
+            setattr(module, name, nn.Parameter(value) if name in ("weight", "bias") else value)
+        return module
     if "scale" in tensors:
         scale = _vector(tensors["scale"])
-        shift = _vector(tensors["shift"]) if "shift" in tensors else torch.zeros_like(scale)
-        return _Affine(scale, shift)
+        return _Affine(scale, _vector(tensors["shift"]) if "shift" in tensors else torch.zeros_like(scale))
     return nn.Identity()
 
 

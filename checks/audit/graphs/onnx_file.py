@@ -1,4 +1,4 @@
-"""ONNX files, read into a neutral graph."""
+"""Read an ONNX file as a `Graph`; its weights may be in files beside it."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from converter.layouts import CONVOLUTION, FULLY_CONNECTED, Layout
 Array = NDArray[Any]
 
 _MOST_BYTES = 2**31 - 1  # protobuf's own limit for a message
-_DENSE = Layout("IO->IO", (0, 1))
-_GRAPH = 7  # onnx.proto: ModelProto.graph
 _MOST_FIELDS = 100_000  # nodes, initialisers and the like; a graph of this network has under 2,000
-_MOST_IR = 32  # onnx.proto: Version; 14 in 2026
+_LATEST_IR_VERSION = 32  # onnx.proto: Version; 14 in 2026
+_GRAPH_FIELD = 7  # onnx.proto: ModelProto.graph
 _EXTERNAL = 1  # onnx.proto: TensorProto.DataLocation.EXTERNAL
+_FULLY_CONNECTED_AS_TENSORFLOW = Layout("IO->IO", (0, 1))
 _OPS: Mapping[str, Op] = {
     "Conv": "conv",
     "Relu": "relu",
@@ -47,8 +47,8 @@ _OPS: Mapping[str, Op] = {
 }  # fmt: skip
 
 
-def is_ours(path: Path) -> bool:
-    """Whether a file is an ONNX model, told by its ending or its first fields.
+def is_onnx(path: Path) -> bool:
+    """Return True if a file is an ONNX model, by its ending or its first fields.
 
     A ModelProto begins with ir_version (1), a small number, and producer_name (2) or graph (7).
     """
@@ -56,14 +56,14 @@ def is_ours(path: Path) -> bool:
         return True
     with path.open("rb") as file:
         head = file.read(3)
-    return len(head) == 3 and head[0] == 0x08 and 0 < head[1] < _MOST_IR and head[2] in (0x12, 0x3A)
+    return len(head) == 3 and head[0] == 0x08 and 0 < head[1] < _LATEST_IR_VERSION and head[2] in (0x12, 0x3A)
 
 
-def read(path: Path) -> Graph:
-    """Read an ONNX file; its weights may stand in files beside it.
+def read_onnx(path: Path) -> Graph:
+    """Read an ONNX file.
 
     Raises:
-        SourceError: It is not ONNX, damaged, or its weights are not where it says.
+        SourceError: The file is not ONNX or is damaged, or its weights are not where it says.
     """
     import onnx
 
@@ -76,20 +76,22 @@ def read(path: Path) -> Graph:
         return _graph(path, model)
     except SourceError:
         raise
-    except Exception as error:  # damage, and a malformed node, lead anywhere
-        raise _unreadable(path) from error
+    except Exception as error:  # the library raises anything on damage, and on a malformed node
+        raise SourceError(
+            path, "not a readable ONNX file: damaged, cut off, or something else", next_step="Export it again"
+        ) from error
 
 
 def _check_size(content: bytes) -> None:
     """Count nodes and initialisers before the library makes an object of each.
 
     Raises:
-        ProtoError: The content is no ModelProto, or has more of them than any graph that is audited.
+        ProtoError: The content is not a ModelProto, or has more of them than any graph of this network.
     """
-    wire = ProtoScanner(content, _MOST_FIELDS)
-    for field in wire.fields(0, len(content)):
-        if field.number == _GRAPH and field.wire_type == BYTES:
-            for _ in wire.fields(field.start, field.stop):
+    scanner = ProtoScanner(content, _MOST_FIELDS)
+    for field in scanner.fields(0, len(content)):
+        if field.number == _GRAPH_FIELD and field.wire_type == BYTES:
+            for _ in scanner.fields(field.start, field.stop):
                 pass
 
 
@@ -97,24 +99,18 @@ def _graph(path: Path, model: Any) -> Graph:
     graph = model.graph
     files = [path]
     constants = dict(_constants(path, model, files))
-    inputs = tuple(_port(value) for value in graph.input if value.name not in constants)
+    inputs = tuple(_value(value) for value in graph.input if value.name not in constants)
     title = f"the graph {graph.name!r} of {model.producer_name or 'an unnamed producer'}"
     _fold_constants(graph.node, constants)
     return Graph(
         path, tuple(files), "ONNX graph", f"{title} {model.producer_version}".rstrip(),
         tuple(_node(node, constants) for node in graph.node if node.op_type != "Constant"),
-        constants, inputs, tuple(_port(value) for value in graph.output), channels_last=False,
+        constants, inputs, tuple(_value(value) for value in graph.output), channels_last=False,
     )  # fmt: skip
 
 
-def _unreadable(path: Path) -> SourceError:
-    return SourceError(
-        path, "not a readable ONNX file: damaged, cut off, or something else", next_step="Export it again"
-    )
-
-
 def _constants(path: Path, model: Any, files: list[Path]) -> Iterator[tuple[str, Array]]:
-    """Every initialiser and every Constant; a file beside it that one is read from is added to `files`."""
+    """Read every initialiser and Constant; a file beside the model that holds one is added to `files`."""
     from onnx import numpy_helper
 
     tensors = list(model.graph.initializer)
@@ -133,37 +129,37 @@ def _constants(path: Path, model: Any, files: list[Path]) -> Iterator[tuple[str,
             continue
         try:
             yield tensor.name, np.asarray(numpy_helper.to_array(tensor))
-        except Exception as error:  # whatever the library meets damage with
+        except Exception as error:  # the library raises anything on damage
             raise SourceError(
                 path, "its data does not have its dtype and shape", tensor=tensor.name
             ) from error
 
 
 def _external(path: Path, tensor: Any, files: list[Path], claimed: dict[str, TensorInfo]) -> Array:
-    """Read a tensor from the file beside the model that it names; no other folder is looked into.
+    """Read a tensor from the file beside the model that it names; other folders are not opened.
 
-    What is read so far stands in `claimed`: together tensors may not be much larger than their file.
+    `claimed` holds the tensors that were read so far: together they may not be much larger than their file.
     """
     import onnx
 
-    told = {entry.key: entry.value for entry in tensor.external_data}
-    location = told.get("location", "")
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    location = entries.get("location", "")
     beside = path.with_name(location) if location and Path(location).name == location else None
     if beside is None:
         raise SourceError(path, f"its data lies outside its folder, in {location!r}", tensor=tensor.name)
     try:
         dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type))
         shape = tuple(tensor.dims)
-        offset = int(told.get("offset", 0))
+        offset = int(entries.get("offset", 0))
         with open_regular(beside) as file:
             size = os.fstat(file.fileno()).st_size
             claimed[tensor.name] = TensorInfo(dtype, shape)
             check_claims(beside, claimed, size)
-            wanted = TensorInfo(dtype, shape).nbytes
-            if not 0 <= offset <= size - wanted or int(told.get("length", wanted)) != wanted:
+            nbytes = TensorInfo(dtype, shape).nbytes
+            if not 0 <= offset <= size - nbytes or int(entries.get("length", nbytes)) != nbytes:
                 raise SourceError(beside, "its data lies behind the end of the file", tensor=tensor.name)
             file.seek(offset)
-            array = np.frombuffer(file.read(wanted), dtype).reshape(shape)
+            array = np.frombuffer(file.read(nbytes), dtype).reshape(shape)
     except (OSError, ValueError, KeyError) as error:
         raise SourceError(
             path, f"its data in {beside.name} cannot be read ({error})", tensor=tensor.name
@@ -174,7 +170,7 @@ def _external(path: Path, tensor: Any, files: list[Path], claimed: dict[str, Ten
 
 
 def _fold_constants(nodes: Sequence[Any], constants: dict[str, Array]) -> None:
-    """Follow constants through what only stores or orders them differently."""
+    """Add the outputs of the nodes that only reorder or widen a constant to the constants."""
     import onnx
 
     for node in nodes:
@@ -191,10 +187,10 @@ def _fold_constants(nodes: Sequence[Any], constants: dict[str, Array]) -> None:
             and attributes["to"] == onnx.TensorProto.FLOAT
             and array.dtype == np.float16
         ):
-            constants[node.output[0]] = array  # as it is stored: widening changes no value
+            constants[node.output[0]] = array  # as stored: widening changes no value
 
 
-def _port(value: Any) -> Value:
+def _value(value: Any) -> Value:
     import onnx
 
     kind = value.type.tensor_type
@@ -221,14 +217,14 @@ def _node(node: Any, constants: Mapping[str, Array]) -> Node:
         factors = attributes.get("alpha", 1.0), attributes.get("beta", 1.0), attributes.get("transA", 0)
         if factors != (1.0, 1.0, 0):
             op = "other"
-        layout = FULLY_CONNECTED if attributes.get("transB", 0) else _DENSE
+        layout = FULLY_CONNECTED if attributes.get("transB", 0) else _FULLY_CONNECTED_AS_TENSORFLOW
         if len(node.input) < 2 or node.input[1] not in constants:
             op = "other"
     return Node(
         op, node.op_type, tuple(node.input), node.output[0] if node.output else "",
         window=_window(attributes) if op in ("conv", "max_pool") else None,
         epsilon=attributes.get("epsilon", 1e-5) if op == "batch_norm" else None,
-        layout=layout, axis=attributes.get("axis"),
+        layout=layout,
     )  # fmt: skip
 
 
@@ -245,10 +241,3 @@ def _window(attributes: Mapping[str, Any]) -> Window:
         tuple(attributes.get("dilations", [1, 1])), bool(attributes.get("ceil_mode", 0)),
         attributes.get("group", 1),
     )  # fmt: skip
-
-
-def runtime() -> str:
-    """The name and version of what runs these files."""
-    import onnxruntime
-
-    return f"onnxruntime {onnxruntime.__version__}"

@@ -1,4 +1,4 @@
-"""A graph run: its arithmetic against float64 with its own weights, its embeddings against the source's."""
+"""Run a graph on the seeded inputs, and measure the error of its arithmetic and of its embeddings."""
 
 from __future__ import annotations
 
@@ -10,173 +10,174 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from checks.audit.compare_tensors import InputFold
-from checks.audit.graphs.preprocessing import Preprocessing, recognise, to_pixels
+from checks.audit.folded_standardisation import FoldedStandardisation
+from checks.audit.graphs.preprocessing import Preprocessing, detect_preprocessing, to_pixels
 from checks.audit.result import GraphRun, InputRun, LayerError
 from checks.core import thresholds
 from checks.core.activations import BOTTLENECK, EMBEDDINGS, LOGITS, run_pytorch
 from checks.core.inputs import InputBatch, seeded_inputs
 from checks.core.metrics import l2_norm, relative_l2
+from checks.core.network import NORM_FLOOR
+from checks.core.types import Say
 from reference import InceptionResnetV1
 
 Array = NDArray[Any]
 
 
 class GraphSession(Protocol):
-    """A graph with its runtime.
+    """A graph that is open in its runtime.
 
     Attributes:
-        runtime: The runtime's name and version.
-        feed: How images lie in its input, and their dtype.
-        gives: What it gives, in words.
-        dtype: What it takes.
-        weights: What its weights are stored as.
-        halved: Whether it computes in half precision.
-        activations: The activations that can be looked at, in the order of evaluation; the Bottleneck is one.
+        runtime: Name and version of the runtime.
+        input_description: The layout and the dtype of its input, for the reader.
+        input_dtype: The dtype of its input.
+        output_description: Its outputs, for the reader.
+        weights_dtype: The dtype that its weights are stored in.
+        computes_in_half: Whether it computes in half precision.
+        activations: The activations that can be fetched, in the order of evaluation; the Bottleneck is
+            among them.
         outputs: The activations that its outputs are.
     """
 
     runtime: str
-    feed: str
-    gives: str
-    dtype: str
-    weights: str
-    halved: bool
+    input_description: str
+    input_dtype: str
+    output_description: str
+    weights_dtype: str
+    computes_in_half: bool
     activations: tuple[str, ...]
     outputs: tuple[str, ...]
 
-    def fitted(self, images: Array) -> Array:
-        """Images cut or repeated to the size that the graph takes, NHWC."""
+    def fit_images(self, images: Array) -> Array:
+        """Cut or repeat NHWC images to the size that the graph takes."""
 
-    def given(self, images: Array) -> list[Array]:
-        """What each of `outputs` is, (N, size), as its runtime runs it by default."""
+    def run(self, images: Array) -> list[Array]:
+        """Run the graph as its runtime runs it by default; each of `outputs` as (N, size)."""
 
-    def inner(self, images: Array) -> tuple[Array, list[Array]]:
-        """What the first convolution takes, and what every activation gives, NHWC, run as the graph is written."""
+    def run_layers(self, images: Array) -> tuple[Array, list[Array]]:
+        """Run the graph as it is written; the input of the first convolution and every activation, NHWC."""
 
 
 def run_graph(
-    runner: GraphSession,
-    own: Callable[[torch.dtype], InceptionResnetV1],
+    session: GraphSession,
+    build_own: Callable[[torch.dtype], InceptionResnetV1],
     source: InceptionResnetV1,
-    fold: InputFold,
+    fold: FoldedStandardisation,
     seed: int,
-    say: Callable[[str], None],
+    say: Say,
 ) -> GraphRun:
     """Run a graph on the seeded inputs.
 
     Args:
-        runner: The graph.
-        own: Makes the network with the graph's own weights, in an arithmetic.
+        session: The graph.
+        build_own: Builds the network with the graph's own weights, in a dtype.
         source: The network with the source's weights, in float64.
-        fold: What was folded into the graph's first convolution.
-        seed: Of the inputs.
-        say: Told what is going on.
+        fold: The standardisation that is folded into the graph's first convolution.
+        seed: The seed of the inputs.
+        say: Progress callback.
 
     Raises:
-        SourceError: Its runtime does not run it.
+        SourceError: The runtime does not run the graph.
     """
-    networks = _Networks(
-        own(torch.float64), own(torch.float16 if runner.halved else torch.float32), source, fold
+    own = torch.float16 if session.computes_in_half else torch.float32
+    networks = _Networks(build_own(torch.float64), build_own(own), source, fold)
+    arithmetic = "float16" if session.computes_in_half else "float32"
+    # A graph is audited at the size that it takes, so the odd size is left out.
+    batches = [batch for batch in seeded_inputs(seed) if not batch.name.startswith("odd size")]
+    say("detecting the preprocessing")
+    pixels = to_pixels(session.fit_images(batches[1].images[:1]))
+    preprocessing = detect_preprocessing(
+        pixels, lambda images: fold.apply(session.run_layers(images)[0]), session.input_dtype
     )
-    arithmetic = "float16" if runner.halved else "float32"
-    inputs = [batch for batch in seeded_inputs(seed) if not batch.name.startswith("odd size")]
-    say("telling its preprocessing")
-    pixels = to_pixels(runner.fitted(inputs[1].images[:1]))
-    preparing = recognise(pixels, lambda images: _unfold(runner.inner(images)[0], fold), runner.dtype)
-    measured = []
-    for batch in inputs:
+    runs = []
+    for batch in batches:
         say(f"running: {batch.name}")
-        measured.append(_measure(runner, networks, preparing, batch))
+        runs.append(_run_batch(session, networks, preprocessing, batch))
     return GraphRun(
-        runtime=runner.runtime,
-        weights=runner.weights,
+        runtime=session.runtime,
+        weights=session.weights_dtype,
         arithmetic=arithmetic,
-        preprocessing=preparing.statement,
-        baked=preparing.baked if preparing.known and not preparing.is_left_to_others else None,
-        is_prepared_right=preparing.distance
-        <= thresholds.PREPARED["float16" if runner.halved else "float32"],
-        feed=f"{preparing.feed}, {runner.feed}; gives {runner.gives}",
-        inputs=tuple(measured),
+        preprocessing=preprocessing.statement,
+        baked=preprocessing.baked if preprocessing.is_known and preprocessing.is_baked_in else None,
+        is_prepared_right=preprocessing.distance <= thresholds.PREPARED[arithmetic],
+        feed=f"{preprocessing.feed}, {session.input_description}; gives {session.output_description}",
+        inputs=tuple(runs),
     )
 
 
 @dataclass(frozen=True, slots=True)
 class _Networks:
-    """What a graph is held against: `run_graph` says what each is."""
+    """The networks that a graph is compared with.
+
+    Attributes:
+        exact: The network with the graph's own weights, in float64.
+        rounded: The same in the graph's precision: its error is the rounding that PyTorch needs itself.
+        source: The network with the source's weights, in float64.
+        fold: The standardisation that is folded into the graph's first convolution.
+    """
 
     exact: InceptionResnetV1
     rounded: InceptionResnetV1
     source: InceptionResnetV1
-    fold: InputFold
+    fold: FoldedStandardisation
 
 
-def _unfold(images: Array, fold: InputFold) -> Array:
-    """What the network takes where the graph's first convolution takes `images`, float64."""
-    return np.asarray(images.astype(np.float64) / fold.divisor - fold.offset)
-
-
-def _measure(
-    runner: GraphSession, networks: _Networks, preparing: Preprocessing, batch: InputBatch
+def _run_batch(
+    session: GraphSession, networks: _Networks, preprocessing: Preprocessing, batch: InputBatch
 ) -> InputRun:
     """Run a graph on one input, as its runtime optimises it and as it is written.
 
-    Every network sees the image that the graph's own first convolution sees: how it was prepared is judged by
-    itself.
+    Every network takes the image that the graph's own first convolution takes: preprocessing is judged
+    separately.
     """
-    fed = images = runner.fitted(batch.images)
-    if not preparing.takes_standardised:
-        fed = preparing.feed_of(to_pixels(images))
-    seen, inner = runner.inner(fed)
-    activations = tuple(dict.fromkeys((*runner.activations, *runner.outputs)))
-    wanted = run_pytorch(networks.exact, seen, activations)
-    floors = run_pytorch(networks.rounded, seen, activations)
-    floor = {
-        activation: _floor(floors[activation], wanted[activation], runner.halved)
-        for activation in activations
-    }
+    images = session.fit_images(batch.images)
+    if not preprocessing.takes_standardised:
+        images = preprocessing.to_feed(to_pixels(images))
+    prepared, arrays = session.run_layers(images)
+    actual = dict(zip(session.activations, arrays, strict=True))
+    outputs = list(zip(session.outputs, session.run(images), strict=True))
+    names = tuple(dict.fromkeys((*session.activations, *session.outputs)))
+    exact = run_pytorch(networks.exact, prepared, names)
+    rounded = run_pytorch(networks.rounded, prepared, names)
+    floors = {name: _floor(rounded[name], exact[name], session.computes_in_half) for name in names}
     layers = tuple(
-        LayerError(activation, _error(found, wanted[activation]), floor[activation])
-        for activation, found in zip(runner.activations, inner, strict=True)
+        LayerError(name, _error(array, exact[name]), floors[name]) for name, array in actual.items()
     )
-    given = runner.given(fed)
-    worst = max(
-        (
-            (_error(found, wanted[activation]), floor[activation])
-            for activation, found in zip(runner.outputs, given, strict=True)
-        ),
-        key=lambda pair: pair[0] / pair[1],
-        default=(layers[-1].error, layers[-1].floor),
+    output_errors = [(_error(array, exact[name]), floors[name]) for name, array in outputs]
+    error, floor = max(
+        output_errors or [(layers[-1].error, layers[-1].floor)], key=lambda pair: pair[0] / pair[1]
     )
-    embedding = next(
-        (found for activation, found in zip(runner.outputs, given, strict=True) if activation != LOGITS),
-        inner[runner.activations.index(BOTTLENECK)].reshape(len(images), -1),
+    embeddings = next(
+        (array for name, array in outputs if name != LOGITS), actual[BOTTLENECK].reshape(len(images), -1)
     )
-    right = run_pytorch(networks.source, _unfold(seen, networks.fold), (EMBEDDINGS,))[EMBEDDINGS]
-    gap = _unit(embedding) - right if embedding.shape == right.shape else np.full(right.shape, np.inf)
+    expected = run_pytorch(networks.source, networks.fold.apply(prepared), (EMBEDDINGS,))[EMBEDDINGS]
+    gap = np.full(expected.shape, np.inf)
+    if embeddings.shape == expected.shape:
+        gap = _normalise(embeddings) - expected
     return InputRun(
         name=batch.name,
         few_values=batch.few_values,
-        error=worst[0],
-        floor=worst[1],
+        error=error,
+        floor=floor,
         distance=l2_norm(gap),
         row_distance=max(l2_norm(row) for row in gap),
         layers=layers,
     )
 
 
-def _error(found: Array, wanted: Array) -> float:
-    """Relative L2; graphs may keep vectors as maps of one pixel."""
-    return relative_l2(found.reshape(wanted.shape), wanted) if found.size == wanted.size else np.inf
+def _error(actual: Array, expected: Array) -> float:
+    """Relative L2 norm of the difference; a graph may keep a vector as a map of one pixel."""
+    return relative_l2(actual.reshape(expected.shape), expected) if actual.size == expected.size else np.inf
 
 
-def _floor(rounded: Array, exact: Array, halved: bool) -> float:
-    """PyTorch's own error, which counts as one rounding at least."""
-    roundoff = thresholds.HALF_ROUNDOFF if halved else thresholds.UNIT_ROUNDOFF
+def _floor(rounded: Array, exact: Array, in_half: bool) -> float:
+    """PyTorch's own error, at least the roundoff of one operation."""
+    roundoff = thresholds.HALF_ROUNDOFF if in_half else thresholds.UNIT_ROUNDOFF
     error = relative_l2(rounded, exact)
     return max(error, roundoff) if np.isfinite(error) else roundoff
 
 
-def _unit(embeddings: Array) -> Array:
+def _normalise(embeddings: Array) -> Array:
     exact = embeddings.astype(np.float64)
-    return np.asarray(exact / np.maximum(np.sqrt(np.square(exact).sum(axis=1, keepdims=True)), 1e-5))
+    lengths = np.sqrt(np.square(exact).sum(axis=1, keepdims=True))
+    return np.asarray(exact / np.maximum(lengths, NORM_FLOOR))

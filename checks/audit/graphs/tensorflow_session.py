@@ -1,4 +1,4 @@
-"""A TensorFlow checkpoint's own graph, ready to be run on images, as `run_graph.GraphSession` says."""
+"""A TensorFlow checkpoint's own graph that is run on images."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ ARITHMETIC = frozenset((
     "Select", "SelectV2", "Shape", "Slice", "Sqrt", "Square", "Squeeze", "StopGradient",
     "StridedSlice", "Sub", "Sum", "Switch", "Transpose", "VarHandleOp", "Variable", "VariableV2",
 ))  # fmt: skip
-"""What a network is made of. TensorFlow's graphs can do more, such as read and write files; somebody else's
-is run only if it holds nothing else."""
+"""The operations of a network. TensorFlow's graphs can also read and write files, so a foreign graph is run
+only if it holds no other operation."""
 
 
 class TensorFlowSession:
-    """An open graph of a .pb or a .meta.
+    """An open graph of a .pb or a .meta: a `run_graph.GraphSession`.
 
     Args:
         graph: The graph.
 
     Raises:
-        ValueError: It holds operations that are no arithmetic; nothing of it was run.
+        ValueError: It holds operations that are not arithmetic; nothing of it was run.
     """
 
-    feed = "NHWC float32"
-    gives = "embeddings of length one"
-    dtype = weights = "float32"
-    halved = False
+    input_description = "NHWC float32"
+    output_description = "embeddings of length one"
+    input_dtype = weights_dtype = "float32"
+    computes_in_half = False
     outputs: tuple[str, ...] = (EMBEDDINGS,)
 
     def __init__(self, graph: OwnGraph) -> None:
@@ -49,7 +49,7 @@ class TensorFlowSession:
 
         others = sorted(graph.operations - ARITHMETIC)
         if others:
-            raise ValueError(f"it was not run, for it holds {', '.join(others)}, and not arithmetic alone")
+            raise ValueError(f"it was not run: it holds {', '.join(others)}, which is not arithmetic")
         self.runtime = f"TensorFlow {tensorflow.__version__}"
         self._graph = graph
         self.activations = tuple(
@@ -58,17 +58,21 @@ class TensorFlowSession:
             if activation in graph.activations
         )
 
-    def fitted(self, images: Array) -> Array:
-        """The images as they are: they have the size that these graphs were made for."""
+    def fit_images(self, images: Array) -> Array:
+        """Return the images: they have the size that these graphs were made for.
+
+        Raises:
+            ValueError: The graph does not take it.
+        """
         if not self._graph.supports(IMAGE_SIZE, IMAGE_SIZE):
             raise ValueError(f"it does not take images of {IMAGE_SIZE}x{IMAGE_SIZE}")
         return images
 
-    def given(self, images: Array) -> list[Array]:
-        """What each of `outputs` is, (N, size)."""
+    def run(self, images: Array) -> list[Array]:
+        """Run the graph; each of `outputs` as (N, size)."""
         return [self._graph.run(images, [EMBEDDINGS])[EMBEDDINGS]]
 
-    def inner(self, images: Array) -> tuple[Array, list[Array]]:
-        """What the first convolution takes, and what every activation gives, NHWC."""
-        found = self._graph.run(images, self.activations)
-        return images, [found[activation] for activation in self.activations]
+    def run_layers(self, images: Array) -> tuple[Array, list[Array]]:
+        """Run the graph; the input of the first convolution and every activation, NHWC."""
+        arrays = self._graph.run(images, self.activations)
+        return images, [arrays[activation] for activation in self.activations]

@@ -1,8 +1,7 @@
-"""TFLite files, read into a neutral graph."""
+"""Read a TFLite file as a `Graph`."""
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -48,67 +47,69 @@ _RELU = 1  # schema.fbs: ActivationFunctionType.RELU
 _SAME = 0  # schema.fbs: Padding.SAME
 
 
-def is_ours(path: Path) -> bool:
-    """Whether a file is a TFLite model, told by its identifier or, where it has none, its ending."""
+def is_tflite(path: Path) -> bool:
+    """Return True if a file is a TFLite model, by its identifier or its ending."""
     with path.open("rb") as file:
         return file.read(8)[4:] == _MAGIC or path.suffix.lower() == ".tflite"
 
 
-def read(path: Path) -> Graph:
+def read_tflite(path: Path) -> Graph:
     """Read a TFLite file.
 
     Raises:
-        SourceError: It is not TFLite, damaged, or holds more than one graph.
+        SourceError: The file is not TFLite, is damaged, or holds more than one graph.
     """
-    from ai_edge_litert import schema_py_generated as schema
-
     content = read_whole(path, _MOST_BYTES, "over 2 GiB, which no TFLite file can be")
     try:
-        if content[4:8] != _MAGIC:
-            raise ValueError("no TFL3")
-        root = schema.Model.GetRootAs(content, 0)
-        _check_size(root)
-        model = schema.ModelT.InitFromObj(root)
-        (graph,) = model.subgraphs
-        names = {number: name for name, number in vars(schema.BuiltinOperator).items() if name.isupper()}
-        tensors = [_name(tensor, number) for number, tensor in enumerate(graph.tensors)]
-        constants = {
-            name: array
-            for name, tensor in zip(tensors, graph.tensors, strict=True)
-            if (array := _constant(path, name, tensor, model.buffers, len(content))) is not None
-        }
-        described = {name: TensorInfo(array.dtype, array.shape) for name, array in constants.items()}
-        check_claims(path, described, len(content))
-        nodes = [_node(operator, model.operatorCodes, names, tensors) for operator in graph.operators]
-        inputs, outputs = (
-            tuple(_port(tensors[number], graph.tensors[number]) for number in numbers)
-            for numbers in (graph.inputs, graph.outputs)
-        )
-        description = (model.description or b"").decode(errors="replace")
+        return _graph(path, content)
     except SourceError:
         raise
-    except Exception as error:  # damage leads the generated code anywhere
+    except Exception as error:  # the generated code raises anything on damage
         raise SourceError(
             path,
             "not a readable TFLite file: damaged, cut off, or something else",
             next_step="Convert it again",
         ) from error
+
+
+def _graph(path: Path, content: bytes) -> Graph:
+    from ai_edge_litert import schema_py_generated as schema
+
+    if content[4:8] != _MAGIC:
+        raise ValueError("no TFL3")
+    root = schema.Model.GetRootAs(content, 0)
+    _check_size(root)
+    model = schema.ModelT.InitFromObj(root)
+    (graph,) = model.subgraphs
+    tensors = [_name(tensor, number) for number, tensor in enumerate(graph.tensors)]
+    constants = {
+        name: array
+        for name, tensor in zip(tensors, graph.tensors, strict=True)
+        if (array := _constant(path, name, tensor, model.buffers, len(content))) is not None
+    }
+    check_claims(
+        path, {name: TensorInfo(array.dtype, array.shape) for name, array in constants.items()}, len(content)
+    )
+    kinds = {number: name for name, number in vars(schema.BuiltinOperator).items() if name.isupper()}
+    nodes = tuple(_node(operator, model.operatorCodes, kinds, tensors) for operator in graph.operators)
     for node in nodes:
         if node.kind == "DEQUANTIZE" and constants.get(node.inputs[0], _NOTHING).dtype in HALVES:
-            constants[node.output] = constants[node.inputs[0]]  # as it is stored: widening changes no value
-    title = (
-        f"the graph {(graph.name or b'main').decode(errors='replace')!r} ({description or 'no description'})"
+            constants[node.output] = constants[node.inputs[0]]  # as stored: widening changes no value
+    inputs, outputs = (
+        tuple(_value(tensors[number], graph.tensors[number]) for number in numbers)
+        for numbers in (graph.inputs, graph.outputs)
     )
-    return Graph(
-        path, (path,), "TFLite graph", title, tuple(nodes), constants, inputs, outputs, channels_last=True
-    )
+    name = (graph.name or b"main").decode(errors="replace")
+    description = (model.description or b"no description").decode(errors="replace")
+    title = f"the graph {name!r} ({description})"
+    return Graph(path, (path,), "TFLite graph", title, nodes, constants, inputs, outputs, channels_last=True)
 
 
 def _check_size(model: Any) -> None:
-    """Count what a model has before an object is made of each: its references may share what they refer to.
+    """Count a model's parts before an object is made of each: many references may point to one part.
 
     Raises:
-        ValueError: It has more than any graph that is audited, or several graphs.
+        ValueError: The model has more parts than any graph of this network, or several graphs.
     """
     graph = model.Subgraphs(0)
     if model.SubgraphsLength() != 1 or model.SignatureDefsLength() > _MOST_SIGNATURES:
@@ -125,7 +126,7 @@ def _check_size(model: Any) -> None:
 
 
 def _name(tensor: Any, number: int) -> str:
-    """A tensor's name with its number behind it: names need not differ."""
+    """A tensor's name and number: names may repeat."""
     return f"{(tensor.name or b'').decode(errors='replace')}#{number}"
 
 
@@ -142,9 +143,9 @@ def _constant(path: Path, name: str, tensor: Any, buffers: Sequence[Any], size: 
     return raw.view(dtype).reshape(shape)
 
 
-def _port(name: str, tensor: Any) -> Value:
-    told = tensor.shapeSignature if tensor.shapeSignature is not None else tensor.shape
-    shape = tuple(None if extent < 1 else int(extent) for extent in (told if told is not None else ()))
+def _value(name: str, tensor: Any) -> Value:
+    extents = tensor.shapeSignature if tensor.shapeSignature is not None else tensor.shape
+    shape = tuple(None if extent < 1 else int(extent) for extent in (extents if extents is not None else ()))
     return Value(name, shape, _DTYPES.get(tensor.type, "unknown"))
 
 
@@ -172,10 +173,4 @@ def _node(operator: Any, codes: Sequence[Any], names: Mapping[int, str], tensors
     return Node(
         op, kind, inputs, tensors[operator.outputs[0]], activation == _RELU, window,
         layout=_KERNEL if op == "conv" else FULLY_CONNECTED if op == "dense" else None,
-        axis=getattr(options, "axis", None) if op == "concat" else None,
     )  # fmt: skip
-
-
-def runtime() -> str:
-    """The name and version of what runs these files."""
-    return f"LiteRT {importlib.metadata.version('ai-edge-litert')}"

@@ -19,12 +19,14 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from checks.audit.__main__ import main
-from checks.audit.compare_tensors import audit_tensors, source_tensors
+from checks.audit.compare_tensors import compare_tensors
 from checks.audit.graphs import onnx_file, tflite_file
 from checks.audit.graphs.find_layers import find_layers
 from checks.audit.graphs.graph import Graph
+from checks.audit.published_ports import find_source
 from checks.audit.result import AuditResult, TensorResult
-from checks.audit.run import audit, find_source
+from checks.audit.run import audit
+from checks.audit.source_weights import source_weights
 from checks.diagnosis.explain_tensor import SourceTensors
 from converter.convert import to_numpy_state_dict
 from converter.plan import describe, infer_variant
@@ -78,7 +80,7 @@ def test_the_keras_file_is_the_checkpoints_to_the_last_bit(
     name = flip_in_place(changed, "Block17_10_Branch_1_Conv2d_0c_7x1", report)
     assert main([str(changed), "--against", str(real_checkpoint)]) == 1
     out = capsys.readouterr().out
-    assert f"{name}: 1 of 114688 values differ" in out
+    assert "1 of 114688 values differ" in out
     assert f"The port differs: {name} is not the source's." in out
     assert "nyoki-mtl" not in out  # another file than the published one
 
@@ -142,6 +144,10 @@ def test_an_exported_graph_is_faithful(
     assert noise["distance"] < (1e-2 if name.startswith("half") else 4e-6)
 
 
+def read_graph(path: Path) -> Graph:
+    return tflite_file.read_tflite(path) if path.suffix == ".tflite" else onnx_file.read_onnx(path)
+
+
 def mutate(graph: Graph, name: str, index: int, bit: int) -> Graph:
     """The graph with one bit of one constant changed."""
     array = np.array(graph.constants[name])
@@ -157,17 +163,17 @@ def mutate(graph: Graph, name: str, index: int, bit: int) -> Graph:
 def test_one_bit_of_any_tensor_of_a_graph_is_found_and_named(
     graphs: dict[str, Path], real_tensors: dict[str, NDArray], name: str
 ) -> None:
-    """Seeded places in tensors that a formula tells to the last bit, at every third the lowest bit."""
-    right = source_tensors(
+    """Seeded places in tensors whose last bit a formula decides; every third change is of the lowest bit."""
+    right = source_weights(
         real_tensors,
         infer_variant(describe(real_tensors)),
         SourceTensors(to_numpy_state_dict(real_tensors), {}),
     )
-    graph = (tflite_file if name.endswith(".tflite") else onnx_file).read(graphs[name])
+    graph = read_graph(graphs[name])
     random = np.random.default_rng(0)
-    told = {
+    decided = {
         result.name
-        for result in audit_tensors(find_layers(graph).weights, right)
+        for result in compare_tensors(find_layers(graph).weights, right)
         if result.status != "approximate"
     }
     weights = [
@@ -176,13 +182,15 @@ def test_one_bit_of_any_tensor_of_a_graph_is_found_and_named(
         for place in (1, 2)
         if node.op in ("conv", "dense") and place < len(node.inputs) and node.inputs[place]
     ]
-    weights = [each for each in weights if (each.rpartition("#")[0] or each) in told]
+    weights = [each for each in weights if (each.rpartition("#")[0] or each) in decided]
     for number, constant in enumerate([weights[-1], *random.choice(weights[:-1], 7, replace=False)]):
         array = graph.constants[constant]
         bit = 0 if number % 3 == 0 else int(random.integers(8 * array.itemsize))
         changed = mutate(graph, constant, int(random.integers(array.size)), bit)
         wrong = [
-            result for result in audit_tensors(find_layers(changed).weights, right) if not result.is_faithful
+            result
+            for result in compare_tensors(find_layers(changed).weights, right)
+            if not result.is_faithful
         ]
         assert [(result.name, result.differing) for result in wrong] == [
             (constant.rpartition("#")[0] or constant, 1)
@@ -200,14 +208,14 @@ def test_one_bit_of_an_onnx_file_fails_the_command(
     onnx.save(model, tmp_path / "changed.onnx")
     assert main([str(tmp_path / "changed.onnx"), "--against", str(real_checkpoint)]) == 1
     out = capsys.readouterr().out
-    assert "mixed_7a.branch1.1.conv.weight: 1 of 589824 values differ" in out
-    assert "by up to 1 float16 step " in out
+    assert "The port differs: mixed_7a.branch1.1.conv.weight is not the source's." in out
+    assert "1 of 589824 values differ, by up to 1 step from one float16 to the next" in out
 
 
 def test_one_bit_of_a_tflite_file_fails_the_command(
     graphs: dict[str, Path], real_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    graph = tflite_file.read(graphs["single.tflite"])
+    graph = tflite_file.read_tflite(graphs["single.tflite"])
     kernel = next(node.inputs[1] for node in graph.nodes if node.op == "conv")
     content = bytearray(graphs["single.tflite"].read_bytes())
     place = content.index(graph.constants[kernel].tobytes())
@@ -215,8 +223,8 @@ def test_one_bit_of_a_tflite_file_fails_the_command(
     (tmp_path / "changed.tflite").write_bytes(content)
     assert main([str(tmp_path / "changed.tflite"), "--against", str(real_checkpoint)]) == 1
     out = capsys.readouterr().out
-    assert f"{kernel.rpartition('#')[0]}: 1 of 864 values differ" in out
-    assert "by up to 1 float32 step " in out
+    assert f"The port differs: {kernel.rpartition('#')[0]} is not the source's." in out
+    assert "1 of 864 values differ, by up to 1 step from one float32 to the next" in out
 
 
 @pytest.mark.parametrize("name", MTCNN_FILES)
@@ -252,9 +260,9 @@ def test_networks_of_mtcnn_are_not_mistaken_for_each_other(
         (
             mtcnn_files["P-Net"][1],
             mtcnn_files["R-Net"][0],
-            "the P-Net of MTCNN, and 001-det2.npy is the R-Net",
+            "the P-Net of MTCNN, but 001-det2.npy is the R-Net",
         ),
-        (keras, mtcnn_files["R-Net"][0], "not the R-Net of MTCNN"),
+        (keras, mtcnn_files["R-Net"][0], "not a network of MTCNN, but 001-det2.npy is the R-Net of MTCNN"),
         (mtcnn_files["O-Net"][1], keras, "the O-Net of MTCNN"),
     ):
         assert main([str(port), "--against", str(source)]) == 3

@@ -1,0 +1,197 @@
+"""Layers with a factor folded in: a BatchNorm in the weights or beside them, or the scale of a residual."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from checks.audit.compare_one_tensor import FLOATS, compare_with_prediction, compare_with_source, uncompared
+from checks.audit.folded_standardisation import FoldedStandardisation, standardisation_of_first_layer
+from checks.audit.folding_formulas import BatchNorm
+from checks.audit.port_layers import PortTensor, Role
+from checks.audit.predict_folding import (
+    KNOWN_SHARE,
+    FoldedKernel,
+    Prediction,
+    find_epsilon,
+    fold_affine,
+    fold_bias,
+    fold_kernel,
+    fold_offset,
+    fold_scale,
+)
+from checks.audit.result import TensorResult
+from checks.audit.source_weights import SourceWeights
+from checks.core.network import residual_scale
+from converter.layer_map import Layer
+from converter.layouts import CONVOLUTION, FULLY_CONNECTED
+
+Array = NDArray[Any]
+Tensors = Mapping[Role, PortTensor]
+
+
+def compare_batch_norm_beside(
+    layer: Layer, tensors: Tensors, source: SourceWeights
+) -> Iterator[TensorResult]:
+    """Compare a layer whose BatchNorm is stored as a product and a sum beside the weights.
+
+    Args:
+        layer: The layer.
+        tensors: Its tensors: weights and scale, and perhaps biases and shift.
+        source: The source.
+    """
+    norm = source.batch_norm(layer.scope)
+    yield compare_with_source(tensors["weights"], layer.scope, "weights", source)
+    place = source.place_of_batch_norm(layer.scope)
+    if "biases" in tensors:
+        yield uncompared(tensors["biases"], place, "extra", "a bias before the product and the sum")
+    scale, shift = tensors["scale"], tensors.get("shift")
+    if shift is None:
+        yield uncompared(scale, place, "differs", "a product without a sum behind it")
+    elif _fits(scale, norm.beta) and _fits(shift, norm.beta):
+        predictions = fold_affine(scale.array, shift.array, norm)
+        for tensor, prediction in zip((scale, shift), predictions, strict=True):
+            yield compare_with_prediction(tensor, prediction, place, "BatchNorm beside the weights")
+    else:
+        for tensor in (scale, shift):
+            yield uncompared(tensor, place, "differs", _shape_problem(tensor, norm.beta.shape))
+
+
+def compare_batch_norm_folded(
+    layer: Layer, tensors: Tensors, source: SourceWeights
+) -> Iterator[TensorResult]:
+    """Compare a layer whose BatchNorm is folded into the weights and a bias.
+
+    Args:
+        layer: The layer.
+        tensors: Its tensors: weights, and perhaps biases or a shift.
+        source: The source.
+    """
+    kernel, bias = tensors["weights"], tensors.get("biases") or tensors.get("shift")
+    expected, norm = _source_kernel(layer, source), source.batch_norm(layer.scope)
+    bias_place = source.place_of_batch_norm(layer.scope)
+    if "biases" in tensors and "shift" in tensors:
+        yield uncompared(tensors["shift"], bias_place, "extra", "a second bias")
+    actual = kernel.channels_first()
+    if actual is None or actual.shape != expected.shape or actual.dtype not in FLOATS:
+        yield _misshapen_kernel(kernel, layer, source)
+        return
+    fold = standardisation_of_first_layer(tensors, source) if layer.inputs == 3 else FoldedStandardisation()
+    detail = "BatchNorm folded in"
+    if not fold.is_identity:
+        detail = f"BatchNorm and the standardisation x / {fold.divisor:g} - {fold.offset:g} folded in"
+    folded = fold_kernel(actual, expected, norm.factor() / fold.divisor)
+    result = compare_with_prediction(
+        kernel, _as_stored(folded.kernel, kernel), source.place(layer.scope, "weights"), detail
+    )
+    if result.status == "differs" and result.differing > (1 - KNOWN_SHARE) * result.values:
+        result = replace(result, detail=_explain_other_factor(layer, actual, expected, norm) or result.detail)
+    yield result
+    if bias is not None and _fits(bias, norm.beta):
+        prediction = _fold_bias(bias.array, expected, norm, fold, folded)
+        yield compare_with_prediction(bias, prediction, bias_place, detail)
+    elif bias is not None:
+        yield uncompared(bias, bias_place, "differs", _shape_problem(bias, norm.beta.shape))
+
+
+def holds_residual_scale(layer: Layer, tensors: Tensors, source: SourceWeights) -> bool:
+    """Return True if the last convolution of a residual block seems to hold the residual scale as well.
+
+    Args:
+        layer: The convolution.
+        tensors: Its tensors.
+        source: The source.
+    """
+    scale = residual_scale(layer.scope)
+    if scale == 1.0 or "factor" in tensors or not {"weights", "biases"} <= set(tensors):
+        return False
+    expected, actual = _source_kernel(layer, source), tensors["weights"].channels_first()
+    if actual is None or actual.shape != expected.shape or actual.dtype not in FLOATS:
+        return False
+    # A median is not moved by a damaged value.
+    expected_size = float(np.median(np.abs(expected)))
+    actual_size = float(np.nanmedian(np.abs(actual.astype(np.float64))))
+    return expected_size > 0 and abs(actual_size / expected_size - scale) < abs(1 - scale) / 2
+
+
+def compare_scaled_residual(layer: Layer, tensors: Tensors, source: SourceWeights) -> Iterator[TensorResult]:
+    """Compare the last convolution of a residual block with the residual scale folded in.
+
+    Args:
+        layer: The convolution.
+        tensors: Its tensors: weights and biases.
+        source: The source.
+    """
+    scale = residual_scale(layer.scope)
+    detail = f"residual scale {scale:g} folded in"
+    kernel, bias = tensors["weights"], tensors["biases"]
+    biases = source.tensor(layer.scope, "biases")
+    assert biases is not None
+    prediction = fold_scale(_source_kernel(layer, source), scale, kernel.array.dtype)
+    yield compare_with_prediction(
+        kernel, _as_stored(prediction, kernel), source.place(layer.scope, "weights"), detail
+    )
+    place = source.place(layer.scope, "biases")
+    if _fits(bias, biases):
+        prediction = fold_scale(biases, scale, bias.array.dtype)
+        yield compare_with_prediction(bias, prediction, place, detail)
+    else:
+        yield uncompared(bias, place, "differs", _shape_problem(bias, biases.shape))
+
+
+def _source_kernel(layer: Layer, source: SourceWeights) -> Array:
+    """The source's weights of a layer, output channel first."""
+    weights = source.tensor(layer.scope, "weights")
+    assert weights is not None
+    return (CONVOLUTION if weights.ndim == 4 else FULLY_CONNECTED).apply(weights)
+
+
+def _as_stored(prediction: Prediction, kernel: PortTensor) -> Prediction:
+    """A prediction of a kernel in the port's layout."""
+    return replace(
+        prediction,
+        values=kernel.as_stored(prediction.values),
+        exact=kernel.as_stored(prediction.exact),
+        margin=kernel.as_stored(prediction.margin),
+    )
+
+
+def _fold_bias(
+    bias: Array, weights: Array, norm: BatchNorm, fold: FoldedStandardisation, folded: FoldedKernel
+) -> Prediction:
+    if fold.is_identity:
+        return fold_bias(bias, norm, folded)
+    return fold_offset(bias, weights, norm, fold.offset)
+
+
+def _explain_other_factor(layer: Layer, actual: Array, expected: Array, norm: BatchNorm) -> str:
+    """Say why most of a folded kernel differs: another epsilon, or BGR images; empty where it is neither."""
+    epsilon = find_epsilon(actual, expected, norm)
+    if epsilon is not None:
+        return f"folded with an epsilon of {epsilon:g}"
+    if layer.inputs == 3:
+        reversed_input = np.ascontiguousarray(expected[:, ::-1])
+        values = fold_kernel(actual, reversed_input, norm.factor()).kernel.values
+        if np.mean(values == actual) >= KNOWN_SHARE:
+            return "its input channels are reversed: made for BGR images"
+    return ""
+
+
+def _misshapen_kernel(kernel: PortTensor, layer: Layer, source: SourceWeights) -> TensorResult:
+    weights = source.tensor(layer.scope, "weights")
+    assert weights is not None
+    same_rank = weights.ndim == kernel.array.ndim == len(kernel.layout.permutation)
+    shape = kernel.layout.shape(weights.shape) if same_rank else weights.shape
+    return uncompared(kernel, source.place(layer.scope, "weights"), "differs", _shape_problem(kernel, shape))
+
+
+def _shape_problem(tensor: PortTensor, shape: tuple[int, ...]) -> str:
+    return f"{tensor.array.dtype} {tensor.array.shape}, expected {shape}"
+
+
+def _fits(tensor: PortTensor, expected: Array) -> bool:
+    return tensor.array.shape == expected.shape and tensor.array.dtype in FLOATS

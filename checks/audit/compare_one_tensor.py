@@ -1,0 +1,180 @@
+"""Compare a single tensor with the source's: bit for bit, or with what folding makes of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from checks.audit.port_layers import PortTensor, Role
+from checks.audit.predict_folding import KNOWN_SHARE, Prediction
+from checks.audit.result import Status, TensorResult
+from checks.audit.source_weights import SourceWeights, TensorPlace
+from checks.core.metrics import ulp_distance, ulp_histogram
+from checks.core.network import KEYS, stage_of
+from checks.diagnosis.explain_tensor import explain
+from converter.casting import FLOAT32, HALVES
+from converter.same_bits import same_bits
+
+Array = NDArray[Any]
+FLOATS = (*HALVES, FLOAT32, np.dtype(np.float64))
+
+_LEAST_HALVES = (5.96e-8, 1e-7)
+"""`min_positive_val` of onnxruntime.transformers.float16: today's default, and the one before it."""
+
+_RAISED = "rounded, except for the least values, which were raised as onnxruntime's converter does"
+
+
+def compare_with_source(tensor: PortTensor, scope: str, role: Role, source: SourceWeights) -> TensorResult:
+    """Compare a tensor with the source's, and add the reason where it differs and the reason is known.
+
+    Args:
+        tensor: The port's tensor.
+        scope: The TensorFlow scope of its layer.
+        role: Its role.
+        source: The source.
+    """
+    expected = source.tensor(scope, role)
+    if expected is None:
+        return uncompared(tensor, TensorPlace(stage_of(scope)), "extra", "the layer has no such tensor")
+    place = source.place(scope, role)
+    result = compare_exactly(tensor, expected, place)
+    return result if result.is_faithful else _explain(result, tensor, place.key, source)
+
+
+def compare_exactly(tensor: PortTensor, expected: Array, place: TensorPlace) -> TensorResult:
+    """Compare a tensor with the float32 one that it has to be, bit for bit.
+
+    A tensor in half precision has to hold the nearest values, one in float64 the same values.
+
+    Args:
+        tensor: The port's tensor.
+        expected: The source's tensor, in TensorFlow's layout.
+        place: Its place.
+    """
+    actual, layout = tensor.array, tensor.layout
+    rank_fits = len(layout.permutation) == expected.ndim
+    shape = layout.shape(expected.shape) if rank_fits else expected.shape
+    if not rank_fits or actual.shape != shape:
+        return uncompared(tensor, place, "differs", f"shape {actual.shape}, expected {shape}")
+    if actual.dtype not in FLOATS:
+        return uncompared(tensor, place, "differs", f"weights cannot be {actual.dtype}")
+    exact = layout.apply(expected)
+    with np.errstate(over="ignore"):
+        nearest = exact.astype(actual.dtype)
+        single = actual.astype(np.float32)
+    if same_bits(actual, nearest):
+        return measure(tensor, nearest, place, "rounded" if actual.dtype in HALVES else "equal")
+    result = measure(tensor, nearest, place, "differs")
+    if actual.dtype == np.float64 and same_bits(single, nearest.astype(np.float32)):
+        return replace(result, status="approximate", detail="float64 that rounds to the source's float32")
+    if actual.dtype in HALVES and _is_raised(actual, nearest, exact):
+        return replace(result, status="approximate", detail=_RAISED)
+    return result
+
+
+def compare_with_prediction(
+    tensor: PortTensor, prediction: Prediction, place: TensorPlace, detail: str
+) -> TensorResult:
+    """Compare a tensor with what folding should have made of the source's.
+
+    Args:
+        tensor: The port's tensor.
+        prediction: What it should be, in its own layout.
+        place: Its place.
+        detail: What was folded in.
+    """
+    actual = tensor.array
+    nearest = prediction.exact.astype(actual.dtype)
+    hits = (actual == prediction.values) & (np.signbit(actual) == np.signbit(prediction.values))
+    if hits.all() and prediction.is_unique:
+        return measure(tensor, prediction.values, place, "folded", detail)
+    if hits.all():
+        return measure(tensor, nearest, place, "approximate", f"{detail}, within rounding")
+    if actual.dtype in HALVES and _is_raised(actual, prediction.values, prediction.exact):
+        return measure(tensor, prediction.values, place, "approximate", f"{detail}, {_RAISED}")
+    is_near = np.abs(actual.astype(np.float64) - prediction.exact) <= prediction.margin
+    is_other_formula = hits.mean() < KNOWN_SHARE or not prediction.is_unique
+    if is_other_formula and is_near.all():
+        return measure(
+            tensor, nearest, place, "approximate", f"{detail}, by a formula that is not known here"
+        )
+    result = measure(tensor, prediction.values, place, "differs")
+    return replace(result, detail=f"{detail}, but {result.differing} of {result.values} values differ")
+
+
+def uncompared(tensor: PortTensor, place: TensorPlace, status: Status, detail: str = "") -> TensorResult:
+    """A result without a comparison of values."""
+    array = tensor.array
+    return TensorResult(
+        name=tensor.name,
+        variable=place.variable,
+        stage=place.stage,
+        layout=tensor.layout.name if place.variable else "",
+        dtype=str(array.dtype),
+        shape=array.shape,
+        status=status,
+        values=array.size,
+        differing=0 if status in ("equal", "not judged") else array.size,
+        detail=detail,
+        key=place.key,
+    )
+
+
+def measure(
+    tensor: PortTensor, expected: Array, place: TensorPlace, status: Status, detail: str = ""
+) -> TensorResult:
+    """A result with the distance of every value from the expected one, which has the same dtype and shape."""
+    actual = tensor.array
+    steps = ulp_distance(actual, expected)
+    differs = (actual != expected) | (np.signbit(actual) != np.signbit(expected))
+    both_nan = np.isnan(actual.astype(np.float64)) & np.isnan(expected.astype(np.float64))
+    differs &= ~(both_nan & (steps == 0))
+    result = TensorResult(
+        name=tensor.name,
+        variable=place.variable,
+        stage=place.stage,
+        layout=tensor.layout.name,
+        dtype=str(actual.dtype),
+        shape=actual.shape,
+        status=status,
+        values=actual.size,
+        differing=int(differs.sum()),
+        max_ulp=int(steps.max(initial=0)),
+        ulp_histogram=ulp_histogram(steps) if steps.size else (),
+        detail=detail,
+        key=place.key,
+    )
+    if not differs.any():
+        return result
+    index = np.unravel_index(int(differs.argmax()), differs.shape)
+    return replace(
+        result,
+        index=tuple(map(int, index)),
+        actual=float(actual[index]),
+        expected=float(expected[index]),
+    )
+
+
+def _explain(result: TensorResult, tensor: PortTensor, key: str, source: SourceWeights) -> TensorResult:
+    """Add the reason why a tensor differs, where it is one of the known causes."""
+    expected = source.state_dict.tensors.get(key) if key in KEYS else None
+    if tensor.array.dtype != FLOAT32 or expected is None or tensor.array.size != expected.size:
+        return result
+    actual = tensor.channels_first()
+    with np.errstate(all="ignore"):  # damaged values overflow anywhere
+        explanation = explain(key, tensor.array if actual is None else actual, source.state_dict)
+    if explanation is None:
+        return result
+    return replace(result, detail="; ".join(filter(None, (explanation[1], result.detail))))
+
+
+def _is_raised(actual: Array, nearest: Array, exact: Array) -> bool:
+    """Return True if half precision differs only where tiny values were raised to the least one kept."""
+    for least in _LEAST_HALVES:
+        raised = np.copysign(np.float64(least), exact).astype(actual.dtype)
+        if np.array_equal(actual, np.where((exact != 0) & (np.abs(exact) < least), raised, nearest)):
+            return True
+    return False

@@ -1,0 +1,99 @@
+"""Standardisation of images that a converter folded into the first convolution."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from checks.audit.compare_one_tensor import FLOATS
+from checks.audit.folding_formulas import BatchNorm
+from checks.audit.port_layers import PortTensor, PortWeights, Role
+from checks.audit.predict_folding import KNOWN_SHARE, fold_kernel, fold_offset
+from checks.audit.source_weights import SourceWeights
+from checks.core.network import network_layers
+from converter.layouts import CONVOLUTION
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class FoldedStandardisation:
+    """A standardisation that was folded into the first convolution.
+
+    The convolution takes x where that of the network takes x / divisor - offset.
+
+    Attributes:
+        divisor: It is in the weights.
+        offset: It is in the bias. The first convolution is not padded, so that a constant is the same at
+            every pixel.
+    """
+
+    divisor: float = 1.0
+    offset: float = 0.0
+
+    @property
+    def is_identity(self) -> bool:
+        """True if nothing was folded in."""
+        return self == FoldedStandardisation()
+
+    def apply(self, images: Array) -> Array:
+        """Turn the images that the convolution takes into those that the network takes, float64."""
+        return np.asarray(images.astype(np.float64) / self.divisor - self.offset)
+
+
+_KNOWN_FOLDS = (
+    FoldedStandardisation(),
+    FoldedStandardisation(128),
+    FoldedStandardisation(127.5),
+    FoldedStandardisation(255),
+    FoldedStandardisation(128, 127.5 / 128),
+    FoldedStandardisation(127.5, 1),
+    FoldedStandardisation(1, 1),
+)
+
+
+def find_folded_standardisation(port: PortWeights, source: SourceWeights) -> FoldedStandardisation:
+    """Find the standardisation that was folded into the first convolution of a graph."""
+    first = network_layers(source.variant)[0]
+    return standardisation_of_first_layer(port.layers.get(first.scope, {}), source)
+
+
+def standardisation_of_first_layer(
+    tensors: Mapping[Role, PortTensor], source: SourceWeights
+) -> FoldedStandardisation:
+    """Find what was folded into the first convolution; nothing where it has a BatchNorm of its own.
+
+    Args:
+        tensors: The tensors of the first convolution.
+        source: The source.
+    """
+    scope = network_layers(source.variant)[0].scope
+    weights = source.tensor(scope, "weights")
+    if not {"weights", "biases"} <= set(tensors) or "moving_variance" in tensors or weights is None:
+        return FoldedStandardisation()
+    expected, actual = CONVOLUTION.apply(weights), tensors["weights"].channels_first()
+    bias, norm = tensors["biases"].array, source.batch_norm(scope)
+    if actual is None or actual.shape != expected.shape or actual.dtype not in FLOATS:
+        return FoldedStandardisation()
+    has_bias = bias.shape == norm.beta.shape and bias.dtype in FLOATS
+    for fold in _KNOWN_FOLDS:
+        if _explains(fold, actual, bias if has_bias else None, expected, norm):
+            return fold
+    return FoldedStandardisation()
+
+
+def _explains(
+    fold: FoldedStandardisation, kernel: Array, bias: Array | None, weights: Array, norm: BatchNorm
+) -> bool:
+    """Return True if most of the kernel and most of the bias are what a fold makes of the source's."""
+    pairs = [(kernel, fold_kernel(kernel, weights, norm.factor() / fold.divisor).kernel)]
+    if bias is not None:
+        pairs.append((bias, fold_offset(bias, weights, norm, fold.offset)))
+    return all(
+        np.mean(np.abs(actual.astype(np.float64) - expected.exact) <= expected.margin) >= KNOWN_SHARE
+        for actual, expected in pairs
+    )

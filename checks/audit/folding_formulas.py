@@ -1,0 +1,144 @@
+"""The ways in which tools round when they fold a BatchNorm, and how far rounding may lead."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from checks.core import thresholds
+from checks.core.network import EPSILON
+from converter.casting import FLOAT32, HALVES
+
+Array = NDArray[Any]
+
+_REACH = 4  # floats on either side of the exact factor; a sum, a root and a quotient move it by two or three
+
+
+@dataclass(frozen=True, slots=True)
+class BatchNorm:
+    """The float32 tensors of one BatchNorm, each (channels,)."""
+
+    gamma: Array
+    beta: Array
+    mean: Array
+    variance: Array
+
+    def factor(self, epsilon: float = EPSILON) -> Array:
+        """The factor in inference, in float64; infinite where variance + epsilon is not positive."""
+        root = np.sqrt(np.maximum(self.variance.astype(np.float64) + epsilon, 0.0))
+        with np.errstate(divide="ignore"):
+            return np.asarray(self.gamma / root)
+
+    def summand(self) -> Array:
+        """The summand in inference, in float64."""
+        return np.asarray(self.beta - self.mean * self.factor())
+
+    def size_of_summand(self) -> Array:
+        """The magnitude of the terms of the summand, in float64: its rounding error is relative to this."""
+        return np.asarray(np.abs(self.beta.astype(np.float64)) + np.abs(self.mean * self.factor()))
+
+
+@dataclass(frozen=True, slots=True)
+class Multiplication:
+    """A way to multiply weights by a factor.
+
+    Attributes:
+        inner: The dtype in which the product is computed.
+        stored: The dtype in which it is stored.
+        divides: Whether the weights are divided by the reciprocal of the factor instead.
+    """
+
+    inner: np.dtype
+    stored: np.dtype
+    divides: bool
+
+    def candidates(self, factor: Array) -> Array:
+        """The floats around each factor, or its reciprocal, the likeliest first: (candidates, channels)."""
+        with np.errstate(all="ignore"):
+            middle = (1.0 / factor if self.divides else factor).astype(self.inner)
+        bits = middle.view(f"i{self.inner.itemsize}")
+        steps = [0, *(sign * step for step in range(1, _REACH + 1) for sign in (1, -1))]
+        return np.stack([(bits + step).view(self.inner) for step in steps])
+
+    def multiply(self, weights: Array, factors: Array) -> Array:
+        """The products as they are stored."""
+        with np.errstate(all="ignore"):
+            operand = weights.astype(self.inner)
+            product = operand / factors if self.divides else operand * factors
+            return np.asarray(product.astype(self.stored))
+
+
+def multiplications(stored: np.dtype) -> Iterator[Multiplication]:
+    """Every known way to make a kernel of a dtype."""
+    yield Multiplication(FLOAT32, stored, divides=False)
+    if stored in HALVES:
+        yield Multiplication(stored, stored, divides=False)
+    else:
+        yield Multiplication(FLOAT32, stored, divides=True)
+
+
+def factor_formulas(norm: BatchNorm) -> Iterator[Array]:
+    """Compute gamma / sqrt(variance + epsilon) by every known way, in float32 or float16."""
+    total = norm.variance + np.float32(EPSILON)
+    with np.errstate(all="ignore"):
+        yield norm.gamma / np.sqrt(total)
+        yield norm.gamma * (np.float32(1) / np.sqrt(total))
+        yield (norm.gamma / np.sqrt(total.astype(np.float64))).astype(np.float32)
+        yield norm.factor().astype(np.float32)
+        gamma, variance = norm.gamma.astype(np.float16), norm.variance.astype(np.float16)
+        yield gamma / np.sqrt(variance + np.float16(EPSILON))
+
+
+def summand_formulas(
+    norm: BatchNorm, factors: Array, dtype: np.dtype, *, divides: bool = False
+) -> Iterator[Array]:
+    """Compute beta - mean * factor by every known way to round it, for every candidate of the factor.
+
+    Args:
+        norm: The BatchNorm.
+        factors: (candidates, channels).
+        dtype: The dtype in which the sum is stored.
+        divides: Whether the candidates are reciprocals of factors.
+
+    Yields:
+        Sums of shape (n * candidates, channels): n ways at once, one below the other. NaN stands where a
+        way does not lead to the candidate.
+    """
+    beta, mean, gamma = norm.beta[None], norm.mean[None], norm.gamma[None]
+    with np.errstate(all="ignore"):
+        if divides:
+            yield (beta - mean / factors).astype(dtype)
+            factors = (1 / factors).astype(factors.dtype)
+        yield (beta - mean * factors).astype(dtype)
+        fused = beta.astype(np.float64) - mean.astype(np.float64) * factors.astype(np.float64)
+        yield fused.astype(np.float32).astype(dtype)
+        # gamma and the root multiplied one after the other; the root is a float near factor / gamma.
+        root = (factors.astype(np.float32) / gamma).astype(np.float32)
+        roots = [(root.view(np.int32) + step).view(np.float32) for step in (0, 1, -1, 2, -2)]
+        sums = [
+            np.where(gamma * root == factors, beta - mean * root * gamma, np.float32(np.nan))
+            for root in roots
+        ]
+        yield np.concatenate(sums).astype(dtype)
+        if dtype in HALVES:
+            yield beta.astype(dtype) - mean.astype(dtype) * factors.astype(dtype)
+
+
+def rounding_margin(size: Array, dtype: np.dtype) -> Array:
+    """Return how far rounding may lead from a value.
+
+    Args:
+        size: Magnitude of the value, or of the terms that it is the sum of.
+        dtype: The dtype in which it is stored.
+    """
+    margin = thresholds.FOLDED_ROUNDINGS * thresholds.UNIT_ROUNDOFF * size
+    if dtype in HALVES:
+        half: Any = ml_dtypes.finfo(dtype)  # type: ignore[no-untyped-call]
+        # Below the smallest normal number the steps no longer shrink.
+        margin = margin + np.maximum(float(half.eps) * size, float(half.smallest_subnormal)) * 2
+    return np.asarray(margin)

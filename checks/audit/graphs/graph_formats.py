@@ -1,0 +1,99 @@
+"""The graph formats that an audit reads, each with the packages that read and run it."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
+from pathlib import Path
+
+from checks.audit.graphs import onnx_file, tflite_file
+from checks.audit.graphs.graph import Graph
+from converter.errors import RequirementError
+
+
+@dataclass(frozen=True, slots=True)
+class GraphFormat:
+    """A format of graph files.
+
+    Attributes:
+        name: Its name, which `Graph.format` begins with.
+        extra: The extra of this project that installs the packages.
+        packages: Module to package, for everything that reads or runs these files; the last one runs them.
+        runtime: The name of the runtime.
+        detect: Says whether a file is of this format.
+        read: Reads a file.
+    """
+
+    name: str
+    extra: str
+    packages: Mapping[str, str]
+    runtime: str
+    detect: Callable[[Path], bool]
+    read: Callable[[Path], Graph]
+
+    def versions(self) -> dict[str, str]:
+        """Package to installed version; the runtime comes last."""
+        return {package: _version(module, package) for module, package in self.packages.items()}
+
+    def runtime_version(self) -> str:
+        """Name and version of the runtime."""
+        return f"{self.runtime} {list(self.versions().values())[-1]}"
+
+
+GRAPH_FORMATS = (
+    GraphFormat(
+        "ONNX",
+        "onnx",
+        {"onnx": "onnx", "onnxruntime": "onnxruntime"},
+        "onnxruntime",
+        onnx_file.is_onnx,
+        onnx_file.read_onnx,
+    ),
+    GraphFormat(
+        "TFLite",
+        "tflite",
+        {"ai_edge_litert": "ai-edge-litert"},
+        "LiteRT",
+        tflite_file.is_tflite,
+        tflite_file.read_tflite,
+    ),
+)
+
+
+def find_graph_format(path: Path) -> GraphFormat | None:
+    """Find the format of a graph file; None where it is no graph file.
+
+    Raises:
+        RequirementError: A package that reads or runs the file is not installed.
+    """
+    if not path.is_file():
+        return None
+    for graph_format in GRAPH_FORMATS:
+        if not graph_format.detect(path):
+            continue
+        missing = [
+            package
+            for module, package in graph_format.packages.items()
+            if importlib.util.find_spec(module) is None
+        ]
+        if missing:
+            raise RequirementError(
+                f"{path}: an audit of {graph_format.name} files needs {' and '.join(missing)}: "
+                f"pip install 'facenet-port[{graph_format.extra}]'."
+            )
+        return graph_format
+    return None
+
+
+def format_of(graph: Graph) -> GraphFormat:
+    """The format that a graph was read from."""
+    return next(each for each in GRAPH_FORMATS if graph.format.startswith(each.name))
+
+
+def _version(module: str, package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # another build of it, such as onnxruntime-gpu
+        return version(packages_distributions()[module][0])

@@ -1,0 +1,109 @@
+"""The wiring of a graph: which node makes a tensor, and which nodes take it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from graphlib import CycleError, TopologicalSorter
+
+from checks.audit.graphs.graph import ForeignGraphError, Graph, Node, Op
+from checks.audit.port_layers import printable
+
+_FEWEST_INPUTS: Mapping[Op, int] = {
+    "conv": 2, "dense": 2, "batch_norm": 5, "add": 2, "subtract": 2, "multiply": 2, "divide": 2,
+    "relu": 1, "concat": 1, "max_pool": 1, "mean": 1, "same": 1,
+}  # fmt: skip
+
+
+class Wiring:
+    """The nodes of a graph, looked up by the tensors between them.
+
+    Args:
+        graph: The graph.
+
+    Raises:
+        ForeignGraphError: A node lacks inputs, or a node depends on its own output.
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.producers = {node.output: node for node in graph.nodes}
+        self._consumers: dict[str, list[Node]] = {}
+        for node in graph.nodes:
+            if len(node.inputs) < _FEWEST_INPUTS.get(node.op, 0):
+                raise ForeignGraphError(graph, f"{label(node)} has only {len(node.inputs)} inputs")
+            for name in node.inputs:
+                self._consumers.setdefault(name, []).append(node)
+        self._refuse_cycles()
+
+    def _refuse_cycles(self) -> None:
+        edges = {
+            node.output: [name for name in node.inputs if name in self.producers] for node in self.graph.nodes
+        }
+        try:
+            TopologicalSorter(edges).prepare()
+        except CycleError as error:
+            name = error.args[1][0]
+            raise ForeignGraphError(
+                self.graph, f"{label(self.producers[name])} depends on its own output"
+            ) from None
+
+    def origin(self, name: str) -> str:
+        """The tensor that a tensor is a copy of: nodes that change no value are passed over."""
+        node = self.producers.get(name)
+        while node is not None and node.op == "same":
+            name = node.inputs[0]
+            node = self.producers.get(name)
+        return name
+
+    def producer(self, name: str) -> Node | None:
+        """The node that computes a tensor's values; None for an input or a constant of the graph."""
+        return self.producers.get(self.origin(name))
+
+    def consumers(self, name: str) -> Iterator[tuple[Node, str]]:
+        """Every node that takes the values of a tensor, with the name under which it takes them."""
+        waiting = [name]
+        while waiting:
+            name = waiting.pop()
+            for node in self._consumers.get(name, []):
+                if node.op != "same":
+                    yield node, name
+                elif node.inputs[0] == name:
+                    waiting.append(node.output)
+
+    def ancestors(self, name: str) -> set[str]:
+        """The outputs of all nodes that a tensor depends on."""
+        found: set[str] = set()
+        waiting = [name]
+        while waiting:
+            node = self.producers.get(waiting.pop())
+            if node is not None and node.output not in found:
+                found.add(node.output)
+                waiting += node.inputs
+        return found
+
+    def nearest_linear(self, name: str) -> list[Node]:
+        """The convolutions and dense layers that a tensor depends on with no other one between."""
+        found: dict[str, Node] = {}
+        seen: set[str] = set()
+        waiting = [name]
+        while waiting:
+            node = self.producers.get(waiting.pop())
+            if node is None or node.output in seen:
+                continue
+            seen.add(node.output)
+            if node.op in ("conv", "dense"):
+                found[node.output] = node
+            else:
+                waiting += [each for each in node.inputs if each not in self.graph.constants]
+        return list(found.values())
+
+
+def label(node: Node | None) -> str:
+    """A node for a message: the kind of its operation and the name of its output."""
+    return "an input of the graph" if node is None else f"{node.kind} {plain_name(node.output)!r}"
+
+
+def plain_name(name: str) -> str:
+    """A tensor's name as its file has it, without the number that `tflite_file` adds."""
+    stem, _, number = name.rpartition("#")
+    return printable(stem if stem and number.isdigit() else name)
