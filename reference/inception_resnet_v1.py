@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from converter.hub.pretrained import Pretrained, collector_paused
+from converter.hub.pretrained import load_pretrained
 
 # davidsandberg/facenet, src/train_softmax.py: batch_norm_params.
 BATCH_NORM_EPSILON = 0.001
@@ -156,20 +156,24 @@ class Mixed7a(nn.Module):
 
 
 class InceptionResnetV1(nn.Module):
-    """Face images to embeddings, or to logits.
+    """The network from face images to embeddings, or to logits.
+
+    The arguments have the order of facenet-pytorch's.
 
     Args:
-        pretrained: A name or alias of the catalog, such as `vggface2` or `casia-webface`; its weights are
-            taken from the cache of `torch.hub`, verified, or made from the TensorFlow archive, which is
-            downloaded if need be. None leaves the weights as initialised.
-        classify: Whether `forward` gives logits instead of embeddings. The attribute may be set later.
-        num_classes: Outputs of the classifier; None builds none, or that of the pretrained weights. Another
-            number than theirs gives a classifier that starts afresh, with a warning.
-        embedding_size: Outputs of the bottleneck; None takes that of the pretrained weights, or 512: the
+        pretrained: A name or alias of the catalog, such as `vggface2` or `casia-webface`, whose weights are
+            loaded from the cache of `torch.hub`, verified, or made from the TensorFlow archive, which is
+            downloaded if it is not there. None leaves the weights as initialised.
+        classify: Whether `forward` returns logits instead of embeddings. The attribute may be set later.
+        num_classes: Outputs of the classifier. None takes the classifier of the pretrained weights, or builds
+            none. If the pretrained weights have another number, the classifier is randomly initialised, with a
+            warning.
+        dropout_prob: Share of features that dropout zeroes in training; 0.6 is the `--keep_probability 0.4`
+            of the 2018 checkpoints.
+        device: Device of the network; None is PyTorch's default.
+        embedding_size: Outputs of the bottleneck. None takes that of the pretrained weights, or 512: the
             checkpoints of 2018 have 512, those of 2017 have 128.
-        dropout_prob: Share of features zeroed before the bottleneck in training; 0.6 is the
-            `--keep_probability 0.4` that the checkpoints of 2018 were trained with.
-        offline: Never download pretrained weights.
+        offline: Never download.
 
     Raises:
         ValueError: `classify` without `num_classes` or a pretrained classifier, or an `embedding_size` that
@@ -184,9 +188,10 @@ class InceptionResnetV1(nn.Module):
         pretrained: str | None = None,
         classify: bool = False,
         num_classes: int | None = None,
-        embedding_size: int | None = None,
         dropout_prob: float = 0.6,
+        device: torch.device | str | None = None,
         *,
+        embedding_size: int | None = None,
         offline: bool = False,
     ) -> None:
         super().__init__()
@@ -194,11 +199,13 @@ class InceptionResnetV1(nn.Module):
         if pretrained is None:
             if classify and num_classes is None:
                 raise ValueError("classify=True needs num_classes, the number of outputs of the classifier")
-            self._build(num_classes, embedding_size or 512, dropout_prob)
+            self._build(embedding_size or 512, num_classes, dropout_prob)
         else:
             self._build_pretrained(pretrained, num_classes, embedding_size, dropout_prob, offline)
+        if device is not None:
+            self.to(device)
 
-    def _build(self, num_classes: int | None, embedding_size: int, dropout_prob: float) -> None:
+    def _build(self, embedding_size: int, num_classes: int | None, dropout_prob: float) -> None:
         self.conv2d_1a = BasicConv2d(3, 32, 3, stride=2)
         self.conv2d_2a = BasicConv2d(32, 32, 3)
         self.conv2d_2b = BasicConv2d(32, 64, 3, padding=1)
@@ -226,23 +233,17 @@ class InceptionResnetV1(nn.Module):
         dropout_prob: float,
         offline: bool,
     ) -> None:
-        with collector_paused():
-            weights = Pretrained(name, offline=offline)
+        def build(embeddings: int, classes: int | None) -> None:
             if embedding_size is not None:
-                check_embedding_size(name, weights.embedding_size, embedding_size)
-            # Without memory behind it: the weights need no initial values, and while they are verified the
-            # modules are built.
-            sizes = weights.num_classes, weights.embedding_size
-            with torch.device("meta"):
-                self._build(*sizes, dropout_prob)
-            state_dict = weights.state_dict()
-            if sizes != (weights.num_classes, weights.embedding_size):  # another file than was thought
-                with torch.device("meta"):
-                    self._build(weights.num_classes, weights.embedding_size, dropout_prob)
-            self.load_state_dict(state_dict, assign=True)
+                check_embedding_size(name, embeddings, embedding_size)
+            with torch.device("meta"):  # no memory and no initial values: the weights bring their own
+                self._build(embeddings, classes, dropout_prob)
+
+        weights = load_pretrained(name, offline=offline, build=build)
+        self.load_state_dict(weights.state_dict, assign=True)
         if num_classes not in (None, weights.num_classes):
-            message = fresh_logits(name, weights.num_classes, num_classes)
-            warnings.warn(message, stacklevel=3)  # at the call of the class
+            # stacklevel 3 is the call of the class
+            warnings.warn(other_classes_message(name, weights.num_classes, num_classes), stacklevel=3)
             self.logits = nn.Linear(weights.embedding_size, num_classes)
         if self.classify and self.logits is None:
             raise ValueError(f"{name!r} has no classifier: classify=True needs num_classes")
@@ -309,17 +310,19 @@ class InceptionResnetV1(nn.Module):
         return logits
 
 
-def check_embedding_size(name: str, found: int, wanted: int) -> None:
-    """Refuse weights for an embedding of another size.
+def check_embedding_size(name: str, published: int, expected: int) -> None:
+    """Refuse weights for embeddings of another size.
 
     Raises:
         ValueError: The sizes differ.
     """
-    if found != wanted:
-        raise ValueError(f"{name!r} has embeddings of {found} numbers, the model of {wanted}")
+    if published != expected:
+        raise ValueError(
+            f"the embeddings of {name!r} have {published} numbers, those of this model have {expected}"
+        )
 
 
-def fresh_logits(name: str, found: int | None, wanted: int) -> str:
-    """The warning that the classifier is not the published one."""
-    has = "has no classifier" if found is None else f"tells {found} people apart"
-    return f"{name!r} {has}, not {wanted}: the logits layer starts afresh and has to be trained"
+def other_classes_message(name: str, published: int | None, classes: int) -> str:
+    """Say that the classifier does not come from the published weights."""
+    trained = "has no classifier" if published is None else f"was trained on {published} classes"
+    return f"{name!r} {trained}, not {classes}: the logits layer is randomly initialised"

@@ -115,7 +115,7 @@ def _check_limit(where: Path | str, size: int, checkpoint: CatalogEntry) -> None
 
 def _by_hand(checkpoint: CatalogEntry) -> str:
     return (
-        f"By hand: download {checkpoint.url} with a browser, then run python -m converter {checkpoint.name} "
+        f"By hand: download {checkpoint.url} with a browser, then run facenet-port convert {checkpoint.name} "
         "--archive FILE"
     )
 
@@ -130,7 +130,7 @@ def _cache_errors() -> Iterator[None]:
         raise RequirementError(
             f"{cache.cache_folder()}: the cache cannot be used ({reason}). Make room on the disk, or set "
             f"{cache.VARIABLE} to a folder on another one."
-        ) from error
+        ) from None
 
 
 def _fill(
@@ -322,14 +322,14 @@ def _transfer(whole: Path, checkpoint: CatalogEntry, meter: _Meter) -> None:
                 download()
         except (FileURLRetrievalError, DownloadCancelled) as error:
             waited = _PATIENCE if meter.stop.is_set() else None
-            raise _failure(checkpoint, *explain_page(checkpoint, str(error), _TIMEOUT, waited)) from error
+            raise _failure(checkpoint, *explain_page(checkpoint, str(error), _TIMEOUT, waited)) from None
         except (DownloadError, requests.RequestException) as error:
             raise _failure(
                 checkpoint, *explain_transfer(checkpoint, meter.received, meter.total, error)
-            ) from error
+            ) from None
         except (AssertionError, KeyError, ValueError) as error:
             problem = f"the server answers in a way that gdown does not understand ({error!r})"
-            raise _failure(checkpoint, problem, "Try a newer gdown") from error
+            raise _failure(checkpoint, problem, "Try a newer gdown") from None
 
 
 def _failure(checkpoint: CatalogEntry, problem: str, next_step: str) -> RequirementError:

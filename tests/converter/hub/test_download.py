@@ -52,7 +52,7 @@ FILES = {
     # Random, so that the archive is larger than a chunk.
     f"model-{NAME}.ckpt-90.data-00000-of-00001": np.random.default_rng(0).bytes(3 * CHUNK),
 }
-BY_HAND = (f"https://drive.google.com/file/d/{ID}", f"python -m converter {NAME} --archive FILE")
+BY_HAND = (f"https://drive.google.com/file/d/{ID}", f"facenet-port convert {NAME} --archive FILE")
 
 
 def sha256(data: bytes) -> str:

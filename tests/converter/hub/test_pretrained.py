@@ -23,6 +23,7 @@ from converter.hub.catalog import BUILT_IN_BY_NAME
 from converter.hub.catalog_entry import PublishedStateDict
 from reference import InceptionResnetV1, load_weights
 from tests.conftest import CLASSES, MODEL, same_bits, write_keras
+from tests.support.google_drive_server import proxy_environment
 
 FILE = f"{MODEL}-faces.pt"
 ROOT = Path(__file__).parents[3]
@@ -164,8 +165,10 @@ def test_default_dtype_is_kept(cache, expected):
     assert torch.equal(model.last_linear.weight.float(), torch.from_numpy(expected["last_linear.weight"]))
 
 
-def test_another_number_of_classes_starts_afresh_and_says_so(cache, expected):
-    with pytest.warns(UserWarning, match=r"'faces' tells 7 people apart, not 3: the logits layer starts"):
+def test_another_number_of_classes_is_randomly_initialised_with_a_warning(cache, expected):
+    with pytest.warns(
+        UserWarning, match=r"'faces' was trained on 7 classes, not 3: the logits layer is random"
+    ):
         model = InceptionResnetV1(pretrained="faces", classify=True, num_classes=3, offline=True)
     assert model.logits.weight.shape == (3, 512)
     assert model.logits.weight.abs().sum() > 0
@@ -181,10 +184,41 @@ def test_the_right_number_of_classes_says_nothing(cache, expected, recwarn):
 
 
 def test_another_embedding_size_is_refused(cache):
-    with pytest.raises(ValueError, match="'faces' has embeddings of 512 numbers, the model of 128"):
+    with pytest.raises(
+        ValueError, match="embeddings of 'faces' have 512 numbers, those of this model have 128"
+    ):
         InceptionResnetV1(pretrained="faces", embedding_size=128, offline=True)
-    with pytest.raises(ValueError, match="512 numbers, the model of 128"):
+    with pytest.raises(ValueError, match="512 numbers, those of this model have 128"):
         load_weights(InceptionResnetV1(embedding_size=128), "faces", offline=True)
+
+
+def test_the_arguments_have_the_order_of_facenet_pytorch(cache):
+    """Its signature: pretrained, classify, num_classes, dropout_prob, device."""
+    with pytest.warns(UserWarning, match="randomly initialised"):
+        model = InceptionResnetV1("faces", True, 3, 0.25, "cpu", offline=True)
+    assert (model.classify, model.logits.out_features, model.dropout.p) == (True, 3, 0.25)
+    assert InceptionResnetV1(None, False, None, 0.25, "meta").last_linear.weight.device.type == "meta"
+
+
+def test_without_a_network_there_is_one_short_traceback(tmp_path):
+    """Nothing listens at the proxy's address, and the caches are empty."""
+    variables = {"TORCH_HOME": str(tmp_path), "FACENET_PORT_CACHE": str(tmp_path / "cache")}
+    code = "from reference import InceptionResnetV1; InceptionResnetV1(pretrained='vggface2')"
+    process = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env={**os.environ, **variables, **proxy_environment("http://127.0.0.1:9")},
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 1
+    assert process.stderr.count("Traceback") == 1
+    lines = process.stderr.splitlines()
+    assert len(lines) <= 12, process.stderr
+    assert lines[-1].startswith(
+        "converter.errors.RequirementError: 20180402-114759: drive.google.com cannot be"
+    )
+    assert "facenet-port convert 20180402-114759 --archive FILE" in lines[-1]
 
 
 def test_load_weights_into_a_model(cache, expected):
@@ -202,14 +236,14 @@ def test_load_weights_into_a_model_without_classifier(cache, expected):
 def test_load_weights_into_another_classifier(cache):
     model = InceptionResnetV1(num_classes=3)
     before = model.logits.weight.clone()
-    with pytest.warns(UserWarning, match="starts afresh"):
+    with pytest.warns(UserWarning, match="randomly initialised"):
         load_weights(model, "faces", offline=True)
     assert model.logits.weight.shape == (3, 512)
     assert not torch.equal(model.logits.weight, before)
 
 
 def test_an_unknown_name(cache):
-    with pytest.raises(UsageError, match=r"'vggface3' is no known checkpoint. Give one of: .*vggface2"):
+    with pytest.raises(UsageError, match=r"'vggface3' is not in the catalog. Give one of: .*vggface2"):
         InceptionResnetV1(pretrained="vggface3", offline=True)
 
 
