@@ -61,7 +61,7 @@ def _open(path: Path, step: int | None) -> TensorSource:
         if _sibling(path, ".index").is_file():
             return _open_file(_sibling(path, ".index"), step)
         if path.exists():
-            raise SourceError(path, "not a regular file", next_step="Copy its content to a file")
+            raise SourceError(path, "this is not a regular file", next_step="Copy its content to a file")
     except OSError as error:
         raise SourceError(path, f"the file cannot be read ({error.strerror or error})") from error
     raise SourceError(

@@ -1,7 +1,9 @@
-"""A pickle walked without running any of it, to know what an unpickler would make of it.
+"""Reading a pickle without running any of it.
 
-What files of weights are made of is followed on a stack of stand-ins: dicts, lists, tuples, texts, numbers.
-What may be called, and what comes of it, each format says for itself. Opcodes: Python's pickletools.
+A pickle is a program that may call any function. A `PickleReader` follows its opcodes on a stack of
+stand-ins, to find out what an unpickler would make: dicts, lists, tuples, texts, numbers and the tensors of a
+format. It imports nothing and calls nothing that the pickle names; each format says which names it allows and
+what a call of them stands for. Opcodes: Python's pickletools.
 """
 
 from __future__ import annotations
@@ -9,25 +11,25 @@ from __future__ import annotations
 import io
 import pickletools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 _MAX_OPCODES = 500_000
-"""Steps of all pickles of a file; 716 tensors take 25,000."""
+"""Limit on the opcodes of all pickles of a file; 716 tensors take 25,000."""
 
 
 class DamagedPickleError(Exception):
-    """The pickle is damaged, or is none that the format's own library writes."""
+    """The pickle is damaged, or was not written by the format's own library."""
 
 
 class ForbiddenPickleError(Exception):
-    """The pickle asks for code or for objects that no weights need."""
+    """The pickle asks for code or for objects that weights do not need."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Global:
-    """A function or class that the pickle names; never looked up."""
+    """A function or class that the pickle names; it is never imported."""
 
     name: str
 
@@ -37,23 +39,23 @@ _T = TypeVar("_T")
 
 
 class PickleReader(ABC):
-    """Walks the pickles of one file."""
+    """Reads the pickles of one file. A format derives from it."""
 
     def __init__(self) -> None:
         self._opcodes = 0
 
     def load(self, file: io.BytesIO) -> Any:
-        """Walk one pickle, and leave the file behind its end.
+        """Read one pickle.
 
         Args:
-            file: Stands where the pickle starts.
+            file: Positioned at the start of the pickle; left at its end.
 
         Returns:
-            What it makes: dicts, lists, tuples, texts, numbers and the stand-ins of the format.
+            What the pickle makes: dicts, lists, tuples, texts, numbers and the stand-ins of the format.
 
         Raises:
-            DamagedPickleError: It is damaged, or larger than any of a network.
-            ForbiddenPickleError: It asks for something that is not the format's, or to change what it made.
+            DamagedPickleError: The pickle is damaged, or larger than that of any network.
+            ForbiddenPickleError: It asks for something that the format does not allow.
         """
         stack: list[Any] = []
         memo: dict[int, Any] = {}
@@ -71,6 +73,7 @@ class PickleReader(ABC):
         raise DamagedPickleError("cut off")
 
     def _step(self, opcode: str, argument: Any, stack: list[Any], memo: dict[int, Any]) -> None:
+        """Carry out one opcode."""
         if opcode in _CONSTANTS:
             stack.append(_CONSTANTS[opcode]())
         elif opcode in _VALUES:
@@ -81,22 +84,22 @@ class PickleReader(ABC):
             stack.append(memo[argument])
         elif opcode in _TUPLES:
             count = _TUPLES[opcode]
-            stack[-count:] = [tuple(some(stack[-count:], count))]
+            stack[-count:] = [tuple(expect_count(stack[-count:], count))]
         elif opcode == "TUPLE":
-            stack.append(tuple(_to_mark(stack)))
+            stack.append(tuple(_pop_to_mark(stack)))
         elif opcode == "GLOBAL":
             stack.append(self._global(".".join(argument.split(" "))))
         elif opcode == "REDUCE":
-            arguments = as_kind(tuple, stack.pop())
-            stack.append(self._call(as_kind(Global, stack.pop()).name, arguments))
+            arguments = expect_type(tuple, stack.pop())
+            stack.append(self._call(expect_type(Global, stack.pop()).name, arguments))
         elif opcode in ("APPEND", "APPENDS"):
-            items = [stack.pop()] if opcode == "APPEND" else _to_mark(stack)
-            as_kind(list, stack[-1]).extend(items)
+            items = [stack.pop()] if opcode == "APPEND" else _pop_to_mark(stack)
+            expect_type(list, stack[-1]).extend(items)
         elif opcode in ("SETITEM", "SETITEMS"):
-            items = some(stack[-2:], 2) if opcode == "SETITEM" else _to_mark(stack)
+            items = expect_count(stack[-2:], 2) if opcode == "SETITEM" else _pop_to_mark(stack)
             if opcode == "SETITEM":
                 del stack[-2:]
-            set_items(as_kind(dict, stack[-1]), zip(items[::2], items[1::2], strict=True))
+            set_items(expect_type(dict, stack[-1]), zip(items[::2], items[1::2], strict=True))
         elif opcode == "BUILD":
             state = stack.pop()
             self._build(stack[-1], state)
@@ -104,21 +107,22 @@ class PickleReader(ABC):
             raise ForbiddenPickleError(opcode)
 
     def _global(self, name: str) -> Global:
-        if not self._admits(name):
+        """The stand-in of a function or class, if the format allows it."""
+        if not self._allows(name):
             raise ForbiddenPickleError(name[:200])
         return Global(name)
 
     @abstractmethod
-    def _admits(self, name: str) -> bool:
+    def _allows(self, name: str) -> bool:
         """Whether a pickle of the format may name this function or class."""
 
     @abstractmethod
     def _call(self, name: str, arguments: tuple[Any, ...]) -> Any:
-        """What a call of an admitted function stands for."""
+        """Return the stand-in for the result of a call of an allowed function."""
 
     @abstractmethod
     def _build(self, target: Any, state: Any) -> None:
-        """Give what a call has made its state."""
+        """Set the state of the result of a call."""
 
 
 _CONSTANTS: Mapping[str, Callable[[], Any]] = {
@@ -134,8 +138,8 @@ _VALUES = {"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "S
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
-def as_kind(kind: type[_T], value: Any) -> _T:
-    """The value, where it is of this very type.
+def expect_type(kind: type[_T], value: Any) -> _T:
+    """Return the value if its type is exactly this one.
 
     Raises:
         TypeError: It is not.
@@ -145,46 +149,46 @@ def as_kind(kind: type[_T], value: Any) -> _T:
     return value
 
 
-def natural(value: Any) -> int:
-    """The value, where it is an extent, an offset or a size.
+def expect_size(value: Any) -> int:
+    """Return the value if it can be an extent, an offset or a size.
 
     Raises:
-        TypeError: It is no integer.
-        ValueError: It is none from 0 to 2**63 - 1.
+        TypeError: It is not an integer.
+        ValueError: It is not between 0 and 2**63 - 1.
     """
-    if not 0 <= as_kind(int, value) < 1 << 63:
+    if not 0 <= expect_type(int, value) < 1 << 63:
         raise ValueError(value)
     return int(value)
 
 
-def some(items: list[Any], count: int) -> list[Any]:
-    """The items, where there are so many of them.
+def expect_count(items: list[Any], count: int) -> list[Any]:
+    """Return the items if there are this many.
 
     Raises:
-        ValueError: There are not, or one is a mark.
+        ValueError: There are not, or one of them is a mark.
     """
     if len(items) != count or any(item is _MARK for item in items):
         raise ValueError(count)
     return items
 
 
-def _to_mark(stack: list[Any]) -> list[Any]:
+def _pop_to_mark(stack: list[Any]) -> list[Any]:
     items = []
     while (item := stack.pop()) is not _MARK:
         items.append(item)
     return items[::-1]
 
 
-def set_items(target: dict[Any, Any], items: Any) -> None:
+def set_items(target: dict[Any, Any], items: Iterable[Any]) -> None:
     """Put pairs of key and value into a dict.
 
     Raises:
-        DamagedPickleError: A key is no text and no number, or is there already.
+        DamagedPickleError: A key is neither a text nor a number, or is in the dict already.
     """
     for key, value in items:
-        # The hash of nested tuples, shared by way of the memo, takes time exponential in their depth.
+        # Hashing nested tuples that share their parts takes time exponential in their depth.
         if type(key) not in (str, int, float, bool):
-            raise DamagedPickleError("a key that is no name")
+            raise DamagedPickleError("a key is not a name")
         if key in target:
             raise DamagedPickleError(f"key {str(key)[:200]!r} is there twice")
         target[key] = value

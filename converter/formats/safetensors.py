@@ -18,7 +18,7 @@ from safetensors.numpy import save_file
 
 from converter.errors import SourceError
 from converter.formats.limits import MAX_TENSORS, check_claims, open_regular
-from converter.formats.source import Naming, TensorInfo, TensorSource
+from converter.formats.source import DOWNLOAD_AGAIN, Naming, TensorInfo, TensorSource
 
 # https://github.com/huggingface/safetensors, README, "Format"; sub-byte and 8-bit floats are left out.
 _DTYPES = {
@@ -36,7 +36,6 @@ _DTYPES = {
 
 _LENGTH_BYTES = 8
 _MAX_HEADER_BYTES = 4 << 20  # 716 tensors take 0.1 MB; the library allows 100 MB
-_GET_IT_AGAIN = "Download or copy it again"
 
 
 class SafetensorsFile(TensorSource):
@@ -48,8 +47,8 @@ class SafetensorsFile(TensorSource):
         path: The file.
 
     Raises:
-        SourceError: The library refuses the file, its header is larger than any of a state_dict or names
-            something twice, or a dtype is none of NumPy's.
+        SourceError: The library refuses the file, its header is larger than that of any state_dict or has a
+            name twice, or NumPy does not have a dtype.
     """
 
     format = "safetensors"
@@ -78,32 +77,34 @@ class SafetensorsFile(TensorSource):
         self.info = info
 
     def _check_header(self, file: io.BufferedReader) -> None:
-        """Check what the library does not: how large the header is, and that it names nothing twice."""
+        """Check the size of the header and that no name is in it twice, which the library does not do."""
         size = int.from_bytes(file.read(_LENGTH_BYTES), "little")
         if size > _MAX_HEADER_BYTES:
             raise SourceError(
-                self.path, f"its header claims {size} bytes, more than any", next_step=_GET_IT_AGAIN
+                self.path,
+                f"its header claims {size} bytes, more than any header has",
+                next_step=DOWNLOAD_AGAIN,
             )
         try:
             header = json.loads(file.read(size), object_pairs_hook=_without_duplicates)
             if len(header) > MAX_TENSORS:
                 raise ValueError(f"more than {MAX_TENSORS} tensors")
         except (ValueError, TypeError, RecursionError) as error:
-            problem = f"not a readable safetensors file (its header: {str(error)[:200]})"
-            raise SourceError(self.path, problem, next_step=_GET_IT_AGAIN) from error
+            problem = f"this is not a readable safetensors file (its header: {str(error)[:200]})"
+            raise SourceError(self.path, problem, next_step=DOWNLOAD_AGAIN) from error
 
     @contextmanager
     def _refusals(self, tensor: str | None = None) -> Iterator[None]:
-        """Turn what the library raises into a SourceError, a panic of its Rust code too."""
+        """Turn the library's exceptions into a SourceError, also a panic of its Rust code."""
         try:
             yield
         except BaseException as error:
-            # A panic derives from BaseException, so that nobody catches it by accident.
+            # A panic derives from BaseException.
             panic = type(error).__name__ == "PanicException"
             if not panic and not isinstance(error, SafetensorError | OSError | ValueError | TypeError):
                 raise
-            problem = f"not a readable safetensors file ({str(error)[:200]})"
-            raise SourceError(self.path, problem, tensor=tensor, next_step=_GET_IT_AGAIN) from error
+            problem = f"this is not a readable safetensors file ({str(error)[:200]})"
+            raise SourceError(self.path, problem, tensor=tensor, next_step=DOWNLOAD_AGAIN) from error
 
     def __getitem__(self, name: str) -> NDArray[Any]:
         """Read one tensor into memory.
@@ -118,9 +119,9 @@ class SafetensorsFile(TensorSource):
         if self._file is None:
             raise ValueError(f"{self.path} is closed")
         with self._refusals(name):
-            # Beyond the end of the file the library's map would end the process.
+            # If the map reaches beyond the end of the file, reading it ends the process.
             if self.path.stat().st_size < self._size:
-                raise ValueError("it was cut off after it was opened")
+                raise ValueError("the file was cut off after it was opened")
             return np.asarray(self._file.get_tensor(name))
 
     def close(self) -> None:
@@ -133,24 +134,24 @@ class SafetensorsFile(TensorSource):
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) != len(pairs):
-        raise ValueError("a name is there twice")
+        raise ValueError("it has a name twice")
     return content
 
 
 def write_safetensors(path: Path, state_dict: Mapping[str, NDArray[Any]]) -> None:
-    """Write a state_dict as safetensors; the same tensors give the same bytes.
+    """Write a state_dict as safetensors. The same tensors always give the same bytes.
 
     Args:
-        path: Where to write; an existing file is replaced.
+        path: The file to write; an existing one is replaced.
         state_dict: Key to C-contiguous array.
 
     Raises:
         OSError: The file cannot be written.
     """
     path.touch()
-    mode = path.stat().st_mode  # as the user's umask has it; the library makes files for their owner alone
+    mode = path.stat().st_mode  # set by the user's umask; the library gives the owner alone access
     try:
-        # A single metadata entry: the library writes several in an order that changes from run to run.
+        # A single metadata entry, because the library writes several in a random order.
         save_file(dict(state_dict), path, metadata={"format": "pt"})
     except SafetensorError as error:
         raise OSError(str(error)) from error

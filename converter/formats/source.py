@@ -1,4 +1,4 @@
-"""What every format looks like once it is open: named tensors, described at once, read on demand."""
+"""TensorSource, the interface of every reader: named tensors, described at once and read on demand."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DOWNLOAD_AGAIN = "Download or copy it again"
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """The dtype and shape of a tensor that need not have been read.
+    """The dtype and shape of a tensor.
 
     Attributes:
         dtype: NumPy dtype; `object` for a string tensor (its elements are `bytes`), `ml_dtypes.bfloat16`
@@ -38,22 +38,21 @@ class TensorInfo:
 
     @property
     def nbytes(self) -> int:
-        """Size in bytes; of string tensors that of the pointers to them."""
+        """Size in bytes; for a string tensor, of the pointers to its strings."""
         return self.size * self.dtype.itemsize
 
 
 class TensorSource(Mapping[str, NDArray[Any]]):
     """An open file of tensors: a mapping from name to array.
 
-    `source[name]` reads one tensor, checks it against everything the format says of it and returns it;
-    nothing else is read. `source.info` describes all of them without reading any. A source is a context
+    `source[name]` reads one tensor, checks it against everything that the format says about it, and returns
+    it; nothing else is read. `source.info` describes all tensors without reading any. A source is a context
     manager; an array that it returned stays valid only until the source is closed.
 
     Attributes:
-        path: What was opened.
+        path: The file, or the checkpoint prefix.
         format: The format in words, for messages and manifests.
-        naming: Whose names the tensors bear: those of TensorFlow variables, of Keras weights, or of
-            PyTorch state_dict keys.
+        naming: The kind of names: TensorFlow variables, Keras weights or PyTorch state_dict keys.
         files: Every file that tensors are read from.
         info: Name to dtype and shape, in the file's own order.
     """

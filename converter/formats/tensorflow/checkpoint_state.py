@@ -1,4 +1,4 @@
-"""The checkpoints of a training folder: which there are, of which step, and which one is meant.
+"""The checkpoints of a training folder: finding them, their steps, and choosing one.
 
 tf.train.Saver keeps the last few checkpoints of a training run side by side, as `PREFIX-STEP`, and a text
 file called `checkpoint` that names the latest of them.
@@ -22,7 +22,7 @@ STATE_FILE = "checkpoint"
 """Name of the file that names the latest checkpoint (tf.train.latest_checkpoint, `latest_filename`)."""
 
 MAX_STATE_BYTES = 1 << 20
-"""Largest `checkpoint` file that is read, a limit of this reader: some 5,000 names."""
+"""Limit on the size of a `checkpoint` file: some 5,000 names."""
 
 _WITH_STEP = re.compile(r"(?P<model>.+)-(?P<step>0|[1-9][0-9]*)")  # Saver.save: "%s-%d"
 _MOST_NAMES = 12  # that a message lists
@@ -30,13 +30,13 @@ _MOST_NAMES = 12  # that a message lists
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A checkpoint among those of a folder.
+    """One of the checkpoints of a folder.
 
     Attributes:
         path: Its .index file; for a V1 checkpoint, which is one file, that file.
-        name: What TensorFlow calls it, without any folder.
+        name: TensorFlow's name for it, without the folder.
         model: The name without the step.
-        step: The training step; None where the name has none.
+        step: The training step; None if the name has none.
     """
 
     path: Path
@@ -46,24 +46,24 @@ class Snapshot:
 
     @classmethod
     def of(cls, path: Path) -> Snapshot:
-        """Tell name, model and step of a checkpoint from its .index file, its prefix or its one file."""
+        """Build it from the path of the .index file, the prefix or the one file."""
         name = path.name.removesuffix(".index")
         match = _WITH_STEP.fullmatch(name)
         return cls(path, name, match["model"], int(match["step"])) if match else cls(path, name, name, None)
 
 
 def find_snapshots(folder: Path) -> tuple[Snapshot, ...]:
-    """Find the checkpoints of a folder, by model and step.
+    """Find the checkpoints of a folder, sorted by model and step.
 
-    Without any .index, V1 checkpoints are looked for, which are told by their bytes.
+    If there is no .index, it looks for V1 checkpoints, which are recognised by their contents.
 
     Raises:
         OSError: The folder cannot be read.
     """
     files = [entry for entry in folder.iterdir() if entry.is_file()]
     indices = [file for file in files if file.suffix == ".index"]
-    found = map(Snapshot.of, indices or filter(is_v1_checkpoint, files))
-    return tuple(sorted(found, key=_by_model_and_step))
+    matches = map(Snapshot.of, indices or filter(is_v1_checkpoint, files))
+    return tuple(sorted(matches, key=_by_model_and_step))
 
 
 def _by_model_and_step(snapshot: Snapshot) -> tuple[str, int]:
@@ -71,7 +71,7 @@ def _by_model_and_step(snapshot: Snapshot) -> tuple[str, int]:
 
 
 def find_state(folder: Path) -> Path | None:
-    """The `checkpoint` file of a folder, if it has one."""
+    """Return the `checkpoint` file of a folder, or None."""
     state = folder / STATE_FILE
     return state if state.is_file() else None
 
@@ -79,33 +79,33 @@ def find_state(folder: Path) -> Path | None:
 def read_latest(state: Path) -> str:
     """Read the name of the latest checkpoint from a `checkpoint` file.
 
-    Only the base name is returned: training writes absolute paths unless told otherwise, and a folder that
-    was moved, or came from another machine, holds its checkpoints all the same.
+    Only the base name is returned: training writes absolute paths by default, which are wrong in a folder
+    that was moved or came from another machine.
 
     Args:
         state: The file, a CheckpointState in protobuf's text format.
 
     Returns:
-        The name without any folder, whether the path was written as on POSIX or on Windows.
+        The name without the folder, which may be a POSIX or a Windows path.
 
     Raises:
-        SourceError: The file is too large, is no CheckpointState, or names no checkpoint.
+        SourceError: The file is too large, is not a CheckpointState, or does not name a checkpoint.
         OSError: It cannot be read.
     """
     next_step = "Delete it to take the highest step, or name the checkpoint itself"
     with state.open("rb") as file:
         content = file.read(MAX_STATE_BYTES + 1)
     if len(content) > MAX_STATE_BYTES:
-        problem = f"over {MAX_STATE_BYTES >> 20} MB, more than any list of checkpoints has"
+        problem = f"it has over {MAX_STATE_BYTES >> 20} MB, more than any list of checkpoints"
         raise SourceError(state, problem, next_step=next_step)
     try:
         message = text_format.Parse(content.decode(), CheckpointState())
     except (text_format.ParseError, ValueError, RecursionError) as error:
-        problem = f"not a readable list of checkpoints ({str(error)!r:.100})"
+        problem = f"this is not a readable list of checkpoints ({str(error)!r:.100})"
         raise SourceError(state, problem, next_step=next_step) from error
     name = re.split(r"[/\\]", message.model_checkpoint_path)[-1]
     if not name:
-        raise SourceError(state, "names no checkpoint", next_step=next_step)
+        raise SourceError(state, "it does not name a checkpoint", next_step=next_step)
     return name
 
 
@@ -114,17 +114,17 @@ def choose(
 ) -> Snapshot:
     """Choose among the checkpoints of a folder: the one of a step, or the latest.
 
-    The latest is the one that the `checkpoint` file names, as for tf.train.latest_checkpoint; without that
-    file, or where it names one that is not there, the one of the highest step.
+    The latest is the one that the `checkpoint` file names, as for tf.train.latest_checkpoint. Without that
+    file, or if the checkpoint that it names is gone, it is the one of the highest step.
 
     Args:
-        candidates: One checkpoint at least, as `find_snapshots` orders them.
-        where: What the user gave, for messages.
-        step: The step that is asked for.
-        state: The `checkpoint` file, if there is one. It is read only where there is a choice to make.
+        candidates: At least one checkpoint, in the order of `find_snapshots`.
+        where: The path that the user gave, for messages.
+        step: The training step to choose; None for the latest.
+        state: The `checkpoint` file, if there is one. It is read only if there is a choice to make.
 
     Raises:
-        UsageError: There is none of that step, or nothing tells which of several models is meant.
+        UsageError: No checkpoint is of that step, or it is unknown which of several models is meant.
         SourceError: The `checkpoint` file is damaged.
         OSError: It cannot be read.
     """
@@ -143,15 +143,15 @@ def choose(
 def choose_model(
     candidates: Sequence[Snapshot], where: Path, *, state: Path | None = None
 ) -> tuple[Snapshot, ...]:
-    """Choose the checkpoints of one model: the only one, or the one whose checkpoint is the latest.
+    """Choose the checkpoints of one model: the only model, or the model of the latest checkpoint.
 
     Args:
         candidates: As for `choose`.
         where: As for `choose`.
-        state: As for `choose`; read only where there are several models.
+        state: As for `choose`; read only if there are several models.
 
     Raises:
-        UsageError: There are several models and nothing tells which is meant.
+        UsageError: It is unknown which of several models is meant.
         SourceError: The `checkpoint` file is damaged.
         OSError: It cannot be read.
     """
@@ -164,7 +164,7 @@ def choose_model(
 
 
 def _find_named(candidates: Sequence[Snapshot], state: Path | None) -> Snapshot | None:
-    """The checkpoint that the `checkpoint` file names, where it is among these."""
+    """Return the candidate that the `checkpoint` file names, or None."""
     if state is None:
         return None
     latest = read_latest(state)
@@ -182,21 +182,21 @@ def _ambiguous(candidates: Sequence[Snapshot], where: Path) -> UsageError:
 
 
 def _choose_step(candidates: Sequence[Snapshot], where: Path, step: int, state: Path | None) -> Snapshot:
-    found = [snapshot for snapshot in candidates if snapshot.step == step]
-    named = _find_named(candidates, state) if len(found) > 1 else None
+    matches = [snapshot for snapshot in candidates if snapshot.step == step]
+    named = _find_named(candidates, state) if len(matches) > 1 else None
     if named is not None:
-        found = [snapshot for snapshot in found if snapshot.model == named.model] or found
-    if len(found) > 1:
+        matches = [snapshot for snapshot in matches if snapshot.model == named.model] or matches
+    if len(matches) > 1:
         raise UsageError(
-            f"{where}: {len(found)} checkpoints are of step {step} ({_list_names(found)}). Name one of these "
-            "files."
+            f"{where}: {len(matches)} checkpoints are of step {step} ({_list_names(matches)}). Name one of "
+            "these files."
         )
-    if not found:
+    if not matches:
         raise UsageError(
             f"{where}: there is no checkpoint of step {step} ({_list_names(candidates)}). Give the step of "
             "one of these."
         )
-    return found[0]
+    return matches[0]
 
 
 def _list_names(candidates: Sequence[Snapshot]) -> str:

@@ -1,7 +1,7 @@
-"""protobuf's wire format, walked without building messages.
+"""Scanning serialised protobuf messages field by field, without building message objects.
 
-The protobuf library turns two bytes of a file into an object of a hundred. What a file has by the million is
-walked here first, and only what is needed, and small, is given to the library. Source:
+The protobuf library turns two bytes of a file into an object of a hundred. A file of millions of fields is
+therefore scanned here first; only the small parts that are needed are given to the library. The encoding:
 https://protobuf.dev/programming-guides/encoding
 """
 
@@ -15,18 +15,18 @@ _MAX_VARINT_BYTES = 10
 
 
 class ProtoError(Exception):
-    """The bytes are not a message."""
+    """The bytes are not a message; the error says what is wrong at which byte."""
 
 
 class Field(NamedTuple):
-    """Where in the data a field of a message stands.
+    """The place of a message's field in the data.
 
     Attributes:
         number: The field's number.
         wire_type: `VARINT`, `FIXED_64`, `BYTES` or `FIXED_32`.
-        begin: Where its tag starts.
-        start: Where its content starts, after the tag and, for `BYTES`, the length.
-        stop: Where its content stops.
+        begin: Start of its tag.
+        start: Start of its content, after the tag and, for `BYTES`, the length.
+        stop: End of its content.
     """
 
     number: int
@@ -37,11 +37,11 @@ class Field(NamedTuple):
 
 
 class ProtoScanner:
-    """A serialised message, whose fields may be walked as long as there are not too many.
+    """Scans a serialised message.
 
     Args:
         data: The bytes.
-        max_fields: Fields that may be walked in all.
+        max_fields: Limit on the fields that are scanned in all.
     """
 
     def __init__(self, data: bytes, max_fields: int) -> None:
@@ -49,10 +49,10 @@ class ProtoScanner:
         self._fields_left = max_fields
 
     def fields(self, start: int, stop: int) -> Iterator[Field]:
-        """Walk the fields of the message that lies between two positions.
+        """Yield the fields of the message between two positions.
 
         Raises:
-            ProtoError: The bytes are no message, or there are too many fields.
+            ProtoError: The bytes are not a message, or there are too many fields.
         """
         while start < stop:
             self._fields_left -= 1
@@ -69,24 +69,25 @@ class ProtoScanner:
             elif wire_type in (FIXED_64, FIXED_32):
                 end = start + (8 if wire_type == FIXED_64 else 4)
             else:
-                raise ProtoError(f"a field of wire type {wire_type} at byte {begin}")
+                raise ProtoError(f"byte {begin}: a field has the unknown type {wire_type}")
             if end > stop or not tag >> 3:
-                raise ProtoError(f"a field at byte {begin} that runs past its message")
+                raise ProtoError(f"byte {begin}: a field runs past the end of its message")
             yield Field(tag >> 3, wire_type, begin, start, end)
             start = end
 
     def text(self, field: Field) -> str:
-        """The content of a field as text.
+        """Return the content of a field as text.
 
         Raises:
-            ProtoError: It is no UTF-8.
+            ProtoError: The content is not UTF-8.
         """
         try:
             return self.data[field.start : field.stop].decode()
         except UnicodeDecodeError as error:
-            raise ProtoError(f"a name at byte {field.start} that is not UTF-8") from error
+            raise ProtoError(f"byte {field.start}: a name is not UTF-8") from error
 
     def _varint(self, position: int, stop: int) -> tuple[int, int]:
+        """Read a number; returns it and the position after it."""
         data = self.data
         value = 0
         for count in range(_MAX_VARINT_BYTES):
@@ -97,4 +98,4 @@ class ProtoScanner:
             value |= (byte & 0x7F) << 7 * count
             if byte < 0x80:
                 return value, position
-        raise ProtoError(f"no number at byte {position}")
+        raise ProtoError(f"byte {position}: a number does not end")

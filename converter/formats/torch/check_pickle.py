@@ -1,9 +1,9 @@
-"""The pickle of a PyTorch file, walked without running any of it, to know what torch.load would do.
+"""Checking the pickle inside a PyTorch file, without running any of it, before torch.load sees it.
 
-`torch.load(weights_only=True)` runs no foreign code, but it takes a pickle at its word where that costs
-memory or time: a tensor larger than its storage makes it allocate, a key of nested tuples takes years.
-Here only what torch.save writes for a state_dict is followed. The meaning of the calls: torch/_utils.py and
-torch/serialization.py, both formats.
+`torch.load(weights_only=True)` runs no foreign code, but it believes a pickle in things that cost memory or
+time: a tensor larger than its storage makes it allocate, a key of nested tuples takes years to hash. Only
+what torch.save writes for a state_dict passes here. The meaning of the calls: torch/_utils.py and
+torch/serialization.py, for the zip format and the one before.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from converter.formats.safe_pickle import (
     ForbiddenPickleError,
     Global,
     PickleReader,
-    as_kind,
-    natural,
+    expect_count,
+    expect_size,
+    expect_type,
     set_items,
-    some,
 )
 
 MAX_PICKLE_BYTES = 8 << 20
-"""Bytes of a file's pickle; 716 tensors take 0.1 MB."""
+"""Limit on the size of a file's pickle; 716 tensors take 0.1 MB."""
 
 _DTYPES = {
     "torch.DoubleStorage": ("float64", 8),
@@ -45,11 +45,11 @@ _DTYPES = {
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """A run of bytes that tensors are views of.
+    """Bytes that tensors are views of.
 
     Attributes:
         key: Its name in the file.
-        dtype: NumPy's name of the element type, in which sizes and offsets are counted.
+        dtype: NumPy's name of the element type; sizes and offsets count elements.
         itemsize: Bytes of an element.
         numel: Number of elements.
     """
@@ -67,7 +67,7 @@ class Storage:
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """A dense tensor that lies within its storage and has no element twice."""
+    """A dense tensor inside its storage, without an element that it shows twice."""
 
     storage: Storage
     shape: tuple[int, ...]
@@ -75,16 +75,16 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Other:
-    """What a call of PyTorch gives that is no dense tensor: a sparse, quantised or meta tensor, a device."""
+    """Anything but a dense tensor: a sparse, quantised or meta tensor, a device."""
 
     function: str
 
 
 class TorchPickleReader(PickleReader):
-    """Walks the pickles of one file.
+    """Reads the pickles of one PyTorch file.
 
     Attributes:
-        storages: The storages that they name, by key.
+        storages: Key to each storage that the pickles name.
     """
 
     def __init__(self) -> None:
@@ -97,23 +97,23 @@ class TorchPickleReader(PickleReader):
         else:
             super()._step(opcode, argument, stack, memo)
 
-    def _admits(self, name: str) -> bool:
+    def _allows(self, name: str) -> bool:
         return name.startswith("torch.") or name == "collections.OrderedDict"
 
     def _build(self, target: Any, state: Any) -> None:
-        # The one object that torch.save gives attributes is an OrderedDict (`_metadata`).
-        if type(as_kind(dict, state)) is not type(target):
+        # torch.save gives attributes to one kind of object, an OrderedDict (`_metadata`).
+        if type(expect_type(dict, state)) is not type(target):
             raise ForbiddenPickleError("BUILD")
 
     def _storage(self, identity: Any) -> Storage:
-        """Find a storage by what names it: kind, type, key, location, size, in the old format a view."""
-        kind, storage_type, key, _, numel, *view = as_kind(tuple, identity)
+        """Read a storage's identity: kind, type, key, location, size and, in the old format, a view."""
+        kind, storage_type, key, _, numel, *view = expect_type(tuple, identity)
         if kind != "storage" or view not in ([], [None]):
             raise ForbiddenPickleError("a view of a storage")
-        name = as_kind(Global, storage_type).name
+        name = expect_type(Global, storage_type).name
         if name not in _DTYPES:
             raise ForbiddenPickleError(name[:200])
-        storage = Storage(as_kind(str, key), *_DTYPES[name], natural(numel))
+        storage = Storage(expect_type(str, key), *_DTYPES[name], expect_size(numel))
         if self.storages.setdefault(storage.key, storage) != storage:
             raise DamagedPickleError("a storage has two sizes")
         return storage
@@ -123,7 +123,7 @@ class TorchPickleReader(PickleReader):
             target: dict[Any, Any] = {}
             if arguments:  # as Python 2 writes it
                 (pairs,) = arguments
-                set_items(target, (some(list(pair), 2) for pair in as_kind(list, pairs)))
+                set_items(target, (expect_count(list(pair), 2) for pair in expect_type(list, pairs)))
             return target
         if name == "torch._utils._rebuild_parameter":
             data, _, hooks = arguments
@@ -137,16 +137,16 @@ class TorchPickleReader(PickleReader):
 
 
 def _tensor(storage: Any, offset: Any, shape: Any, stride: Any) -> Tensor:
-    storage = as_kind(Storage, storage)
-    shape = tuple(map(natural, as_kind(tuple, shape)))
-    strides = tuple(map(natural, as_kind(tuple, stride)))
+    storage = expect_type(Storage, storage)
+    shape = tuple(map(expect_size, expect_type(tuple, shape)))
+    strides = tuple(map(expect_size, expect_type(tuple, stride)))
     if len(shape) > MAX_RANK or len(shape) != len(strides):
-        raise DamagedPickleError("a tensor of impossible shape")
+        raise DamagedPickleError("a tensor has an impossible shape")
     count = math.prod(shape)
-    last = natural(offset)
+    last = expect_size(offset)
     if count:
         last += sum((extent - 1) * step for extent, step in zip(shape, strides, strict=True)) + 1
-    # PyTorch would make the storage larger; an expanded tensor costs a file nothing.
+    # PyTorch would enlarge the storage. An expanded tensor is refused too: a small file could claim any size.
     if last > storage.numel or count > storage.numel:
         raise DamagedPickleError("a tensor is larger than its storage")
     return Tensor(storage, shape)

@@ -1,8 +1,8 @@
-"""The zip archive around a PyTorch file, checked before PyTorch's own reader sees it.
+"""Checking the zip archive of a PyTorch file before PyTorch's own reader sees it.
 
-PyTorch reads the archive in C++, with another library than Python's. A file that two readers of zip can take
-for two different archives is refused, as is all that torch.save does not write. Layout and constants:
-PKWARE's APPNOTE.TXT 6.3.10, sections 4.3.7 to 4.3.16.
+PyTorch reads the archive in C++, Python with `zipfile`. A file that two zip readers can read as two different
+archives is refused, and so is anything that torch.save does not write. Layout and constants: PKWARE's
+APPNOTE.TXT 6.3.10, sections 4.3.7 to 4.3.16.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 
 from converter.errors import SourceError
 from converter.formats.limits import MAX_TENSORS
+from converter.formats.source import DOWNLOAD_AGAIN
 from converter.formats.torch.check_pickle import MAX_PICKLE_BYTES
 
 _END = struct.Struct("<4s4H2LH")
@@ -25,19 +26,18 @@ _END_64 = struct.Struct("<4sQ2H2L4Q")
 _LOCAL_HEADER = struct.Struct("<4s5H3L2H")
 _MAX_DIRECTORY_BYTES = 8 << 20  # 716 tensors take 0.1 MB
 _ENCRYPTED = 1
-_DAMAGED = "a damaged zip archive"
-_GET_IT_AGAIN = "Download or copy it again"
+_DAMAGED = "this is a damaged zip archive"
 
 
 @dataclass(frozen=True, slots=True)
 class Archive:
-    """What the archive of a PyTorch file holds.
+    """The content of a PyTorch file's archive.
 
     Attributes:
         sizes: The size in bytes of every member, by its name below the archive's one folder.
-        starts: Where in the file the bytes of every member begin.
+        starts: The position in the file of every member's first byte.
         pickle: The member data.pkl.
-        byte_order: The member byteorder; archives of before PyTorch 2.1 have none and are little-endian.
+        byte_order: The member byteorder. Archives from before PyTorch 2.1 have none and are little-endian.
     """
 
     sizes: Mapping[str, int]
@@ -55,7 +55,7 @@ def read_archive(path: Path, file: io.BufferedReader, *, verify: bool) -> Archiv
         verify: Whether to check the CRC-32 of every member as well.
 
     Raises:
-        SourceError: The archive is damaged, is none of PyTorch's, or holds what torch.save does not write.
+        SourceError: The archive is damaged, or holds something that torch.save does not write.
         OSError: The file cannot be read.
     """
     size = file.seek(0, io.SEEK_END)
@@ -70,7 +70,7 @@ def read_archive(path: Path, file: io.BufferedReader, *, verify: bool) -> Archiv
             sizes = {member.filename.partition("/")[2]: member.file_size for member in members}
             small = {name: sizes.get(name, 0) for name in ("data.pkl", "byteorder")}
             if max(small.values()) > MAX_PICKLE_BYTES:
-                raise SourceError(path, "its pickle is larger than any of a state_dict")
+                raise SourceError(path, "its pickle is larger than that of any state_dict")
             content = {name: archive.read(f"{folder}/{name}") for name in small if name in sizes}
     except (
         zipfile.BadZipFile,
@@ -80,35 +80,35 @@ def read_archive(path: Path, file: io.BufferedReader, *, verify: bool) -> Archiv
         EOFError,
         struct.error,
     ) as error:
-        raise SourceError(path, f"{_DAMAGED} ({error})", next_step=_GET_IT_AGAIN) from error
+        raise SourceError(path, f"{_DAMAGED} ({error})", next_step=DOWNLOAD_AGAIN) from error
     if damaged is not None:
-        raise SourceError(path, f"member {damaged!r} is corrupt (CRC-32)", next_step=_GET_IT_AGAIN)
+        raise SourceError(path, f"member {damaged!r} is corrupt (CRC-32)", next_step=DOWNLOAD_AGAIN)
     return Archive(sizes, starts, content["data.pkl"], content.get("byteorder", b"little"))
 
 
 def _find_directory(path: Path, file: io.BufferedReader, size: int) -> int:
-    """Find where the central directory starts: it ends where the end records start, and they end the file."""
+    """Find the start of the central directory; it must be followed by the end records and the file's end."""
     file.seek(max(0, size - _END_64.size - _END_64_LOCATOR.size - _END.size))
     tail = file.read()
     end = size - _END.size
     if len(tail) < _END.size or not tail[-_END.size :].startswith(b"PK\5\6"):
         problem = f"{_DAMAGED} (it does not end with the end of its directory)"
-        raise SourceError(path, problem, next_step=_GET_IT_AGAIN)
+        raise SourceError(path, problem, next_step=DOWNLOAD_AGAIN)
     *_, length, offset, comment = _END.unpack(tail[-_END.size :])
     tail = tail[: -_END.size]
     if tail[-_END_64_LOCATOR.size :].startswith(b"PK\6\7"):
         _, _, end, _ = _END_64_LOCATOR.unpack(tail[-_END_64_LOCATOR.size :])
         tail = tail[: -_END_64_LOCATOR.size]
         if end != size - _END.size - _END_64_LOCATOR.size - _END_64.size or not tail.startswith(b"PK\6\6"):
-            raise SourceError(path, f"{_DAMAGED} (its end records disagree)", next_step=_GET_IT_AGAIN)
+            raise SourceError(path, f"{_DAMAGED} (its end records disagree)", next_step=DOWNLOAD_AGAIN)
         *_, length_64, offset_64 = _END_64.unpack(tail)
         if length not in (length_64, 0xFFFFFFFF) or offset not in (offset_64, 0xFFFFFFFF):
-            raise SourceError(path, f"{_DAMAGED} (its end records disagree)", next_step=_GET_IT_AGAIN)
+            raise SourceError(path, f"{_DAMAGED} (its end records disagree)", next_step=DOWNLOAD_AGAIN)
         length, offset = length_64, offset_64
     if comment or offset + length != end:
-        raise SourceError(path, f"{_DAMAGED} (its directory is not at its end)", next_step=_GET_IT_AGAIN)
+        raise SourceError(path, f"{_DAMAGED} (its directory is not at its end)", next_step=DOWNLOAD_AGAIN)
     if length > _MAX_DIRECTORY_BYTES:
-        raise SourceError(path, f"its zip directory has {length} bytes, more than any of torch.save")
+        raise SourceError(path, f"its zip directory has {length} bytes, more than torch.save writes")
     return int(offset)
 
 
@@ -117,33 +117,48 @@ def _check_members(path: Path, members: list[zipfile.ZipInfo]) -> None:
     if not any(name.partition("/")[2] == "data.pkl" for name in names):
         raise SourceError(
             path,
-            f"a zip archive, not a PyTorch file (it holds {', '.join(names[:4])[:200] or 'nothing'})",
+            f"this is a zip archive, not a PyTorch file (it holds {', '.join(names[:4])[:200] or 'nothing'})",
             next_step="Unpack it and give the folder",
         )
     if len(members) > 2 * MAX_TENSORS:
-        raise SourceError(path, f"it holds {len(members)} members, more than any of torch.save")
+        raise SourceError(path, f"it holds {len(members)} members, more than torch.save writes")
     folders = {name.partition("/")[0] for name in names}
-    # PyTorch looks a member up without regard to case, and takes the folder from whichever comes first.
+    if any(_is_torchscript(name) for name in names):
+        raise SourceError(
+            path,
+            "this is a TorchScript file: it holds code beside the weights",
+            next_step="Load it with torch.jit.load and save its state_dict with torch.save",
+        )
+    # PyTorch ignores the case of a member's name, and takes the folder from the first member.
     if len({name.lower() for name in names}) != len(names) or len(folders) != 1:
-        raise SourceError(path, "a member is there twice, or in another folder, which is not of torch.save")
+        raise SourceError(
+            path, "a member is there twice, or in a second folder, which torch.save does not write"
+        )
     for member in members:
         shown = repr(member.filename[:200])
-        # torch.save stores its members uncompressed: a compressed one is not of its making and may be a bomb.
+        # A compressed member may be a bomb.
         if member.compress_type != zipfile.ZIP_STORED:
-            raise SourceError(path, f"member {shown} is compressed, not of torch.save")
+            raise SourceError(path, f"member {shown} is compressed, which torch.save does not do")
         if member.flag_bits & _ENCRYPTED or member.orig_filename != member.filename:
-            raise SourceError(path, f"member {shown} is encrypted or misnamed, not of torch.save")
+            raise SourceError(
+                path, f"member {shown} is encrypted or has two names, which torch.save does not write"
+            )
         if member.file_size != member.compress_size:
-            raise SourceError(path, f"{_DAMAGED} (member {shown} has two sizes)", next_step=_GET_IT_AGAIN)
+            raise SourceError(path, f"{_DAMAGED} (member {shown} has two sizes)", next_step=DOWNLOAD_AGAIN)
+
+
+def _is_torchscript(name: str) -> bool:
+    inner = name.partition("/")[2]
+    return inner == "constants.pkl" or inner.startswith("code/")
 
 
 def _check_extents(
     path: Path, file: io.BufferedReader, members: list[zipfile.ZipInfo], directory: int
 ) -> dict[str, int]:
-    """Check that the local headers say what the directory says, and that no two members share bytes.
+    """Check that the local headers agree with the directory, and that no two members share bytes.
 
     Returns:
-        Where the bytes of each member begin, by its name below the folder.
+        The name of each member below the folder, to the position of its first byte.
     """
     spans = []
     starts = {}
@@ -155,12 +170,12 @@ def _check_extents(
         encoding = "utf-8" if flags & 0x800 else "cp437"
         if magic != b"PK\3\4" or method != zipfile.ZIP_STORED or name.decode(encoding) != member.filename:
             problem = f"{_DAMAGED} (the header of member {member.filename[:200]!r} contradicts the directory)"
-            raise SourceError(path, problem, next_step=_GET_IT_AGAIN)
+            raise SourceError(path, problem, next_step=DOWNLOAD_AGAIN)
         start = member.header_offset + _LOCAL_HEADER.size + name_length + extra_length
         starts[member.filename.partition("/")[2]] = start
         spans.append((member.header_offset, start + member.file_size))
     spans.sort()
     spans.append((directory, directory))
     if spans[0][0] != 0 or any(end > start for (_, end), (start, _) in pairwise(spans)):
-        raise SourceError(path, f"{_DAMAGED} (its members overlap)", next_step=_GET_IT_AGAIN)
+        raise SourceError(path, f"{_DAMAGED} (its members overlap)", next_step=DOWNLOAD_AGAIN)
     return starts

@@ -1,4 +1,4 @@
-"""PyTorch state_dict files (.pt): read without executing any pickle, written the same way each time."""
+"""PyTorch state_dict files (.pt): read without running any pickle, written the same way every time."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from converter.errors import SourceError
 from converter.formats.limits import check_claims, open_regular
 from converter.formats.safe_pickle import DamagedPickleError, ForbiddenPickleError
-from converter.formats.source import Naming, TensorInfo, TensorSource
+from converter.formats.source import DOWNLOAD_AGAIN, Naming, TensorInfo, TensorSource
 from converter.formats.torch.check_pickle import MAX_PICKLE_BYTES, Other, Tensor, TorchPickleReader
 from converter.formats.torch.check_zip import read_archive
 
@@ -34,12 +34,12 @@ class StateDictFile(TensorSource):
 
     Args:
         path: The file.
-        verify: Whether to check the CRC-32 of the archive's members, which torch.load does not; not needed
-            where every bit is about to be compared with something else.
+        verify: Whether to check the CRC-32 of the archive's members, which torch.load does not do. A caller
+            that compares every bit with something else needs no check.
 
     Raises:
-        SourceError: The file is corrupt, holds anything but a flat mapping of names to dense tensors, or asks
-            for code to be run.
+        SourceError: The file is corrupt, asks for code to be run, or holds anything but a flat mapping of
+            names to dense tensors.
     """
 
     format = "PyTorch state_dict"
@@ -58,7 +58,7 @@ class StateDictFile(TensorSource):
         except ForbiddenPickleError as error:
             raise SourceError(
                 path,
-                "the pickle inside asks for more than tensors, or is damaged; nothing of it was run",
+                "the pickle inside asks for more than tensors, or is damaged; none of it was run",
                 next_step="Ask its author for a plain state_dict: torch.save(model.state_dict(), path)",
             ) from error
         except DamagedPickleError as error:
@@ -71,7 +71,7 @@ class StateDictFile(TensorSource):
         self._tensors = self._load(is_zip)
 
     def _walk_archive(self, file: io.BufferedReader, verify: bool) -> Any:
-        """Check the zip format, and find out what its pickle makes."""
+        """Check the zip format; returns what its pickle makes."""
         archive = read_archive(self.path, file, verify=verify)
         if archive.byte_order != b"little":
             raise self._damaged("it is not little-endian")
@@ -83,18 +83,18 @@ class StateDictFile(TensorSource):
         return content
 
     def _walk_legacy(self, file: io.BufferedReader) -> Any:
-        """Check the format before PyTorch 1.6: five pickles, and the storages one after another."""
+        """Check the format before PyTorch 1.6: five pickles, then the storages one after another."""
         file.seek(0)
         head = io.BytesIO(file.read(MAX_PICKLE_BYTES))
         walk = TorchPickleReader()
         if walk.load(head) != _LEGACY_MAGIC or walk.load(head) != _LEGACY_PROTOCOL:
-            raise DamagedPickleError("none of a PyTorch file")
+            raise DamagedPickleError("not that of a PyTorch file")
         system = walk.load(head)
         if not isinstance(system, dict) or system.get("little_endian") is not True:
             raise self._damaged("it is not little-endian")
         content, keys = walk.load(head), walk.load(head)
         if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
-            raise DamagedPickleError("its storages are not named")
+            raise DamagedPickleError("its storages have no names")
         if len(keys) != len(walk.storages) or set(keys) != set(walk.storages):
             raise self._damaged("its storages are not those of the pickle")
         position = head.tell()
@@ -105,12 +105,12 @@ class StateDictFile(TensorSource):
                 raise self._damaged(f"storage {key[:80]!r} does not have the size that the pickle says")
             position += _COUNT_BYTES + storage.nbytes
         if position != self._size:
-            raise self._damaged(f"its storages end at byte {position}, and it has {self._size}")
+            raise self._damaged(f"its storages end at byte {position}, but it has {self._size} bytes")
         return content
 
     def _check_content(self, content: Any) -> dict[str, Tensor]:
         if not isinstance(content, dict):
-            raise SourceError(self.path, f"holds a {_kind(content)}, not a state_dict")
+            raise SourceError(self.path, f"it holds a {_kind(content)}, not a state_dict")
         for name, value in content.items():
             if not isinstance(name, str) or not isinstance(value, Tensor | Other):
                 raise SourceError(
@@ -119,17 +119,17 @@ class StateDictFile(TensorSource):
                     next_step="Give the state_dict itself, not the training checkpoint around it",
                 )
             if isinstance(value, Other):
-                problem = f"not a dense tensor ({value.function[:80]})"
+                problem = f"this is not a dense tensor ({value.function[:80]})"
                 if value.function == "torch._utils._rebuild_meta_tensor_no_storage":
-                    problem = "saved without its data (a tensor of the meta device)"
+                    problem = "it was saved without its data (a tensor of the meta device)"
                 raise SourceError(self.path, problem, tensor=name[:200])
         return content
 
     def _load(self, is_zip: bool) -> dict[str, torch.Tensor]:
-        """Load what has been found harmless, and check that PyTorch makes of it what the walk did."""
+        """Load the checked file, and check that PyTorch finds the same tensors in it."""
         try:
             with warnings.catch_warnings(action="ignore"), self.path.open("rb") as file:
-                # Newer releases of PyTorch go by a name that ends in .safetensors; an open file has none.
+                # Newer PyTorch believes a name that ends in .safetensors; an open file has no name.
                 misnamed = self.path.suffix == ".safetensors"
                 content = torch.load(
                     file if misnamed else self.path,
@@ -138,25 +138,25 @@ class StateDictFile(TensorSource):
                     mmap=is_zip and not misnamed,
                 )
             tensors = {name: value.detach() for name, value in content.items()}
-            found = {
+            actual = {
                 name: TensorInfo(np.dtype(str(tensor.dtype).removeprefix("torch.")), tuple(tensor.shape))
                 for name, tensor in tensors.items()
             }
-        except Exception as error:  # PyTorch's unpickler meets damage with whatever Python raises there
-            raise self._damaged("PyTorch does not load it") from error
-        if found != self.info:
+        except Exception as error:  # PyTorch's unpickler raises any type on a damaged file
+            raise self._damaged("PyTorch cannot load it") from error
+        if actual != self.info:
             raise self._damaged("PyTorch finds other tensors in it")
         return tensors
 
     def _damaged(self, problem: str) -> SourceError:
         return SourceError(
             self.path,
-            f"cannot be read as a PyTorch file: damaged, or cut off ({problem})",
-            next_step="Download or copy it again",
+            f"this PyTorch file is damaged or cut off ({problem})",
+            next_step=DOWNLOAD_AGAIN,
         )
 
     def __getitem__(self, name: str) -> NDArray[Any]:
-        """The tensor as a NumPy array, mapped from the file where the format allows it.
+        """Return a tensor as a NumPy array, mapped from the file if the format allows it.
 
         Raises:
             KeyError: There is no tensor of this name.
@@ -167,7 +167,7 @@ class StateDictFile(TensorSource):
         return np.asarray(tensor.numpy())
 
     def close(self) -> None:
-        """Drop the tensors; the mapping ends when the last array of it is gone."""
+        """Drop the tensors; the file stays mapped until the last array of it is gone."""
         self._tensors = {}
 
 
@@ -178,11 +178,11 @@ def _kind(value: Any) -> str:
 def write_state_dict(file: BinaryIO, state_dict: Mapping[str, NDArray[Any]]) -> None:
     """Write a state_dict as `torch.save` does.
 
-    The bytes depend on the tensors and the version of PyTorch only: through a file object PyTorch names the
-    archive's root `archive`, not after the file.
+    The bytes depend only on the tensors and the version of PyTorch: given a file object, PyTorch names the
+    archive's folder `archive`, not after the file.
 
     Args:
-        file: Open for writing, in binary.
+        file: A binary file, open for writing.
         state_dict: Key to C-contiguous array.
 
     Raises:
@@ -191,7 +191,7 @@ def write_state_dict(file: BinaryIO, state_dict: Mapping[str, NDArray[Any]]) -> 
     try:
         torch.save(OrderedDict((key, torch.from_numpy(array)) for key, array in state_dict.items()), file)
     except RuntimeError as error:
-        # Closing its archive, PyTorch covers up why writing failed.
+        # While it closes its archive, PyTorch hides why writing failed.
         if isinstance(error.__context__, OSError | KeyboardInterrupt):
             raise error.__context__ from None
         raise
@@ -200,18 +200,18 @@ def write_state_dict(file: BinaryIO, state_dict: Mapping[str, NDArray[Any]]) -> 
 def map_state_dict(path: Path, info: Mapping[str, TensorInfo]) -> dict[str, torch.Tensor]:
     """Map the tensors of a file that `write_state_dict` wrote, without going through its pickle.
 
-    PyTorch's restricted unpickler takes as long as hashing the whole file. What it would find is known to who
-    has the manifest and finds the file's SHA-256 to be the one in it; before that no tensor may be used.
+    PyTorch's restricted unpickler takes as long as hashing the whole file, and the file's manifest says what
+    it would find. The caller must check the file's SHA-256 against the manifest before it uses any tensor.
 
     Args:
         path: The file.
         info: Key to dtype and shape, in the order in which they were written.
 
     Returns:
-        Key to tensor, each a storage of its own, mapped from the file, copy on write.
+        Key to tensor. Each has a storage of its own, mapped from the file, copy on write.
 
     Raises:
-        SourceError: The file has no such tensors.
+        SourceError: The file does not hold these tensors.
     """
     try:
         with open_regular(path) as file:
@@ -222,10 +222,10 @@ def map_state_dict(path: Path, info: Mapping[str, TensorInfo]) -> dict[str, torc
     dtypes = {dtype: getattr(torch, dtype.name) for dtype in {tensor.dtype for tensor in info.values()}}
     tensors = {}
     for number, (key, tensor) in enumerate(info.items()):
-        member = f"data/{number}"  # torch.save numbers the storages as it meets them
+        member = f"data/{number}"  # torch.save numbers the storages in this order
         size = tensor.nbytes
         if archive.sizes.get(member) != size:
-            raise SourceError(path, "its size is not that in the manifest", tensor=key)
+            raise SourceError(path, "its size is not the one in the manifest", tensor=key)
         storage = whole[archive.starts[member] : archive.starts[member] + size]
         empty = torch.empty(0, dtype=dtypes[tensor.dtype])
         tensors[key] = empty.set_(storage).view(tensor.shape)

@@ -195,9 +195,9 @@ def test_hostile_control(tmp_path):
         ({"content": bytes(20)}, "does not have the size"),
         ({"content": b"", "values": [1.0] * 5}, "does not have the size"),
         ({"content": b"", "shape": (1 << 20, 1 << 20)}, "does not have the size"),
-        ({"shape": (-1, 2)}, "unknown shape"),
-        ({"unknown_rank": True, "shape": ()}, "unknown shape"),
-        ({"dtype": 7}, "no dtype of a weight"),
+        ({"shape": (-1, 2)}, "its shape is unknown"),
+        ({"unknown_rank": True, "shape": ()}, "its shape is unknown"),
+        ({"dtype": 7}, "a weight cannot be of dtype"),
         ({"dtype": 99}, "99"),
     ],
 )
@@ -210,7 +210,7 @@ def test_a_name_that_stands_twice_is_refused(tmp_path):
     graph = hostile_constant()
     graph.node.extend(hostile_constant().node)
     path = write_graph(tmp_path / "twice.pb", graph)
-    assert refuses(lambda: FrozenGraph(path), "there twice").tensor == "w"
+    assert refuses(lambda: FrozenGraph(path), "has this name twice").tensor == "w"
 
 
 def test_graphs_without_weights(tmp_path):
@@ -500,7 +500,7 @@ def test_views_and_parameters_are_read_as_pytorch_sees_them(tmp_path, legacy):
 def test_code_in_a_pickle_does_not_run(tmp_path, legacy):
     trace = tmp_path / "trace"
     path = save(tmp_path / "evil.pt", {"w": torch.ones(2), "evil": Evil(trace)}, legacy)
-    error = refuses(lambda: StateDictFile(path), "nothing of it was run")
+    error = refuses(lambda: StateDictFile(path), "none of it was run")
     assert error.path == path
     assert not trace.exists()
     with pytest.raises(Exception):  # noqa: B017 - the control: trusted, the same file leaves its trace
@@ -544,6 +544,13 @@ def test_compressed_members_are_refused(tmp_path):
     refuses(lambda: StateDictFile(tmp_path / "c.pt"), "is compressed")
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_a_torchscript_file_is_called_one(tmp_path):
+    torch.jit.script(torch.nn.Linear(2, 2)).save(tmp_path / "script.pt")
+    error = refuses(lambda: StateDictFile(tmp_path / "script.pt"), "this is a TorchScript file")
+    assert "save its state_dict with torch.save" in str(error)
+
+
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
@@ -551,8 +558,8 @@ def test_compressed_members_are_refused(tmp_path):
         (torch.ones(2), "holds a Tensor"),
         ({"state_dict": {"w": torch.ones(2)}, "epoch": 3}, "'state_dict' is a dict, not a tensor"),
         ({1: torch.ones(2)}, "1 is a Tensor, not a tensor|1 is"),
-        ({"w": torch.ones(2).to_sparse()}, "tensor 'w': not a dense tensor"),
-        ({"w": torch.ones(2, device="meta")}, "tensor 'w': saved without its data"),
+        ({"w": torch.ones(2).to_sparse()}, "tensor 'w': this is not a dense tensor"),
+        ({"w": torch.ones(2, device="meta")}, "tensor 'w': it was saved without its data"),
     ],
 )
 def test_what_is_no_state_dict_is_refused(tmp_path, content, problem):
