@@ -153,7 +153,7 @@ def test_a_name_without_a_step_is_no_step(tmp_path):
 def test_a_single_checkpoint_needs_no_list(tmp_path):
     state(small(tmp_path, "m.ckpt-10"), "damaged")
     assert opened(tmp_path) == "m.ckpt-10"
-    with pytest.raises(SourceError, match=r"checkpoint: not a readable list of checkpoints"):
+    with pytest.raises(SourceError, match=r"checkpoint: this is not a readable list of checkpoints"):
         open_source(tmp_path / "checkpoint")
 
 
@@ -174,9 +174,9 @@ def test_a_single_checkpoint_needs_no_list(tmp_path):
         (b"[" * 100_000, "not a readable list of checkpoints"),
         (bytes(range(256)), "not a readable list of checkpoints"),
         (b"\0" * 1000, "not a readable list of checkpoints"),
-        (b" ", "names no checkpoint"),
-        (b"all_model_checkpoint_paths: 'm.ckpt-9'", "names no checkpoint"),
-        (b'model_checkpoint_path: "folder/"', "names no checkpoint"),
+        (b" ", "does not name a checkpoint"),
+        (b"all_model_checkpoint_paths: 'm.ckpt-9'", "does not name a checkpoint"),
+        (b'model_checkpoint_path: "folder/"', "does not name a checkpoint"),
         (b"#" * (MAX_STATE_BYTES + 1), "over 1 MB"),
     ],
 )
@@ -209,7 +209,7 @@ def test_an_empty_list_and_a_folder_of_its_name(tmp_path, content):
         assert opened(tmp_path) == "m.ckpt-10"
     else:
         state(tmp_path, "")
-        with pytest.raises(SourceError, match="names no checkpoint"):
+        with pytest.raises(SourceError, match="does not name a checkpoint"):
             open_source(tmp_path)
 
 
