@@ -13,7 +13,7 @@ from checks.gradients.result import GradientMeasurement, StepsMeasurement, Tenso
 def judge_gradients(measurement: GradientMeasurement) -> Judgement:
     """Judge that every gradient exists and is within `thresholds.GRADIENT`."""
     limit = thresholds.GRADIENT
-    details = _differences(measurement.gradients, limit, "a gradient")
+    details = _differences(measurement.gradients, limit)
     worst = worst_tensor(measurement.gradients)
     count = len(measurement.gradients)
     statement = f"{count} gradients, worst {worst.distance:.1e} ({worst.key}); at most {limit:.0e}"
@@ -31,10 +31,10 @@ def judge_gradients(measurement: GradientMeasurement) -> Judgement:
 def judge_steps(measurement: StepsMeasurement) -> Judgement:
     """Judge that every tensor of the state, and its change, is within `thresholds.TRAINING_STEPS`."""
     limit = thresholds.TRAINING_STEPS
-    details = _differences(measurement.state, limit, "a value")
+    details = _differences(measurement.state, limit)
     shown = {tensor.key for tensor in measurement.state if not tensor.distance <= limit}
     change = [tensor for tensor in measurement.change if tensor.key not in shown]
-    details += [f"{line} (its change)" for line in _differences(change, limit, "a value")]
+    details += [f"{line} (its change)" for line in _differences(change, limit)]
     statement = (
         f"{len(measurement.state)} tensors after {measurement.steps} steps, worst "
         f"{worst_tensor(measurement.state).distance:.1e}, their changes "
@@ -48,12 +48,13 @@ def worst_tensor(tensors: Sequence[TensorDistance]) -> TensorDistance:
     return max(tensors, key=lambda tensor: tensor.distance)
 
 
-def _differences(tensors: Iterable[TensorDistance], limit: float, value: str) -> list[str]:
+def describe_distance(distance: float) -> str:
+    """A tensor's distance in words, such as "1.0e-03 from TensorFlow's"."""
+    if math.isfinite(distance):
+        return f"{distance:.1e} from TensorFlow's"
+    return "missing, misshapen or not finite on one side"
+
+
+def _differences(tensors: Iterable[TensorDistance], limit: float) -> list[str]:
     """A line for each tensor beyond the limit."""
-    return [
-        f"{tensor.key}: {tensor.distance:.1e} from TensorFlow's"
-        if math.isfinite(tensor.distance)
-        else f"{tensor.key}: {value} is missing, misshapen or not finite on one side"
-        for tensor in tensors
-        if not tensor.distance <= limit
-    ]
+    return [f"{t.key}: {describe_distance(t.distance)}" for t in tensors if not t.distance <= limit]

@@ -10,15 +10,15 @@ from rich.table import Table
 
 from checks.core import thresholds
 from checks.core.render import print_judgements
-from checks.gradients.judge import worst_tensor
+from checks.gradients.judge import describe_distance, worst_tensor
 from checks.gradients.result import INPUT, GradientsResult, TensorDistance
 from converter import command_line
-from converter.layer_map import Converted
+from converter.layer_map import Converted, Variant
 from converter.layer_map import table as layer_table
 
 _WIDTH = 110  # columns; a line may wrap, a figure is not cut off
 _OPTIMISERS = {"sgd": "SGD", "adam": "Adam"}
-_WORST = 3  # tensors that are listed if a judgement fails
+_WORST = 2  # tensors that are listed if a judgement fails
 
 
 def print_result(result: GradientsResult, *, verbose: bool = False) -> None:
@@ -40,7 +40,7 @@ def print_result(result: GradientsResult, *, verbose: bool = False) -> None:
     # The tensors behind the details of the other judgements are listed below.
     statistics, *others = result.judgements
     width = max(len(judgement.name) for judgement in result.judgements)
-    print_judgements(console, [statistics], most_details=12 if verbose else 2, width=width)
+    print_judgements(console, [statistics], most_details=12 if verbose else 1, width=width)
     print_judgements(console, others, most_details=12 if verbose else 0, width=width)
     _print_worst(console, result)
     if verbose:
@@ -49,25 +49,26 @@ def print_result(result: GradientsResult, *, verbose: bool = False) -> None:
 
 def _print_worst(console: Console, result: GradientsResult) -> None:
     """Print the tensors that are furthest beyond their limit, with the variable that each came from."""
-    beyond = sorted(_beyond(result), key=lambda item: item[1].distance / item[2], reverse=True)
-    if not beyond:
-        return
-    variables = {
-        row.key: row.variable
-        for row in layer_table(replace(result.variant, gamma=True))
-        if isinstance(row, Converted)
-    }
-    keys = list(dict.fromkeys(tensor.key for _, tensor, _ in beyond))
-    for name, tensor, limit in [next(b for b in beyond if b[1].key == key) for key in keys[:_WORST]]:
-        variable = (
-            "the images" if tensor.key == INPUT else variables.get(tensor.key, "no TensorFlow variable")
-        )
-        console.print(f"worst: {tensor.key} ({variable})", markup=False)
-        console.print(
-            f"       {name}: {tensor.distance:.1e} from TensorFlow's, at most {limit:.0e}", markup=False
-        )
-    if len(keys) > _WORST:
-        console.print(f"and {len(keys) - _WORST} other tensors; --json FILE lists all of them")
+    by_key: dict[str, tuple[str, TensorDistance, float]] = {}
+    for item in sorted(_beyond(result), key=lambda entry: entry[1].distance / entry[2], reverse=True):
+        by_key.setdefault(item[1].key, item)
+    variables = _variables(result.variant)
+    for key, (name, tensor, limit) in list(by_key.items())[:_WORST]:
+        difference = f"{name}: {describe_distance(tensor.distance)}, at most {limit:.0e}"
+        console.print(f"worst: {key} ({variables.get(key, 'no TensorFlow variable')})", markup=False)
+        console.print(f"       {difference}", markup=False)
+    if len(by_key) > _WORST:
+        console.print(f"and {len(by_key) - _WORST} other tensors; --json FILE lists all of them")
+
+
+def _variables(variant: Variant) -> dict[str, str]:
+    """state_dict key to TensorFlow variable; the training graph has a gamma everywhere."""
+    rows = [row for row in layer_table(replace(variant, gamma=True)) if isinstance(row, Converted)]
+    variables = {INPUT: "the images", **{row.key: row.variable for row in rows}}
+    if variant.gamma:
+        return variables
+    absent = ", which the checkpoint does not have"
+    return {key: name + absent if name.endswith("/gamma") else name for key, name in variables.items()}
 
 
 def _beyond(result: GradientsResult) -> Iterator[tuple[str, TensorDistance, float]]:

@@ -23,7 +23,13 @@ from checks.core.judgement import Judgement
 from checks.gradients import __main__ as gradients
 from checks.gradients.judge import judge_gradients, judge_steps
 from checks.gradients.measure import measure_gradient_distances, measure_gradients, measure_steps
-from checks.gradients.result import INPUT, GradientsResult
+from checks.gradients.result import (
+    INPUT,
+    GradientMeasurement,
+    GradientsResult,
+    StepsMeasurement,
+    TensorDistance,
+)
 from checks.gradients.running_statistics import judge_statistics
 from checks.gradients.table import print_result
 from checks.gradients.train_pytorch import PyTorchGradients
@@ -103,15 +109,28 @@ def test_every_gradient_and_every_step_is_tensorflows(
     print_result(result, verbose=True)
     assert "after 3 steps" in capsys.readouterr().out
 
-    first, *others = measured[0].gradients
-    wrong = replace(measured[0], gradients=(first, *(replace(t, distance=1e-3) for t in others)))
-    judged = (judge_gradients(wrong), *judged[1:])
-    print_result(replace(result, judgements=(statistics, *judged), gradients=(wrong, measured[1])))
+
+def test_the_screen_holds_a_result_in_which_everything_differs(capsys: pytest.CaptureFixture[str]) -> None:
+    def distances(distance: float) -> tuple[TensorDistance, ...]:
+        keys = ("conv2d_1a.conv.weight", "conv2d_1a.bn.weight", "last_bn.bias", "logits.bias")
+        return tuple(TensorDistance(key, distance * 2**-n, 1.0, 1.0) for n, key in enumerate(keys))
+
+    measured = tuple(GradientMeasurement(mode, 1.0, distances(1e-3)) for mode in MODES)
+    steps = tuple(StepsMeasurement(o, 10, (3.0, 1.0), distances(np.inf), distances(1e-5)) for o in OPTIMISERS)
+    statistics = Judgement("statistics", False, "differ", ("a", "b", "c"))
+    judgements = (statistics, *map(judge_gradients, measured), *map(judge_steps, steps))
+    result = GradientsResult("[re]d", VARIANT, "loss", (4, *SIZE, 3), judgements, measured, steps, {})
+    print_result(result)
     shown = capsys.readouterr().out.splitlines()
     assert shown[0] == "Training differs from TensorFlow's."
+    assert shown[1].startswith("[re]d: ")
+    assert sum(line.startswith("FAILS ") for line in shown) == 5
     assert "worst: conv2d_1a.conv.weight (InceptionResnetV1/Conv2d_1a_3x3/weights)" in shown
-    assert "       gradient in inference: 1.0e-03 from TensorFlow's, at most 1e-10" in shown
+    assert any("BatchNorm/gamma, which the checkpoint does not have)" in line for line in shown)
+    assert "missing, misshapen or not finite" in "".join(shown)
     assert len(shown) <= 15
+    print_result(result, verbose=True)
+    assert "loss with Adam: 3 in the first step, 1 in the last" in capsys.readouterr().out
 
 
 # Faults, each with the judgement that must see it
