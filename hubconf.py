@@ -1,4 +1,4 @@
-"""Entry point for `torch.hub.load`: the network, with published weights by name."""
+"""Entry point for `torch.hub.load`."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ dependencies = [
 
 
 def inception_resnet_v1(pretrained: str | None = None, **options: Any) -> InceptionResnetV1:
-    """Inception-ResNet-v1 for faces.
+    """Build Inception-ResNet-v1 for faces, with published weights by name.
 
     Args:
         pretrained: `vggface2`, `casia-webface` or another name of the catalog; None for untrained weights.
-        options: As `reference.InceptionResnetV1` takes them.
+        options: Further arguments of `reference.InceptionResnetV1`.
     """
     return InceptionResnetV1(pretrained, **options)

@@ -1,4 +1,4 @@
-"""Adam as TensorFlow 1 computes it, which the published checkpoints were trained with."""
+"""Adam as TensorFlow 1 computes it; it trained the published checkpoints."""
 
 from __future__ import annotations
 

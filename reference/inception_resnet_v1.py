@@ -18,12 +18,14 @@ from converter.hub.pretrained import load_pretrained
 
 # davidsandberg/facenet, src/train_softmax.py: batch_norm_params.
 BATCH_NORM_EPSILON = 0.001
-BATCH_NORM_MOMENTUM = 1 - 0.995  # TensorFlow's decay is the share that is kept, PyTorch's momentum the rest
+BATCH_NORM_MOMENTUM = (
+    1 - 0.995
+)  # TensorFlow's decay is the share of the old average, PyTorch's momentum that of the new value
 # The floor under the squared norm in tf.nn.l2_normalize(prelogits, 1, 1e-10) is this under the norm itself.
 NORM_FLOOR = 1e-5
 
 MINIMUM_IMAGE_SIZE = 75
-"""Height and width, in pixels, below which no feature is left after the last reduction."""
+"""Smallest height and width in pixels; below it the last reduction leaves no feature."""
 
 
 class BasicConv2d(nn.Module):
@@ -46,11 +48,11 @@ class BasicConv2d(nn.Module):
 
 
 class Residual(nn.Module):
-    """Adds to its input what its branches make of it: x + scale * conv2d(concatenated branches).
+    """Residual block: x + scale * conv2d(concatenated branches).
 
     Args:
         channels: Channels of the input, and so of the output.
-        branches: Modules on the same input; their outputs are concatenated in this order.
+        branches: Modules on the same input, in the order in which their outputs are concatenated.
         branch_channels: Channels of all branches together.
         scale: Factor on the residual.
         relu: Whether a ReLU follows the sum.
@@ -297,7 +299,7 @@ class InceptionResnetV1(nn.Module):
         return normalised
 
     def head(self, prelogits: Tensor) -> Tensor:
-        """What `forward` makes of the embedding before normalisation: embeddings, or logits.
+        """Turn the embedding before normalisation into embeddings, or logits if `classify` is set.
 
         Raises:
             ValueError: `classify` is set on a model without a classifier.

@@ -1,12 +1,12 @@
-"""What is kept for the user, where, and whether it is still what it was.
+"""The cache of downloaded checkpoints: its folders, and the verification of their files.
 
-    archives/NAME.zip      as it was downloaded, verified
-    models/NAME-DIGEST/    as it was unpacked, with the digests of its files in SHA256SUMS; DIGEST is the
-                           start of the archive's SHA-256
-    incomplete/NAME/       work in progress; a transfer that was interrupted goes on from here
-    locks/NAME.lock        held by the process that fills the folders above
+    archives/NAME.zip      a verified archive
+    models/NAME-DIGEST/    its unpacked files, and their digests in SHA256SUMS; DIGEST is the start of the
+                           archive's SHA-256
+    incomplete/NAME/       an interrupted transfer, which the next attempt continues
+    locks/NAME.lock        held by the process that fills these folders
 
-Archives and models appear whole, by a rename; nothing reads what is incomplete, except to go on with it.
+Archives and models appear whole, by a rename.
 """
 
 from __future__ import annotations
@@ -42,25 +42,25 @@ def cache_folder() -> Path:
 
 
 def archive_path(checkpoint: CatalogEntry) -> Path:
-    """Where the zip of a checkpoint is kept, or would be."""
+    """The path of a checkpoint's zip, whether it is there or not."""
     return cache_folder() / "archives" / f"{checkpoint.name}.zip"
 
 
 def model_folder_path(checkpoint: CatalogEntry) -> Path:
-    """Where the unpacked files of a checkpoint are kept, or would be."""
+    """The folder of a checkpoint's unpacked files, whether it is there or not."""
     return cache_folder() / "models" / f"{checkpoint.name}-{checkpoint.archive_sha256[:16]}"
 
 
 def incomplete_folder(checkpoint: CatalogEntry) -> Path:
-    """Where a checkpoint's download and its unpacked files lie until they are whole."""
+    """The folder of a checkpoint's download and unpacked files until they are complete."""
     return cache_folder() / "incomplete" / checkpoint.name
 
 
 def hub_checkpoints() -> Path:
-    """Where torch.hub keeps the files it downloads, and so facenet-pytorch its state_dicts.
+    """The folder where torch.hub keeps downloaded files, such as facenet-pytorch's state_dicts.
 
-    hub/checkpoints in $TORCH_HOME, or in torch in $XDG_CACHE_HOME, or in ~/.cache/torch, as the documentation
-    of `torch.hub` has it; computed here since importing torch takes a second.
+    hub/checkpoints in $TORCH_HOME, or in torch in $XDG_CACHE_HOME, or in ~/.cache/torch, as `torch.hub`
+    documents it. It is computed here, since importing torch takes a second.
     """
     root = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache"))
     return Path(os.environ.get("TORCH_HOME", root / "torch")).expanduser() / "hub" / "checkpoints"
@@ -68,11 +68,9 @@ def hub_checkpoints() -> Path:
 
 @contextmanager
 def lock(name: str) -> Iterator[None]:
-    """Wait until no other process works on `name`, and keep others waiting meanwhile.
+    """Hold the lock of `name`, which keeps other processes from the same work.
 
-    A wait of over a second is logged as a warning, which is shown on stderr unless logging says otherwise.
-
-    The lock goes with the process that holds it, however that ends; its empty file stays.
+    A wait of over a second is logged as a warning. The lock ends with its process; its empty file stays.
 
     Raises:
         OSError: The cache folder cannot be written to.
@@ -105,7 +103,7 @@ def write_record(folder: Path, digests: Mapping[str, str]) -> None:
 
 
 def recorded_digests(folder: Path) -> dict[str, str]:
-    """The record of a model folder: file name to SHA-256.
+    """Read the record of a model folder: file name to SHA-256.
 
     Raises:
         SourceError: The record is missing or damaged.
@@ -127,19 +125,18 @@ def recorded_digests(folder: Path) -> dict[str, str]:
 
 
 def check_model_folder(folder: Path, checkpoint: CatalogEntry) -> None:
-    """Compare a model folder, every byte of it, with its record and with the catalog.
+    """Compare every byte of a model folder with its record and with the catalog.
 
-    The published ones have 0.2 GB, which takes 0.2 s where importing torch takes two: nothing less is settled
-    for, and a damaged file is never used unnoticed.
+    A published checkpoint of 0.2 GB takes 0.2 s.
 
     Raises:
-        SourceError: A file is missing, is not recorded, or is not what is recorded or in the catalog.
+        SourceError: A file is missing, is not recorded, or differs from the record or the catalog.
         OSError: A file cannot be read.
     """
     recorded = recorded_digests(folder)
-    found = {path.name for path in folder.iterdir()} - {RECORD}
-    if found != set(recorded):
-        name = min(found ^ set(recorded))
+    present = {path.name for path in folder.iterdir()} - {RECORD}
+    if present != set(recorded):
+        name = min(present ^ set(recorded))
         problem = "is missing" if name in recorded else "did not come with the archive"
         raise SourceError(folder / name, f"the file {problem}, says {RECORD}", next_step=_again(folder))
     for name, digest in recorded.items():
@@ -157,16 +154,16 @@ def check_model_folder(folder: Path, checkpoint: CatalogEntry) -> None:
 def check_digests(
     where: Path, digests: Mapping[str, str], checkpoint: CatalogEntry, *, next_step: str
 ) -> None:
-    """Compare the files of a model with what the catalog states of them.
+    """Compare the files of a model with the digests in the catalog.
 
     Args:
         where: The folder or archive that holds them, for the message.
         digests: File name to SHA-256.
-        checkpoint: Whose files they are to be.
-        next_step: What the user can do about a difference.
+        checkpoint: The entry of the catalog.
+        next_step: Advice for the user, for the message.
 
     Raises:
-        SourceError: A file has another digest than the catalog states, or one that it states is missing.
+        SourceError: The digest of a file differs, or a file of the catalog is missing.
     """
     stated: set[str] = set()
     for name, digest in digests.items():

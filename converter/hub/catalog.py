@@ -1,4 +1,4 @@
-"""The checkpoints that davidsandberg/facenet published, as data, and the user's own beside them."""
+"""The catalog: the checkpoints that davidsandberg/facenet published, and the lookup by name."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from converter.hub.catalog_entry import FIXED, PER_IMAGE, CatalogEntry, Publishe
 
 # Names, accuracies and Drive ids: the README of davidsandberg/facenet. SHA-256 of the zips and their files,
 # and the size of the one zip: the metadata of the package keras-facenet.
-# A data set alone means the checkpoint of 2018, as it does for the published PyTorch files.
+# The name of a data set means the checkpoint of 2018, as it does for the published PyTorch files.
 BUILT_IN = (
     CatalogEntry(
         name="20180402-114759",
@@ -83,10 +83,10 @@ BUILT_IN_BY_NAME: Mapping[str, CatalogEntry] = {
 
 
 def all_entries() -> tuple[CatalogEntry, ...]:
-    """The built-in checkpoints, then the user's own.
+    """List the built-in checkpoints, then the user's own.
 
     Raises:
-        SourceError: The user's catalog is unreadable or wrong, as `catalog_file.read_catalog` says.
+        SourceError: The user's catalog is unreadable or wrong, as for `user_catalog.read_catalog`.
     """
     from converter.hub.user_catalog import read_catalog
 
@@ -94,7 +94,7 @@ def all_entries() -> tuple[CatalogEntry, ...]:
 
 
 def find_entry(name: str) -> CatalogEntry | None:
-    """The checkpoint of this name or alias, in whatever capitals, or None.
+    """Find the checkpoint of this name or alias, whatever its capitals; None if there is none.
 
     Raises:
         SourceError: `name` is not built in, and the user's catalog is unreadable or wrong.

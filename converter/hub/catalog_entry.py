@@ -1,4 +1,4 @@
-"""What is known of one checkpoint that can be downloaded: the entry of a catalog."""
+"""The entry of the catalog for one checkpoint that can be downloaded."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _RELEASE = "https://github.com/timesler/facenet-pytorch/releases/download/v2.2.9
 
 @dataclass(frozen=True, slots=True)
 class PublishedStateDict:
-    """A PyTorch file that timesler/facenet-pytorch made of a checkpoint and published as its release v2.2.9.
+    """The PyTorch file of a checkpoint in release v2.2.9 of timesler/facenet-pytorch.
 
     Attributes:
         name: The file's name.
-        size: In bytes; None where no source states it.
-        sha256: In hexadecimal; None where no source states it.
+        size: In bytes; None if no source states it.
+        sha256: In hexadecimal; None if no source states it.
     """
 
     name: str
@@ -27,29 +27,30 @@ class PublishedStateDict:
 
     @property
     def url(self) -> str:
-        """Where the file is."""
+        """The address of the file."""
         return f"{_RELEASE}/{self.name}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CatalogEntry:
-    """One checkpoint that can be downloaded as a zip. Of `drive_id` and `link` exactly one is given.
+    """One checkpoint that can be downloaded as a zip, from either `drive_id` or `link`.
+
+    Optional facts are None if no source states them.
 
     Attributes:
-        name: The model's name; for a published one the time at which its training began.
-        dataset: What it was trained on, as in the names of the PyTorch files.
-        aliases: Other names to ask for it by.
-        embedding_size: Outputs of the bottleneck; None where no source states it, as for all that follow.
+        name: The model's name; that of a published one is the time at which its training began.
+        dataset: The data set that it was trained on, as in the names of the PyTorch files.
+        aliases: Other names of it.
+        embedding_size: Outputs of the bottleneck.
         num_classes: Outputs of the classifier.
-        lfw_accuracy: Accuracy on Labeled Faces in the Wild that its author measured, between 0 and 1.
-        standardisation: What training did to the pixels, `FIXED` or `PER_IMAGE`.
+        lfw_accuracy: Its author's accuracy on Labeled Faces in the Wild, between 0 and 1.
+        standardisation: The standardisation of pixels in training, `FIXED` or `PER_IMAGE`.
         drive_id: Google Drive id of the zip.
-        link: Address of the zip where it is not on Google Drive, https or http.
+        link: Address of a zip that is not on Google Drive, https or http.
         archive_size: Size of the zip in bytes.
         archive_sha256: SHA-256 of the zip in hexadecimal.
-        sha256: Ending of a file's name (it begins with a dot), or the whole name, to the SHA-256 of that file
-            in the zip.
-        state_dict: The PyTorch file that was published of it, if one was.
+        sha256: Name of a file in the zip, or the name's ending (with its dot), to the file's SHA-256.
+        state_dict: The PyTorch file that facenet-pytorch published of it, if any.
     """
 
     name: str
@@ -68,16 +69,16 @@ class CatalogEntry:
 
     @property
     def url(self) -> str:
-        """Where the zip is, for a browser."""
+        """The address of the zip, for a browser."""
         return self.link or f"https://drive.google.com/file/d/{self.drive_id}"
 
     @property
     def state_dict_name(self) -> str:
-        """What facenet-pytorch calls the state_dict of this checkpoint."""
+        """The name of its state_dict, as facenet-pytorch spells it."""
         return f"{self.name}-{self.dataset}.pt"
 
     def digests(self, file_name: str) -> frozenset[str]:
-        """Every SHA-256 that is stated for a file of the zip, by its name or its ending: one, if any."""
+        """The digests stated for a file of the zip; its name and its ending may both have one."""
         return frozenset(
             digest
             for name, digest in self.sha256.items()
@@ -86,5 +87,5 @@ class CatalogEntry:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Everything it can be asked for by: the name, then the aliases."""
+        """The name, then the aliases."""
         return (self.name, *self.aliases)

@@ -20,12 +20,12 @@ from converter.hub.catalog_entry import CatalogEntry
 from converter.hub.download_failures import explain_page, explain_transfer
 
 Progress = Callable[[int, int | None], None]
-"""Told how many bytes of the archive are there, of how many; None where the server does not say."""
+"""Progress callback: bytes of the archive received, and their total, or None if the server does not say."""
 
-MAX_ARCHIVE_SIZE = 2 << 30  # bytes, where the catalog states none; the published ones have 0.2 GiB
+MAX_ARCHIVE_SIZE = 2 << 30  # bytes, if the catalog states no size; the published ones have 0.2 GiB
 _RETRIES = 2  # gdown waits at most 1 s, then 2 s
 _TIMEOUT = (20.0, 60.0)  # seconds: to connect, and between bytes
-_PATIENCE = 120.0  # seconds until the file begins; gdown follows the pages before it without end
+_PATIENCE = 120.0  # seconds until the file begins; gdown would follow pages without end
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -36,23 +36,23 @@ def model_folder(
     archive: Path | None = None,
     progress: Progress | None = None,
 ) -> Path:
-    """The folder of a checkpoint's files, in the cache, with every byte verified.
+    """Return the cached folder of a checkpoint's files, with every byte verified.
 
-    What is not there yet is downloaded, verified and unpacked, once however many processes ask at the same
-    time: the others wait. A transfer that the user or the network interrupts stays in `incomplete` and goes
-    on next time. After any other failure the cache holds what it held before.
+    A missing checkpoint is downloaded, verified and unpacked, by one process while others wait. An interrupted
+    transfer stays in `incomplete`, and the next call continues it. Any other failure leaves the cache as it
+    was.
 
     Args:
-        checkpoint: The catalog's entry.
-        offline: Whether to do without the network.
-        archive: The checkpoint's zip, got by other means; verified like a downloaded one, and not copied.
-        progress: Told of the transfer.
+        checkpoint: The entry of the catalog.
+        offline: Never use the network.
+        archive: The checkpoint's zip, if the user has it; it is verified like a downloaded one, and not copied.
+        progress: Progress callback of the transfer.
 
     Raises:
-        SourceError: An archive or a file in it is not the one that the catalog describes, or an archive is
-            one that `archive.unpack` refuses, or the cached folder has changed.
-        RequirementError: The checkpoint is not in the cache and cannot be had, or the cache cannot be
-            written to.
+        SourceError: An archive or a file in it has another digest than in the catalog, or `archive.unpack`
+            refuses it, or the cached folder has changed.
+        RequirementError: The checkpoint is not in the cache and cannot be downloaded, or the cache cannot
+            be written to.
     """
     folder = cache.model_folder_path(checkpoint)
     with _cache_errors():
@@ -71,16 +71,16 @@ def model_folder(
 def check_archive(
     archive: Path, checkpoint: CatalogEntry, *, next_step: str, called: Path | str | None = None
 ) -> None:
-    """Compare a zip's size and then its SHA-256 with the catalog's, as has to happen before it is opened.
+    """Compare a zip's size and SHA-256 with the catalog's, before it is opened.
 
     Args:
         archive: The zip.
-        checkpoint: Whose it is to be.
-        next_step: What the user can do about a difference.
-        called: What to call it in the message instead of `archive`.
+        checkpoint: The entry of the catalog.
+        next_step: Advice for the user, for the message.
+        called: Its name in the message, if not `archive`.
 
     Raises:
-        SourceError: It differs, or cannot be read.
+        SourceError: The zip differs, or cannot be read.
     """
     where = called or archive
     try:
@@ -109,7 +109,9 @@ def _check_limit(where: Path | str, size: int, checkpoint: CatalogEntry) -> None
     limit = checkpoint.archive_size or MAX_ARCHIVE_SIZE
     if size > limit:
         raise SourceError(
-            where, f"more than {limit} bytes: not the archive", next_step=f"Look what {checkpoint.url} holds"
+            where,
+            f"more than {limit} bytes: not the archive",
+            next_step=f"Check the file at {checkpoint.url}",
         )
 
 
@@ -122,7 +124,7 @@ def _by_hand(checkpoint: CatalogEntry) -> str:
 
 @contextmanager
 def _cache_errors() -> Iterator[None]:
-    """Say what it means that a file of the cache cannot be read or written."""
+    """Turn an OSError into a message that names the cache."""
     try:
         yield
     except OSError as error:
@@ -136,15 +138,14 @@ def _cache_errors() -> Iterator[None]:
 def _fill(
     folder: Path, checkpoint: CatalogEntry, offline: bool, archive: Path | None, progress: Progress | None
 ) -> None:
-    """Bring the model folder into the cache, and the archive as well where it is downloaded."""
+    """Put the model folder into the cache, and the archive too if it is downloaded."""
     kept = cache.archive_path(checkpoint)
     if archive is None and kept.exists():
         check_archive(kept, checkpoint, next_step="Remove this file and run the command again")
         archive = kept
     if archive is None and offline:
         raise RequirementError(
-            f"{checkpoint.name} is not in the cache, and the network is not to be used. "
-            f"{_by_hand(checkpoint)}."
+            f"{checkpoint.name} is not in the cache, and offline mode is on. {_by_hand(checkpoint)}."
         )
     work = _work_folder(checkpoint)
     try:
@@ -177,14 +178,14 @@ def _work_folder(checkpoint: CatalogEntry) -> Path:
 
 
 def _unpacked(archive: Path, work: Path, checkpoint: CatalogEntry) -> Path:
-    """Unpack a verified archive and verify its files; returns the folder, which has its record."""
+    """Unpack a verified archive, verify its files and return the folder with its record."""
     model = _model(work)
     shutil.rmtree(model, ignore_errors=True)  # of a process that was killed
     digests = unpack(archive, model)
-    foreign = f"Look what {checkpoint.url} holds"
+    foreign = f"Check the file at {checkpoint.url}"
     if cache.RECORD.casefold() in map(str.casefold, digests):
         raise SourceError(
-            archive, f"a file in it is called {cache.RECORD}, a name that is taken", next_step=foreign
+            archive, f"it holds a file called {cache.RECORD}, a name that the cache needs", next_step=foreign
         )
     cache.check_digests(archive, digests, checkpoint, next_step=foreign)
     cache.write_record(model, digests)
@@ -198,14 +199,14 @@ def _model(work: Path) -> Path:
 
 
 def _appear(path: Path, final: Path) -> None:
-    """Give what is whole and on the disk its final name."""
+    """Move a complete file or folder to its final name."""
     final.parent.mkdir(parents=True, exist_ok=True)
     path.rename(final)
     sync(final.parent)
 
 
 def _tidy(work: Path) -> None:
-    """Leave nothing behind but a transfer that can go on."""
+    """Remove everything but a transfer that can be continued."""
     shutil.rmtree(_model(work), ignore_errors=True)
     for part in work.iterdir():
         if part.stat().st_size == 0:
@@ -216,12 +217,12 @@ def _tidy(work: Path) -> None:
 
 
 def _received(work: Path, checkpoint: CatalogEntry, progress: Progress | None) -> Path:
-    """The whole transfer, unverified: a file in the work folder that nothing but the verification may open.
+    """Download the archive into the work folder; it is not verified yet.
 
     Raises:
-        SourceError: What comes has another size than the catalog states, or no end; nothing of it stays.
-        RequirementError: It does not come, or not whole; what has come stays.
-        OSError: It cannot be written; nothing of it stays.
+        SourceError: The size differs from the catalog's, or has no end; nothing is kept.
+        RequirementError: The transfer fails; the bytes received are kept.
+        OSError: The file cannot be written; nothing is kept.
     """
     whole = work / "archive.zip"
     if whole.exists():  # the process was stopped between the transfer and its verification
@@ -238,15 +239,15 @@ def _received(work: Path, checkpoint: CatalogEntry, progress: Progress | None) -
 
 
 def _parts(whole: Path) -> list[Path]:
-    """What gdown has left of an interrupted transfer."""
+    """The files that gdown has left of an interrupted transfer."""
     return list(whole.parent.glob(f"{whole.name}*.part"))
 
 
 class _Meter:
-    """Told by gdown of every chunk that is written: stops a transfer that never begins, or goes too far.
+    """gdown's progress callback, which stops a transfer that never begins or is too large.
 
     Attributes:
-        received: Bytes that are there, those of an earlier transfer included.
+        received: Bytes received, with those of an earlier transfer.
         total: Bytes that the server announced.
         stop: Set after `_PATIENCE` without a byte of the file.
     """
@@ -282,10 +283,10 @@ class _Meter:
 
 
 def _transfer(whole: Path, checkpoint: CatalogEntry, meter: _Meter) -> None:
-    """Have gdown write the file, going on where an earlier transfer ended.
+    """Download with gdown, continuing an earlier transfer.
 
     Raises:
-        RequirementError: The file does not come, or not whole; the reason is the message.
+        RequirementError: The transfer fails, for the reason in the message.
         SourceError: The meter has stopped it.
         OSError: The file cannot be written.
     """
@@ -316,7 +317,7 @@ def _transfer(whole: Path, checkpoint: CatalogEntry, meter: _Meter) -> None:
                 page_or_network = isinstance(error, FileURLRetrievalError) or error.__cause__ is not None
                 if not earlier or meter.received or page_or_network:
                     raise
-                # The server does not go on where the earlier transfer ended, or has another file by now.
+                # The server cannot continue the earlier transfer, or has another file by now.
                 for part in earlier:
                     part.unlink()
                 download()

@@ -271,7 +271,7 @@ def test_a_transfer_that_broke_off_goes_on_next_time_with_the_rest(checkpoint, d
     with pytest.raises(RequirementError) as caught:
         model_folder(checkpoint)
     assert f"broke off after {CHUNK} of {len(ARCHIVE)} bytes" in str(caught.value)
-    assert "Run the command again: it goes on from there" in str(caught.value)
+    assert "Run the command again: it continues from there" in str(caught.value)
     files = {name: content for name, content in snapshot().items() if content is not None}
     assert list(files.values()) == [ARCHIVE[:CHUNK]]
     assert next(iter(files)).startswith(f"incomplete/{NAME}/")
@@ -334,7 +334,7 @@ def test_an_interrupt_leaves_only_the_incomplete_file(checkpoint, drive) -> None
             [scan_page, page(QUOTA_PAGE)], ["quota", "Try again in a day"], id="quota behind the scan"
         ),
         pytest.param([page(INFECTED_PAGE)], ["infected", "Tell its owner"], id="infected"),
-        pytest.param([scan_page_without_form], ["viruses", "lets only a person go on"], id="scan"),
+        pytest.param([scan_page_without_form], ["viruses", "needs a person to confirm"], id="scan"),
         pytest.param([page(NOT_FOUND_PAGE, 404)], ["the link is dead", "404"], id="dead"),
         pytest.param([sign_in], ["not shared", "sign in"], id="sign-in"),
         pytest.param([page("<html>Access denied</html>", 403)], ["not shared", "403"], id="denied"),
@@ -542,11 +542,11 @@ def test_an_archive_that_does_harm_is_not_kept(drive, monkeypatch, tmp_path) -> 
     archive = zipped({"../outside.pb": b"graph"})
     checkpoint = catalog(monkeypatch, tmp_path, archive)
     drive.answers[ID] = [file(archive)]
-    fails(checkpoint, SourceError, "leads out of its folder")
+    fails(checkpoint, SourceError, "leads outside the folder")
     archive = zipped({"sha256sums": b"graph"})
     checkpoint = catalog(monkeypatch, tmp_path, archive)
     drive.answers[ID] = [file(archive)]
-    fails(checkpoint, SourceError, "a name that is taken")
+    fails(checkpoint, SourceError, "a name that the cache needs")
 
 
 def test_a_download_that_was_not_verified_yet_is_verified_and_used(checkpoint, drive) -> None:
