@@ -14,6 +14,7 @@ from checks.audit.result import Status, TensorResult
 from checks.audit.source_weights import SourceWeights, TensorPlace
 from checks.core.metrics import ulp_distance, ulp_histogram
 from checks.core.network import KEYS, stage_of
+from checks.diagnosis.causes import Cause
 from checks.diagnosis.explain_tensor import explain
 from converter.casting import FLOAT32, HALVES
 from converter.same_bits import same_bits
@@ -166,8 +167,8 @@ def _explain(result: TensorResult, tensor: PortTensor, key: str, source: SourceW
     actual = tensor.channels_first()
     with np.errstate(all="ignore"):  # damaged values overflow anywhere
         explanation = explain(key, tensor.array if actual is None else actual, source.state_dict)
-    if explanation is None:
-        return result
+    if explanation is None or explanation[0] is Cause.VALUES:
+        return result  # the first value that differs, and how many do, are in the result
     return replace(result, detail="; ".join(filter(None, (explanation[1], result.detail))))
 
 

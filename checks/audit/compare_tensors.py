@@ -72,11 +72,9 @@ def _compare_as_stored(
     layer: Layer, tensors: Tensors, names: Names, source: SourceWeights
 ) -> Iterator[TensorResult]:
     """Compare the tensors of a layer into which nothing is folded."""
-    is_graph_residual = bool(tensors) and not names and residual_scale(layer.scope) != 1.0
-    if is_graph_residual and not layer.batch_norm and "factor" not in tensors:
-        block = short_name(layer.scope.rpartition("/")[0])
-        name = f"{block}, the residual scale of {residual_scale(layer.scope):g}"
-        yield _missing(name, TensorPlace(stage_of(layer.scope)))
+    is_from_graph = bool(tensors) and not names
+    if is_from_graph and not layer.batch_norm and "factor" not in tensors:
+        yield from _missing_residual_scale(layer)
     for role in _required_roles(layer, names, source):
         if role not in tensors:
             name = names.get(role) or f"{short_name(layer.scope)}/{role}"
@@ -122,6 +120,15 @@ def _compare_residual_scale(tensor: PortTensor, layer: Layer) -> TensorResult:
         return measure(tensor, expected, place, "equal")
     actual = float(tensor.array.reshape(-1)[0])
     return measure(tensor, expected, place, "differs", f"residual scale {actual:g}, expected {scale:g}")
+
+
+def _missing_residual_scale(layer: Layer) -> Iterator[TensorResult]:
+    """Note that a graph has no product by the scale of a residual, where the network scales it."""
+    scale = residual_scale(layer.scope)
+    if scale != 1.0:
+        block = short_name(layer.scope.rpartition("/")[0])
+        place = TensorPlace(stage_of(layer.scope))
+        yield _missing(f"{block}, the residual scale of {scale:g}", place)
 
 
 def _missing(name: str, place: TensorPlace) -> TensorResult:

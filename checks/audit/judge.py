@@ -19,6 +19,8 @@ _FAITHFUL_STATUS: Mapping[Status, str] = {
     "not judged": "not judged",
 }
 
+_OTHER_MAGNITUDE = 1 << 23  # float32 steps from a value to twice the value
+
 
 def judge_tensors(results: Sequence[TensorResult], remarks: Sequence[str] = ()) -> Judgement:
     """Judge every tensor of a port.
@@ -54,11 +56,11 @@ def describe_fault(result: TensorResult) -> str:
 
 def describe_difference(result: TensorResult) -> str:
     """Say how many values of a tensor differ, and by how much."""
+    differ = f"{result.differing} of {result.values} values differ"
+    if result.max_ulp > _OTHER_MAGNITUDE:
+        return f"{differ}, some in sign or in magnitude"
     steps = "1 step" if result.max_ulp == 1 else f"{result.max_ulp:,} steps"
-    return (
-        f"{result.differing} of {result.values} values differ, by up to {steps} from one {result.dtype} "
-        "to the next"
-    )
+    return f"{differ}, by up to {steps} from one {result.dtype} to the next"
 
 
 def judge_structure(remarks: Sequence[str], layers: int) -> Judgement:

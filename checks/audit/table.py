@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -10,35 +10,30 @@ from rich.markup import escape
 from rich.table import Table
 
 from checks.audit.judge import describe_difference
-from checks.audit.result import AuditResult, GraphRun, TensorResult
+from checks.audit.result import AuditResult, GraphRun, Status, TensorResult
 from checks.core.network import short_name
 from checks.core.render import print_judgements
 from converter import command_line
 
 _WIDTH = 110  # columns; rather a wrapped line than a figure cut off
-_STATUSES = ("equal", "folded", "rounded", "approximate", "differs", "missing", "extra", "not judged")
-
-_STAGE_COLUMNS = """\
-  stage        a part of the network
-  tensors      how many tensors of it the port has, or lacks
-  equal        every bit is the source's
-  folded       a BatchNorm or another factor is folded in, by a formula that gives every bit
-  rounded      in half precision, every bit is that of the nearest value
-  approximate  within rounding of the exact value; no known formula gives every last bit
-  differs      not the source's
-  missing      not in the port
-  extra        not of this network
-  not judged   not in the source
-  most steps   largest difference from the expected value, in steps from one value of the dtype to the next;
-               a value of the other sign is billions of float32 steps away
-  layout       TensorFlow's order of axes to the port's"""
-
-_RUN_COLUMNS = """\
-  error              distance of the embeddings from float64 with the graph's own weights (relative L2)
-  PyTorch's error    the same of PyTorch in the graph's precision
-  from the source's  distance of the normalised embeddings from the source's in float64 (Frobenius)
-  worst layer        the graph's error over PyTorch's, at the layer where it is largest
-  its name           that layer"""
+_STATUS_MEANINGS: Mapping[Status, str] = {
+    "equal": "every bit is the source's",
+    "folded": "a BatchNorm or another factor is folded in, by a formula that gives every bit",
+    "rounded": "in half precision, every bit is that of the nearest value",
+    "approximate": "within rounding of the exact value; no known formula gives every last bit",
+    "differs": "not the source's",
+    "missing": "not in the port",
+    "extra": "not of this network",
+    "not judged": "not in the source",
+}
+_STEPS = "largest difference from the expected value, in steps from one value of the dtype to the next"
+_RUN_COLUMNS = {
+    "error": "distance of the embeddings from float64 with the graph's own weights (relative L2)",
+    "PyTorch's error": "the same of PyTorch in the graph's precision",
+    "from the source": "distance of the normalised embeddings from the source's in float64 (Frobenius)",
+    "worst layer": "the graph's error over PyTorch's, at the layer where it is largest",
+    "its name": "that layer",
+}
 
 
 def print_result(result: AuditResult, *, verbose: bool = False) -> None:
@@ -103,20 +98,34 @@ def _print_details(console: Console, result: AuditResult) -> None:
             console.print(f"\n{judgement.name}:", markup=False)
         for detail in judgement.details:
             console.print(f"  {detail}", markup=False)
-    console.print("\nTensors by stage:")
-    console.print(_STAGE_COLUMNS, style="dim", markup=False)
-    console.print(_stage_table(result.tensors))
+    statuses = [
+        status for status in _STATUS_MEANINGS if any(tensor.status == status for tensor in result.tensors)
+    ]
+    columns: dict[str, str] = {
+        "tensors": "how many tensors of the stage the port has, or lacks",
+        **{status: _STATUS_MEANINGS[status] for status in statuses},
+        "most steps": _STEPS,
+        "layout": "TensorFlow's order of axes to the port's",
+    }
+    console.print("\nTensors by stage of the network:")
+    _explain_columns(console, columns)
+    console.print(_stage_table(result.tensors, statuses))
     if result.run is not None:
         run = result.run
         console.print(f"\nRun by {run.runtime} in {run.arithmetic}; it takes {run.feed}:", markup=False)
-        console.print(_RUN_COLUMNS, style="dim", markup=False)
+        _explain_columns(console, _RUN_COLUMNS)
         console.print(_run_table(run))
 
 
-def _stage_table(tensors: Sequence[TensorResult]) -> Table:
+def _explain_columns(console: Console, columns: Mapping[str, str]) -> None:
+    width = max(map(len, columns))
+    for heading, meaning in columns.items():
+        console.print(f"  {heading:<{width}}  {meaning}", style="dim", markup=False)
+
+
+def _stage_table(tensors: Sequence[TensorResult], statuses: Sequence[Status]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("stage", no_wrap=True)
-    statuses = [status for status in _STATUSES if any(tensor.status == status for tensor in tensors)]
     for heading in ("tensors", *statuses, "most steps"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("layout", no_wrap=True)
@@ -140,7 +149,7 @@ def _stage_table(tensors: Sequence[TensorResult]) -> Table:
 def _run_table(run: GraphRun) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("input", no_wrap=True)
-    for heading in ("error", "PyTorch's\nerror", "from the\nsource's", "worst\nlayer"):
+    for heading in ("error", "PyTorch's\nerror", "from the\nsource", "worst\nlayer"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("its name", no_wrap=True)
     for batch in run.inputs:
