@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from converter.errors import RequirementError, UsageError
+from converter.errors import RequirementError, SourceError, UsageError
 from converter.hub import catalog
 from converter.hub.cache import hub_checkpoints
 from converter.manifest import file_digest
@@ -74,8 +74,15 @@ def find_source(port: Path) -> str:
     """The name of the checkpoint that a published port was made from, by its SHA-256 or its file name.
 
     Raises:
+        SourceError: There is no such port.
         UsageError: The port is not a published one.
     """
+    if not port.exists() and not port.with_name(f"{port.name}.index").exists():
+        raise SourceError(
+            port,
+            "no such file, folder or checkpoint prefix",
+            next_step="Give the file of a port, or a name that `facenet-port list` shows",
+        )
     published = find_published_port(file_digest(port)) if port.is_file() else None
     if published is not None and published.source is not None:
         return published.source

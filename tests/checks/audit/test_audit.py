@@ -510,6 +510,8 @@ def test_another_network_is_refused_by_name(source, tmp_path, capsys):
 def test_nothing_there_is_refused(source, tmp_path, capsys):
     assert main([str(tmp_path / "gone.pt"), "--against", str(source)]) == 3
     assert "no such file" in capsys.readouterr().err
+    assert main([str(tmp_path / "gone.pt")]) == 3
+    assert "no such file" in capsys.readouterr().err
 
 
 def test_the_sources_tensors_are_not_changed(source, tensors, single_files):
