@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import gc
-import signal
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -156,6 +154,7 @@ COMMAND = command_line.Command(
     _add_arguments,
     _work,
     _EPILOG,
+    "convert takes one SOURCE; -o OUT names the file to write.",
 )
 
 LIST = command_line.Command(
@@ -163,6 +162,7 @@ LIST = command_line.Command(
     "List the published checkpoints, and which of them are in the caches.",
     lambda parser: None,
     _list,
+    extra_hint="list takes no arguments.",
 )
 
 
@@ -175,9 +175,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    exit_code = main()
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # all is done: an interruption now could only spoil the way out
-    gc.freeze()  # on its way out the interpreter would look through all of torch once more
-    sys.exit(exit_code)
+    sys.exit(main())

@@ -1,4 +1,4 @@
-"""What every command has in common: its common options, its exit codes, and errors as one message."""
+"""The options, exit codes and error messages that every command shares."""
 
 from __future__ import annotations
 
@@ -7,15 +7,11 @@ import json
 import math
 import os
 import shlex
-import signal
 import sys
-import threading
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from rich.console import Console
@@ -24,9 +20,8 @@ from converter.atomic import AtomicFiles
 from converter.errors import PortError, RequirementError, UsageError
 from converter.progress import ProgressBar
 
-UNREADABLE = 3  # the exit code for whatever a file led to that was not foreseen
+UNFORESEEN = 3  # exit code for an error that no one foresaw; an odd input is its likely cause
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
-_IMPORT_PAUSE = 0.02  # seconds until an interruption that met an import is tried again
 
 
 class _Console(Console):
@@ -38,38 +33,38 @@ class _Console(Console):
 
 def console(width: int = 0) -> Console:
     """A console on stdout that wraps nothing, at least `width` columns wide."""
-    made = _Console(highlight=False, soft_wrap=True)
-    made.width = max(made.width, width)
-    return made
+    result = _Console(highlight=False, soft_wrap=True)
+    result.width = max(result.width, width)
+    return result
 
 
 def path(text: str) -> Path:
-    """The type of an argument that is a path: anything but nothing."""
+    """Parse an argument that is a path; an empty one is refused."""
     if not text:
         raise argparse.ArgumentTypeError("an empty path")
     return Path(text)
 
 
 def natural_number(text: str) -> int:
-    """The type of an argument that is a number from 0 on."""
+    """Parse an argument that is a whole number, 0 or above."""
     if not text.isascii() or not text.isdigit():
         raise argparse.ArgumentTypeError(f"{text!r} is not a number")
     return int(text)
 
 
-def add_network_options(built: argparse.ArgumentParser) -> None:
+def add_network_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of a command whose SOURCE may be a name: --offline and --archive."""
-    built.add_argument("--offline", action="store_true", help="never use the network")
-    built.add_argument(
+    parser.add_argument("--offline", action="store_true", help="never use the network")
+    parser.add_argument(
         "--archive",
         metavar="FILE",
         type=path,
-        help="with a name as SOURCE: its zip, downloaded by hand, which is verified and unpacked",
+        help="the zip of the model that SOURCE names, downloaded by hand; it is verified and unpacked",
     )
 
 
 def locate(arguments: argparse.Namespace, source: Path) -> Path:
-    """The path of a command's source; where it is a name, that of the model's folder in the cache.
+    """Find a command's source: a path as it is, or the folder of a named model in the cache.
 
     Args:
         arguments: Of a command that calls `add_network_options`.
@@ -87,14 +82,15 @@ def locate(arguments: argparse.Namespace, source: Path) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """One command: its options, and the work that it does with them.
+    """A command: its options and its work.
 
     Attributes:
         module: The module that runs it, as in `python -m MODULE`.
-        summary: What it does, in one line.
+        summary: One line for the help.
         add_arguments: Adds its own options to a parser.
         work: Takes the parsed arguments, returns the exit code.
         epilog: Printed below the options.
+        extra_hint: What to do about an argument too many.
     """
 
     module: str
@@ -102,6 +98,7 @@ class Command:
     add_arguments: Callable[[argparse.ArgumentParser], None]
     work: Callable[[argparse.Namespace], int]
     epilog: str = ""
+    extra_hint: str = ""
 
     def parser(self, program: str | None = None) -> argparse.ArgumentParser:
         """Build the parser, with the options that every command has: --json, --quiet, --debug."""
@@ -131,84 +128,60 @@ class Command:
             network; 4 something that is needed is missing; 130 interrupted.
         """
         parser = self.parser(program)
-        arguments = parser.parse_args(argv)
+        arguments, extra = parser.parse_known_args(argv)
+        if extra:
+            option = any(argument.startswith("-") for argument in extra) or not self.extra_hint
+            hint = f". `{parser.prog} --help` lists the options." if option else f": {self.extra_hint}"
+            parser.error(f"unexpected {' '.join(extra)}{hint}")
         typed = sys.argv[1:] if argv is None else argv
         arguments.command = shlex.join([*parser.prog.split(), *typed])
         try:
-            with _imports_uninterrupted():
-                if arguments.json:
-                    _refuse(arguments.json, getattr(arguments, "overwrite", False))
-                return self.work(arguments)
-        except PortError as error:
-            caught: BaseException = error
-            message, code = str(error), error.exit_code
-        except KeyboardInterrupt as error:
-            caught = error
-            message, code = "interrupted; no file was left half written", INTERRUPTED
-        except OSError as error:
-            caught = error
-            message = f"{error}. Look at the disk's free space and at the permissions."
-            code = RequirementError.exit_code
-        except Exception as error:
-            caught = error
-            message = (
-                f"unexpected {type(error).__name__}: {error}. Please report it, with the output of --debug."
-            )
-            code = UNREADABLE
-        if arguments.debug:
-            traceback.print_exception(caught)
+            if arguments.json:
+                _check_json(arguments.json)
+            return self.work(arguments)
+        except (Exception, KeyboardInterrupt) as error:
+            message, code = _explain(error)
+            if arguments.debug:
+                traceback.print_exception(error)
         print(f"{parser.prog}: error: {message}", file=sys.stderr)
         return code
 
 
-@contextmanager
-def _imports_uninterrupted() -> Iterator[None]:
-    """Let Ctrl-C wait while a module is being imported.
+def _explain(error: BaseException) -> tuple[str, int]:
+    """The message and the exit code for an error."""
+    if isinstance(error, PortError):
+        return str(error), error.exit_code
+    if _is_interruption(error):
+        return "interrupted; no file was left half written", INTERRUPTED
+    if isinstance(error, OSError):
+        return f"{error}. Check the disk's free space and the permissions.", RequirementError.exit_code
+    report = "Please report it, with the output of --debug."
+    return f"unexpected {type(error).__name__}: {error}. {report}", UNFORESEEN
 
-    Interrupted, the C and C++ code of NumPy, PyTorch and TensorFlow ends in an ImportError, or ends the
-    process.
-    """
-    before = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or before is not signal.default_int_handler:
-        yield  # no signal arrives here, or somebody else is to have it
-        return
-    entered = sys._getframe()
-    again: list[threading.Timer] = []
 
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        while frame is not None and frame is not entered:
-            if frame.f_code.co_filename.startswith("<frozen importlib"):
-                again.append(threading.Timer(_IMPORT_PAUSE, signal.raise_signal, [number]))
-                again[-1].start()
-                return
-            frame = frame.f_back
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGINT, interrupt)
-    try:
-        yield
-    finally:
-        for timer in again:
-            timer.cancel()
-        signal.signal(signal.SIGINT, before)
+def _is_interruption(error: BaseException | None) -> bool:
+    """Whether an error is a Ctrl-C, or was raised while one was handled, as imports of C++ libraries do."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def write_json(path: Path, result: Mapping[str, Any]) -> None:
     """Write a result where `--json` asked for it, whole or not at all.
 
-    JSON has no infinity and no NaN: both are written as null. `run` has refused an existing file, but for
-    `--overwrite`.
+    An older file is replaced. JSON has no infinity and no NaN: both are written as null.
     """
     with AtomicFiles(path.parent, overwrite=True) as files:
         files.stage(path.name).write_text(json.dumps(_finite(result), indent=1, allow_nan=False) + "\n")
         files.commit()
 
 
-def _refuse(path: Path, overwrite: bool) -> None:
+def _check_json(path: Path) -> None:
+    """Refuse a place for `--json` before the work begins."""
     if not path.parent.is_dir():
         raise UsageError(f"--json {path}: there is no folder {path.parent}. Create it first.")
-    if path.is_dir() or (path.exists() and not overwrite):
-        raise UsageError(f"--json {path}: it exists. Give another name.")
+    if path.is_dir() or (path.exists() and path.suffix != ".json"):
+        raise UsageError(f"--json {path}: it exists and is not a .json file. Give another name.")
 
 
 def _finite(value: Any) -> Any:

@@ -19,14 +19,18 @@ def source(checkpoint) -> Path:
     return checkpoint.prefix
 
 
-def test_json_replaces_nothing_unasked(source: Path, tmp_path: Path, capsys) -> None:
-    precious = tmp_path / "precious.json"
-    precious.write_text("precious")
-    assert main([str(source), "-o", str(tmp_path / "w.pt"), "--json", str(precious)]) == 2
-    assert f"{precious}: it exists" in capsys.readouterr().err
-    assert precious.read_text() == "precious"
-    assert compare.main([str(source), "--json", str(precious)]) == 2
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["precious.json"]
+def test_json_replaces_an_older_result_and_nothing_else(source: Path, tmp_path: Path, capsys) -> None:
+    older = tmp_path / "result.json"
+    older.write_text("older")
+    assert main([str(source), "-o", str(tmp_path / "w.pt"), "--json", str(older), "--quiet"]) == 0
+    assert json.loads(older.read_text())["converted"] == 492
+    weights = (tmp_path / "w.pt").read_bytes()
+    for command in (main, compare.main):
+        assert command([str(source), "--json", str(tmp_path / "w.pt")]) == 2
+        assert "w.pt: it exists and is not a .json file" in capsys.readouterr().err
+        assert command([str(source), "--json", str(tmp_path / "no" / "r.json")]) == 2
+        assert "there is no folder" in capsys.readouterr().err
+    assert (tmp_path / "w.pt").read_bytes() == weights
 
 
 def test_json_never_lands_on_the_output(source: Path, tmp_path: Path, capsys) -> None:
@@ -109,20 +113,20 @@ def test_the_wrapper_around_a_model_is_recognised(tensors) -> None:
         to_tensorflow(wrapped)
 
 
-def test_ctrl_c_while_numpy_is_imported_waits_until_it_is(source: Path, tmp_path: Path) -> None:
-    """NumPy's C code would make an ImportError of it: here the signal comes from within that import."""
+@pytest.mark.parametrize("module", ["numpy._core._multiarray_umath", "numpy.linalg", "torch._C", "torch.nn"])
+def test_ctrl_c_while_a_library_is_imported_is_one_line(source: Path, tmp_path: Path, module: str) -> None:
     program = (
         "import os, signal, sys\n"
         "class Finder:\n"
         "    def find_spec(self, name, *_):\n"
-        "        if name == 'numpy._core._multiarray_umath':\n"
+        f"        if name == {module!r}:\n"
         "            os.kill(os.getpid(), signal.SIGINT)\n"
         "sys.meta_path.insert(0, Finder())\n"
-        "from converter.__main__ import main\n"
-        "sys.exit(main(sys.argv[1:]))\n"
+        "from facenet_port import main\n"
+        "sys.exit(main(['convert', *sys.argv[1:]]))\n"
     )
     command = [sys.executable, "-c", program, str(source), "-o", str(tmp_path / "w.pt")]
     result = subprocess.run(command, capture_output=True, text=True)
-    assert result.stderr == "python -m converter: error: interrupted; no file was left half written\n"
+    assert result.stderr == "facenet-port convert: error: interrupted; no file was left half written\n"
     assert result.returncode == 130
     assert list(tmp_path.iterdir()) == []
