@@ -1,5 +1,5 @@
 # PYTHON_ARGCOMPLETE_OK
-"""`facenet-port`: one executable for every command; a command's code is loaded only when it is asked for."""
+"""`facenet-port`: one executable for every command. A command's code is loaded only when it runs."""
 
 from __future__ import annotations
 
@@ -10,27 +10,49 @@ import os
 import sys
 from collections.abc import Sequence
 
-from converter.command_line import Command
+from converter import __version__
+from converter.command_line import INTERRUPTED, Command
 
+# Name: its module, the Command in it, and a line for the help.
 _COMMANDS = {
-    "convert": ("converter.__main__", "COMMAND"),
-    "list": ("converter.__main__", "LIST"),
-    "compare": ("checks.compare.__main__", "COMMAND"),
-    "audit": ("checks.audit.__main__", "COMMAND"),
-    "gradients": ("checks.gradients.__main__", "COMMAND"),
-    "controls": ("checks.controls.__main__", "COMMAND"),
-    "benchmark": ("checks.benchmark.__main__", "COMMAND"),
+    "convert": ("converter.__main__", "COMMAND", "convert a TensorFlow checkpoint to PyTorch, or back"),
+    "list": ("converter.__main__", "LIST", "list the published models and what is in the cache"),
+    "compare": (
+        "checks.compare.__main__",
+        "COMMAND",
+        "prove that a port computes what the checkpoint does",
+    ),
+    "audit": (
+        "checks.audit.__main__",
+        "COMMAND",
+        "judge a port by somebody else: weights, ONNX, TFLite",
+    ),
+    "gradients": ("checks.gradients.__main__", "COMMAND", "prove that a port trains as the checkpoint does"),
+    "controls": ("checks.controls.__main__", "COMMAND", "show that compare finds every known fault"),
+    "benchmark": (
+        "checks.benchmark.__main__",
+        "COMMAND",
+        "measure the time and memory of convert and compare",
+    ),
 }
 
-_EXAMPLES = """\
-examples:
-  facenet-port convert 20180402-114759/ -o weights.pt   a checkpoint folder to a PyTorch state_dict
-  facenet-port convert vggface2                         the same by its published name, downloaded
-  facenet-port compare 20180402-114759/                 prove that the port is exact
-  facenet-port audit port.onnx --against vggface2       judge a port that somebody else made
+_HELP = """\
+usage: facenet-port COMMAND ...
 
-`facenet-port COMMAND --help` lists the options of a command.
-"""
+Convert FaceNet (Inception-ResNet-v1) checkpoints from TensorFlow to PyTorch, and
+prove that the conversion is exact.
+
+commands:
+{commands}
+
+examples:
+  facenet-port convert vggface2                    download a model and convert it
+  facenet-port convert model/ -o weights.pt        convert the checkpoint in a folder
+  facenet-port compare model/                      prove that the conversion is exact
+  facenet-port audit port.onnx --against vggface2  judge a port by somebody else
+
+`facenet-port COMMAND --help` lists the options of a command, `facenet-port --version`
+tells the version."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,44 +61,51 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: The arguments; None takes those of the process.
     """
-    argv = sys.argv[1:] if argv is None else argv
-    if "_ARGCOMPLETE" in os.environ:
-        import argcomplete
+    try:
+        return _run(sys.argv[1:] if argv is None else argv)
+    except KeyboardInterrupt:  # while the command was being loaded
+        print("facenet-port: error: interrupted", file=sys.stderr)
+        return INTERRUPTED
 
-        argcomplete.autocomplete(_parser(with_options=True))
+
+def _run(argv: Sequence[str]) -> int:
+    if "_ARGCOMPLETE" in os.environ:
+        _complete()
     if argv and argv[0] in _COMMANDS:
         return _load(argv[0]).main(argv[1:], program=f"facenet-port {argv[0]}")
-    parser = _parser(with_options=False)
-    if argv and not argv[0].startswith("-"):
-        close = difflib.get_close_matches(argv[0], _COMMANDS, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"the commands are {', '.join(_COMMANDS)}"
-        parser.error(f"there is no command {argv[0]!r}: {hint}")
-    if argv and argv[0] not in ("-h", "--help"):
-        parser.error(f"{argv[0]} comes before the command: a command comes first")
-    parser.print_help()
-    return 0 if argv else 2
+    if not argv or argv[0] in ("-h", "--help"):
+        width = max(map(len, _COMMANDS)) + 2
+        lines = (f"  {name:{width}}{summary}" for name, (_, _, summary) in _COMMANDS.items())
+        print(_HELP.format(commands="\n".join(lines)))
+        return 0 if argv else 2
+    if argv[0] == "--version":
+        print(f"facenet-port {__version__}")
+        return 0
+    close = difflib.get_close_matches(argv[0], _COMMANDS, n=1)
+    hint = f"did you mean {close[0]}?" if close else f"the commands are {', '.join(_COMMANDS)}"
+    print(f"facenet-port: error: there is no command {argv[0]!r}: {hint}", file=sys.stderr)
+    return 2
 
 
 def _load(name: str) -> Command:
-    module, attribute = _COMMANDS[name]
+    module, attribute, _ = _COMMANDS[name]
     command: Command = getattr(importlib.import_module(module), attribute)
     return command
 
 
-def _parser(*, with_options: bool) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="facenet-port",
-        description="Port FaceNet checkpoints from TensorFlow to PyTorch, and prove that the port is exact.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+def _complete() -> None:
+    """Answer the shell, which asks how a half-typed line goes on, and exit."""
+    import argcomplete
+
+    words = os.environ["COMP_LINE"].split()
+    parser = argparse.ArgumentParser(prog="facenet-port")
+    parser.add_argument("--version", action="store_true")
+    commands = parser.add_subparsers()
     for name in _COMMANDS:
-        command = _load(name)
-        subparser = commands.add_parser(name, help=command.summary)
-        if with_options:
-            command.set_up(subparser)
-    return parser
+        command = commands.add_parser(name)
+        if name == (words[1:] or [""])[0]:
+            _load(name).set_up(command)
+    argcomplete.autocomplete(parser)
 
 
 if __name__ == "__main__":

@@ -104,6 +104,7 @@ COMMAND = command_line.Command(
     _add_arguments,
     _work,
     _EPILOG,
+    "compare takes one SOURCE; --state-dict FILE names a state_dict to judge by it.",
 )
 
 

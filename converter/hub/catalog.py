@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 
 from converter.hub.catalog_entry import FIXED, PER_IMAGE, CatalogEntry, PublishedStateDict
@@ -102,5 +103,18 @@ def find_entry(name: str) -> CatalogEntry | None:
     label = name.casefold()
     if label in BUILT_IN_BY_NAME:
         return BUILT_IN_BY_NAME[label]
-    labels = {label.casefold(): checkpoint for checkpoint in all_entries() for label in checkpoint.labels}
-    return labels.get(label)
+    return _entries_by_label().get(label)
+
+
+def closest_name(name: str) -> str | None:
+    """Find the name or alias that a misspelt name is closest to; None if none is close.
+
+    Raises:
+        SourceError: The user's catalog is unreadable or wrong.
+    """
+    close = difflib.get_close_matches(name.casefold(), _entries_by_label(), n=1, cutoff=0.75)
+    return close[0] if close else None
+
+
+def _entries_by_label() -> dict[str, CatalogEntry]:
+    return {label.casefold(): entry for entry in all_entries() for label in entry.labels}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from converter.errors import UsageError
+from converter.errors import SourceError, UsageError
 from converter.hub import catalog
 
 
@@ -31,7 +31,8 @@ def locate(
     Raises:
         UsageError: `archive` is given, and `source` is not a name.
         RequirementError: The model is not in the cache and cannot be downloaded.
-        SourceError: The archive, the cached files or the user's catalog are damaged.
+        SourceError: The archive, the cached files or the user's catalog are damaged, or `source` is a
+            misspelt name.
     """
     path = Path(source)
     model = None if _exists(path) else catalog.find_entry(str(source))
@@ -39,10 +40,17 @@ def locate(
         from converter.hub.download import model_folder
 
         return model_folder(model, offline=offline, archive=archive, progress=progress)
+    close = None if _exists(path) else catalog.closest_name(str(source))
     if archive is not None:
         raise UsageError(
-            f"--archive goes with a name, such as vggface2, and {source} is a path or an unknown name. "
-            "`facenet-port list` shows the names."
+            f"--archive goes with a name, such as {close or 'vggface2'}, and {source} is a path or an unknown "
+            "name. `facenet-port list` shows the names."
+        )
+    if close is not None:
+        raise SourceError(
+            source,
+            "no such file, folder, checkpoint prefix or published model",
+            next_step=f"Did you mean {close}? `facenet-port list` shows the names",
         )
     return path
 
