@@ -1,4 +1,4 @@
-"""`python -m converter`: a thin shell around `converter.convert_file`, `convert_folder` and `listing`."""
+"""`facenet-port convert` and `list`: the options of `convert_file`, `convert_folder` and `hub.listing`."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ if TYPE_CHECKING:
     from converter.output_names import OutputFormat
 
 _EPILOG = """\
-SOURCE may be a name (`list` shows all), a model folder or its `checkpoint` file, a checkpoint prefix, an
-.index, .data or .meta file, a frozen .pb, a Keras .h5, a .pt or a .safetensors; what a file is, its bytes
-tell. A file or folder of that name goes before a name of the list. TensorFlow is not needed.
+SOURCE is the name of a published model (`facenet-port list` shows them), a model folder or its `checkpoint`
+file, a checkpoint prefix, an .index, .data or .meta file, a frozen .pb, a Keras .h5, a .pt or a .safetensors.
+The format is detected from the file's contents. A file or folder goes before a model of the same name.
+TensorFlow is not needed.
 
-exit codes: 0 converted and verified; 1 what was written reads back different; 2 wrong usage;
+exit codes: 0 converted and verified; 1 the output reads back different; 2 wrong usage;
 3 the source is unreadable, corrupt or another network; 4 something that is needed is missing; 130 interrupted
 """
 
@@ -30,29 +31,31 @@ exit codes: 0 converted and verified; 1 what was written reads back different; 2
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "source", metavar="SOURCE", type=command_line.path,
-        help="what to convert, or `list` to see the names that are known",
+        help="checkpoint to convert: a path or the name of a published model",
     )  # fmt: skip
     parser.add_argument(
         "-o", "--output", metavar="OUT", type=command_line.path,
         help="file to write, or checkpoint prefix (default: <model>-<dataset>.pt in this folder); with "
         "--all-steps a folder (default: this one)",
     )  # fmt: skip
-    parser.add_argument("--to", choices=("pytorch", "tensorflow"), default="pytorch", help="direction")
+    parser.add_argument(
+        "--to", choices=("pytorch", "tensorflow"), default="pytorch", help="direction (default: pytorch)"
+    )
     parser.add_argument("--format", choices=("pt", "safetensors"), help="state_dict format (default: pt)")
     parser.add_argument("--parts", action="store_true", help="also write <OUT>-features and <OUT>-logits")
     parser.add_argument(
         "--weights", choices=("variable", "average"), default="variable",
-        help="take the variables (default) or their exponential moving averages",
+        help="use the variables (default) or their exponential moving averages",
     )  # fmt: skip
     steps = parser.add_mutually_exclusive_group()
     steps.add_argument(
         "--step", metavar="N", type=command_line.natural_number,
-        help="of a folder with several checkpoints take that of step N (default: the latest)",
+        help="checkpoint to take from a folder with several (default: the latest)",
     )  # fmt: skip
     steps.add_argument("--all-steps", action="store_true", help="convert every checkpoint of a folder")
     parser.add_argument(
         "--sha256", metavar="DIGEST", action="append", default=[],
-        help="refuse SOURCE unless each of its files has this SHA-256, or one of several if given again",
+        help="refuse SOURCE unless the SHA-256 of each of its files is given; may be repeated",
     )  # fmt: skip
     command_line.add_network_options(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
@@ -63,7 +66,7 @@ def _work(arguments: argparse.Namespace) -> int:
         raise UsageError("--format is the format of a state_dict; it does not go with --to tensorflow.")
     source = command_line.locate(arguments, arguments.source)
     if arguments.all_steps:
-        return _convert_steps(arguments, source)
+        return _convert_folder(arguments, source)
     is_name = source != arguments.source
     return _convert(arguments, source, catalog.find_entry(str(arguments.source)) if is_name else None)
 
@@ -71,16 +74,16 @@ def _work(arguments: argparse.Namespace) -> int:
 def _list(arguments: argparse.Namespace) -> int:
     from converter.hub import listing
 
-    found = listing.entries()
+    models = listing.list_models()
     if not arguments.quiet:
-        listing.show(found)
+        listing.print_models(models)
     if arguments.json:
-        command_line.write_json(arguments.json, listing.as_json(found))
+        command_line.write_json(arguments.json, listing.as_json(models))
     return 0
 
 
 def _convert(arguments: argparse.Namespace, source: Path, named: CatalogEntry | None) -> int:
-    from converter import render as conversion_table
+    from converter import render
     from converter.convert_file import convert_file
 
     output_format = _output_format(arguments)
@@ -101,22 +104,22 @@ def _convert(arguments: argparse.Namespace, source: Path, named: CatalogEntry | 
             progress=progress,
         )
     if not arguments.quiet:
-        conversion_table.show(conversion)
+        render.print_conversion(conversion)
     if arguments.json:
-        _refuse_output(arguments.json, conversion.outputs)
-        command_line.write_json(arguments.json, conversion_table.as_json(conversion))
+        _check_json_path(arguments.json, conversion.outputs)
+        command_line.write_json(arguments.json, render.conversion_as_json(conversion))
     return 0
 
 
-def _convert_steps(arguments: argparse.Namespace, source: Path) -> int:
-    from converter import render as conversion_table
+def _convert_folder(arguments: argparse.Namespace, source: Path) -> int:
+    from converter import render
     from converter.convert_folder import convert_folder
 
     for option in ("parts", "sha256"):
         if getattr(arguments, option):
-            raise UsageError(f"--{option} is about one conversion; it does not go with --all-steps.")
+            raise UsageError(f"--{option} is for one conversion; it does not go with --all-steps.")
     with ProgressBar("converting", quiet=arguments.quiet) as progress:
-        conversions = convert_folder(
+        result = convert_folder(
             source,
             arguments.output or Path(),
             output_format=_output_format(arguments),
@@ -125,14 +128,14 @@ def _convert_steps(arguments: argparse.Namespace, source: Path) -> int:
             progress=progress,
         )
     if not arguments.quiet:
-        conversion_table.show_steps(conversions)
-    for step in conversions.failed:
-        print(f"python -m converter: error: {step.error}", file=sys.stderr)
+        render.print_folder(result)
+    for step in result.failed:
+        print(f"facenet-port convert: error: {step.error}", file=sys.stderr)
     if arguments.json:
-        made = [step.conversion for step in conversions.steps if step.conversion is not None]
-        _refuse_output(arguments.json, [path for conversion in made for path in conversion.outputs])
-        command_line.write_json(arguments.json, conversion_table.steps_as_json(conversions))
-    return conversions.exit_code
+        conversions = [step.conversion for step in result.steps if step.conversion is not None]
+        _check_json_path(arguments.json, [path for conversion in conversions for path in conversion.outputs])
+        command_line.write_json(arguments.json, render.folder_as_json(result))
+    return result.exit_code
 
 
 def _output_format(arguments: argparse.Namespace) -> OutputFormat:
@@ -143,7 +146,7 @@ def _output_format(arguments: argparse.Namespace) -> OutputFormat:
     return arguments.format or "pt"
 
 
-def _refuse_output(json: Path, written: Iterable[Path]) -> None:
+def _check_json_path(json: Path, written: Iterable[Path]) -> None:
     if json.resolve() in {path.resolve() for path in written}:
         raise UsageError(f"--json {json}: the conversion has just written that file. It is kept.")
 
@@ -159,7 +162,7 @@ COMMAND = command_line.Command(
 
 LIST = command_line.Command(
     "converter list",
-    "List the published checkpoints, and which of them are in the caches.",
+    "List the published models and their files in the caches.",
     lambda parser: None,
     _list,
     extra_hint="list takes no arguments.",

@@ -12,17 +12,17 @@ from converter.errors import UsageError
 
 
 class AtomicFiles:
-    """Several files of one folder that are written out of sight and appear together at the end.
+    """Several files of one folder that are written to a hidden folder and appear together at the end.
 
-    `with AtomicFiles(folder, overwrite=False) as files:` write to what `files.stage(name)` returns, then call
-    `files.commit()`. Whatever was not committed is removed on the way out.
+    In `with AtomicFiles(folder, overwrite=False) as files:`, write to the path that `files.stage(name)`
+    returns, then call `files.commit()`. Files that were not committed are removed at the end of the block.
 
     Args:
-        folder: Where the files will stand.
+        folder: Folder of the files.
         overwrite: Whether a file that exists may be replaced.
 
     Raises:
-        UsageError: There is no such folder, or it cannot be written to.
+        UsageError: The folder does not exist or cannot be written to.
     """
 
     def __init__(self, folder: Path, *, overwrite: bool) -> None:
@@ -40,7 +40,7 @@ class AtomicFiles:
             ) from error
 
     def stage(self, name: str) -> Path:
-        """Where to write the file that will be called `name`.
+        """Return the path to which the file `name` is to be written.
 
         Raises:
             UsageError: A file of that name exists and may not be replaced, or it is a folder.
@@ -56,10 +56,10 @@ class AtomicFiles:
         return self._hidden / name
 
     def commit(self) -> None:
-        """Bring every staged file to the disk and give it its name.
+        """Sync every staged file to the disk and give it its name.
 
-        Each file is whole at any moment; where files are replaced, a failure in between leaves some of them
-        new and some old.
+        Each file is whole at any moment. If files are replaced, a failure in between leaves some of them new
+        and some old.
 
         Raises:
             UsageError: A file of that name has appeared in the meantime; none of the new files stays.
@@ -88,7 +88,7 @@ class AtomicFiles:
 
 
 def _rename_new(hidden: Path, path: Path) -> None:
-    """Rename without replacing: a link fails where the name is taken, a rename would not."""
+    """Rename without replacing: a link fails if the name is taken, a rename does not."""
     taken = UsageError(f"{path} has appeared while it was being written. Nothing was replaced.")
     try:
         path.hardlink_to(hidden)
@@ -102,7 +102,7 @@ def _rename_new(hidden: Path, path: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Wait until a file, or a folder's list of names, is on the disk."""
+    """Sync a file, or a folder's list of names, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

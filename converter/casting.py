@@ -1,4 +1,4 @@
-"""Casting weights of other precisions to float32, and saying for each tensor what that changed."""
+"""Casts of weights to float32, with a measure of their effect on each tensor."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from numpy.typing import NDArray
 FLOAT32 = np.dtype(np.float32)
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 HALVES = (np.dtype(np.float16), BFLOAT16)
-"""Half precisions: float32 holds every value of theirs."""
+"""Half precisions, whose values float32 holds exactly."""
 
 CASTABLE = (*HALVES, np.dtype(np.float64))
-"""What is cast to float32; any other dtype is no dtype of a weight."""
+"""Dtypes that are cast to float32; weights of any other dtype are refused."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cast:
-    """What casting one tensor to float32 did to it.
+    """Effect of the cast of one tensor to float32.
 
     Attributes:
-        dtype: NumPy name of the dtype that it had.
-        elements: How many elements it has.
-        changed: How many of them are other bits once cast back. Always 0 for half precisions.
-        largest_relative_error: Largest |cast - value| / |value| over the finite elements. At most 2^-24 where
-            the value is in float32's normal range, up to 1 below it.
+        dtype: NumPy name of the original dtype.
+        elements: Number of elements.
+        changed: Number of elements whose bits differ when cast back; 0 for half precisions.
+        largest_relative_error: Largest |cast - value| / |value| over the finite elements. At most 2^-24 in
+            float32's normal range, up to 1 below it.
     """
 
     dtype: str
@@ -92,11 +92,11 @@ def _settle_special_values(
 
 
 def measure_cast(array: NDArray[Any], cast: NDArray[np.float32]) -> Cast:
-    """Say what `to_float32` did to an array.
+    """Measure the effect of `to_float32` on an array.
 
     Args:
-        array: What was cast, of a dtype in `CASTABLE`.
-        cast: What `to_float32` made of it.
+        array: The original, of a dtype in `CASTABLE`.
+        cast: The result of `to_float32`.
     """
     if array.dtype in HALVES:
         return Cast(array.dtype.name, array.size, 0, 0.0)
@@ -111,10 +111,10 @@ def measure_cast(array: NDArray[Any], cast: NDArray[np.float32]) -> Cast:
 
 
 def state_casts(casts: Mapping[str, Cast]) -> tuple[str, ...]:
-    """Put into words what was cast, a sentence for each dtype.
+    """Describe casts in words, a sentence for each dtype.
 
     Args:
-        casts: Name of each tensor that was cast to what that did.
+        casts: Tensor name to the effect of its cast.
     """
     return tuple(
         _state_dtype(dtype, {name: cast for name, cast in casts.items() if cast.dtype == dtype})

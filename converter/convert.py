@@ -1,4 +1,4 @@
-"""The conversion itself: pure functions from mappings of arrays to mappings of arrays."""
+"""The conversion itself, as pure functions on tensors: `to_pytorch` and its inverse `to_tensorflow`."""
 
 from __future__ import annotations
 
@@ -27,11 +27,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def synthesise(row: Synthesised) -> NDArray[Any]:
-    """The value of a state_dict entry that TensorFlow does not have."""
-    return np.full(row.shape, row.fill, row.dtype)
-
-
 def to_pytorch(tensors: Mapping[str, NDArray[Any]], *, weights: Weights = "variable") -> dict[str, Tensor]:
     """Turn TensorFlow tensors into a state_dict that `load_state_dict` takes as it is.
 
@@ -40,7 +35,7 @@ def to_pytorch(tensors: Mapping[str, NDArray[Any]], *, weights: Weights = "varia
         weights: As in `plan_conversion`.
 
     Returns:
-        What `to_numpy_state_dict` returns, as tensors on the CPU that the caller owns.
+        The result of `to_numpy_state_dict` as tensors on the CPU, which belong to the caller.
 
     Raises:
         MappingError: The tensors are not those of this network, or a finite value is beyond float32.
@@ -58,9 +53,9 @@ def to_numpy_state_dict(
     """Turn TensorFlow tensors into the arrays of a state_dict, without PyTorch.
 
     Args:
-        tensors: Variable name to array, kernels in HWIO; or an open source of any format, which is read tensor
-            by tensor, and only what is used of it. float32 keeps every bit; float16, bfloat16 and float64 are cast as
-            `to_float32` says.
+        tensors: Variable name to array, kernels in HWIO; or an open source of any format, of which only the
+            tensors in use are read, one by one. float32 keeps every bit; float16, bfloat16 and float64 are
+            cast by `to_float32`.
         weights: As in `plan_conversion`.
 
     Returns:
@@ -77,85 +72,24 @@ def to_numpy_state_dict(
     return {tensor.row.key: tensor.array for tensor in convert_tensors(tensors, plan)}
 
 
-@dataclass(frozen=True, slots=True)
-class ConvertedTensor:
-    """One entry of a state_dict, made as planned.
-
-    Attributes:
-        row: What it is.
-        array: Its value, C-contiguous and the caller's own.
-        cast: What casting its tensor to float32 did; None where the tensor was float32, or there is none.
-    """
-
-    row: Row
-    array: NDArray[Any]
-    cast: Cast | None
-
-
-def convert_tensors(tensors: Mapping[str, NDArray[Any]], plan: Plan) -> Iterator[ConvertedTensor]:
-    """Carry out a plan that was made for these tensors, a tensor at a time.
-
-    Raises:
-        MappingError: Finite values are beyond float32; raised at the end, with every such tensor.
-        SourceError: A tensor of an open source is corrupt.
-    """
-    problems: list[Problem] = []
-    for row in plan.rows:
-        if isinstance(row, Synthesised):
-            yield ConvertedTensor(row, synthesise(row), None)
-            continue
-        name = plan.sources[row.variable]
-        array = tensors[name]
-        try:
-            single = to_float32(array)
-        except OverflowError as error:
-            problems.append(Problem("out of range", name, f"{error} (for {row.key})"))
-            continue
-        cast = measure_cast(array, single) if name in plan.casts else None
-        yield ConvertedTensor(row, _detached(row.layout.apply(single), array), cast)
-    if problems:
-        hint = "float32 cannot hold these values: train or save the checkpoint in float32."
-        raise MappingError(problems, len(tensors), len(plan.sources), hint)
-
-
-def _is_other_scale(row: Row, state_dict: Mapping[str, NDArray[Any]], info: Mapping[str, TensorInfo]) -> bool:
-    """Whether a row without a variable is a BatchNorm scale, and the state_dict has it other than one.
-
-    A scale of another dtype or shape is a problem of its own and is not read.
-    """
-    return (
-        isinstance(row, Synthesised)
-        and row.dtype == "float32"
-        and row.key in info
-        and info[row.key].shape == row.shape
-        and _may_stand_for(info[row.key].dtype, row)
-        and not np.array_equal(state_dict[row.key], synthesise(row))
-    )
-
-
-def _may_stand_for(dtype: np.dtype, row: Row) -> bool:
-    """Whether a row's entry may have this dtype; who casts a whole state_dict casts its counters as well."""
-    return dtype == FLOAT32 or dtype in CASTABLE or (isinstance(row, Synthesised) and dtype == row.dtype)
-
-
 def to_tensorflow(
     state_dict: Mapping[str, Tensor] | Mapping[str, NDArray[Any]], *, variant: Variant | None = None
 ) -> dict[str, NDArray[Any]]:
-    """Turn a PyTorch state_dict back into TensorFlow tensors; the inverse of `to_pytorch`, bit for bit.
+    """Turn a PyTorch state_dict back into TensorFlow tensors: the inverse of `to_pytorch`, bit for bit.
 
     Args:
         state_dict: Key to tensor or NumPy array: float32, with batch counters of int64. float16, bfloat16 and
             float64 are taken as well.
-        variant: What a state_dict does not say: whether BatchNorm had a gamma, and which scope the Bottleneck
-            had. Without it, a gamma is written if any BatchNorm weight differs from one, and the Bottleneck
-            stands inside the network's scope. `infer_variant` tells it from the TensorFlow tensors.
+        variant: Whether BatchNorm has a gamma and which scope the Bottleneck has, as `infer_variant` reads it
+            from TensorFlow tensors; a state_dict does not tell. Without it, a gamma is written if any
+            BatchNorm weight differs from one, and the Bottleneck stands inside the network's scope.
 
     Returns:
-        Variable name to C-contiguous array of the dtype that it had, which belongs to the caller. Batch
-        counters have no variable and are dropped.
+        Variable name to C-contiguous array of the same dtype, which belongs to the caller. Batch counters
+        have no variable and are dropped.
 
     Raises:
-        MappingError: The state_dict is not one of this network.
+        MappingError: The state_dict does not belong to this network.
     """
     arrays = _as_arrays(state_dict)
     info = describe(arrays)
@@ -194,10 +128,10 @@ def to_tensorflow(
 
 
 def tensorflow_tensors(source: TensorSource) -> Mapping[str, NDArray[Any]]:
-    """The tensors of a source under the names and in the layout of TensorFlow.
+    """Give the tensors of a source TensorFlow's names and layouts.
 
-    A source that bears TensorFlow's names is returned as it is, unread. Keras keeps TensorFlow's layouts; a
-    name that is not of this network stays what it was, for `plan.plan_conversion` to report.
+    A source with TensorFlow's names is returned as it is, unread. Keras has TensorFlow's layouts; a name that
+    does not belong to this network stays as it is, and `plan_conversion` reports it.
 
     Raises:
         MappingError: Two Keras weights are the same variable, or a state_dict is not of this network.
@@ -225,8 +159,74 @@ def tensorflow_tensors(source: TensorSource) -> Mapping[str, NDArray[Any]]:
     return {variable: source[name] for variable, name in origin.items()}
 
 
+@dataclass(frozen=True, slots=True)
+class ConvertedTensor:
+    """One entry of a state_dict.
+
+    Attributes:
+        row: Its row of the layer map.
+        array: Its value, C-contiguous, which belongs to the caller.
+        cast: Effect of the cast to float32; None if the source has no such tensor, or it was float32.
+    """
+
+    row: Row
+    array: NDArray[Any]
+    cast: Cast | None
+
+
+def convert_tensors(tensors: Mapping[str, NDArray[Any]], plan: Plan) -> Iterator[ConvertedTensor]:
+    """Carry out the plan for these tensors, one tensor at a time.
+
+    Raises:
+        MappingError: Finite values are beyond float32; raised at the end, it names every such tensor.
+        SourceError: A tensor of an open source is corrupt.
+    """
+    problems: list[Problem] = []
+    for row in plan.rows:
+        if isinstance(row, Synthesised):
+            yield ConvertedTensor(row, synthesise(row), None)
+            continue
+        name = plan.sources[row.variable]
+        array = tensors[name]
+        try:
+            single = to_float32(array)
+        except OverflowError as error:
+            problems.append(Problem("out of range", name, f"{error} (for {row.key})"))
+            continue
+        cast = measure_cast(array, single) if name in plan.casts else None
+        yield ConvertedTensor(row, _detached(row.layout.apply(single), array), cast)
+    if problems:
+        hint = "float32 cannot hold these values: train or save the checkpoint in float32."
+        raise MappingError(problems, len(tensors), len(plan.sources), hint)
+
+
+def synthesise(row: Synthesised) -> NDArray[Any]:
+    """Make the value of a state_dict entry that TensorFlow does not have."""
+    return np.full(row.shape, row.fill, row.dtype)
+
+
+def _is_other_scale(row: Row, state_dict: Mapping[str, NDArray[Any]], info: Mapping[str, TensorInfo]) -> bool:
+    """Whether a row without a variable is a BatchNorm scale that the state_dict does not have as ones.
+
+    A scale of another dtype or shape is a problem of its own and is not read.
+    """
+    return (
+        isinstance(row, Synthesised)
+        and row.dtype == "float32"
+        and row.key in info
+        and info[row.key].shape == row.shape
+        and _may_stand_for(info[row.key].dtype, row)
+        and not np.array_equal(state_dict[row.key], synthesise(row))
+    )
+
+
+def _may_stand_for(dtype: np.dtype, row: Row) -> bool:
+    """Whether a row's entry may have this dtype; counters too may be cast, with the whole state_dict."""
+    return dtype == FLOAT32 or dtype in CASTABLE or (isinstance(row, Synthesised) and dtype == row.dtype)
+
+
 def _detached(result: NDArray[Any], origin: NDArray[Any]) -> NDArray[Any]:
-    """A result that shares no memory with the array that it was made from."""
+    """Copy a result that shares memory with the array that it was made from."""
     return result.copy() if np.may_share_memory(result, origin) else result
 
 

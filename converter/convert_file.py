@@ -96,7 +96,7 @@ def convert_file(
         progress: Progress callback.
 
     Raises:
-        SourceError: The source is unreadable or corrupt, or one of its files has none of the expected SHA-256.
+        SourceError: The source is unreadable or corrupt, or a file of it has none of the expected SHA-256.
         MappingError: The source is not this network, or a value of it is beyond float32.
         UsageError: An output exists, its folder does not, its ending says another format, `parts` is asked of
             a source without logits, or `sha256` holds something else.

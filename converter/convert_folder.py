@@ -1,4 +1,4 @@
-"""A whole training folder: every checkpoint of a model converted, several at a time."""
+"""Conversion of a whole training folder: every checkpoint of a model, several at a time."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from converter.output_names import OutputFormat, step_output
 from converter.plan import Weights
 
 MOST_JOBS = 8
-"""Most conversions at a time unless more are asked for; of a published checkpoint, some 2 GB of memory."""
+"""Default limit on conversions at a time; eight of a published checkpoint take some 2 GB of memory."""
 
-_WHOLE = 1000  # progress counts each checkpoint as so many
+_WHOLE = 1000  # units of progress for each checkpoint
 
 
 @dataclass(frozen=True, slots=True)
 class StepConversion:
-    """What became of one checkpoint of the folder. Of `conversion` and `error` one is None.
+    """Result for one checkpoint of the folder; either `conversion` or `error` is None.
 
     Attributes:
         snapshot: The checkpoint.
-        output: The file that it was to become, for `tensorflow` the prefix.
-        conversion: What the conversion did.
-        error: Why it failed; nothing was written then.
+        output: The file to write, for `tensorflow` the prefix.
+        conversion: The result of the conversion.
+        error: The reason for a failure; nothing was written then.
     """
 
     snapshot: Snapshot
@@ -40,22 +40,22 @@ class StepConversion:
 
 @dataclass(frozen=True, slots=True)
 class FolderConversion:
-    """What became of every checkpoint of the folder.
+    """Result for a whole folder.
 
     Attributes:
-        steps: In ascending order of their steps.
+        steps: A result for each checkpoint, in ascending order of steps.
     """
 
     steps: tuple[StepConversion, ...]
 
     @property
     def failed(self) -> tuple[StepConversion, ...]:
-        """Those that were not converted."""
+        """Checkpoints that were not converted."""
         return tuple(step for step in self.steps if step.error is not None)
 
     @property
     def exit_code(self) -> int:
-        """0 where all were converted, otherwise the highest exit code of the errors."""
+        """0 if all were converted, otherwise the highest exit code of the errors."""
         return max((step.error.exit_code for step in self.steps if step.error is not None), default=0)
 
 
@@ -71,32 +71,30 @@ def convert_folder(
 ) -> FolderConversion:
     """Convert every checkpoint of a training folder.
 
-    The outputs are called as `convert_file` calls them, with the step behind the name: `<model>-<step>.pt`,
-    or for a published name `<model>-<dataset>-<step>.pt`; as checkpoints `model-<model>.ckpt-<step>`. A
-    checkpoint that fails does not keep the others from being converted. Several are converted at a time by
-    threads: hashing, copying and writing let go of the interpreter. Each takes about 2.2 times the memory of
-    its checkpoint.
+    An output is named as in `convert_file`, with the step at the end: `<model>-<step>.pt`, for a published
+    name `<model>-<dataset>-<step>.pt`, as a checkpoint `model-<model>.ckpt-<step>`. If a checkpoint fails,
+    the others are still converted. Threads convert several at a time, since hashing, copying and writing
+    release the interpreter lock. Each takes about 2.2 times the memory of its checkpoint.
 
     Args:
-        folder: A folder with the checkpoints of one model, or of several where its `checkpoint` file tells
-            which is meant.
-        output_folder: Where to write.
-        jobs: How many to convert at a time; None takes one for every two processors, since each keeps about
-            two of them busy, but two at least and `MOST_JOBS` at most.
+        folder: A folder with the checkpoints of one model, or of several if its `checkpoint` file names one.
+        output_folder: Folder for the outputs.
+        jobs: Number of conversions at a time. None takes one for every two processors, at least two and at
+            most `MOST_JOBS`: a conversion keeps about two processors busy.
         output_format: As in `convert_file`.
-        weights: As in `plan.plan_conversion`.
+        weights: As in `plan_conversion`.
         overwrite: Whether files that exist may be replaced. Otherwise those checkpoints fail.
-        progress: Told of progress, from several threads but one at a time.
+        progress: Progress callback; called from several threads, one at a time.
 
     Raises:
-        UsageError: One of the folders is not there, this one holds several models, or `jobs` is below one.
-        SourceError: The folder holds no checkpoint, or its `checkpoint` file is damaged.
+        UsageError: A folder does not exist, `folder` holds several models, or `jobs` is below one.
+        SourceError: `folder` holds no checkpoint, or its `checkpoint` file is damaged.
 
-    When this is interrupted, conversions in progress are given up; each output is whole or not there.
+    An interruption ends the conversions in progress; each output is whole or absent.
     """
     folder, output_folder = Path(folder), Path(output_folder)
     if jobs is not None and jobs < 1:
-        raise UsageError(f"{jobs} conversions at a time: one is the least.")
+        raise UsageError(f"jobs is {jobs}; give 1 or more.")
     if not output_folder.is_dir():
         what = "this is a file" if output_folder.exists() else "there is no such folder"
         raise UsageError(f"{output_folder}: {what}. Give a folder for the outputs.")
@@ -121,7 +119,7 @@ def convert_folder(
             return StepConversion(snapshot, output, None, RequirementError(f"{output}: {error}"))
         return StepConversion(snapshot, output, conversion, None)
 
-    # Reading a state_dict back silences warnings for a moment, which threads would leave silenced for good.
+    # Reading a state_dict back silences warnings for a moment, and threads could leave them silenced.
     with warnings.catch_warnings(), ThreadPoolExecutor(jobs or _default_jobs()) as pool:
         futures = [pool.submit(convert, number) for number in range(len(snapshots))]
         try:
@@ -156,7 +154,7 @@ def _default_jobs() -> int:
 
 
 class _Meter:
-    """The sum of the progress of several conversions, each told of from its own thread."""
+    """Adds up the progress of several conversions, each reported by its own thread."""
 
     def __init__(self, progress: Progress | None, count: int) -> None:
         self._progress = progress
@@ -165,7 +163,7 @@ class _Meter:
         self._stopped = False
 
     def advance(self, number: int, done: int, total: int) -> None:
-        """Take note of one conversion's progress; where all are to end, this ends that one."""
+        """Record the progress of one conversion, or end it after `stop`."""
         with self._lock:
             if self._stopped:
                 raise CancelledError
@@ -176,5 +174,5 @@ class _Meter:
                     self._progress(sum(self._parts), _WHOLE * len(self._parts))
 
     def stop(self) -> None:
-        """Make every conversion end at its next step, which removes what it has written so far."""
+        """End every conversion at its next step, which removes the files that it has begun."""
         self._stopped = True

@@ -1,4 +1,4 @@
-"""The errors a user can meet, each with the exit code of the command that ends on it."""
+"""The errors that a user can meet, each with the exit code of the command."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class PortError(Exception):
 
 
 class DifferenceError(PortError):
-    """Two things that must be the same are not (exit code 1)."""
+    """Two things that must be the same differ (exit code 1)."""
 
     exit_code = 1
 
@@ -34,8 +34,8 @@ class SourceError(PortError):
     Args:
         path: The file or folder at fault.
         problem: What is wrong, a clause without a full stop.
-        tensor: The tensor at fault, where there is one.
-        next_step: What the user can do about it, a clause without a full stop.
+        tensor: The tensor at fault, if there is one.
+        next_step: Advice to the user, a clause without a full stop.
     """
 
     exit_code = 3
@@ -50,6 +50,6 @@ class SourceError(PortError):
 
 
 class RequirementError(PortError):
-    """Something that the request needs is not there: a package, the network (exit code 4)."""
+    """Something that the request needs is missing: a package, the network (exit code 4)."""
 
     exit_code = 4

@@ -28,7 +28,7 @@ def _keras_layer(scope: str) -> str:
 
 
 def keras_weight(scope: str, leaf: str) -> str:
-    """What Keras calls the weight of a layer.
+    """Give the Keras name of a layer's weight.
 
     Args:
         scope: TensorFlow scope of the layer, without `BatchNorm`.
@@ -40,10 +40,10 @@ def keras_weight(scope: str, leaf: str) -> str:
 
 @cache
 def keras_names() -> Mapping[str, str]:
-    """Keras weight name to TensorFlow variable, as in facenet_keras.h5 and keras-facenet.
+    """Map Keras weight names to TensorFlow variables, as in facenet_keras.h5 and keras-facenet.
 
-    deepface calls some layers of Branch_1 in Block17 and Block8 Branch_2, a branch that these blocks do not
-    have; those names are accepted too.
+    deepface has Branch_2 in the names of some layers of Branch_1 in Block17 and Block8, which have no
+    Branch_2; those names are accepted too.
     """
     names: dict[str, str] = {}
     for row in table(Variant(num_classes=1, gamma=True)):

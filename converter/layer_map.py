@@ -125,11 +125,11 @@ CONVOLUTIONS: tuple[Layer, ...] = tuple(
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """What differs from one checkpoint of this network to the next.
+    """The properties in which checkpoints of this network differ.
 
     Attributes:
         embedding_size: Outputs of the Bottleneck.
-        num_classes: Outputs of the classifier; None where there is none.
+        num_classes: Outputs of the classifier; None without a classifier.
         gamma: Whether BatchNorm has a scale; the published checkpoints have none.
         bottleneck_scope: Full TensorFlow scope of the Bottleneck, one of `BOTTLENECK_SCOPES`.
     """
@@ -142,12 +142,12 @@ class Variant:
 
 @dataclass(frozen=True, slots=True)
 class Converted:
-    """A float32 tensor that exists on both sides.
+    """A row for a float32 tensor that TensorFlow and PyTorch both have.
 
     Attributes:
         key: PyTorch state_dict key.
         variable: TensorFlow variable.
-        layout: TensorFlow's order of axes to PyTorch's.
+        layout: From TensorFlow's order of axes to PyTorch's.
         shape: The variable's shape in TensorFlow.
         scope: TensorFlow scope that owns the variable.
     """
@@ -160,20 +160,20 @@ class Converted:
 
     @property
     def entry(self) -> TensorInfo:
-        """What stands in the state_dict."""
+        """Dtype and shape in the state_dict."""
         return TensorInfo(_FLOAT32, self.layout.shape(self.shape))
 
 
 @dataclass(frozen=True, slots=True)
 class Synthesised:
-    """A state_dict entry that PyTorch wants and TensorFlow does not have.
+    """A row for a state_dict entry that PyTorch needs and TensorFlow does not have.
 
     Attributes:
         key: PyTorch state_dict key.
         dtype: NumPy name of its dtype.
         shape: Its shape in PyTorch.
         fill: The value of every element.
-        reason: Why this value leaves the network as it was.
+        reason: The reason why this value does not change the network.
     """
 
     key: str
@@ -184,7 +184,7 @@ class Synthesised:
 
     @property
     def entry(self) -> TensorInfo:
-        """What stands in the state_dict."""
+        """Dtype and shape in the state_dict."""
         return TensorInfo(np.dtype(self.dtype), self.shape)
 
 
@@ -223,7 +223,7 @@ def _convolution(layer: Layer, gamma: bool) -> Iterator[Row]:
 
 
 def table(variant: Variant) -> tuple[Row, ...]:
-    """Every tensor of the state_dict of one variant, in the published order.
+    """List every tensor of the state_dict of one variant, in the published order.
 
     With logits and without gamma: 492 converted rows and 224 synthesised ones.
     """
@@ -252,7 +252,7 @@ def table(variant: Variant) -> tuple[Row, ...]:
 
 
 def _check_table() -> None:
-    """Hold the table to the published counts, so that a wrong row fails on import and not in use."""
+    """Check the table against the published counts, so that a wrong row fails at import."""
     rows = table(Variant(num_classes=8631))
     converted = [row for row in rows if isinstance(row, Converted)]
     keys, variables = {row.key for row in rows}, {row.variable for row in converted}

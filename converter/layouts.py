@@ -1,4 +1,4 @@
-"""How a tensor's axes are ordered on either side: each layout is a named permutation with its inverse."""
+"""Orders of a tensor's axes in TensorFlow and PyTorch: a layout is a named permutation with an inverse."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Extent = TypeVar("Extent")
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """A permutation of axes under a name.
+    """A named permutation of axes.
 
     Attributes:
         name: Source axes, an arrow, target axes.
@@ -30,7 +30,7 @@ class Layout:
 
     @property
     def inverse(self) -> Layout:
-        """The layout that undoes this one."""
+        """The inverse layout."""
         source, _, target = self.name.partition("->")
         back = tuple(self.permutation.index(axis) for axis in range(len(self.permutation)))
         return Layout(f"{target}->{source}", back)
@@ -47,7 +47,7 @@ class Layout:
     def apply(self, array: NDArray[Any]) -> NDArray[Any]:
         """Reorder the axes of `array`: any dtype, the same bits, C-contiguous.
 
-        The array itself is returned where nothing moves.
+        If no axis moves, the array itself is returned.
 
         Raises:
             ValueError: The rank differs from the layout's.

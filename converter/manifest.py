@@ -1,4 +1,4 @@
-"""The JSON manifest beside each output: what came from where, in which layout, with which digest."""
+"""The JSON manifest beside each output: source, layout and SHA-256 of every tensor."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from converter.errors import SourceError
 from converter.formats.source import TensorInfo
 from converter.layer_map import Converted, Row
 
-if TYPE_CHECKING:  # who only reads a manifest need not wait for these
+if TYPE_CHECKING:  # these are slow to import, and reading a manifest does not need them
     from converter.convert_file import Conversion
 
 MAX_MANIFEST_BYTES = 16 << 20
-"""Largest manifest that is read, a limit of this reader: one of 716 tensors has 0.2 MB."""
+"""Largest manifest that is read; one of 716 tensors has 0.2 MB."""
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -43,7 +43,7 @@ def tensor_digest(array: NDArray[Any]) -> str:
 
 
 def manifest_path(output: Path) -> Path:
-    """Where the manifest of an output stands: beside it."""
+    """The path of an output's manifest, beside it."""
     return output.with_name(f"{output.name}.json")
 
 
@@ -101,7 +101,7 @@ def build_manifest(conversion: Conversion, rows: Sequence[Row], files: Mapping[s
 
 
 def _lay_out(sections: Mapping[str, Any]) -> str:
-    """JSON with a line for each entry of a section, so that a person and diff can read it."""
+    """Lay out JSON with a line for each entry of a section, for readers and for diff."""
     blocks = []
     for name, section in sections.items():
         if isinstance(section, list):
@@ -117,13 +117,13 @@ def _lay_out(sections: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What a manifest says of an output as a whole.
+    """The content of a manifest.
 
     Attributes:
         source_files: Name of each file of the source to its SHA-256.
-        archive: SHA-256 of the archive that they were unpacked from; None where the manifest states none.
+        archive: SHA-256 of the archive that they were unpacked from, or None.
         embedding_size: Outputs of the bottleneck.
-        num_classes: Outputs of the classifier; None where the output has no logits.
+        num_classes: Outputs of the classifier; None if the output has no logits.
         output: Name of each file of the output to its SHA-256.
         tensors: Key of each tensor to its dtype and shape, in their order.
     """
@@ -140,7 +140,7 @@ def read_manifest(path: Path) -> Manifest:
     """Read and check a manifest.
 
     Raises:
-        SourceError: It is not there, too large, not JSON, or not what `build_manifest` lays out.
+        SourceError: It does not exist, is too large, not JSON, or not laid out by `build_manifest`.
     """
     remedy = "Convert the source again; a manifest is written beside the output"
     try:

@@ -1,4 +1,4 @@
-"""The three networks of MTCNN: every TensorFlow variable and the PyTorch key it becomes.
+"""The layer maps of MTCNN's three networks: every TensorFlow variable and its PyTorch key.
 
 MTCNN finds the faces for the network of `layer_map`. Its networks are audited, not converted. TensorFlow's
 names are those of davidsandberg/facenet (`PNet`, `RNet` and `ONet` in `src/align/detect_face.py`, with the
@@ -13,9 +13,9 @@ from collections.abc import Collection, Iterator, Mapping
 from converter.layer_map import Converted
 from converter.layouts import CONVOLUTION_WIDTH_FIRST, FULLY_CONNECTED, VECTOR
 
-# (TensorFlow scope, PyTorch module, shape of the weights in TensorFlow). The shape of a convolution is (height,
-# width, inputs, outputs), of a fully connected layer (inputs, outputs), of a PReLU, which has no biases,
-# (channels,).
+# (TensorFlow scope, PyTorch module, shape of the weights in TensorFlow). The shape is (height, width, inputs,
+# outputs) for a convolution, (inputs, outputs) for a fully connected layer, (channels,) for a PReLU without
+# biases.
 _Layer = tuple[str, str, tuple[int, ...]]
 
 P_NET: tuple[_Layer, ...] = (
@@ -74,19 +74,19 @@ NETWORKS: Mapping[str, tuple[Converted, ...]] = {
 
 
 def network_of_variables(variables: Collection[str]) -> str | None:
-    """The network that has exactly these TensorFlow variables; None where none has."""
+    """Find the network that has exactly these TensorFlow variables; None if there is none."""
     return next(
         (name for name, rows in NETWORKS.items() if {row.variable for row in rows} == set(variables)), None
     )
 
 
 def network_of_keys(keys: Collection[str]) -> str | None:
-    """The network whose state_dict has exactly these keys; None where none has."""
+    """Find the network whose state_dict has exactly these keys; None if there is none."""
     return next((name for name, rows in NETWORKS.items() if {row.key for row in rows} == set(keys)), None)
 
 
 def _check_tables() -> None:
-    """Hold the tables to the counts of the files, so that a wrong row fails on import and not in use."""
+    """Check the tables against the counts of the files, so that a wrong row fails at import."""
     actual = {
         name: (len(rows), len({row.key for row in rows}), len({row.variable for row in rows}))
         for name, rows in NETWORKS.items()

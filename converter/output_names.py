@@ -1,4 +1,4 @@
-"""The names of outputs: what a conversion calls its files unless it is told, and which endings fit a format."""
+"""Names of output files: the default of each conversion, and the endings that fit a format."""
 
 from __future__ import annotations
 

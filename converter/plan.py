@@ -1,4 +1,4 @@
-"""The plan of a conversion: the variant that a source holds, and what becomes of each of its tensors."""
+"""The plan of a conversion: the variant of the network in a source, and the use of each tensor."""
 
 from __future__ import annotations
 
@@ -52,12 +52,12 @@ ProblemKind = Literal["missing", "unexpected", "misshapen", "wrong dtype", "dupl
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One tensor that does not fit the network.
+    """A tensor that does not fit the network.
 
     Attributes:
-        kind: What is the matter.
+        kind: The kind of misfit.
         name: The tensor.
-        detail: What was expected and what was found; empty where the kind says it all.
+        detail: The actual and the expected value; empty if the kind says it all.
     """
 
     kind: ProblemKind
@@ -69,31 +69,32 @@ class MappingError(PortError):
     """The tensors are not those of this network (exit code 3).
 
     Args:
-        problems: Every problem that was found.
-        found: How many tensors there were in all.
+        problems: Every problem.
+        actual: How many tensors the source has.
         expected: How many tensors the network has.
         hint: What the user can do about it, a sentence.
-        path: The file at fault, where it is known.
+        path: The file at fault, if it is known.
     """
 
     exit_code = 3
-    _most = 12  # lines of a kind; the rest is counted
+    _most = 12  # lines of a kind; further ones are counted
 
     def __init__(
         self,
         problems: Sequence[Problem],
-        found: int,
+        actual: int,
         expected: int,
         hint: str = "",
         path: Path | None = None,
     ) -> None:
         self.problems = tuple(problems)
-        self._counts_and_hint = (found, expected, hint)
-        missing = sum(problem.kind == "missing" for problem in problems)
-        if missing == expected:
-            head = f"not an Inception-ResNet-v1: none of its {expected} tensors is among the {found} found"
+        self._counts_and_hint = (actual, expected, hint)
+        missing = [problem.name for problem in problems if problem.kind == "missing"]
+        if len(missing) == expected:
+            example = f"an expected name, such as {missing[0]}"
+            head = f"not an Inception-ResNet-v1: none of its {actual} tensors has {example}"
         else:
-            head = f"{len(problems)} of the tensors do not fit Inception-ResNet-v1 ({found} found)"
+            head = f"{len(problems)} of the tensors do not fit Inception-ResNet-v1 (the source has {actual})"
         lines = [head if path is None else f"{path}: {head}"]
         for kind in dict.fromkeys(problem.kind for problem in problems):
             group = [problem for problem in problems if problem.kind == kind]
@@ -107,7 +108,7 @@ class MappingError(PortError):
         super().__init__("\n".join([*lines, hint] if hint else lines))
 
     def named(self, path: Path) -> MappingError:
-        """The same error, with the file that it is about."""
+        """Return the same error with the file that it is about."""
         return MappingError(self.problems, *self._counts_and_hint, path)
 
 
@@ -121,16 +122,16 @@ class LeftOut:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What becomes of every tensor of a source, settled before any is read.
+    """The fate of every tensor of a source, settled before any is read.
 
     Attributes:
         variant: The variant of the network that the tensors belong to.
         weights: Whether variables or their moving averages are used.
         rows: One row for each key of the state_dict, in its order.
-        sources: Variable name to the name of the tensor that is read for it; the two differ where the
+        sources: Variable name to the name of the tensor that is read for it; the two differ if the
             average is used.
         left_out: Every other tensor of the source.
-        casts: Name of each tensor that is not float32, and is cast to it, to its dtype.
+        casts: Name of each tensor that has to be cast to float32 to its dtype.
     """
 
     variant: Variant
@@ -142,27 +143,27 @@ class Plan:
 
     @property
     def converted(self) -> tuple[Converted, ...]:
-        """The rows that have a TensorFlow variable."""
+        """Rows that have a TensorFlow variable."""
         return tuple(row for row in self.rows if isinstance(row, Converted))
 
     @property
     def synthesised(self) -> tuple[Synthesised, ...]:
-        """The rows that have none."""
+        """Rows that have no TensorFlow variable."""
         return tuple(row for row in self.rows if isinstance(row, Synthesised))
 
 
 def describe(tensors: Mapping[str, NDArray[Any]]) -> Mapping[str, TensorInfo]:
-    """Dtype and shape of every tensor; an open source is not read for it."""
+    """List the dtype and shape of every tensor; an open source is not read for it."""
     if isinstance(tensors, TensorSource):
         return tensors.info
     return {name: TensorInfo(array.dtype, array.shape) for name, array in tensors.items()}
 
 
 def infer_variant(info: Mapping[str, TensorInfo]) -> Variant:
-    """Tell the variant of the network from TensorFlow names and shapes.
+    """Infer the variant of the network from TensorFlow names and shapes.
 
-    What cannot be told, because the tensor is missing or has another rank, takes the default; `plan_conversion` then
-    reports that tensor.
+    If a tensor is missing or has another rank, its property takes the default; `plan_conversion` then reports
+    that tensor.
     """
     bottleneck = next(
         (scope for scope in BOTTLENECK_SCOPES if f"{scope}/weights" in info), BOTTLENECK_SCOPES[0]
@@ -186,7 +187,7 @@ def infer_variant(info: Mapping[str, TensorInfo]) -> Variant:
 
 
 def state_dict_variant(info: Mapping[str, TensorInfo], *, gamma: bool = False) -> Variant:
-    """Tell the variant of the network from the keys and shapes of a state_dict."""
+    """Infer the variant of the network from the keys and shapes of a state_dict."""
 
     def outputs(key: str, default: int | None) -> int | None:
         shape = info[key].shape if key in info else ()
@@ -197,40 +198,36 @@ def state_dict_variant(info: Mapping[str, TensorInfo], *, gamma: bool = False) -
 
 
 def plan_conversion(info: Mapping[str, TensorInfo], *, weights: Weights = "variable") -> Plan:
-    """Decide for every tensor of a source what becomes of it.
+    """Plan the use of every tensor of a source.
 
     Args:
         info: TensorFlow names with dtypes and shapes.
-        weights: "variable" takes the variables themselves, "average" their exponential moving averages. Where
-            no BatchNorm statistic has one, all statistics are taken as they are: moving averages already.
+        weights: "variable" takes the variables themselves, "average" their exponential moving averages. If
+            no BatchNorm statistic has an average, the statistics themselves are taken: they are moving
+            averages already.
 
     Raises:
-        MappingError: Any tensor is missing, unexpected, misshapen, of a dtype that is neither float32 nor
-            cast to it, or there twice; all of them are named.
+        MappingError: Tensors are missing, unexpected, misshapen, duplicate, or of a dtype that is neither
+            float32 nor cast to it; it names all of them.
     """
     variant = infer_variant(info)
     rows = table(variant)
     variables = {row.variable: row for row in rows if isinstance(row, Converted)}
+    sources = _choose_sources(info, variables, weights)
     problems: list[Problem] = []
-    sources: dict[str, str] = {}
     casts: dict[str, np.dtype] = {}
-    averaged = {name for name in variables if weights == "average"}
-    statistics = {name for name in averaged if name.endswith(("/moving_mean", "/moving_variance"))}
-    if not any(f"{name}/{AVERAGE}" in info for name in statistics):
-        averaged -= statistics
     for name, row in variables.items():
-        source = f"{name}/{AVERAGE}" if name in averaged else name
+        source = sources[name]
         if source not in info:
             problems.append(Problem("missing", source, f"for {row.key}"))
             continue
-        sources[name] = source
-        found = info[source]
-        if found.shape != row.shape:
-            problems.append(Problem("misshapen", source, f"{found.shape}, expected {row.shape}"))
-        if found.dtype in CASTABLE:
-            casts[source] = found.dtype
-        elif found.dtype != FLOAT32:
-            problems.append(Problem("wrong dtype", source, f"{found.dtype}, expected float32"))
+        actual = info[source]
+        if actual.shape != row.shape:
+            problems.append(Problem("misshapen", source, f"{actual.shape}, expected {row.shape}"))
+        if actual.dtype in CASTABLE:
+            casts[source] = actual.dtype
+        elif actual.dtype != FLOAT32:
+            problems.append(Problem("wrong dtype", source, f"{actual.dtype}, expected float32"))
     used = set(sources.values())
     left_out: list[LeftOut] = []
     for name in info:
@@ -244,22 +241,39 @@ def plan_conversion(info: Mapping[str, TensorInfo], *, weights: Weights = "varia
         else:
             problems.append(Problem("unexpected", name, f"{info[name].dtype} {info[name].shape}"))
     if problems:
-        hint = ""
-        if network := network_of_variables(info):
-            hint = (
-                f"This is the {network} of MTCNN, which is audited and not converted: "
-                "python -m checks.audit PORT --against FILE."
-            )
-        elif weights == "average" and not any(name.endswith(f"/{AVERAGE}") for name in info):
-            hint = "There are no moving averages here: leave out --weights average."
-        elif any(problem.kind == "wrong dtype" for problem in problems):
-            hint = "float32, float16, bfloat16 and float64 are converted: save the checkpoint in one of them."
-        raise MappingError(problems, len(info), len(variables), hint)
+        raise MappingError(problems, len(info), len(variables), _hint(info, weights, problems))
     return Plan(variant, weights, rows, sources, tuple(left_out), casts)
 
 
+def _choose_sources(
+    info: Mapping[str, TensorInfo], variables: Mapping[str, Converted], weights: Weights
+) -> dict[str, str]:
+    """Variable name to the name of the tensor that is to be read for it."""
+    if weights == "variable":
+        return {name: name for name in variables}
+    averages = {name: f"{name}/{AVERAGE}" for name in variables}
+    statistics = [name for name in variables if name.endswith(("/moving_mean", "/moving_variance"))]
+    if not any(averages[name] in info for name in statistics):
+        averages |= {name: name for name in statistics}
+    return averages
+
+
+def _hint(info: Mapping[str, TensorInfo], weights: Weights, problems: Sequence[Problem]) -> str:
+    """Tell the user what to do about tensors that do not fit; empty if nothing is known."""
+    if network := network_of_variables(info):
+        return (
+            f"This is the {network} of MTCNN, which is audited and not converted: run "
+            "`facenet-port audit PORT --against FILE`."
+        )
+    if weights == "average" and not any(name.endswith(f"/{AVERAGE}") for name in info):
+        return "There are no moving averages here: leave out --weights average."
+    if any(problem.kind == "wrong dtype" for problem in problems):
+        return "float32, float16, bfloat16 and float64 are converted: save the checkpoint in one of them."
+    return ""
+
+
 def _in_other_bottleneck(name: str, variant: Variant) -> str | None:
-    """What a variable of the Bottleneck scope that is not used would be called in the one that is."""
+    """The name of a variable of the unused Bottleneck scope in the one that is used; else None."""
     for scope in BOTTLENECK_SCOPES:
         if scope != variant.bottleneck_scope and name.startswith(f"{scope}/"):
             return variant.bottleneck_scope + name.removeprefix(scope)
@@ -267,7 +281,7 @@ def _in_other_bottleneck(name: str, variant: Variant) -> str | None:
 
 
 def reason_to_leave_out(name: str, variables: Container[str]) -> str | None:
-    """Why a tensor of a checkpoint is no part of the network, or None where nothing explains it.
+    """Explain why a tensor of a checkpoint is not part of the network; None if nothing explains it.
 
     Args:
         name: TensorFlow name.

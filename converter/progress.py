@@ -9,10 +9,10 @@ _PATIENCE = 1.0  # seconds
 
 
 class ProgressBar:
-    """Call it with (done, total) as the work goes on, or tell it with `label` what is going on.
+    """Call it with (done, total) as the work goes on, and `label` to name the work.
 
     Args:
-        label: What is going on.
+        label: Name of the work.
         quiet: Whether to show nothing at all.
     """
 
@@ -24,12 +24,12 @@ class ProgressBar:
         self._task: Any = None
 
     def __call__(self, done: int, total: int | None) -> None:
-        """Show that `done` of `total` is done, in any unit; the bar has no end where that is None."""
+        """Show `done` of `total`, in any unit; without a total, the bar has no end."""
         if self._shown():
             self._bar.update(self._task, completed=done, total=total)
 
     def label(self, label: str) -> None:
-        """Say what is going on now; the bar moves without an end until it is told one."""
+        """Name the work; the bar has no end until the next call with a total."""
         self._label = label
         if self._shown():
             self._bar.update(self._task, description=label)
@@ -44,7 +44,7 @@ class ProgressBar:
 
         console = Console(stderr=True)
         if not console.is_terminal:
-            self._quiet = True  # nobody watches, and a bar would leave an empty line
+            self._quiet = True  # without a terminal a bar would only leave an empty line
             return False
         columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
         self._bar = Progress(*columns, console=console, transient=True)

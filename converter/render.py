@@ -1,4 +1,4 @@
-"""What a conversion did, as a table for a person and as JSON for a program."""
+"""The result of a conversion as tables for the terminal and as JSON."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from converter.convert_folder import FolderConversion
 from converter.layer_map import NETWORK_SCOPE
 
 
-def show(conversion: Conversion) -> None:
-    """Print what was read, the layer map by module, and what was written."""
+def print_conversion(conversion: Conversion) -> None:
+    """Print the files read, the layer map by module, and the files written."""
     console = make_console()
     plan, variant = conversion.plan, conversion.plan.variant
     classes = "no logits" if variant.num_classes is None else f"{variant.num_classes} classes"
@@ -24,9 +24,11 @@ def show(conversion: Conversion) -> None:
     for name, digest in conversion.source_digests.items():
         console.print(f"  sha256 {digest}  {escape(name)}")
     if conversion.published:
-        console.print(f"  the published checkpoint {conversion.published}, by its SHA-256")
+        console.print(f"  this is the published checkpoint {conversion.published}, by its SHA-256")
     if conversion.namesake:
-        console.print(f"  [bold]not[/] the published checkpoint {conversion.namesake}, by its SHA-256")
+        console.print(
+            f"  this is [bold]not[/] the published checkpoint {conversion.namesake}, by its SHA-256"
+        )
     console.print(f"  {variant.embedding_size}-d embedding, {classes}, {gamma}, from the {plan.weights}s\n")
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("TensorFlow scope", no_wrap=True)
@@ -52,7 +54,7 @@ def show(conversion: Conversion) -> None:
 
 
 def _groups(conversion: Conversion) -> list[tuple[str, str, int, int, str]]:
-    """The layer map by top-level module: scope, module, variables, keys, and the layout of its weights."""
+    """Rows of the table: scope, module, variables, keys, and the layout of the weights."""
     variables: dict[str, list[str]] = {}
     keys: Counter[str] = Counter(row.key.split(".")[0] for row in conversion.plan.rows)
     layouts: dict[str, str] = {}
@@ -74,8 +76,8 @@ def _outer_scope(variable: str) -> str:
     return "/".join(parts[:2]) if parts[0].startswith("Repeat") else parts[0]
 
 
-def as_json(conversion: Conversion) -> dict[str, object]:
-    """The result as `--json` writes it."""
+def conversion_as_json(conversion: Conversion) -> dict[str, object]:
+    """The result of one conversion in the form that `--json` writes."""
     variant = conversion.plan.variant
     return {
         "source": str(conversion.source),
@@ -95,14 +97,14 @@ def as_json(conversion: Conversion) -> dict[str, object]:
     }
 
 
-def show_steps(conversions: FolderConversion) -> None:
-    """Print a line for each checkpoint of a folder, and the sum."""
+def print_folder(result: FolderConversion) -> None:
+    """Print a line for each checkpoint of a folder, and the total."""
     console = make_console(width=132)
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("step", justify="right", no_wrap=True)
     for heading in ("", "file", "sha256"):
         table.add_column(heading, no_wrap=True)
-    for step in conversions.steps:
+    for step in result.steps:
         number = "-" if step.snapshot.step is None else str(step.snapshot.step)
         if step.conversion is None:
             table.add_row(number, "[red]FAILED[/]", escape(str(step.output)), "")
@@ -111,28 +113,25 @@ def show_steps(conversions: FolderConversion) -> None:
                 if path.suffix != ".json":
                     table.add_row(number, "converted", escape(str(path)), digest)
     console.print(table)
-    count = len(conversions.steps)
-    console.print(f"\n{count - len(conversions.failed)} of {count} checkpoints converted and read back")
+    count = len(result.steps)
+    console.print(f"\n{count - len(result.failed)} of {count} checkpoints converted and read back")
     statements = Counter(
-        statement
-        for step in conversions.steps
-        if step.conversion
-        for statement in step.conversion.cast_statements
+        statement for step in result.steps if step.conversion for statement in step.conversion.cast_statements
     )
     for statement, times in statements.items():
         console.print(escape(f"in {times} of them {statement}"))
 
 
-def steps_as_json(conversions: FolderConversion) -> dict[str, object]:
-    """The result of a whole folder as `--json` writes it."""
+def folder_as_json(result: FolderConversion) -> dict[str, object]:
+    """The result of a whole folder in the form that `--json` writes."""
     return {
         "steps": [
             {
                 "checkpoint": str(step.snapshot.path),
                 "step": step.snapshot.step,
                 "error": None if step.error is None else str(step.error),
-                "conversion": None if step.conversion is None else as_json(step.conversion),
+                "conversion": None if step.conversion is None else conversion_as_json(step.conversion),
             }
-            for step in conversions.steps
+            for step in result.steps
         ]
     }

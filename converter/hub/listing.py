@@ -1,4 +1,4 @@
-"""`python -m converter list`: the catalog as a table, with what of it is in the caches."""
+"""`facenet-port list`: the published models and their files in the caches."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from converter.hub.catalog_entry import CatalogEntry
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
-    """One checkpoint of the catalog and its files in the caches; a path is None where nothing is there.
+class ListedModel:
+    """A published model and its files in the caches; the path of a missing file is None.
 
     Attributes:
         checkpoint: The entry of the catalog.
@@ -30,14 +30,14 @@ class Entry:
     state_dict: Path | None
 
 
-def entries() -> tuple[Entry, ...]:
-    """The catalog, the user's own entries included. Cached files are looked for, not verified.
+def list_models() -> tuple[ListedModel, ...]:
+    """List the catalog, with the user's own entries. Cached files are not verified.
 
     Raises:
         SourceError: The file of the user's own entries cannot be read.
     """
     return tuple(
-        Entry(
+        ListedModel(
             checkpoint,
             _existing(archive_path(checkpoint)),
             _existing(model_folder_path(checkpoint)),
@@ -51,8 +51,8 @@ def _existing(path: Path) -> Path | None:
     return path if path.exists() else None
 
 
-def as_json(found: Sequence[Entry]) -> dict[str, Any]:
-    """The catalog as `--json` writes it: name to facts, hashes, addresses and paths."""
+def as_json(models: Sequence[ListedModel]) -> dict[str, Any]:
+    """The list in the form that `--json` writes: name to facts, hashes, addresses and paths."""
     return {
         entry.checkpoint.name: {
             "aliases": entry.checkpoint.aliases,
@@ -73,7 +73,7 @@ def as_json(found: Sequence[Entry]) -> dict[str, Any]:
             "state_dict": {"name": entry.checkpoint.state_dict_name, "cached": _text(entry.state_dict)}
             | _published_state_dict(entry.checkpoint),
         }
-        for entry in found
+        for entry in models
     }
 
 
@@ -88,8 +88,8 @@ def _text(path: Path | None) -> str | None:
     return None if path is None else str(path)
 
 
-def show(found: Sequence[Entry]) -> None:
-    """Print the catalog as two tables, checkpoints and PyTorch files, and where the caches are."""
+def print_models(models: Sequence[ListedModel]) -> None:
+    """Print a table of checkpoints, a table of PyTorch files, and the folders of the caches."""
     from rich.table import Table
 
     checkpoints = Table(box=None, pad_edge=False, header_style="bold")
@@ -102,7 +102,7 @@ def show(found: Sequence[Entry]) -> None:
     files = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("PyTorch file", "sha256 of the published one", "cached"):
         files.add_column(heading, no_wrap=True)
-    for entry in found:
+    for entry in models:
         checkpoint = entry.checkpoint
         forms = {"archive": entry.archive, "unpacked": entry.folder}
         cached = [form for form, path in forms.items() if path is not None]
@@ -119,15 +119,15 @@ def show(found: Sequence[Entry]) -> None:
         published = checkpoint.state_dict
         digest = "not published" if published is None else published.sha256 or "no public hash"
         files.add_row(checkpoint.state_dict_name, digest, "no" if entry.state_dict is None else "yes")
-    # The caches are the same for all; any entry tells where they are.
-    cache, hub = model_folder_path(found[0].checkpoint).parents[1], hub_checkpoints()
+    # All models have the same caches.
+    cache, hub = model_folder_path(models[0].checkpoint).parents[1], hub_checkpoints()
     out = console(width=132)
     out.print(checkpoints)
     out.print()
     out.print(files)
     out.print(f"\nArchives are kept in {cache}, PyTorch files in {hub}.")
-    out.print("`python -m converter NAME` downloads and converts one. By hand, with --archive FILE:")
-    for entry in found:
+    out.print("`facenet-port convert NAME` downloads and converts one. By hand, with --archive FILE:")
+    for entry in models:
         out.print(f"  {entry.checkpoint.name}  {entry.checkpoint.url}")
 
 

@@ -43,8 +43,8 @@ def locate(
     close = None if _exists(path) else catalog.closest_name(str(source))
     if archive is not None:
         raise UsageError(
-            f"--archive goes with a name, such as {close or 'vggface2'}, and {source} is a path or an unknown "
-            "name. `facenet-port list` shows the names."
+            f"--archive goes with a name, such as {close or 'vggface2'}; {source} is a path or an unknown name. "
+            "`facenet-port list` shows the names."
         )
     if close is not None:
         raise SourceError(

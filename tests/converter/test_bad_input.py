@@ -283,7 +283,13 @@ def test_what_is_not_read_may_be_damaged(command, trained, tmp_path, tensors):
 def test_a_checkpoint_of_another_network(command, tmp_path):
     prefix = small_checkpoint(tmp_path / "resnet.ckpt")
     command.refuses(
-        prefix, says=[prefix, "not an Inception-ResNet-v1", "none of its 490 tensors", "resnet/conv1/kernel"]
+        prefix,
+        says=[
+            prefix,
+            "not an Inception-ResNet-v1",
+            "tensors has an expected name, such as InceptionResnetV1/Conv2d_1a_3x3/weights",
+            "resnet/conv1/kernel",
+        ],
     )
 
 

@@ -135,7 +135,7 @@ def test_the_list_of_checkpoints_tells_which_of_two_models_is_meant(tmp_path):
         ("missing", ".", None, UsageError, "missing: there is no such folder"),
         ("file", ".", None, UsageError, "file: this is a file"),
         (".", "missing", None, UsageError, "missing: there is no such folder"),
-        (".", ".", 0, UsageError, "0 conversions at a time: one is the least"),
+        (".", ".", 0, UsageError, "jobs is 0; give 1 or more"),
         (".", ".", 1, SourceError, "no checkpoint in this folder"),
     ],
 )
