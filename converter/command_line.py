@@ -71,7 +71,7 @@ def locate(arguments: argparse.Namespace, source: Path) -> Path:
         source: What the user gave.
 
     Raises:
-        UsageError: --archive is given, and `source` is no name.
+        UsageError: --archive is given, and `source` is not a name.
         RequirementError, SourceError: As `download.model_folder` says.
     """
     from converter.hub.locate import locate as locate_source
@@ -160,7 +160,7 @@ def _explain(error: BaseException) -> tuple[str, int]:
 
 
 def _is_interruption(error: BaseException | None) -> bool:
-    """Whether an error is a Ctrl-C, or was raised while one was handled, as imports of C++ libraries do."""
+    """Tell whether an error is a Ctrl-C, or was raised while one was handled, as imports of C++ libraries do."""
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__cause__ or error.__context__
     return error is not None

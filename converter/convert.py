@@ -100,8 +100,8 @@ def to_tensorflow(
     rows = {row.key: row for row in table(variant)}
     problems = [Problem("missing", key) for key in rows if key not in info]
     problems += [
-        Problem("unexpected", key, f"{found.dtype} {found.shape}")
-        for key, found in info.items()
+        Problem("unexpected", key, f"{actual.dtype} {actual.shape}")
+        for key, actual in info.items()
         if key not in rows
     ]
     for key, row in rows.items():
@@ -161,7 +161,7 @@ def tensorflow_tensors(source: TensorSource) -> Mapping[str, NDArray[Any]]:
 
 @dataclass(frozen=True, slots=True)
 class ConvertedTensor:
-    """One entry of a state_dict.
+    """Entry of a state_dict.
 
     Attributes:
         row: Its row of the layer map.
@@ -206,7 +206,7 @@ def synthesise(row: Synthesised) -> NDArray[Any]:
 
 
 def _is_other_scale(row: Row, state_dict: Mapping[str, NDArray[Any]], info: Mapping[str, TensorInfo]) -> bool:
-    """Whether a row without a variable is a BatchNorm scale that the state_dict does not have as ones.
+    """Tell whether a row without a variable is a BatchNorm scale that the state_dict does not have as ones.
 
     A scale of another dtype or shape is a problem of its own and is not read.
     """
@@ -221,7 +221,7 @@ def _is_other_scale(row: Row, state_dict: Mapping[str, NDArray[Any]], info: Mapp
 
 
 def _may_stand_for(dtype: np.dtype, row: Row) -> bool:
-    """Whether a row's entry may have this dtype; counters too may be cast, with the whole state_dict."""
+    """Tell whether a row's entry may have this dtype; counters too may be cast, with the whole state_dict."""
     return dtype == FLOAT32 or dtype in CASTABLE or (isinstance(row, Synthesised) and dtype == row.dtype)
 
 

@@ -149,7 +149,7 @@ def _naming(path: Path) -> Iterator[None]:
 def _normalise_digests(sha256: Collection[str]) -> frozenset[str]:
     for digest in sha256:
         if not re.fullmatch("[0-9A-Fa-f]{64}", digest):
-            raise UsageError(f"{digest!r} is no SHA-256, which has 64 hexadecimal digits.")
+            raise UsageError(f"{digest!r} is not a SHA-256, which has 64 hexadecimal digits.")
     return frozenset(digest.lower() for digest in sha256)
 
 

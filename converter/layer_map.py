@@ -26,7 +26,7 @@ _FLOAT32 = np.dtype(np.float32)
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """One layer with weights.
+    """Layer with weights.
 
     Attributes:
         scope: TensorFlow variable scope, without the network's own.

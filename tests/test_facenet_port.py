@@ -134,3 +134,24 @@ def test_ctrl_c_while_a_command_is_loaded_is_one_line(monkeypatch, capsys):
 def test_every_command_is_the_one_of_its_module():
     for name in _COMMANDS:
         assert _load(name).summary
+
+
+WITHOUT_EXTRAS = """
+import sys
+for name in ("tensorflow", "onnx", "onnxruntime", "onnxscript", "ai_edge_litert", "matplotlib", "jinja2"):
+    sys.modules[name] = None  # importing it raises ImportError
+from facenet_port import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_converting_and_auditing_weights_need_no_extra(checkpoint, tmp_path):
+    output = str(tmp_path / "weights.safetensors")
+    for arguments in (
+        ["convert", str(checkpoint.prefix), "-o", output],
+        ["audit", output, "--against", str(checkpoint.prefix)],
+        ["list"],
+    ):
+        command = [sys.executable, "-c", WITHOUT_EXTRAS, *arguments]
+        run = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        assert run.returncode == 0, run.stderr

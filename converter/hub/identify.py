@@ -35,6 +35,6 @@ def find_namesake(name: str, digests: Mapping[str, str]) -> str | None:
 
 
 def _is_published(entry: CatalogEntry, digests: Mapping[str, str]) -> bool | None:
-    """Whether files are those of a published checkpoint; None if none of their digests was published."""
+    """Tell whether files are those of a published checkpoint; None if none of their digests was published."""
     matches = [digest in published for name, digest in digests.items() if (published := entry.digests(name))]
     return all(matches) if matches else None
