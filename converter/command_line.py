@@ -160,7 +160,7 @@ def _explain(error: BaseException) -> tuple[str, int]:
 
 
 def _is_interruption(error: BaseException | None) -> bool:
-    """Tell whether an error is a Ctrl-C, or was raised while one was handled, as imports of C++ libraries do."""
+    """Tell whether an error is a Ctrl-C, or was raised while one was handled, as C++ imports do."""
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__cause__ or error.__context__
     return error is not None

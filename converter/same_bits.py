@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 
 def same_bits(actual: NDArray[Any], expected: NDArray[Any]) -> bool:
-    """Tell whether two arrays have the same dtype, shape and bits: -0.0 differs from 0.0, a NaN equals itself."""
+    """Compare dtype, shape and bits of two arrays: -0.0 differs from 0.0, a NaN equals itself."""
     if actual.dtype != expected.dtype or actual.shape != expected.shape:
         return False
     bits = f"u{actual.itemsize}" if actual.itemsize in (1, 2, 4, 8) else "u1"

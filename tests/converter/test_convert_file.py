@@ -283,7 +283,7 @@ def test_a_source_of_another_digest_is_refused_and_nothing_written(source, tmp_p
 
 @pytest.mark.parametrize("digest", ["", "0" * 63, "g" * 64, f"sha256:{'0' * 64}"])
 def test_what_is_no_digest_is_said_so(source, tmp_path, digest):
-    with pytest.raises(UsageError, match="is no SHA-256, which has 64 hexadecimal digits"):
+    with pytest.raises(UsageError, match="is not a SHA-256, which has 64 hexadecimal digits"):
         convert_file(source, tmp_path / "w.pt", sha256=[digest])
 
 
