@@ -81,7 +81,7 @@ def convert_file(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Conversion:
-    """Convert a checkpoint and write the result with a manifest beside it.
+    """Convert a checkpoint and write the result with a manifest beside it; an error leaves no file behind.
 
     Args:
         path: Anything that `open_source` takes, or the name of a published model.
@@ -102,43 +102,42 @@ def convert_file(
             a source without logits, or `sha256` holds something else.
         RequirementError: An output cannot be written, for example because the disk is full.
         DifferenceError: An output reads back different from what was written.
-
-    Nothing is left behind after an error.
     """
     if output is not None:
         check_ending(Path(output), output_format)
     expected = _normalise_digests(sha256)
-    # Hashing releases the interpreter lock: digests are made beside the conversion and collected at the end.
+    # Hashing releases the interpreter lock, so digests are made beside the conversion.
     with open_source(locate(path), step=step) as source, ThreadPoolExecutor(2) as pool:
         source_hashes = {file.name: pool.submit(file_digest, file) for file in source.files}
-        with _naming(source.path):
-            tensors = tensorflow_tensors(source)
-            plan = plan_conversion(describe(tensors), weights=weights)
+        tensors, plan = _plan(source, weights)
         destination = Path(output) if output is not None else default_output(source, output_format)
         rows_of = _split(plan, destination, output_format, parts)
         meter = _Meter(progress, [plan.rows, *rows_of.values()])
         with AtomicFiles(destination.parent, overwrite=overwrite) as files:
             outputs = [Output(path, rows, output_format, files) for path, rows in rows_of.items()]
-            with _naming(source.path):
+            with _naming_file(source.path):
                 converted = _convert(tensors, plan, pool, meter)
             if isinstance(source, TensorBundle):
                 source.release()
-            if expected:
-                _check_source(source, _results(source_hashes), expected)
-            for one in outputs:
-                one.write(converted.state_dict, plan.variant, pool)
-                one.read_back(converted.state_dict, meter.advance)
-            conversion = _describe(source, _results(source_hashes), archive_sha256, plan, converted)
-            written: dict[Path, str] = {}
-            for one in outputs:
-                written |= one.write_manifest(conversion)
+            _check_source(source, source_hashes, expected)
+            for part in outputs:
+                part.write(converted.state_dict, plan.variant, pool)
+                part.read_back(converted.state_dict, meter.advance)
+            result = _describe(source, _results(source_hashes), archive_sha256, plan, converted)
+            written = [part.write_manifest(result) for part in outputs]
             with explain_write_errors(destination):
                 files.commit()
-    return replace(conversion, outputs=written)
+    return replace(result, outputs={path: digest for digests in written for path, digest in digests.items()})
+
+
+def _plan(source: TensorSource, weights: Weights) -> tuple[Mapping[str, NDArray[Any]], Plan]:
+    with _naming_file(source.path):
+        tensors = tensorflow_tensors(source)
+        return tensors, plan_conversion(describe(tensors), weights=weights)
 
 
 @contextmanager
-def _naming(path: Path) -> Iterator[None]:
+def _naming_file(path: Path) -> Iterator[None]:
     """Name the file whose tensors are not those of the network."""
     try:
         yield
@@ -175,8 +174,11 @@ def _split(
     }
 
 
-def _check_source(source: TensorSource, digests: Mapping[str, str], expected: frozenset[str]) -> None:
-    """Check that every file of the source has a digest that the user expects."""
+def _check_source(source: TensorSource, hashes: Mapping[str, Future[str]], expected: frozenset[str]) -> None:
+    """Check that every file of the source has a digest that the user expects, if the user expects any."""
+    if not expected:
+        return
+    digests = _results(hashes)
     for file in source.files:
         if digests[file.name] not in expected:
             raise SourceError(

@@ -7,6 +7,7 @@ import threading
 import warnings
 from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from converter.convert_file import Conversion, Progress, convert_file
@@ -69,7 +70,7 @@ def convert_folder(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> FolderConversion:
-    """Convert every checkpoint of a training folder.
+    """Convert every checkpoint of a training folder; an interruption leaves each output whole or absent.
 
     An output is named as in `convert_file`, with the step at the end: `<model>-<step>.pt`, for a published
     name `<model>-<dataset>-<step>.pt`, as a checkpoint `model-<model>.ckpt-<step>`. If a checkpoint fails,
@@ -89,30 +90,20 @@ def convert_folder(
     Raises:
         UsageError: A folder does not exist, `folder` holds several models, or `jobs` is below one.
         SourceError: `folder` holds no checkpoint, or its `checkpoint` file is damaged.
-
-    An interruption ends the conversions in progress; each output is whole or absent.
     """
     folder, output_folder = Path(folder), Path(output_folder)
     if jobs is not None and jobs < 1:
         raise UsageError(f"jobs is {jobs}; give 1 or more.")
-    if not output_folder.is_dir():
-        what = "this is a file" if output_folder.exists() else "there is no such folder"
-        raise UsageError(f"{output_folder}: {what}. Give a folder for the outputs.")
+    _check_folder(output_folder, "Give a folder for the outputs.")
     snapshots = _find(folder)
     meter = _Meter(progress, len(snapshots))
 
     def convert(number: int) -> StepConversion:
         snapshot = snapshots[number]
         output = output_folder / step_output(snapshot, output_format)
+        step = partial(convert_file, snapshot.path, output, output_format=output_format, weights=weights)
         try:
-            conversion = convert_file(
-                snapshot.path,
-                output,
-                output_format=output_format,
-                weights=weights,
-                overwrite=overwrite,
-                progress=lambda done, total: meter.advance(number, done, total),
-            )
+            conversion = step(overwrite=overwrite, progress=partial(meter.advance, number))
         except PortError as error:
             return StepConversion(snapshot, output, None, error)
         except OSError as error:
@@ -132,10 +123,14 @@ def convert_folder(
     return FolderConversion(tuple(future.result() for future in futures))
 
 
-def _find(folder: Path) -> tuple[Snapshot, ...]:
+def _check_folder(folder: Path, next_step: str) -> None:
     if not folder.is_dir():
         what = "this is a file" if folder.exists() else "there is no such folder"
-        raise UsageError(f"{folder}: {what}. Give the folder that holds the checkpoints.")
+        raise UsageError(f"{folder}: {what}. {next_step}")
+
+
+def _find(folder: Path) -> tuple[Snapshot, ...]:
+    _check_folder(folder, "Give the folder that holds the checkpoints.")
     try:
         snapshots = find_snapshots(folder)
         if not snapshots:
