@@ -74,8 +74,8 @@ def convert_folder(
 
     An output is named as in `convert_file`, with the step at the end: `<model>-<step>.pt`, for a published
     name `<model>-<dataset>-<step>.pt`, as a checkpoint `model-<model>.ckpt-<step>`. If a checkpoint fails,
-    the others are still converted. Threads convert several at a time, since hashing, copying and writing
-    release the interpreter lock. Each takes about 2.2 times the memory of its checkpoint.
+    the others are still converted. Threads convert several at a time; each takes about 2.2 times the memory
+    of its checkpoint.
 
     Args:
         folder: A folder with the checkpoints of one model, or of several if its `checkpoint` file names one.
