@@ -1,4 +1,4 @@
-"""What an attack is, and where they are collected."""
+"""The Attack class, and the collection of all attacks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 FOLDER = Path(__file__).parent
 MARK = "executed"
-"""What an attack that runs code, or leads out of its folder, leaves behind."""
+"""Name of the file that an attack leaves behind if it runs code or writes outside its folder."""
 
 WEIGHTS = "InceptionResnetV1/Conv2d_1a_3x3/weights"
 KEY = "conv2d_1a.conv.weight"
@@ -23,7 +23,7 @@ class Attack:
         name: Of the file that is given to the command.
         tries: What it tries, in a line.
         files: Every file of it by name; two only where an .index and a .data belong together.
-        exact: Whether the same bytes come of it everywhere: those of HDF5 and zlib change with releases.
+        exact: Whether its bytes are the same everywhere; those of HDF5 and zlib change with releases.
     """
 
     name: str

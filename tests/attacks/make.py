@@ -1,16 +1,16 @@
-"""`python -m tests.attacks.make` writes the attacks, and README.md, which lists them, anew."""
+"""`python -m tests.attacks.make` writes the attacks and README.md, which lists them."""
 
 from __future__ import annotations
 
-from tests.attacks.archives import make_zip_attacks
 from tests.attacks.attack import ATTACKS, FOLDER
-from tests.attacks.bundles import make_index_attacks
-from tests.attacks.graphs import make_graph_attacks
-from tests.attacks.hdf5 import make_hdf5_attacks
-from tests.attacks.headers import make_safetensors_attacks
-from tests.attacks.numpy_pickles import make_numpy_attacks
-from tests.attacks.pickles import make_pytorch_attacks
-from tests.attacks.texts import make_text_attacks
+from tests.attacks.checkpoint_files import make_index_attacks
+from tests.attacks.graph_files import make_graph_attacks
+from tests.attacks.hdf5_files import make_hdf5_attacks
+from tests.attacks.npy_files import make_numpy_attacks
+from tests.attacks.pytorch_files import make_pytorch_attacks
+from tests.attacks.safetensors_files import make_safetensors_attacks
+from tests.attacks.text_files import make_text_attacks
+from tests.attacks.zip_files import make_zip_attacks
 
 make_index_attacks()
 make_graph_attacks()
@@ -27,9 +27,9 @@ def readme() -> str:
     lines = [
         "# Attacks",
         "",
-        "Each file was made to do harm. Each must be refused at once, with one message, and nothing",
-        "may be written or run: `tests/attacks/test_attacks.py` sees to it.",
-        "`python -m tests.attacks.make` makes them.",
+        "Each file was made to do harm. Every one must be refused at once, with one message, and nothing",
+        "may be written or run: `tests/attacks/test_attacks.py` checks this.",
+        "`python -m tests.attacks.make` writes the files.",
         "",
         "| file | what it tries |",
         "|---|---|",

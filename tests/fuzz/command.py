@@ -18,9 +18,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from tests.fuzz.conversions import FULL_SIZE, run_conversions
-from tests.fuzz.flips import flip_data, flip_index
-from tests.fuzz.kills import run_kills
+from tests.fuzz.damaged_networks import FULL_SIZE, run_conversions
+from tests.fuzz.flipped_bits import flip_data, flip_index
+from tests.fuzz.killed_writers import run_kills
 from tests.fuzz.seeds import network_files
 from tests.fuzz.targets import TARGETS
 from tests.fuzz.workers import FINDINGS, judge, make_mutant, run_target

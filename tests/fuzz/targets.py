@@ -1,4 +1,4 @@
-"""What is fuzzed: for each format its seeds, its own mutations, and what may come of a mutant."""
+"""The formats that are fuzzed: the seeds of each, its own mutations, and the allowed outcomes."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from converter.hub.archive import unpack
 from converter.hub.catalog import all_entries
 from converter.hub.user_catalog import VARIABLE
 from converter.manifest import read_manifest
-from tests.fuzz import seeds, structure
-from tests.fuzz.mutations import Mutation, flip_bit, havoc, splice
+from tests.fuzz import format_mutations, seeds
+from tests.fuzz.blind_mutations import Mutation, flip_bit, havoc, splice
 from tests.fuzz.seeds import Seed, Tensors
 
 Read = Callable[[Path, Tensors], bool]
@@ -124,36 +124,42 @@ _TARGETS = (
         "index",
         partial(seeds.checkpoint_seeds, ending=".index"),
         read_source,
-        signed=(structure.mutate_block, structure.mutate_entries, structure.mutate_entries),
+        signed=(
+            format_mutations.mutate_block,
+            format_mutations.mutate_entries,
+            format_mutations.mutate_entries,
+        ),
         checksummed=True,
     ),
     Target(
         "data", partial(seeds.checkpoint_seeds, ending=".data-00000-of-00001"), read_source, checksummed=True
     ),
-    Target("pb", seeds.graph_seeds, read_source, (structure.mutate_message,)),
-    Target("h5", seeds.keras_seeds, read_source, (structure.mutate_hdf5,)),
+    Target("pb", seeds.graph_seeds, read_source, (format_mutations.mutate_message,)),
+    Target("h5", seeds.keras_seeds, read_source, (format_mutations.mutate_hdf5,)),
     Target(
         "pt",
         partial(seeds.pytorch_seeds, legacy=False),
         read_source,
-        (structure.mutate_zip_headers,),
-        (structure.mutate_archive, structure.mutate_archive),
+        (format_mutations.mutate_zip_headers,),
+        (format_mutations.mutate_archive, format_mutations.mutate_archive),
         checksummed=True,
     ),
-    Target("pt-legacy", partial(seeds.pytorch_seeds, legacy=True), read_source, (structure.mutate_pickle,)),
-    Target("safetensors", seeds.safetensors_seeds, read_source, (structure.mutate_header,)),
-    Target("npy", seeds.numpy_seeds, read_source, (structure.mutate_numpy_pickle,)),
+    Target(
+        "pt-legacy", partial(seeds.pytorch_seeds, legacy=True), read_source, (format_mutations.mutate_pickle,)
+    ),
+    Target("safetensors", seeds.safetensors_seeds, read_source, (format_mutations.mutate_header,)),
+    Target("npy", seeds.numpy_seeds, read_source, (format_mutations.mutate_numpy_pickle,)),
     Target(
         "zip",
         seeds.archive_seeds,
         _Parse(_unpack),
-        (structure.mutate_zip_headers,),
-        (structure.mutate_archive,),
+        (format_mutations.mutate_zip_headers,),
+        (format_mutations.mutate_archive,),
         checksummed=True,
     ),
-    Target("manifest", seeds.manifest_seeds, _Parse(read_manifest), (structure.mutate_text,)),
-    Target("checkpoint", seeds.state_seeds, _Parse(read_latest), (structure.mutate_text,)),
-    Target("toml", seeds.catalog_seeds, _Parse(_read_catalog), (structure.mutate_text,)),
+    Target("manifest", seeds.manifest_seeds, _Parse(read_manifest), (format_mutations.mutate_text,)),
+    Target("checkpoint", seeds.state_seeds, _Parse(read_latest), (format_mutations.mutate_text,)),
+    Target("toml", seeds.catalog_seeds, _Parse(_read_catalog), (format_mutations.mutate_text,)),
 )
 
 TARGETS: Mapping[str, Target] = {target.name: target for target in _TARGETS}

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fuzz.conversions import FULL_SIZE
+from tests.fuzz.damaged_networks import FULL_SIZE
 from tests.fuzz.targets import TARGETS
 from tests.fuzz.workers import EXTRA_MEMORY, FINDINGS, make_mutant
 

@@ -1,4 +1,4 @@
-"""Reading mutants in processes that may crash, hang or run out of memory, and counting what came of each."""
+"""Reading mutants in processes that may crash, hang or run out of memory, and counting the outcomes."""
 
 from __future__ import annotations
 

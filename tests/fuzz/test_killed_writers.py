@@ -13,7 +13,7 @@ import time
 import pytest
 
 from converter.formats.tensorflow.bundle_writer import write_tensor_bundle
-from tests.fuzz.kills import JOBS
+from tests.fuzz.killed_writers import JOBS
 from tests.fuzz.sandbox import ROOT, Sandbox
 
 KILLS = 20
@@ -75,7 +75,7 @@ CARELESS = """
 import json, sys, time
 from pathlib import Path
 
-from tests.fuzz import kills
+from tests.fuzz import killed_writers
 
 
 def convert_file(source, output):
@@ -86,8 +86,8 @@ def convert_file(source, output):
             time.sleep(0.01)
 
 
-kills.convert_file = convert_file
-done = kills.run_kills(Path("any"), 5, Path(sys.argv[1]), jobs=["pt"])
+killed_writers.convert_file = convert_file
+done = killed_writers.run_kills(Path("any"), 5, Path(sys.argv[1]), jobs=["pt"])
 print(json.dumps(done["pt"].partial))
 """
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from tests.attacks.archives import archive
 from tests.attacks.attack import KEY, MARK, attack
+from tests.attacks.zip_files import archive
 
 
 class Pickler(pickle.Pickler):

@@ -1,7 +1,7 @@
 """Mutations that know a format, so that a changed file gets past its checksums and lengths.
 
-Each takes a generator and a file and gives a file whose outer layers are whole: lengths are right, block
-checksums and CRC-32s are made anew, and one thing inside says something else.
+Each function takes a random generator and a file, and returns a file whose outer layers are intact: lengths,
+block checksums and CRC-32s are correct, and one thing inside is changed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 import google_crc32c
 
 from converter.formats.tensorflow import sstable, sstable_writer
-from tests.fuzz.mutations import havoc, interesting, replace, varint
+from tests.fuzz.blind_mutations import havoc, interesting, replace, varint
 
 # Protobuf: a message as a list of (number, wire type, value), values not yet parsed.
 _Field = tuple[int, int, Any]

@@ -1,4 +1,4 @@
-"""Attacks on what is read as text: lists of checkpoints, catalogs, manifests."""
+"""Attacks on the readers of text files: lists of checkpoints, catalogs, manifests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Writers killed at random moments: under every final name stands a whole file, or none."""
+"""Writers killed at random moments: every final name has a whole file, or none."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Mutations that know nothing of a format: bits, bytes, numbers and regions of a file."""
+"""Mutations that know no format: they change bits, bytes, numbers and regions of a file."""
 
 from __future__ import annotations
 
