@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from converter.errors import RequirementError
+from converter.errors import RequirementError, SourceError
 from converter.hub.locate import locate
 
 
@@ -20,7 +20,16 @@ def test_published_names_are_known(tmp_path, monkeypatch, name):
 
 
 def test_an_unknown_name_is_a_path():
-    assert locate("vggface20") == Path("vggface20")
+    assert locate("weights") == Path("weights")
+
+
+@pytest.mark.parametrize("name", ["vgface2", "vggface20", "VGGFace", "20180402-114758"])
+def test_a_misspelt_name_gets_the_closest_one(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SourceError, match=r"published model\. Did you mean (vggface2|20180402-114759)\?"):
+        locate(name)
+    (tmp_path / name).touch()
+    assert locate(name) == Path(name)
 
 
 def test_a_folder_wins_over_a_published_name(tmp_path, monkeypatch):
