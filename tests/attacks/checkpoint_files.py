@@ -67,6 +67,7 @@ def slice_of(*extents: tuple[int, int]) -> Any:
 
 
 def make_index_attacks() -> None:
+    """Add the attacks of this format: a flat list, over 60 lines because it has one call for each."""
     name = WEIGHTS.encode()
     attack(
         "shape-of-terabytes.index",

@@ -27,6 +27,7 @@ def hdf5(fill: Callable[[h5py.Group], object], names: list[bytes]) -> bytes:
 
 
 def make_hdf5_attacks() -> None:
+    """Add the attacks of this format: a flat list, over 60 lines because it has one call for each."""
     name = "Conv2d_1a_3x3/kernel:0"
 
     def one(

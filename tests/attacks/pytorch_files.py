@@ -76,6 +76,7 @@ def legacy(raw: bytes) -> bytes:
 
 
 def make_pytorch_attacks() -> None:
+    """Add the attacks of this format: a flat list, over 60 lines because it has one call for each."""
     run = dumps({KEY: Call(os.system, (f"touch {MARK}",))})
     evaluate = dumps({KEY: Call(eval, (f"open({MARK!r}, 'w')",))})
     attack("runs-a-command.pt", "a pickle that runs a shell command", saved(None, raw=run))

@@ -18,6 +18,7 @@ def described(shape: list[int], offsets: list[int], dtype: str = "F32", **more: 
 
 
 def make_safetensors_attacks() -> None:
+    """Add the attacks of this format: a flat list, over 60 lines because it has one call for each."""
     attack(
         "header-without-end.safetensors", "a header of 2**63 - 1 bytes", safetensors(b"{}", length=2**63 - 1)
     )
