@@ -1,1 +1,1 @@
-"""One module a file format: reading it, writing it where the converter writes it, and nothing else."""
+"""Readers and writers of file formats, a module or folder for each; `detect` has the table of all."""

@@ -142,7 +142,7 @@ def _is_text_pickle(file: _File) -> bool:
 
 
 def _has_json_header(file: _File) -> bool:
-    """Whether the file starts with the length of a JSON object and the object, as safetensors files do."""
+    """Return whether the file starts with the length of a JSON object and the object, as safetensors does."""
     return file.head[8:9] == b"{" and int.from_bytes(file.head[:8], "little") <= file.size - 8
 
 

@@ -114,7 +114,7 @@ class PickleReader(ABC):
 
     @abstractmethod
     def _allows(self, name: str) -> bool:
-        """Whether a pickle of the format may name this function or class."""
+        """Return whether a pickle of the format may name this function or class."""
 
     @abstractmethod
     def _call(self, name: str, arguments: tuple[Any, ...]) -> Any:

@@ -56,7 +56,7 @@ def locate(
 
 
 def _exists(path: Path) -> bool:
-    """Whether this is a file, a folder or the prefix of a checkpoint."""
+    """Return whether this is a file, a folder or the prefix of a checkpoint."""
     try:
         return path.exists() or path.with_name(f"{path.name}.index").exists()
     except (OSError, ValueError):  # such as a name with a null byte, or an empty one

@@ -111,7 +111,7 @@ MUTATIONS: tuple[Mutation, ...] = (
 
 
 def havoc(rng: Random, data: bytes) -> bytes:
-    """One mutation, or a few of them one after another."""
+    """Apply one mutation, or a few in a row."""
     for _ in range(rng.choice((1, 1, 1, 2, 4, 8))):
         if not data:
             break

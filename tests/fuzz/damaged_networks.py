@@ -27,7 +27,7 @@ FULL_SIZE = ("index", "data", "pb", "h5", "pt", "pt-legacy", "safetensors")
 
 @dataclass
 class Report:
-    """What came of a target's damaged networks.
+    """The outcomes of a target's damaged networks.
 
     Attributes:
         counts: `refused`, `same` bytes written, `other` written and reported by the source's SHA-256, and

@@ -22,17 +22,17 @@ JOBS: Mapping[str, tuple[str, dict[str, Any]]] = {
     "tensorflow": ("model.ckpt-1", {"output_format": "tensorflow"}),
     "overwrite": ("weights.pt", {"overwrite": True}),
 }
-"""What is killed: the name of the output and the arguments of `convert_file`."""
+"""Job to the name of its output and the arguments of `convert_file`."""
 
 
 @dataclass
 class Kills:
-    """What came of the kills of one job.
+    """The outcomes of the kills of one job.
 
     Attributes:
         moments: How many landed `before` anything was on the disk, `during` the writing, and `after` it.
             Only those in the middle prove something.
-        partial: What stood under a final name and was not whole.
+        partial: Files with a final name that were not whole.
     """
 
     moments: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("before", "during", "after"), 0))
@@ -115,7 +115,7 @@ def _wait(pid: int) -> int:
 
 
 def _look(folder: Path, expected: Mapping[str, str], *, killed: bool, old: bool) -> tuple[str, list[str]]:
-    """When the kill landed, and what is there and should not be."""
+    """Return the moment of the kill, and the partial files that it left."""
     present = {path.name: path for path in folder.iterdir()}
     hidden = [name for name in present if name.startswith(".")]
     partial = []

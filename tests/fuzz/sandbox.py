@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 
 @dataclass(frozen=True)
 class Run:
-    """What a run of the command did.
+    """The result of a run of the command.
 
     Attributes:
         code: Its exit code; None where a signal ended it.
@@ -167,7 +167,7 @@ FUNCTIONS = {
     "read_latest": _read_latest,
     "read_catalog": _read_catalog,
 }
-"""What can be called besides the command. Errors are shown as the command shows them."""
+"""Functions that can be run instead of the command; errors are shown as the command shows them."""
 
 
 def _call(function: str, path: Path) -> int:

@@ -37,7 +37,7 @@ FINDINGS = OUTCOMES[3:]
 
 @dataclass
 class Result:
-    """What came of a target's inputs.
+    """The outcomes of a target's inputs.
 
     Attributes:
         counts: Outcome to number of inputs: `refused` with a message; read as the `same` tensors; read as
@@ -58,7 +58,7 @@ class Result:
 
 
 class _Shared:
-    """What a worker tells, in memory that outlives it."""
+    """A worker's counters, in memory that outlives it."""
 
     def __init__(self) -> None:
         self._memory = mmap.mmap(-1, 4096)
@@ -91,7 +91,7 @@ def judge(target: Target, path: Path, seed: Seed, signed: bool) -> tuple[str, st
 
 
 def _starved(error: BaseException | None) -> bool:
-    """Whether a refusal was nothing but memory that could not be had."""
+    """Return whether a refusal was nothing but memory that could not be had."""
     while error is not None:
         if isinstance(error, MemoryError) or re.search("(can't|unable to|cannot) allocate", str(error), re.I):
             return True
@@ -200,7 +200,7 @@ class _Worker:
         self.pidfd = os.pidfd_open(self._pid)
 
     def check(self) -> bool:
-        """Whether there is more to come; starts anew what has died, ends what hangs."""
+        """Return whether there is more to come; starts anew what has died, ends what hangs."""
         if not select.select([self.pidfd], [], [], 0)[0]:
             if time.monotonic() - self.shared.times[0] > WALL_SECONDS:
                 os.kill(self._pid, signal.SIGKILL)

@@ -175,7 +175,7 @@ class _KerasFile:
 
 
 def _is_stored_whole(dataset: h5py.Dataset, *, has_filters: bool) -> bool:
-    """Whether a dataset has all of its chunks, and all of its bytes if they are not compressed.
+    """Return whether a dataset has all of its chunks, and all of its bytes if they are not compressed.
 
     HDF5 reads zeros for data that was never stored, so that a small file could claim any size.
     """

@@ -126,7 +126,7 @@ class TensorBundle(TensorSource):
 
 
 def shard_path(prefix: Path, shard: int, num_shards: int) -> Path:
-    """The path of a checkpoint's data file, by its number."""
+    """Return the path of a checkpoint's data file."""
     return Path(f"{prefix}.data-{shard:05d}-of-{num_shards:05d}")
 
 

@@ -30,7 +30,7 @@ _MOST_NAMES = 12  # that a message lists
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """One of the checkpoints of a folder.
+    """A checkpoint in a folder of several.
 
     Attributes:
         path: Its .index file; for a V1 checkpoint, which is one file, that file.

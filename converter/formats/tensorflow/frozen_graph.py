@@ -46,7 +46,7 @@ _VALUE_FIELDS = {
 
 
 def is_meta_graph(path: Path) -> bool:
-    """Whether a file is a MetaGraphDef (.meta) and not a GraphDef (.pb).
+    """Return whether a file is a MetaGraphDef (.meta) and not a GraphDef (.pb).
 
     A MetaGraphDef begins with meta_info_def (field 1) and graph_def (2); a GraphDef with its nodes (all 1).
     """

@@ -43,7 +43,7 @@ def slice_extents(message: Any, shape: tuple[int, ...]) -> Extents:
 
 
 def slices_fill(shape: tuple[int, ...], slices: Sequence[Extents]) -> bool:
-    """Whether slices fill a shape exactly.
+    """Return whether slices fill a shape exactly.
 
     The first axis must be cut into consecutive pieces, each piece along its second axis, and so on.
     """

@@ -99,7 +99,7 @@ _MESSAGES: Mapping[str, tuple[str, ...]] = {
 }
 
 _MAP_ENTRIES = {"NodeDef.AttrEntry"}
-"""How protobuf declares `map<string, AttrValue> attr`: a repeated message of this kind."""
+"""Messages that declare a map, such as `map<string, AttrValue> attr`, as protobuf does internally."""
 
 _PACKAGE = "tensorflow"
 _FIELD = re.compile(

@@ -17,7 +17,7 @@ SAVE_AS_V2 = "Restore it in TensorFlow and save it again with tf.train.Saver, wh
 
 
 def is_v1_checkpoint(path: Path) -> bool:
-    """Whether a file is a V1 checkpoint.
+    """Return whether a file is a V1 checkpoint.
 
     Only the table's index and first block are read.
 
@@ -36,5 +36,5 @@ def is_v1_checkpoint(path: Path) -> bool:
 
 
 def is_v1_header(key: bytes, value: bytes) -> bool:
-    """Whether the first entry of a table is that of a V1 checkpoint."""
+    """Return whether the first entry of a table is that of a V1 checkpoint."""
     return key == b"" and value[:1] == b"\x0a"

@@ -494,7 +494,7 @@ def hostile(folder, entries, head=None, data=DATA):
 
 
 def test_hostile_control(tmp_path):
-    """What the next tests change one thing of is itself read."""
+    """The control: the checkpoint that the next tests change is read."""
     prefix = hostile(
         tmp_path, {b"a": entry(), b"b": entry(offset=8, shape=(2, 1)), b"c": entry(10, (2,), 0, 2)}
     )

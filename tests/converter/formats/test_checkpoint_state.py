@@ -214,7 +214,7 @@ def test_an_empty_list_and_a_folder_of_its_name(tmp_path, content):
 
 
 def test_v1_checkpoints_have_steps_as_well(tf, tmp_path):
-    """They are one file each, and are told by their bytes."""
+    """V1 checkpoints are one file each, and are recognised by their contents."""
     for step in (5, 30):
         name = str(tmp_path / f"m.ckpt-{step}")
         tf.raw_ops.Save(filename=name, tensor_names=["step"], data=[tf.constant([step])])
