@@ -130,7 +130,7 @@ def _convert_folder(arguments: argparse.Namespace, source: Path) -> int:
     if not arguments.quiet:
         render.print_folder(result)
     for step in result.failed:
-        print(f"facenet-port convert: error: {step.error}", file=sys.stderr)
+        print(f"{arguments.program}: error: {step.error}", file=sys.stderr)
     if arguments.json:
         conversions = [step.conversion for step in result.steps if step.conversion is not None]
         _check_json_path(arguments.json, [path for conversion in conversions for path in conversion.outputs])

@@ -134,6 +134,7 @@ class Command:
             hint = f". `{parser.prog} --help` lists the options." if option else f": {self.extra_hint}"
             parser.error(f"unexpected {' '.join(extra)}{hint}")
         typed = sys.argv[1:] if argv is None else argv
+        arguments.program = parser.prog
         arguments.command = shlex.join([*parser.prog.split(), *typed])
         try:
             if arguments.json:

@@ -115,7 +115,7 @@ def test_list_takes_no_other_option(home, capsys, options):
     with pytest.raises(SystemExit) as ending:
         main(["list", *options])
     assert ending.value.code == 2
-    assert f"unrecognized arguments: {options[0]}" in capsys.readouterr().err
+    assert f"unexpected {options[0]}" in capsys.readouterr().err
 
 
 def test_a_comparison_takes_a_name(home, archive):
