@@ -109,7 +109,8 @@ def options() -> dict[str, set[str]]:
 
 
 def test_every_command_has_its_page() -> None:
-    listed = re.findall(r"^    ([a-z]+)", _help("--help").split("examples:")[0], re.MULTILINE)
+    commands = _help("--help").partition("commands:")[2].partition("examples:")[0]
+    listed = re.findall(r"^  ([a-z]+)", commands, re.MULTILINE)
     assert sorted(listed) == sorted(EXPLAINED)
 
 
