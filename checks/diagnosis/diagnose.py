@@ -166,7 +166,8 @@ class _Search:
         x = concatenated(layer_input(layer, self._images, self._reference))
         agreement = distance(run_weights(layer, x, expected), self._reference[layer.activation])
         if agreement <= thresholds.MAPPING:
-            return self._wrong_tensors(layer, gap, f"with the source's tensors it agrees to {agreement:.0e}")
+            exactly = f"to {agreement:.0e}" if agreement else "bit for bit"
+            return self._wrong_tensors(layer, gap, f"with the source's tensors the layer agrees {exactly}")
         statement = (
             f"the source's own tensors give relative L2 {agreement:.1e}: the layer map or the reader of the source "
             "is at fault, not the port"
