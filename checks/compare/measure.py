@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -37,45 +37,26 @@ def measure(
     float64: Arrays,
     *,
     judged_only: bool = False,
-    known: Mapping[str, ActivationMeasurement] | None = None,
-    to_divergence: bool = False,
+    measured: Sequence[ActivationMeasurement] | None = None,
 ) -> InputMeasurement:
     """Measure PyTorch's activations against TensorFlow's.
 
-    An array of another shape than TensorFlow's is infinitely far from it.
+    An array of another shape than TensorFlow's, and one that is not there, is infinitely far from it.
 
     Args:
         expected: TensorFlow's activations.
         float32: Activation to array of PyTorch in float32.
         float64: Activation to array of PyTorch in float64.
-        judged_only: Whether to measure only the figures that the judgements read. The others cost the most, and are
-            NaN then.
-        known: Activation to its measurement, for activations that are not measured again.
-        to_divergence: Whether to leave out the activations behind the first that diverges.
+        judged_only: As in `measure_activation`.
+        measured: The activations' measurements, where they were made before; None makes all of them.
     """
-    measured: list[ActivationMeasurement] = []
-    for name, exact in expected.float64.items():
-        if to_divergence and measured and measured[-1].diverges:
-            break
-        if known is not None and name in known:
-            measured.append(known[name])
-            continue
-        pytorch_error = _relative(float32[name], exact)
-        tensorflow_error = relative_l2(expected.float32[name], exact)
-        measured.append(
-            ActivationMeasurement(
-                activation=name,
-                float32=_UNMEASURED if judged_only else _difference(float32[name], expected.float32[name]),
-                float64=_relative_only(float64[name], exact)
-                if judged_only
-                else _difference(float64[name], exact),
-                pytorch_error=pytorch_error,
-                tensorflow_error=tensorflow_error,
-                excess=pytorch_error / max(tensorflow_error, thresholds.UNIT_ROUNDOFF),
-            )
-        )
-    gap32 = _gap(float32[EMBEDDINGS], expected.float32[EMBEDDINGS])
-    gap64 = _gap(float64[EMBEDDINGS], expected.float64[EMBEDDINGS])
+    if measured is None:
+        measured = [
+            measure_activation(name, expected, float32[name], float64[name], judged_only=judged_only)
+            for name in expected.float64
+        ]
+    gap32 = _gap(float32.get(EMBEDDINGS), expected.float32[EMBEDDINGS])
+    gap64 = _gap(float64.get(EMBEDDINGS), expected.float64[EMBEDDINGS])
     return InputMeasurement(
         name=expected.batch.name,
         few_values=expected.batch.few_values,
@@ -86,6 +67,37 @@ def measure(
         row_distance32=max(l2_norm(row) for row in gap32),
         rebuilt=expected.rebuilt,
         rebuilt_error=expected.rebuilt_error,
+    )
+
+
+def measure_activation(
+    name: str,
+    expected: Activations,
+    float32: NDArray[Any],
+    float64: NDArray[Any],
+    *,
+    judged_only: bool = False,
+) -> ActivationMeasurement:
+    """Measure one activation.
+
+    Args:
+        name: The activation.
+        expected: TensorFlow's activations.
+        float32: PyTorch's array in float32.
+        float64: PyTorch's array in float64.
+        judged_only: Whether to measure only the figures that the judgements read. The others cost the most, and are
+            NaN then.
+    """
+    single, exact = expected.float32[name], expected.float64[name]
+    pytorch_error = _relative(float32, exact)
+    tensorflow_error = relative_l2(single, exact)
+    return ActivationMeasurement(
+        activation=name,
+        float32=_UNMEASURED if judged_only else _difference(float32, single),
+        float64=_relative_only(float64, exact) if judged_only else _difference(float64, exact),
+        pytorch_error=pytorch_error,
+        tensorflow_error=tensorflow_error,
+        excess=pytorch_error / max(tensorflow_error, thresholds.UNIT_ROUNDOFF),
     )
 
 
@@ -101,9 +113,9 @@ def _relative(actual: NDArray[Any], expected: NDArray[Any]) -> float:
     return relative_l2(actual, expected) if actual.shape == expected.shape else math.inf
 
 
-def _gap(actual: NDArray[Any], expected: NDArray[Any]) -> NDArray[Any]:
+def _gap(actual: NDArray[Any] | None, expected: NDArray[Any]) -> NDArray[Any]:
     """The difference in float64; infinite throughout where the shapes differ."""
-    if actual.shape != expected.shape:
+    if actual is None or actual.shape != expected.shape:
         return np.full(expected.shape, np.inf)
     gap: NDArray[Any] = actual.astype(np.float64) - expected
     return gap

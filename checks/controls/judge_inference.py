@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,15 +11,16 @@ import torch
 from numpy.typing import NDArray
 
 from checks.compare.judge import judge_headline, judge_mapping, judge_rounding, judge_tensors
-from checks.compare.measure import measure
+from checks.compare.measure import measure, measure_activation
 from checks.compare.result import ActivationMeasurement, InputMeasurement
 from checks.controls.pipeline import Pipeline
 from checks.controls.snapshot import same_bits
 from checks.controls.tensorflow_reference import ControlInput, TinyEmbeddings, tiny_activations
-from checks.core.activations import LAYERS, STAGES, run_pytorch
+from checks.core.activations import run_pytorch
 from checks.core.inputs import NOISE
 from checks.core.judgement import Judgement
 from checks.core.network import EMBEDDINGS
+from checks.core.tensorflow_side import Activations
 from converter.layer_map import Converted, Row
 from converter.plan import Plan
 
@@ -54,18 +54,27 @@ class Verdict:
 class _CleanOutputs:
     """The outputs of a clean port on an input, and their measurements."""
 
+    expected: Activations
     float32: Outputs
     float64: Outputs
     measured: Mapping[str, ActivationMeasurement]
 
-    def unchanged(self, float64: Outputs, float32: Outputs | None = None) -> dict[str, ActivationMeasurement]:
-        """The measurements of the activations that have the same bits as the clean port's."""
-        return {
-            name: measured
-            for name, measured in self.measured.items()
-            if np.array_equal(float64[name], self.float64[name])
-            and (float32 is None or np.array_equal(float32[name], self.float32[name]))
-        }
+    def measure(
+        self, name: str, float64: NDArray[Any], float32: NDArray[Any] | None = None
+    ) -> ActivationMeasurement:
+        """Measure an activation of another port, unless it has the bits of the clean port's.
+
+        Args:
+            name: The activation.
+            float64: Its array in float64.
+            float32: Its array in float32; the clean port's stands in until it is run.
+        """
+        clean = self.float32[name]
+        same32 = float32 is None or np.array_equal(float32, clean)
+        if same32 and np.array_equal(float64, self.float64[name]):
+            return self.measured[name]
+        single = clean if float32 is None else float32
+        return measure_activation(name, self.expected, single, float64, judged_only=True)
 
 
 class InferenceJudge:
@@ -96,7 +105,7 @@ def _run_clean(port: Pipeline, control: ControlInput) -> _CleanOutputs:
     names = tuple(control.activations.float64)
     float32, float64 = (run_pytorch(model, control.given(port), names) for model in port.models)
     measured = measure(control.activations, float32, float64, judged_only=True).activations
-    return _CleanOutputs(float32, float64, {each.activation: each for each in measured})
+    return _CleanOutputs(control.activations, float32, float64, {each.activation: each for each in measured})
 
 
 def tensors_hold(port: Pipeline, clean: Pipeline | None = None) -> bool:
@@ -130,24 +139,28 @@ def _judge_input(
     port: Pipeline, control: ControlInput, clean: _CleanOutputs
 ) -> tuple[tuple[str, ...], str | None]:
     """Find the judgements that fail on one input, and the activation at which the port first differs."""
-    expected = control.activations
+    expected, images = control.activations, control.given(port)
     names = tuple(expected.float64)
-    images = control.given(port)
-    with _finished_activations(port, names) as finished:
-        try:
-            float64 = run_pytorch(port.float64, images, names)
-        except (RuntimeError, ValueError):  # PyTorch's, where shapes do not fit
-            return ("run",), next((name for name in names if name not in finished), None)
-    known = clean.unchanged(float64)
-    # The mapping looks at float64 alone: where it fails, float32 need not be run, and the clean port's stands in.
-    measured = measure(expected, clean.float32, float64, judged_only=True, known=known, to_divergence=True)
-    if not judge_mapping([measured]).passed:
-        return ("mapping",), measured.first_divergence
+    measured: dict[str, ActivationMeasurement] = {}
+
+    def diverges(name: str, float64: NDArray[Any]) -> bool:
+        measured[name] = clean.measure(name, float64)
+        return measured[name].diverges
+
+    # The mapping looks at float64 alone, and fails at the first activation that diverges.
+    try:
+        float64 = run_pytorch(port.float64, images, names, stop=diverges)
+    except (RuntimeError, ValueError):  # PyTorch's, where shapes do not fit
+        return ("run",), next((name for name in names if name not in measured), None)
+    measurements = [measured.get(name) or clean.measure(name, array) for name, array in float64.items()]
+    result = measure(expected, clean.float32, float64, measured=measurements)
+    if not judge_mapping([result]).passed:
+        return ("mapping",), result.first_divergence
     float32 = run_pytorch(port.float32, images, names)
-    known = clean.unchanged(float64, float32)
-    measured = measure(expected, float32, float64, judged_only=True, known=known)
-    failed = tuple(judgement.name for judgement in _judge(measured) if not judgement.passed)
-    return failed, _place(measured) if failed else None
+    measurements = [clean.measure(name, float64[name], float32[name]) for name in names]
+    result = measure(expected, float32, float64, measured=measurements)
+    failed = tuple(judgement.name for judgement in _judge(result) if not judgement.passed)
+    return failed, _place(result) if failed else None
 
 
 def _judge(measured: InputMeasurement) -> list[Judgement]:
@@ -190,24 +203,3 @@ def judge_tiny(port: Pipeline, tiny: TinyEmbeddings) -> Verdict:
     if "mapping" in failed:  # the later judgements say nothing new then
         failed = ["mapping"]
     return Verdict(tuple(failed), _place(measured) if failed else None, 1)
-
-
-@contextmanager
-def _finished_activations(port: Pipeline, activations: Iterable[str]) -> Iterator[set[str]]:
-    """Collect the activations of the float64 network that have given an output, while open."""
-    finished: set[str] = set()
-
-    def note(activation: str) -> Any:
-        return lambda module, inputs, output: finished.add(activation)
-
-    modules = {**LAYERS, **STAGES}
-    handles = [
-        port.float64.get_submodule(modules[activation]).register_forward_hook(note(activation))
-        for activation in activations
-        if activation in modules
-    ]
-    try:
-        yield finished
-    finally:
-        for handle in handles:
-            handle.remove()

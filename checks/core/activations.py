@@ -5,7 +5,7 @@ An activation is named after its TensorFlow scope, and is the output of one PyTo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -61,8 +61,19 @@ def activation_names(*, every_layer: bool, logits: bool) -> tuple[str, ...]:
     return (*names, EMBEDDINGS, LOGITS) if logits else (*names, EMBEDDINGS)
 
 
+Stop = Callable[[str, NDArray[Any]], bool]
+"""Called with an activation's name and array; whether to end the run there."""
+
+
+class _StoppedError(Exception):
+    """Ends a run early."""
+
+
 def run_pytorch(
-    model: InceptionResnetV1, images: NDArray[Any], activations: tuple[str, ...]
+    model: InceptionResnetV1,
+    images: NDArray[Any],
+    activations: tuple[str, ...],
+    stop: Stop | None = None,
 ) -> dict[str, NDArray[Any]]:
     """Run the model on one thread and keep the output of every activation.
 
@@ -76,15 +87,19 @@ def run_pytorch(
         model: In evaluation mode; its dtype is the dtype of the arithmetic.
         images: (N, H, W, 3), converted to the model's dtype.
         activations: As `activation_names` gives them.
+        stop: Asked at every activation but embeddings and logits, as soon as it is computed.
 
     Returns:
-        Activation to array of the model's dtype: maps as (N, H', W', channels), vectors as (N, size).
+        Activation to array of the model's dtype: maps as (N, H', W', channels), vectors as (N, size). After a stop,
+        only the activations up to it.
     """
-    outputs: dict[str, Tensor] = {}
+    outputs: dict[str, NDArray[Any]] = {}
 
     def keep(name: str) -> object:
         def hook(module: nn.Module, inputs: object, output: Tensor) -> None:
-            outputs[name] = output
+            outputs[name] = _channels_last(output)
+            if stop is not None and stop(name, outputs[name]):
+                raise _StoppedError
 
         return hook
 
@@ -103,19 +118,22 @@ def run_pytorch(
         with torch.inference_mode():
             prelogits = model.prelogits(torch.from_numpy(images).to(dtype).permute(0, 3, 1, 2))
             model.classify = False
-            outputs[EMBEDDINGS] = model.head(prelogits)
+            outputs[EMBEDDINGS] = _channels_last(model.head(prelogits))
             if LOGITS in activations:
                 model.classify = True
-                outputs[LOGITS] = model.head(prelogits)
+                outputs[LOGITS] = _channels_last(model.head(prelogits))
+    except _StoppedError:
+        activations = tuple(name for name in activations if name in outputs)
     finally:
         if threads != 1:
             torch.set_num_threads(threads)
         model.classify = was_classifying
         for handle in handles:
             handle.remove()
-    return {name: _channels_last(outputs[name]).numpy() for name in activations}
+    return {name: outputs[name] for name in activations}
 
 
-def _channels_last(output: Tensor) -> Tensor:
+def _channels_last(output: Tensor) -> NDArray[Any]:
     """A map as (N, H, W, channels); a vector as it is."""
-    return output.permute(0, 2, 3, 1) if output.ndim == 4 else output
+    array: NDArray[Any] = (output.permute(0, 2, 3, 1) if output.ndim == 4 else output).numpy()
+    return array

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from checks.compare.judge import judge_mapping, judge_rounding
-from checks.compare.measure import measure
+from checks.compare.measure import measure, measure_activation
 from checks.controls import __main__ as controls
 from checks.controls import run
 from checks.controls.faults.all_faults import ALL_FAULTS
@@ -151,19 +151,24 @@ def test_the_figures_of_the_judgements_are_those_of_a_whole_measurement(port, re
         assert judge([quick]) == judge([whole])
     assert quick.first_divergence == whole.first_divergence
     assert (quick.distance32, quick.row_distance32) == (whole.distance32, whole.row_distance32)
-    known = {each.activation: each for each in quick.activations}
-    assert measure(batch.activations, *outputs, judged_only=True, known=known) == quick
+    assert measure(batch.activations, *outputs, measured=quick.activations) == quick
 
 
-def test_measuring_up_to_the_divergence_tells_the_same_place(port, reference):
+def test_a_run_that_stops_at_the_divergence_tells_the_place_of_a_whole_run(port, reference):
     batch = reference.inference[0]
-    activations = tuple(batch.activations.float64)
+    expected = batch.activations
+    names = tuple(expected.float64)
     with _site("epsilon-of-pytorch").apply(port):
-        outputs = [run_pytorch(model, batch.given(port), activations) for model in port.models]
-    whole = measure(batch.activations, *outputs, judged_only=True)
-    first = measure(batch.activations, *outputs, judged_only=True, to_divergence=True)
-    assert first.first_divergence == whole.first_divergence == activations[len(first.activations) - 1]
-    assert first.activations == whole.activations[: len(first.activations)]
+        float32, float64 = (run_pytorch(model, batch.given(port), names) for model in port.models)
+        whole = measure(expected, float32, float64, judged_only=True)
+
+        def diverges(name, array):
+            return measure_activation(name, expected, float32[name], array, judged_only=True).diverges
+
+        stopped = run_pytorch(port.float64, batch.given(port), names, stop=diverges)
+    assert list(stopped) == list(names[: names.index(whole.first_divergence) + 1])
+    first = measure(expected, float32, stopped, measured=whole.activations[: len(stopped)])
+    assert first.first_divergence == whole.first_divergence
     assert not judge_mapping([first]).passed
 
 
