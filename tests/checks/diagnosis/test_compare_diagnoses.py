@@ -1,0 +1,139 @@
+"""The comparison diagnoses and repairs a port, without TensorFlow."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file
+
+from checks.compare import __main__ as compare_command
+from checks.compare.activation_file import ActivationWriter
+from checks.compare.expected import Checkpoint
+from checks.compare.expected_from_file import provenance
+from checks.compare.run import compare
+from checks.core.inputs import SEEDED, InputBatch
+from checks.core.source_tensors import plan_source
+from checks.core.tensorflow_side import TensorFlowSide
+from checks.diagnosis.causes import Cause
+from converter.errors import UsageError
+from converter.formats.detect import open_source
+from converter.formats.tensorflow.bundle_writer import write_tensor_bundle
+from tests.checks.diagnosis.faulty_ports import (
+    ACTIVATIONS,
+    KERNEL,
+    ONE_BY_SEVEN,
+    UNIT_ACTIVATION,
+    WEIGHTS,
+    Arrays,
+    same_bytes,
+)
+
+
+@pytest.fixture(scope="module")
+def stored(tensors: Mapping[str, NDArray[Any]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """TensorFlow's side at every layer, on small images, as --save-activations stores it."""
+    folder = tmp_path_factory.mktemp("stored")
+    write_tensor_bundle(folder / "model.ckpt-1", dict(tensors))
+    random = np.random.default_rng(3)
+    with open_source(folder / "model.ckpt-1") as opened:
+        named, plan = plan_source(opened, "variable")
+        stated = provenance(Checkpoint(opened.path, opened, named, plan), None, 0, ACTIVATIONS)
+        arrays = {name: np.array(named[name]) for name in named}
+        with (
+            TensorFlowSide(opened, arrays, "variable") as side,
+            ActivationWriter(folder / "activations.h5", stated) as writer,
+        ):
+            for name in SEEDED:
+                # Large enough for a last map of 2x2: on a single pixel a 1x3 kernel is its middle alone.
+                images = random.standard_normal((5 if name == SEEDED[0] else 1, 111, 111, 3))
+                writer.add(side.run(InputBatch(name, images.astype(np.float32)), ACTIVATIONS))
+    return folder / "activations.h5"
+
+
+def _save(state_dict: Arrays, path: Path) -> Path:
+    torch.save({key: torch.from_numpy(array.copy()) for key, array in state_dict.items()}, path)
+    return path
+
+
+def test_a_port_is_diagnosed_and_repaired_without_tensorflow(
+    right: Arrays, stored: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One kernel with height and width exchanged, two that are swapped, and all the others flipped."""
+    kernels = [key for key, array in right.items() if array.ndim == 4 and max(array.shape[2:]) > 1]
+    flipped = {key: right[key][:, :, ::-1, ::-1] for key in kernels if key not in (KERNEL, *ONE_BY_SEVEN)}
+    state_dict = {**right, **flipped}
+    WEIGHTS["height and width"][0](state_dict)
+    WEIGHTS["two kernels"][0](state_dict)
+    faulty, out = _save(state_dict, tmp_path / "faulty.pt"), tmp_path / "repaired.safetensors"
+    source = str(stored.with_name("model.ckpt-1"))
+    options = [source, "--state-dict", str(faulty), "--activations", str(stored), "--repair", str(out)]
+    assert compare_command.main([*options, "--json", str(tmp_path / "report.json")]) == 1
+    output = capsys.readouterr().out
+    assert "Cause: kernel flipped at Conv2d_1a_3x3 (and at Conv2d_2a_3x3, " in output
+    assert f"Cause: height and width exchanged at {UNIT_ACTIVATION}: " in output
+    assert "Cause: another tensor of the same shape at Repeat_1/block17_4/" in output
+    assert f"{len(kernels)} tensors put right; all four judgements hold on the result" in output
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert sum(len(finding["repaired_by"]) for finding in report["diagnosis"]) == len(kernels)
+    assert report["repair"]["path"] == str(out)
+    again = load_file(out)
+    assert set(again) == set(right)
+    assert all(same_bytes(again[key].numpy(), right[key]) for key in right)
+
+
+def test_without_the_source_no_cause_is_given_and_the_next_command_is_named(
+    right: Arrays, stored: Path, tmp_path: Path
+) -> None:
+    state_dict = dict(right)
+    WEIGHTS["float16"][0](state_dict)
+    faulty = _save(state_dict, tmp_path / "faulty.pt")
+    report = compare(state_dict=faulty, activations=stored, repair=tmp_path / "repaired.pt")
+    assert report.diagnosis is None
+    assert report.inputs[0].first_divergence == f"InceptionResnetV1/{UNIT_ACTIVATION}"
+    assert f"facenet-port compare SOURCE --activations {stored}" in report.undiagnosed
+    assert report.repair is not None
+    assert report.repair.path is None
+    assert [file.name for file in tmp_path.iterdir()] == ["faulty.pt"]
+
+
+def test_weights_that_do_not_load_for_their_shape_are_diagnosed_and_repaired(
+    right: Arrays, stored: Path, tmp_path: Path
+) -> None:
+    turned = ("repeat_2.0.branch1.1.conv.weight", "last_linear.weight")
+    state_dict = {**right, turned[0]: right[turned[0]].swapaxes(2, 3), turned[1]: right[turned[1]].T}
+    faulty = _save(state_dict, tmp_path / "faulty.pt")
+    source = stored.with_name("model.ckpt-1")
+    report = compare(source, state_dict=faulty, activations=stored, repair=tmp_path / "repaired.pt")
+    assert report.diagnosis is not None
+    assert [finding.cause for finding in report.diagnosis.findings] == [Cause.HEIGHT_WIDTH, Cause.IN_OUT]
+    again = torch.load(tmp_path / "repaired.pt", weights_only=True)
+    assert all(same_bytes(again[key].numpy(), right[key]) for key in right)
+
+
+def test_an_exact_port_needs_no_repair(right: Arrays, stored: Path, tmp_path: Path) -> None:
+    clean = _save(right, tmp_path / "clean.pt")
+    report = compare(state_dict=clean, activations=stored, repair=tmp_path / "repaired.pt")
+    assert report.passed, report.judgements
+    assert report.diagnosis is None
+    assert report.repair is not None
+    assert report.repair.statement.startswith("nothing to repair")
+    assert [file.name for file in tmp_path.iterdir()] == ["clean.pt"]
+
+
+def test_a_file_to_repair_into_is_refused_before_any_work(tmp_path: Path) -> None:
+    precious = tmp_path / "precious.pt"
+    precious.write_text("precious")
+    with pytest.raises(UsageError, match=r"precious\.pt exists"):
+        compare(tmp_path / "nowhere", repair=precious)
+    assert precious.read_text() == "precious"
+    with pytest.raises(UsageError, match="no folder"):
+        compare(tmp_path / "nowhere", repair=tmp_path / "none" / "out.pt")
+    with pytest.raises(UsageError, match=r"--repair writes \.pt"):
+        compare(tmp_path / "nowhere", repair=tmp_path / "out.onnx")

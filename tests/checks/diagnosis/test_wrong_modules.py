@@ -1,0 +1,49 @@
+"""Faults in the modules are named and placed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MethodType
+from typing import Any
+
+import pytest
+from numpy.typing import NDArray
+
+from checks.diagnosis import diagnose
+from tests.checks.diagnosis.faulty_ports import (
+    IMAGES,
+    MODULES,
+    UNIT_ACTIVATION,
+    Arrays,
+    port_of,
+    unit_of,
+)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_fault_in_a_module_is_named_and_placed(
+    name: str, right: Arrays, reference: Mapping[str, NDArray[Any]]
+) -> None:
+    fault, cause, activation, words = MODULES[name]
+    port = port_of(right)
+    fault(port)
+    (found,) = diagnose(port, reference, IMAGES, source=right).findings
+    assert found.cause == cause
+    assert found.activation.endswith(activation)
+    assert words in found.statement
+    assert not found.repair
+    assert not found.in_weights
+
+
+def test_a_module_that_nobody_knows_is_placed_without_a_cause(
+    right: Arrays, reference: Mapping[str, NDArray[Any]]
+) -> None:
+    port = port_of(right)
+    unit_of(port).forward = MethodType(lambda self, x: self.bn(self.conv(x)).relu().sqrt(), unit_of(port))
+    (found,) = diagnose(port, reference, IMAGES, source=right).findings
+    assert found.cause is None
+    assert found.activation.endswith(UNIT_ACTIVATION)
+    unit_of(port).forward = MethodType(lambda self, x: 1 / 0, unit_of(port))
+    (found,) = diagnose(port, reference, IMAGES, source=right).findings
+    assert found.cause is None
+    assert "ZeroDivisionError" in found.statement
