@@ -71,6 +71,7 @@ def diagnose(
             pixels=None if pixels is None else _nchw(pixels),
             source=SourceTensors(source, averages or {}),
             variables={row.key: row.variable for row in table(variant) if isinstance(row, Converted)},
+            most_layers=most_layers,
         )
         wrong_layers = itertools.islice(search.wrong_layers(), most_layers)
         return Diagnosis(tuple(itertools.chain.from_iterable(wrong_layers)))
@@ -87,6 +88,7 @@ class _Search:
         pixels: The pixels that both were made of, where they are known.
         source: The expected tensors.
         variables: state_dict key to TensorFlow variable.
+        most_layers: How many wrong layers are asked for; None is all of them.
     """
 
     def __init__(
@@ -99,19 +101,21 @@ class _Search:
         pixels: Tensor | None,
         source: SourceTensors,
         variables: Mapping[str, str],
+        most_layers: int | None,
     ) -> None:
         self._reference = reference
         self._images, self._pixels = images, pixels
         self._source, self._variables = source, variables
         self._state = {key: tensor.detach() for key, tensor in model.state_dict().items()}
-        self._runs = run_layers(model, given, reference)
+        self._runs = run_layers(model, given, reference, most_layers)
 
     def wrong_layers(self) -> Iterator[list[Finding]]:
         """The findings of each wrong layer, in the order of evaluation."""
         for activation in self._reference:
-            findings = self._examine(NETWORK[activation])
-            if findings:
-                yield findings
+            if activation in self._runs.outputs:  # all but those behind the last layer that was asked for
+                findings = self._examine(NETWORK[activation])
+                if findings:
+                    yield findings
 
     def _examine(self, layer: NetworkLayer) -> list[Finding]:
         """Everything that is wrong at one layer: its input, then its tensors, then its module."""

@@ -15,8 +15,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from checks.core import thresholds
 from checks.core.activations import LAYERS, STAGES
 from checks.core.network import BOTTLENECK, EMBEDDINGS, LOGITS
+from checks.diagnosis.layer_arithmetic import distance
 from reference import InceptionResnetV1
 
 POOLS: Mapping[str, str] = {"InceptionResnetV1/Mixed_6a": "branch2", "InceptionResnetV1/Mixed_7a": "branch3"}
@@ -50,7 +52,16 @@ def to_torch(reference: Mapping[str, NDArray[Any]]) -> dict[str, Tensor]:
     }
 
 
-def run_layers(model: InceptionResnetV1, images: Tensor, reference: Mapping[str, Tensor]) -> LayerRuns:
+class _EnoughError(Exception):
+    """Ends a pass that has shown enough wrong layers."""
+
+
+def run_layers(
+    model: InceptionResnetV1,
+    images: Tensor,
+    reference: Mapping[str, Tensor],
+    most_wrong: int | None = None,
+) -> LayerRuns:
     """Run every layer of a port on the reference's activations.
 
     Several threads may do so at once, each with a port of its own.
@@ -59,11 +70,14 @@ def run_layers(model: InceptionResnetV1, images: Tensor, reference: Mapping[str,
         model: The port, float64, in evaluation mode. Its state and its modules are left as they were.
         images: (N, 3, H, W), float64.
         reference: Activation to activations as `to_torch` gives them, at every activation.
+        most_wrong: Stop after so many layers that differ; the layers behind them have no outputs then.
     """
-    run = _Run(model, reference)
+    run = _Run(model, reference, most_wrong)
     with torch.inference_mode(), run.forced():
         try:
             model.prelogits(images.clone())
+        except _EnoughError:
+            return LayerRuns(run.outputs, run.inputs, run.pools)
         except Exception as error:  # any exception of a faulty port is a finding
             run.failure = _reason(error)
     with torch.inference_mode(), run.watching_classifier():
@@ -87,8 +101,12 @@ class _Run:
         failure: The reason why the pass as a whole broke off; empty where it did not.
     """
 
-    def __init__(self, model: InceptionResnetV1, reference: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self, model: InceptionResnetV1, reference: Mapping[str, Tensor], most_wrong: int | None
+    ) -> None:
         self._model, self._reference = model, reference
+        self._most_wrong = most_wrong
+        self._wrong: set[str] = set()
         self.outputs: dict[str, Tensor | str] = {}
         self.inputs: dict[str, Tensor] = {}
         self.pools: dict[str, Tensor] = {}
@@ -160,7 +178,12 @@ class _Run:
     def _force(self, activation: str, forced: Tensor) -> Callable[[nn.Module, Any, Any], Tensor]:
         def hook(module: nn.Module, inputs: object, output: Tensor) -> Tensor:
             # Copies, because a port that works in place would change its own findings and the reference.
-            self.outputs.setdefault(activation, output.clone() if isinstance(output, Tensor) else output)
+            copy = output.clone() if isinstance(output, Tensor) else output
+            first = self.outputs.setdefault(activation, copy)
+            if self._most_wrong is not None and distance(first, forced) > thresholds.MAPPING:
+                self._wrong.add(activation)
+                if len(self._wrong) == self._most_wrong:
+                    raise _EnoughError
             return forced.clone()
 
         return hook
@@ -174,6 +197,8 @@ class _Run:
         def guarded(*inputs: Any) -> Any:
             try:
                 return forward(*inputs)
+            except _EnoughError:
+                raise
             except Exception as error:
                 self.outputs.setdefault(activation, _reason(error))
                 return instead.clone()
