@@ -62,8 +62,8 @@ def remarks(site: SiteResult) -> list[str]:
     if not site.exact:
         lines.append(f"{where}: placed at {place}, is at {short_name(site.true_place)}")
     if site.cause is not None and not site.explained:
-        named = f"named {site.named!r}" if site.named else "cause not named"
-        lines.append(f"{where}: {named}, is {site.cause!r}")
+        named = f'named "{site.named}"' if site.named else "cause not named"
+        lines.append(f'{where}: {named}, is "{site.cause}"')
     return lines
 
 

@@ -71,7 +71,7 @@ HEADLINE_ROW = 1e-6
 PLACES = 0.95
 """Controls: smallest share of the faults whose place is the first divergence."""
 
-CAUSES = 0.80
+CAUSES = 0.90
 """Controls: smallest share of the faults whose cause the diagnosis names."""
 
 CONVERT_RATIO = 1.5
