@@ -260,9 +260,9 @@ def test_networks_of_mtcnn_are_not_mistaken_for_each_other(
         (
             mtcnn_files["P-Net"][1],
             mtcnn_files["R-Net"][0],
-            "the P-Net of MTCNN, but 001-det2.npy is the R-Net",
+            "the P-Net of MTCNN, but det2.npy is the R-Net",
         ),
-        (keras, mtcnn_files["R-Net"][0], "not a network of MTCNN, but 001-det2.npy is the R-Net of MTCNN"),
+        (keras, mtcnn_files["R-Net"][0], "not a network of MTCNN, but det2.npy is the R-Net of MTCNN"),
         (mtcnn_files["O-Net"][1], keras, "the O-Net of MTCNN"),
     ):
         assert main([str(port), "--against", str(source)]) == 3
