@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import atexit
+import gc
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -64,6 +66,8 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 def _work(arguments: argparse.Namespace) -> int:
     if arguments.to == "tensorflow" and arguments.format:
         raise UsageError("--format is the format of a state_dict; it does not go with --to tensorflow.")
+    # Without this the interpreter searches all of torch for cycles as it exits: 4.9 s instead of 4.0 s.
+    atexit.register(gc.freeze)
     source = command_line.locate(arguments, arguments.source)
     if arguments.all_steps:
         return _convert_folder(arguments, source)
