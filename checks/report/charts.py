@@ -1,4 +1,4 @@
-"""The charts of a report, each drawn twice: for a wide page and for a phone."""
+"""The charts of a report: one SVG each, which scales with the page; on a phone it is scrolled sideways."""
 
 from __future__ import annotations
 
@@ -18,19 +18,11 @@ _LETTER = 0.6  # width of a letter over its size, an ample mean
 _MOST_PLAIN = 13  # counts of a histogram; beyond, their ends are shown as powers of two
 
 
-@dataclass(frozen=True, slots=True)
-class _Canvas:
-    """A size to draw in, in CSS pixels; `margins` are left, right and bottom."""
-
-    name: str
-    width: int
-    height: int
-    letters: float
-    margins: tuple[int, int, int]
-
-
-_WIDE = _Canvas("wide", 1040, 440, 13.0, (58, 56, 34))
-_NARROW = _Canvas("narrow", 320, 420, 11.5, (44, 40, 84))
+# Sizes in CSS pixels, before the page scales them. `style.css` keeps a chart at least 46rem wide, so that letters
+# are at least 11 pixels high.
+_WIDTH, _HEIGHT = 860, 400
+_LETTERS = 13.0
+_LEFT, _RIGHT, _BOTTOM = 58, 56, 34  # margins
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,16 +30,14 @@ class Chart:
     """A chart as a page shows it.
 
     Attributes:
-        says: What it shows, in words.
-        keys: What its lines and marks mean.
-        wide: For a wide page.
-        narrow: For a phone.
+        says: A sentence on what it shows.
+        keys: The legend.
+        svg: The drawing.
     """
 
     says: str
     keys: tuple[Key, ...]
-    wide: Markup
-    narrow: Markup
+    svg: Markup
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,22 +141,19 @@ class Drawer:
 
     def depth(self, depth: Depth) -> Chart:
         """Error by depth on a log scale."""
-        return self._chart(depth.says, _depth_keys(depth), lambda canvas: _draw_depth(depth, canvas))
+        return self._chart(depth.says, _depth_keys(depth), lambda: _draw_depth(depth))
 
     def histograms(self, says: str, panels: Sequence[Panel]) -> Chart:
-        """Histograms beside each other, and below each other on a phone."""
+        """Draw histograms beside each other."""
         first = panels[0].counts
         looks = ("block", "outline")
         keys = tuple(Key(one.label, one.role, look) for one, look in zip(first, looks, strict=False))
-        return self._chart(says, keys, lambda canvas: _draw_histograms(panels, canvas))
+        return self._chart(says, keys, lambda: _draw_histograms(panels))
 
-    def _chart(self, says: str, keys: tuple[Key, ...], draw: Callable[[_Canvas], Figure]) -> Chart:
+    def _chart(self, says: str, keys: tuple[Key, ...], draw: Callable[[], Figure]) -> Chart:
         self.drawn += 1
         with drawing():
-            wide, narrow = (
-                inline(draw(canvas), f"c{self.drawn}{canvas.name[0]}-") for canvas in (_WIDE, _NARROW)
-            )
-        return Chart(says, keys, wide, narrow)
+            return Chart(says, keys, inline(draw(), f"c{self.drawn}-"))
 
 
 def _depth_keys(depth: Depth) -> tuple[Key, ...]:
@@ -207,9 +194,9 @@ class _Scale:
             yield self._infinite, "∞"
 
 
-def _draw_depth(depth: Depth, canvas: _Canvas) -> Figure:
-    height = canvas.height * 2 // 3 if depth.lower else canvas.height
-    figure, axes = _axes(canvas, height, top=14 if depth.mark is None else 48)
+def _draw_depth(depth: Depth) -> Figure:
+    height = _HEIGHT * 2 // 3 if depth.lower else _HEIGHT
+    figure, axes = _axes(height, top=14 if depth.mark is None else 48)
     scale = _Scale(depth)
     count = len(depth.series[0].values)
     axes.set_xlim(-1, count)
@@ -217,7 +204,7 @@ def _draw_depth(depth: Depth, canvas: _Canvas) -> Figure:
     places, names = zip(*scale.ticks(7 if depth.lower else 10), strict=True)
     axes.set_yticks(places, names)
     axes.grid(axis="y", color=colour("grid"), linewidth=0.8)
-    _draw_groups(axes, canvas, depth.groups, count)
+    _draw_groups(axes, depth.groups, count)
     for limit in depth.limits:
         dashes = (0, (5, 3)) if limit.role == "limit" else (0, (1, 2))
         axes.axhline(scale(limit.value), color=colour(limit.role), linewidth=1.2, linestyle=dashes, zorder=2)
@@ -229,29 +216,28 @@ def _draw_depth(depth: Depth, canvas: _Canvas) -> Figure:
             textcoords="offset points",
             va="center",
             color=colour(limit.role),
-            fontsize=canvas.letters,
+            fontsize=_LETTERS,
         )
     if depth.band is not None:
         values, factor = depth.band
         low, high = ([scale(times * value) for value in values] for times in (1, factor))
         axes.fill_between(range(count), low, high, color=colour("floor"), alpha=0.28, linewidth=0, zorder=2)
     for series in depth.series:
-        _draw_series(axes, canvas, series, scale)
+        _draw_series(axes, series, scale)
     if depth.mark is not None:
-        _draw_mark(axes, canvas, depth.mark)
+        _draw_mark(axes, depth.mark)
     return figure
 
 
-def _draw_series(axes: Axes, canvas: _Canvas, series: Series, scale: _Scale) -> None:
+def _draw_series(axes: Axes, series: Series, scale: _Scale) -> None:
     heights = [scale(value) for value in series.values]
-    large = canvas is _WIDE
-    size = 3.4 if large else 2.2
+    size = 3.2
     shape = {"circles": "o", "squares": "s", "dots": "o", "boxes": "s"}.get(series.look, "")
     broad = series.look == "broad"
     axes.plot(
         heights,
         color=colour(series.role),
-        linewidth=(4.5 if broad else 1.3) if large else (3.2 if broad else 1.0),
+        linewidth=4.2 if broad else 1.2,
         linestyle="none" if series.look in ("dots", "boxes") else "solid",
         marker=shape,
         markersize=size,
@@ -274,17 +260,15 @@ def _draw_series(axes: Axes, canvas: _Canvas, series: Series, scale: _Scale) -> 
     )
 
 
-def _draw_groups(axes: Axes, canvas: _Canvas, groups: Sequence[tuple[str, int]], count: int) -> None:
-    """Stripes behind the parts of the network, and their names below: upright on a phone."""
+def _draw_groups(axes: Axes, groups: Sequence[tuple[str, int]], count: int) -> None:
+    """Stripes behind the parts of the network, and their names below."""
     edges = [*(first - 0.5 for _, first in groups), count - 0.5]
     for number, (left, right) in enumerate(pairwise(edges)):
         if number % 2 == 0:
             axes.axvspan(left, right, color=colour("stripe"), linewidth=0, zorder=0)
-    upright = canvas is _NARROW
-    left, right, _ = canvas.margins
-    a_place = (canvas.width - left - right) / (count + 1)
+    a_place = (_WIDTH - _LEFT - _RIGHT) / (count + 1)
     names = [name for name, _ in groups]
-    widths = [canvas.letters * (1.15 if upright else _LETTER * len(name) + 0.6) for name in names]
+    widths = [_LETTERS * (_LETTER * len(name) + 0.6) for name in names]
     centres = [(one + other) / 2 * a_place for one, other in pairwise(edges)]
     for name, at in zip(names, _spread(centres, widths), strict=True):
         axes.annotate(
@@ -295,9 +279,8 @@ def _draw_groups(axes: Axes, canvas: _Canvas, groups: Sequence[tuple[str, int]],
             textcoords="offset points",
             ha="center",
             va="top",
-            rotation=90 if upright else 0,
             color=colour("muted"),
-            fontsize=canvas.letters,
+            fontsize=_LETTERS,
         )
 
 
@@ -309,15 +292,14 @@ def _spread(centres: Sequence[float], widths: Sequence[float]) -> list[float]:
     return spread
 
 
-def _draw_mark(axes: Axes, canvas: _Canvas, mark: Mark) -> None:
+def _draw_mark(axes: Axes, mark: Mark) -> None:
     """A vertical line, and above the axes what is there."""
-    left, right, _ = canvas.margins
-    width = canvas.width - left - right
+    width = _WIDTH - _LEFT - _RIGHT
     low, high = axes.get_xlim()
     at = (mark.place - low) / (high - low)
-    half = canvas.letters * _LETTER * max(len(mark.name), len(mark.what)) / 2 / width
+    half = _LETTERS * _LETTER * max(len(mark.name), len(mark.what)) / 2 / width
     # Within the figure: the margins may be written in as well.
-    least, most = half - left / width, 1 + right / width - half
+    least, most = half - _LEFT / width, 1 + _RIGHT / width - half
     axes.axvline(mark.place, color=colour(mark.role), linewidth=1.6, zorder=2.5)
     axes.annotate(
         f"{mark.what}\n{mark.name}",
@@ -329,33 +311,25 @@ def _draw_mark(axes: Axes, canvas: _Canvas, mark: Mark) -> None:
         va="bottom",
         linespacing=1.3,
         color=colour(mark.role),
-        fontsize=canvas.letters,
+        fontsize=_LETTERS,
         fontweight="bold",
     )
 
 
-def _draw_histograms(panels: Sequence[Panel], canvas: _Canvas) -> Figure:
-    narrow = canvas is _NARROW
-    height = 190 * len(panels) if narrow else 270
-    figure = Figure((canvas.width / 72, height / 72), dpi=72)
+def _draw_histograms(panels: Sequence[Panel]) -> Figure:
+    height = 250
     # Inches are 72 pixels here, so that a point is one.
-    rows, columns = (len(panels), 1) if narrow else (1, len(panels))
-    grid = figure.subplots(rows, columns, squeeze=False, sharex=True)
-    left, right, bottom, top = (44, 8, 26, 30)
+    figure = Figure((_WIDTH / 72, height / 72), dpi=72)
+    grid = figure.subplots(1, len(panels), squeeze=False, sharex=True)
     figure.subplots_adjust(
-        left=left / canvas.width,
-        right=1 - right / canvas.width,
-        bottom=bottom / height,
-        top=1 - top / height,
-        hspace=0.55,
-        wspace=0.2,
+        left=44 / _WIDTH, right=1 - 8 / _WIDTH, bottom=26 / height, top=1 - 30 / height, wspace=0.2
     )
     bins = max(len(one.counts) for panel in panels for one in panel.counts)
     for axes, panel in zip(grid.flat, panels, strict=True):
-        _dress(axes, canvas)
+        _dress(axes)
         _draw_panel(axes, panel)
         axes.set_title(
-            panel.title, loc="left", fontsize=canvas.letters, fontweight="bold", color=colour("ink"), pad=8
+            panel.title, loc="left", fontsize=_LETTERS, fontweight="bold", color=colour("ink"), pad=8
         )
         step = max(1, math.ceil(bins / 7))
         places = [place for place in range(bins) if place % step == 0]
@@ -388,26 +362,20 @@ def _steps(place: int, *, powers: bool) -> str:
     return "2" + str(place - 1).translate(str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹"))
 
 
-def _axes(canvas: _Canvas, height: int, top: int) -> tuple[Figure, Axes]:
-    figure = Figure((canvas.width / 72, height / 72), dpi=72)
-    left, right, bottom = canvas.margins
-    box = (
-        left / canvas.width,
-        bottom / height,
-        1 - (left + right) / canvas.width,
-        1 - (bottom + top) / height,
-    )
+def _axes(height: int, top: int) -> tuple[Figure, Axes]:
+    figure = Figure((_WIDTH / 72, height / 72), dpi=72)
+    box = (_LEFT / _WIDTH, _BOTTOM / height, 1 - (_LEFT + _RIGHT) / _WIDTH, 1 - (_BOTTOM + top) / height)
     axes = figure.add_axes(box)
-    _dress(axes, canvas)
+    _dress(axes)
     axes.set_xticks([])
     return figure, axes
 
 
-def _dress(axes: Axes, canvas: _Canvas) -> None:
+def _dress(axes: Axes) -> None:
     """The looks that all axes have: hardly any."""
     axes.set_axisbelow(True)
     axes.patch.set_visible(False)
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     axes.spines["bottom"].set_color(colour("muted"))
-    axes.tick_params(length=0, labelsize=canvas.letters, labelcolor=colour("muted"), pad=6)
+    axes.tick_params(length=0, labelsize=_LETTERS, labelcolor=colour("muted"), pad=6)

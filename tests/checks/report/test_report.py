@@ -284,10 +284,9 @@ def test_a_report_shows_every_layer_every_input_and_where_it_is_from(browser, ma
     page = open_page(browser, made.report("clean"), SIZES[1]).page
     assert page.locator("table").nth(1).locator("tbody tr").count() == 132 + len(STAGES) - 6 + 2
     assert page.locator("table").nth(0).locator("tbody tr").count() == 5
-    # Error by depth on each of five inputs, and the histograms; on a wide page one drawing of each is shown.
+    # Error by depth on each of five inputs, and the histograms.
     page.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
-    assert page.locator(".chart .wide svg:visible").count() == 6
-    assert page.locator(".chart .narrow svg:visible").count() == 0
+    assert page.locator(".chart svg:visible").count() == 6
     foot = page.locator("footer").inner_text()
     digest = subprocess.run(
         ["sha256sum", f"{checkpoint.prefix}.index"], capture_output=True, text=True, check=True
@@ -467,12 +466,11 @@ def test_zero_and_infinity_have_places_of_their_own() -> None:
     series = Series("error", (0.0, 1e-15, math.inf, math.nan, 1e-3), "pytorch", "circles", most=1e-13)
     depth = Depth("says", (series,), (("stem", 0), ("head", 3)), (Limit("threshold", "1e-13", 1e-13),))
     chart = Drawer().depth(depth)
-    for drawn in (chart.wide, chart.narrow):
-        assert {">0<", ">∞<"} <= set(re.findall(r">[^<\s]+<", drawn))
-        assert "nan" not in drawn
+    assert {">0<", ">∞<"} <= set(re.findall(r">[^<\s]+<", chart.svg))
+    assert "nan" not in chart.svg
     assert [key.label for key in chart.keys] == ["error", "beyond the limit", "1e-13 threshold"]
     proper = Drawer().depth(replace(depth, series=(replace(series, values=(1e-15,) * 5),)))
-    assert not {">0<", ">∞<"} & set(re.findall(r">[^<\s]+<", proper.wide))
+    assert not {">0<", ">∞<"} & set(re.findall(r">[^<\s]+<", proper.svg))
     assert [key.label for key in proper.keys] == ["error", "1e-13 threshold"]
 
 
