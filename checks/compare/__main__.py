@@ -1,4 +1,4 @@
-"""`python -m checks.compare`: a thin shell around `checks.compare.run`."""
+"""The options of `facenet-port compare`; the work is in `checks.compare.run`."""
 
 from __future__ import annotations
 
@@ -26,6 +26,8 @@ corrupt or another network; 4 something that is needed, such as TensorFlow, is m
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_source_options(parser)
+    # Here to be refused with advice: `compare CHECKPOINT weights.pt` is what many type first.
+    parser.add_argument("state_dicts", nargs="*", type=command_line.path, help=argparse.SUPPRESS)
     options.add_weights_option(parser)
     parser.add_argument(
         "--state-dict", metavar="FILE", type=command_line.path, help="judge this .pt or .safetensors file"
@@ -34,43 +36,43 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--images", metavar="FOLDER", type=command_line.path, help="compare on these photographs as well"
     )
-    parser.add_argument("--seed", type=int, help="of the inputs (default: 0)")
+    parser.add_argument("--seed", type=int, help="seed of the inputs (default: 0)")
     parser.add_argument(
-        "--save-activations", metavar="FILE", type=command_line.path, help="store TensorFlow's side"
+        "--save-activations",
+        metavar="FILE",
+        type=command_line.path,
+        help="store TensorFlow's side, for machines without TensorFlow (HDF5)",
     )
     parser.add_argument(
-        "--activations", metavar="FILE", type=command_line.path, help="use a stored TensorFlow side"
+        "--activations",
+        metavar="FILE",
+        type=command_line.path,
+        help="compare with a stored TensorFlow side; TensorFlow is not needed then",
     )
     parser.add_argument(
         "--repair",
         metavar="OUT",
         type=command_line.path,
-        help="where a fault of the weights can be put right, write the state_dict to this file (.pt, "
-        ".safetensors)",
+        help="if the fault is in the weights, write a corrected state_dict (.pt, .safetensors)",
     )
+    options.add_verbose_option(parser)
     options.add_report_option(parser, "; implies --every-layer")
 
 
 def _work(arguments: argparse.Namespace) -> int:
-    options.check_report(arguments)
+    _check_usage(arguments)
     # Here, so that Ctrl-C while PyTorch is being imported ends as it does later.
     from checks.compare.run import compare
 
-    if arguments.activations:
-        fixed = ("save_activations", "images", "every_layer", "seed")
-        given = [f"--{n.replace('_', '-')}" for n in fixed if getattr(arguments, n) not in (None, False)]
-        if given:
-            raise UsageError(
-                f"{', '.join(given)}: this was fixed when the activations were stored. Leave it out."
-            )
     source = options.locate(arguments)
+    stored = arguments.activations is not None
     with ProgressBar("starting", quiet=arguments.quiet) as progress:
         result = compare(
             source,
             state_dict=arguments.state_dict,
             weights=arguments.weights,
             step=arguments.step,
-            every_layer=arguments.every_layer or arguments.report is not None,
+            every_layer=arguments.every_layer or (arguments.report is not None and not stored),
             seed=arguments.seed or 0,
             images=arguments.images,
             save_activations=arguments.save_activations,
@@ -81,7 +83,7 @@ def _work(arguments: argparse.Namespace) -> int:
     if not arguments.quiet:
         from checks.compare.table import print_result
 
-        print_result(result)
+        print_result(result, verbose=arguments.verbose)
     if arguments.json:
         command_line.write_json(arguments.json, _as_json(result))
     if arguments.report:
@@ -89,6 +91,24 @@ def _work(arguments: argparse.Namespace) -> int:
 
         write_page(arguments.report, result, command=arguments.command)
     return 0 if result.passed else 1
+
+
+def _check_usage(arguments: argparse.Namespace) -> None:
+    """Refuse options that contradict each other, before the slow imports."""
+    options.check_report(arguments)
+    if arguments.state_dicts:
+        source, state_dict = arguments.source, arguments.state_dicts[0]
+        raise UsageError(
+            f"{state_dict}: compare takes one checkpoint. To judge a PyTorch file against it: "
+            f"facenet-port compare {source} --state-dict {state_dict}"
+        )
+    if arguments.activations:
+        fixed = ("save_activations", "images", "every_layer", "seed")
+        given = [f"--{n.replace('_', '-')}" for n in fixed if getattr(arguments, n) not in (None, False)]
+        if given:
+            raise UsageError(
+                f"{', '.join(given)}: this was fixed when the activations were stored. Leave it out."
+            )
 
 
 def _as_json(result: CompareResult) -> dict[str, Any]:

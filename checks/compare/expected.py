@@ -38,13 +38,13 @@ class Checkpoint:
 
     @property
     def logits(self) -> bool:
-        """Whether it has a classifier."""
+        """True if it has a classifier."""
         return self.plan.variant.num_classes is not None
 
 
 @dataclass(frozen=True, slots=True)
 class DiagnosisReference:
-    """What the diagnosis of a port needs to know.
+    """The input of a diagnosis.
 
     Attributes:
         activations: Activation to float64 array, at every layer.

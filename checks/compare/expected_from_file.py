@@ -12,10 +12,14 @@ from numpy.typing import NDArray
 from checks.compare.activation_file import ActivationFile
 from checks.compare.expected import DIAGNOSED_IMAGES, Checkpoint, DiagnosisReference, Expected, Facts
 from checks.compare.judge import judge_stored_tensors, judge_tensors
-from checks.core.activations import activation_names
+from checks.core import thresholds
+from checks.core.activations import activation_names, run_pytorch
 from checks.core.environment import machine, versions
 from checks.core.inputs import SEEDED
 from checks.core.judgement import Judgement
+from checks.core.metrics import relative_l2
+from checks.core.models import Port, build_port
+from checks.core.network import short_name
 from checks.core.source_tensors import alternative_state_dict, expected_state_dict
 from checks.core.tensorflow_side import Activations
 from checks.core.types import Arrays, Say
@@ -123,23 +127,28 @@ class ExpectedFromFile(Expected):
             yield activations
 
     def diagnosis_reference(self) -> DiagnosisReference | str:
-        """Take the first images of the first input, or say what is missing."""
+        """Take the first images of the first input, or say what to run for a diagnosis."""
         if self.checkpoint is None:
             return (
-                "stored activations alone say where a port differs; to learn why, and to repair it, give the "
-                f"checkpoint as well: facenet-port compare SOURCE --activations {self.path} --state-dict FILE"
+                "stored activations alone say where a port differs. To learn why, give the checkpoint as well: "
+                f"facenet-port compare SOURCE --state-dict FILE --activations {self.path}"
             )
-        if list(self.stored.provenance["activations"]) != list(self._names(every_layer=True)):
-            return "the cause is sought layer by layer, and the activations were stored without --every-layer"
+        expected = expected_state_dict(self.checkpoint.tensors, self.checkpoint.plan)
         first = next(iter(self.stored))
-        activations = {name: array[:DIAGNOSED_IMAGES] for name, array in first.float64.items()}
+        activations: Arrays = {name: array[:DIAGNOSED_IMAGES] for name, array in first.float64.items()}
         images = first.batch.images[:DIAGNOSED_IMAGES]
-        return DiagnosisReference(
-            activations,
-            images,
-            expected_state_dict(self.checkpoint.tensors, self.checkpoint.plan),
-            alternative_state_dict(self.checkpoint.tensors, self.checkpoint.plan.weights),
-        )
+        names = self._names(every_layer=True)
+        if len(activations) < len(names):
+            # Only stages were stored. The layers between them are the reference network's, if it agrees at the stages.
+            port = build_port(expected, self.checkpoint.plan.variant)
+            assert isinstance(port, Port)  # a converted checkpoint loads
+            computed = run_pytorch(port.float64, images, names)
+            for name, array in activations.items():
+                if not relative_l2(computed[name], array) <= thresholds.MAPPING:
+                    return f"the converted checkpoint itself differs from the stored activations at {short_name(name)}"
+            activations = computed
+        averages = alternative_state_dict(self.checkpoint.tensors, self.checkpoint.plan.weights)
+        return DiagnosisReference(activations, images, expected, averages)
 
     def _names(self, *, every_layer: bool) -> tuple[str, ...]:
         logits = self.stored.provenance["variant"]["num_classes"] is not None

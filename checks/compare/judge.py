@@ -25,7 +25,7 @@ def judge_tensors(
     plan: Plan,
     own: Mapping[str, NDArray[Any]],
 ) -> Judgement:
-    """Every tensor of the state_dict against the source, bit for bit.
+    """Judge every tensor of the state_dict against the source, bit for bit.
 
     Args:
         state_dict: Key to array, as a user loads it.
@@ -39,24 +39,24 @@ def judge_tensors(
     for row in plan.rows:
         if row.key not in state_dict:
             continue
-        found = state_dict[row.key]
+        actual = state_dict[row.key]
         if isinstance(row, Synthesised):
-            if not same_bits(found, synthesise(row)):
+            if not same_bits(actual, synthesise(row)):
                 details.append(f"{row.key}: not {row.fill} throughout")
             continue
         expected = to_float32(source[plan.sources[row.variable]])
-        wanted = row.entry
-        if (found.dtype, found.shape) != (wanted.dtype, wanted.shape):
-            stated = f"{found.dtype} {found.shape}, expected {wanted.dtype} {wanted.shape}"
+        if (actual.dtype, actual.shape) != (row.entry.dtype, row.entry.shape):
+            stated = f"{actual.dtype} {actual.shape}, expected {row.entry.dtype} {row.entry.shape}"
             details.append(f"{row.key}: {stated}")
-        elif not same_bits(row.layout.inverse.apply(found), expected):
-            changed = int((row.layout.inverse.apply(found) != expected).sum())
+        elif not same_bits(row.layout.inverse.apply(actual), expected):
+            changed = int((row.layout.inverse.apply(actual) != expected).sum())
             details.append(f"{row.key}: {changed} of {expected.size} values differ from {row.variable}")
     if own:
         details += _judge_readers(source, plan, own)
     converted, synthesised = len(plan.converted), len(plan.synthesised)
     if details:
-        statement = f"{len(details)} tensors differ from the source"
+        count = f"{len(details)} tensors differ" if len(details) > 1 else "1 tensor differs"
+        statement = f"{count} from the source"
     else:
         statement = f"{converted} converted bit for bit, {synthesised} synthesised as stated"
         if plan.casts:
@@ -70,7 +70,7 @@ def judge_tensors(
 def _judge_readers(
     source: Mapping[str, NDArray[Any]], plan: Plan, own: Mapping[str, NDArray[Any]]
 ) -> list[str]:
-    """Where TensorFlow's own reader and this project's differ; its graph may do without the Logits."""
+    """The differences between TensorFlow's own reader and this project's; a frozen graph has no Logits."""
     details = [
         f"{row.variable}: TensorFlow's own graph does not read it"
         for row in plan.converted
@@ -85,42 +85,39 @@ def _judge_readers(
 
 
 def judge_stored_tensors(digests: Mapping[str, str], stored: Mapping[str, str]) -> Judgement:
-    """Every tensor of the state_dict against the fingerprints that came with stored activations.
+    """Judge every tensor of the state_dict against the fingerprints stored with the activations.
 
     Args:
-        digests: Key to dtype, shape and SHA-256 of the state_dict's tensors, in one string.
-        stored: The same of the state_dict that belongs to the activations.
+        digests: Key to dtype, shape and SHA-256 of the state_dict's tensor, in one string.
+        stored: Key to the same, of the state_dict that belongs to the activations.
     """
     details = [f"{key}: not in the state_dict" for key in stored if key not in digests]
     details += [f"{key}: not a tensor of this network" for key in digests if key not in stored]
     details += [
-        f"{key}: other values than those of the stored activations"
+        f"{key}: its dtype, shape or SHA-256 is not the stored one"
         for key, digest in stored.items()
         if digests.get(key, digest) != digest
     ]
-    statement = f"{len(stored)} tensors have dtype, shape and SHA-256 of those of the stored activations"
+    statement = f"{len(stored)} tensors have the dtype, shape and SHA-256 stored with the activations"
     if details:
-        statement = f"{len(details)} tensors differ from those of the stored activations"
+        statement = f"{len(details)} tensors differ from those stored with the activations"
     return Judgement("tensors", not details, statement, tuple(details))
 
 
 def judge_mapping(inputs: Sequence[InputMeasurement]) -> Judgement:
-    """Float64 against float64: the embeddings' distance and every activation, on every input."""
+    """Judge float64 against float64: the distance of the embeddings and every activation, on every input."""
     limit = thresholds.MAPPING
     details = []
     for batch in inputs:
         if not batch.distance64 <= limit:
             details.append(f"{batch.name}: embeddings are {batch.distance64:.1e} apart")
-        if batch.first_divergence is not None:
-            activation = next(t for t in batch.activations if t.activation == batch.first_divergence)
-            details.append(
-                f"{batch.name}: first at {activation.activation}, relative L2 {activation.float64.relative_l2:.1e}"
-            )
+        first = next((measured for measured in batch.activations if measured.diverges), None)
+        if first is not None:
+            place = short_name(first.activation)
+            details.append(f"{batch.name}: first at {place}, relative L2 {first.float64.relative_l2:.1e}")
     distance = max(batch.distance64 for batch in inputs)
-    worst = max(
-        (activation for batch in inputs for activation in batch.activations),
-        key=lambda t: t.float64.relative_l2,
-    )
+    measured = [measured for batch in inputs for measured in batch.activations]
+    worst = max(measured, key=lambda measured: measured.float64.relative_l2)
     statement = (
         f"float64: embeddings {distance:.1e} apart, worst activation {worst.float64.relative_l2:.1e} "
         f"({short_name(worst.activation)}); at most {limit:.0e}"
@@ -129,53 +126,58 @@ def judge_mapping(inputs: Sequence[InputMeasurement]) -> Judgement:
 
 
 def judge_rounding(inputs: Sequence[InputMeasurement]) -> Judgement:
-    """Float32 errors against the float64 result: PyTorch's against TensorFlow's, and graph against graph."""
+    """Judge float32 errors against the float64 result: PyTorch's against TensorFlow's, and graph against graph."""
     details = []
     for batch in inputs:
-        factor = thresholds.ROUNDING_FEW_VALUES if batch.few_values else thresholds.ROUNDING
         details += [
-            f"{batch.name}: {activation.activation}: PyTorch is {activation.excess:.2f} times as far from float64 as TensorFlow, "
-            f"at most {factor:g}"
-            for activation in batch.activations
-            if not activation.excess <= factor
+            f"{batch.name}: {short_name(measured.activation)}: PyTorch is {measured.excess:.2f} times as far from "
+            f"float64 as TensorFlow, at most {batch.rounding_factor:g}"
+            for measured in batch.activations
+            if not measured.excess <= batch.rounding_factor
         ]
-        own_error = {activation.activation: activation.tensorflow_error for activation in batch.activations}
-        details += [
-            f"{batch.name}: {activation}: the rebuilt graph is {error:.1e} from float64, the checkpoint's own "
-            f"{own_error[activation]:.1e}"
-            for activation, error in batch.rebuilt_error.items()
-            if not error <= factor * max(own_error[activation], thresholds.UNIT_ROUNDOFF)
-            or not own_error[activation] <= factor * max(error, thresholds.UNIT_ROUNDOFF)
-        ]
-    statement = "float32: PyTorch's error over TensorFlow's, worst activation " + _worst_excess(inputs)
+        details += _judge_graphs(batch)
+    statement = f"float32: PyTorch's error is at most {_worst_excess(inputs)}"
     compared = [value for batch in inputs for value in batch.rebuilt.values()]
     if compared:
         same = sum(value == 0.0 for value in compared)
-        statement += f"; rebuilt and own graph agree bit for bit at {same} of {len(compared)} activations"
+        statement += f"; own and rebuilt graph equal at {same} of {len(compared)} activations"
         if same < len(compared):
             statement += f", at most {max(compared):.1e} apart"
     else:
-        statement += "; no graph of its own, the rebuilt one stands in"
+        statement += "; there is only the rebuilt graph"
     return Judgement("rounding", not details, statement, tuple(details))
 
 
+def _judge_graphs(batch: InputMeasurement) -> list[str]:
+    """The activations at which TensorFlow's own and rebuilt graphs do not round alike."""
+    own_error = {measured.activation: measured.tensorflow_error for measured in batch.activations}
+    details = []
+    for name, error in batch.rebuilt_error.items():
+        low, high = sorted((error, own_error[name]))
+        if not high <= batch.rounding_factor * max(low, thresholds.UNIT_ROUNDOFF):
+            details.append(
+                f"{batch.name}: {short_name(name)}: the rebuilt graph is {error:.1e} from float64, the "
+                f"checkpoint's own {own_error[name]:.1e}"
+            )
+    return details
+
+
 def _worst_excess(inputs: Sequence[InputMeasurement]) -> str:
+    """The largest excess on varied inputs and on inputs of few values, each with its limit."""
     parts = []
     for few_values, limit in ((False, thresholds.ROUNDING), (True, thresholds.ROUNDING_FEW_VALUES)):
-        excesses = [
-            activation.excess
-            for batch in inputs
-            if batch.few_values is few_values
-            for activation in batch.activations
-        ]
+        chosen = [batch for batch in inputs if batch.few_values is few_values]
+        excesses = [measured.excess for batch in chosen for measured in batch.activations]
         if excesses:
-            kind = "on few values" if few_values else "on varied inputs"
-            parts.append(f"{max(excesses):.2f} {kind} (at most {limit:g})")
+            kind = " on few values" if few_values else " TensorFlow's"
+            worst = max(excesses)
+            times = f"{worst:.2f}" if worst < 1000 else f"{worst:.0e}"
+            parts.append(f"{times} times{kind} (limit {limit:g})")
     return ", ".join(parts)
 
 
 def judge_headline(inputs: Sequence[InputMeasurement]) -> Judgement:
-    """The float32 distance that the field quotes, on five standard normal images."""
+    """Judge the float32 distance that the field quotes, on five standard normal images."""
     noise = next(batch for batch in inputs if batch.name == NOISE)
     passed = noise.distance32 <= thresholds.HEADLINE and noise.row_distance32 <= thresholds.HEADLINE_ROW
     statement = (

@@ -1,4 +1,4 @@
-"""The report of `checks.compare`."""
+"""The page of a comparison."""
 
 from __future__ import annotations
 
@@ -6,43 +6,51 @@ from collections.abc import Sequence
 from itertools import zip_longest
 from pathlib import Path
 
+from checks.compare.explanation import explain
 from checks.compare.result import ActivationMeasurement, CompareResult, InputMeasurement
-from checks.compare.table import ACTIVATION_HEADINGS, INPUT_HEADINGS, activation_cells, input_cells
+from checks.compare.table import (
+    ACTIVATION_COLUMNS,
+    INPUT_COLUMNS,
+    Columns,
+    activation_cells,
+    failed_activation_cells,
+    failed_input_cells,
+    input_cells,
+)
 from checks.core import thresholds
 from checks.core.activations import EMBEDDINGS, LAYERS, STAGES, short_name
-from checks.report.charts import Counts, Depth, Drawer, Limit, Mark, Panel, Series
-from checks.report.network_parts import activation_groups
+from checks.report.axis_groups import activation_groups
+from checks.report.charts import Drawer
+from checks.report.depth_chart import DOUBLE, SINGLE, Depth, Limit, Mark, Series
+from checks.report.histogram_chart import Counts, Panel
 from checks.report.page import Head, Row, Table, network, write_html
 from checks.report.provenance import digests, provenance, shown_path
-from checks.report.reference_lines import DOUBLE, SINGLE
 
 _MOST_INPUTS = 12  # drawn; photographs can make many
 
 
 def write_page(path: Path, result: CompareResult, *, command: str) -> None:
-    """Write the report of a comparison.
+    """Write the page of a comparison.
 
     Args:
-        path: Where it will stand; nothing there is replaced.
+        path: The file; an older page is replaced.
         result: Best with every layer.
         command: As it was typed.
 
     Raises:
-        UsageError: The file exists, or its folder does not.
+        UsageError: The folder does not exist, or cannot be written to.
     """
     foot = provenance(command, digests(result.files), result.environment, result.seed)
     drawer = Drawer()
-    shown = next((batch for batch in result.inputs if batch.first_divergence), None)
-    shown = shown or next(iter(result.inputs), None)
+    shown = result.diverging or next(iter(result.inputs), None)
     content = {} if shown is None else _measured(result, shown, drawer)
-    write_html(path, "compare/page.html", _head(result), foot, shown=shown, **content)
+    write_html(path, "compare/page.html", _head(result), foot, shown=shown, repair=result.repair, **content)
 
 
 def _head(result: CompareResult) -> Head:
-    first = next((batch for batch in result.inputs if batch.first_divergence), None)
     place = ""
-    if first is not None and first.first_divergence is not None:
-        place = short_name(first.first_divergence)
+    if result.diverging is not None:
+        place = short_name(result.diverging.first_divergence or "")
     elif result.diagnosis is not None and result.diagnosis.findings:
         place = short_name(result.diagnosis.findings[0].activation)
     if result.passed:
@@ -53,6 +61,9 @@ def _head(result: CompareResult) -> Head:
         sentence = "The port differs: its state_dict does not load."
     else:
         sentence = "The port differs."
+    reasons = explain(result)
+    if place:
+        reasons = [reason for reason in reasons if reason[0] != "Where"]  # the place stands above them
     return Head(
         command="compare",
         passed=result.passed,
@@ -61,7 +72,7 @@ def _head(result: CompareResult) -> Head:
         facts=_facts(result),
         judgements=result.judgements,
         place=place,
-        reasons=(*_reasons(result), *_divergence(result.inputs)),
+        reasons=tuple(reasons),
     )
 
 
@@ -73,37 +84,6 @@ def _facts(result: CompareResult) -> tuple[tuple[str, str], ...]:
         ("network", network(result.variant)),
         ("TensorFlow graph", result.own_graph or "none of its own; rebuilt from scratch"),
     )
-
-
-def _reasons(result: CompareResult) -> tuple[tuple[str, str], ...]:
-    reasons: list[tuple[str, str]] = []
-    if not result.inputs:  # nothing has a place then
-        reasons += [("Tensors", detail) for detail in result.judgements[0].details[:1]]
-    if result.diagnosis is not None:
-        reasons += [("Cause", line) for line in result.diagnosis.summary]
-        if not result.diagnosis.findings:
-            reasons.append(("No cause found", "every layer agrees on the reference's own input"))
-    if result.undiagnosed:
-        reasons.append(("No cause given", result.undiagnosed))
-    if result.repair is not None:
-        reasons.append(("Repair", result.repair.statement))
-    return tuple(reasons)
-
-
-def _divergence(inputs: Sequence[InputMeasurement]) -> tuple[tuple[str, str], ...]:
-    diverging = [batch for batch in inputs if batch.first_divergence is not None]
-    if not diverging:
-        return ()
-    activation = next(
-        activation
-        for activation in diverging[0].activations
-        if activation.activation == diverging[0].first_divergence
-    )
-    words = (
-        f"relative L2 {activation.float64.relative_l2:.1e} in float64, at most {thresholds.MAPPING:.0e}, on "
-        f"{diverging[0].name} inputs; {len(diverging)} of {len(inputs)} inputs diverge"
-    )
-    return (("Divergence", words),)
 
 
 def _measured(result: CompareResult, shown: InputMeasurement, drawer: Drawer) -> dict[str, object]:
@@ -126,80 +106,66 @@ def _measured(result: CompareResult, shown: InputMeasurement, drawer: Drawer) ->
 
 
 def _depth(batch: InputMeasurement, *, lower: bool = False) -> Depth:
-    floor = tuple(activation.tensorflow_error for activation in batch.activations)
-    factor = thresholds.ROUNDING_FEW_VALUES if batch.few_values else thresholds.ROUNDING
-    differing = tuple(activation.float64.relative_l2 for activation in batch.activations)
-    single = tuple(activation.pytorch_error for activation in batch.activations)
-    worst = max(batch.activations, key=lambda activation: activation.float64.relative_l2)
-    found = (
-        f"the largest float64 difference is {worst.float64.relative_l2:.1e}"
-        if batch.first_divergence is None
-        else f"the float64 results diverge first at {short_name(batch.first_divergence)}"
-    )
-    places = [activation.activation for activation in batch.activations]
-    mark = None
-    if batch.first_divergence is not None:
-        mark = Mark(
-            places.index(batch.first_divergence), "first divergence", short_name(batch.first_divergence)
-        )
+    names = [measured.activation for measured in batch.activations]
+    floor = tuple(measured.tensorflow_error for measured in batch.activations)
+    if batch.first_divergence is None:
+        worst = _worst(batch)
+        finding = f"the largest float64 error is {worst.float64.relative_l2:.1e}"
+        mark = None
+    else:
+        place = short_name(batch.first_divergence)
+        finding = f"the float64 results diverge first at {place}"
+        mark = Mark(names.index(batch.first_divergence), "first divergence", place)
     return Depth(
-        says=f"Error by depth at {len(places)} activations on {batch.name} inputs, log scale: {found}.",
+        says=f"Error by depth at {len(names)} activations on {batch.name} inputs, log scale: {finding}.",
         series=(
-            Series("PyTorch float32, from float64", single, "pytorch", "circles"),
+            Series(
+                "PyTorch float32, from float64",
+                tuple(measured.pytorch_error for measured in batch.activations),
+                "pytorch",
+                "circles",
+            ),
             Series("TensorFlow float32, from float64: the rounding floor", floor, "floor", "broad"),
             Series(
                 "PyTorch float64, from TensorFlow float64",
-                differing,
+                tuple(measured.float64.relative_l2 for measured in batch.activations),
                 "float64",
                 "squares",
                 most=thresholds.MAPPING,
             ),
         ),
-        groups=activation_groups(places),
+        groups=activation_groups(names),
         limits=(
             SINGLE,
             Limit("threshold of float64", f"{thresholds.MAPPING:.0e}", thresholds.MAPPING, "limit"),
             DOUBLE,
         ),
         mark=mark,
-        band=(floor, factor),
+        band=(floor, batch.rounding_factor),
         lower=lower,
     )
 
 
+def _worst(batch: InputMeasurement) -> ActivationMeasurement:
+    return max(batch.activations, key=lambda measured: measured.float64.relative_l2)
+
+
 def _panels(batch: InputMeasurement) -> tuple[Panel, ...]:
-    worst = max(batch.activations, key=lambda activation: activation.float64.relative_l2)
-    if batch.first_divergence is None:
-        chosen, what = worst, "worst activation"
-    else:
-        chosen = next(
-            activation for activation in batch.activations if activation.activation == batch.first_divergence
-        )
-        what = "first divergence"
-    embeddings = next(activation for activation in batch.activations if activation.activation == EMBEDDINGS)
+    first = next((measured for measured in batch.activations if measured.diverges), None)
+    chosen = first or _worst(batch)
+    name = short_name(chosen.activation).rpartition("/")[2]
+    embeddings = next(measured for measured in batch.activations if measured.activation == EMBEDDINGS)
     return (
         _panel(f"all {len(batch.activations)} activations", batch.activations),
-        _panel(f"{what}: {short_name(chosen.activation).rpartition('/')[2]}", [chosen]),
+        _panel(f"{'worst activation' if first is None else 'first divergence'}: {name}", [chosen]),
         _panel("embeddings", [embeddings]),
     )
 
 
 def _panel(title: str, activations: Sequence[ActivationMeasurement]) -> Panel:
-    return Panel(
-        title,
-        (
-            Counts(
-                "float32",
-                _pooled([activation.float32.ulp_histogram for activation in activations]),
-                "pytorch",
-            ),
-            Counts(
-                "float64",
-                _pooled([activation.float64.ulp_histogram for activation in activations]),
-                "float64",
-            ),
-        ),
-    )
+    float32 = _pooled([measured.float32.ulp_histogram for measured in activations])
+    float64 = _pooled([measured.float64.ulp_histogram for measured in activations])
+    return Panel(title, (Counts("float32", float32, "pytorch"), Counts("float64", float64, "float64")))
 
 
 def _pooled(histograms: Sequence[Sequence[int]]) -> tuple[int, ...]:
@@ -207,16 +173,23 @@ def _pooled(histograms: Sequence[Sequence[int]]) -> tuple[int, ...]:
 
 
 def _inputs(inputs: Sequence[InputMeasurement]) -> Table:
-    rows = [
-        Row(batch.name, input_cells(batch), "fault" if batch.first_divergence else "") for batch in inputs
-    ]
-    return Table("input", INPUT_HEADINGS, tuple(rows), words=1)
+    rows = []
+    for batch in inputs:
+        failed = failed_input_cells(batch)
+        rows.append(Row(batch.name, input_cells(batch), "fault" if failed else "", failed))
+    return _table("input", INPUT_COLUMNS, rows, words=1)
 
 
 def _activations(batch: InputMeasurement) -> Table:
     rows = []
-    for activation in batch.activations:
-        stage = "" if activation.activation in LAYERS and activation.activation not in STAGES else "strong"
-        kind = "" if activation.float64.relative_l2 <= thresholds.MAPPING else "fault"
-        rows.append(Row(short_name(activation.activation), activation_cells(activation), kind or stage))
-    return Table("activation", ACTIVATION_HEADINGS, tuple(rows))
+    for measured in batch.activations:
+        failed = failed_activation_cells(measured, batch)
+        is_stage = measured.activation not in LAYERS or measured.activation in STAGES
+        kind = "fault" if failed else "strong" if is_stage else ""
+        rows.append(Row(short_name(measured.activation), activation_cells(measured), kind, failed))
+    return _table("activation", ACTIVATION_COLUMNS, rows)
+
+
+def _table(name: str, columns: Columns, rows: Sequence[Row], words: int = 0) -> Table:
+    headings, explanations = zip(*columns, strict=True)
+    return Table(name, headings, tuple(rows), words, explanations)

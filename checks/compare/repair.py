@@ -1,4 +1,4 @@
-"""Writing a port whose weights were put right: after it has passed the comparison, and never over a file."""
+"""Corrects the tensors that a diagnosis found wrong, and writes the state_dict."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from converter.same_bits import same_bits
 _ENDINGS = (".pt", ".pth", ".safetensors")
 
 
-def refuse_output(path: Path) -> None:
-    """Refuse a file to repair into that could not be written in the end.
+def check_output(path: Path) -> None:
+    """Refuse a path that could not be written in the end, before the long work starts.
 
     Raises:
-        UsageError: It exists, its folder does not, or its ending is none of a state_dict.
+        UsageError: It exists, its folder does not, or its suffix is not that of a state_dict.
     """
     if path.exists():
         raise UsageError(f"{path} exists. Give another name to --repair.")
@@ -35,8 +35,8 @@ def refuse_output(path: Path) -> None:
         raise UsageError(f"{path}: --repair writes {', '.join(_ENDINGS)}. Give one of these endings.")
 
 
-def corrected(arrays: Arrays, diagnosis: Diagnosis) -> dict[str, NDArray[Any]] | str:
-    """The state_dict with every proposed repair, or in words why there is none to try."""
+def correct_tensors(arrays: Arrays, diagnosis: Diagnosis) -> dict[str, NDArray[Any]] | str:
+    """Put the corrected tensors of a diagnosis into the state_dict; a sentence if there are none."""
     faults = [finding for finding in diagnosis.findings if finding.in_weights]
     if not faults:
         return "no cause was found in the weights"
@@ -50,7 +50,7 @@ def corrected(arrays: Arrays, diagnosis: Diagnosis) -> dict[str, NDArray[Any]] |
     return {key: diagnosis.repair.get(key, array) for key, array in arrays.items()}
 
 
-def write(path: Path, arrays: Arrays) -> None:
+def write_state_dict_file(path: Path, arrays: Arrays) -> None:
     """Write a state_dict, read it back and compare it bit for bit before it appears.
 
     Raises:

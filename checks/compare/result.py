@@ -37,7 +37,7 @@ class ActivationMeasurement:
 
     @property
     def diverges(self) -> bool:
-        """Whether the float64 results differ by more than rounding; NaN differs."""
+        """True if the float64 results differ by more than rounding; NaN differs."""
         return not self.float64.relative_l2 <= thresholds.MAPPING
 
 
@@ -74,7 +74,7 @@ class InputMeasurement:
 
     @property
     def rounding_factor(self) -> float:
-        """How many times TensorFlow's float32 error PyTorch's may be on this input."""
+        """The bound of `excess` on this input."""
         return thresholds.ROUNDING_FEW_VALUES if self.few_values else thresholds.ROUNDING
 
 
@@ -85,12 +85,21 @@ class Repair:
     Attributes:
         path: The file that was written, or None.
         keys: The corrected tensors in the state_dict's order. Where nothing was written, those that were tried.
-        statement: What was done, or why nothing was written; one sentence.
+        statement: One sentence on the outcome, or on the reason why nothing was written.
     """
 
     path: str | None
     keys: tuple[str, ...]
     statement: str
+
+
+@dataclass(frozen=True, slots=True)
+class SavedActivations:
+    """The file that `--save-activations` wrote: its path, its size in bytes, and its SHA-256."""
+
+    path: str
+    size: int
+    sha256: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +117,7 @@ class CompareResult:
         diagnosis: The wrong layers and their causes; None where every judgement holds or no cause was sought.
         undiagnosed: Why no cause was sought, and what to run to get one; empty otherwise.
         repair: The outcome of `--repair`; None without it.
+        saved: The file of stored activations; None where none was asked for, or the port could not be run.
         files: Every file that was read, except photographs.
         seed: Seed of the inputs.
     """
@@ -122,12 +132,13 @@ class CompareResult:
     diagnosis: Diagnosis | None = None
     undiagnosed: str = ""
     repair: Repair | None = None
+    saved: SavedActivations | None = None
     files: tuple[str, ...] = ()
     seed: int = 0
 
     @property
     def passed(self) -> bool:
-        """Whether every judgement holds."""
+        """True if every judgement holds."""
         return all(judgement.passed for judgement in self.judgements)
 
     @property

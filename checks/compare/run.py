@@ -13,7 +13,7 @@ from checks.compare.expected_from_file import ExpectedFromFile
 from checks.compare.expected_from_tensorflow import ExpectedFromTensorFlow
 from checks.compare.judge import judge_headline, judge_mapping, judge_rounding
 from checks.compare.measure import run_and_measure
-from checks.compare.result import CompareResult, InputMeasurement, Repair
+from checks.compare.result import CompareResult, InputMeasurement, Repair, SavedActivations
 from checks.core.builtin_checkpoint import built_in_checkpoint
 from checks.core.environment import environment
 from checks.core.inputs import find_photographs
@@ -27,6 +27,7 @@ from checks.diagnosis.result import Diagnosis
 from converter.errors import UsageError
 from converter.formats.detect import open_source
 from converter.hub.locate import locate
+from converter.manifest import file_digest
 from converter.plan import Weights
 
 __all__ = ["CompareResult", "compare"]
@@ -50,6 +51,8 @@ def compare(
 
     A test that proves a port:
 
+        from checks.compare.run import compare
+
         def test_the_port_is_exact():
             result = compare("20180402-114759/", state_dict="weights.pt")
             assert result.passed, result.judgements
@@ -61,10 +64,10 @@ def compare(
         state_dict: The .pt or .safetensors file to judge. None converts the source and judges the result.
         weights: As in `plan.plan_conversion`.
         step: As in `open_source`.
-        every_layer: Whether to compare each of the 132 convolutions besides the stages.
+        every_layer: Compare each of the 132 convolutions besides the stages.
         seed: Seed of the built-in inputs.
         images: A folder of photographs to compare on as well.
-        save_activations: The file to store TensorFlow's side in.
+        save_activations: The file to store TensorFlow's side in; `activation_file` says where to keep it.
         activations: A file of stored activations; TensorFlow is then not needed.
         repair: The file to write a corrected state_dict to, if the port fails, the cause is in the weights, and
             the corrected state_dict passes.
@@ -78,7 +81,7 @@ def compare(
     """
     out = _path(repair)
     if out is not None:
-        repairing.refuse_output(out)
+        repairing.check_output(out)
     judged = _path(state_dict)
     with ExitStack() as stack:
         if activations is not None:
@@ -87,7 +90,14 @@ def compare(
         else:
             tensorflow = _TensorFlowOptions(every_layer, seed, _path(images), _path(save_activations))
             expected, port = _start_tensorflow(stack, tensorflow, _path(source), judged, weights, step, say)
-        return _Comparison(expected, judged, say).result(port, out)
+        result = _Comparison(expected, judged, say).result(port, out)
+    return result if save_activations is None else replace(result, saved=_saved(Path(save_activations)))
+
+
+def _saved(path: Path) -> SavedActivations | None:
+    if not path.exists():  # the port could not be run
+        return None
+    return SavedActivations(str(path), path.stat().st_size, file_digest(path))
 
 
 def _path(path: str | Path | None) -> Path | None:
@@ -241,7 +251,7 @@ class _Comparison:
     def _repair(self, arrays: Arrays, diagnosis: Diagnosis | str, path: Path) -> Repair:
         if isinstance(diagnosis, str):
             return Repair(None, (), f"nothing was repaired: {diagnosis}. Nothing was written.")
-        repaired = repairing.corrected(arrays, diagnosis)
+        repaired = repairing.correct_tensors(arrays, diagnosis)
         if isinstance(repaired, str):
             return Repair(None, (), f"nothing was repaired: {repaired}. Nothing was written.")
         keys = tuple(key for key in arrays if key in diagnosis.repair)
@@ -250,9 +260,9 @@ class _Comparison:
         if not again.passed:
             failed = ", ".join(judgement.name for judgement in again.judgements if not judgement.passed)
             message = (
-                f"with {len(keys)} tensors put right the port still fails ({failed}). Nothing was written."
+                f"with {len(keys)} tensors corrected the port still fails ({failed}). Nothing was written."
             )
             return Repair(None, keys, message)
-        repairing.write(path, repaired)
-        message = f"{len(keys)} tensors put right; all four judgements hold on the result: {path}"
+        repairing.write_state_dict_file(path, repaired)
+        message = f"{len(keys)} tensors corrected; all four judgements hold on the result: {path}"
         return Repair(str(path), keys, message)

@@ -1,124 +1,197 @@
-"""A comparison on the screen: a table of activations, a line for each input, and the four verdicts."""
+"""A comparison on the screen: the verdict, the judgements, the explanation; with `verbose` the tables as well."""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import accumulate
 
 from rich.console import Console
 from rich.table import Table
 
+from checks.compare.explanation import explain
 from checks.compare.result import ActivationMeasurement, CompareResult, InputMeasurement
-from checks.core.activations import short_name
+from checks.core import thresholds
+from checks.core.inputs import NOISE
+from checks.core.network import short_name
 from checks.core.render import print_judgements
 from converter import command_line
 
-_WIDTH = 110  # columns; rather a wrapped line than a figure cut off
+_WIDTH = 118  # columns of the tables; the terminal wraps a line rather than a figure is cut off
+_ULP_SHARE = 0.99
 
-ACTIVATION_HEADINGS = (
-    "float64\nrel. L2",
-    "float32\nrel. L2",
-    "max abs",
-    "1 - cos",
-    "ULP\nmax",
-    "ULP\nmedian",
-    "error,\nPT:TF",
+ACTIVATION_COLUMNS = (
+    (
+        "float64\nerror",
+        "PyTorch from TensorFlow, both in float64, as relative L2: |PyTorch - TensorFlow| / |TensorFlow|",
+    ),
+    ("float32\nerror", "PyTorch from TensorFlow, both in float32, as relative L2"),
+    ("float32\nmax abs", "the largest absolute difference in float32"),
+    ("float32\n1 - cos", "1 minus the smallest cosine between the two activations of one image, in float32"),
+    ("ULP\nmedian", "half of the float32 values are at most so many floats apart"),
+    ("ULP\n99 %", "99 of 100 float32 values are at most so many floats apart; most of the others are near 0"),
+    (
+        "times\nTF's",
+        "PyTorch's float32 distance from float64, over TensorFlow's; the rounding judgement bounds it",
+    ),
 )
-"""Above the figures of `activation_cells`."""
+"""Above each of `activation_cells`: the heading, and the line that explains it."""
 
-INPUT_HEADINGS = (
-    "embeddings,\nfloat64",
-    "worst activation,\nfloat64",
-    "embeddings,\nfloat32",
-    "largest row,\nfloat32",
-    "worst error,\nPT:TF",
-    "TensorFlow's\nfloat32 graph",
+INPUT_COLUMNS = (
+    (
+        "float64\ndistance",
+        "of the embeddings, both in float64: the root of all squared differences (Frobenius)",
+    ),
+    (
+        "worst float64\nerror",
+        "the largest of the activations' float64 errors, as in the table of activations",
+    ),
+    ("float32\ndistance", "of the embeddings, both in float32 (Frobenius); the headline judgement bounds it"),
+    ("largest row,\nfloat32", "the largest float32 distance of one image's embedding"),
+    ("worst times\nTF's", "the largest of the activations' figures of this name"),
+    (
+        "TensorFlow's\nfloat32 graph",
+        "the checkpoint's own graph, or the one that is rebuilt from its weights",
+    ),
 )
-"""Above the figures of `input_cells`."""
+"""Above each of `input_cells`: the heading, and the line that explains it."""
+
+Columns = Sequence[tuple[str, str]]
 
 
-def print_result(result: CompareResult) -> None:
-    """Print the result on stdout."""
+def print_result(result: CompareResult, *, verbose: bool = False) -> None:
+    """Print the result on stdout.
+
+    Args:
+        result: The result.
+        verbose: Whether to print the tables of activations and inputs, and every detail of a judgement.
+    """
     console = command_line.console(_WIDTH)
-    judged = f", judging {result.state_dict}" if result.state_dict else ""
-    console.print(f"[bold]{result.source}[/]{judged}")
-    graph = result.own_graph or "none of its own; rebuilt from scratch"
-    console.print(f"TensorFlow graph: {graph}\n")
-    if result.inputs:
-        console.print(_activations(result.inputs[0]))
-        console.print()
-        console.print(_inputs(result.inputs))
-        console.print()
-    print_judgements(console, result.judgements)
-    first = next((batch for batch in result.inputs if batch.first_divergence), None)
-    if result.passed:
-        console.print("\n[bold green]The port is exact.[/]")
-    elif first is not None and first.first_divergence is not None:
-        console.print(
-            f"\n[bold red]The port differs.[/] First divergence: {first.first_divergence} ({first.name})"
-        )
-    else:
-        console.print("\n[bold red]A difference was found.[/]")
-    _causes(console, result)
+    verdict = "[bold green]The port is exact.[/]" if result.passed else "[bold red]The port differs.[/]"
+    console.print(verdict, end=" ")
+    judged = "converted from the source" if result.state_dict is None else result.state_dict
+    graph = "rebuilt" if result.own_graph is None else result.own_graph
+    console.print(f"{judged} against {result.source} (TensorFlow graph: {graph})", markup=False)
+    print_judgements(console, result.judgements, most_details=12 if verbose else 0)
+    for label, sentence in explain(result):
+        _print_line(console, label, sentence)
     if result.repair is not None:
-        console.print("\n[bold]Repair:[/] ", end="")
-        console.print(result.repair.statement, markup=False)
-
-
-def _causes(console: Console, result: CompareResult) -> None:
-    if result.undiagnosed:
-        console.print(f"No cause given: {result.undiagnosed}.", markup=False)
-    if result.diagnosis is None:
+        _print_line(console, "Repair", result.repair.statement)
+    if result.saved is not None:
+        size = f"{result.saved.size / 1e6:.1f} MB"
+        _print_line(console, "Stored", f"{result.saved.path}, {size}, SHA-256 {result.saved.sha256}")
+    if not verbose:
+        console.print(
+            "The figures of every activation and input: --verbose, or --report FILE.html", style="dim"
+        )
         return
-    for line in result.diagnosis.summary:
-        console.print("[bold]Cause:[/] ", end="")
-        console.print(line, markup=False)
-    if not result.diagnosis.findings:
-        console.print("No cause found: every layer agrees on the reference's own input.")
+    if result.inputs:
+        shown = result.diverging or result.inputs[0]
+        _print_activations(console, shown)
+        _print_inputs(console, result.inputs)
 
 
-def _activations(batch: InputMeasurement) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold", title_justify="left")
-    table.add_column(f"activation ({batch.name})", no_wrap=True)
-    for heading in ACTIVATION_HEADINGS:
+def _print_line(console: Console, label: str, sentence: str) -> None:
+    console.print(f"[bold]{label:<8}[/]", end=" ")
+    console.print(sentence, markup=False)
+
+
+def _print_activations(console: Console, batch: InputMeasurement) -> None:
+    table = _table(f"activation ({batch.name})", ACTIVATION_COLUMNS)
+    for measured in batch.activations:
+        failed = failed_activation_cells(measured, batch)
+        _add_row(table, short_name(measured.activation), activation_cells(measured), failed)
+    _print_table(console, table, ACTIVATION_COLUMNS)
+
+
+def _print_inputs(console: Console, inputs: Sequence[InputMeasurement]) -> None:
+    table = _table("input", INPUT_COLUMNS)
+    for batch in inputs:
+        _add_row(table, batch.name, input_cells(batch), failed_input_cells(batch))
+    _print_table(console, table, INPUT_COLUMNS)
+
+
+def _table(first: str, columns: Columns) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column(first, no_wrap=True)
+    for heading, _ in columns:
         table.add_column(heading, justify="right", no_wrap=True)
-    for activation in batch.activations:
-        style = "bold red" if activation.activation == batch.first_divergence else None
-        table.add_row(short_name(activation.activation), *activation_cells(activation), style=style)
     return table
 
 
-def activation_cells(activation: ActivationMeasurement) -> tuple[str, ...]:
+def _add_row(table: Table, name: str, cells: Sequence[str], failed: Sequence[int]) -> None:
+    """Add a row; each cell that fails a judgement is marked, and so is the row's name."""
+    marked = [f"[bold red]✕ {cell}[/]" if place in failed else cell for place, cell in enumerate(cells)]
+    table.add_row(f"[bold red]{name}[/]" if failed else name, *marked)
+
+
+def _print_table(console: Console, table: Table, columns: Columns) -> None:
+    console.print()
+    console.print(table)
+    console.print()
+    names = [heading.replace("\n", " ") for heading, _ in columns]
+    width = max(map(len, names))
+    for name, (_, explanation) in zip(names, columns, strict=True):
+        console.print(f"  {name:<{width}}  {explanation}", markup=False)
+
+
+def activation_cells(measured: ActivationMeasurement) -> tuple[str, ...]:
     """The figures of an activation, as a reader is shown them."""
     return (
-        f"{activation.float64.relative_l2:.1e}",
-        f"{activation.float32.relative_l2:.1e}",
-        f"{activation.float32.max_abs:.1e}",
-        f"{1 - activation.float32.cosine:.0e}",
-        f"{activation.float32.max_ulp:.0e}"
-        if activation.float32.max_ulp > 9999
-        else str(activation.float32.max_ulp),
-        f"{activation.float32.median_ulp:g}",
-        f"{activation.excess:.2f}",
+        f"{measured.float64.relative_l2:.1e}",
+        f"{measured.float32.relative_l2:.1e}",
+        f"{measured.float32.max_abs:.1e}",
+        f"{1 - measured.float32.cosine:.0e}",
+        _short(measured.float32.median_ulp),
+        _ulps_of_most(measured.float32.ulp_histogram),
+        _times(measured.excess),
     )
 
 
-def _inputs(inputs: tuple[InputMeasurement, ...]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("input", no_wrap=True)
-    *figures, graph = INPUT_HEADINGS
-    for heading in figures:
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column(graph, no_wrap=True)
-    for batch in inputs:
-        table.add_row(batch.name, *input_cells(batch))
-    return table
+def failed_activation_cells(measured: ActivationMeasurement, batch: InputMeasurement) -> tuple[int, ...]:
+    """The indices of the `activation_cells` that fail a judgement."""
+    failed = {0: measured.diverges, 6: not measured.excess <= batch.rounding_factor}
+    return tuple(place for place, fails in failed.items() if fails)
+
+
+def _ulps_of_most(histogram: Sequence[int]) -> str:
+    """The least power of two that 99 of 100 values are at most so many steps apart."""
+    if not histogram:  # of an array of another shape
+        return "∞"
+    enough = math.ceil(_ULP_SHARE * sum(histogram))
+    place = next(place for place, below in enumerate(accumulate(histogram)) if below >= enough)
+    steps = 2 ** (place - 1) if place else 0
+    return _short(steps)
+
+
+def _short(steps: float) -> str:
+    return f"{steps:g}" if steps <= 9999 else f"{steps:.0e}"
+
+
+def _times(factor: float) -> str:
+    return f"{factor:.2f}" if factor < 1000 else f"{factor:.0e}"
 
 
 def input_cells(batch: InputMeasurement) -> tuple[str, ...]:
     """The figures of an input, as a reader is shown them."""
     return (
         f"{batch.distance64:.1e}",
-        f"{max(activation.float64.relative_l2 for activation in batch.activations):.1e}",
+        f"{max(measured.float64.relative_l2 for measured in batch.activations):.1e}",
         f"{batch.distance32:.2e}",
         f"{batch.row_distance32:.1e}",
-        f"{max(activation.excess for activation in batch.activations):.2f}",
+        _times(max(measured.excess for measured in batch.activations)),
         "own" if batch.own_graph else "rebuilt",
     )
+
+
+def failed_input_cells(batch: InputMeasurement) -> tuple[int, ...]:
+    """The indices of the `input_cells` that fail a judgement."""
+    headline = batch.name == NOISE
+    failed = {
+        0: not batch.distance64 <= thresholds.MAPPING,
+        1: batch.first_divergence is not None,
+        2: headline and not batch.distance32 <= thresholds.HEADLINE,
+        3: headline and not batch.row_distance32 <= thresholds.HEADLINE_ROW,
+        4: any(not measured.excess <= batch.rounding_factor for measured in batch.activations),
+    }
+    return tuple(place for place, fails in failed.items() if fails)

@@ -1,5 +1,6 @@
 """The main job from the command line: a clean port is proven, a planted fault is found and placed."""
 
+import hashlib
 import json
 import os
 import subprocess
@@ -15,10 +16,14 @@ import torch
 from PIL import Image
 
 from checks.compare import __main__ as compare_command
+from checks.compare.activation_file import ActivationFile, ActivationWriter
+from checks.compare.explanation import explain
 from checks.compare.result import CompareResult
 from checks.compare.run import compare
+from checks.compare.table import ACTIVATION_COLUMNS, INPUT_COLUMNS
 from checks.core.activations import activation_names
-from checks.core.inputs import find_photographs, photograph_inputs, seeded_inputs
+from checks.core.inputs import InputBatch, find_photographs, photograph_inputs, seeded_inputs
+from checks.core.tensorflow_side import Activations
 from converter.convert_file import convert_file
 from converter.errors import SourceError, UsageError
 from facenet_tf.graph import STAGES
@@ -68,10 +73,14 @@ def clean(main_job: MainJob, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_built_in_checkpoint_is_real_and_proven(main_job: MainJob) -> None:
     stdout = main_job.result.stdout
+    assert len(stdout.splitlines()) <= 15
+    assert stdout.startswith("The port is exact.")
     assert stdout.count("holds ") == 4
     assert "FAILS" not in stdout
     assert "492 converted bit for bit, 224 synthesised" in stdout
-    assert "The port is exact." in stdout
+    digest = hashlib.sha256(main_job.activations.read_bytes()).hexdigest()
+    size = f"{main_job.activations.stat().st_size / 1e6:.1f} MB"
+    assert f"{main_job.activations}, {size}, SHA-256 {digest}" in stdout
     files = {file.name for file in main_job.checkpoint.iterdir()}
     prefix = "model-built-in-512d-8631.ckpt-1"
     assert files == {
@@ -112,7 +121,7 @@ def test_stored_activations_prove_a_port_without_tensorflow(main_job: MainJob, c
     result = subprocess.run([*command, *options], env=main_job.environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stdout.count("holds ") == 4
-    assert "716 tensors have dtype, shape and SHA-256" in result.stdout
+    assert "716 tensors have the dtype, shape and SHA-256" in result.stdout
 
 
 def test_without_tensorflow_the_message_says_what_to_install(main_job: MainJob) -> None:
@@ -199,8 +208,69 @@ def test_a_difference_ends_with_exit_code_1_and_names_the_place(
     assert compare_command.main(options) == 1
     output = capsys.readouterr()
     assert "FAILS  tensors" in output.out
-    assert "First divergence: InceptionResnetV1/Mixed_7a" in output.out
+    lines = output.out.splitlines()
+    assert lines[0].startswith("The port differs. ")
+    assert "Mixed_7a is the first activation that differs, on standard normal images" in output.out
+    assert "give the checkpoint as well: facenet-port compare SOURCE --state-dict" in output.out
+    assert len(lines) <= 15
     assert "The port is exact" not in output.out
+
+
+def test_the_tables_explain_each_of_their_columns(
+    main_job: MainJob, clean: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--state-dict", str(clean), "--activations", str(main_job.activations), "--verbose"]
+    assert compare_command.main(options) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("The port is exact.")
+    for heading, explanation in (*ACTIVATION_COLUMNS, *INPUT_COLUMNS):
+        assert any(" ".join(heading.split()) in line and explanation in line for line in lines)
+    assert not any("…" in line for line in lines)  # no figure is cut off
+
+
+def test_the_cause_is_named_without_tensorflow_from_stored_stages(
+    main_job: MainJob, clean: Path, tmp_path: Path
+) -> None:
+    state_dict = torch.load(clean, weights_only=True)
+    _one_step(state_dict)
+    torch.save(state_dict, tmp_path / "faulty.pt")
+    result = compare(
+        str(main_job.checkpoint),
+        state_dict=str(tmp_path / "faulty.pt"),
+        activations=str(main_job.activations),
+    )
+    lines = dict(explain(result))
+    key, scope = (
+        "repeat_2.4.branch1.1.conv.weight",
+        "InceptionResnetV1/Repeat_2/block8_5/Branch_1/Conv2d_0b_1x3",
+    )
+    assert lines["Tensor"] == f"{key} (TensorFlow variable: {scope}/weights)"
+    clean_value = torch.load(clean, weights_only=True)[key].reshape(-1)[1000]
+    index = np.unravel_index(1000, state_dict[key].shape)
+    assert lines["Value"].startswith(f"[{', '.join(map(str, index))}] expected {clean_value:.9g}, actual ")
+    assert lines["Value"].endswith("; 1 value differs")
+    assert lines["In all"].endswith("; 1 tensor differs from the source")
+
+
+def test_two_files_are_answered_with_the_option(capsys: pytest.CaptureFixture[str]) -> None:
+    assert compare_command.main(["20180402-114759", "weights.pt"]) == 2
+    error = capsys.readouterr().err
+    assert "facenet-port compare 20180402-114759 --state-dict weights.pt" in error
+
+
+def test_float32_activations_are_stored_bit_for_bit(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    shape = (5, 3, 3, 4)
+    exact = random.standard_normal(shape)
+    bits = random.integers(0, 1 << 32, shape, np.uint32).view(np.float32)  # NaNs, infinities, -0.0
+    images = random.standard_normal((5, 4, 4, 3)).astype(np.float32)
+    activations = Activations(InputBatch("any", images), {"one": exact}, {"one": bits}, False, {}, {})
+    with ActivationWriter(tmp_path / "a.h5", {"activations": ["one"]}) as writer:
+        writer.add(activations)
+    with ActivationFile(tmp_path / "a.h5") as file:
+        (again,) = file
+    assert again.float64["one"].tobytes() == exact.tobytes()
+    assert again.float32["one"].tobytes() == bits.tobytes()
 
 
 def test_activations_of_another_checkpoint_are_refused(

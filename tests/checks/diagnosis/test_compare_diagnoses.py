@@ -76,10 +76,10 @@ def test_a_port_is_diagnosed_and_repaired_without_tensorflow(
     options = [source, "--state-dict", str(faulty), "--activations", str(stored), "--repair", str(out)]
     assert compare_command.main([*options, "--json", str(tmp_path / "report.json")]) == 1
     output = capsys.readouterr().out
-    assert "Cause: kernel flipped at Conv2d_1a_3x3 (and at Conv2d_2a_3x3, " in output
-    assert f"Cause: height and width exchanged at {UNIT_ACTIVATION}: " in output
-    assert "Cause: another tensor of the same shape at Repeat_1/block17_4/" in output
-    assert f"{len(kernels)} tensors put right; all four judgements hold on the result" in output
+    assert "kernel flipped at Conv2d_1a_3x3 (and at Conv2d_2a_3x3, " in output
+    assert f"height and width exchanged at {UNIT_ACTIVATION}: " in output
+    assert "another tensor of the same shape at Repeat_1/block17_4/" in output
+    assert f"{len(kernels)} tensors corrected; all four judgements hold on the result" in output
     report = json.loads((tmp_path / "report.json").read_text())
     assert sum(len(finding["repaired_by"]) for finding in report["diagnosis"]) == len(kernels)
     assert report["repair"]["path"] == str(out)

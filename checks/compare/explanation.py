@@ -1,0 +1,83 @@
+"""Explains a difference in a few lines: where it is, its causes, the first wrong value, and what follows from it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from checks.compare.result import CompareResult
+from checks.core.network import short_name
+
+if TYPE_CHECKING:
+    from checks.diagnosis.result import Finding
+
+Line = tuple[str, str]
+"""A label and a sentence."""
+
+_MOST_CAUSES = 3
+
+
+def explain(result: CompareResult) -> list[Line]:
+    """Explain why a port failed, in at most eight lines; an exact port needs none."""
+    if result.passed:
+        return []
+    return [*_where(result), *_causes(result), *_consequences(result)]
+
+
+def _where(result: CompareResult) -> list[Line]:
+    batch = result.diverging
+    if batch is not None and batch.first_divergence is not None:
+        place = short_name(batch.first_divergence)
+        return [("Where", f"{place} is the first activation that differs, on {batch.name} images")]
+    failed = (judgement for judgement in result.judgements if not judgement.passed)
+    # A state_dict that does not load says most in the second judgement.
+    details = [judgement.details[0] for judgement in failed if judgement.details]
+    if not details:
+        return []
+    return [("Where", details[0] if result.inputs else details[-1])]
+
+
+def _causes(result: CompareResult) -> list[Line]:
+    if result.undiagnosed:
+        return [("No cause", result.undiagnosed)]
+    if result.diagnosis is None:
+        return []
+    if not result.diagnosis.findings:
+        return [("No cause", "every layer agrees when it is given TensorFlow's own input")]
+    summary = result.diagnosis.summary
+    first, *others = [("Cause", line) for line in summary[:_MOST_CAUSES]]
+    if len(summary) > _MOST_CAUSES:
+        others[-1] = ("Cause", f"{others[-1][1]} (and {len(summary) - _MOST_CAUSES} more causes)")
+    return [first, *_first_value(result.diagnosis.findings), *others]
+
+
+def _first_value(findings: tuple[Finding, ...]) -> list[Line]:
+    """The tensor of the first finding that is in the weights, and the first of its values that differs."""
+    finding = next((finding for finding in findings if finding.key is not None), None)
+    if finding is None:
+        return []
+    variable = finding.variable or "none of its own"
+    lines = [("Tensor", f"{finding.key} (TensorFlow variable: {variable})")]
+    if finding.index is not None:
+        index = ", ".join(map(str, finding.index))
+        values = f"{finding.count} {'value differs' if finding.count == 1 else 'values differ'}"
+        lines.append(
+            ("Value", f"[{index}] expected {finding.expected:.9g}, actual {finding.actual:.9g}; {values}")
+        )
+    return lines
+
+
+def _consequences(result: CompareResult) -> list[Line]:
+    """How many activations, inputs and tensors differ, which is only counted."""
+    counted = []
+    diverging = [batch for batch in result.inputs if batch.first_divergence is not None]
+    if diverging:
+        activations = sum(measured.diverges for measured in diverging[0].activations)
+        counted.append(
+            f"{activations} of {len(diverging[0].activations)} activations differ, on {len(diverging)} of "
+            f"{len(result.inputs)} inputs"
+        )
+    tensors = next(judgement for judgement in result.judgements if judgement.name == "tensors")
+    if tensors.details:
+        count = len(tensors.details)
+        counted.append(f"{count} {'tensor differs' if count == 1 else 'tensors differ'} from the source")
+    return [("In all", "; ".join(counted))] if counted else []
