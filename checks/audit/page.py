@@ -1,4 +1,4 @@
-"""The report of `checks.audit`."""
+"""The page of an audit."""
 
 from __future__ import annotations
 
@@ -7,16 +7,20 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 
+from checks.audit.judge import judge_distance
 from checks.audit.result import AuditResult, GraphRun, InputRun, Status, TensorResult
 from checks.core import thresholds
 from checks.core.activations import short_name
-from checks.report.charts import Chart, Counts, Depth, Drawer, Limit, Mark, Panel, Series
-from checks.report.network_parts import activation_groups
+from checks.core.inputs import NOISE
+from checks.report.axis_groups import activation_groups
+from checks.report.charts import Chart, Drawer
+from checks.report.depth_chart import SINGLE, Depth, Limit, Mark, Series
+from checks.report.histogram_chart import Counts, Panel
 from checks.report.page import Head, Row, Table, write_html
 from checks.report.provenance import provenance, shown_path
-from checks.report.reference_lines import SINGLE
 
 _MOST_TENSORS = 3000  # in the grid and the table; the network has about 700
+_STATUS_COLUMN = 2
 _HALF = Limit("unit roundoff of float16", "2⁻¹¹", thresholds.HALF_ROUNDOFF)
 
 _SIGNS: dict[Status, str] = {
@@ -37,71 +41,78 @@ _MEANINGS: dict[Status, str] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
-    """A tensor in the grid: its status, a sign, how far it is off (1 to 3; 0 not at all), and its words."""
+class TensorCell:
+    """A tensor in the grid.
+
+    Attributes:
+        status: CSS class.
+        sign: Stands in the cell besides its colour.
+        degree: How far the tensor is off: 0 not at all, to 3.
+        description: Shown where the pointer is.
+    """
 
     status: str
     sign: str
     degree: int
-    words: str
+    description: str
 
 
-def write_page(path: Path, report: AuditResult, *, command: str) -> None:
-    """Write the report of an audit.
+def write_page(path: Path, result: AuditResult, *, command: str) -> None:
+    """Write the page of an audit.
 
     Args:
-        path: Where it will stand; nothing there is replaced.
-        report: What was found.
+        path: The file; an older page is replaced.
+        result: The result.
         command: As it was typed.
 
     Raises:
-        UsageError: The file exists, or its folder does not.
+        UsageError: The folder does not exist, or cannot be written to.
     """
     drawer = Drawer()
-    shown = report.tensors[:_MOST_TENSORS]
-    run = report.run
-    bad = [tensor for tensor in report.tensors if not tensor.is_faithful]
+    shown = result.tensors[:_MOST_TENSORS]
+    run = result.run
+    bad = [tensor for tensor in result.tensors if not tensor.is_faithful]
     write_html(
         path,
         "audit/page.html",
-        _head(report, bad),
-        provenance(command, report.files, report.environment, report.seed),
-        report=report,
+        _head(result, bad),
+        provenance(command, result.files, result.environment, result.seed),
+        result=result,
         stages=_grid(shown),
-        legend=_legend(report.tensors),
-        unshown=len(report.tensors) - len(shown),
+        legend=_legend(result.tensors),
+        unshown=len(result.tensors) - len(shown),
         bad=_tensor_table(bad[:_MOST_TENSORS]),
         bad_unshown=len(bad[_MOST_TENSORS:]),
         tensors=_tensor_table(shown),
-        histogram=_histogram(drawer, report.tensors),
+        histogram=_histogram(drawer, result.tensors),
         runs=[] if run is None else _runs(drawer, run),
-        inputs=None if run is None else _inputs(run.inputs),
+        inputs=None if run is None else _inputs(run),
     )
 
 
-def _head(report: AuditResult, bad: Sequence[TensorResult]) -> Head:
+def _head(result: AuditResult, bad: Sequence[TensorResult]) -> Head:
     reasons = [(tensor.status.capitalize(), _line(tensor)) for tensor in bad[:2]]
     if len(bad) > len(reasons):
-        reasons.append(("In all", f"{len(bad)} of {len(report.tensors)} tensors are not what they should be"))
+        reasons.append(("In all", f"{len(bad)} of {len(result.tensors)} tensors differ from the source"))
     place = bad[0].name if bad else ""
-    if report.run is not None and report.run.first_divergence is not None:
-        place = place or short_name(report.run.first_divergence)
-        reasons.append(("First divergence", f"{short_name(report.run.first_divergence)}, when run"))
-    if report.recognised:
-        reasons.append(("Recognised", report.recognised))
+    if result.run is not None and result.run.first_divergence is not None:
+        place = place or short_name(result.run.first_divergence)
+        reasons.append(("First divergence", f"{short_name(result.run.first_divergence)}, when run"))
+    if result.recognised:
+        reasons.append(("Recognised", result.recognised))
     return Head(
         command="audit",
-        passed=report.passed,
-        word="Sound" if report.passed else "Differs",
-        sentence=report.verdict,
+        passed=result.passed,
+        word="Sound" if result.passed else "Differs",
+        sentence=result.verdict,
         facts=(
-            ("port", shown_path(report.port)),
-            ("format", report.format),
-            ("against", shown_path(report.source)),
-            ("network", report.network),
+            ("port", shown_path(result.port)),
+            ("format", result.format),
+            ("against", shown_path(result.source)),
+            ("network", result.network),
         ),
-        judgements=report.judgements,
-        place="" if report.passed else place,
+        judgements=result.judgements,
+        place="" if result.passed else place,
         reasons=tuple(reasons),
     )
 
@@ -119,15 +130,18 @@ def _ulps(steps: int) -> str:
     return f"{steps:.0e} ULP" if steps > 99999 else f"{steps} ULP"
 
 
-def _grid(tensors: Sequence[TensorResult]) -> list[tuple[str, list[Cell]]]:
+def _grid(tensors: Sequence[TensorResult]) -> list[tuple[str, list[TensorCell]]]:
     """The tensors by stage, in the order in which the stages come."""
-    stages: dict[str, list[Cell]] = {}
+    stages: dict[str, list[TensorCell]] = {}
     for tensor in tensors:
-        words = [tensor.name, tensor.status]
+        description = [tensor.name, tensor.status]
         if tensor.max_ulp:
-            words.append(_ulps(tensor.max_ulp))
-        cell = Cell(
-            tensor.status.replace(" ", "-"), _SIGNS.get(tensor.status, ""), _degree(tensor), " · ".join(words)
+            description.append(_ulps(tensor.max_ulp))
+        cell = TensorCell(
+            tensor.status.replace(" ", "-"),
+            _SIGNS.get(tensor.status, ""),
+            _degree(tensor),
+            " · ".join(description),
         )
         stages.setdefault(tensor.stage or "elsewhere", []).append(cell)
     return list(stages.items())
@@ -140,13 +154,15 @@ def _degree(tensor: TensorResult) -> int:
     return 1 if 0 < tensor.max_ulp <= 16 else 2 if 0 < tensor.max_ulp <= 1 << 16 else 3
 
 
-def _legend(tensors: Sequence[TensorResult]) -> list[tuple[Cell, int, str]]:
+def _legend(tensors: Sequence[TensorResult]) -> list[tuple[TensorCell, int, str]]:
     counts: dict[Status, int] = {}
     for tensor in tensors:
         counts[tensor.status] = counts.get(tensor.status, 0) + 1
     return [
         (
-            Cell(status.replace(" ", "-"), _SIGNS.get(status, ""), 3 if status == "differs" else 0, status),
+            TensorCell(
+                status.replace(" ", "-"), _SIGNS.get(status, ""), 3 if status == "differs" else 0, status
+            ),
             counts[status],
             meaning,
         )
@@ -168,18 +184,19 @@ def _tensor_table(tensors: Sequence[TensorResult]) -> Table:
             tensor.layout,
             tensor.variable,
         )
-        rows.append(Row(tensor.name, cells, "" if tensor.is_faithful else "fault"))
+        failed = () if tensor.is_faithful else (_STATUS_COLUMN,)
+        rows.append(Row(tensor.name, cells, "fault" if failed else "", failed))
     headings = ("differing", "max ULP", "status", "remark", "shape", "dtype", "layout", "variable")
     return Table("tensor", headings, tuple(rows), words=6)
 
 
 def _histogram(drawer: Drawer, tensors: Sequence[TensorResult]) -> Chart | None:
-    found = [tensor for tensor in tensors if tensor.differing and tensor.ulp_histogram]
-    if not found:
+    differing = [tensor for tensor in tensors if tensor.differing and tensor.ulp_histogram]
+    if not differing:
         return None
-    pooled = tuple(map(sum, zip_longest(*(tensor.ulp_histogram for tensor in found), fillvalue=0)))
-    title = f"{len(found)} {'tensor' if len(found) == 1 else 'tensors'}"
-    says = f"Differences of {title} from what they should be, in units in the last place"
+    pooled = tuple(map(sum, zip_longest(*(tensor.ulp_histogram for tensor in differing), fillvalue=0)))
+    title = f"{len(differing)} {'tensor' if len(differing) == 1 else 'tensors'}"
+    says = f"Differences of {title} from the source, in units in the last place"
     return drawer.histograms(says, (Panel(title, (Counts("values of the port", pooled, "pytorch"),)),))
 
 
@@ -204,12 +221,12 @@ def _depth(run: GraphRun, batch: InputRun) -> Depth:
     floors = tuple(layer.floor for layer in batch.layers)
     diverging = _diverging(batch)
     if diverging is None:
-        mark, found = None, f"the largest error is {max(errors):.1e}"
+        mark, finding = None, f"the largest error is {max(errors):.1e}"
     else:
         name = short_name(activations[diverging])
-        mark, found = Mark(diverging, "first divergence", name), f"it diverges first at {name}"
+        mark, finding = Mark(diverging, "first divergence", name), f"it diverges first at {name}"
     return Depth(
-        says=f"Error by depth at {len(activations)} layers on {batch.name} inputs, log scale: {found}.",
+        says=f"Error by depth at {len(activations)} layers on {batch.name} inputs, log scale: {finding}.",
         series=(
             Series("PyTorch float32: the rounding floor", floors, "floor", "broad"),
             Series("the port's graph", errors, "pytorch", "circles"),
@@ -221,18 +238,21 @@ def _depth(run: GraphRun, batch: InputRun) -> Depth:
     )
 
 
-def _inputs(inputs: Sequence[InputRun]) -> Table:
-    rows = tuple(
-        Row(
-            batch.name,
-            (
-                f"{batch.error:.1e}",
-                f"{batch.floor:.1e}",
-                f"{batch.distance:.2e}",
-                f"{batch.row_distance:.1e}",
-            ),
-        )
-        for batch in inputs
+def _inputs(run: GraphRun) -> Table:
+    rows = []
+    for batch in run.inputs:
+        failed = {
+            0: not batch.error <= batch.runtime_factor * batch.floor,
+            2: batch.name == NOISE and not judge_distance(run).passed,
+        }
+        failing = tuple(place for place, fails in failed.items() if fails)
+        figures = (batch.error, batch.floor, batch.distance, batch.row_distance)
+        rows.append(Row(batch.name, tuple(f"{f:.1e}" for f in figures), "fault" if failing else "", failing))
+    headings = ("float64\nerror", "PyTorch's\nfloat64 error", "distance\nfrom source", "largest row,\nsource")
+    explanations = (
+        "the graph's embeddings from the float64 network with the graph's own weights, as relative L2",
+        "PyTorch's embeddings from the same, in the graph's precision",
+        "the graph's embeddings from those of the source's weights in float64 (Frobenius)",
+        "the largest such distance of one image's embedding",
     )
-    headings = ("error,\nfloat64", "floor,\nfloat32", "embeddings,\nsource", "largest row,\nsource")
-    return Table("input", headings, rows)
+    return Table("input", headings, tuple(rows), explanations=explanations)

@@ -1,4 +1,4 @@
-"""The report of `checks.controls`."""
+"""The page of the controls."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _ORDER = ("tensors", "mapping", "rounding", "headline", "run", "gradients", "SGD
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
-    """How many sites of a class, and the share of them in quarters; `lacking` marks a fault of the checks."""
+class MatrixCell:
+    """A count of sites and its share in quarters; `lacking` marks a fault of the checks."""
 
     count: int
     quarters: int
@@ -33,21 +33,21 @@ class ClassRow:
     """A class of faults: which judgements killed how many of its sites.
 
     Attributes:
-        name: Of the class.
-        sites: How many this checkpoint has.
+        name: The name of the class.
+        sites: The number of its sites in this checkpoint.
         killed: How many were found.
-        place: How many were found where they are.
+        place: How many were found at their place.
         cause: For how many the cause was named; None where the diagnosis has no name for it.
-        by: For each judgement of the matrix.
-        where: Each site with what became of it, in words.
+        by: The same for each judgement of the matrix.
+        where: Each site and its outcome.
     """
 
     name: str
     sites: int
-    killed: Cell
-    place: Cell
-    cause: Cell | None
-    by: tuple[Cell, ...]
+    killed: MatrixCell
+    place: MatrixCell
+    cause: MatrixCell | None
+    by: tuple[MatrixCell, ...]
     where: tuple[str, ...]
 
     @property
@@ -56,94 +56,94 @@ class ClassRow:
         return self.killed.lacking
 
 
-def write_page(path: Path, report: ControlsResult, *, command: str) -> None:
-    """Write the report of the controls.
+def write_page(path: Path, result: ControlsResult, *, command: str) -> None:
+    """Write the page of the controls.
 
     Args:
-        path: Where it will stand; nothing there is replaced.
-        report: What was found.
+        path: The file; an older page is replaced.
+        result: The result.
         command: As it was typed.
 
     Raises:
-        UsageError: The file exists, or its folder does not.
+        UsageError: The folder does not exist, or cannot be written to.
     """
-    found = {judgement for site in report.sites for judgement in site.judgements}
-    columns = (*(name for name in _ORDER if name in found), *sorted(found.difference(_ORDER)))
+    raised = {judgement for site in result.sites for judgement in site.judgements}
+    columns = (*(name for name in _ORDER if name in raised), *sorted(raised.difference(_ORDER)))
     kinds = [
         (
             kind,
             [_row(name, list(sites), columns) for name, sites in groupby(of_kind, lambda site: site.fault)],
         )
-        for kind, of_kind in groupby(report.sites, lambda site: site.kind)
+        for kind, of_kind in groupby(result.sites, lambda site: site.kind)
     ]
     write_html(
         path,
         "controls/page.html",
-        _head(report),
-        provenance(command, digests(report.files), environment(), report.seed, WORKERS),
+        _head(result),
+        provenance(command, digests(result.files), environment(), result.seed, WORKERS),
         columns=columns,
         kinds=kinds,
-        remarks=[remark for site in report.applicable for remark in remarks(site)],
-        alarms=_alarms(report),
-        clean=len(report.clean),
+        remarks=[remark for site in result.applicable for remark in remarks(site)],
+        alarms=_alarms(result),
+        clean=len(result.clean),
     )
 
 
-def _alarms(report: ControlsResult) -> list[str]:
-    return [f"seed {run.seed}: {alarm}" for run in report.false_alarms for alarm in run.alarms]
+def _alarms(result: ControlsResult) -> list[str]:
+    return [f"seed {run.seed}: {alarm}" for run in result.false_alarms for alarm in run.alarms]
 
 
-def _head(report: ControlsResult) -> Head:
-    survivors = report.surviving
+def _head(result: ControlsResult) -> Head:
+    survivors = result.surviving
     place = f"{survivors[0].fault} at {short_name(survivors[0].site)}" if survivors else ""
     reasons = [("Survived" if not site.killed else "Place", remarks(site)[0]) for site in survivors]
-    reasons += [("False alarm", alarm) for alarm in _alarms(report)]
-    if report.passed:
+    reasons += [("False alarm", alarm) for alarm in _alarms(result)]
+    if result.passed:
         sentence = "The checks find every fault that was planted."
     elif place:
         sentence = "The checks miss a planted fault:"
     else:
-        sentence = "The checks are not worth what they say."
-    averages = "the checkpoint's own" if report.own_averages else "its weights moved by about 1e-3"
+        sentence = "The checks miss what they promise."
+    averages = "the checkpoint's own" if result.own_averages else "its weights moved by about 1e-3"
     return Head(
         command="controls",
-        passed=report.passed,
-        word="Proven" if report.passed else "Fails",
+        passed=result.passed,
+        word="Proven" if result.passed else "Fails",
         sentence=sentence,
         facts=(
-            ("source", shown_path(report.source)),
-            ("planted", f"{len(report.applicable)} faults in {len({s.fault for s in report.sites})} classes"),
-            ("clean runs", str(len(report.clean)) if report.clean else "none"),
+            ("source", shown_path(result.source)),
+            ("planted", f"{len(result.applicable)} faults in {len({s.fault for s in result.sites})} classes"),
+            ("clean runs", str(len(result.clean)) if result.clean else "none"),
             ("moving averages", averages),
         ),
-        judgements=tuple(summary(report)),
+        judgements=tuple(summary(result)),
         place=place,
         reasons=tuple(reasons),
     )
 
 
 def _row(name: str, sites: Sequence[SiteResult], columns: Sequence[str]) -> ClassRow:
-    found = [site for site in sites if site.status != "does not apply"]
-    count = len(found)
+    planted = [site for site in sites if site.status != "does not apply"]
+    count = len(planted)
 
-    def cell(number: int, *, lacking: bool = False) -> Cell:
-        return Cell(number, -(-4 * number // count) if count else 0, lacking)
+    def cell(number: int, *, lacking: bool = False) -> MatrixCell:
+        return MatrixCell(number, -(-4 * number // count) if count else 0, lacking)
 
-    killed = sum(site.killed for site in found)
-    exact = sum(site.exact for site in found)
-    explained = sum(site.explained for site in found)
+    killed = sum(site.killed for site in planted)
+    exact = sum(site.exact for site in planted)
+    explained = sum(site.explained for site in planted)
     return ClassRow(
         name=name,
         sites=count,
         killed=cell(killed, lacking=killed < count),
         place=cell(exact, lacking=exact < count),
-        cause=cell(explained) if any(site.cause for site in found) else None,
-        by=tuple(cell(sum(judgement in site.judgements for site in found)) for judgement in columns),
-        where=tuple(_words(site) for site in sites),
+        cause=cell(explained) if any(site.cause for site in planted) else None,
+        by=tuple(cell(sum(judgement in site.judgements for site in planted)) for judgement in columns),
+        where=tuple(_describe(site) for site in sites),
     )
 
 
-def _words(site: SiteResult) -> str:
+def _describe(site: SiteResult) -> str:
     by = f" by {', '.join(site.judgements)}" if site.judgements else ""
     setting = "" if site.setting == "inference" else f" ({site.setting})"
     return f"{short_name(site.site)}: {site.status}{by}{setting}"

@@ -12,11 +12,12 @@ from checks.core import thresholds
 from checks.core.metrics import ulp_histogram
 from checks.gradients.judge import worst_tensor
 from checks.gradients.result import GradientsResult, TensorDistance
-from checks.report.charts import Counts, Depth, Drawer, Limit, Mark, Panel, Series
-from checks.report.network_parts import key_groups
+from checks.report.axis_groups import key_groups
+from checks.report.charts import Drawer
+from checks.report.depth_chart import DOUBLE, UNIT64, Depth, Limit, Mark, Series
+from checks.report.histogram_chart import Counts, Panel
 from checks.report.page import Head, Row, Table, network, write_html
 from checks.report.provenance import digests, provenance, shown_path
-from checks.report.reference_lines import DOUBLE, UNIT64
 
 _OPTIMISERS = {"sgd": "SGD", "adam": "Adam"}
 
@@ -150,11 +151,11 @@ def _table(columns: Columns) -> Table:
     keys = dict.fromkeys(key for column in by_key.values() for key in column)
     rows = []
     for key in keys:
-        cells, kind = [], ""
-        for name, column in by_key.items():
+        cells, failed = [], []
+        for place, (name, column) in enumerate(by_key.items()):
             limit = thresholds.GRADIENT if name.startswith("gradient") else thresholds.TRAINING_STEPS
             cells.append(f"{column[key].distance:.1e}" if key in column else "")
             if key in column and not column[key].distance <= limit:
-                kind = "fault"
-        rows.append(Row(key, tuple(cells), kind))
+                failed.append(place)
+        rows.append(Row(key, tuple(cells), "fault" if failed else "", tuple(failed)))
     return Table("tensor", tuple(columns), tuple(rows))

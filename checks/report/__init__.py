@@ -1,1 +1,1 @@
-"""Reports: what a command found, as one self-contained page."""
+"""The kit that the commands' pages are built with."""

@@ -1,4 +1,4 @@
-"""The page around a report: the verdict at its head, what was measured, the provenance at its foot."""
+"""Renders a page: the verdict at its head, the content of a command, the provenance at its foot."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from converter.layer_map import Variant
 
 _KIT = Path(__file__).parent
 _NUMBER = re.compile(r"(\b\d(?:\.\d{1,3})?e[-+]\d{1,3}\b)")
-_BREAK = re.compile(r"(?<=/)(?=\w)|(?<=\.)(?=[a-z_])")  # of a path or a key, but no decimal fraction
+_BREAK = re.compile(r"(?<=/)(?=\w)|(?<=\.)(?=[a-z_])")  # in a path or a key, not in a decimal fraction
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,12 +28,12 @@ class Head:
     Attributes:
         command: The command's name.
         passed: The verdict.
-        word: The same in a word.
-        sentence: The same in a sentence.
-        facts: What was judged and against what: name and value.
-        judgements: Each verdict.
-        place: Where the fault is; empty where there is none, or it has no place.
-        reasons: Why, and what else is to be known first: name and sentence.
+        word: The verdict in a word.
+        sentence: The verdict in a sentence.
+        facts: Name and value of everything that was judged, and against what.
+        judgements: In order.
+        place: The place of the fault; empty without one.
+        reasons: Label and sentence of each cause.
     """
 
     command: str
@@ -48,11 +48,19 @@ class Head:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A row of a table: its name, its figures, and what it is: "", "fault" or "strong"."""
+    """A row of a table.
+
+    Attributes:
+        name: In the first column.
+        cells: In the others.
+        kind: How the row looks: "", "fault" or "strong".
+        failed: The indices of the cells that fail a judgement; each is marked.
+    """
 
     name: str
     cells: tuple[str, ...]
     kind: str = ""
+    failed: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,16 +68,18 @@ class Table:
     """A table: a name in the first column, figures in the others.
 
     Attributes:
-        name: Above the first column.
-        headings: Above the others.
+        name: The heading of the first column.
+        headings: The headings of the others.
         rows: In order.
-        words: How many of the last columns hold words.
+        words: The number of last columns that hold text.
+        explanations: A line on each heading, folded below the table; empty for none.
     """
 
     name: str
     headings: tuple[str, ...]
     rows: tuple[Row, ...]
     words: int = 0
+    explanations: tuple[str, ...] = ()
 
 
 def write_html(path: Path, template: str, head: Head, provenance: Provenance, **content: Any) -> None:
@@ -80,7 +90,7 @@ def write_html(path: Path, template: str, head: Head, provenance: Provenance, **
         template: Path of its template within `checks`, such as "audit/page.html".
         head: Its head.
         provenance: Its foot.
-        content: What the template shows between them.
+        content: The variables of the template.
 
     Raises:
         UsageError: Its folder does not exist, or the path is a folder.
@@ -92,7 +102,7 @@ def write_html(path: Path, template: str, head: Head, provenance: Provenance, **
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals["split"] = split
+    environment.globals |= {"split": split, "zip": zip}
     environment.filters["breakable"] = breakable
     page = environment.get_template(template).render(head=head, provenance=provenance, **content)
     # A path need not be UTF-8: what cannot be written is shown by its number.
@@ -103,13 +113,13 @@ def write_html(path: Path, template: str, head: Head, provenance: Provenance, **
 
 
 def network(variant: Variant) -> str:
-    """A network in words."""
+    """Describe a network in one line."""
     classes = "no classifier" if variant.num_classes is None else f"{variant.num_classes} classes"
     return f"Inception-ResNet-v1, {variant.embedding_size}-d embedding, {classes}"
 
 
 def breakable(text: str) -> Markup:
-    """A text, escaped, that may be broken within the names in it, but not within its numbers."""
+    """Escape a text and allow line breaks within its names, but not within its numbers."""
     pieces = _NUMBER.split(text)
     pieces[::2] = [Markup("<wbr>").join(map(escape, _BREAK.split(piece))) for piece in pieces[::2]]
     pieces[1::2] = [Markup('<span class="number">{}</span>').format(number) for number in pieces[1::2]]
@@ -117,5 +127,5 @@ def breakable(text: str) -> Markup:
 
 
 def split(lines: Sequence[Any], most: int) -> tuple[Sequence[Any], Sequence[Any]]:
-    """What is shown at once, and what is folded away; a single line is not worth a fold."""
+    """Split lines into those shown at once and those folded away; a single line is never folded."""
     return (lines, ()) if len(lines) <= most + 1 else (lines[:most], lines[most:])

@@ -1,4 +1,4 @@
-"""The foot of a report: command, files, date, machine, versions, threads and seed."""
+"""The foot of a page: command, files, date, machine, versions, threads and seed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from converter.manifest import file_digest
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
-    """What the foot of a report says.
+    """The foot of a page.
 
     Attributes:
         command: As it was typed.
@@ -23,8 +23,8 @@ class Provenance:
         versions: Package to version.
         date: When the check ran, ISO 8601, UTC.
         machine: Processor, cores and operating system.
-        threads: What computed on how many, in words.
-        seed: Of the inputs.
+        threads: A sentence on the threads of PyTorch and TensorFlow.
+        seed: Seed of the inputs; None without inputs.
     """
 
     command: str
@@ -33,19 +33,23 @@ class Provenance:
     date: str
     machine: str
     threads: str
-    seed: int
+    seed: int | None
 
 
 def provenance(
-    command: str, digests: Mapping[str, str], environment: Mapping[str, Any], seed: int, workers: int = 1
+    command: str,
+    digests: Mapping[str, str],
+    environment: Mapping[str, Any],
+    seed: int | None,
+    workers: int = 1,
 ) -> Provenance:
-    """Gather what the foot of a report says.
+    """Gather the foot of a page.
 
     Args:
         command: As it was typed.
         digests: Path to SHA-256 of every file that was read.
         environment: As `checks.core.environment.environment` gives it.
-        seed: Of the inputs.
+        seed: Seed of the inputs; None without inputs.
         workers: How many threads run a network each.
     """
     versions = {name: str(version) for name, version in environment.items() if name not in (DATE, *MACHINE)}
@@ -65,10 +69,10 @@ def provenance(
 
 
 def digests(files: Iterable[str]) -> dict[str, str]:
-    """Path to SHA-256 of some files."""
+    """Path to SHA-256 of each file."""
     return {path: file_digest(Path(path)) for path in files}
 
 
 def shown_path(path: str) -> str:
-    """A path as it was given; of one in the cache, which nobody typed, the name."""
+    """A path as it was given; only the name of one in the cache, which nobody typed."""
     return Path(path).name if Path(path).is_relative_to(cache_folder()) else path

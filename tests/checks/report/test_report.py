@@ -17,6 +17,8 @@ import pytest
 import torch
 
 from checks.audit.result import AuditResult, GraphRun, InputRun, LayerError, TensorResult
+from checks.benchmark import __main__ as benchmark
+from checks.benchmark.result import BenchmarkResult, Figure
 from checks.compare import __main__ as compare
 from checks.controls import __main__ as controls
 from checks.core.activations import STAGES
@@ -40,7 +42,8 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("jinja2")
 
 from checks.audit.page import write_page
-from checks.report.charts import Depth, Drawer, Limit, Series
+from checks.report.charts import Drawer
+from checks.report.depth_chart import Depth, Limit, Series
 from checks.report.page import breakable
 from checks.report.provenance import shown_path
 
@@ -457,6 +460,25 @@ def test_no_two_elements_of_a_page_share_an_id(tmp_path: Path, monkeypatch) -> N
     identities = re.findall(r'\bid="([^"]+)"', page)
     assert len(identities) == len(set(identities)) > 8
     assert set(re.findall(r'href="#([^"]+)"', page)) <= set(identities)
+
+
+# benchmark
+
+
+def test_a_figure_over_its_bound_is_marked(browser, monkeypatch, tmp_path: Path) -> None:
+    figures = (
+        Figure("convert / import torch, time", 1.3, 1.2, 1.4, 1.5),
+        Figure("compare --every-layer on a .pb", 50.0, 40.0, 60.0, 40.0, "s"),
+    )
+    result = BenchmarkResult(5, figures, ENVIRONMENT)
+    monkeypatch.setattr("checks.benchmark.run.run_benchmark", lambda *_: result)
+    path = tmp_path / "benchmark.html"
+    assert benchmark.main(["--report", str(path), "--quiet"]) == 1
+    page = open_page(browser, path).page
+    assert page.locator("#place").inner_text() == figures[1].name
+    assert page.locator("td.failed").all_inner_texts() == ["50.00 s"]
+    assert open_page(browser, path).faults == []
+    page.close()
 
 
 # The charts

@@ -1,4 +1,4 @@
-"""The parts of the network along the axis of a chart."""
+"""Groups activations and keys by part of the network, for the axis of a chart."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _REPEATS = {"Repeat": "block35 ×5", "Repeat_1": "block17 ×10", "Repeat_2": "bl
 
 
 def activation_groups(activations: Sequence[str]) -> Groups:
-    """The parts that activations belong to."""
+    """Group activations by part."""
     return _grouped([_of_activation(short_name(activation)) for activation in activations])
 
 
@@ -28,7 +28,7 @@ def _of_activation(activation: str) -> str:
 
 
 def _modules() -> dict[str, str]:
-    """First part of a state_dict key to the part of the network."""
+    """The first part of a state_dict key, to the part of the network."""
     parts = {}
     for scope, module, _ in BLOCKS:
         if scope:
@@ -40,7 +40,7 @@ _MODULES = _modules()
 
 
 def key_groups(keys: Sequence[str]) -> Groups:
-    """The parts that keys of a state_dict belong to; the input counts to the stem."""
+    """Group the keys of a state_dict by part; the input counts to the stem."""
     return _grouped([_of_key(key.partition(".")[0]) for key in keys])
 
 

@@ -1,4 +1,4 @@
-"""A figure of matplotlib's as SVG inside a page: it follows the page's colours and fonts, light and dark."""
+"""Turns a matplotlib figure into SVG that follows the page's colours and fonts, light and dark."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ _METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))  # none: the sa
 
 
 def colour(role: str) -> str:
-    """What to draw in so that the page's colour of this role takes its place."""
+    """A stand-in colour to draw in; the page puts its own colour of this role in its place."""
     return _BY_ROLE[role]
 
 
 @contextmanager
 def drawing() -> Iterator[None]:
-    """Have matplotlib draw the same whatever the user's settings are, and take every text as it is."""
+    """Make matplotlib ignore the user's settings and take every text as it is."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(
@@ -45,11 +45,11 @@ def drawing() -> Iterator[None]:
 
 
 def inline(figure: Figure, prefix: str) -> Markup:
-    """A figure as an <svg> without a size of its own.
+    """Turn a figure into an <svg> without a size of its own.
 
     Args:
-        figure: Drawn with the colours of `colour`.
-        prefix: Before every id, so that two figures in a page do not share one.
+        figure: A figure drawn in the colours that `colour` gives.
+        prefix: Put before every id, so that no two figures of a page share one.
     """
     written = io.StringIO()
     figure.savefig(written, format="svg", transparent=True, metadata=_METADATA)

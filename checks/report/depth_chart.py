@@ -1,0 +1,249 @@
+"""Error by depth: the chart of errors at every activation or tensor, in the order of evaluation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from checks.core import thresholds
+from checks.report.chart_frame import HEIGHT, LEFT, LETTERS, RIGHT, WIDTH, Key, new_axes
+from checks.report.matplotlib_svg import colour
+
+_LETTER = 0.6  # width of a letter over its size, an ample mean
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """Errors in the order of evaluation; zero and infinity have places of their own.
+
+    Attributes:
+        label: For the legend.
+        values: One for each place.
+        role: Colour.
+        look: "circles", "squares" (both joined by a line), "dots", "boxes" (not joined) or "broad" (a line
+            without marks, drawn below the others).
+        most: Values above it are crossed out in the colour of faults; None crosses out nothing.
+    """
+
+    label: str
+    values: tuple[float, ...]
+    role: str
+    look: str
+    most: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """A horizontal line: a threshold or a unit roundoff, with a tag beside the axes."""
+
+    label: str
+    tag: str
+    value: float
+    role: str = "muted"
+
+
+UNIT64 = 2.0**-53
+"""Relative error of one float64 rounding (IEEE 754)."""
+
+SINGLE = Limit("unit roundoff of float32", "2⁻²⁴", thresholds.UNIT_ROUNDOFF)
+DOUBLE = Limit("unit roundoff of float64", "2⁻⁵³", UNIT64)
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A vertical line at a place: a label, the place's name, and the colour's role."""
+
+    place: int
+    what: str
+    name: str
+    role: str = "fault"
+
+
+@dataclass(frozen=True, slots=True)
+class Depth:
+    """The content of a chart of error by depth.
+
+    Attributes:
+        says: A sentence on what the chart shows.
+        series: All of one length.
+        groups: Name and first index of each part of the network, in order.
+        limits: Horizontal lines.
+        mark: The place to mark; None marks nothing.
+        band: Values and the factor up to which others may exceed them.
+        lower: Draw it at two thirds of the height.
+    """
+
+    says: str
+    series: tuple[Series, ...]
+    groups: tuple[tuple[str, int], ...]
+    limits: tuple[Limit, ...] = ()
+    mark: Mark | None = None
+    band: tuple[tuple[float, ...], float] | None = None
+    lower: bool = False
+
+
+def depth_keys(depth: Depth) -> tuple[Key, ...]:
+    """The legend of a chart of error by depth."""
+    keys = [Key(one.label, one.role, one.look) for one in depth.series]
+    if depth.band is not None:
+        keys.append(Key(f"allowed: up to {depth.band[1]:g} times the floor", "floor", "band"))
+    if any(one.most is not None and not value <= one.most for one in depth.series for value in one.values):
+        keys.append(Key("beyond the limit", "fault", "cross"))
+    return (*keys, *(Key(f"{one.tag} {one.label}", one.role, "rule") for one in depth.limits))
+
+
+class _Scale:
+    """The height of a value: its log10; zero stands below everything else and infinity above."""
+
+    def __init__(self, depth: Depth) -> None:
+        values = [value for one in depth.series for value in one.values]
+        proper = [value for value in values if 0 < value < math.inf] + [one.value for one in depth.limits]
+        logs = [math.log10(value) for value in proper]
+        self._low, self._high = math.floor(min(logs)), math.ceil(max(logs))
+        self._zero = self._low - 1.0 if 0 in values else None
+        self._infinite = None if all(map(math.isfinite, values)) else self._high + 1.0
+        self.bottom = self._low - 0.3 if self._zero is None else self._zero - 0.5
+        self.top = self._high + 0.3 if self._infinite is None else self._infinite + 0.5
+
+    def __call__(self, value: float) -> float:
+        if not value < math.inf:  # NaN as well
+            return self._high + 1.0
+        return self._low - 1.0 if value == 0 else math.log10(value)
+
+    def ticks(self, most: int) -> Iterator[tuple[float, str]]:
+        """Places and names of at most `most` powers of ten, of zero and of infinity."""
+        step = math.ceil((self._high - self._low + 1) / most)
+        for power in range(self._high, self._low - 1, -step):
+            yield power, f"1e{power}" if power else "1"
+        if self._zero is not None:
+            yield self._zero, "0"
+        if self._infinite is not None:
+            yield self._infinite, "∞"
+
+
+def draw_depth(depth: Depth) -> Figure:
+    """Draw errors on a log scale."""
+    height = HEIGHT * 2 // 3 if depth.lower else HEIGHT
+    figure, axes = new_axes(height, top=14 if depth.mark is None else 48)
+    scale = _Scale(depth)
+    count = len(depth.series[0].values)
+    axes.set_xlim(-1, count)
+    axes.set_ylim(scale.bottom, scale.top)
+    places, names = zip(*scale.ticks(7 if depth.lower else 10), strict=True)
+    axes.set_yticks(places, names)
+    axes.grid(axis="y", color=colour("grid"), linewidth=0.8)
+    _draw_groups(axes, depth.groups, count)
+    for limit in depth.limits:
+        dashes = (0, (5, 3)) if limit.role == "limit" else (0, (1, 2))
+        axes.axhline(scale(limit.value), color=colour(limit.role), linewidth=1.2, linestyle=dashes, zorder=2)
+        axes.annotate(
+            limit.tag,
+            (1, scale(limit.value)),
+            (6, 0),
+            xycoords=("axes fraction", "data"),
+            textcoords="offset points",
+            va="center",
+            color=colour(limit.role),
+            fontsize=LETTERS,
+        )
+    if depth.band is not None:
+        values, factor = depth.band
+        low, high = ([scale(times * value) for value in values] for times in (1, factor))
+        axes.fill_between(range(count), low, high, color=colour("floor"), alpha=0.28, linewidth=0, zorder=2)
+    for series in depth.series:
+        _draw_series(axes, series, scale)
+    if depth.mark is not None:
+        _draw_mark(axes, depth.mark)
+    return figure
+
+
+def _draw_series(axes: Axes, series: Series, scale: _Scale) -> None:
+    heights = [scale(value) for value in series.values]
+    size = 3.2
+    shape = {"circles": "o", "squares": "s", "dots": "o", "boxes": "s"}.get(series.look, "")
+    broad = series.look == "broad"
+    axes.plot(
+        heights,
+        color=colour(series.role),
+        linewidth=4.2 if broad else 1.2,
+        linestyle="none" if series.look in ("dots", "boxes") else "solid",
+        marker=shape,
+        markersize=size,
+        markerfacecolor="none" if series.look == "boxes" else None,
+        markeredgewidth=0.9 if series.look == "boxes" else 0,
+        zorder=2.2 if broad else 3,
+    )
+    if series.most is None:
+        return
+    beyond = [place for place, value in enumerate(series.values) if not value <= series.most]
+    axes.plot(
+        beyond,
+        [heights[place] for place in beyond],
+        color=colour("fault"),
+        linestyle="none",
+        marker="X",
+        markersize=size * 2,
+        markeredgewidth=0,
+        zorder=4,
+    )
+
+
+def _draw_groups(axes: Axes, groups: Sequence[tuple[str, int]], count: int) -> None:
+    """Draw stripes behind the parts of the network, and their names below."""
+    edges = [*(first - 0.5 for _, first in groups), count - 0.5]
+    for number, (left, right) in enumerate(pairwise(edges)):
+        if number % 2 == 0:
+            axes.axvspan(left, right, color=colour("stripe"), linewidth=0, zorder=0)
+    a_place = (WIDTH - LEFT - RIGHT) / (count + 1)
+    names = [name for name, _ in groups]
+    widths = [LETTERS * (_LETTER * len(name) + 0.6) for name in names]
+    centres = [(one + other) / 2 * a_place for one, other in pairwise(edges)]
+    for name, at in zip(names, _spread(centres, widths), strict=True):
+        axes.annotate(
+            name,
+            (at / a_place, 0),
+            (0, -6),
+            xycoords=("data", "axes fraction"),
+            textcoords="offset points",
+            ha="center",
+            va="top",
+            color=colour("muted"),
+            fontsize=LETTERS,
+        )
+
+
+def _spread(centres: Sequence[float], widths: Sequence[float]) -> list[float]:
+    """Move centres to the right, as little as possible, until nothing overlaps."""
+    spread: list[float] = []
+    for centre, width, before in zip(centres, widths, [0.0, *widths], strict=False):
+        spread.append(max(centre, spread[-1] + (before + width) / 2) if spread else centre)
+    return spread
+
+
+def _draw_mark(axes: Axes, mark: Mark) -> None:
+    """Draw a vertical line, and its label above the axes."""
+    width = WIDTH - LEFT - RIGHT
+    low, high = axes.get_xlim()
+    at = (mark.place - low) / (high - low)
+    half = LETTERS * _LETTER * max(len(mark.name), len(mark.what)) / 2 / width
+    # The label stays within the figure, margins included.
+    least, most = half - LEFT / width, 1 + RIGHT / width - half
+    axes.axvline(mark.place, color=colour(mark.role), linewidth=1.6, zorder=2.5)
+    axes.annotate(
+        f"{mark.what}\n{mark.name}",
+        (min(max(at, least), most), 1),
+        (0, 7),
+        xycoords="axes fraction",
+        textcoords="offset points",
+        ha="center",
+        va="bottom",
+        linespacing=1.3,
+        color=colour(mark.role),
+        fontsize=LETTERS,
+        fontweight="bold",
+    )
