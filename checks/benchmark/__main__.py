@@ -1,4 +1,4 @@
-"""`python -m checks.benchmark`: a thin shell around `checks.benchmark.run`."""
+"""The options of `facenet-port benchmark`; the work is in `checks.benchmark.run`."""
 
 from __future__ import annotations
 
@@ -9,29 +9,42 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from checks.core import options
 from converter import command_line
 from converter.errors import UsageError
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, default=5, help="how often each command runs (default: 5)")
+    options.add_report_option(parser)
 
 
 def _work(arguments: argparse.Namespace) -> int:
-    from checks.benchmark.run import measure
-
+    options.check_report(arguments)
     if arguments.rounds < 1:
-        raise UsageError("--rounds must be at least 1.")
-    with tempfile.TemporaryDirectory() as folder:
-        figures = measure(Path(folder), arguments.rounds)
-    if not arguments.quiet:
-        from checks.benchmark.table import show
+        raise UsageError(f"--rounds {arguments.rounds}: give a number from 1 on.")
+    from checks.benchmark.run import run_benchmark
 
-        show(figures)
+    with tempfile.TemporaryDirectory() as folder:
+        result = run_benchmark(Path(folder), arguments.rounds)
+    if not arguments.quiet:
+        from checks.benchmark.table import print_result
+
+        print_result(result)
     if arguments.json:
-        results = [{**asdict(figure), "held": figure.held} for figure in figures]
-        command_line.write_json(arguments.json, {"rounds": arguments.rounds, "figures": results})
-    return 0 if all(figure.held for figure in figures) else 1
+        command_line.write_json(
+            arguments.json,
+            {
+                "rounds": result.rounds,
+                "figures": [{**asdict(figure), "held": figure.held} for figure in result.figures],
+                "environment": result.environment,
+            },
+        )
+    if arguments.report:
+        from checks.benchmark.page import write_page
+
+        write_page(arguments.report, result, command=arguments.command)
+    return 0 if result.passed else 1
 
 
 COMMAND = command_line.Command(

@@ -1,7 +1,7 @@
-"""`python -m checks.benchmark`: what converting and comparing cost, as ratios within one run.
+"""Measures what converting and comparing cost, as ratios within one run.
 
 Every figure but that of `pretrained=` is of a whole process, from start to exit. The two sides of a ratio run
-in turn, so that a machine whose speed drifts slows both; the median of the ratios is what counts.
+in turn, so that a machine whose speed drifts slows both. The median of the ratios counts.
 """
 
 from __future__ import annotations
@@ -16,45 +16,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from checks.benchmark.result import BenchmarkResult, Figure
 from checks.core import thresholds
 from converter.manifest import file_digest
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
-    """One process: wall-clock seconds and peak resident bytes."""
+class ProcessCost:
+    """The cost of one process: wall-clock seconds and peak resident bytes."""
 
     seconds: float
     peak: int
 
 
-@dataclass(frozen=True, slots=True)
-class Figure:
-    """One line of the result.
-
-    Attributes:
-        name: What was measured.
-        value: The median.
-        low: The smallest value.
-        high: The largest value.
-        bound: What the median may be at most.
-        unit: Unit of the four; empty for a ratio.
-    """
-
-    name: str
-    value: float
-    low: float
-    high: float
-    bound: float
-    unit: str = ""
-
-    @property
-    def held(self) -> bool:
-        """Whether the bound is kept."""
-        return self.value <= self.bound
-
-
-def run(command: Sequence[str]) -> Run:
+def run_process(command: Sequence[str]) -> ProcessCost:
     """Run a command and take the operating system's own account of it.
 
     Raises:
@@ -70,16 +45,27 @@ def run(command: Sequence[str]) -> Run:
             output.seek(0)
             raise RuntimeError(f"{' '.join(command)} failed: {output.read().decode(errors='replace')}")
     kilobyte = 1 if sys.platform == "darwin" else 1024  # getrusage(2): bytes on macOS, KiB on Linux
-    return Run(seconds, usage.ru_maxrss * kilobyte)
+    return ProcessCost(seconds, usage.ru_maxrss * kilobyte)
 
 
-def measure(folder: Path, rounds: int) -> list[Figure]:
+def run_benchmark(folder: Path, rounds: int) -> BenchmarkResult:
     """Run the whole benchmark.
 
     Args:
         folder: For files; needs some 800 MB.
         rounds: How often each command runs.
+
+    Raises:
+        RuntimeError: A command failed.
     """
+    figures = tuple(_measure(folder, rounds))
+    # Imported last: a child's peak memory is never below what its parent held when it was started.
+    from checks.core.environment import environment
+
+    return BenchmarkResult(rounds, figures, environment())
+
+
+def _measure(folder: Path, rounds: int) -> list[Figure]:
     small, large = _checkpoints(folder)
     size = sum(file.stat().st_size for file in small.parent.glob(f"{small.name}.data-*"))
     python = (sys.executable, "-m")
@@ -87,17 +73,17 @@ def measure(folder: Path, rounds: int) -> list[Figure]:
     convert = (*python, "converter", "--overwrite")
     small_command = (*convert, str(small), "-o", str(folder / "small.pt"))
     large_command = (*convert, str(large), "-o", str(folder / "large.pt"))
-    run(import_torch)  # fills the page cache, counts for nothing
+    run_process(import_torch)  # fills the page cache, counts for nothing
     torch_runs, small_runs, large_runs = [], [], []
     for _ in range(rounds):
-        torch_runs.append(run(import_torch))
-        small_runs.append(run(small_command))
-        large_runs.append(run(large_command))
+        torch_runs.append(run_process(import_torch))
+        small_runs.append(run_process(small_command))
+        large_runs.append(run_process(large_command))
     frozen = next(small.parent.glob("*.pb"))
     compare = (*python, "checks.compare", "--every-layer", str(frozen))
-    compare_runs = [run(compare) for _ in range(min(rounds, 2))]
+    compare_runs = [run_process(compare) for _ in range(min(rounds, 2))]
 
-    def ratios(over: list[Run], under: list[Run]) -> list[float]:
+    def ratios(over: list[ProcessCost], under: list[ProcessCost]) -> list[float]:
         return [a.seconds / b.seconds for a, b in zip(over, under, strict=True)]
 
     memory = [(a.peak - b.peak) / size for a, b in zip(small_runs, torch_runs, strict=True)]
@@ -122,21 +108,21 @@ def measure(folder: Path, rounds: int) -> list[Figure]:
 
 
 def _pretrained_ratios(folder: Path, checkpoint: Path, rounds: int) -> list[float]:
-    """Time of a verified load by name, from the cache, over that of torch.load on the same file."""
+    """The time of a verified load by name, from the cache, over that of torch.load on the same file."""
     hub = folder / "torch" / "hub" / "checkpoints"
     hub.mkdir(parents=True)
     catalog = folder / "catalog.toml"
     (data,) = checkpoint.parent.glob(f"{checkpoint.name}.data-*")
     catalog.write_text(_CATALOG.format(data=file_digest(data)))
     weights = hub / "benchmark-faces.pt"
-    run((sys.executable, "-m", "converter", str(checkpoint), "-o", str(weights)))
+    run_process((sys.executable, "-m", "converter", str(checkpoint), "-o", str(weights)))
     environment = {**os.environ, "TORCH_HOME": str(folder / "torch"), "FACENET_PORT_CATALOG": str(catalog)}
     command = [sys.executable, "-c", _LOAD, str(weights), str(3 * rounds)]
     result = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)  # noqa: S603
     return [float(line) for line in result.stdout.split()]
 
 
-# The archive is never asked for: the state_dict is in the cache, with the manifest of its conversion.
+# The archive is not needed: the state_dict is in the cache, with the manifest of its conversion.
 _CATALOG = """
 [benchmark]
 dataset = "faces"
@@ -169,8 +155,8 @@ def _figure(name: str, values: Sequence[float], bound: float, unit: str = "") ->
 
 
 def _checkpoints(folder: Path) -> tuple[Path, Path]:
-    """Prefixes of the built-in checkpoint and of the same with averages and the slots of Adam."""
-    # In a process of its own: a child's peak memory is never below what its parent held when it was started.
+    """Write the checkpoints: the built-in one, and the same with averages and the slots of Adam; their prefixes."""
+    # In a process of its own, so that this one stays small.
     large = folder / "model-large.ckpt-1"
     command = [sys.executable, "-c", _WRITE_LARGE, str(large)]
     result = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)  # noqa: S603
