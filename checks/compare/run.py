@@ -235,7 +235,10 @@ class _Comparison:
         variant = self.expected.facts.variant
         model = port.float64 if isinstance(port, Port) else build_misshapen(arrays, variant)
         if model is None:
-            return "the state_dict does not load: its keys, dtypes or sizes are not those of this network"
+            return (
+                "the state_dict does not load. This lists every tensor: facenet-port audit "
+                f"{self.state_dict} --against {self.expected.facts.source}"
+            )
         reference = self.expected.diagnosis_reference()
         if isinstance(reference, str):
             return reference
