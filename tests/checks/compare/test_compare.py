@@ -242,7 +242,7 @@ def test_the_cause_is_named_without_tensorflow_from_stored_stages(
     lines = dict(explain(result))
     key, scope = (
         "repeat_2.4.branch1.1.conv.weight",
-        "InceptionResnetV1/Repeat_2/block8_5/Branch_1/Conv2d_0b_1x3",
+        "InceptionResnetV1/Repeat_1/block17_5/Branch_1/Conv2d_0b_1x7",
     )
     assert lines["Tensor"] == f"{key} (TensorFlow variable: {scope}/weights)"
     clean_value = torch.load(clean, weights_only=True)[key].reshape(-1)[1000]

@@ -321,7 +321,7 @@ def test_the_controls_are_reported_as_a_matrix(browser, made: Made) -> None:
 
 
 def test_a_fault_that_survives_is_marked(browser, monkeypatch, tmp_path: Path) -> None:
-    from checks.controls.run import ControlReport, SiteResult
+    from checks.controls.result import ControlsResult, SiteResult
 
     sites = [
         SiteResult("kernel-flipped", "weights", site, "inference", status, judgements, activation, activation)
@@ -331,7 +331,7 @@ def test_a_fault_that_survives_is_marked(browser, monkeypatch, tmp_path: Path) -
             ("c", "does not apply", (), ""),
         )
     ]
-    report = ControlReport("here", Variant(), True, tuple(sites), (), 1.0)
+    report = ControlsResult("here", Variant(), True, tuple(sites), (), 1.0)
     monkeypatch.setattr("checks.controls.run.run_controls", lambda *_, **__: report)
     path = tmp_path / "controls.html"
     assert controls.main(["--only", "kernel-flipped", "--report", str(path), "--quiet"]) == 1
