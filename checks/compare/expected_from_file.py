@@ -131,7 +131,7 @@ class ExpectedFromFile(Expected):
         if self.checkpoint is None:
             return (
                 "stored activations alone say where a port differs. To learn why, give the checkpoint as well: "
-                f"facenet-port compare SOURCE --state-dict FILE --activations {self.path}"
+                f"facenet-port compare SOURCE --activations {self.path} --state-dict FILE"
             )
         expected = expected_state_dict(self.checkpoint.tensors, self.checkpoint.plan)
         first = next(iter(self.stored))

@@ -211,7 +211,7 @@ def test_a_difference_ends_with_exit_code_1_and_names_the_place(
     lines = output.out.splitlines()
     assert lines[0].startswith("The port differs. ")
     assert "Mixed_7a is the first activation that differs, on standard normal images" in output.out
-    assert "give the checkpoint as well: facenet-port compare SOURCE --state-dict" in output.out
+    assert "give the checkpoint as well: facenet-port compare SOURCE --activations" in output.out
     assert len(lines) <= 15
     assert "The port is exact" not in output.out
 
