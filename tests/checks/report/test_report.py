@@ -230,10 +230,10 @@ def made(checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Made:
     convert_file(source, folder / "clean.pt")
     state_dict = torch.load(folder / "clean.pt", weights_only=True)
     key = "mixed_7a.branch2.1.conv.weight"
-    state_dict[key] = state_dict[key].flip(2)
     faulty = folder / f"{HOSTILE}.pt"
-    torch.save(state_dict, faulty)
-    arrays = {name: tensor.numpy() for name, tensor in state_dict.items()}
+    torch.save({**state_dict, key: state_dict[key].flip(2, 3)}, faulty)
+    turned = {**state_dict, key: state_dict[key].flip(2)}  # upside down only
+    arrays = {name: tensor.contiguous().numpy() for name, tensor in turned.items()}
     graph = export_onnx(network(arrays), folder / "faulty.onnx", fold=False)
     commands = {
         "clean": ["checks.compare", str(source), "--seed", "3"],
