@@ -46,7 +46,7 @@ class Verdict:
 
     @property
     def killed(self) -> bool:
-        """Whether any judgement fails."""
+        """Tell whether any judgement fails."""
         return bool(self.judgements)
 
 

@@ -85,7 +85,7 @@ def _explain(
 
 
 def _evenly_scaled(gradients: GradientMeasurement) -> bool:
-    """Whether all gradients are the expected ones times one factor: then all relative distances are equal."""
+    """Tell whether all gradients are the expected ones times one factor: then all relative distances are equal."""
     distances = [gradient.distance for gradient in gradients.gradients if gradient.norm > 0]
     return max(distances) - min(distances) <= _ONE_FACTOR * max(distances)
 
@@ -95,7 +95,7 @@ def _holds(tensor: TensorDistance) -> bool:
 
 
 def _at_rest(port: Pipeline, reference: TrainingReference, moved: Sequence[TensorDistance]) -> bool:
-    """Whether the running statistics are as far from TensorFlow's as they were before the step."""
+    """Tell whether the running statistics are as far from TensorFlow's as they were before the step."""
     after = reference.steps["sgd"].state
     before = {tensor.key: relative_l2(port.state(tensor.key), after[tensor.key]) for tensor in moved}
     return all(math.isclose(tensor.distance, before[tensor.key], rel_tol=1e-9) for tensor in moved)

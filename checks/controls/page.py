@@ -52,7 +52,7 @@ class ClassRow:
 
     @property
     def survived(self) -> bool:
-        """Whether any site was not found as it should be."""
+        """Tell whether any site was not found as it should be."""
         return self.killed.lacking
 
 

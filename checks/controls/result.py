@@ -45,17 +45,17 @@ class SiteResult:
 
     @property
     def killed(self) -> bool:
-        """Whether the fault was found in its setting, and in that only."""
+        """Tell whether the fault was found in its setting, and in that only."""
         return self.status == "killed"
 
     @property
     def exact(self) -> bool:
-        """Whether the fault was found where it is."""
+        """Tell whether the fault was found where it is."""
         return self.killed and self.place == self.true_place
 
     @property
     def explained(self) -> bool:
-        """Whether the fault's cause was named."""
+        """Tell whether the fault's cause was named."""
         return self.killed and self.cause is not None and self.named == self.cause
 
 
@@ -125,17 +125,17 @@ class ControlsResult:
 
     @property
     def whole(self) -> bool:
-        """Whether every class of faults was planted."""
+        """Tell whether every class of faults was planted."""
         return len({site.fault for site in self.sites}) == self.classes
 
     @property
     def enough_causes(self) -> bool:
-        """Whether enough causes are named. Asked of all classes together, since some faults have no name."""
+        """Tell whether enough causes are named. Asked of all classes together, since some faults have no name."""
         return not self.whole or self.causes >= thresholds.CAUSES
 
     @property
     def passed(self) -> bool:
-        """Whether the checks found every fault, placed enough of them, and raised no false alarm."""
+        """Tell whether the checks found every fault, placed enough of them, and raised no false alarm."""
         enough = self.places >= thresholds.PLACES and self.enough_causes
         return enough and not self.surviving and not self.false_alarms
 

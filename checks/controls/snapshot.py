@@ -33,7 +33,7 @@ class Snapshot:
 
 
 def same_bits(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors are of one dtype, shape and content, NaN and the sign of zero included."""
+    """Tell whether two tensors are of one dtype, shape and content, NaN and the sign of zero included."""
     as_bits = torch.int32 if one.dtype == torch.float32 else torch.int64
     return one.dtype == other.dtype and torch.equal(one.view(as_bits), other.view(as_bits))
 

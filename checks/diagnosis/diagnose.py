@@ -266,7 +266,7 @@ def _clause(names: Sequence[str], statement: str) -> str:
 
 
 def _same_values(port: Tensor, expected: Array) -> bool:
-    """Whether a float64 tensor is exactly a float32 one, the sign of zero included."""
+    """Tell whether a float64 tensor is exactly a float32 one, the sign of zero included."""
     return tuple(port.shape) == expected.shape and torch.equal(_bits(port), _bits(_exact(expected)))
 
 

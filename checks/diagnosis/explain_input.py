@@ -107,7 +107,7 @@ def _standardisations(pixels: Tensor) -> Iterator[tuple[str, Tensor]]:
 
 
 def _fit(images: Tensor, given: Tensor) -> Explanation | None:
-    """Whether the input is a * x + b of what it should be: for all images, each channel or each image."""
+    """Tell whether the input is a * x + b of what it should be: for all images, each channel or each image."""
     if given.shape != images.shape:
         return None
     for what, axes in (
@@ -130,7 +130,7 @@ def _fit(images: Tensor, given: Tensor) -> Explanation | None:
 
 
 def _pointwise(pixels: Tensor, given: Tensor) -> Explanation | None:
-    """Whether the input is some function of each pixel's value, as where integers overflow."""
+    """Tell whether the input is some function of each pixel's value, as where integers overflow."""
     if given.shape != pixels.shape:
         return None
     values = pixels.flatten().long()

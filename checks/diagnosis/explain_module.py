@@ -99,7 +99,7 @@ def _explain_missing(
     output: Tensor | str,
     missing: list[str],
 ) -> Explanation | None:
-    """Whether the port computes a layer without the tensors that it does not have."""
+    """Tell whether the port computes a layer without the tensors that it does not have."""
     if "weight" in missing:
         return None
     neutral = _neutral(tensors["weight"])
@@ -124,7 +124,7 @@ def _neutral(weight: Tensor) -> dict[str, Tensor]:
 
 
 def _both_undefined(output: Tensor | str, expected: Tensor) -> bool:
-    """Whether both have one shape and are not finite at the same places, as after a negative variance."""
+    """Tell whether both have one shape and are not finite at the same places, as after a negative variance."""
     return (
         isinstance(output, Tensor)
         and output.shape == expected.shape

@@ -272,7 +272,7 @@ def _scaled(actual: Array, expected: Array) -> Explanation | None:
 
 
 def _initial(actual: Array) -> Explanation | None:
-    """Whether a kernel is uniform within 1/sqrt(inputs * height * width), as PyTorch's layers start."""
+    """Tell whether a kernel is uniform within 1/sqrt(inputs * height * width), as PyTorch's layers start."""
     if actual.ndim < 2 or actual.size < 500:
         return None
     bound = 1 / math.sqrt(math.prod(actual.shape[1:]))

@@ -194,7 +194,7 @@ def _by_digest(path: Path, entry: CatalogEntry) -> _Candidate | None:
 
 
 def _is_made_from(manifest: Manifest, entry: CatalogEntry) -> bool:
-    """Whether the source in a manifest is proven by the catalog, and contradicted nowhere."""
+    """Tell whether the source in a manifest is proven by the catalog, and contradicted nowhere."""
     stated = {name: entry.digests(name) for name in manifest.source_files}
     if any(stated[name] and digest not in stated[name] for name, digest in manifest.source_files.items()):
         return False
