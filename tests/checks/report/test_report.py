@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import math
 import re
 import shutil
@@ -11,7 +10,6 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
@@ -19,11 +17,9 @@ import torch
 from checks.audit.result import AuditResult, GraphRun, InputRun, LayerError, TensorResult
 from checks.benchmark import __main__ as benchmark
 from checks.benchmark.result import BenchmarkResult, Figure
-from checks.compare import __main__ as compare
 from checks.controls import __main__ as controls
 from checks.core.activations import STAGES
 from checks.core.judgement import Judgement
-from checks.core.options import add_report_option, check_report
 from checks.gradients import __main__ as gradients
 from checks.gradients.judge import judge_gradients, judge_steps
 from checks.gradients.result import (
@@ -33,7 +29,6 @@ from checks.gradients.result import (
     StepsMeasurement,
     TensorDistance,
 )
-from converter.command_line import Command
 from converter.convert_file import convert_file
 from converter.layer_map import Converted, Variant, table
 from tests.support.graph_exports import export_onnx, network
@@ -539,97 +534,15 @@ def test_text_stands_out_in_light_and_dark() -> None:
                 assert contrast(colours[text], colours[ground]) >= 4.5, (text, ground)
 
 
-# What is refused before the work starts
-
-
-COMMANDS = (compare, gradients, controls)
-MODULES = [command.__name__ for command in COMMANDS]
-WITHOUT = (
-    "import sys; sys.modules['{package}'] = None; from {module} import main; code = main(sys.argv[1:]); "
-    "print('torch' in sys.modules); sys.exit(code)"
-)
-
-
-@pytest.mark.parametrize("package", ["matplotlib", "jinja2"])
-@pytest.mark.parametrize("module", MODULES)
-def test_a_missing_package_is_named_before_the_work_starts(module: str, package: str, tmp_path: Path) -> None:
-    program = WITHOUT.format(package=package, module=module)
-    command = [sys.executable, "-c", program, "--report", str(tmp_path / "r.html")]
-    result = subprocess.run(command, capture_output=True, text=True)
-    assert result.returncode == 4
-    line = {"matplotlib": "'matplotlib>=3.8'", "jinja2": "'jinja2>=3.1'"}[package]
-    assert f"pip install {line}" in result.stderr
-    assert "Traceback" not in result.stderr
-    assert result.stdout == "False\n"  # PyTorch was not imported
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_missing_package_hinders_no_command_without_report() -> None:
-    program = "import sys; sys.modules['matplotlib'] = sys.modules['jinja2'] = None\n" + "\n".join(
-        f"import {name}" for name in MODULES
-    )
-    subprocess.run([sys.executable, "-c", program], check=True)
-
-
-def _refused(command: ModuleType, capsys, *options: str) -> str:
-    assert command.main(list(options)) == 2
-    return capsys.readouterr().err
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_a_file_that_is_not_a_page_is_refused_and_untouched(
-    command: ModuleType, tmp_path: Path, capsys
-) -> None:
-    (tmp_path / "weights.pt").write_text("mine")
-    error = _refused(command, capsys, "--report", str(tmp_path / "weights.pt"))
-    assert "it exists and is not an .html file. Give another name." in error
-    assert "this is a folder" in _refused(command, capsys, "--report", str(tmp_path))
-    assert (tmp_path / "weights.pt").read_text() == "mine"
-    assert len(list(tmp_path.iterdir())) == 1
-
-
 def test_an_older_report_is_replaced(tmp_path: Path) -> None:
     path = tmp_path / "r.html"
     path.write_text("older")
-    arguments = argparse.Namespace(report=path)
-    check_report(arguments)
-    assert path.read_text() == "older"  # only the new page replaces it
     write_page(path, audit_report(sound=True), command="audit")
     assert path.read_text() != "older"
     assert list(tmp_path.iterdir()) == [path]
-
-
-def test_a_folder_that_is_missing_or_may_not_be_written_to_is_refused(tmp_path: Path, capsys) -> None:
-    assert "there is no folder" in _refused(compare, capsys, "--report", str(tmp_path / "no" / "r.html"))
-    assert "cannot be written to" in _refused(compare, capsys, "--report", "/proc/r.html")
-
-
-@pytest.mark.parametrize("option", ["--json", "--save-activations", "--repair"])
-def test_no_two_options_may_name_one_file(option: str, tmp_path: Path, capsys, monkeypatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    error = _refused(compare, capsys, "--report", "r.html", option, str(tmp_path / "r.html"))
-    assert f"{option} names the same file" in error
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_only_paths_that_were_typed_are_shown(monkeypatch, tmp_path: Path) -> None:
     monkeypatch.setenv("FACENET_PORT_CACHE", str(tmp_path))
     assert shown_path(str(tmp_path / "built-in-512d-8631")) == "built-in-512d-8631"
     assert shown_path("models/20180402-114759") == "models/20180402-114759"
-
-
-def test_without_the_option_nothing_is_checked_and_the_command_is_kept_as_typed() -> None:
-    parsed = []
-
-    def add_arguments(parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("port")
-        add_report_option(parser)
-
-    def work(arguments: argparse.Namespace) -> int:
-        check_report(arguments)
-        parsed.append(arguments)
-        return 0
-
-    assert Command("checks.audit", "audits", add_arguments, work).main(["a b"]) == 0
-    assert parsed[0].report is None
-    assert parsed[0].command == "python -m checks.audit 'a b'"
