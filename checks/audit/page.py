@@ -10,8 +10,8 @@ from pathlib import Path
 from checks.audit.judge import judge_distance
 from checks.audit.result import AuditResult, GraphRun, InputRun, Status, TensorResult
 from checks.core import thresholds
-from checks.core.activations import short_name
 from checks.core.inputs import NOISE
+from checks.core.network import short_name
 from checks.report.axis_groups import activation_groups
 from checks.report.charts import Chart, Drawer
 from checks.report.depth_chart import SINGLE, Depth, Limit, Mark, Series

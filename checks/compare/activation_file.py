@@ -21,8 +21,8 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from checks.core.activations import LOGITS
 from checks.core.inputs import InputBatch
+from checks.core.network import LOGITS
 from checks.core.tensorflow_side import Activations
 from converter.atomic import AtomicFiles
 from converter.errors import SourceError

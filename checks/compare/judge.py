@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 from checks.compare.result import InputMeasurement
 from checks.core import thresholds
-from checks.core.activations import short_name
 from checks.core.inputs import NOISE
 from checks.core.judgement import Judgement
+from checks.core.network import short_name
 from converter.casting import to_float32
 from converter.convert import synthesise
 from converter.layer_map import LOGITS_SCOPE, Synthesised

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from checks.compare.result import ActivationMeasurement, InputMeasurement
 from checks.core import thresholds
-from checks.core.activations import EMBEDDINGS, run_pytorch
+from checks.core.activations import run_pytorch
 from checks.core.metrics import Difference, difference, l2_norm, relative_l2
 from checks.core.models import Port
+from checks.core.network import EMBEDDINGS
 from checks.core.tensorflow_side import Activations
 from checks.core.types import Arrays
 

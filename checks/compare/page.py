@@ -18,7 +18,8 @@ from checks.compare.table import (
     input_cells,
 )
 from checks.core import thresholds
-from checks.core.activations import EMBEDDINGS, LAYERS, STAGES, short_name
+from checks.core.activations import LAYERS, STAGES
+from checks.core.network import EMBEDDINGS, short_name
 from checks.report.axis_groups import activation_groups
 from checks.report.charts import Drawer
 from checks.report.depth_chart import DOUBLE, SINGLE, Depth, Limit, Mark, Series

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from checks.core.activations import short_name
+from checks.core.network import short_name
 from checks.core.types import Arrays
 from checks.diagnosis.result import Diagnosis
 from converter.atomic import AtomicFiles

@@ -14,7 +14,7 @@ from checks.compare.result import ActivationMeasurement, CompareResult, InputMea
 from checks.core import thresholds
 from checks.core.inputs import NOISE
 from checks.core.network import short_name
-from checks.core.render import print_judgements
+from checks.core.render import from_home, print_judgements
 from converter import command_line
 
 _WIDTH = 118  # columns of the tables; the terminal wraps a line rather than a figure is cut off
@@ -67,11 +67,13 @@ def print_result(result: CompareResult, *, verbose: bool = False) -> None:
         verbose: Whether to print the tables of activations and inputs, and every detail of a judgement.
     """
     console = command_line.console(_WIDTH)
-    verdict = "[bold green]The port is exact.[/]" if result.passed else "[bold red]The port differs.[/]"
+    verdict = "[bold green]The port is exact:[/]" if result.passed else "[bold red]The port differs:[/]"
     console.print(verdict, end=" ")
-    judged = "converted from the source" if result.state_dict is None else result.state_dict
-    graph = "rebuilt" if result.own_graph is None else result.own_graph
-    console.print(f"{judged} against {result.source} (TensorFlow graph: {graph})", markup=False)
+    source = from_home(result.source)
+    judged = (
+        f"converted from {source}" if result.state_dict is None else f"{result.state_dict} against {source}"
+    )
+    console.print(f"{judged} (TensorFlow graph: {result.own_graph or 'rebuilt'})", markup=False)
     print_judgements(console, result.judgements, most_details=12 if verbose else 0)
     for label, sentence in explain(result):
         _print_line(console, label, sentence)

@@ -8,8 +8,6 @@ from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from typing import Any
 
-import torch
-
 from checks.controls.faults.fault import Fault, Site
 from checks.controls.judge_inference import InferenceJudge, Verdict, judge_tiny, judge_whole
 from checks.controls.judge_training import judge_training
@@ -26,17 +24,6 @@ Progress = Callable[[int, int | None], None]
 
 WORKERS = 2
 _EQUIVALENCE_INPUTS = 2  # noise and pixels: a fault that shows elsewhere shows on neither
-
-
-@contextmanager
-def one_thread_each() -> Iterator[None]:
-    """Have PyTorch compute on the calling thread alone, while open."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 class FaultPlanter:

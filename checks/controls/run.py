@@ -9,9 +9,10 @@ from pathlib import Path
 
 from checks.controls.faults.all_faults import ALL_FAULTS
 from checks.controls.faults.fault import Fault
-from checks.controls.plant_faults import FaultPlanter, Progress, one_thread_each
+from checks.controls.plant_faults import FaultPlanter, Progress
 from checks.controls.result import ControlsResult
 from checks.controls.tensorflow_reference import ControlSource
+from checks.core.activations import one_thread
 from checks.core.builtin_checkpoint import built_in_checkpoint
 from checks.core.tensorflow_side import require_tensorflow
 from checks.core.types import Say
@@ -76,7 +77,7 @@ def run_controls(
         training = any(site.setting == "training" for fault in faults for site in fault.sites)
         reference = checkpoint.reference(seed, training=training, say=say)
         say("planting faults")
-        with one_thread_each():
+        with one_thread():
             planter = FaultPlanter(checkpoint, reference)
             results, runs = planter.run(faults, range(seed, seed + clean), progress)
         return ControlsResult(

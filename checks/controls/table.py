@@ -7,13 +7,14 @@ from collections.abc import Iterable, Sequence
 from itertools import groupby
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from checks.controls.result import ControlsResult, SiteResult
 from checks.core import thresholds
 from checks.core.judgement import Judgement
 from checks.core.network import short_name
-from checks.core.render import print_judgements
+from checks.core.render import from_home, print_judgements
 from converter import command_line
 
 _WIDTH = 110  # columns; rather a wrapped line than a figure cut off
@@ -30,7 +31,7 @@ def print_result(result: ControlsResult, *, verbose: bool = False) -> None:
     console = command_line.console(_WIDTH)
     sentence = "The checks hold" if result.passed else "The checks do not hold"
     style = "bold green" if result.passed else "bold red"
-    console.print(f"[{style}]{sentence}[/] on {result.source} ({result.seconds:.0f} s)")
+    console.print(f"[{style}]{sentence}[/] on {escape(from_home(result.source))} ({result.seconds:.0f} s)")
     print_judgements(console, summary(result))
     found = problems(result)
     shown = found if verbose else found[:_MOST_PROBLEMS]

@@ -5,27 +5,17 @@ An activation is named after its TensorFlow scope, and is the output of one PyTo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from checks.core.network import AVERAGE_POOL, BOTTLENECK, EMBEDDINGS, LOGITS, MAX_POOL, short_name
+from checks.core.network import AVERAGE_POOL, BOTTLENECK, EMBEDDINGS, LOGITS, MAX_POOL
 from converter.layer_map import BLOCKS, CONVOLUTIONS, NETWORK_SCOPE
 from reference import InceptionResnetV1
-
-__all__ = [
-    "BOTTLENECK",
-    "EMBEDDINGS",
-    "LAYERS",
-    "LOGITS",
-    "STAGES",
-    "activation_names",
-    "run_pytorch",
-    "short_name",
-]
 
 
 def _stage_modules() -> dict[str, str]:
@@ -69,6 +59,27 @@ class _StoppedError(Exception):
     """Ends a run early."""
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Have PyTorch compute each operation on one thread, while open.
+
+    One thread gives the same bits on any number of cores. It costs little: with several threads, each of the
+    132 small convolutions waits for the slowest one.
+
+    PyTorch's number of threads is a setting of the whole process. Code that runs models in several threads
+    opens this around all of them; inside, opening it again changes nothing.
+    """
+    threads = torch.get_num_threads()
+    if threads == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def run_pytorch(
     model: InceptionResnetV1,
     images: NDArray[Any],
@@ -77,12 +88,6 @@ def run_pytorch(
 ) -> dict[str, NDArray[Any]]:
     """Run the model on one thread and keep the output of every activation.
 
-    One thread gives the same bits on any number of cores. It costs little: with several threads, each of the
-    132 small convolutions waits for the slowest one.
-
-    PyTorch's number of threads is a setting of the whole process. A caller that runs models in several
-    threads sets it to 1 before; then it is not changed here.
-
     Args:
         model: In evaluation mode; its dtype is the dtype of the arithmetic.
         images: (N, H, W, 3), converted to the model's dtype.
@@ -90,8 +95,8 @@ def run_pytorch(
         stop: Asked at every activation but embeddings and logits, as soon as it is computed.
 
     Returns:
-        Activation to array of the model's dtype: maps as (N, H', W', channels), vectors as (N, size). After a stop,
-        only the activations up to it.
+        Activation to array of the model's dtype: maps as (N, H', W', channels), vectors as (N, size). After a
+        stop, only the activations up to it.
     """
     outputs: dict[str, NDArray[Any]] = {}
 
@@ -111,11 +116,8 @@ def run_pytorch(
     ]
     dtype = next(model.parameters()).dtype
     was_classifying = model.classify
-    threads = torch.get_num_threads()
     try:
-        if threads != 1:
-            torch.set_num_threads(1)
-        with torch.inference_mode():
+        with one_thread(), torch.inference_mode():
             prelogits = model.prelogits(torch.from_numpy(images).to(dtype).permute(0, 3, 1, 2))
             model.classify = False
             outputs[EMBEDDINGS] = _channels_last(model.head(prelogits))
@@ -125,8 +127,6 @@ def run_pytorch(
     except _StoppedError:
         activations = tuple(name for name in activations if name in outputs)
     finally:
-        if threads != 1:
-            torch.set_num_threads(threads)
         model.classify = was_classifying
         for handle in handles:
             handle.remove()

@@ -10,7 +10,7 @@ from converter import command_line
 from converter.atomic import AtomicFiles
 from converter.errors import RequirementError, UsageError
 
-_REPORT_PACKAGES = {"matplotlib": "matplotlib>=3.8", "jinja2": "jinja2>=3.1"}
+_REPORT_PACKAGES = ("matplotlib", "jinja2")
 _PAGE_SUFFIXES = (".html", ".htm")
 
 
@@ -96,15 +96,11 @@ def check_report(arguments: argparse.Namespace) -> None:
     path: Path | None = arguments.report
     if path is None:
         return
-    missing = [
-        package for name, package in _REPORT_PACKAGES.items() if importlib.util.find_spec(name) is None
-    ]
+    missing = [name for name in _REPORT_PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
-        names = " and ".join(package.partition(">")[0] for package in missing)
-        line = " ".join(f"'{package}'" for package in missing)
         raise RequirementError(
-            f"--report is drawn with {names}, not installed here: pip install {line}. The command works "
-            "without --report."
+            f"--report needs {' and '.join(missing)}, not installed here: pip install 'facenet-port[report]'. "
+            "The command works without --report."
         )
     if not path.parent.is_dir():
         raise UsageError(f"--report {path}: there is no folder {path.parent}. Create it first.")
@@ -116,4 +112,4 @@ def check_report(arguments: argparse.Namespace) -> None:
         if name != "report" and isinstance(value, Path) and value.resolve() == path.resolve():
             raise UsageError(f"--report {path}: --{name.replace('_', '-')} names the same file.")
     with AtomicFiles(path.parent, overwrite=True):
-        pass  # the folder can be written to
+        pass  # fails if the folder cannot be written to

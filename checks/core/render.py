@@ -1,8 +1,9 @@
-"""Judgements on the screen: a line each, with details below the ones that fail."""
+"""Parts of what the checks print: judgements, a line each with details below the ones that fail, and paths."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
@@ -29,3 +30,9 @@ def print_judgements(
             console.print(f"         {detail}", markup=False)
         if 0 < most_details < len(judgement.details):
             console.print(f"         ... and {len(judgement.details) - most_details} more")
+
+
+def from_home(path: str) -> str:
+    """Shorten a path in the user's home folder: it begins with ~."""
+    home = Path.home()
+    return str("~" / Path(path).relative_to(home)) if Path(path).is_relative_to(home) else path

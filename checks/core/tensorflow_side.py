@@ -33,7 +33,9 @@ def require_tensorflow(purpose: str, otherwise: str = "") -> None:
         RequirementError: It is not installed.
     """
     if importlib.util.find_spec("tensorflow") is None:
-        message = f"TensorFlow is needed {purpose} and is not installed: pip install 'tensorflow>=2.16'."
+        message = (
+            f"TensorFlow is needed {purpose} and is not installed: pip install 'facenet-port[tensorflow]'."
+        )
         raise RequirementError(f"{message} {otherwise}".rstrip())
 
 

@@ -251,6 +251,8 @@ def _kernels(layer: NetworkLayer, x: Tensor, tensors: Tensors) -> Iterator[Candi
     for cause, statement, other in (
         (Cause.HEIGHT_WIDTH, "the module exchanges the kernel's height and width", weight.mT),
         (Cause.FLIPPED, "the module flips the kernel: a convolution, not a correlation", weight.flip((2, 3))),
+        (Cause.FLIPPED, "the module flips the kernel along height", weight.flip(2)),
+        (Cause.FLIPPED, "the module flips the kernel along width", weight.flip(3)),
     ):
         if not torch.equal(other, weight):
             yield Candidate(cause, statement, partial(run_weights, layer, x, {**tensors, "weight": other}))

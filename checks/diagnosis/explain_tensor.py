@@ -40,24 +40,25 @@ class SourceTensors:
     averages: Mapping[str, Array]
 
 
-def same(one: Array, other: Array) -> bool:
-    """Say whether two float32 tensors have the same shape and bits."""
-    if one.shape != other.shape:
-        return False
-    # Looking at one corner first saves reading megabytes of tensors that have nothing in common.
-    corner = (slice(0, 4),) * one.ndim
-    first, second = np.ascontiguousarray(one[corner]), np.ascontiguousarray(other[corner])
-    if not np.array_equal(first.view(np.int32), second.view(np.int32)):
-        return False
-    return np.array_equal(
-        np.ascontiguousarray(one).view(np.int32), np.ascontiguousarray(other).view(np.int32)
+def same(first: Array, second: Array) -> bool:
+    """Return True if two float32 tensors have the same shape and bits."""
+    # Most pairs differ at once: comparing a corner first saves reading megabytes.
+    corner = (slice(0, 4),) * first.ndim
+    return (
+        first.shape == second.shape
+        and np.array_equal(_bits(first[corner]), _bits(second[corner]))
+        and np.array_equal(_bits(first), _bits(second))
     )
+
+
+def _bits(array: Array) -> Array:
+    return np.ascontiguousarray(array).view(np.int32)
 
 
 def explain(key: str, actual: Array, source: SourceTensors) -> Explanation | None:
     """Say how a tensor of a port came from the source's, or None.
 
-    The statement is a clause about the tensor that begins with a verb: "is flipped in height and width".
+    The statement is a clause about the tensor that begins with a verb: "is flipped along height".
 
     Args:
         key: Its state_dict key.
@@ -110,16 +111,20 @@ def _wrong_layouts(kernel: Array) -> Iterator[tuple[Cause, str, Callable[[Array]
         shape.
     """
     if kernel.ndim == 4:
-        yield Cause.HEIGHT_WIDTH, "has height and width exchanged", lambda a: a.swapaxes(2, 3)
-        yield Cause.FLIPPED, "is flipped in height and width", lambda a: np.flip(a, (2, 3))
-    yield Cause.IN_OUT, "has inputs and outputs exchanged", lambda a: a.swapaxes(0, 1)
-    if kernel.ndim == 4:
-        both = "has inputs and outputs exchanged, and height and width"
-        yield Cause.IN_OUT, both, lambda a: a.transpose(1, 0, 3, 2)
-    axes = _HWIO if kernel.ndim == 4 else (1, 0)
-    order = "height, width, inputs, outputs" if kernel.ndim == 4 else "inputs, outputs"
-    reshaped = f"was reshaped from ({order}) instead of transposed"
-    yield Cause.RESHAPED, reshaped, lambda a: a.transpose(axes).reshape(a.shape)
+        exchanged = "is laid out as (outputs, inputs, width, height)"
+        yield Cause.HEIGHT_WIDTH, exchanged, lambda a: a.swapaxes(2, 3)
+        yield Cause.FLIPPED, "is flipped along height", lambda a: np.flip(a, 2)
+        yield Cause.FLIPPED, "is flipped along width", lambda a: np.flip(a, 3)
+        yield Cause.FLIPPED, "is flipped along height and width", lambda a: np.flip(a, (2, 3))
+        exchanged = "is laid out as (inputs, outputs, height, width)"
+        yield Cause.IN_OUT, exchanged, lambda a: a.swapaxes(0, 1)
+        exchanged = "is laid out as (inputs, outputs, width, height)"
+        yield Cause.IN_OUT, exchanged, lambda a: a.transpose(1, 0, 3, 2)
+        reshaped = "was reshaped from (height, width, inputs, outputs)"
+        yield Cause.RESHAPED, reshaped, lambda a: a.transpose(_HWIO).reshape(a.shape)
+    else:
+        yield Cause.IN_OUT, "is laid out as (inputs, outputs)", lambda a: a.T
+        yield Cause.RESHAPED, "was reshaped from (inputs, outputs)", lambda a: a.T.reshape(a.shape)
 
 
 def _average(key: str, actual: Array, averages: Mapping[str, Array]) -> Explanation | None:

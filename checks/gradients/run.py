@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from checks.core.activations import one_thread
 from checks.core.builtin_checkpoint import built_in_checkpoint
 from checks.core.environment import environment
 from checks.core.source_tensors import expected_state_dict, float32_variables, plan_source
@@ -138,8 +139,6 @@ def _pytorch_in_background(
 ) -> Iterator[tuple[dict[Mode, Future[PyTorchGradients]], dict[OptimiserName, Future[PyTorchTraining]]]]:
     """Start all of PyTorch's work, one task after another on one thread, while TensorFlow does the same."""
     trained = trained_keys(variant)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     pool = ThreadPoolExecutor(1)
     stopped = threading.Event()
 
@@ -148,13 +147,15 @@ def _pytorch_in_background(
             raise CancelledError
         return training_loss(model, images, batch)
 
-    try:
-        gradients = {mode: pool.submit(take_gradients, model, batch, mode, loss) for mode in MODES}
-        yield (
-            gradients,
-            {name: pool.submit(train_pytorch, model, batch, trained, name, loss=loss) for name in OPTIMISERS},
-        )
-    finally:
-        stopped.set()
-        pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(threads)
+    with one_thread():
+        try:
+            yield (
+                {mode: pool.submit(take_gradients, model, batch, mode, loss) for mode in MODES},
+                {
+                    name: pool.submit(train_pytorch, model, batch, trained, name, loss=loss)
+                    for name in OPTIMISERS
+                },
+            )
+        finally:
+            stopped.set()
+            pool.shutdown(cancel_futures=True)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from checks.core.activations import short_name
 from checks.core.judgement import Judgement
+from checks.core.network import short_name
 from checks.core.tensorflow_side import find_meta
 from converter.errors import SourceError
 from converter.formats.source import TensorSource

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from checks.core import thresholds
-from checks.core.render import print_judgements
+from checks.core.render import from_home, print_judgements
 from checks.gradients.judge import describe_distance, worst_tensor
 from checks.gradients.result import INPUT, GradientsResult, TensorDistance
 from converter import command_line
@@ -35,7 +35,7 @@ def print_result(result: GradientsResult, *, verbose: bool = False) -> None:
         else "[bold red]Training differs from TensorFlow's.[/]"
     )
     size = "x".join(map(str, result.batch_shape[1:3]))
-    setting = f"{result.source}: {result.batch_shape[0]} images of {size}, float64; {result.loss}"
+    setting = f"{from_home(result.source)}: {result.batch_shape[0]} images of {size}, float64; {result.loss}"
     console.print(setting, markup=False)
     # The tensors behind the details of the other judgements are listed below.
     statistics, *others = result.judgements

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import groupby
 
-from checks.core.activations import short_name
+from checks.core.network import short_name
 from converter.layer_map import BLOCKS
 
 Groups = tuple[tuple[str, int], ...]

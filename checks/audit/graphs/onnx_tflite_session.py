@@ -12,8 +12,9 @@ from checks.audit.graphs.find_layers import GraphLayers
 from checks.audit.graphs.graph import Graph
 from checks.audit.graphs.graph_formats import format_of
 from checks.audit.graphs.runtime_process import RuntimeProcess
-from checks.core.activations import BOTTLENECK, EMBEDDINGS, LOGITS, activation_names
+from checks.core.activations import activation_names
 from checks.core.inputs import IMAGE_SIZE
+from checks.core.network import BOTTLENECK, EMBEDDINGS, LOGITS
 from converter.casting import HALVES
 from converter.errors import SourceError
 from reference.inception_resnet_v1 import MINIMUM_IMAGE_SIZE

@@ -14,10 +14,10 @@ from checks.audit.folded_standardisation import FoldedStandardisation
 from checks.audit.graphs.preprocessing import Preprocessing, detect_preprocessing, to_pixels
 from checks.audit.result import GraphRun, InputRun, LayerError
 from checks.core import thresholds
-from checks.core.activations import BOTTLENECK, EMBEDDINGS, LOGITS, run_pytorch
+from checks.core.activations import run_pytorch
 from checks.core.inputs import InputBatch, seeded_inputs
 from checks.core.metrics import l2_norm, relative_l2
-from checks.core.network import NORM_FLOOR
+from checks.core.network import BOTTLENECK, EMBEDDINGS, LOGITS, NORM_FLOOR
 from checks.core.types import Say
 from reference import InceptionResnetV1
 

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
-from checks.core.activations import EMBEDDINGS, activation_names
+from checks.core.activations import activation_names
 from checks.core.inputs import IMAGE_SIZE
+from checks.core.network import EMBEDDINGS
 
 if TYPE_CHECKING:
     from facenet_tf.own_graph import OwnGraph

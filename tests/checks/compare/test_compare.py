@@ -74,7 +74,7 @@ def clean(main_job: MainJob, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_built_in_checkpoint_is_real_and_proven(main_job: MainJob) -> None:
     stdout = main_job.result.stdout
     assert len(stdout.splitlines()) <= 15
-    assert stdout.startswith("The port is exact.")
+    assert stdout.startswith("The port is exact: ")
     assert stdout.count("holds ") == 4
     assert "FAILS" not in stdout
     assert "492 converted bit for bit, 224 synthesised" in stdout
@@ -128,7 +128,7 @@ def test_without_tensorflow_the_message_says_what_to_install(main_job: MainJob) 
     command = [sys.executable, "-c", WITHOUT_TENSORFLOW, str(main_job.checkpoint)]
     result = subprocess.run(command, env=main_job.environment, capture_output=True, text=True)
     assert result.returncode == 4
-    assert "pip install 'tensorflow>=2.16'" in result.stderr
+    assert "pip install 'facenet-port[tensorflow]'" in result.stderr
     assert "--activations" in result.stderr
     assert "Traceback" not in result.stderr
 
@@ -209,7 +209,7 @@ def test_a_difference_ends_with_exit_code_1_and_names_the_place(
     output = capsys.readouterr()
     assert "FAILS  tensors" in output.out
     lines = output.out.splitlines()
-    assert lines[0].startswith("The port differs. ")
+    assert lines[0].startswith("The port differs: ")
     assert "Mixed_7a is the first activation that differs, on standard normal images" in output.out
     assert "give the checkpoint as well: facenet-port compare SOURCE --activations" in output.out
     assert len(lines) <= 15
@@ -222,7 +222,7 @@ def test_the_tables_explain_each_of_their_columns(
     options = ["--state-dict", str(clean), "--activations", str(main_job.activations), "--verbose"]
     assert compare_command.main(options) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("The port is exact.")
+    assert lines[0].startswith("The port is exact: ")
     for heading, explanation in (*ACTIVATION_COLUMNS, *INPUT_COLUMNS):
         assert any(" ".join(heading.split()) in line and explanation in line for line in lines)
     assert not any("…" in line for line in lines)  # no figure is cut off

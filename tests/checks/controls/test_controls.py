@@ -18,14 +18,14 @@ from checks.controls.faults.all_faults import ALL_FAULTS
 from checks.controls.faults.fault import Fault, Site
 from checks.controls.judge_inference import InferenceJudge, judge_whole, tensors_hold
 from checks.controls.pipeline import Pipeline
-from checks.controls.plant_faults import FaultPlanter, one_thread_each
+from checks.controls.plant_faults import FaultPlanter
 from checks.controls.result import CleanRun, ControlsResult
 from checks.controls.run import choose, run_controls
 from checks.controls.snapshot import Snapshot
 from checks.controls.table import print_result
 from checks.controls.tensorflow_reference import ControlReference, ControlSource
 from checks.core import thresholds
-from checks.core.activations import run_pytorch
+from checks.core.activations import one_thread, run_pytorch
 from checks.core.builtin_checkpoint import built_in_checkpoint
 from converter.errors import DifferenceError, UsageError
 from converter.formats.detect import open_source
@@ -51,7 +51,7 @@ def reference(checkpoint: ControlSource) -> ControlReference:
 
 @pytest.fixture(scope="module")
 def planting(checkpoint: ControlSource, reference: ControlReference) -> Iterator[FaultPlanter]:
-    with one_thread_each():
+    with one_thread():
         yield FaultPlanter(checkpoint, reference)
 
 
@@ -213,7 +213,7 @@ def test_a_fault_that_leaves_a_trace_is_an_error(checkpoint, reference):
         port.float64.block8.scale = 0.5
         yield
 
-    with one_thread_each(), pytest.raises(DifferenceError, match="leaves traces"):
+    with one_thread(), pytest.raises(DifferenceError, match="leaves traces"):
         lasting = _fault(Site("block8", "InceptionResnetV1/Block8", careless))
         FaultPlanter(checkpoint, reference).plant(lasting, lasting.sites[0])
 

@@ -91,7 +91,9 @@ ONE_BY_SEVEN = "repeat_2.3.branch1.1.conv.weight", "repeat_2.6.branch1.1.conv.we
 WEIGHTS = {
     "height and width": (_changed(KERNEL, lambda k: k.swapaxes(2, 3)), Cause.HEIGHT_WIDTH, UNIT_ACTIVATION),
     "flipped": (_changed(KERNEL, lambda k: k[:, :, ::-1, ::-1]), Cause.FLIPPED, UNIT_ACTIVATION),
-    "one axis flipped": (
+    "flipped along height": (_changed(KERNEL, lambda k: k[:, :, ::-1]), Cause.FLIPPED, UNIT_ACTIVATION),
+    "flipped along width": (_changed(KERNEL, lambda k: k[..., ::-1]), Cause.FLIPPED, UNIT_ACTIVATION),
+    "flipped 7x1": (
         _changed("repeat_2.0.branch1.2.conv.weight", lambda k: k[:, :, ::-1]),
         Cause.FLIPPED,
         "Repeat_1/block17_1/Branch_1/Conv2d_0c_7x1",
@@ -268,6 +270,12 @@ MODULES = {
         Cause.BATCH_NORM,
         UNIT_ACTIVATION,
         "left out",
+    ),
+    "kernel flipped along width": (
+        computing(UNIT, lambda self, x: F.relu(self.bn(F.conv2d(x, self.conv.weight.flip(3), padding=1)))),
+        Cause.FLIPPED,
+        UNIT_ACTIVATION,
+        "along width",
     ),
     "padding of the stem": (
         _set("conv2d_1a.conv", "padding", (1, 1)),

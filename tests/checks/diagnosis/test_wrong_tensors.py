@@ -15,6 +15,7 @@ from torch import nn
 from checks.core.activations import activation_names
 from checks.diagnosis import diagnose
 from checks.diagnosis.causes import Cause
+from checks.diagnosis.explain_tensor import SourceTensors, explain
 from converter.convert import tensorflow_tensors, to_numpy_state_dict
 from converter.formats.detect import open_source
 from converter.layer_map import Variant
@@ -49,6 +50,16 @@ def test_a_fault_in_the_weights_is_named_placed_and_put_right(
     assert {str(cause) in line for line in found.summary} == {True}
     repaired = {**state_dict, **found.repair}
     assert all(same_bytes(repaired[key], right[key]) for key in right)
+
+
+@pytest.mark.parametrize(
+    ("axes", "statement"),
+    [(2, "along height"), (3, "along width"), ((2, 3), "along height and width")],
+)
+def test_a_flip_is_named_with_its_axes(axes: Any, statement: str, right: Arrays) -> None:
+    actual = np.ascontiguousarray(np.flip(right[KERNEL], axes))
+    explanation = explain(KERNEL, actual, SourceTensors(right, {}))
+    assert explanation == (Cause.FLIPPED, f"is flipped {statement}")
 
 
 @pytest.mark.parametrize("only", [None, KERNEL])
