@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from converter.casting import BFLOAT16, CASTABLE, FLOAT32, Cast, measure_cast, to_float32
 from converter.formats.source import TensorInfo, TensorSource
 from converter.keras_layer_map import keras_names
-from converter.layer_map import Converted, Row, Synthesised, Variant, table
+from converter.layer_map import ConvertedRow, Row, SynthesisedRow, Variant, table
 from converter.plan import (
     MappingError,
     Plan,
@@ -121,7 +121,7 @@ def to_tensorflow(
         raise MappingError(problems, len(info), len(rows), hint)
     variables = {}
     for key, row in rows.items():
-        if isinstance(row, Converted):
+        if isinstance(row, ConvertedRow):
             array = arrays[key]
             variables[row.variable] = _detached(row.layout.inverse.apply(array), array)
     return variables
@@ -183,7 +183,7 @@ def convert_tensors(tensors: Mapping[str, NDArray[Any]], plan: Plan) -> Iterator
     """
     problems: list[Problem] = []
     for row in plan.rows:
-        if isinstance(row, Synthesised):
+        if isinstance(row, SynthesisedRow):
             yield ConvertedTensor(row, synthesise(row), None)
             continue
         name = plan.sources[row.variable]
@@ -200,7 +200,7 @@ def convert_tensors(tensors: Mapping[str, NDArray[Any]], plan: Plan) -> Iterator
         raise MappingError(problems, len(tensors), len(plan.sources), hint)
 
 
-def synthesise(row: Synthesised) -> NDArray[Any]:
+def synthesise(row: SynthesisedRow) -> NDArray[Any]:
     """Make the value of a state_dict entry that TensorFlow does not have."""
     return np.full(row.shape, row.fill, row.dtype)
 
@@ -211,7 +211,7 @@ def _is_other_scale(row: Row, state_dict: Mapping[str, NDArray[Any]], info: Mapp
     A scale of another dtype or shape is a problem of its own and is not read.
     """
     return (
-        isinstance(row, Synthesised)
+        isinstance(row, SynthesisedRow)
         and row.dtype == "float32"
         and row.key in info
         and info[row.key].shape == row.shape
@@ -222,7 +222,7 @@ def _is_other_scale(row: Row, state_dict: Mapping[str, NDArray[Any]], info: Mapp
 
 def _may_stand_for(dtype: np.dtype, row: Row) -> bool:
     """Tell whether a row's entry may have this dtype; counters too may be cast, with the whole state_dict."""
-    return dtype == FLOAT32 or dtype in CASTABLE or (isinstance(row, Synthesised) and dtype == row.dtype)
+    return dtype == FLOAT32 or dtype in CASTABLE or (isinstance(row, SynthesisedRow) and dtype == row.dtype)
 
 
 def _detached(result: NDArray[Any], origin: NDArray[Any]) -> NDArray[Any]:

@@ -21,7 +21,7 @@ from converter.formats.source import TensorSource
 from converter.formats.tensorflow.bundle import TensorBundle
 from converter.hub.identify import find_namesake, identify
 from converter.hub.locate import locate
-from converter.layer_map import Converted, Row
+from converter.layer_map import ConvertedRow, Row
 from converter.manifest import file_digest, tensor_digest
 from converter.output_names import OutputFormat, check_ending, default_output, model_name
 from converter.plan import LeftOut, MappingError, Plan, Weights, describe, plan_conversion
@@ -208,7 +208,7 @@ def _convert(
         row = tensor.row
         state_dict[row.key] = tensor.array
         hashes[row.key] = pool.submit(tensor_digest, tensor.array)
-        if isinstance(row, Converted) and tensor.cast is not None:
+        if isinstance(row, ConvertedRow) and tensor.cast is not None:
             casts[plan.sources[row.variable]] = tensor.cast
         meter.advance(tensor.array.nbytes)
     return _Converted(state_dict, hashes, casts)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from functools import cache
 
-from converter.layer_map import NETWORK_SCOPE, Converted, Variant, table
+from converter.layer_map import NETWORK_SCOPE, ConvertedRow, Variant, table
 
 # The last block8 has a scope of its own in TensorFlow; Keras files count it as the sixth.
 _LAST_BLOCK = "Block8_6"
@@ -47,7 +47,7 @@ def keras_names() -> Mapping[str, str]:
     """
     names: dict[str, str] = {}
     for row in table(Variant(num_classes=1, gamma=True)):
-        if not isinstance(row, Converted):
+        if not isinstance(row, ConvertedRow):
             continue
         weight = keras_weight(row.scope, row.variable.rpartition("/")[2])
         names[weight] = row.variable

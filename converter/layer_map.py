@@ -141,7 +141,7 @@ class Variant:
 
 
 @dataclass(frozen=True, slots=True)
-class Converted:
+class ConvertedRow:
     """A row for a float32 tensor that TensorFlow and PyTorch both have.
 
     Attributes:
@@ -165,7 +165,7 @@ class Converted:
 
 
 @dataclass(frozen=True, slots=True)
-class Synthesised:
+class SynthesisedRow:
     """A row for a state_dict entry that PyTorch needs and TensorFlow does not have.
 
     Attributes:
@@ -188,25 +188,25 @@ class Synthesised:
         return TensorInfo(np.dtype(self.dtype), self.shape)
 
 
-Row = Converted | Synthesised
+Row = ConvertedRow | SynthesisedRow
 
 
 def _batch_norm(layer: Layer, module: str, gamma: bool) -> Iterator[Row]:
-    def converted(key: str, variable: str) -> Converted:
+    def converted(key: str, variable: str) -> ConvertedRow:
         name = f"{layer.scope}/BatchNorm/{variable}"
-        return Converted(f"{module}.{key}", name, VECTOR, (layer.outputs,), layer.scope)
+        return ConvertedRow(f"{module}.{key}", name, VECTOR, (layer.outputs,), layer.scope)
 
     if gamma:
         yield converted("weight", "gamma")
     else:
         shape = (layer.outputs,)
-        yield Synthesised(
+        yield SynthesisedRow(
             f"{module}.weight", "float32", shape, 1, "slim's BatchNorm was built without a scale"
         )
     yield converted("bias", "beta")
     yield converted("running_mean", "moving_mean")
     yield converted("running_var", "moving_variance")
-    yield Synthesised(
+    yield SynthesisedRow(
         f"{module}.num_batches_tracked", "int64", (), 0, "PyTorch counts batches, TensorFlow does not"
     )
 
@@ -214,12 +214,12 @@ def _batch_norm(layer: Layer, module: str, gamma: bool) -> Iterator[Row]:
 def _convolution(layer: Layer, gamma: bool) -> Iterator[Row]:
     module = f"{layer.module}.conv" if layer.batch_norm else layer.module
     shape = (*layer.kernel, layer.inputs, layer.outputs)
-    yield Converted(f"{module}.weight", f"{layer.scope}/weights", CONVOLUTION, shape, layer.scope)
+    yield ConvertedRow(f"{module}.weight", f"{layer.scope}/weights", CONVOLUTION, shape, layer.scope)
     if layer.batch_norm:
         yield from _batch_norm(layer, f"{layer.module}.bn", gamma)
     else:
         biases = f"{layer.scope}/biases"
-        yield Converted(f"{module}.bias", biases, VECTOR, (layer.outputs,), layer.scope)
+        yield ConvertedRow(f"{module}.bias", biases, VECTOR, (layer.outputs,), layer.scope)
 
 
 def table(variant: Variant) -> tuple[Row, ...]:
@@ -233,7 +233,7 @@ def table(variant: Variant) -> tuple[Row, ...]:
     size = variant.embedding_size
     scope = variant.bottleneck_scope
     rows.append(
-        Converted(
+        ConvertedRow(
             "last_linear.weight",
             f"{scope}/weights",
             FULLY_CONNECTED,
@@ -246,15 +246,15 @@ def table(variant: Variant) -> tuple[Row, ...]:
     if variant.num_classes is not None:
         classes = variant.num_classes
         weights, biases = f"{LOGITS_SCOPE}/weights", f"{LOGITS_SCOPE}/biases"
-        rows.append(Converted("logits.weight", weights, FULLY_CONNECTED, (size, classes), LOGITS_SCOPE))
-        rows.append(Converted("logits.bias", biases, VECTOR, (classes,), LOGITS_SCOPE))
+        rows.append(ConvertedRow("logits.weight", weights, FULLY_CONNECTED, (size, classes), LOGITS_SCOPE))
+        rows.append(ConvertedRow("logits.bias", biases, VECTOR, (classes,), LOGITS_SCOPE))
     return tuple(rows)
 
 
 def _check_table() -> None:
     """Check the table against the published counts, so that a wrong row fails at import."""
     rows = table(Variant(num_classes=8631))
-    converted = [row for row in rows if isinstance(row, Converted)]
+    converted = [row for row in rows if isinstance(row, ConvertedRow)]
     keys, variables = {row.key for row in rows}, {row.variable for row in converted}
     counts = (len(CONVOLUTIONS), len(rows), len(keys), len(converted), len(variables))
     if counts != (132, 716, 716, 492, 492):

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from converter import __version__
 from converter.errors import SourceError
 from converter.formats.source import TensorInfo
-from converter.layer_map import Converted, Row
+from converter.layer_map import ConvertedRow, Row
 
 if TYPE_CHECKING:  # these are slow to import, and reading a manifest does not need them
     from converter.convert_file import Conversion
@@ -70,7 +70,7 @@ def build_manifest(conversion: Conversion, rows: Sequence[Row], files: Mapping[s
     tensors = []
     for row in rows:
         entry: dict[str, Any] = {"key": row.key}
-        if isinstance(row, Converted):
+        if isinstance(row, ConvertedRow):
             entry["variable"] = row.variable
             if plan.sources[row.variable] != row.variable:
                 entry["source"] = plan.sources[row.variable]
@@ -78,7 +78,7 @@ def build_manifest(conversion: Conversion, rows: Sequence[Row], files: Mapping[s
         else:
             entry["synthesised"], entry["value"] = row.reason, row.fill
         entry["dtype"], entry["shape"] = row.entry.dtype.name, row.entry.shape
-        if isinstance(row, Converted) and plan.sources[row.variable] in casts:
+        if isinstance(row, ConvertedRow) and plan.sources[row.variable] in casts:
             entry["cast_from"] = asdict(casts[plan.sources[row.variable]])
         entry["sha256"] = conversion.digests[row.key]
         tensors.append(entry)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 
-from converter.layer_map import Converted
+from converter.layer_map import ConvertedRow
 from converter.layouts import CONVOLUTION_WIDTH_FIRST, FULLY_CONNECTED, VECTOR
 
 # (TensorFlow scope, PyTorch module, shape of the weights in TensorFlow). The shape is (height, width, inputs,
@@ -57,16 +57,16 @@ O_NET: tuple[_Layer, ...] = (
 )
 
 
-def _rows(scope: str, module: str, shape: tuple[int, ...]) -> Iterator[Converted]:
+def _rows(scope: str, module: str, shape: tuple[int, ...]) -> Iterator[ConvertedRow]:
     if len(shape) == 1:
-        yield Converted(f"{module}.weight", f"{scope}/alpha", VECTOR, shape, scope)
+        yield ConvertedRow(f"{module}.weight", f"{scope}/alpha", VECTOR, shape, scope)
         return
     layout = CONVOLUTION_WIDTH_FIRST if len(shape) == 4 else FULLY_CONNECTED
-    yield Converted(f"{module}.weight", f"{scope}/weights", layout, shape, scope)
-    yield Converted(f"{module}.bias", f"{scope}/biases", VECTOR, shape[-1:], scope)
+    yield ConvertedRow(f"{module}.weight", f"{scope}/weights", layout, shape, scope)
+    yield ConvertedRow(f"{module}.bias", f"{scope}/biases", VECTOR, shape[-1:], scope)
 
 
-NETWORKS: Mapping[str, tuple[Converted, ...]] = {
+NETWORKS: Mapping[str, tuple[ConvertedRow, ...]] = {
     name: tuple(row for layer in layers for row in _rows(*layer))
     for name, layers in (("P-Net", P_NET), ("R-Net", R_NET), ("O-Net", O_NET))
 }

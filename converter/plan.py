@@ -16,9 +16,9 @@ from converter.formats.source import TensorInfo, TensorSource
 from converter.layer_map import (
     BOTTLENECK_SCOPES,
     LOGITS_SCOPE,
-    Converted,
+    ConvertedRow,
     Row,
-    Synthesised,
+    SynthesisedRow,
     Variant,
     table,
 )
@@ -142,14 +142,14 @@ class Plan:
     casts: Mapping[str, np.dtype]
 
     @property
-    def converted(self) -> tuple[Converted, ...]:
+    def converted(self) -> tuple[ConvertedRow, ...]:
         """Rows that have a TensorFlow variable."""
-        return tuple(row for row in self.rows if isinstance(row, Converted))
+        return tuple(row for row in self.rows if isinstance(row, ConvertedRow))
 
     @property
-    def synthesised(self) -> tuple[Synthesised, ...]:
+    def synthesised(self) -> tuple[SynthesisedRow, ...]:
         """Rows that have no TensorFlow variable."""
-        return tuple(row for row in self.rows if isinstance(row, Synthesised))
+        return tuple(row for row in self.rows if isinstance(row, SynthesisedRow))
 
 
 def describe(tensors: Mapping[str, NDArray[Any]]) -> Mapping[str, TensorInfo]:
@@ -212,7 +212,7 @@ def plan_conversion(info: Mapping[str, TensorInfo], *, weights: Weights = "varia
     """
     variant = infer_variant(info)
     rows = table(variant)
-    variables = {row.variable: row for row in rows if isinstance(row, Converted)}
+    variables = {row.variable: row for row in rows if isinstance(row, ConvertedRow)}
     sources = _choose_sources(info, variables, weights)
     problems: list[Problem] = []
     casts: dict[str, np.dtype] = {}
@@ -246,7 +246,7 @@ def plan_conversion(info: Mapping[str, TensorInfo], *, weights: Weights = "varia
 
 
 def _choose_sources(
-    info: Mapping[str, TensorInfo], variables: Mapping[str, Converted], weights: Weights
+    info: Mapping[str, TensorInfo], variables: Mapping[str, ConvertedRow], weights: Weights
 ) -> dict[str, str]:
     """Variable name to the name of the tensor that is to be read for it."""
     if weights == "variable":

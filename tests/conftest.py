@@ -20,7 +20,7 @@ from safetensors.numpy import save_file
 
 from converter.convert import tensorflow_tensors, to_numpy_state_dict
 from converter.formats.detect import open_source
-from converter.layer_map import NETWORK_SCOPE, Converted, Variant, table
+from converter.layer_map import NETWORK_SCOPE, ConvertedRow, Variant, table
 from tests.support.package_index import (
     FACENET_MTCNN,
     KERAS_FACENET,
@@ -91,7 +91,7 @@ def tensors():
     generator = np.random.default_rng(0)
     drawn = {}
     for row in table(Variant(num_classes=CLASSES)):
-        if not isinstance(row, Converted):
+        if not isinstance(row, ConvertedRow):
             continue
         leaf = row.variable.rpartition("/")[2]
         if leaf == "moving_variance":

@@ -10,7 +10,7 @@ from checks.audit.result import TensorResult
 from checks.audit.source_weights import TensorPlace
 from converter.errors import SourceError
 from converter.formats.source import TensorSource
-from converter.layer_map import Converted
+from converter.layer_map import ConvertedRow
 from converter.layouts import Layout
 from converter.mtcnn_layer_map import NETWORKS, network_of_keys, network_of_variables
 
@@ -44,7 +44,7 @@ def compare_mtcnn(port: TensorSource, source: TensorSource) -> tuple[TensorResul
     return tuple(_compare_row(row, port, source) for row in NETWORKS[expected])
 
 
-def _compare_row(row: Converted, port: TensorSource, source: TensorSource) -> TensorResult:
+def _compare_row(row: ConvertedRow, port: TensorSource, source: TensorSource) -> TensorResult:
     to_port, name = _layout_and_name(row, port)
     to_source, original = _layout_and_name(row, source)
     expected = to_source.inverse.apply(np.array(source[original]))
@@ -52,7 +52,7 @@ def _compare_row(row: Converted, port: TensorSource, source: TensorSource) -> Te
     return compare_exactly(tensor, expected, TensorPlace(row.scope, row.variable, row.key))
 
 
-def _layout_and_name(row: Converted, file: TensorSource) -> tuple[Layout, str]:
+def _layout_and_name(row: ConvertedRow, file: TensorSource) -> tuple[Layout, str]:
     """The layout and the name that a tensor has in a file."""
     if file.naming == "pytorch":
         return row.layout, _prefix(file) + row.key

@@ -14,7 +14,7 @@ from checks.audit.folding_formulas import BatchNorm
 from checks.audit.port_layers import BATCH_NORM, Role
 from checks.core.network import stage_of
 from checks.diagnosis.explain_tensor import SourceTensors
-from converter.layer_map import BOTTLENECK_SCOPES, Converted, Variant, table
+from converter.layer_map import BOTTLENECK_SCOPES, ConvertedRow, Variant, table
 
 Array = NDArray[Any]
 
@@ -95,4 +95,4 @@ def variable_name(scope: str, role: Role) -> str:
 def _keys(variant: Variant) -> Mapping[str, str]:
     """Variable to state_dict key, for every tensor that a port may have."""
     full = Variant(variant.embedding_size, variant.num_classes or 1, gamma=True)
-    return {row.variable: row.key for row in table(full) if isinstance(row, Converted)}
+    return {row.variable: row.key for row in table(full) if isinstance(row, ConvertedRow)}

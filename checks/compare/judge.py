@@ -14,7 +14,7 @@ from checks.core.judgement import Judgement
 from checks.core.network import short_name
 from converter.casting import to_float32
 from converter.convert import synthesise
-from converter.layer_map import LOGITS_SCOPE, Synthesised
+from converter.layer_map import LOGITS_SCOPE, SynthesisedRow
 from converter.plan import Plan
 from converter.same_bits import same_bits
 
@@ -40,7 +40,7 @@ def judge_tensors(
         if row.key not in state_dict:
             continue
         actual = state_dict[row.key]
-        if isinstance(row, Synthesised):
+        if isinstance(row, SynthesisedRow):
             if not same_bits(actual, synthesise(row)):
                 details.append(f"{row.key}: not {row.fill} throughout")
             continue

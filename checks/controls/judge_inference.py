@@ -21,7 +21,7 @@ from checks.core.inputs import NOISE
 from checks.core.judgement import Judgement
 from checks.core.network import EMBEDDINGS
 from checks.core.tensorflow_side import Activations
-from converter.layer_map import Converted, Row
+from converter.layer_map import ConvertedRow, Row
 from converter.plan import Plan
 
 Outputs = dict[str, NDArray[Any]]
@@ -132,7 +132,7 @@ def _changed_rows(port: Pipeline, clean: Pipeline) -> Iterator[Row]:
 
 def _origin(plan: Plan, row: Row) -> str | None:
     """The source's tensor that a row is read from."""
-    return plan.sources[row.variable] if isinstance(row, Converted) else None
+    return plan.sources[row.variable] if isinstance(row, ConvertedRow) else None
 
 
 def _judge_input(

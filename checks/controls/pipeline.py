@@ -15,7 +15,7 @@ from checks.core.inputs import prewhiten, standardise
 from checks.core.types import Arrays
 from checks.gradients.result import OptimiserName
 from checks.gradients.train_pytorch import Loss, make_optimiser, training_loss
-from converter.layer_map import NETWORK_SCOPE, Converted
+from converter.layer_map import NETWORK_SCOPE, ConvertedRow
 from converter.plan import Plan
 from reference import InceptionResnetV1
 
@@ -59,7 +59,7 @@ class Pipeline:
         """The network in either arithmetic."""
         return self.float32, self.float64
 
-    def row(self, variable: str) -> Converted:
+    def row(self, variable: str) -> ConvertedRow:
         """The row of the layer map for a variable, named without the network's scope."""
         return next(row for row in self.plan.converted if row.variable in self._full_names(variable))
 

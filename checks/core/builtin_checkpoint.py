@@ -17,7 +17,7 @@ from checks.core.inputs import seeded_inputs
 from converter.convert import to_tensorflow
 from converter.errors import SourceError
 from converter.hub.cache import cache_folder
-from converter.layer_map import Converted, Variant, table
+from converter.layer_map import ConvertedRow, Variant, table
 from reference import InceptionResnetV1
 
 MODEL_NAME = "built-in-512d-8631"
@@ -86,7 +86,7 @@ def built_in_tensors(variant: Variant = VARIANT, seed: int = _SEED) -> dict[str,
     model = InceptionResnetV1(num_classes=variant.num_classes, embedding_size=variant.embedding_size)
     state_dict = model.state_dict()
     for row in table(variant):
-        if not isinstance(row, Converted):
+        if not isinstance(row, ConvertedRow):
             continue
         shape = row.entry.shape
         if row.variable.endswith("/weights"):
@@ -113,7 +113,7 @@ def built_in_tensors(variant: Variant = VARIANT, seed: int = _SEED) -> dict[str,
 _RESIDUAL_BIASES = frozenset(
     row.variable
     for row in table(Variant())
-    if isinstance(row, Converted) and row.variable.endswith("/biases")
+    if isinstance(row, ConvertedRow) and row.variable.endswith("/biases")
 )
 
 

@@ -20,7 +20,7 @@ from checks.diagnosis.explain_tensor import SourceTensors
 from checks.diagnosis.layer_arithmetic import concatenated, distance, layer_input, run_weights
 from checks.diagnosis.result import Diagnosis, Finding
 from checks.diagnosis.run_layers import run_layers, to_torch
-from converter.layer_map import Converted, Variant, table
+from converter.layer_map import ConvertedRow, Variant, table
 from reference import InceptionResnetV1
 
 Array = NDArray[Any]
@@ -70,7 +70,7 @@ def diagnose(
             given=_nchw(images if given is None else given),
             pixels=None if pixels is None else _nchw(pixels),
             source=SourceTensors(source, averages or {}),
-            variables={row.key: row.variable for row in table(variant) if isinstance(row, Converted)},
+            variables={row.key: row.variable for row in table(variant) if isinstance(row, ConvertedRow)},
             most_layers=most_layers,
         )
         wrong_layers = itertools.islice(search.wrong_layers(), most_layers)

@@ -14,7 +14,7 @@ from checks.core.network import short_name
 from checks.core.tensorflow_side import find_meta
 from converter.errors import SourceError
 from converter.formats.source import TensorSource
-from converter.layer_map import Converted, Variant, table
+from converter.layer_map import ConvertedRow, Variant, table
 from reference import InceptionResnetV1
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def _batch_norms(model: InceptionResnetV1, variant: Variant) -> dict[str, nn.Bat
     return {
         row.variable.rpartition("/")[0]: model.get_submodule(row.key.rpartition(".")[0])  # type: ignore[misc]
         for row in table(variant)
-        if isinstance(row, Converted) and row.key.endswith(".running_var")
+        if isinstance(row, ConvertedRow) and row.key.endswith(".running_var")
     }
 
 

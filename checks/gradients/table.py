@@ -13,7 +13,7 @@ from checks.core.render import from_home, print_judgements
 from checks.gradients.judge import describe_distance, worst_tensor
 from checks.gradients.result import INPUT, GradientsResult, TensorDistance
 from converter import command_line
-from converter.layer_map import Converted, Variant
+from converter.layer_map import ConvertedRow, Variant
 from converter.layer_map import table as layer_table
 
 _WIDTH = 110  # columns; a line may wrap, a figure is not cut off
@@ -63,7 +63,7 @@ def _print_worst(console: Console, result: GradientsResult) -> None:
 
 def _variables(variant: Variant) -> dict[str, str]:
     """state_dict key to TensorFlow variable; the training graph has a gamma everywhere."""
-    rows = [row for row in layer_table(replace(variant, gamma=True)) if isinstance(row, Converted)]
+    rows = [row for row in layer_table(replace(variant, gamma=True)) if isinstance(row, ConvertedRow)]
     variables = {INPUT: "the images", **{row.key: row.variable for row in rows}}
     if variant.gamma:
         return variables

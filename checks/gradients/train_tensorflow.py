@@ -18,7 +18,7 @@ from checks.gradients.training_setup import (
     TrainingBatch,
     trained_keys,
 )
-from converter.layer_map import Converted, Variant, table
+from converter.layer_map import ConvertedRow, Variant, table
 from converter.plan import describe, infer_variant
 
 
@@ -103,5 +103,5 @@ def train_tensorflow(
 
 def _in_pytorch_layout(tensors: Arrays, variant: Variant) -> dict[str, NDArray[Any]]:
     """Tensors of the training graph, which has a gamma everywhere, by state_dict key."""
-    rows = [row for row in table(replace(variant, gamma=True)) if isinstance(row, Converted)]
+    rows = [row for row in table(replace(variant, gamma=True)) if isinstance(row, ConvertedRow)]
     return {row.key: row.layout.apply(tensors[row.variable]) for row in rows if row.variable in tensors}

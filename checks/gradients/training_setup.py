@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from checks.gradients.result import Mode, OptimiserName
-from converter.layer_map import BOTTLENECK_INPUTS, Converted, Variant, table
+from converter.layer_map import BOTTLENECK_INPUTS, ConvertedRow, Variant, table
 
 MODES: tuple[Mode, ...] = ("inference", "training")
 OPTIMISERS: tuple[OptimiserName, ...] = ("sgd", "adam")
@@ -80,7 +80,7 @@ def trained_keys(variant: Variant) -> frozenset[str]:
 
     They leave out the running statistics, and the weights of BatchNorm if the checkpoint has no gamma.
     """
-    rows = [row for row in table(variant) if isinstance(row, Converted)]
+    rows = [row for row in table(variant) if isinstance(row, ConvertedRow)]
     return frozenset(
         row.key for row in rows if not row.variable.endswith(("/moving_mean", "/moving_variance"))
     )

@@ -17,7 +17,7 @@ from converter.convert import (
 )
 from converter.formats.detect import open_source
 from converter.formats.source import TensorInfo
-from converter.layer_map import Converted, Synthesised, Variant, table
+from converter.layer_map import ConvertedRow, SynthesisedRow, Variant, table
 from converter.plan import AVERAGE, MappingError, Problem, describe, infer_variant, plan_conversion
 from reference import InceptionResnetV1
 from tests.conftest import CLASSES, same_bits
@@ -42,7 +42,7 @@ def any_bits(variant, seed=0):
     starts = np.random.default_rng(seed)
     drawn = {}
     for row in table(variant):
-        if isinstance(row, Converted):
+        if isinstance(row, ConvertedRow):
             size = int(np.prod(row.shape))
             start = starts.integers(0, BITS.size - size)
             drawn[row.variable] = BITS[start : start + size].copy()
@@ -55,7 +55,7 @@ def info_of(variant, averages=False):
     """What `plan` sees of a variant, without any array."""
     info = {}
     for row in table(variant):
-        if isinstance(row, Converted):
+        if isinstance(row, ConvertedRow):
             info[row.variable] = TensorInfo(np.dtype("float32"), row.shape)
             if averages:
                 info[f"{row.variable}/{AVERAGE}"] = info[row.variable]
@@ -103,7 +103,7 @@ def test_every_tensor_is_the_plain_transposition_of_its_variable(tensors):
     state_dict = to_numpy_state_dict(tensors)
     axes = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}
     for row in table(Variant(num_classes=CLASSES)):
-        if isinstance(row, Synthesised):
+        if isinstance(row, SynthesisedRow):
             expected = np.full(row.shape, row.fill, row.dtype)
         else:
             expected = tensors[row.variable].transpose(axes[tensors[row.variable].ndim])
@@ -257,7 +257,7 @@ def test_every_precision_becomes_float32(mixed):
     state_dict = to_numpy_state_dict(mixed)
     axes = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}
     for row in table(Variant(num_classes=CLASSES)):
-        if isinstance(row, Converted):
+        if isinstance(row, ConvertedRow):
             array = mixed[row.variable]
             # PyTorch casts here, not NumPy.
             bits = array.view(np.int16) if array.dtype == ml_dtypes.bfloat16 else array
@@ -277,7 +277,7 @@ def test_the_plan_tells_what_will_be_cast(mixed, tensors):
 def test_entries_say_what_their_cast_changed(mixed):
     casts = {}
     for entry in convert_tensors(mixed, plan_conversion(describe(mixed))):
-        if isinstance(entry.row, Converted):
+        if isinstance(entry.row, ConvertedRow):
             casts[entry.row.variable] = entry.cast
         else:
             assert entry.cast is None

@@ -31,7 +31,7 @@ from converter.formats.tensorflow.bundle import TensorBundle
 from converter.formats.tensorflow.bundle_writer import write_tensor_bundle
 from converter.hub.catalog import BUILT_IN
 from converter.hub.identify import find_namesake, identify
-from converter.layer_map import Converted, Variant, table
+from converter.layer_map import ConvertedRow, Variant, table
 from converter.plan import AVERAGE, MappingError
 from reference import InceptionResnetV1
 from tests.conftest import CLASSES, random_bits, same_bits, write_keras
@@ -40,13 +40,13 @@ ROOT = Path(module.__file__).parents[1]
 NAME = "20180402-114759"
 AXES = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}
 VARIANT = Variant(num_classes=CLASSES)
-VARIABLES = {row.key: row.variable for row in table(VARIANT) if isinstance(row, Converted)}
+VARIABLES = {row.key: row.variable for row in table(VARIANT) if isinstance(row, ConvertedRow)}
 
 
 @pytest.fixture(scope="module")
 def original():
     """Every bit random, so that only a copy of the bits can pass."""
-    rows = [row for row in table(VARIANT) if isinstance(row, Converted)]
+    rows = [row for row in table(VARIANT) if isinstance(row, ConvertedRow)]
     return {row.variable: random_bits(row.shape, seed) for seed, row in enumerate(rows)}
 
 

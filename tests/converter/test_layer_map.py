@@ -6,22 +6,22 @@ import numpy as np
 import pytest
 
 from converter import layer_map
-from converter.layer_map import CONVOLUTIONS, Converted, Synthesised, Variant, table
+from converter.layer_map import CONVOLUTIONS, ConvertedRow, SynthesisedRow, Variant, table
 from reference import InceptionResnetV1
 
 PUBLISHED = Variant(embedding_size=512, num_classes=8631)
 
 
 def converted(variant):
-    return [row for row in table(variant) if isinstance(row, Converted)]
+    return [row for row in table(variant) if isinstance(row, ConvertedRow)]
 
 
 def synthesised(variant):
-    return [row for row in table(variant) if isinstance(row, Synthesised)]
+    return [row for row in table(variant) if isinstance(row, SynthesisedRow)]
 
 
 def pytorch_shape(row):
-    return row.layout.shape(row.shape) if isinstance(row, Converted) else row.shape
+    return row.layout.shape(row.shape) if isinstance(row, ConvertedRow) else row.shape
 
 
 def test_counts_of_the_published_network():
@@ -108,7 +108,7 @@ def test_the_module_has_the_keys_of_the_table_in_its_order(variant):
     state_dict = module.state_dict()
     assert list(state_dict) == [row.key for row in table(variant)]
     for row in table(variant):
-        dtype = row.dtype if isinstance(row, Synthesised) else "float32"
+        dtype = row.dtype if isinstance(row, SynthesisedRow) else "float32"
         assert tuple(state_dict[row.key].shape) == pytorch_shape(row), row.key
         assert str(state_dict[row.key].dtype) == f"torch.{dtype}", row.key
 

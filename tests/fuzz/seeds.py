@@ -24,7 +24,7 @@ from converter.convert_file import convert_file
 from converter.formats.tensorflow.bundle_writer import write_tensor_bundle
 from converter.formats.tensorflow.data_types import data_type
 from converter.formats.tensorflow.protos import GraphDef
-from converter.layer_map import Converted, Variant, table
+from converter.layer_map import ConvertedRow, Variant, table
 from tests.conftest import write_keras
 from tests.support.numpy_files import by_numpy, by_python2, flat, small_network
 
@@ -282,7 +282,7 @@ files = {{ ".pb" = "{"cd" * 32}", "model.meta" = "{"01" * 32}" }}
 def network_tensors() -> dict[str, NDArray[Any]]:
     """Seeded tensors of the network's real shapes, 94 MB, by TensorFlow name."""
     random = np.random.default_rng(1)
-    rows = [row for row in table(Variant(num_classes=_CLASSES)) if isinstance(row, Converted)]
+    rows = [row for row in table(Variant(num_classes=_CLASSES)) if isinstance(row, ConvertedRow)]
     return {row.variable: random.standard_normal(row.shape, np.float32) for row in rows}
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from checks.controls.faults.fault import Apply, Site, activation_of
 from checks.controls.pipeline import Pipeline
 from checks.core.types import Arrays
-from converter.layer_map import Converted, Row
+from converter.layer_map import ConvertedRow, Row
 
 Forward = Callable[..., Tensor]
 Change = Callable[[NDArray[Any]], NDArray[Any]]
@@ -63,7 +63,7 @@ def rows_changed(
     )
     changes = {}
     for key, row in rows.items():
-        if isinstance(row, Converted):
+        if isinstance(row, ConvertedRow):
             changes[key] = row.layout.apply(port.source[plan.sources[row.variable]])
         else:
             changes[key] = np.full(row.shape, row.fill, row.dtype)

@@ -10,7 +10,7 @@ from checks.controls.faults.change_port import rows_changed
 from checks.controls.faults.fault import Apply, Fault, Site, activation_of
 from checks.controls.pipeline import Pipeline
 from checks.diagnosis.causes import Cause
-from converter.layer_map import NETWORK_SCOPE, Converted, Row, Synthesised
+from converter.layer_map import NETWORK_SCOPE, ConvertedRow, Row, SynthesisedRow
 from converter.layouts import Layout
 from converter.plan import AVERAGE
 
@@ -39,7 +39,7 @@ def _other_layout(layout: Layout, *scopes: str) -> tuple[Site, ...]:
     return tuple(site(scope) for scope in scopes)
 
 
-def _reads(row: Converted, other: Converted) -> Converted:
+def _reads(row: ConvertedRow, other: ConvertedRow) -> ConvertedRow:
     """The row with the variable of another one."""
     return replace(row, variable=other.variable)
 
@@ -206,7 +206,7 @@ def _fill() -> Fault:
             key = port.row(f"{scope}/BatchNorm/beta").key.removesuffix("bias") + "weight"
             row = next(row for row in port.plan.rows if row.key == key)
             return {
-                key: Synthesised(
+                key: SynthesisedRow(
                     key, "float32", row.entry.shape, fill, "a table that fills with another value"
                 )
             }

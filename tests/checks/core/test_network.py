@@ -24,7 +24,7 @@ from checks.core.network import (
     short_name,
     stage_of,
 )
-from converter.layer_map import BLOCKS, NETWORK_SCOPE, Synthesised, Variant, table
+from converter.layer_map import BLOCKS, NETWORK_SCOPE, SynthesisedRow, Variant, table
 from reference import InceptionResnetV1
 
 CLASSES = 7
@@ -46,7 +46,7 @@ def test_it_has_every_activation_and_every_tensor_of_the_layer_map():
     assert NETWORK.keys() == {*LAYERS, *STAGES, EMBEDDINGS, LOGITS}
     keys = [key for layer in NETWORK.values() for key in layer.keys.values()]
     rows = table(Variant(num_classes=CLASSES))
-    counters = {row.key for row in rows if isinstance(row, Synthesised) and row.dtype == "int64"}
+    counters = {row.key for row in rows if isinstance(row, SynthesisedRow) and row.dtype == "int64"}
     assert sorted(keys) == sorted({row.key for row in rows} - counters)
 
 

@@ -36,7 +36,7 @@ from checks.gradients.train_pytorch import PyTorchGradients
 from checks.gradients.train_tensorflow import TrainingReference, train_tensorflow
 from checks.gradients.training_setup import MODES, OPTIMISERS, draw_batch
 from converter.convert import to_pytorch
-from converter.layer_map import Converted, Variant, table
+from converter.layer_map import ConvertedRow, Variant, table
 from reference import InceptionResnetV1
 from tests.support.package_index import KERAS_FACENET, IndexUnreachableError, download, extract
 
@@ -53,7 +53,7 @@ SIZE = (107, 91)  # eight values a channel in the last maps: statistics of fewer
 SCOPE = "InceptionResnetV1/Conv2d_1a_3x3/BatchNorm"
 VARIANT = Variant(num_classes=CLASSES)
 SCOPES = [
-    row.scope for row in table(VARIANT) if isinstance(row, Converted) and row.key.endswith("running_var")
+    row.scope for row in table(VARIANT) if isinstance(row, ConvertedRow) and row.key.endswith("running_var")
 ]
 
 

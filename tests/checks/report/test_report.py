@@ -30,7 +30,7 @@ from checks.gradients.result import (
     TensorDistance,
 )
 from converter.convert_file import convert_file
-from converter.layer_map import Converted, Variant, table
+from converter.layer_map import ConvertedRow, Variant, table
 from tests.support.graph_exports import export_onnx, network
 
 pytest.importorskip("matplotlib")
@@ -341,7 +341,7 @@ def test_a_fault_that_survives_is_marked(browser, monkeypatch, tmp_path: Path) -
 # gradients
 
 
-KEYS = [row.key for row in table(Variant(num_classes=7)) if isinstance(row, Converted)]
+KEYS = [row.key for row in table(Variant(num_classes=7)) if isinstance(row, ConvertedRow)]
 
 
 def training_report(worst: float = 5e-14) -> GradientsResult:

@@ -27,7 +27,7 @@ from converter.formats.tensorflow.frozen_graph import FrozenGraph, is_meta_graph
 from converter.formats.tensorflow.protos import GraphDef
 from converter.formats.torch.state_dict import StateDictFile, write_state_dict
 from converter.keras_layer_map import keras_names
-from converter.layer_map import Converted, Variant, table
+from converter.layer_map import ConvertedRow, Variant, table
 from converter.plan import MappingError
 from tests.conftest import random_bits, same_bits, write_keras
 
@@ -269,7 +269,7 @@ def test_names_of_keras_are_those_published():
     assert names["Block8_6_Conv2d_1x1/bias:0"] == f"{scope}/Block8/Conv2d_1x1/biases"
     assert names["Bottleneck_BatchNorm/moving_variance:0"] == f"{scope}/Bottleneck/BatchNorm/moving_variance"
     variables = {
-        row.variable for row in table(Variant(num_classes=1, gamma=True)) if isinstance(row, Converted)
+        row.variable for row in table(Variant(num_classes=1, gamma=True)) if isinstance(row, ConvertedRow)
     }
     assert set(names.values()) == variables
 
