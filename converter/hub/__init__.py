@@ -1,1 +1,1 @@
-"""CatalogEntry models by name: the catalog, the caches, the download."""
+"""Published models by name: the catalog, the caches and the download."""

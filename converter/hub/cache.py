@@ -41,19 +41,19 @@ def cache_folder() -> Path:
     return (Path(root) if root else Path.home() / ".cache") / "facenet-port"
 
 
-def archive_path(checkpoint: CatalogEntry) -> Path:
-    """The path of a checkpoint's zip, whether it is there or not."""
-    return cache_folder() / "archives" / f"{checkpoint.name}.zip"
+def archive_path(entry: CatalogEntry) -> Path:
+    """Path of a checkpoint's zip, which may not exist."""
+    return cache_folder() / "archives" / f"{entry.name}.zip"
 
 
-def model_folder_path(checkpoint: CatalogEntry) -> Path:
-    """The folder of a checkpoint's unpacked files, whether it is there or not."""
-    return cache_folder() / "models" / f"{checkpoint.name}-{checkpoint.archive_sha256[:16]}"
+def model_folder_path(entry: CatalogEntry) -> Path:
+    """Path of the folder of a checkpoint's unpacked files, which may not exist."""
+    return cache_folder() / "models" / f"{entry.name}-{entry.archive_sha256[:16]}"
 
 
-def incomplete_folder(checkpoint: CatalogEntry) -> Path:
-    """The folder of a checkpoint's download and unpacked files until they are complete."""
-    return cache_folder() / "incomplete" / checkpoint.name
+def incomplete_folder(entry: CatalogEntry) -> Path:
+    """Path of the folder of a checkpoint's download and unpacked files until both are complete."""
+    return cache_folder() / "incomplete" / entry.name
 
 
 def hub_checkpoints() -> Path:
@@ -70,7 +70,8 @@ def hub_checkpoints() -> Path:
 def lock(name: str) -> Iterator[None]:
     """Hold the lock of `name`, which keeps other processes from the same work.
 
-    A wait of over a second is logged as a warning. The lock ends with its process; its empty file stays.
+    A wait of over a second is logged as a warning. The lock ends with its process; the lock's empty file
+    stays.
 
     Raises:
         OSError: The cache folder cannot be written to.
@@ -124,7 +125,7 @@ def recorded_digests(folder: Path) -> dict[str, str]:
     return recorded
 
 
-def check_model_folder(folder: Path, checkpoint: CatalogEntry) -> None:
+def check_model_folder(folder: Path, entry: CatalogEntry) -> None:
     """Compare every byte of a model folder with its record and with the catalog.
 
     A published checkpoint of 0.2 GB takes 0.2 s.
@@ -148,18 +149,16 @@ def check_model_folder(folder: Path, checkpoint: CatalogEntry) -> None:
                 f"the file has changed: its SHA-256 is {actual}, and was {digest}",
                 next_step=_again(folder),
             )
-    check_digests(folder, recorded, checkpoint, next_step=_again(folder))
+    check_digests(folder, recorded, entry, next_step=_again(folder))
 
 
-def check_digests(
-    where: Path, digests: Mapping[str, str], checkpoint: CatalogEntry, *, next_step: str
-) -> None:
+def check_digests(where: Path, digests: Mapping[str, str], entry: CatalogEntry, *, next_step: str) -> None:
     """Compare the files of a model with the digests in the catalog.
 
     Args:
         where: The folder or archive that holds them, for the message.
         digests: File name to SHA-256.
-        checkpoint: The entry of the catalog.
+        entry: The entry of the catalog.
         next_step: Advice for the user, for the message.
 
     Raises:
@@ -167,18 +166,18 @@ def check_digests(
     """
     stated: set[str] = set()
     for name, digest in digests.items():
-        for expected in checkpoint.digests(name):
+        for expected in entry.digests(name):
             stated.add(expected)
             if digest != expected:
                 raise SourceError(
                     where,
-                    f"{name} is not the one of {checkpoint.name}: its SHA-256 is {digest}, not {expected}",
+                    f"{name} is not the one of {entry.name}: its SHA-256 is {digest}, not {expected}",
                     next_step=next_step,
                 )
-    missing = [name for name, digest in checkpoint.sha256.items() if digest not in stated]
+    missing = [name for name, digest in entry.sha256.items() if digest not in stated]
     if missing:
         names = ", ".join(missing)
-        raise SourceError(where, f"the files of {checkpoint.name} lack {names}", next_step=next_step)
+        raise SourceError(where, f"the files of {entry.name} lack {names}", next_step=next_step)
 
 
 def _again(folder: Path) -> str:

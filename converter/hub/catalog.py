@@ -77,9 +77,7 @@ BUILT_IN = (
     ),
 )
 
-BUILT_IN_BY_NAME: Mapping[str, CatalogEntry] = {
-    label: checkpoint for checkpoint in BUILT_IN for label in checkpoint.labels
-}
+BUILT_IN_BY_NAME: Mapping[str, CatalogEntry] = {label: entry for entry in BUILT_IN for label in entry.labels}
 """The built-in checkpoints by name and by alias."""
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 import ssl
 from collections.abc import Iterator
+from contextlib import suppress
 from urllib.parse import urlsplit
 
 from converter.hub.catalog_entry import CatalogEntry
 
-_MAX_PAGE = 1 << 16  # bytes of a page that are looked at
-# The words of Google Drive's English pages; for other languages the message quotes the page's title.
+_MAX_PAGE = 1 << 16  # bytes of a page that are read
+# Phrases of Google Drive's English pages. For other languages the message quotes the page's title.
 _QUOTA = re.compile(r"too many users have viewed or downloaded|quota exceeded", re.IGNORECASE)
 _INFECTED = re.compile(r"infected (with a virus|files?)", re.IGNORECASE)
 _SCAN = re.compile(r"virus scan warning|scan this file for viruses", re.IGNORECASE)
@@ -32,47 +33,46 @@ def _explain_status(status: int) -> Reason | None:
 
 
 def explain_page(
-    checkpoint: CatalogEntry, said: str, timeout: tuple[float, float], waited: float | None
+    entry: CatalogEntry, message: str, timeout: tuple[float, float], waited: float | None
 ) -> Reason:
-    """Explain why a page came instead of the file.
+    """Explain why the server sent a page instead of the file.
 
-    gdown quotes only some pages of Google Drive; the others are requested once more.
+    gdown quotes only some pages of Google Drive; this function requests the others once more.
 
     Args:
-        checkpoint: The entry of the catalog.
-        said: gdown's message.
+        entry: The entry of the catalog.
+        message: gdown's message.
         timeout: Seconds to connect, and between bytes.
-        waited: Seconds after which gdown was stopped; None if it ended by itself.
+        waited: Seconds after which the download was stopped; None if gdown gave up by itself.
     """
     import requests
 
     status, address, page = 200, "", ""
-    if not _QUOTA.search(_words(said)):
-        try:
-            asked = checkpoint.link or f"https://drive.google.com/uc?id={checkpoint.drive_id}"
-            with requests.get(asked, stream=True, timeout=timeout) as response:
-                if response.ok and "text/html" not in response.headers.get("Content-Type", ""):
-                    if waited is None:
-                        return (
-                            "a page came instead of the file, but the file is available now",
-                            "Run the command again",
-                        )
-                    return f"nothing of the file came within {waited:.0f} s", "Run the command again"
-                status, address = response.status_code, response.url
-                page = next(response.iter_content(_MAX_PAGE), b"").decode(errors="replace")
-        except requests.RequestException:
-            page = ""  # gdown's own message is all there is
-    words = _words(f"{said} {page}")
-    if _QUOTA.search(words):
+    if not _QUOTA.search(_one_line(message)):
+        link = entry.link or f"https://drive.google.com/uc?id={entry.drive_id}"
+        # If this fails as well, only gdown's message is left to explain.
+        with (
+            suppress(requests.RequestException),
+            requests.get(link, stream=True, timeout=timeout) as response,
+        ):
+            if response.ok and "text/html" not in response.headers.get("Content-Type", ""):
+                problem = "a page came instead of the file, but the file is available now"
+                if waited is not None:
+                    problem = f"nothing of the file came within {waited:.0f} s"
+                return problem, "Run the command again"
+            status, address = response.status_code, response.url
+            page = next(response.iter_content(_MAX_PAGE), b"").decode(errors="replace")
+    text = _one_line(f"{message} {page}")
+    if _QUOTA.search(text):
         return "Google Drive's quota for this file is used up, for everyone", "Try again in a day"
-    if _INFECTED.search(words):
+    if _INFECTED.search(text):
         return "Google Drive considers this file infected and does not serve it", "Tell its owner"
     reason = _explain_status(status)
     if reason is not None:
         return reason
     if urlsplit(address).hostname == "accounts.google.com":
         return "the file is not shared with everyone: Google asks to sign in", "Ask its owner to share it"
-    if _SCAN.search(words):
+    if _SCAN.search(text):
         return (
             "Google Drive cannot scan this file for viruses, and its page needs a person to confirm",
             "A newer gdown may understand the page",
@@ -84,16 +84,16 @@ def explain_page(
     )
 
 
-def _words(text: str) -> str:
+def _one_line(text: str) -> str:
     """Join the text into one line, since gdown breaks the lines of its quotations."""
     return " ".join(text.split())
 
 
-def explain_transfer(checkpoint: CatalogEntry, received: int, total: int | None, error: Exception) -> Reason:
+def explain_transfer(entry: CatalogEntry, received: int, total: int | None, error: Exception) -> Reason:
     """Explain why a transfer failed.
 
     Args:
-        checkpoint: The entry of the catalog.
+        entry: The entry of the catalog.
         received: Bytes of the file received.
         total: Its size in bytes; None if unknown.
         error: The exception of gdown or requests.
@@ -107,10 +107,10 @@ def explain_transfer(checkpoint: CatalogEntry, received: int, total: int | None,
         if reason is not None:
             return reason
     if received or failure is None or isinstance(failure, exceptions.ChunkedEncodingError):
-        of = "" if total is None else f" of {total}"
-        where = f"after {received}{of} bytes" if received else "before its end"
+        count = f"{received}" if total is None else f"{received} of {total}"
+        where = f"after {count} bytes" if received else "before its end"
         return f"the transfer broke off {where}", "Run the command again: it continues from there"
-    host = urlsplit(checkpoint.url).hostname
+    host = urlsplit(entry.url).hostname
     causes = [item for item in errors if isinstance(item, OSError)]  # requests' own are OSErrors as well
     why = causes[-1].strerror or str(causes[-1])
     if any(isinstance(item, ssl.SSLCertVerificationError) for item in errors):
@@ -125,5 +125,5 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
     """Yield the error and its causes, down to the system's own."""
     while error is not None:
         yield error
-        held = next((item for item in error.args if isinstance(item, BaseException)), None)  # by urllib3
-        error = error.__cause__ or error.__context__ or held
+        argument = next((item for item in error.args if isinstance(item, BaseException)), None)  # of urllib3
+        error = error.__cause__ or error.__context__ or argument

@@ -18,13 +18,13 @@ class ListedModel:
     """A published model and its files in the caches; the path of a missing file is None.
 
     Attributes:
-        checkpoint: The entry of the catalog.
+        entry: The entry of the catalog.
         archive: The zip as it was downloaded.
         folder: The unpacked model.
         state_dict: The PyTorch file.
     """
 
-    checkpoint: CatalogEntry
+    entry: CatalogEntry
     archive: Path | None
     folder: Path | None
     state_dict: Path | None
@@ -38,12 +38,12 @@ def list_models() -> tuple[ListedModel, ...]:
     """
     return tuple(
         ListedModel(
-            checkpoint,
-            _existing(archive_path(checkpoint)),
-            _existing(model_folder_path(checkpoint)),
-            _existing(hub_checkpoints() / checkpoint.state_dict_name),
+            entry,
+            _existing(archive_path(entry)),
+            _existing(model_folder_path(entry)),
+            _existing(hub_checkpoints() / entry.state_dict_name),
         )
-        for checkpoint in catalog.all_entries()
+        for entry in catalog.all_entries()
     )
 
 
@@ -53,35 +53,32 @@ def _existing(path: Path) -> Path | None:
 
 def as_json(models: Sequence[ListedModel]) -> dict[str, Any]:
     """The list in the form that `--json` writes: name to facts, hashes, addresses and paths."""
+    return {model.entry.name: _model_as_json(model) for model in models}
+
+
+def _model_as_json(model: ListedModel) -> dict[str, Any]:
+    entry, published = model.entry, model.entry.state_dict
+    state_dict: dict[str, Any] = {"name": entry.state_dict_name, "cached": _text(model.state_dict)}
+    if published is not None:
+        state_dict |= {"url": published.url, "size": published.size, "sha256": published.sha256}
     return {
-        entry.checkpoint.name: {
-            "aliases": entry.checkpoint.aliases,
-            "dataset": entry.checkpoint.dataset,
-            "embedding_size": entry.checkpoint.embedding_size,
-            "num_classes": entry.checkpoint.num_classes,
-            "lfw_accuracy": entry.checkpoint.lfw_accuracy,
-            "standardisation": entry.checkpoint.standardisation,
-            "archive": {
-                "url": entry.checkpoint.url,
-                "drive_id": entry.checkpoint.drive_id,
-                "size": entry.checkpoint.archive_size,
-                "sha256": entry.checkpoint.archive_sha256,
-                "files": dict(entry.checkpoint.sha256),
-                "cached": _text(entry.archive),
-                "unpacked": _text(entry.folder),
-            },
-            "state_dict": {"name": entry.checkpoint.state_dict_name, "cached": _text(entry.state_dict)}
-            | _published_state_dict(entry.checkpoint),
-        }
-        for entry in models
+        "aliases": entry.aliases,
+        "dataset": entry.dataset,
+        "embedding_size": entry.embedding_size,
+        "num_classes": entry.num_classes,
+        "lfw_accuracy": entry.lfw_accuracy,
+        "standardisation": entry.standardisation,
+        "archive": {
+            "url": entry.url,
+            "drive_id": entry.drive_id,
+            "size": entry.archive_size,
+            "sha256": entry.archive_sha256,
+            "files": dict(entry.sha256),
+            "cached": _text(model.archive),
+            "unpacked": _text(model.folder),
+        },
+        "state_dict": state_dict,
     }
-
-
-def _published_state_dict(checkpoint: CatalogEntry) -> dict[str, Any]:
-    published = checkpoint.state_dict
-    if published is None:
-        return {}
-    return {"url": published.url, "size": published.size, "sha256": published.sha256}
 
 
 def _text(path: Path | None) -> str | None:
@@ -102,33 +99,33 @@ def print_models(models: Sequence[ListedModel]) -> None:
     files = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("PyTorch file", "sha256 of the published one", "cached"):
         files.add_column(heading, no_wrap=True)
-    for entry in models:
-        checkpoint = entry.checkpoint
-        forms = {"archive": entry.archive, "unpacked": entry.folder}
+    for model in models:
+        entry = model.entry
+        forms = {"archive": model.archive, "unpacked": model.folder}
         cached = [form for form, path in forms.items() if path is not None]
         checkpoints.add_row(
-            checkpoint.name,
-            ", ".join(checkpoint.aliases),
-            checkpoint.dataset,
-            _or_dash(checkpoint.embedding_size),
-            _or_dash(checkpoint.num_classes),
-            _or_dash(checkpoint.lfw_accuracy),
-            _or_dash(checkpoint.standardisation),
+            entry.name,
+            ", ".join(entry.aliases),
+            entry.dataset,
+            _or_dash(entry.embedding_size),
+            _or_dash(entry.num_classes),
+            _or_dash(entry.lfw_accuracy),
+            _or_dash(entry.standardisation),
             ", ".join(cached) or "no",
         )
-        published = checkpoint.state_dict
+        published = entry.state_dict
         digest = "not published" if published is None else published.sha256 or "no public hash"
-        files.add_row(checkpoint.state_dict_name, digest, "no" if entry.state_dict is None else "yes")
+        files.add_row(entry.state_dict_name, digest, "no" if model.state_dict is None else "yes")
     # All models have the same caches.
-    cache, hub = model_folder_path(models[0].checkpoint).parents[1], hub_checkpoints()
+    cache, hub = model_folder_path(models[0].entry).parents[1], hub_checkpoints()
     out = console(width=132)
     out.print(checkpoints)
     out.print()
     out.print(files)
     out.print(f"\nArchives are kept in {cache}, PyTorch files in {hub}.")
     out.print("`facenet-port convert NAME` downloads and converts one. By hand, with --archive FILE:")
-    for entry in models:
-        out.print(f"  {entry.checkpoint.name}  {entry.checkpoint.url}")
+    for model in models:
+        out.print(f"  {model.entry.name}  {model.entry.url}")
 
 
 def _or_dash(value: object) -> str:
