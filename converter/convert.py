@@ -107,10 +107,10 @@ def to_tensorflow(
     for key, row in rows.items():
         if key not in info:
             continue
-        if info[key].shape != row.entry.shape:
-            problems.append(Problem("misshapen", key, f"{info[key].shape}, expected {row.entry.shape}"))
+        if info[key].shape != row.info.shape:
+            problems.append(Problem("misshapen", key, f"{info[key].shape}, expected {row.info.shape}"))
         if not _may_stand_for(info[key].dtype, row):
-            problems.append(Problem("wrong dtype", key, f"{info[key].dtype}, expected {row.entry.dtype}"))
+            problems.append(Problem("wrong dtype", key, f"{info[key].dtype}, expected {row.info.dtype}"))
         if _is_other_scale(row, arrays, info):
             problems.append(Problem("unexpected", key, "a BatchNorm scale other than one, without a gamma"))
     if problems:

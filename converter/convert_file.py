@@ -258,7 +258,7 @@ class _Meter:
 
     def __init__(self, progress: Progress | None, passes: Sequence[Sequence[Row]]) -> None:
         self._progress, self._done = progress, 0
-        self._total = sum(row.entry.nbytes for rows in passes for row in rows)
+        self._total = sum(row.info.nbytes for rows in passes for row in rows)
 
     def advance(self, count: int) -> None:
         self._done += count

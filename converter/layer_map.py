@@ -159,7 +159,7 @@ class ConvertedRow:
     scope: str
 
     @property
-    def entry(self) -> TensorInfo:
+    def info(self) -> TensorInfo:
         """Dtype and shape in the state_dict."""
         return TensorInfo(_FLOAT32, self.layout.shape(self.shape))
 
@@ -183,7 +183,7 @@ class SynthesisedRow:
     reason: str
 
     @property
-    def entry(self) -> TensorInfo:
+    def info(self) -> TensorInfo:
         """Dtype and shape in the state_dict."""
         return TensorInfo(np.dtype(self.dtype), self.shape)
 

@@ -77,7 +77,7 @@ def build_manifest(conversion: Conversion, rows: Sequence[Row], files: Mapping[s
             entry["layout"] = row.layout.name
         else:
             entry["synthesised"], entry["value"] = row.reason, row.fill
-        entry["dtype"], entry["shape"] = row.entry.dtype.name, row.entry.shape
+        entry["dtype"], entry["shape"] = row.info.dtype.name, row.info.shape
         if isinstance(row, ConvertedRow) and plan.sources[row.variable] in casts:
             entry["cast_from"] = asdict(casts[plan.sources[row.variable]])
         entry["sha256"] = conversion.digests[row.key]

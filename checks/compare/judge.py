@@ -45,8 +45,8 @@ def judge_tensors(
                 details.append(f"{row.key}: not {row.fill} throughout")
             continue
         expected = to_float32(source[plan.sources[row.variable]])
-        if (actual.dtype, actual.shape) != (row.entry.dtype, row.entry.shape):
-            stated = f"{actual.dtype} {actual.shape}, expected {row.entry.dtype} {row.entry.shape}"
+        if (actual.dtype, actual.shape) != (row.info.dtype, row.info.shape):
+            stated = f"{actual.dtype} {actual.shape}, expected {row.info.dtype} {row.info.shape}"
             details.append(f"{row.key}: {stated}")
         elif not same_bits(row.layout.inverse.apply(actual), expected):
             changed = int((row.layout.inverse.apply(actual) != expected).sum())

@@ -88,7 +88,7 @@ def built_in_tensors(variant: Variant = VARIANT, seed: int = _SEED) -> dict[str,
     for row in table(variant):
         if not isinstance(row, ConvertedRow):
             continue
-        shape = row.entry.shape
+        shape = row.info.shape
         if row.variable.endswith("/weights"):
             scale = math.sqrt(2.0 / math.prod(row.shape[:-1]))
             if f"{row.scope}/biases" in _RESIDUAL_BIASES:

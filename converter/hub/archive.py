@@ -1,7 +1,7 @@
 """Unpacking the zip of a checkpoint into a new folder.
 
-The SHA-256 of an archive is compared before it gets here. What is checked here keeps a file in its folder and
-of a sane size whoever made the archive: names, links and sizes; zipfile compares the CRC-32.
+The caller has compared the archive's SHA-256. The checks of names, links and sizes here keep every file in
+its folder and of a sane size, whoever made the archive. zipfile compares the CRC-32.
 """
 
 from __future__ import annotations
@@ -24,19 +24,23 @@ MAX_SIZE = 4 << 30  # bytes unpacked; a published checkpoint takes 0.2 GiB, one 
 MAX_RATIO = 100  # bytes unpacked to bytes of the archive; weights hardly compress, a bomb reaches 1000
 _CHUNK = 1 << 20  # bytes
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-# A file, in one folder or in none. Slashes elsewhere, a backslash, a drive's colon or a control character
-# would lead outside the folder on some system.
+# A file, in a folder or in none. Any other slash, a backslash, a drive's colon or a control character leads
+# outside the folder on some system.
 _NAME = re.compile(r"((?P<folder>[^/\\:\x00-\x1f\x7f]+)/)?(?P<file>[^/\\:\x00-\x1f\x7f]+)")
-# macOS adds attributes and the look of a window to its archives.
+# macOS adds files with attributes and the layout of a window.
 _BY_MACOS = re.compile(r"__MACOSX/.*|(.*/)?\.DS_Store")
 
 
 def unpack(archive: Path, folder: Path) -> dict[str, str]:
     """Unpack an archive of one model folder, or of bare files, into a new folder, flat.
 
-    An archive is refused whole, before anything is written, for a name that leads outside or has a second
-    folder; two names that are equal but for capitals; a link or another special file; a member with a comment,
-    since zipfile takes the next member for one; more than `MAX_MEMBERS` members, `MAX_SIZE` bytes or `MAX_RATIO`. The files that macOS adds are left out.
+    The files that macOS adds are left out. Before anything is written, the archive is refused for
+
+    - a name that leads outside the folder or into a second one,
+    - two names that differ only in capitals,
+    - a link or another special file,
+    - a member with a comment, since zipfile takes the next member for one,
+    - more than `MAX_MEMBERS` members, `MAX_SIZE` bytes or a ratio of `MAX_RATIO`.
 
     Args:
         archive: The zip.
@@ -46,7 +50,7 @@ def unpack(archive: Path, folder: Path) -> dict[str, str]:
         Name of each file to its SHA-256, in the order of names.
 
     Raises:
-        SourceError: The archive is damaged, or refused for one of the reasons above.
+        SourceError: The archive is damaged or refused.
         OSError: A file cannot be read or written.
     """
     try:
@@ -69,7 +73,7 @@ def unpack(archive: Path, folder: Path) -> dict[str, str]:
 
 
 def _checked_files(archive: Path, opened: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
-    """List the files by their names without the folder, or refuse the archive."""
+    """Map each file's name without the folder to its member, or refuse the archive."""
     infos = opened.infolist()
     if len(infos) > MAX_MEMBERS:
         raise _refused(archive, f"{len(infos)} members, more than {MAX_MEMBERS}")
@@ -99,11 +103,11 @@ def _checked_files(archive: Path, opened: zipfile.ZipFile) -> dict[str, zipfile.
 
 
 def _problems(info: zipfile.ZipInfo) -> Iterator[str]:
-    """Say why a member is refused."""
+    """Yield the reasons to refuse a member."""
     name = info.orig_filename  # zipfile cuts `filename` at the first NUL
     match = _NAME.fullmatch(name.removesuffix("/"))
     plain = match is not None and not {".", ".."} & set(match.groupdict().values())
-    if not plain and not _BY_MACOS.fullmatch(name):  # what macOS adds is never written
+    if not plain and not _BY_MACOS.fullmatch(name):  # files that macOS adds are never written
         yield "has a name that leads outside the folder, or into a second one"
     kind = stat.S_IFMT(info.external_attr >> 16)
     if kind not in (0, stat.S_IFDIR if info.is_dir() else stat.S_IFREG):

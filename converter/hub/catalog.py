@@ -7,9 +7,9 @@ from collections.abc import Mapping
 
 from converter.hub.catalog_entry import FIXED, PER_IMAGE, CatalogEntry, PublishedStateDict
 
-# Names, accuracies and Drive ids: the README of davidsandberg/facenet. SHA-256 of the zips and their files,
-# and the size of the one zip: the metadata of the package keras-facenet.
-# The name of a data set means the checkpoint of 2018, as it does for the published PyTorch files.
+# Names, accuracies and Drive ids come from the README of davidsandberg/facenet. The SHA-256 of the zips and
+# their files, and the size of one zip, come from the metadata of the package keras-facenet.
+# The name of a data set means the checkpoint of 2018, as in facenet-pytorch.
 BUILT_IN = (
     CatalogEntry(
         name="20180402-114759",
@@ -93,7 +93,7 @@ def all_entries() -> tuple[CatalogEntry, ...]:
 
 
 def find_entry(name: str) -> CatalogEntry | None:
-    """Find the checkpoint of this name or alias, whatever its capitals; None if there is none.
+    """Find the checkpoint of this name or alias, in any capitals; None if there is none.
 
     Raises:
         SourceError: `name` is not built in, and the user's catalog is unreadable or wrong.
@@ -105,7 +105,7 @@ def find_entry(name: str) -> CatalogEntry | None:
 
 
 def closest_name(name: str) -> str | None:
-    """Find the name or alias that a misspelt name is closest to; None if none is close.
+    """Find the name or alias closest to a misspelt name; None if none is close.
 
     Raises:
         SourceError: The user's catalog is unreadable or wrong.

@@ -38,18 +38,18 @@ class CatalogEntry:
     Optional facts are None if no source states them.
 
     Attributes:
-        name: The model's name; that of a published one is the time at which its training began.
-        dataset: The data set that it was trained on, as in the names of the PyTorch files.
-        aliases: Other names of it.
+        name: The model's name; for a published model, the time at which its training began.
+        dataset: The data set that it was trained on, as the PyTorch files spell it.
+        aliases: Other names.
         embedding_size: Outputs of the bottleneck.
         num_classes: Outputs of the classifier.
-        lfw_accuracy: Its author's accuracy on Labeled Faces in the Wild, between 0 and 1.
+        lfw_accuracy: Accuracy on Labeled Faces in the Wild that its author states, between 0 and 1.
         standardisation: The standardisation of pixels in training, `FIXED` or `PER_IMAGE`.
         drive_id: Google Drive id of the zip.
         link: Address of a zip that is not on Google Drive, https or http.
         archive_size: Size of the zip in bytes.
         archive_sha256: SHA-256 of the zip in hexadecimal.
-        sha256: Name of a file in the zip, or the name's ending (with its dot), to the file's SHA-256.
+        sha256: Name of a file in the zip, or ending of a name with its dot, to the file's SHA-256.
         state_dict: The PyTorch file that facenet-pytorch published of it, if any.
     """
 

@@ -15,7 +15,7 @@ def identify(digests: Mapping[str, str]) -> str | None:
         digests: File name to SHA-256.
 
     Returns:
-        The checkpoint's name, or None if the digest of the weights is not a published one or another differs.
+        The checkpoint's name; None if the catalog states no digest for these files, or one differs.
     """
     return next((entry.name for entry in BUILT_IN if _is_published(entry, digests)), None)
 
@@ -35,6 +35,6 @@ def find_namesake(name: str, digests: Mapping[str, str]) -> str | None:
 
 
 def _is_published(entry: CatalogEntry, digests: Mapping[str, str]) -> bool | None:
-    """Tell whether files are those of a published checkpoint; None if none of their digests was published."""
+    """Return whether files are those of a published checkpoint; None if no digest is published for them."""
     matches = [digest in published for name, digest in digests.items() if (published := entry.digests(name))]
     return all(matches) if matches else None

@@ -19,14 +19,14 @@ def locate(
     """Turn the name of a published model into the folder of its verified files.
 
     Args:
-        source: A path, which is returned as it is, or a name or alias of the catalog. Where both exist, the
-            path is meant.
+        source: A path, which is returned unchanged, or a name or alias of the catalog. If both exist, the
+            path wins.
         offline: Never download.
-        archive: The zip of the named model, downloaded by other means.
-        progress: Progress callback of the download: bytes done, and bytes in all where they are known.
+        archive: The zip of the named model, which the user has downloaded.
+        progress: Progress callback of the download: bytes done, and the total or None.
 
     Returns:
-        A path for `open_source`, which checks that something is there.
+        A path for `open_source`, which checks that it exists.
 
     Raises:
         UsageError: `archive` is given, and `source` is not a name.
@@ -35,16 +35,17 @@ def locate(
             misspelt name.
     """
     path = Path(source)
-    model = None if _exists(path) else catalog.find_entry(str(source))
-    if model is not None:
+    is_path = _exists(path)
+    entry = None if is_path else catalog.find_entry(str(source))
+    if entry is not None:
         from converter.hub.download import model_folder
 
-        return model_folder(model, offline=offline, archive=archive, progress=progress)
-    close = None if _exists(path) else catalog.closest_name(str(source))
+        return model_folder(entry, offline=offline, archive=archive, progress=progress)
+    close = None if is_path else catalog.closest_name(str(source))
     if archive is not None:
         raise UsageError(
-            f"--archive goes with a name, such as {close or 'vggface2'}; {source} is a path or an unknown name. "
-            "`facenet-port list` shows the names."
+            f"--archive goes with a name, such as {close or 'vggface2'}; {source} is a path or an unknown "
+            "name. `facenet-port list` shows the names."
         )
     if close is not None:
         raise SourceError(

@@ -1,4 +1,4 @@
-"""The weights of a checkpoint by its name: a verified state_dict in the cache that torch.hub uses."""
+"""The weights of a published model by name: a verified state_dict in the cache that torch.hub uses."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ class _Candidate:
 
     Attributes:
         path: The file.
-        sha256: The SHA-256 that proves it.
+        sha256: The digest.
         embedding_size: Outputs of the bottleneck.
-        num_classes: Outputs of the classifier; None where it has no logits.
-        tensors: Its tensors in their order if this converter wrote the file, otherwise None.
+        num_classes: Outputs of the classifier; None if there are no logits.
+        tensors: The tensors in their order if this converter wrote the file, otherwise None.
     """
 
     path: Path
@@ -54,9 +54,9 @@ class PretrainedWeights:
     """The verified weights of a checkpoint.
 
     Attributes:
-        state_dict: Key to tensor on the CPU, whatever device the file was saved on. The tensors are mapped from
-            the file, copy on write, unless PyTorch wrote it before 1.6: a change to them never reaches the
-            file. The file must not be truncated while they are in use; it may be replaced or deleted.
+        state_dict: Key to tensor on the CPU, whatever device the file was saved on. The tensors are mapped
+            from the file, copy on write, unless a PyTorch before 1.6 wrote it: a change to them never reaches
+            the file. The file must not be truncated while they are in use; it may be replaced or deleted.
         embedding_size: Outputs of the bottleneck.
         num_classes: Outputs of the classifier; None if there are no logits.
     """
@@ -69,30 +69,31 @@ class PretrainedWeights:
 def load_pretrained(
     name: str, *, offline: bool = False, build: Callable[[int, int | None], object] | None = None
 ) -> PretrainedWeights:
-    """Load the weights of a checkpoint of the catalog, verified; make their file first if there is none.
+    """Load the verified weights of a checkpoint of the catalog; convert the checkpoint first if need be.
 
-    The file is looked for under its published name, `<model>-<dataset>.pt`, in the folder of `torch.hub` and
-    in that of facenet-pytorch. It counts if its SHA-256 is the published one, or the one in the manifest
-    beside it, provided that the catalog's digests prove the manifest's source: the archive, or the weights in
-    it. If no file counts, the TensorFlow archive is downloaded and converted. A file that does not count and is
-    in the way is kept, with its manifest, as `<name>.unverified`.
+    The file has its published name, `<model>-<dataset>.pt`, and lies in the folder of `torch.hub` or in that
+    of facenet-pytorch. Its SHA-256 must be the published one or the one in the manifest beside it. The
+    catalog's digests must then prove the manifest's source: the archive, or the weights in it.
+
+    Without such a file, the TensorFlow archive is downloaded and converted. An unproven file of that name is
+    kept, with its manifest, as `<name>.unverified`.
 
     Args:
         name: Name or alias of a checkpoint in the catalog.
         offline: Never download.
-        build: Called with the embedding size and the number of classes while the file is verified, so that a
-            network can be built in that time; called again if another file is taken in the end.
+        build: Called with the embedding size and the number of classes while the file is being hashed, so
+            that a network can be built in that time. Called again if that file turns out to be damaged.
 
     Raises:
         UsageError: The catalog has no such name.
-        RequirementError: The archive is needed and cannot be had, or a cache cannot be used.
+        RequirementError: The archive is needed and cannot be downloaded, or a cache cannot be used.
         SourceError: The archive is damaged.
     """
     try:
         with _cache_errors():
             return _load(_find_entry(name), offline, build or (lambda *sizes: None))
     except PortError as error:
-        # The message says all; the frames of the download would bury it.
+        # The message says everything; the frames of the download would bury it.
         raise error.with_traceback(None) from None
 
 
@@ -107,9 +108,9 @@ def _find_entry(name: str) -> CatalogEntry:
 def _load(
     entry: CatalogEntry, offline: bool, build: Callable[[int, int | None], object]
 ) -> PretrainedWeights:
-    candidate = next(iter(_candidates(entry)), None) or _make(entry, offline)
-    # Hashing takes as long as all else, so `build` runs beside it: one after the other takes 1.7 times as long
-    # as torch.load.
+    candidate = next(_candidates(entry), None) or _make(entry, offline)
+    # Hashing takes as long as everything else together. One after the other takes 1.7 times as long as
+    # torch.load, so `build` runs beside it.
     with ThreadPoolExecutor(1) as pool:
         digest = pool.submit(_sha256, candidate.path)
         build(candidate.embedding_size, candidate.num_classes)
@@ -121,24 +122,24 @@ def _load(
 
 def _make(entry: CatalogEntry, offline: bool) -> _Candidate:
     """Convert the archive into the hub's folder, unless another process has just done so."""
-    # Imported here, since a file that is in the cache needs none of it.
+    # Imported here, because a file in the cache needs none of it.
     from converter.convert_file import convert_file
     from converter.hub.download import model_folder
     from converter.progress import ProgressBar
 
     destination = hub_checkpoints() / entry.state_dict_name
     with lock(destination.name):
-        present = _verified(entry)
-        if present is not None:
-            return present
+        candidate = _verified(entry)
+        if candidate is not None:
+            return candidate
         try:
             with ProgressBar(f"downloading {entry.name}") as progress:
                 folder = model_folder(entry, offline=offline, progress=progress)
         except RequirementError as error:
             if not destination.exists():
                 raise
-            unproven = f"{destination}: neither its SHA-256 nor a manifest beside it proves it. {error}"
-            raise RequirementError(unproven) from None
+            problem = "neither its SHA-256 nor a manifest beside it proves it"
+            raise RequirementError(f"{destination}: {problem}. {error}") from None
         destination.parent.mkdir(parents=True, exist_ok=True)
         with _set_aside(destination), ProgressBar(f"converting {entry.name}") as progress:
             convert_file(
@@ -148,27 +149,21 @@ def _make(entry: CatalogEntry, offline: bool) -> _Candidate:
                 overwrite=True,
                 progress=progress,
             )
-        made = _verified(entry)
-    if made is None:
-        raise SourceError(
-            destination, "the file changed after it was written", next_step="Run the program again"
-        )
-    return made
+        candidate = _verified(entry)
+    if candidate is None:
+        problem = "the file changed after it was written"
+        raise SourceError(destination, problem, next_step="Run the program again")
+    return candidate
 
 
-def _paths(entry: CatalogEntry) -> list[Path]:
-    """List the files with the published name, in the order in which they are tried."""
+def _candidates(entry: CatalogEntry) -> Iterator[_Candidate]:
+    """Yield the files whose digest is known, in the order in which they are tried; no file is read."""
     hub = hub_checkpoints()
     peer = hub.parents[1] / "checkpoints"  # torch_home()/checkpoints, where facenet-pytorch downloads to
-    paths = (folder / entry.state_dict_name for folder in (hub, peer))
-    return [path for path in paths if path.is_file()]
-
-
-def _candidates(entry: CatalogEntry) -> list[_Candidate]:
-    """List the files for which a digest is known; the files themselves are not read."""
-    ways = (_by_manifest, _by_digest)
-    found = (way(path, entry) for path in _paths(entry) for way in ways)
-    return [candidate for candidate in found if candidate is not None]
+    for path in (hub / entry.state_dict_name, peer / entry.state_dict_name):
+        if path.is_file():
+            candidates = (_by_manifest(path, entry), _by_published_digest(path, entry))
+            yield from (candidate for candidate in candidates if candidate is not None)
 
 
 def _by_manifest(path: Path, entry: CatalogEntry) -> _Candidate | None:
@@ -177,24 +172,24 @@ def _by_manifest(path: Path, entry: CatalogEntry) -> _Candidate | None:
     except SourceError:
         return None
     size, classes = manifest.embedding_size, manifest.num_classes
-    tensors = {row.key: row.entry for row in table(Variant(size, classes))}
-    # A manifest is no more to be trusted than the file: the names have to be the network's, in its order.
+    tensors = {row.key: row.info for row in table(Variant(size, classes))}
+    # The manifest deserves no more trust than the file: its tensors must be the network's, in order.
     if list(manifest.tensors.items()) != list(tensors.items()) or path.name not in manifest.output:
         return None
-    if not _is_made_from(manifest, entry):
+    if not _proves_source(entry, manifest):
         return None
     return _Candidate(path, manifest.output[path.name], size, classes, tensors)
 
 
-def _by_digest(path: Path, entry: CatalogEntry) -> _Candidate | None:
+def _by_published_digest(path: Path, entry: CatalogEntry) -> _Candidate | None:
     published = entry.state_dict
     if published is None or published.sha256 is None or entry.embedding_size is None:
         return None
     return _Candidate(path, published.sha256, entry.embedding_size, entry.num_classes, None)
 
 
-def _is_made_from(manifest: Manifest, entry: CatalogEntry) -> bool:
-    """Tell whether the source in a manifest is proven by the catalog, and contradicted nowhere."""
+def _proves_source(entry: CatalogEntry, manifest: Manifest) -> bool:
+    """Return whether the catalog proves the source in a manifest, and contradicts no file of it."""
     stated = {name: entry.digests(name) for name in manifest.source_files}
     if any(stated[name] and digest not in stated[name] for name, digest in manifest.source_files.items()):
         return False
@@ -203,22 +198,20 @@ def _is_made_from(manifest: Manifest, entry: CatalogEntry) -> bool:
 
 
 def _verified(entry: CatalogEntry) -> _Candidate | None:
-    """The first candidate with the right digest."""
-    return next((found for found in _candidates(entry) if _sha256(found.path) == found.sha256), None)
+    """Return the first candidate whose file has its digest."""
+    return next((file for file in _candidates(entry) if _sha256(file.path) == file.sha256), None)
 
 
 def _read(verified: _Candidate) -> dict[str, Tensor]:
     if verified.tensors is not None:
         return map_state_dict(verified.path, verified.tensors)
-    mapped = zipfile.is_zipfile(
-        verified.path
-    )  # PyTorch wrote another format before 1.6, which cannot be mapped
+    mapped = zipfile.is_zipfile(verified.path)  # the format before PyTorch 1.6 cannot be mapped
     loaded: dict[str, Tensor] = torch.load(verified.path, map_location="cpu", weights_only=True, mmap=mapped)
     return loaded
 
 
 def _sha256(path: Path) -> str:
-    """Hash a file in one call, which never waits for Python's interpreter lock in between."""
+    """Hash a file in one call, which does not wait for Python's interpreter lock in between."""
     with path.open("rb") as file:
         if path.stat().st_size == 0:
             return hashlib.sha256().hexdigest()
@@ -240,13 +233,14 @@ def _cache_errors() -> Iterator[None]:
 
 @contextmanager
 def _set_aside(path: Path) -> Iterator[None]:
-    """Keep a file that is about to be replaced, and its manifest, under a second name, unless that fails."""
+    """Keep the file that the block replaces, and its manifest, under a second name; undo this on an error."""
     kept: list[Path] = []
     if path.exists():
+        numbers = ("", *(f"-{number}" for number in range(2, 1000)))
+        names = (f"{path.name}.unverified{number}" for number in numbers)
         taken = {other.name for other in path.parent.iterdir()}
-        names = (f"{path.name}.unverified{suffix}" for suffix in ("", *(f"-{n}" for n in range(2, 1000))))
         aside = path.with_name(next(name for name in names if name not in taken))
-        _LOG.warning("%s is damaged or unproven: it is made again, and kept as %s", path, aside.name)
+        _LOG.warning("%s is damaged or unproven: it is converted anew, and kept as %s", path, aside.name)
         for old, new in ((path, aside), (manifest_path(path), manifest_path(aside))):
             if old.exists():
                 kept.append(new)

@@ -54,7 +54,7 @@ def catalog_path() -> Path:
 
 
 def read_catalog(built_in: Iterable[CatalogEntry]) -> tuple[CatalogEntry, ...]:
-    """Read the user's checkpoints, in the order of the file; none if there is no file and none was named.
+    """Read the user's checkpoints in the order of the file; without a file there are none.
 
     Args:
         built_in: The entries whose names and aliases are taken.

@@ -78,7 +78,7 @@ def test_the_names_and_shapes_are_those_of_the_files(pair: tuple[str, TensorSour
     for row in NETWORKS[name]:
         assert source.info[row.variable].shape == row.shape
         assert source.info[row.variable].dtype == np.float32
-        assert state_dict.info[row.key] == row.entry
+        assert state_dict.info[row.key] == row.info
 
 
 @pytest.mark.real

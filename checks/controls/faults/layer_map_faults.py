@@ -207,7 +207,7 @@ def _fill() -> Fault:
             row = next(row for row in port.plan.rows if row.key == key)
             return {
                 key: SynthesisedRow(
-                    key, "float32", row.entry.shape, fill, "a table that fills with another value"
+                    key, "float32", row.info.shape, fill, "a table that fills with another value"
                 )
             }
 

@@ -365,7 +365,7 @@ def test_folding_by_an_unknown_formula_is_held_to_float64(source, folded, state_
 
 def test_folding_takes_the_sources_gamma(state_dict, tmp_path):
     generator = np.random.default_rng(5)
-    shapes = {row.key: row.entry for row in table(Variant(num_classes=CLASSES))}
+    shapes = {row.key: row.info for row in table(Variant(num_classes=CLASSES))}
     scaled = {
         key: generator.uniform(0.5, 2, shapes[key].shape).astype(np.float32)
         if key.endswith("bn.weight")
