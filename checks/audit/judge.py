@@ -63,6 +63,14 @@ def describe_difference(result: TensorResult) -> str:
     return f"{differ}, by up to {steps} from one {result.dtype} to the next"
 
 
+def describe_first_value(result: TensorResult) -> str:
+    """Show the first value that differs, with its index; empty where no value does or none was compared."""
+    if result.index is None:
+        return ""
+    index = ", ".join(map(str, result.index))
+    return f"[{index}] is {result.actual:.9g}, expected {result.expected:.9g}"
+
+
 def judge_structure(remarks: Sequence[str], layers: int) -> Judgement:
     """Judge how a graph is built: branches, windows, ReLUs, epsilons.
 

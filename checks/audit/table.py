@@ -9,14 +9,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from checks.audit.judge import describe_difference
+from checks.audit.judge import describe_difference, describe_first_value
 from checks.audit.result import AuditResult, GraphRun, Status, TensorResult
 from checks.core.network import short_name
 from checks.core.render import print_judgements
 from converter import command_line
 
 _WIDTH = 110  # columns; rather a wrapped line than a figure cut off
-_STATUS_MEANINGS: Mapping[Status, str] = {
+STATUS_MEANINGS: Mapping[Status, str] = {
     "equal": "every bit is the source's",
     "folded": "a BatchNorm or another factor is folded in, by a formula that gives every bit",
     "rounded": "in half precision, every bit is that of the nearest value",
@@ -81,8 +81,7 @@ def _describe_tensor(tensor: TensorResult) -> Iterator[str]:
     if tensor.variable:
         yield f"  TensorFlow  {tensor.variable}"
     if tensor.index is not None:
-        index = ", ".join(map(str, tensor.index))
-        yield f"  first       [{index}] is {tensor.actual:.9g}, expected {tensor.expected:.9g}"
+        yield f"  first       {describe_first_value(tensor)}"
         yield f"  in all      {describe_difference(tensor)}"
     if tensor.detail or tensor.index is None:
         yield f"  cause       {tensor.detail or tensor.status}"
@@ -99,11 +98,11 @@ def _print_details(console: Console, result: AuditResult) -> None:
         for detail in judgement.details:
             console.print(f"  {detail}", markup=False)
     statuses = [
-        status for status in _STATUS_MEANINGS if any(tensor.status == status for tensor in result.tensors)
+        status for status in STATUS_MEANINGS if any(tensor.status == status for tensor in result.tensors)
     ]
     columns: dict[str, str] = {
         "tensors": "how many tensors of the stage the port has, or lacks",
-        **{status: _STATUS_MEANINGS[status] for status in statuses},
+        **{status: STATUS_MEANINGS[status] for status in statuses},
         "most steps": _STEPS,
         "layout": "TensorFlow's order of axes to the port's",
     }

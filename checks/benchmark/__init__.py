@@ -1,1 +1,1 @@
-"""Measures what converting and comparing cost."""
+"""The benchmark: the time and memory that converting and comparing take."""

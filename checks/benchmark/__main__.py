@@ -1,4 +1,4 @@
-"""The options of `facenet-port benchmark`; the work is in `checks.benchmark.run`."""
+"""`facenet-port benchmark`: the options of `checks.benchmark.run.run_benchmark`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from converter.errors import UsageError
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--rounds", type=int, default=5, help="how often each command runs (default: 5)")
+    parser.add_argument("--rounds", type=int, default=5, help="number of runs of each command (default: 5)")
     options.add_report_option(parser)
 
 
@@ -49,10 +49,10 @@ def _work(arguments: argparse.Namespace) -> int:
 
 COMMAND = command_line.Command(
     "checks.benchmark",
-    "Measure what converting and comparing cost, as ratios within one run.",
+    "Measure the time and memory that converting and comparing take.",
     _add_arguments,
     _work,
-    "exit codes: 0 every bound is kept; 1 one is not; 4 TensorFlow is missing",
+    "exit codes: 0 every bound is kept; 1 a bound is not kept; 4 TensorFlow is missing",
 )
 
 

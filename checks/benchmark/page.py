@@ -18,7 +18,7 @@ def write_page(path: Path, result: BenchmarkResult, *, command: str) -> None:
     Args:
         path: The file; an older page is replaced.
         result: The result.
-        command: As it was typed.
+        command: The command as it was typed.
 
     Raises:
         UsageError: The folder does not exist, or cannot be written to.

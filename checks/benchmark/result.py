@@ -9,15 +9,15 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """One line of the result: a ratio within one run, or seconds.
+    """A figure of the result: a ratio, or seconds.
 
     Attributes:
-        name: What was measured.
+        name: The name of the figure.
         value: The median.
         low: The smallest value.
         high: The largest value.
-        bound: The largest median that is accepted.
-        unit: Unit of the four; empty for a ratio.
+        bound: The bound: the largest median that is accepted.
+        unit: The unit; empty for a ratio.
     """
 
     name: str
@@ -33,7 +33,7 @@ class Figure:
         return self.value <= self.bound
 
     def show(self, value: float) -> str:
-        """A value with its unit."""
+        """Format a value with the unit of the figure."""
         return f"{value:.2f} {self.unit}".strip()
 
 
@@ -42,9 +42,9 @@ class BenchmarkResult:
     """The result of the benchmark.
 
     Attributes:
-        rounds: How often each command ran.
-        figures: In the order of measuring.
-        environment: As `checks.core.environment.environment` gives it.
+        rounds: The number of runs of each command.
+        figures: The figures, in the order of measuring.
+        environment: The result of `checks.core.environment.environment`.
     """
 
     rounds: int

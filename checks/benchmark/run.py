@@ -1,7 +1,7 @@
-"""Measures what converting and comparing cost, as ratios within one run.
+"""Measure the time and memory that converting and comparing take.
 
-Every figure but that of `pretrained=` is of a whole process, from start to exit. The two sides of a ratio run
-in turn, so that a machine whose speed drifts slows both. The median of the ratios counts.
+Every figure but that of `pretrained=` covers a whole process, from start to exit. The two sides of a ratio
+run in turn, so that a change in the machine's speed affects both. The median of the ratios counts.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ class ProcessCost:
 
 
 def run_process(command: Sequence[str]) -> ProcessCost:
-    """Run a command and take the operating system's own account of it.
+    """Run a command; the operating system measures its cost.
 
     Raises:
-        RuntimeError: The command failed; its stderr is in the message.
+        RuntimeError: The command failed; the message has its stderr.
     """
     with tempfile.TemporaryFile() as output:
         start = time.perf_counter()
@@ -52,14 +52,14 @@ def run_benchmark(folder: Path, rounds: int) -> BenchmarkResult:
     """Run the whole benchmark.
 
     Args:
-        folder: For files; needs some 800 MB.
-        rounds: How often each command runs.
+        folder: The folder for files, with 800 MB free.
+        rounds: The number of runs of each command.
 
     Raises:
         RuntimeError: A command failed.
     """
     figures = tuple(_measure(folder, rounds))
-    # Imported last: a child's peak memory is never below what its parent held when it was started.
+    # Imported last: the peak memory of a child is at least that of its parent at the start of the child.
     from checks.core.environment import environment
 
     return BenchmarkResult(rounds, figures, environment())
@@ -73,7 +73,7 @@ def _measure(folder: Path, rounds: int) -> list[Figure]:
     convert = (*python, "converter", "--overwrite")
     small_command = (*convert, str(small), "-o", str(folder / "small.pt"))
     large_command = (*convert, str(large), "-o", str(folder / "large.pt"))
-    run_process(import_torch)  # fills the page cache, counts for nothing
+    run_process(import_torch)  # fills the page cache; not measured
     torch_runs, small_runs, large_runs = [], [], []
     for _ in range(rounds):
         torch_runs.append(run_process(import_torch))
@@ -95,7 +95,7 @@ def _measure(folder: Path, rounds: int) -> list[Figure]:
         ),
         _figure(
             "compare --every-layer on a .pb",
-            [r.seconds for r in compare_runs],
+            [run.seconds for run in compare_runs],
             thresholds.COMPARE_SECONDS,
             "s",
         ),
@@ -108,7 +108,7 @@ def _measure(folder: Path, rounds: int) -> list[Figure]:
 
 
 def _pretrained_ratios(folder: Path, checkpoint: Path, rounds: int) -> list[float]:
-    """The time of a verified load by name, from the cache, over that of torch.load on the same file."""
+    """Divide the time of a verified load by name, from the cache, by that of torch.load on the same file."""
     hub = folder / "torch" / "hub" / "checkpoints"
     hub.mkdir(parents=True)
     catalog = folder / "catalog.toml"
@@ -122,7 +122,7 @@ def _pretrained_ratios(folder: Path, checkpoint: Path, rounds: int) -> list[floa
     return [float(line) for line in result.stdout.split()]
 
 
-# The archive is not needed: the state_dict is in the cache, with the manifest of its conversion.
+# The archive is not downloaded: the cache holds the state_dict, with the manifest of its conversion.
 _CATALOG = """
 [benchmark]
 dataset = "faces"
@@ -145,7 +145,7 @@ def seconds(work):
 for turn in range(int(sys.argv[2]) + 1):
     plain, _ = seconds(lambda: torch.load(sys.argv[1], weights_only=True))
     verified, _ = seconds(lambda: InceptionResnetV1(pretrained="benchmark", offline=True))
-    if turn:  # the first fills the page cache
+    if turn:  # the first turn fills the page cache
         print(verified / plain)
 """
 
@@ -155,8 +155,8 @@ def _figure(name: str, values: Sequence[float], bound: float, unit: str = "") ->
 
 
 def _checkpoints(folder: Path) -> tuple[Path, Path]:
-    """Write the checkpoints: the built-in one, and the same with averages and the slots of Adam; their prefixes."""
-    # In a process of its own, so that this one stays small.
+    """Write the built-in checkpoint, and one that adds averages and Adam's slots; return their prefixes."""
+    # A separate process writes them, so that this one stays small.
     large = folder / "model-large.ckpt-1"
     command = [sys.executable, "-c", _WRITE_LARGE, str(large)]
     result = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)  # noqa: S603

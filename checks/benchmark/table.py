@@ -1,4 +1,4 @@
-"""A benchmark on the screen: the verdict, and a line for each figure."""
+"""Print the result of the benchmark on the terminal: the verdict, and a line for each figure."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ from checks.report.histogram_chart import Counts, Panel
 from checks.report.page import Head, Row, Table, network, write_html
 from checks.report.provenance import digests, provenance, shown_path
 
-_MOST_INPUTS = 12  # drawn; photographs can make many
+_MOST_INPUTS = 12  # with a chart; photographs can make many inputs
 
 
 def write_page(path: Path, result: CompareResult, *, command: str) -> None:
@@ -35,8 +35,8 @@ def write_page(path: Path, result: CompareResult, *, command: str) -> None:
 
     Args:
         path: The file; an older page is replaced.
-        result: Best with every layer.
-        command: As it was typed.
+        result: The result; with every layer the charts show most.
+        command: The command as it was typed.
 
     Raises:
         UsageError: The folder does not exist, or cannot be written to.
@@ -83,13 +83,13 @@ def _facts(result: CompareResult) -> tuple[tuple[str, str], ...]:
         ("judged", judged),
         ("against", shown_path(result.source)),
         ("network", network(result.variant)),
-        ("TensorFlow graph", result.own_graph or "none of its own; rebuilt from scratch"),
+        ("TensorFlow graph", result.own_graph or "none in the source; rebuilt from scratch"),
     )
 
 
 def _measured(result: CompareResult, shown: InputMeasurement, drawer: Drawer) -> dict[str, object]:
     others = [batch for batch in result.inputs if batch is not shown]
-    # Those that diverge say more than those that do not.
+    # The inputs that diverge come first.
     drawn = sorted(others, key=lambda batch: batch.first_divergence is None)[:_MOST_INPUTS]
     return {
         "depth": drawer.depth(_depth(shown)),
@@ -118,7 +118,7 @@ def _depth(batch: InputMeasurement, *, lower: bool = False) -> Depth:
         finding = f"the float64 results diverge first at {place}"
         mark = Mark(names.index(batch.first_divergence), "first divergence", place)
     return Depth(
-        says=f"Error by depth at {len(names)} activations on {batch.name} inputs, log scale: {finding}.",
+        description=f"Error at {len(names)} activations on {batch.name} inputs, log scale: {finding}.",
         series=(
             Series(
                 "PyTorch float32, from float64",
@@ -178,7 +178,7 @@ def _inputs(inputs: Sequence[InputMeasurement]) -> Table:
     for batch in inputs:
         failed = failed_input_cells(batch)
         rows.append(Row(batch.name, input_cells(batch), "fault" if failed else "", failed))
-    return _table("input", INPUT_COLUMNS, rows, words=1)
+    return _table("input", INPUT_COLUMNS, rows, text_columns=1)
 
 
 def _activations(batch: InputMeasurement) -> Table:
@@ -191,6 +191,6 @@ def _activations(batch: InputMeasurement) -> Table:
     return _table("activation", ACTIVATION_COLUMNS, rows)
 
 
-def _table(name: str, columns: Columns, rows: Sequence[Row], words: int = 0) -> Table:
+def _table(name: str, columns: Columns, rows: Sequence[Row], text_columns: int = 0) -> Table:
     headings, explanations = zip(*columns, strict=True)
-    return Table(name, headings, tuple(rows), words, explanations)
+    return Table(name, headings, tuple(rows), text_columns, explanations)

@@ -16,12 +16,12 @@ from checks.report.page import Head, write_html
 from checks.report.provenance import digests, provenance, shown_path
 
 _ORDER = ("tensors", "mapping", "rounding", "headline", "run", "gradients", "SGD", "Adam")
-"""The judgements as the settings come: what a state_dict is, what inference gives, what training does."""
+"""The order of the judgements: of the state_dict, of inference, then of training."""
 
 
 @dataclass(frozen=True, slots=True)
 class MatrixCell:
-    """A count of sites and its share in quarters; `lacking` marks a fault of the checks."""
+    """A count of sites, and its share of all sites in quarters; `lacking` marks a miss of the checks."""
 
     count: int
     quarters: int
@@ -30,16 +30,16 @@ class MatrixCell:
 
 @dataclass(frozen=True, slots=True)
 class ClassRow:
-    """A class of faults: which judgements killed how many of its sites.
+    """A class of faults, with the number of its sites that each judgement found.
 
     Attributes:
         name: The name of the class.
         sites: The number of its sites in this checkpoint.
-        killed: How many were found.
-        place: How many were found at their place.
-        cause: For how many the cause was named; None where the diagnosis has no name for it.
-        by: The same for each judgement of the matrix.
-        where: Each site and its outcome.
+        killed: The number of sites that any judgement found.
+        place: The number of sites that were found at their place.
+        cause: The number of sites whose cause was named; None where the diagnosis has no name for it.
+        by: The number of sites that each judgement of the matrix found.
+        outcomes: Each site and its outcome.
     """
 
     name: str
@@ -48,11 +48,11 @@ class ClassRow:
     place: MatrixCell
     cause: MatrixCell | None
     by: tuple[MatrixCell, ...]
-    where: tuple[str, ...]
+    outcomes: tuple[str, ...]
 
     @property
     def survived(self) -> bool:
-        """Tell whether any site was not found as it should be."""
+        """True if a site was not killed."""
         return self.killed.lacking
 
 
@@ -62,20 +62,17 @@ def write_page(path: Path, result: ControlsResult, *, command: str) -> None:
     Args:
         path: The file; an older page is replaced.
         result: The result.
-        command: As it was typed.
+        command: The command as it was typed.
 
     Raises:
         UsageError: The folder does not exist, or cannot be written to.
     """
     raised = {judgement for site in result.sites for judgement in site.judgements}
     columns = (*(name for name in _ORDER if name in raised), *sorted(raised.difference(_ORDER)))
-    kinds = [
-        (
-            kind,
-            [_row(name, list(sites), columns) for name, sites in groupby(of_kind, lambda site: site.fault)],
-        )
-        for kind, of_kind in groupby(result.sites, lambda site: site.kind)
-    ]
+    kinds = []
+    for kind, of_kind in groupby(result.sites, lambda site: site.kind):
+        by_fault = groupby(of_kind, lambda site: site.fault)
+        kinds.append((kind, [_row(name, list(sites), columns) for name, sites in by_fault]))
     write_html(
         path,
         "controls/page.html",
@@ -103,8 +100,8 @@ def _head(result: ControlsResult) -> Head:
     elif place:
         sentence = "The checks miss a planted fault:"
     else:
-        sentence = "The checks miss what they promise."
-    averages = "the checkpoint's own" if result.own_averages else "its weights moved by about 1e-3"
+        sentence = "The checks do not keep a promise."
+    averages = "the checkpoint's own" if result.own_averages else "none; its weights moved by about 1e-3"
     return Head(
         command="controls",
         passed=result.passed,
@@ -126,20 +123,18 @@ def _row(name: str, sites: Sequence[SiteResult], columns: Sequence[str]) -> Clas
     planted = [site for site in sites if site.status != "does not apply"]
     count = len(planted)
 
-    def cell(number: int, *, lacking: bool = False) -> MatrixCell:
-        return MatrixCell(number, -(-4 * number // count) if count else 0, lacking)
+    def cell(count_found: int, *, must_be_all: bool = False) -> MatrixCell:
+        quarters = -(-4 * count_found // count) if count else 0  # rounded up
+        return MatrixCell(count_found, quarters, lacking=must_be_all and count_found < count)
 
-    killed = sum(site.killed for site in planted)
-    exact = sum(site.exact for site in planted)
-    explained = sum(site.explained for site in planted)
     return ClassRow(
         name=name,
         sites=count,
-        killed=cell(killed, lacking=killed < count),
-        place=cell(exact, lacking=exact < count),
-        cause=cell(explained) if any(site.cause for site in planted) else None,
+        killed=cell(sum(site.killed for site in planted), must_be_all=True),
+        place=cell(sum(site.exact for site in planted), must_be_all=True),
+        cause=cell(sum(site.explained for site in planted)) if any(site.cause for site in planted) else None,
         by=tuple(cell(sum(judgement in site.judgements for site in planted)) for judgement in columns),
-        where=tuple(_describe(site) for site in sites),
+        outcomes=tuple(map(_describe, sites)),
     )
 
 

@@ -26,36 +26,36 @@ Columns = dict[str, tuple[TensorDistance, ...]]
 
 
 def write_page(path: str | Path, result: GradientsResult, *, command: str) -> None:
-    """Write the page of a comparison.
+    """Write the page of a comparison of gradients.
 
     Args:
-        path: The file to write; one that exists is replaced.
+        path: The file; an older page is replaced.
         result: The result.
         command: The command as it was typed.
 
     Raises:
-        UsageError: The folder does not exist.
+        UsageError: The folder does not exist, or cannot be written to.
     """
     foot = provenance(command, digests(result.files), result.environment, result.seed)
     drawer = Drawer()
     gradients: Columns = {str(measured.mode): measured.gradients for measured in result.gradients}
     steps: Columns = {}
     panels = [_panel("gradients", gradients)]
-    after = []
+    step_charts = []
     for measured in result.steps:
         name = _OPTIMISERS[measured.optimiser]
         columns = {"state": measured.state, "its change": measured.change}
         chart = drawer.depth(_depth(f"{measured.steps} steps of {name}", columns, thresholds.TRAINING_STEPS))
-        after.append((name, measured, chart))
+        step_charts.append((name, measured, chart))
         panels.append(_panel(f"{measured.steps} steps of {name}", columns))
-        steps |= {f"{name},\n{what}": distances for what, distances in columns.items()}
+        steps |= {f"{name},\n{column}": distances for column, distances in columns.items()}
     write_html(
         Path(path),
         "gradients/page.html",
         _head(result),
         foot,
         gradients=drawer.depth(_depth("gradients", gradients, thresholds.GRADIENT)),
-        steps=after,
+        steps=step_charts,
         histograms=drawer.histograms(
             "Distances of gradients and of trained tensors in units of float64's roundoff", panels
         ),
@@ -100,7 +100,7 @@ def _head(result: GradientsResult) -> Head:
     )
 
 
-def _depth(what: str, columns: Columns, limit: float) -> Depth:
+def _depth(title: str, columns: Columns, limit: float) -> Depth:
     looks = zip(("pytorch", "float64"), ("dots", "boxes"), strict=True)
     series = tuple(
         Series(name, tuple(tensor.distance for tensor in tensors), role, look, most=limit)
@@ -112,8 +112,8 @@ def _depth(what: str, columns: Columns, limit: float) -> Depth:
     )
     keys = [tensor.key for tensor in columns[name]]
     return Depth(
-        says=(
-            f"Distance of every tensor from TensorFlow's in network order, {what}, log scale: the worst is "
+        description=(
+            f"Distance of every tensor from TensorFlow's in network order, {title}, log scale: the worst is "
             f"{worst.distance:.1e}, {worst.key}."
         ),
         series=series,

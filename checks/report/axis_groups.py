@@ -1,4 +1,4 @@
-"""Groups activations and keys by part of the network, for the axis of a chart."""
+"""Group activations and keys by part of the network, for the axis of a chart."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from checks.core.network import short_name
 from converter.layer_map import BLOCKS
 
 Groups = tuple[tuple[str, int], ...]
-"""Name and first index of each part, in order."""
+"""The name and the first index of each part, in order."""
 
 _STEM, _HEAD = "stem", "head"
 _REPEATS = {"Repeat": "block35 ×5", "Repeat_1": "block17 ×10", "Repeat_2": "block8 ×5"}  # noqa: RUF001
@@ -17,10 +17,10 @@ _REPEATS = {"Repeat": "block35 ×5", "Repeat_1": "block17 ×10", "Repeat_2": "bl
 
 def activation_groups(activations: Sequence[str]) -> Groups:
     """Group activations by part."""
-    return _grouped([_of_activation(short_name(activation)) for activation in activations])
+    return _group([_part_of_activation(short_name(activation)) for activation in activations])
 
 
-def _of_activation(activation: str) -> str:
+def _part_of_activation(activation: str) -> str:
     first = activation.partition("/")[0]
     if first.startswith(("Conv2d", "MaxPool")):
         return _STEM
@@ -28,11 +28,11 @@ def _of_activation(activation: str) -> str:
 
 
 def _modules() -> dict[str, str]:
-    """The first part of a state_dict key, to the part of the network."""
+    """Map the first part of a state_dict key to the part of the network."""
     parts = {}
     for scope, module, _ in BLOCKS:
         if scope:
-            parts[module.partition(".")[0]] = _of_activation(scope)
+            parts[module.partition(".")[0]] = _part_of_activation(scope)
     return parts
 
 
@@ -40,17 +40,17 @@ _MODULES = _modules()
 
 
 def key_groups(keys: Sequence[str]) -> Groups:
-    """Group the keys of a state_dict by part; the input counts to the stem."""
-    return _grouped([_of_key(key.partition(".")[0]) for key in keys])
+    """Group the keys of a state_dict by part; the input belongs to the stem."""
+    return _group([_part_of_key(key.partition(".")[0]) for key in keys])
 
 
-def _of_key(module: str) -> str:
+def _part_of_key(module: str) -> str:
     if module in ("last_linear", "last_bn", "logits"):
         return _HEAD
     return _MODULES.get(module, _STEM)
 
 
-def _grouped(names: Sequence[str]) -> Groups:
+def _group(names: Sequence[str]) -> Groups:
     groups = []
     first = 0
     for name, members in groupby(names):

@@ -1,4 +1,4 @@
-"""The charts of a page: one SVG each, which scales with the page; on a phone it is scrolled sideways."""
+"""The charts of a page, each an SVG that scales with the page; on a phone the reader scrolls it sideways."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from checks.report.chart_frame import Key
-from checks.report.depth_chart import Depth, depth_keys, draw_depth
-from checks.report.histogram_chart import Panel, draw_histograms, histogram_keys
+from checks.report.chart_frame import LegendEntry
+from checks.report.depth_chart import Depth, depth_legend, draw_depth
+from checks.report.histogram_chart import Panel, draw_histograms, histogram_legend
 from checks.report.matplotlib_svg import drawing, inline
 
 
@@ -19,13 +19,13 @@ class Chart:
     """A chart as a page shows it.
 
     Attributes:
-        says: A sentence on what it shows.
-        keys: The legend.
+        description: A sentence on what it shows.
+        legend: The legend.
         svg: The drawing.
     """
 
-    says: str
-    keys: tuple[Key, ...]
+    description: str
+    legend: tuple[LegendEntry, ...]
     svg: Markup
 
 
@@ -34,20 +34,20 @@ class Drawer:
     """Draws the charts of one page, in the order of the page.
 
     Attributes:
-        drawn: The number of charts drawn; it makes their ids unique.
+        count: The number of charts so far; it makes their ids unique.
     """
 
-    drawn: int = field(default=0, init=False)
+    count: int = field(default=0, init=False)
 
     def depth(self, depth: Depth) -> Chart:
         """Draw error by depth."""
-        return self._chart(depth.says, depth_keys(depth), lambda: draw_depth(depth))
+        return self._chart(depth.description, depth_legend(depth), lambda: draw_depth(depth))
 
-    def histograms(self, says: str, panels: Sequence[Panel]) -> Chart:
-        """Draw histograms beside each other."""
-        return self._chart(says, histogram_keys(panels), lambda: draw_histograms(panels))
+    def histograms(self, description: str, panels: Sequence[Panel]) -> Chart:
+        """Draw histograms side by side."""
+        return self._chart(description, histogram_legend(panels), lambda: draw_histograms(panels))
 
-    def _chart(self, says: str, keys: tuple[Key, ...], draw: Callable[[], Figure]) -> Chart:
-        self.drawn += 1
+    def _chart(self, description: str, legend: tuple[LegendEntry, ...], draw: Callable[[], Figure]) -> Chart:
+        self.count += 1
         with drawing():
-            return Chart(says, keys, inline(draw(), f"c{self.drawn}-"))
+            return Chart(description, legend, inline(draw(), f"c{self.count}-"))

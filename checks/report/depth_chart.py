@@ -11,10 +11,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from checks.core import thresholds
-from checks.report.chart_frame import HEIGHT, LEFT, LETTERS, RIGHT, WIDTH, Key, new_axes
+from checks.report.chart_frame import FONT_SIZE, HEIGHT, LEFT, RIGHT, WIDTH, LegendEntry, new_axes
 from checks.report.matplotlib_svg import colour
 
-_LETTER = 0.6  # width of a letter over its size, an ample mean
+_CHARACTER = 0.6  # mean width of a character over the font size, rounded up
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,12 +22,12 @@ class Series:
     """Errors in the order of evaluation; zero and infinity have places of their own.
 
     Attributes:
-        label: For the legend.
-        values: One for each place.
-        role: Colour.
-        look: "circles", "squares" (both joined by a line), "dots", "boxes" (not joined) or "broad" (a line
-            without marks, drawn below the others).
-        most: Values above it are crossed out in the colour of faults; None crosses out nothing.
+        label: The label in the legend.
+        values: The errors, one for each place.
+        role: The role that gives the colour.
+        look: "circles" and "squares" are joined by a line, "dots" and "boxes" are not. "broad" is a line
+            without marks, below the others.
+        most: The largest value that is not crossed out as a fault; None crosses out nothing.
     """
 
     label: str
@@ -56,10 +56,10 @@ DOUBLE = Limit("unit roundoff of float64", "2⁻⁵³", UNIT64)
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """A vertical line at a place: a label, the place's name, and the colour's role."""
+    """A vertical line at a place: its label, the place's name, and the role that gives its colour."""
 
     place: int
-    what: str
+    label: str
     name: str
     role: str = "fault"
 
@@ -69,16 +69,16 @@ class Depth:
     """The content of a chart of error by depth.
 
     Attributes:
-        says: A sentence on what the chart shows.
-        series: All of one length.
-        groups: Name and first index of each part of the network, in order.
-        limits: Horizontal lines.
+        description: A sentence on what the chart shows.
+        series: The series, all of one length.
+        groups: The name and the first index of each part of the network, in order.
+        limits: The horizontal lines.
         mark: The place to mark; None marks nothing.
-        band: Values and the factor up to which others may exceed them.
-        lower: Draw it at two thirds of the height.
+        band: Values, and the factor by which other values may exceed them.
+        lower: Whether the chart is drawn at two thirds of the height.
     """
 
-    says: str
+    description: str
     series: tuple[Series, ...]
     groups: tuple[tuple[str, int], ...]
     limits: tuple[Limit, ...] = ()
@@ -87,22 +87,24 @@ class Depth:
     lower: bool = False
 
 
-def depth_keys(depth: Depth) -> tuple[Key, ...]:
+def depth_legend(depth: Depth) -> tuple[LegendEntry, ...]:
     """The legend of a chart of error by depth."""
-    keys = [Key(one.label, one.role, one.look) for one in depth.series]
+    legend = [LegendEntry(series.label, series.role, series.look) for series in depth.series]
     if depth.band is not None:
-        keys.append(Key(f"allowed: up to {depth.band[1]:g} times the floor", "floor", "band"))
-    if any(one.most is not None and not value <= one.most for one in depth.series for value in one.values):
-        keys.append(Key("beyond the limit", "fault", "cross"))
-    return (*keys, *(Key(f"{one.tag} {one.label}", one.role, "rule") for one in depth.limits))
+        legend.append(LegendEntry(f"allowed: up to {depth.band[1]:g} times the floor", "floor", "band"))
+    if any(_places_beyond(series) for series in depth.series):
+        legend.append(LegendEntry("beyond the limit", "fault", "cross"))
+    rules = (LegendEntry(f"{limit.tag} {limit.label}", limit.role, "rule") for limit in depth.limits)
+    return (*legend, *rules)
 
 
 class _Scale:
     """The height of a value: its log10; zero stands below everything else and infinity above."""
 
     def __init__(self, depth: Depth) -> None:
-        values = [value for one in depth.series for value in one.values]
-        proper = [value for value in values if 0 < value < math.inf] + [one.value for one in depth.limits]
+        values = [value for series in depth.series for value in series.values]
+        proper = [value for value in values if 0 < value < math.inf]
+        proper += [limit.value for limit in depth.limits]
         logs = [math.log10(value) for value in proper]
         self._low, self._high = math.floor(min(logs)), math.ceil(max(logs))
         self._zero = self._low - 1.0 if 0 in values else None
@@ -116,7 +118,7 @@ class _Scale:
         return self._low - 1.0 if value == 0 else math.log10(value)
 
     def ticks(self, most: int) -> Iterator[tuple[float, str]]:
-        """Places and names of at most `most` powers of ten, of zero and of infinity."""
+        """The places and labels of at most `most` powers of ten, of zero and of infinity."""
         step = math.ceil((self._high - self._low + 1) / most)
         for power in range(self._high, self._low - 1, -step):
             yield power, f"1e{power}" if power else "1"
@@ -149,7 +151,7 @@ def draw_depth(depth: Depth) -> Figure:
             textcoords="offset points",
             va="center",
             color=colour(limit.role),
-            fontsize=LETTERS,
+            fontsize=FONT_SIZE,
         )
     if depth.band is not None:
         values, factor = depth.band
@@ -178,9 +180,7 @@ def _draw_series(axes: Axes, series: Series, scale: _Scale) -> None:
         markeredgewidth=0.9 if series.look == "boxes" else 0,
         zorder=2.2 if broad else 3,
     )
-    if series.most is None:
-        return
-    beyond = [place for place, value in enumerate(series.values) if not value <= series.most]
+    beyond = _places_beyond(series)
     axes.plot(
         beyond,
         [heights[place] for place in beyond],
@@ -193,27 +193,34 @@ def _draw_series(axes: Axes, series: Series, scale: _Scale) -> None:
     )
 
 
+def _places_beyond(series: Series) -> list[int]:
+    """The places of the values that exceed the limit; NaN exceeds every limit."""
+    if series.most is None:
+        return []
+    return [place for place, value in enumerate(series.values) if not value <= series.most]
+
+
 def _draw_groups(axes: Axes, groups: Sequence[tuple[str, int]], count: int) -> None:
-    """Draw stripes behind the parts of the network, and their names below."""
+    """Draw a stripe behind every second part of the network, and the names of all parts below."""
     edges = [*(first - 0.5 for _, first in groups), count - 0.5]
     for number, (left, right) in enumerate(pairwise(edges)):
         if number % 2 == 0:
             axes.axvspan(left, right, color=colour("stripe"), linewidth=0, zorder=0)
-    a_place = (WIDTH - LEFT - RIGHT) / (count + 1)
+    place_width = (WIDTH - LEFT - RIGHT) / (count + 1)
     names = [name for name, _ in groups]
-    widths = [LETTERS * (_LETTER * len(name) + 0.6) for name in names]
-    centres = [(one + other) / 2 * a_place for one, other in pairwise(edges)]
-    for name, at in zip(names, _spread(centres, widths), strict=True):
+    widths = [FONT_SIZE * (_CHARACTER * len(name) + 0.6) for name in names]
+    centres = [(left + right) / 2 * place_width for left, right in pairwise(edges)]
+    for name, centre in zip(names, _spread(centres, widths), strict=True):
         axes.annotate(
             name,
-            (at / a_place, 0),
+            (centre / place_width, 0),
             (0, -6),
             xycoords=("data", "axes fraction"),
             textcoords="offset points",
             ha="center",
             va="top",
             color=colour("muted"),
-            fontsize=LETTERS,
+            fontsize=FONT_SIZE,
         )
 
 
@@ -230,12 +237,12 @@ def _draw_mark(axes: Axes, mark: Mark) -> None:
     width = WIDTH - LEFT - RIGHT
     low, high = axes.get_xlim()
     at = (mark.place - low) / (high - low)
-    half = LETTERS * _LETTER * max(len(mark.name), len(mark.what)) / 2 / width
+    half = FONT_SIZE * _CHARACTER * max(len(mark.name), len(mark.label)) / 2 / width
     # The label stays within the figure, margins included.
     least, most = half - LEFT / width, 1 + RIGHT / width - half
     axes.axvline(mark.place, color=colour(mark.role), linewidth=1.6, zorder=2.5)
     axes.annotate(
-        f"{mark.what}\n{mark.name}",
+        f"{mark.label}\n{mark.name}",
         (min(max(at, least), most), 1),
         (0, 7),
         xycoords="axes fraction",
@@ -244,6 +251,6 @@ def _draw_mark(axes: Axes, mark: Mark) -> None:
         va="bottom",
         linespacing=1.3,
         color=colour(mark.role),
-        fontsize=LETTERS,
+        fontsize=FONT_SIZE,
         fontweight="bold",
     )

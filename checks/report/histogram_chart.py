@@ -1,4 +1,4 @@
-"""Histograms of differences in units in the last place, beside each other."""
+"""Histograms of differences in units in the last place, side by side."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from checks.report.chart_frame import LETTERS, WIDTH, Key, dress
+from checks.report.chart_frame import FONT_SIZE, WIDTH, LegendEntry, style_axes
 from checks.report.matplotlib_svg import colour
 
-_MOST_PLAIN = 13  # bins of a histogram; with more, their ends are shown as powers of two
-_NEARLY_ALL = 0.998  # of the values of a histogram have bins of their own; the others share one
+_MOST_PLAIN = 13  # bins with plain numbers as labels; the labels of more bins are powers of two
+_NEARLY_ALL = 0.998  # share of the values that get bins of their own; the others share one bin
 
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """A histogram as `checks.core.metrics.ulp_histogram` counts: 0, 1, 2, 3-4, 5-8, ..."""
+    """A histogram, counted by `checks.core.metrics.ulp_histogram` as 0, 1, 2, 3-4, 5-8, ..."""
 
     label: str
     counts: tuple[int, ...]
@@ -29,16 +29,19 @@ class Counts:
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """Histograms over each other: the first filled, the second an outline."""
+    """Histograms on the same axes: the first is filled, the second is an outline."""
 
     title: str
     counts: tuple[Counts, ...]
 
 
-def histogram_keys(panels: Sequence[Panel]) -> tuple[Key, ...]:
-    """The legend: what is filled, and what is an outline."""
+def histogram_legend(panels: Sequence[Panel]) -> tuple[LegendEntry, ...]:
+    """The legend: the filled histogram, and the outlined one."""
     looks = ("block", "outline")
-    return tuple(Key(one.label, one.role, look) for one, look in zip(panels[0].counts, looks, strict=False))
+    return tuple(
+        LegendEntry(histogram.label, histogram.role, look)
+        for histogram, look in zip(panels[0].counts, looks, strict=False)
+    )
 
 
 def draw_histograms(panels: Sequence[Panel]) -> Figure:
@@ -54,10 +57,10 @@ def draw_histograms(panels: Sequence[Panel]) -> Figure:
     bins = max(map(_bins_of_most, every))
     folded = any(len(counts) > bins for counts in every)
     for axes, panel in zip(grid.flat, panels, strict=True):
-        dress(axes)
+        style_axes(axes)
         _draw_panel(axes, panel, bins)
         axes.set_title(
-            panel.title, loc="left", fontsize=LETTERS, fontweight="bold", color=colour("ink"), pad=8
+            panel.title, loc="left", fontsize=FONT_SIZE, fontweight="bold", color=colour("ink"), pad=8
         )
         places, names = _bin_ticks(bins, folded=folded)
         axes.set_xticks(places, names)
@@ -71,28 +74,28 @@ def draw_histograms(panels: Sequence[Panel]) -> Figure:
 
 
 def _bins_of_most(counts: Sequence[int]) -> int:
-    """How many bins hold nearly every value, so that a few outliers do not hide the others."""
+    """Count the bins that hold nearly every value, so that a few outliers do not hide the others."""
     enough = _NEARLY_ALL * sum(counts)
     return next((place + 1 for place, below in enumerate(accumulate(counts)) if below >= enough), 1)
 
 
 def _draw_panel(axes: Axes, panel: Panel, bins: int) -> None:
-    """Draw the histograms of a panel; what is beyond the last bin goes into one bar after it."""
+    """Draw the histograms of a panel; one bar after the last bin holds all values beyond."""
     for number, histogram in enumerate(panel.counts):
         inside, beyond = histogram.counts[:bins], sum(histogram.counts[bins:])
         counts = [*inside, *[0] * (bins - len(inside)), beyond] if beyond else inside
         total = sum(counts) or 1
         shares = [count / total for count in counts]
-        drawn = colour(histogram.role)
+        ink = colour(histogram.role)
         if number == 0:
-            axes.bar(range(len(shares)), shares, width=0.82, color=drawn, alpha=0.75, zorder=2)
+            axes.bar(range(len(shares)), shares, width=0.82, color=ink, alpha=0.75, zorder=2)
         else:
             edges = [place - 0.5 for place in range(len(shares) + 1)]
-            axes.stairs(shares, edges, color=drawn, linewidth=1.8, zorder=3)
+            axes.stairs(shares, edges, color=ink, linewidth=1.8, zorder=3)
 
 
 def _bin_ticks(bins: int, *, folded: bool) -> tuple[list[int], list[str]]:
-    """Places and upper ends of some bins: 0, 1, 2, 4, ...; of many bins as powers of two."""
+    """The places and labels of some bins; a label is the upper end: 0, 1, 2, 4, ..., or a power of two."""
     step = max(1, math.ceil(bins / 7))
     places = list(range(0, bins, step))
     names = [_bin_end(place, powers=bins > _MOST_PLAIN) for place in places]

@@ -1,4 +1,4 @@
-"""Turns a matplotlib figure into SVG that follows the page's colours and fonts, light and dark."""
+"""Turn a matplotlib figure into SVG that follows the page's colours and fonts, light and dark."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ _STAND_INS = {f"#0{number:x}fade": f"var(--{role})" for number, role in enumerat
 _BY_ROLE = dict(zip(_ROLES, _STAND_INS, strict=True))
 
 _COLOUR = re.compile("|".join(_STAND_INS))
-_FONT = re.compile(r"font-family:[^;]*;?")  # matplotlib's own; the page has its own
+_FONT = re.compile(r"font-family:[^;]*;?")  # matplotlib's own font; the page sets another
 _LONG = re.compile(r"(\d+\.\d{2})\d+")
-_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))  # none: the same input gives the same bytes
+_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))  # empty: equal charts are equal bytes
 
 
 def colour(role: str) -> str:
-    """A stand-in colour to draw in; the page puts its own colour of this role in its place."""
+    """The stand-in colour of a role; `inline` replaces it by the page's own colour."""
     return _BY_ROLE[role]
 
 
 @contextmanager
 def drawing() -> Iterator[None]:
-    """Make matplotlib ignore the user's settings and take every text as it is."""
+    """Make matplotlib ignore the user's settings and print every text as it is."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(
@@ -48,8 +48,8 @@ def inline(figure: Figure, prefix: str) -> Markup:
     """Turn a figure into an <svg> without a size of its own.
 
     Args:
-        figure: A figure drawn in the colours that `colour` gives.
-        prefix: Put before every id, so that no two figures of a page share one.
+        figure: The figure, drawn in the colours that `colour` gives.
+        prefix: The prefix of every id, so that no two figures of a page share an id.
     """
     written = io.StringIO()
     figure.savefig(written, format="svg", transparent=True, metadata=_METADATA)
@@ -58,7 +58,7 @@ def inline(figure: Figure, prefix: str) -> Markup:
     used |= set(re.findall(r"url\(#([^)]+)\)", written.getvalue()))
     for parent in list(root.iter()):
         for child in list(parent):
-            if _local(child.tag) in ("metadata", "style"):  # a style here would be the whole page's
+            if _local(child.tag) in ("metadata", "style"):  # a style would apply to the whole page
                 parent.remove(child)
     for element in root.iter():
         element.tag = _local(element.tag)
@@ -68,7 +68,7 @@ def inline(figure: Figure, prefix: str) -> Markup:
                 element.set(_local(name), _value(_local(name), value, prefix))
     box = root.attrib["viewBox"]
     root.attrib.clear()
-    root.attrib.update({"viewBox": box, "aria-hidden": "true"})  # the figure around it says what it shows
+    root.attrib.update({"viewBox": box, "aria-hidden": "true"})  # the figure around it has the description
     return Markup(ElementTree.tostring(root, encoding="unicode"))  # noqa: S704 - serialised, hence escaped
 
 
@@ -81,7 +81,7 @@ def _value(name: str, value: str, prefix: str) -> str:
         return prefix + value
     if name == "href":
         return f"#{prefix}{value[1:]}"
-    value = _COLOUR.sub(lambda found: _STAND_INS[found[0]], value)
+    value = _COLOUR.sub(lambda match: _STAND_INS[match[0]], value)
     value = value.replace("url(#", f"url(#{prefix}")
     if name == "style":
         return _FONT.sub("", value).strip("; ")

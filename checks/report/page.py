@@ -1,4 +1,4 @@
-"""Renders a page: the verdict at its head, the content of a command, the provenance at its foot."""
+"""Render a page: the verdict at its head, the content of a command, the provenance at its foot."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from converter.layer_map import Variant
 
 _KIT = Path(__file__).parent
 _NUMBER = re.compile(r"(\b\d(?:\.\d{1,3})?e[-+]\d{1,3}\b)")
-_BREAK = re.compile(r"(?<=/)(?=\w)|(?<=\.)(?=[a-z_])")  # in a path or a key, not in a decimal fraction
+_BREAK = re.compile(r"(?<=/)(?=\w)|(?<=\.)(?=[a-z_])")  # after a slash or a dot, not in a decimal fraction
 
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """The head of a report.
+    """The head of a page.
 
     Attributes:
-        command: The command's name.
+        command: The name of the command.
         passed: The verdict.
         word: The verdict in a word.
         sentence: The verdict in a sentence.
-        facts: Name and value of everything that was judged, and against what.
-        judgements: In order.
+        facts: The name and value of each fact on the port and the source.
+        judgements: The judgements, in order.
         place: The place of the fault; empty without one.
-        reasons: Label and sentence of each cause.
+        reasons: The label and the sentence of each cause.
     """
 
     command: str
@@ -51,10 +51,10 @@ class Row:
     """A row of a table.
 
     Attributes:
-        name: In the first column.
-        cells: In the others.
-        kind: How the row looks: "", "fault" or "strong".
-        failed: The indices of the cells that fail a judgement; each is marked.
+        name: The text of the first column.
+        cells: The texts of the other columns.
+        kind: The look of the row: "", "fault" or "strong".
+        failed: The indices of the cells that fail a judgement; the page marks them.
     """
 
     name: str
@@ -69,31 +69,31 @@ class Table:
 
     Attributes:
         name: The heading of the first column.
-        headings: The headings of the others.
-        rows: In order.
-        words: The number of last columns that hold text.
-        explanations: A line on each heading, folded below the table; empty for none.
+        headings: The headings of the other columns.
+        rows: The rows, in order.
+        text_columns: The number of columns at the end that hold text; the others hold figures.
+        explanations: A line on each heading, below the table; empty for none.
     """
 
     name: str
     headings: tuple[str, ...]
     rows: tuple[Row, ...]
-    words: int = 0
+    text_columns: int = 0
     explanations: tuple[str, ...] = ()
 
 
 def write_html(path: Path, template: str, head: Head, provenance: Provenance, **content: Any) -> None:
-    """Render a report and write it, whole or not at all.
+    """Render a page and write it, whole or not at all.
 
     Args:
-        path: The file to write; one that exists is replaced.
-        template: Path of its template within `checks`, such as "audit/page.html".
-        head: Its head.
-        provenance: Its foot.
+        path: The file to write; an older page is replaced.
+        template: The path of the template within `checks`, such as "audit/page.html".
+        head: The head of the page.
+        provenance: The foot of the page.
         content: The variables of the template.
 
     Raises:
-        UsageError: Its folder does not exist, or the path is a folder.
+        UsageError: The folder does not exist, or the path is a folder.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader([_KIT, _KIT.parent]),
@@ -105,7 +105,7 @@ def write_html(path: Path, template: str, head: Head, provenance: Provenance, **
     environment.globals |= {"split": split, "zip": zip}
     environment.filters["breakable"] = breakable
     page = environment.get_template(template).render(head=head, provenance=provenance, **content)
-    # A path need not be UTF-8: what cannot be written is shown by its number.
+    # A path need not be UTF-8: an escape such as \udcff stands for a byte that is not.
     written = page.encode("utf-8", "backslashreplace")
     with AtomicFiles(path.parent, overwrite=True) as files:
         files.stage(path.name).write_bytes(written)
@@ -119,7 +119,7 @@ def network(variant: Variant) -> str:
 
 
 def breakable(text: str) -> Markup:
-    """Escape a text and allow line breaks within its names, but not within its numbers."""
+    """Escape a text; lines may break after the dots and slashes of its names, not within its numbers."""
     pieces = _NUMBER.split(text)
     pieces[::2] = [Markup("<wbr>").join(map(escape, _BREAK.split(piece))) for piece in pieces[::2]]
     pieces[1::2] = [Markup('<span class="number">{}</span>').format(number) for number in pieces[1::2]]
@@ -127,5 +127,5 @@ def breakable(text: str) -> Markup:
 
 
 def split(lines: Sequence[Any], most: int) -> tuple[Sequence[Any], Sequence[Any]]:
-    """Split lines into those shown at once and those folded away; a single line is never folded."""
+    """Split lines into those that are shown and those that are folded; a single line is never folded."""
     return (lines, ()) if len(lines) <= most + 1 else (lines[:most], lines[most:])

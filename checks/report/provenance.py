@@ -18,13 +18,13 @@ class Provenance:
     """The foot of a page.
 
     Attributes:
-        command: As it was typed.
-        files: Name and SHA-256 of every file that was read.
+        command: The command as it was typed.
+        files: The name and the SHA-256 of every file that was read.
         versions: Package to version.
-        date: When the check ran, ISO 8601, UTC.
-        machine: Processor, cores and operating system.
-        threads: A sentence on the threads of PyTorch and TensorFlow.
-        seed: Seed of the inputs; None without inputs.
+        date: The date and time of the check, ISO 8601, UTC.
+        machine: The processor, its cores and the operating system.
+        threads: A clause on the threads of PyTorch and TensorFlow.
+        seed: The seed of the inputs; None without inputs.
     """
 
     command: str
@@ -46,11 +46,11 @@ def provenance(
     """Gather the foot of a page.
 
     Args:
-        command: As it was typed.
+        command: The command as it was typed.
         digests: Path to SHA-256 of every file that was read.
-        environment: As `checks.core.environment.environment` gives it.
-        seed: Seed of the inputs; None without inputs.
-        workers: How many threads run a network each.
+        environment: The result of `checks.core.environment.environment`.
+        seed: The seed of the inputs; None without inputs.
+        workers: The number of threads that each run a network.
     """
     versions = {name: str(version) for name, version in environment.items() if name not in (DATE, *MACHINE)}
     each = "1 thread" if workers == 1 else f"1 thread in each of {workers} workers"
@@ -69,10 +69,10 @@ def provenance(
 
 
 def digests(files: Iterable[str]) -> dict[str, str]:
-    """Path to SHA-256 of each file."""
+    """Map the path of each file to its SHA-256."""
     return {path: file_digest(Path(path)) for path in files}
 
 
 def shown_path(path: str) -> str:
-    """A path as it was given; only the name of one in the cache, which nobody typed."""
+    """Return a path as it was given; of a path in the cache, which nobody typed, only the name."""
     return Path(path).name if Path(path).is_relative_to(cache_folder()) else path

@@ -1,7 +1,7 @@
-"""A local server in the place of Google Drive.
+"""A local server that stands in for Google Drive.
 
-The code under test runs unchanged, with the addresses that it always uses: HTTPS_PROXY sends every connection
-to this server, and REQUESTS_CA_BUNDLE has its certificates trusted.
+The code under test runs unchanged, with its usual addresses: HTTPS_PROXY sends every connection to this
+server, and REQUESTS_CA_BUNDLE makes requests trust its certificates.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SCAN_FORM = (
     '<input type="submit" id="uc-download-link" class="goog-inline-block" value="Download anyway"/>'
     '<input type="hidden" name="id" value="{id}"><input type="hidden" name="export" value="download">'
     '<input type="hidden" name="confirm" value="t"><input type="hidden" name="uuid" value="8f2a"></form>'
-)  # in one line, since gdown searches line by line
+)  # one line, because gdown searches line by line
 ERROR_PAGE = """<!DOCTYPE html><html><head><title>Google Drive - {title}</title></head><body>
 <div class="uc-main"><div id="uc-text"><p class="uc-error-caption">{caption}</p>
 <p class="uc-error-subcaption">{subcaption}</p></div></div></body></html>
@@ -70,7 +70,7 @@ class FakeDrive:
 
     Attributes:
         environment: The variables that send a process's connections to the server.
-        answers: Google Drive id, or path of another host, to the answers, one a request; the last one repeats.
+        answers: Google Drive id, or path on another host, to the answers in order; the last answer repeats.
         requests: The requests, in order.
     """
 
@@ -83,7 +83,7 @@ class FakeDrive:
 
 
 class Handler(BaseHTTPRequestHandler):
-    """One connection; CONNECT turns it into a TLS connection to the host that it names."""
+    """The handler of a connection; CONNECT turns it into a TLS connection to the host that it names."""
 
     protocol_version = "HTTP/1.1"
     drive: FakeDrive
@@ -138,7 +138,7 @@ def page(text: str, status: int = 200) -> Answer:
 
 
 def scan_page(handler: Handler) -> None:
-    """The virus scan page of a large file, whose form leads to the other host; the file is the next answer."""
+    """The virus scan page of a large file; its form leads to the other host, whose answer is the file."""
     _scan_page(handler, "https://drive.usercontent.google.com/download")
 
 
@@ -148,7 +148,7 @@ def scan_page_that_leads_nowhere(handler: Handler) -> None:
 
 
 def scan_page_without_form(handler: Handler) -> None:
-    """A virus scan page whose button works by a script only."""
+    """A virus scan page whose button works only by a script."""
     page(SCAN_PAGE.format(id="x", form="<button>Download anyway</button>"))(handler)
 
 
@@ -169,7 +169,7 @@ def file(data: bytes) -> Answer:
 
 
 def broken_file(data: bytes, until: int | None) -> Answer:
-    """A file announced with its true length; the connection closes after `until` bytes of it."""
+    """A file with its true length in the header; the connection closes after `until` bytes."""
 
     def send(handler: Handler) -> None:
         requested = re.fullmatch(r"bytes=(\d+)-", handler.headers["Range"] or "")
@@ -184,12 +184,12 @@ def broken_file(data: bytes, until: int | None) -> Answer:
 
 
 def whole_file_only(data: bytes) -> Answer:
-    """A file of a server that does not serve parts."""
+    """A file from a server that does not serve parts."""
     return lambda handler: handler.answer(data, **_ATTACHMENT)
 
 
 def file_without_length(data: bytes) -> Answer:
-    """A file without a stated length, which ends with the connection."""
+    """A file without a length in the header; it ends with the connection."""
 
     def send(handler: Handler) -> None:
         _begin_without_length(handler)

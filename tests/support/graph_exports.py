@@ -1,4 +1,4 @@
-"""Graph files as people make them: PyTorch's two ONNX exporters, and TensorFlow's converter to TFLite."""
+"""Export graph files as users do: by PyTorch's two ONNX exporters and TensorFlow's TFLite converter."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Arrays = Mapping[str, NDArray[Any]]
 
 
 def network(state_dict: Arrays) -> InceptionResnetV1:
-    """The network in evaluation mode, which gives embeddings, with logits where the state_dict has them."""
+    """Build the network in evaluation mode, with logits where the state_dict has them."""
     classes = len(state_dict["logits.bias"]) if "logits.bias" in state_dict else None
     size = len(state_dict["last_linear.weight"])
     model = InceptionResnetV1(num_classes=classes, embedding_size=size)
@@ -39,14 +39,13 @@ def export_onnx(
     """Export a model for images (N, 3, 160, 160).
 
     Args:
-        model: In evaluation mode.
-        path: Where to write.
-        half: Whether in half precision.
-        dynamo: Whether by the exporter that PyTorch takes by default today, or the one before it, which is
-            faster.
+        model: The model, in evaluation mode.
+        path: The file to write.
+        half: Whether to export in half precision.
+        dynamo: Whether to use PyTorch's default exporter; the older one is faster.
         fold: Whether the older exporter folds BatchNorm into the convolutions, as it does by default.
-        fixed_batch: Whether for one image.
-        external: Whether the weights go into a file beside it.
+        fixed_batch: Whether the graph takes exactly one image.
+        external: Whether the weights go into a file beside the graph.
     """
     images = torch.zeros(1, 3, 160, 160)
     if half:
@@ -71,14 +70,14 @@ def export_onnx(
 def export_tflite(
     tensors: Arrays, path: Path, *, half: bool = False, quantised: bool = False, from_bytes: bool = False
 ) -> Path:
-    """Convert the rebuilt TensorFlow graph with these variables, by TensorFlow's own converter.
+    """Convert the rebuilt TensorFlow graph, with these variables, by TensorFlow's own converter.
 
     Args:
         tensors: The variables.
-        path: Where to write.
-        half: Whether to store weights in half precision.
-        quantised: Whether to store them as integers.
-        from_bytes: Whether the graph takes bytes, and standardises them as (x - 127.5) / 128.
+        path: The file to write.
+        half: Whether to store the weights in half precision.
+        quantised: Whether to store the weights as integers.
+        from_bytes: Whether the graph takes bytes and standardises them as (x - 127.5) / 128.
     """
     from facenet_tf import import_tensorflow
     from facenet_tf.graph import build
@@ -89,12 +88,12 @@ def export_tflite(
     features = {name: array for name, array in tensors.items() if not name.startswith("Logits/")}
     with legacy_graph() as graph:
         dtype = tf.uint8 if from_bytes else tf.float32
-        fed = tf.compat.v1.placeholder(dtype, (None, 160, 160, 3), name="input")
-        images = (tf.cast(fed, tf.float32) - 127.5) / 128.0 if from_bytes else fed
+        placeholder = tf.compat.v1.placeholder(dtype, (None, 160, 160, 3), name="input")
+        images = (tf.cast(placeholder, tf.float32) - 127.5) / 128.0 if from_bytes else placeholder
         embeddings = build(images, **infer_options(features)._asdict())["embeddings"]
     with open_session(graph) as session:
         load_variables(session, features)
-        converter = tf.compat.v1.lite.TFLiteConverter.from_session(session, [fed], [embeddings])
+        converter = tf.compat.v1.lite.TFLiteConverter.from_session(session, [placeholder], [embeddings])
         if half or quantised:
             converter.optimizations = [tf.lite.Optimize.DEFAULT]
         if half:

