@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from converter import __version__
-from converter.command_line import INTERRUPTED, Command
+from converter.command_line import INTERRUPTED, Command, console
 
 # Name: its module, the Command in it, and a line for the help.
 _COMMANDS = {
@@ -76,7 +76,7 @@ def _run(argv: Sequence[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         width = max(map(len, _COMMANDS)) + 2
         lines = (f"  {name:{width}}{summary}" for name, (_, _, summary) in _COMMANDS.items())
-        print(_HELP.format(commands="\n".join(lines)))
+        console().print(_HELP.format(commands="\n".join(lines)), markup=False)
         return 0 if argv else 2
     if argv[0] == "--version":
         print(f"facenet-port {__version__}")

@@ -53,8 +53,10 @@ def read_blocks(page: Path) -> list[Block]:
 
 
 def stable(line: str) -> str:
-    """What of a line of output is the same on every machine: no digits, digests, padding or parentheses."""
+    """Reduce a line of output to what is the same on every machine: no measured figures, digests or padding.
+
+    Whole numbers stay, such as 492 of 492. Figures with a fraction or an exponent are measured.
+    """
     line = re.sub(r"\b[0-9a-f]{64}\b", "SHA-256", line)
-    line = re.sub(r"\([^()]*\)", "()", line)
-    line = re.sub(r"\d[\d.,]*(e[-+]?\d+)?", "#", line)
+    line = re.sub(r"\d+\.\d+(e[-+]?\d+)?|\d+e[-+]?\d+", "#", line)
     return " ".join(line.split())
