@@ -44,7 +44,7 @@ def test_the_version(capsys):
         (["--quiet", "convert"], "there is no command '--quiet': the commands are"),
         (["convert", "model", "weights.pt"], "unexpected weights.pt: convert takes one SOURCE; -o OUT names"),
         (["convert", "model", "--overwite"], "unexpected --overwite. `facenet-port convert --help` lists"),
-        (["compare", "model", "w.pt"], "unexpected w.pt: compare takes one SOURCE; --state-dict FILE names"),
+        (["compare", "model", "w.pt"], "w.pt: compare takes one checkpoint. To judge a PyTorch file"),
         (["list", "vggface2"], "unexpected vggface2: list takes no arguments"),
     ],
 )
