@@ -15,11 +15,11 @@ class AtomicFiles:
     """Several files of one folder that are written to a hidden folder and appear together at the end.
 
     In `with AtomicFiles(folder, overwrite=False) as files:`, write to the path that `files.stage(name)`
-    returns, then call `files.commit()`. Files that were not committed are removed at the end of the block.
+    returns, then call `files.commit()`. The end of the block removes the files that were not committed.
 
     Args:
         folder: Folder of the files.
-        overwrite: Whether a file that exists may be replaced.
+        overwrite: Whether to replace existing files.
 
     Raises:
         UsageError: The folder does not exist or cannot be written to.
@@ -40,10 +40,10 @@ class AtomicFiles:
             ) from error
 
     def stage(self, name: str) -> Path:
-        """Return the path to which the file `name` is to be written.
+        """Return the path to write the file `name` to.
 
         Raises:
-            UsageError: A file of that name exists and may not be replaced, or it is a folder.
+            UsageError: A file of that name exists and must not be replaced, or it is a folder.
         """
         if (self._folder / name).is_dir():
             raise UsageError(f"{self._folder / name} is a folder. Give the name of a file in it with -o.")
@@ -58,11 +58,11 @@ class AtomicFiles:
     def commit(self) -> None:
         """Sync every staged file to the disk and give it its name.
 
-        Each file is whole at any moment. If files are replaced, a failure in between leaves some of them new
+        Each file is whole at any moment. A failure while existing files are replaced leaves some files new
         and some old.
 
         Raises:
-            UsageError: A file of that name has appeared in the meantime; none of the new files stays.
+            UsageError: A file of that name has appeared in the meantime; all new files are removed.
         """
         for name in self._names:
             sync(self._hidden / name)

@@ -41,25 +41,25 @@ def to_float32(array: NDArray[Any]) -> NDArray[np.float32]:
     """Cast an array to float32.
 
     float16 and bfloat16 are widened exactly, and float64 is rounded to the nearest float32, ties to even
-    (IEEE 754). Infinities and the sign of a zero stay. A NaN stays one of the same sign: of a half precision
-    with its whole payload, of float64 with the leading 22 bits of it, and quiet. Processors differ in what
-    they do to signalling NaNs, so theirs is not relied upon.
+    (IEEE 754). Infinities and the sign of a zero stay. A NaN stays a NaN of the same sign: from a half
+    precision it keeps its whole payload, from float64 the leading 22 bits, and becomes quiet. Processors
+    treat signalling NaNs differently, so this function sets the bits itself.
 
     Args:
         array: float32, or of a dtype in `CASTABLE`.
 
     Returns:
-        The array itself where it is float32, otherwise a new one of the same shape in C order.
+        The array itself if it is float32, otherwise a new array of the same shape in C order.
 
     Raises:
         OverflowError: Finite values are beyond float32's range; the message counts them.
-        TypeError: The dtype is none of these.
+        TypeError: The dtype is another one.
     """
     if array.dtype == FLOAT32:
         return array
     if array.dtype not in CASTABLE:
         raise TypeError(f"{array.dtype} is not cast to float32")
-    with np.errstate(over="ignore", invalid="ignore"):  # infinities and NaNs are looked at below
+    with np.errstate(over="ignore", invalid="ignore"):  # infinities and NaNs are handled below
         cast = array.astype(FLOAT32, order="C")
     finite = np.isfinite(cast)
     if not finite.all():
@@ -70,7 +70,7 @@ def to_float32(array: NDArray[Any]) -> NDArray[np.float32]:
 def _settle_special_values(
     array: NDArray[Any], cast: NDArray[np.float32], special: NDArray[np.bool_]
 ) -> None:
-    """Refuse infinities that were none before, and give NaNs the bits that `to_float32` promises."""
+    """Refuse values that the cast made infinite, and give NaNs the bits that `to_float32` promises."""
     original = array[special]
     with np.errstate(invalid="ignore"):
         overflown = original[np.isfinite(original)]
@@ -105,13 +105,13 @@ def measure_cast(array: NDArray[Any], cast: NDArray[np.float32]) -> Cast:
     before = np.ascontiguousarray(array).reshape(-1)
     changed = back.view(np.uint64) != before.view(np.uint64)
     was, became = before[changed], back[changed]
-    finite = np.isfinite(was)  # what else has changed is a NaN that lost bits of its payload
+    finite = np.isfinite(was)  # the other changed values are NaNs that lost bits of their payload
     errors = np.abs(became[finite] - was[finite]) / np.abs(was[finite])
     return Cast(array.dtype.name, array.size, int(changed.sum()), float(errors.max(initial=0.0)))
 
 
 def state_casts(casts: Mapping[str, Cast]) -> tuple[str, ...]:
-    """Describe casts in words, a sentence for each dtype.
+    """Describe casts, a sentence for each dtype.
 
     Args:
         casts: Tensor name to the effect of its cast.

@@ -1,10 +1,11 @@
 """Work in another process, for libraries that crash or never finish on a damaged file.
 
-The parent starts one child for each file, `python -m MODULE`, and asks it; the child answers through `serve`
-and limits its own memory and processor time. Nothing is pickled, as the child may be broken: a message is a
-frame of 4 bytes (the length of a JSON object, little-endian), the object, and the bytes of its arrays. The
-object is {"message": any JSON, "arrays": [[dtype, shape], ...]} or, from a child, {"error": text, "details":
-{...}}. Frames travel over a socket that is the child's standard input.
+The parent starts a child for each file, `python -m MODULE`. The child answers requests through `serve` and
+limits its own memory and processor time. Both talk over a socket, which is the child's standard input.
+
+The child may be broken, so they exchange no pickles. A message is a frame: the length of a JSON object (4
+bytes, little-endian), the object, and the bytes of its arrays. The object is {"message": any JSON, "arrays":
+[[dtype, shape], ...]}; a child may also send {"error": text, "details": {...}}.
 """
 
 from __future__ import annotations
@@ -33,21 +34,21 @@ Answer = Callable[[Any, list[NDArray[Any]]], tuple[Any, Arrays]]
 """Function of a child: (message, arrays) of a request to (message, arrays) of its answer."""
 
 _LENGTH = struct.Struct("<I")
-_MOST_JSON = 16 << 20
-_MOST_BYTES = 16 << 30
+_MOST_JSON = 16 << 20  # bytes of a JSON object
+_MOST_BYTES = 16 << 30  # bytes of the arrays of a frame
 _READY = "ready"
 
 
 class ChildError(Exception):
-    """The child gave no answer and is gone; the message is a clause, as in "crashes (SIGSEGV)"."""
+    """The child ended without an answer; the message is a clause, such as "crashes (SIGSEGV)"."""
 
 
 class AnswerError(Exception):
-    """The child could not do what was asked, and lives on. Raised in the child, and again in the parent.
+    """The child refuses a request and goes on; raised in the child, and again in the parent.
 
     Args:
         problem: What is wrong, a clause.
-        details: Anything else that the parent should know, of types that JSON has.
+        details: Further facts for the parent, of JSON types.
     """
 
     def __init__(self, problem: str, **details: Any) -> None:
@@ -56,13 +57,13 @@ class AnswerError(Exception):
 
 
 class ChildProcess:
-    """A module that answers requests in a process of its own. A context manager.
+    """A context manager: a module that answers requests in a process of its own.
 
-    It may be used from any thread, but from one at a time. The child does not see Ctrl-C: it ends with the
-    parent, or when it is closed.
+    Only one thread at a time may use it. The child does not receive Ctrl-C; it ends with the parent or with
+    `close`.
 
     Args:
-        module: Full name of a module that calls `serve` when it is run.
+        module: Full name of a module that calls `serve` as `__main__`.
         arguments: The child's `sys.argv[1:]`.
         seconds: Longest time to wait for one answer.
 
@@ -74,7 +75,7 @@ class ChildProcess:
         self._module, self._seconds = module, seconds
         self._ready = False
         self._socket, theirs = socket.socketpair()
-        # The child can import whatever this process can.
+        # The child then imports the same modules as this process.
         paths = os.pathsep.join(os.path.abspath(entry) for entry in sys.path)  # noqa: PTH100
         try:
             with theirs:
@@ -103,16 +104,16 @@ class ChildProcess:
         Args:
             message: Anything that JSON can hold.
             arrays: Booleans, integers or floats of NumPy's own dtypes.
-            most_bytes: Most bytes that the arrays of the answer may take.
+            most_bytes: Limit on the bytes of the answer's arrays.
 
         Returns:
             The message and the arrays of the answer, C-contiguous, bit for bit as the child sent them. The
             caller checks what they mean.
 
         Raises:
-            AnswerError: The child says why it cannot do this.
-            ChildError: It crashed, went over a limit, took too long or answered nonsense. It is ended.
-            RequirementError: The module cannot be run here.
+            AnswerError: The child refuses the request.
+            ChildError: The child crashed, exceeded a limit, took too long or answered nonsense; it is ended.
+            RequirementError: The module does not run here.
         """
         header = _header({"message": message}, arrays)
         deadline = time.monotonic() + self._seconds
@@ -164,7 +165,7 @@ class ChildProcess:
 
     def _how_it_ended(self) -> str:
         try:
-            status = self._process.wait(1)  # it has closed its socket, and is about to end
+            status = self._process.wait(1)  # the child has closed its socket and is about to end
         except subprocess.TimeoutExpired:
             status = 0
         self.close()
@@ -176,11 +177,11 @@ class ChildProcess:
 
 
 def serve(answer: Answer) -> None:
-    """Answer the parent's requests, in the child, until the parent goes.
+    """Answer the parent's requests, in the child, until the parent closes the socket.
 
     Args:
-        answer: Called for each request. An `AnswerError` reaches the parent as it is, any other exception as
-            an `AnswerError` with its message.
+        answer: Called for each request. The parent receives every exception as an `AnswerError` with the
+            same message.
     """
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with socket.socket(fileno=os.dup(0)) as connection:
@@ -193,45 +194,47 @@ def serve(answer: Answer) -> None:
             try:
                 message, results = answer(request.get("message"), arrays)
                 header = _header({"message": message}, results)
-            except AnswerError as error:
-                header, results = _header({"error": str(error), "details": error.details}), ()
-            except MemoryError:
-                header, results = _header({"error": "it needs more memory than it may take"}), ()
             except Exception as error:
-                text = " ".join(str(error).split())[:300]
-                header, results = _header({"error": text or type(error).__name__}), ()
+                header, results = _header(_describe_error(error)), ()
             _send(connection, header, results)
 
 
-def limit_memory(more: int) -> None:
-    """Limit the memory of this process; beyond it, memory is refused (`MemoryError`).
+def _describe_error(error: Exception) -> dict[str, Any]:
+    if isinstance(error, AnswerError):
+        return {"error": str(error), "details": error.details}
+    if isinstance(error, MemoryError):
+        return {"error": "it needs more memory than it may take"}
+    return {"error": " ".join(str(error).split())[:300] or type(error).__name__}
 
-    Only Linux tells how much there is now; elsewhere nothing is limited.
+
+def limit_memory(more: int) -> None:
+    """Limit the memory of this process; a request beyond the limit is a `MemoryError`.
+
+    Only Linux states the present size of a process; on other systems this does nothing.
 
     Args:
-        more: Bytes of address space that it may take on top of what it has.
+        more: Bytes of address space that the process may take in addition to its present size.
     """
     try:
-        with Path("/proc/self/statm").open() as statm:
-            present = int(statm.read().split()[0]) * resource.getpagesize()
+        present = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     except FileNotFoundError:
         return
     resource.setrlimit(resource.RLIMIT_AS, (present + more, present + more))
 
 
 def allow_processor_time(seconds: float) -> None:
-    """Allow this process so much more processor time; at the end of it, the process ends.
+    """Give this process more processor time; the process ends when the time is used up.
 
-    The first call sets the limit, each later one adds to what remains.
+    The first call sets the limit, each later one adds to the remaining time.
     """
-    # The default action of SIGPROF ends the process even where it never leaves a library's code.
+    # The default action of SIGPROF ends the process even if it never returns from a library's code.
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     remaining, _ = signal.getitimer(signal.ITIMER_PROF)
     signal.setitimer(signal.ITIMER_PROF, remaining + seconds)
 
 
 def _header(content: dict[str, Any], arrays: Arrays = ()) -> bytes:
-    """Encode what stands in a frame before the bytes of its arrays."""
+    """Encode the part of a frame before the bytes of its arrays."""
     described = [[array.dtype.str, array.shape] for array in arrays]
     encoded = json.dumps(content | {"arrays": described}).encode()
     if len(encoded) > _MOST_JSON:
@@ -251,9 +254,9 @@ def _receive(
     """Receive a frame.
 
     Raises:
-        EOFError: The other side has gone.
+        EOFError: The other side has closed the connection.
         OSError: The connection is broken; `TimeoutError` at the deadline.
-        ValueError: The frame is not one of ours, or its arrays take more bytes than they may.
+        ValueError: This is not a frame, or its arrays take too many bytes.
     """
     head = bytearray(_LENGTH.size)
     _receive_into(connection, memoryview(head), deadline)
@@ -275,11 +278,11 @@ def _receive(
 
 
 def _described_arrays(header: Any, most_bytes: int) -> list[tuple[np.dtype, tuple[int, ...]]]:
-    """Check what a frame says about its arrays."""
+    """Check the description of a frame's arrays."""
     try:
         described = [(np.dtype(str(dtype)), tuple(shape)) for dtype, shape in header.get("arrays", [])]
     except (AttributeError, TypeError, ValueError) as error:
-        raise ValueError("a message without arrays as they are described here") from error
+        raise ValueError("a message that does not describe its arrays") from error
     for dtype, shape in described:
         if dtype.kind not in "biuf" or not all(type(extent) is int and extent >= 0 for extent in shape):
             raise ValueError(f"an array of {dtype} {shape}")

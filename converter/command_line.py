@@ -20,26 +20,26 @@ from converter.atomic import AtomicFiles
 from converter.errors import PortError, RequirementError, UsageError
 from converter.progress import ProgressBar
 
-UNFORESEEN = 3  # exit code for an error that no one foresaw; an odd input is its likely cause
-INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+UNFORESEEN = 3  # exit code for an unforeseen error, which an odd input is likely to cause
+INTERRUPTED = 130  # 128 + SIGINT, as in shells
 
 
 class _Console(Console):
     def on_broken_pipe(self) -> None:
-        """Go on without a reader, as behind `| head`: the exit code is the verdict, read or not."""
+        """Go on without a reader, such as `| head`: the exit code still tells the result."""
         self.quiet = True
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def console(width: int = 0) -> Console:
-    """A console on stdout that wraps nothing, at least `width` columns wide."""
+    """Make a console on stdout that does not wrap lines, at least `width` columns wide."""
     result = _Console(highlight=False, soft_wrap=True)
     result.width = max(result.width, width)
     return result
 
 
 def path(text: str) -> Path:
-    """Parse an argument that is a path; an empty one is refused."""
+    """Parse an argument that is a path, and refuse an empty one."""
     if not text:
         raise argparse.ArgumentTypeError("an empty path")
     return Path(text)
@@ -64,11 +64,11 @@ def add_network_options(parser: argparse.ArgumentParser) -> None:
 
 
 def locate(arguments: argparse.Namespace, source: Path) -> Path:
-    """Find a command's source: a path as it is, or the folder of a named model in the cache.
+    """Find a command's source: an unchanged path, or the folder of a named model in the cache.
 
     Args:
         arguments: Of a command that calls `add_network_options`.
-        source: What the user gave.
+        source: The path or name that the user gave.
 
     Raises:
         UsageError: --archive is given, and `source` is not a name.
@@ -89,8 +89,8 @@ class Command:
         summary: One line for the help.
         add_arguments: Adds its own options to a parser.
         work: Takes the parsed arguments, returns the exit code.
-        epilog: Printed below the options.
-        extra_hint: What to do about an argument too many.
+        epilog: Text below the options in the help.
+        extra_hint: Advice on an unexpected argument.
     """
 
     module: str
@@ -121,7 +121,7 @@ class Command:
 
         Args:
             argv: The arguments; None takes those of the process.
-            program: How the command was called, for its messages; None is `python -m MODULE`.
+            program: Name of the command in its messages; None is `python -m MODULE`.
 
         Returns:
             0 proven; 1 a difference was found; 2 wrong usage; 3 the input is unreadable, corrupt or not this
@@ -149,7 +149,7 @@ class Command:
 
 
 def _explain(error: BaseException) -> tuple[str, int]:
-    """The message and the exit code for an error."""
+    """Return the message and the exit code for an error."""
     if isinstance(error, PortError):
         return str(error), error.exit_code
     if _is_interruption(error):
@@ -161,16 +161,16 @@ def _explain(error: BaseException) -> tuple[str, int]:
 
 
 def _is_interruption(error: BaseException | None) -> bool:
-    """Tell whether an error is a Ctrl-C, or was raised while one was handled, as C++ imports do."""
+    """Return whether an error is a Ctrl-C, or was raised during a Ctrl-C, as in imports of C++ code."""
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__cause__ or error.__context__
     return error is not None
 
 
 def write_json(path: Path, result: Mapping[str, Any]) -> None:
-    """Write a result where `--json` asked for it, whole or not at all.
+    """Write a result to the file of `--json`, whole or not at all; an older file is replaced.
 
-    An older file is replaced. JSON has no infinity and no NaN: both are written as null.
+    JSON has neither infinity nor NaN: both become null.
     """
     with AtomicFiles(path.parent, overwrite=True) as files:
         files.stage(path.name).write_text(json.dumps(_finite(result), indent=1, allow_nan=False) + "\n")
@@ -178,7 +178,7 @@ def write_json(path: Path, result: Mapping[str, Any]) -> None:
 
 
 def _check_json(path: Path) -> None:
-    """Refuse a place for `--json` before the work begins."""
+    """Refuse an unsuitable path of `--json` before the work begins."""
     if not path.parent.is_dir():
         raise UsageError(f"--json {path}: there is no folder {path.parent}. Create it first.")
     if path.is_dir() or (path.exists() and path.suffix != ".json"):

@@ -53,9 +53,9 @@ def to_numpy_state_dict(
     """Turn TensorFlow tensors into the arrays of a state_dict, without PyTorch.
 
     Args:
-        tensors: Variable name to array, kernels in HWIO; or an open source of any format, of which only the
-            tensors in use are read, one by one. float32 keeps every bit; float16, bfloat16 and float64 are
-            cast by `to_float32`.
+        tensors: Variable name to array, kernels in HWIO; or an open source of any format, from which only
+            the tensors in use are read, one by one. float32 keeps every bit; `to_float32` casts float16,
+            bfloat16 and float64.
         weights: As in `plan_conversion`.
 
     Returns:
@@ -78,11 +78,11 @@ def to_tensorflow(
     """Turn a PyTorch state_dict back into TensorFlow tensors: the inverse of `to_pytorch`, bit for bit.
 
     Args:
-        state_dict: Key to tensor or NumPy array: float32, with batch counters of int64. float16, bfloat16 and
-            float64 are taken as well.
-        variant: Whether BatchNorm has a gamma and which scope the Bottleneck has, as `infer_variant` reads it
-            from TensorFlow tensors; a state_dict does not tell. Without it, a gamma is written if any
-            BatchNorm weight differs from one, and the Bottleneck stands inside the network's scope.
+        state_dict: Key to tensor or NumPy array: float32, float16, bfloat16 or float64, with batch counters
+            of int64.
+        variant: The variant that `infer_variant` reads from TensorFlow tensors. A state_dict does not state
+            whether BatchNorm has a gamma, nor the scope of the Bottleneck. Without a variant, gammas are
+            written if any BatchNorm weight differs from one, and the Bottleneck is in the network's scope.
 
     Returns:
         Variable name to C-contiguous array of the same dtype, which belongs to the caller. Batch counters
@@ -130,8 +130,8 @@ def to_tensorflow(
 def tensorflow_tensors(source: TensorSource) -> Mapping[str, NDArray[Any]]:
     """Give the tensors of a source TensorFlow's names and layouts.
 
-    A source with TensorFlow's names is returned as it is, unread. Keras has TensorFlow's layouts; a name that
-    does not belong to this network stays as it is, and `plan_conversion` reports it.
+    A source with TensorFlow's names is returned unread. Keras has TensorFlow's layouts; a name that does not
+    belong to this network stays unchanged, and `plan_conversion` reports it.
 
     Raises:
         MappingError: Two Keras weights are the same variable, or a state_dict is not of this network.
@@ -206,9 +206,9 @@ def synthesise(row: SynthesisedRow) -> NDArray[Any]:
 
 
 def _is_other_scale(row: Row, state_dict: Mapping[str, NDArray[Any]], info: Mapping[str, TensorInfo]) -> bool:
-    """Tell whether a row without a variable is a BatchNorm scale that the state_dict does not have as ones.
+    """Return whether a row without a variable is a BatchNorm scale, and the state_dict's scale is not one.
 
-    A scale of another dtype or shape is a problem of its own and is not read.
+    A scale of another dtype or shape is a different problem and is not read.
     """
     return (
         isinstance(row, SynthesisedRow)
@@ -221,7 +221,7 @@ def _is_other_scale(row: Row, state_dict: Mapping[str, NDArray[Any]], info: Mapp
 
 
 def _may_stand_for(dtype: np.dtype, row: Row) -> bool:
-    """Tell whether a row's entry may have this dtype; counters too may be cast, with the whole state_dict."""
+    """Return whether a row's tensor may have this dtype; a cast state_dict has cast its counters too."""
     return dtype == FLOAT32 or dtype in CASTABLE or (isinstance(row, SynthesisedRow) and dtype == row.dtype)
 
 
@@ -231,7 +231,7 @@ def _detached(result: NDArray[Any], origin: NDArray[Any]) -> NDArray[Any]:
 
 
 def _as_arrays(state_dict: Mapping[str, Tensor] | Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
-    """The tensors of a state_dict as arrays; an open source is not read for it."""
+    """Give the tensors of a state_dict as arrays, without reading an open source."""
     if isinstance(state_dict, TensorSource):
         return state_dict
     return {
@@ -243,6 +243,6 @@ def _as_array(tensor: Tensor) -> NDArray[Any]:
     import torch
 
     tensor = tensor.detach().cpu()
-    if tensor.dtype == torch.bfloat16:  # which NumPy has only through ml_dtypes
+    if tensor.dtype == torch.bfloat16:  # NumPy has it only through ml_dtypes
         return np.asarray(tensor.contiguous().view(torch.int16).numpy()).view(BFLOAT16)
     return np.asarray(tensor.numpy())

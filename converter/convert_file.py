@@ -37,12 +37,12 @@ class Conversion:
 
     Attributes:
         source: The file, folder or prefix that was opened.
-        source_format: Its format in words.
+        source_format: Its format, for people.
         source_digests: Name of each file read to its SHA-256.
         archive_sha256: SHA-256 of the archive that they were unpacked from, if the caller gave one.
-        published: Name of the published checkpoint that the source is, by its digests, or None.
-        namesake: Name of a published checkpoint that the source shares while its digests differ; None if the
-            source is the published one, has a name of its own, or no digest is known.
+        published: Name of the published checkpoint with the same digests, or None.
+        namesake: Name of the published checkpoint with the same name but other digests; None if there is
+            none, or its digests are not known.
         plan: The plan that was carried out.
         left_out: Every source tensor that is not in the output, with the reason.
         casts: Name of each source tensor that was cast to float32 to the effect of the cast.
@@ -92,21 +92,21 @@ def convert_file(
         step: As in `open_source`.
         sha256: The expected SHA-256 of each file of the source, in hexadecimal; empty expects nothing.
         archive_sha256: SHA-256 of the archive that the source was unpacked from, for the manifest.
-        overwrite: Whether files that exist may be replaced.
+        overwrite: Whether to replace existing files.
         progress: Progress callback.
 
     Raises:
-        SourceError: The source is unreadable or corrupt, or a file of it has none of the expected SHA-256.
+        SourceError: The source is unreadable or corrupt, or the SHA-256 of a file of it is not expected.
         MappingError: The source is not this network, or a value of it is beyond float32.
-        UsageError: An output exists, its folder does not, its ending says another format, `parts` is asked of
-            a source without logits, or `sha256` holds something else.
+        UsageError: An output exists, its folder does not, its ending is that of another format, the source of
+            `parts` has no logits, or `sha256` holds something else.
         RequirementError: An output cannot be written, for example because the disk is full.
         DifferenceError: An output reads back different from what was written.
     """
     if output is not None:
         check_ending(Path(output), output_format)
     expected = _normalise_digests(sha256)
-    # Hashing releases the interpreter lock, so digests are made beside the conversion.
+    # Hashing releases the interpreter lock, so other threads compute digests beside the conversion.
     with open_source(locate(path), step=step) as source, ThreadPoolExecutor(2) as pool:
         source_hashes = {file.name: pool.submit(file_digest, file) for file in source.files}
         tensors, plan = _plan(source, weights)
@@ -138,7 +138,7 @@ def _plan(source: TensorSource, weights: Weights) -> tuple[Mapping[str, NDArray[
 
 @contextmanager
 def _naming_file(path: Path) -> Iterator[None]:
-    """Name the file whose tensors are not those of the network."""
+    """Add the file to a MappingError."""
     try:
         yield
     except MappingError as error:
@@ -175,7 +175,7 @@ def _split(
 
 
 def _check_source(source: TensorSource, hashes: Mapping[str, Future[str]], expected: frozenset[str]) -> None:
-    """Check that every file of the source has a digest that the user expects, if the user expects any."""
+    """Check the source's digests against those that the user expects, if any."""
     if not expected:
         return
     digests = _results(hashes)
@@ -191,7 +191,7 @@ def _check_source(source: TensorSource, hashes: Mapping[str, Future[str]], expec
 
 @dataclass(frozen=True, slots=True)
 class _Converted:
-    """The state_dict in memory, the digests of its tensors in the making, and the casts."""
+    """The state_dict in memory, the digests of its tensors, which threads compute, and the casts."""
 
     state_dict: Mapping[str, NDArray[Any]]
     hashes: Mapping[str, Future[str]]
@@ -254,7 +254,7 @@ def _results(futures: Mapping[str, Future[str]]) -> dict[str, str]:
 
 
 class _Meter:
-    """Counts bytes towards the sum of several passes over rows: one to convert, one for each read back."""
+    """Counts the bytes of several passes over rows: one to convert, and one to read back each output."""
 
     def __init__(self, progress: Progress | None, passes: Sequence[Sequence[Row]]) -> None:
         self._progress, self._done = progress, 0

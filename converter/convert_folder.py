@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import warnings
+from collections.abc import Callable
 from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import partial
@@ -30,7 +31,7 @@ class StepConversion:
         snapshot: The checkpoint.
         output: The file to write, for `tensorflow` the prefix.
         conversion: The result of the conversion.
-        error: The reason for a failure; nothing was written then.
+        error: The reason for a failure, which writes no file.
     """
 
     snapshot: Snapshot
@@ -72,19 +73,19 @@ def convert_folder(
 ) -> FolderConversion:
     """Convert every checkpoint of a training folder; an interruption leaves each output whole or absent.
 
-    An output is named as in `convert_file`, with the step at the end: `<model>-<step>.pt`, for a published
-    name `<model>-<dataset>-<step>.pt`, as a checkpoint `model-<model>.ckpt-<step>`. If a checkpoint fails,
-    the others are still converted. Threads convert several at a time; each takes about 2.2 times the memory
-    of its checkpoint.
+    The name of an output has the step at its end: `<model>-<step>.pt`, for a published model
+    `<model>-<dataset>-<step>.pt`, for a checkpoint `model-<model>.ckpt-<step>`. If a checkpoint fails, the
+    others are still converted. Threads convert several at a time; each takes about 2.2 times the memory of
+    its checkpoint.
 
     Args:
         folder: A folder with the checkpoints of one model, or of several if its `checkpoint` file names one.
         output_folder: Folder for the outputs.
         jobs: Number of conversions at a time. None takes one for every two processors, at least two and at
-            most `MOST_JOBS`: a conversion keeps about two processors busy.
+            most `MOST_JOBS`, because a conversion keeps about two processors busy.
         output_format: As in `convert_file`.
         weights: As in `plan_conversion`.
-        overwrite: Whether files that exist may be replaced. Otherwise those checkpoints fail.
+        overwrite: Whether to replace existing files. Otherwise their checkpoints fail.
         progress: Progress callback; called from several threads, one at a time.
 
     Raises:
@@ -95,24 +96,16 @@ def convert_folder(
     if jobs is not None and jobs < 1:
         raise UsageError(f"jobs is {jobs}; give 1 or more.")
     _check_folder(output_folder, "Give a folder for the outputs.")
-    snapshots = _find(folder)
+    snapshots = _find_snapshots(folder)
     meter = _Meter(progress, len(snapshots))
-
-    def convert(number: int) -> StepConversion:
-        snapshot = snapshots[number]
-        output = output_folder / step_output(snapshot, output_format)
-        step = partial(convert_file, snapshot.path, output, output_format=output_format, weights=weights)
-        try:
-            conversion = step(overwrite=overwrite, progress=partial(meter.advance, number))
-        except PortError as error:
-            return StepConversion(snapshot, output, None, error)
-        except OSError as error:
-            return StepConversion(snapshot, output, None, RequirementError(f"{output}: {error}"))
-        return StepConversion(snapshot, output, conversion, None)
-
+    convert = partial(convert_file, output_format=output_format, weights=weights, overwrite=overwrite)
     # Reading a state_dict back silences warnings for a moment, and threads could leave them silenced.
     with warnings.catch_warnings(), ThreadPoolExecutor(jobs or _default_jobs()) as pool:
-        futures = [pool.submit(convert, number) for number in range(len(snapshots))]
+        futures = []
+        for number, snapshot in enumerate(snapshots):
+            output = output_folder / step_output(snapshot, output_format)
+            advance = partial(meter.advance, number)
+            futures.append(pool.submit(_convert_step, convert, snapshot, output, advance))
         try:
             for future in as_completed(futures):
                 future.result()
@@ -123,13 +116,26 @@ def convert_folder(
     return FolderConversion(tuple(future.result() for future in futures))
 
 
+def _convert_step(
+    convert: Callable[..., Conversion], snapshot: Snapshot, output: Path, progress: Progress
+) -> StepConversion:
+    """Convert one checkpoint; the result has the error if there is one."""
+    try:
+        conversion = convert(snapshot.path, output, progress=progress)
+    except PortError as error:
+        return StepConversion(snapshot, output, None, error)
+    except OSError as error:
+        return StepConversion(snapshot, output, None, RequirementError(f"{output}: {error}"))
+    return StepConversion(snapshot, output, conversion, None)
+
+
 def _check_folder(folder: Path, next_step: str) -> None:
     if not folder.is_dir():
         what = "this is a file" if folder.exists() else "there is no such folder"
         raise UsageError(f"{folder}: {what}. {next_step}")
 
 
-def _find(folder: Path) -> tuple[Snapshot, ...]:
+def _find_snapshots(folder: Path) -> tuple[Snapshot, ...]:
     _check_folder(folder, "Give the folder that holds the checkpoints.")
     try:
         snapshots = find_snapshots(folder)

@@ -10,20 +10,20 @@ class PortError(Exception):
 
     Attributes:
         exit_code: The process exit code: 1 a difference was found, 2 wrong usage, 3 unreadable, corrupt
-            or foreign input, 4 something that is needed is missing.
+            or foreign input, 4 a requirement is missing.
     """
 
     exit_code = 1
 
 
 class DifferenceError(PortError):
-    """Two things that must be the same differ (exit code 1)."""
+    """Two things differ that must be the same (exit code 1)."""
 
     exit_code = 1
 
 
 class UsageError(PortError):
-    """The request itself cannot be carried out, for example because the output exists (exit code 2)."""
+    """The request cannot be carried out, for example because the output exists (exit code 2)."""
 
     exit_code = 2
 
@@ -50,6 +50,6 @@ class SourceError(PortError):
 
 
 class RequirementError(PortError):
-    """Something that the request needs is missing: a package, the network (exit code 4)."""
+    """A requirement is missing, such as a package or the network (exit code 4)."""
 
     exit_code = 4

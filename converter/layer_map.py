@@ -1,9 +1,9 @@
-"""The one table: every TensorFlow variable of Inception-ResNet-v1 and the PyTorch key it becomes.
+"""The table of Inception-ResNet-v1: every TensorFlow variable and its PyTorch key.
 
-A layer is written down once, as a row of a block below: its TensorFlow scope, its PyTorch module, its kernel
-and its channels. `table(variant)` spells the rows out into tensors, in the order of the published
-state_dicts. Names follow davidsandberg/facenet (`src/models/inception_resnet_v1.py`) on the one side and
-facenet-pytorch 2.2.9 on the other.
+Each layer is stated once, in a block below: TensorFlow scope, PyTorch module, kernel and channels.
+`table(variant)` expands the layers into tensors, in the order of the published state_dicts. TensorFlow names
+are those of davidsandberg/facenet (`src/models/inception_resnet_v1.py`), PyTorch names those of
+facenet-pytorch 2.2.9.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class Layer:
     """Layer with weights.
 
     Attributes:
-        scope: TensorFlow variable scope, without the network's own.
-        module: Dotted path of the PyTorch module.
+        scope: TensorFlow variable scope, inside the block's.
+        module: Dotted path of the PyTorch module, inside the block's.
         kernel: (height, width).
         inputs: Input channels.
         outputs: Output channels.
@@ -142,12 +142,12 @@ class Variant:
 
 @dataclass(frozen=True, slots=True)
 class ConvertedRow:
-    """A row for a float32 tensor that TensorFlow and PyTorch both have.
+    """A row for a float32 tensor of both TensorFlow and PyTorch.
 
     Attributes:
         key: PyTorch state_dict key.
         variable: TensorFlow variable.
-        layout: From TensorFlow's order of axes to PyTorch's.
+        layout: The change from TensorFlow's order of axes to PyTorch's.
         shape: The variable's shape in TensorFlow.
         scope: TensorFlow scope that owns the variable.
     """
@@ -166,14 +166,14 @@ class ConvertedRow:
 
 @dataclass(frozen=True, slots=True)
 class SynthesisedRow:
-    """A row for a state_dict entry that PyTorch needs and TensorFlow does not have.
+    """A row for a tensor that PyTorch needs and TensorFlow does not have.
 
     Attributes:
         key: PyTorch state_dict key.
         dtype: NumPy name of its dtype.
         shape: Its shape in PyTorch.
         fill: The value of every element.
-        reason: The reason why this value does not change the network.
+        reason: Why this value does not change the network.
     """
 
     key: str

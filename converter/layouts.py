@@ -18,7 +18,7 @@ class Layout:
 
     Attributes:
         name: Source axes, an arrow, target axes.
-        permutation: For each target axis the source axis it comes from, as `numpy.transpose` takes it.
+        permutation: The source axis of each target axis, as `numpy.transpose` takes it.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Layout:
         return Layout(f"{target}->{source}", back)
 
     def shape(self, shape: Sequence[Extent]) -> tuple[Extent, ...]:
-        """The shape that a tensor of `shape` has under this layout; extents may be symbols.
+        """Permute a shape; extents may be symbols.
 
         Raises:
             ValueError: The rank differs from the layout's.
@@ -45,9 +45,9 @@ class Layout:
         return tuple(shape[axis] for axis in self.permutation)
 
     def apply(self, array: NDArray[Any]) -> NDArray[Any]:
-        """Reorder the axes of `array`: any dtype, the same bits, C-contiguous.
+        """Reorder the axes of an array of any dtype; the result has the same bits and is C-contiguous.
 
-        If no axis moves, the array itself is returned.
+        If no axis moves, this returns the array itself.
 
         Raises:
             ValueError: The rank differs from the layout's.
@@ -65,8 +65,8 @@ class Layout:
 # multiplies from the right (inputs, outputs), torch.nn.Linear keeps (outputs, inputs).
 CONVOLUTION = Layout("HWIO->OIHW", (3, 2, 0, 1))
 # MTCNN: facenet's detector transposes each image before a network and each map behind it
-# (src/align/detect_face.py). A port that does not transpose has the kernels transposed instead: height and
-# width change places, on purpose.
+# (src/align/detect_face.py). A port that does not transpose needs transposed kernels: height and width change
+# places on purpose.
 CONVOLUTION_WIDTH_FIRST = Layout("HWIO->OIWH", (3, 2, 1, 0))
 FULLY_CONNECTED = Layout("IO->OI", (1, 0))
 VECTOR = Layout("C->C", (0,))

@@ -1,4 +1,4 @@
-"""The JSON manifest beside each output: source, layout and SHA-256 of every tensor."""
+"""The JSON manifest beside each output: the source, and the layout and SHA-256 of every tensor."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from converter.errors import SourceError
 from converter.formats.source import TensorInfo
 from converter.layer_map import ConvertedRow, Row
 
-if TYPE_CHECKING:  # these are slow to import, and reading a manifest does not need them
+if TYPE_CHECKING:  # slow to import, and not needed to read a manifest
     from converter.convert_file import Conversion
 
 MAX_MANIFEST_BYTES = 16 << 20
@@ -36,7 +36,7 @@ def file_digest(path: Path) -> str:
 def tensor_digest(array: NDArray[Any]) -> str:
     """SHA-256 of a tensor's elements in C order and little-endian, in hexadecimal.
 
-    dtype and shape are not part of it; the manifest states them beside the digest.
+    The digest does not cover dtype and shape, which the manifest states beside it.
     """
     little = array.astype(array.dtype.newbyteorder("<"), order="C", copy=False)
     return hashlib.sha256(little.reshape(-1).view("u1").data).hexdigest()
@@ -48,10 +48,10 @@ def manifest_path(output: Path) -> Path:
 
 
 def build_manifest(conversion: Conversion, rows: Sequence[Row], files: Mapping[str, str]) -> bytes:
-    """Lay out the manifest of one output.
+    """Build the manifest of one output.
 
     Args:
-        conversion: The conversion; its `outputs` are not used.
+        conversion: The conversion, whose `outputs` are not used.
         rows: The rows of the layer map that are in the output.
         files: Name of each file written to its SHA-256.
 
@@ -60,7 +60,7 @@ def build_manifest(conversion: Conversion, rows: Sequence[Row], files: Mapping[s
     """
     plan, casts = conversion.plan, conversion.casts
     source = {
-        "name": conversion.source.name,  # no folder, so that the same input gives the same manifest anywhere
+        "name": conversion.source.name,  # without the folder, which must not change the manifest
         "format": conversion.source_format,
         "files": dict(conversion.source_digests),
         "published": conversion.published,
@@ -97,11 +97,11 @@ def build_manifest(conversion: Conversion, rows: Sequence[Row], files: Mapping[s
         "tensors": tensors,
         "left_out": [{"name": item.name, "reason": item.reason} for item in conversion.left_out],
     }
-    return _lay_out(sections).encode()
+    return _format(sections).encode()
 
 
-def _lay_out(sections: Mapping[str, Any]) -> str:
-    """Lay out JSON with a line for each entry of a section, for readers and for diff."""
+def _format(sections: Mapping[str, Any]) -> str:
+    """Format JSON with a line for each entry of a section, for people and for diff."""
     blocks = []
     for name, section in sections.items():
         if isinstance(section, list):
@@ -140,7 +140,7 @@ def read_manifest(path: Path) -> Manifest:
     """Read and check a manifest.
 
     Raises:
-        SourceError: It does not exist, is too large, not JSON, or not laid out by `build_manifest`.
+        SourceError: The file does not exist, is too large, or is not a manifest of `build_manifest`.
     """
     remedy = "Convert the source again; a manifest is written beside the output"
     try:

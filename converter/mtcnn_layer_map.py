@@ -1,9 +1,9 @@
-"""The layer maps of MTCNN's three networks: every TensorFlow variable and its PyTorch key.
+"""The tables of MTCNN's three networks: every TensorFlow variable and its PyTorch key.
 
-MTCNN finds the faces for the network of `layer_map`. Its networks are audited, not converted. TensorFlow's
-names are those of davidsandberg/facenet (`PNet`, `RNet` and `ONet` in `src/align/detect_face.py`, with the
-weights det1.npy, det2.npy and det3.npy), PyTorch's those of facenet-pytorch 2.6.0 (`models/mtcnn.py`, with
-the weights pnet.pt, rnet.pt and onet.pt). Shapes are those of the files.
+MTCNN finds the faces for the network of `layer_map`. Its networks are audited, not converted. TensorFlow
+names are those of davidsandberg/facenet: `PNet`, `RNet` and `ONet` in `src/align/detect_face.py`, with the
+weights det1.npy, det2.npy and det3.npy. PyTorch names are those of facenet-pytorch 2.6.0: `models/mtcnn.py`,
+with the weights pnet.pt, rnet.pt and onet.pt. Shapes are those of the files.
 """
 
 from __future__ import annotations

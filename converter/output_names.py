@@ -1,4 +1,4 @@
-"""Names of output files: the default of each conversion, and the endings that fit a format."""
+"""Names of output files: their defaults, and the endings of each format."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from converter.hub.catalog import BUILT_IN_BY_NAME
 
 OutputFormat = Literal["pt", "safetensors", "tensorflow"]
 
-_MODEL = re.compile(r"model-(?P<name>.+)\.ckpt(-\d+)?")  # as facenet's training scripts call checkpoints
+_MODEL = re.compile(r"model-(?P<name>.+)\.ckpt(-\d+)?")  # the checkpoints of facenet's training scripts
 _ENDINGS = {
     ".pt": "pt",
     ".pth": "pt",
@@ -25,7 +25,7 @@ _ENDINGS = {
 
 
 def model_name(source: TensorSource) -> str:
-    """Take the model's name from that of its file: `model-NAME.ckpt-STEP` and `NAME.pb` give NAME."""
+    """Read the model's name from the name of its file: `model-NAME.ckpt-STEP` and `NAME.pb` give NAME."""
     name = source.path.name
     match = _MODEL.fullmatch(name)
     if match:
@@ -36,7 +36,7 @@ def model_name(source: TensorSource) -> str:
 def default_output(source: TensorSource, output_format: OutputFormat) -> Path:
     """Name the output of a conversion: `<model>-<dataset>.pt` in the current folder.
 
-    Only the data sets of published checkpoints are known; for any other model the dataset is left out.
+    Only published checkpoints have a known dataset; the name of any other model is `<model>.pt`.
     """
     name = model_name(source)
     if output_format == "tensorflow":
@@ -55,7 +55,7 @@ def step_output(snapshot: Snapshot, output_format: OutputFormat) -> Path:
 
 
 def check_ending(output: Path, output_format: OutputFormat) -> None:
-    """Refuse a file name whose ending stands for another format.
+    """Refuse a file name with the ending of another format.
 
     Raises:
         UsageError: The ending contradicts the format.

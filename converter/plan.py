@@ -27,7 +27,7 @@ from converter.mtcnn_layer_map import network_of_variables
 Weights = Literal["variable", "average"]
 
 AVERAGE = "ExponentialMovingAverage"  # tf.train.ExponentialMovingAverage, its default name
-# Slots as the optimisers of tf.train name them, behind the name of the variable that they belong to.
+# Slots of the optimisers of tf.train; the name of a slot's variable comes before it.
 SLOTS = {
     "Adadelta": "slot of the Adadelta optimiser",
     "Adadelta_1": "slot of the Adadelta optimiser",
@@ -55,9 +55,9 @@ class Problem:
     """A tensor that does not fit the network.
 
     Attributes:
-        kind: The kind of misfit.
+        kind: The kind of problem.
         name: The tensor.
-        detail: The actual and the expected value; empty if the kind says it all.
+        detail: The actual and the expected value; empty if the kind says everything.
     """
 
     kind: ProblemKind
@@ -70,14 +70,14 @@ class MappingError(PortError):
 
     Args:
         problems: Every problem.
-        actual: How many tensors the source has.
-        expected: How many tensors the network has.
-        hint: What the user can do about it, a sentence.
-        path: The file at fault, if it is known.
+        actual: Number of tensors in the source.
+        expected: Number of tensors in the network.
+        hint: Advice for the user, a sentence.
+        path: The file at fault, if known.
     """
 
     exit_code = 3
-    _most = 12  # lines of a kind; further ones are counted
+    _most = 12  # lines of a kind; the message counts the others
 
     def __init__(
         self,
@@ -108,13 +108,13 @@ class MappingError(PortError):
         super().__init__("\n".join([*lines, hint] if hint else lines))
 
     def named(self, path: Path) -> MappingError:
-        """Return the same error with the file that it is about."""
+        """Return the same error with its file."""
         return MappingError(self.problems, *self._counts_and_hint, path)
 
 
 @dataclass(frozen=True, slots=True)
 class LeftOut:
-    """A source tensor that is not part of the state_dict, and why."""
+    """A source tensor that is not part of the state_dict, and the reason."""
 
     name: str
     reason: str
@@ -122,16 +122,15 @@ class LeftOut:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The fate of every tensor of a source, settled before any is read.
+    """The use of every tensor of a source, planned before any is read.
 
     Attributes:
         variant: The variant of the network that the tensors belong to.
         weights: Whether variables or their moving averages are used.
         rows: One row for each key of the state_dict, in its order.
-        sources: Variable name to the name of the tensor that is read for it; the two differ if the
-            average is used.
+        sources: Variable name to the name of the tensor to read; the two differ if the average is used.
         left_out: Every other tensor of the source.
-        casts: Name of each tensor that has to be cast to float32 to its dtype.
+        casts: Name of each tensor to cast to float32, to its dtype.
     """
 
     variant: Variant
@@ -143,17 +142,17 @@ class Plan:
 
     @property
     def converted(self) -> tuple[ConvertedRow, ...]:
-        """Rows that have a TensorFlow variable."""
+        """Rows with a TensorFlow variable."""
         return tuple(row for row in self.rows if isinstance(row, ConvertedRow))
 
     @property
     def synthesised(self) -> tuple[SynthesisedRow, ...]:
-        """Rows that have no TensorFlow variable."""
+        """Rows without a TensorFlow variable."""
         return tuple(row for row in self.rows if isinstance(row, SynthesisedRow))
 
 
 def describe(tensors: Mapping[str, NDArray[Any]]) -> Mapping[str, TensorInfo]:
-    """List the dtype and shape of every tensor; an open source is not read for it."""
+    """List the dtype and shape of every tensor, without reading an open source."""
     if isinstance(tensors, TensorSource):
         return tensors.info
     return {name: TensorInfo(array.dtype, array.shape) for name, array in tensors.items()}
@@ -202,13 +201,12 @@ def plan_conversion(info: Mapping[str, TensorInfo], *, weights: Weights = "varia
 
     Args:
         info: TensorFlow names with dtypes and shapes.
-        weights: "variable" takes the variables themselves, "average" their exponential moving averages. If
-            no BatchNorm statistic has an average, the statistics themselves are taken: they are moving
-            averages already.
+        weights: "variable" takes the variables, "average" their exponential moving averages. If no BatchNorm
+            statistic has an average, the statistics are taken, which are moving averages already.
 
     Raises:
-        MappingError: Tensors are missing, unexpected, misshapen, duplicate, or of a dtype that is neither
-            float32 nor cast to it; it names all of them.
+        MappingError: Tensors are missing, unexpected, misshapen, duplicate, or of a dtype that is not cast to
+            float32; the error names all of them.
     """
     variant = infer_variant(info)
     rows = table(variant)
@@ -237,7 +235,7 @@ def plan_conversion(info: Mapping[str, TensorInfo], *, weights: Weights = "varia
         if reason is not None:
             left_out.append(LeftOut(name, reason))
         elif _in_other_bottleneck(name, variant) in variables:
-            problems.append(Problem("duplicate", name, f"{variant.bottleneck_scope} is there as well"))
+            problems.append(Problem("duplicate", name, f"{variant.bottleneck_scope} exists as well"))
         else:
             problems.append(Problem("unexpected", name, f"{info[name].dtype} {info[name].shape}"))
     if problems:
@@ -248,7 +246,7 @@ def plan_conversion(info: Mapping[str, TensorInfo], *, weights: Weights = "varia
 def _choose_sources(
     info: Mapping[str, TensorInfo], variables: Mapping[str, ConvertedRow], weights: Weights
 ) -> dict[str, str]:
-    """Variable name to the name of the tensor that is to be read for it."""
+    """Map each variable name to the name of the tensor to read."""
     if weights == "variable":
         return {name: name for name in variables}
     averages = {name: f"{name}/{AVERAGE}" for name in variables}
@@ -259,21 +257,21 @@ def _choose_sources(
 
 
 def _hint(info: Mapping[str, TensorInfo], weights: Weights, problems: Sequence[Problem]) -> str:
-    """Tell the user what to do about tensors that do not fit; empty if nothing is known."""
+    """Advise the user on tensors that do not fit; empty without advice."""
     if network := network_of_variables(info):
         return (
             f"This is the {network} of MTCNN, which is audited and not converted: run "
             "`facenet-port audit PORT --against FILE`."
         )
     if weights == "average" and not any(name.endswith(f"/{AVERAGE}") for name in info):
-        return "There are no moving averages here: leave out --weights average."
+        return "This source has no moving averages: leave out --weights average."
     if any(problem.kind == "wrong dtype" for problem in problems):
         return "float32, float16, bfloat16 and float64 are converted: save the checkpoint in one of them."
     return ""
 
 
 def _in_other_bottleneck(name: str, variant: Variant) -> str | None:
-    """The name of a variable of the unused Bottleneck scope in the one that is used; else None."""
+    """Translate a name in the unused Bottleneck scope to the used scope; None for any other name."""
     for scope in BOTTLENECK_SCOPES:
         if scope != variant.bottleneck_scope and name.startswith(f"{scope}/"):
             return variant.bottleneck_scope + name.removeprefix(scope)
@@ -281,7 +279,7 @@ def _in_other_bottleneck(name: str, variant: Variant) -> str | None:
 
 
 def reason_to_leave_out(name: str, variables: Container[str]) -> str | None:
-    """Explain why a tensor of a checkpoint is not part of the network; None if nothing explains it.
+    """Explain why a tensor of a checkpoint is not part of the network; None without an explanation.
 
     Args:
         name: TensorFlow name.

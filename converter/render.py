@@ -54,7 +54,7 @@ def print_conversion(conversion: Conversion) -> None:
 
 
 def _groups(conversion: Conversion) -> list[tuple[str, str, int, int, str]]:
-    """Rows of the table: scope, module, variables, keys, and the layout of the weights."""
+    """List the rows of the table: scope, module, variables, keys, and the layout of the weights."""
     variables: dict[str, list[str]] = {}
     keys: Counter[str] = Counter(row.key.split(".")[0] for row in conversion.plan.rows)
     layouts: dict[str, str] = {}

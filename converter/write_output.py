@@ -38,7 +38,7 @@ class Output:
         files: The files of the conversion, in the folder of `destination`.
 
     Raises:
-        UsageError: A file of its name exists and may not be replaced.
+        UsageError: A file of its name exists and must not be replaced.
     """
 
     def __init__(
@@ -47,8 +47,8 @@ class Output:
         self.destination = destination
         self.rows = rows
         self._format = output_format
-        # In the order in which they appear: a process that is killed in between leaves no manifest without
-        # its output, and no index without its data.
+        # The files appear in this order: a process that is killed in between leaves no manifest without its
+        # output, and no index without its data.
         endings = (".data-00000-of-00001", ".index") if output_format == "tensorflow" else ("",)
         self._files = tuple(files.stage(destination.name + ending) for ending in endings)
         self._manifest = files.stage(manifest_path(destination).name)
@@ -58,10 +58,10 @@ class Output:
     def write(
         self, state_dict: Mapping[str, NDArray[Any]], variant: Variant, pool: ThreadPoolExecutor
     ) -> None:
-        """Write its part of a state_dict; threads then hash the files and bring them to the disk.
+        """Write its part of a state_dict; threads then hash the files and sync them to the disk.
 
         Raises:
-            RequirementError: It cannot be written, for example because the disk is full.
+            RequirementError: A file cannot be written, for example because the disk is full.
         """
         part = self._part(state_dict)
         with explain_write_errors(self.destination):
@@ -78,17 +78,17 @@ class Output:
                     write_state_dict(stream, part)
         self._hashes = {file.name: pool.submit(file_digest, file) for file in self._files}
         for file in self._files:
-            pool.submit(sync, file)  # the disk is slow: `AtomicFiles.commit` finds this done
+            pool.submit(sync, file)  # the disk is slow, and `AtomicFiles.commit` then need not wait
 
     def read_back(self, state_dict: Mapping[str, NDArray[Any]], advance: Callable[[int], None]) -> None:
-        """Read its files and compare every tensor with what was to be written.
+        """Read its files and compare every tensor with the state_dict.
 
         Args:
             state_dict: As in `write`.
-            advance: Called with the bytes of each tensor that is the same.
+            advance: Called with the size of each equal tensor in bytes.
 
         Raises:
-            DifferenceError: Anything differs.
+            DifferenceError: A file cannot be read, or a tensor differs.
         """
         part = self._part(state_dict)
         name = self.destination.name
@@ -107,10 +107,10 @@ class Output:
             raise DifferenceError(f"{name}: it cannot be read back. {_FAILING} {error}") from error
 
     def write_manifest(self, conversion: Conversion) -> dict[Path, str]:
-        """Write its manifest; returns the SHA-256 of each of its files, the manifest included.
+        """Write its manifest, and return the SHA-256 of each of its files, the manifest included.
 
         Raises:
-            RequirementError: It cannot be written.
+            RequirementError: The manifest cannot be written.
         """
         digests = {name: future.result() for name, future in self._hashes.items()}
         with explain_write_errors(self.destination):

@@ -232,7 +232,7 @@ def test_statistics_without_averages_are_their_own():
 
 def test_averages_that_are_not_there_are_said_so():
     error = problems_of(info_of(Variant()), weights="average")
-    assert "There are no moving averages here: leave out --weights average." in str(error)
+    assert "This source has no moving averages: leave out --weights average." in str(error)
 
 
 # Other precisions
@@ -360,7 +360,7 @@ def test_every_problem_is_in_one_report():
         Problem("misshapen", misshapen, "(3, 3, 32, 3), expected (3, 3, 3, 32)"),
         Problem("wrong dtype", wrong, "int64, expected float32"),
         Problem("missing", missing, "for repeat_2.2.conv2d.bias"),
-        Problem("duplicate", "Bottleneck/weights", "InceptionResnetV1/Bottleneck is there as well"),
+        Problem("duplicate", "Bottleneck/weights", "InceptionResnetV1/Bottleneck exists as well"),
         Problem("unexpected", "InceptionResnetV1/Conv2d_9z/weights", "float32 (1, 1, 3, 3)"),
     )
     for problem in error.problems:
