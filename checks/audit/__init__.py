@@ -1,1 +1,1 @@
-"""The audit of a port that somebody made: its tensors are compared with the source's, and a graph is run."""
+"""The audit of a port: compare its tensors with the source's, and run it if it is a graph."""

@@ -15,11 +15,11 @@ from converter.progress import ProgressBar
 _EPILOG = """\
 PORT may be a state_dict (.pt, .safetensors; its keys may have a prefix), a Keras .h5, a TensorFlow checkpoint
 or .pb, an ONNX or a TFLite file, or a published name such as vggface2, for the state_dict in the cache of
-torch.hub. SOURCE may be anything that `facenet-port convert` takes, or det1.npy, det2.npy or det3.npy for a
-network of MTCNN. For a published port --against may be left out.
+torch.hub. SOURCE may be any source of `facenet-port convert`, or det1.npy, det2.npy or det3.npy for a network
+of MTCNN. A published port needs no --against.
 
-exit codes: 0 the port is faithful; 1 a difference was found; 2 wrong usage; 3 an input is unreadable, corrupt
-or another network; 4 something that is needed, such as onnxruntime, is missing; 130 interrupted
+exit codes: 0 the port is faithful; 1 the port differs; 2 wrong usage; 3 an input is unreadable, corrupt or
+another network; 4 a requirement such as onnxruntime is missing; 130 interrupted
 """
 
 
@@ -29,7 +29,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "--against",
         metavar="SOURCE",
         type=command_line.path,
-        help="the checkpoint that it was made from, or its name",
+        help="the checkpoint that the port was made from, or its name",
     )
     options.add_step_option(parser)
     command_line.add_network_options(parser)
@@ -38,14 +38,14 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "--seed",
         type=command_line.natural_number,
         default=0,
-        help="seed of the inputs that a graph is run on (default: 0)",
+        help="seed of the inputs for a graph (default: 0)",
     )
     options.add_verbose_option(parser)
     options.add_report_option(parser)
 
 
 def _work(arguments: argparse.Namespace) -> int:
-    # Here, so that Ctrl-C while PyTorch is being imported ends as it does later.
+    # Imported here, so that Ctrl-C during the import of PyTorch is handled as later.
     from checks.audit.graphs.graph_formats import find_graph_format
     from checks.audit.published_ports import find_port, find_source
     from checks.audit.run import audit
@@ -78,7 +78,7 @@ def _work(arguments: argparse.Namespace) -> int:
 
 COMMAND = command_line.Command(
     "checks.audit",
-    "Audit a port that somebody made: compare it with its checkpoint, and run it where it is a graph.",
+    "Audit a port that somebody made: compare it with its checkpoint, and run it if it is a graph.",
     _add_arguments,
     _work,
     _EPILOG,

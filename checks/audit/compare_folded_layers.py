@@ -1,4 +1,4 @@
-"""Layers with a factor folded in: a BatchNorm in the weights or beside them, or the scale of a residual."""
+"""Compare layers with a factor folded in: a BatchNorm in or beside the weights, or a residual scale."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def compare_batch_norm_beside(
 
     Args:
         layer: The layer.
-        tensors: Its tensors: weights and scale, and perhaps biases and shift.
+        tensors: The port's tensors of it: weights and scale, with or without biases and shift.
         source: The source.
     """
     norm = source.batch_norm(layer.scope)
@@ -51,7 +51,7 @@ def compare_batch_norm_beside(
         yield uncompared(tensors["biases"], place, "extra", "a bias before the product and the sum")
     scale, shift = tensors["scale"], tensors.get("shift")
     if shift is None:
-        yield uncompared(scale, place, "differs", "a product without a sum behind it")
+        yield uncompared(scale, place, "differs", "a product that no sum follows")
     elif _fits(scale, norm.beta) and _fits(shift, norm.beta):
         predictions = fold_affine(scale.array, shift.array, norm)
         for tensor, prediction in zip((scale, shift), predictions, strict=True):
@@ -68,7 +68,7 @@ def compare_batch_norm_folded(
 
     Args:
         layer: The layer.
-        tensors: Its tensors: weights, and perhaps biases or a shift.
+        tensors: The port's tensors of it: weights, with or without biases or a shift.
         source: The source.
     """
     kernel, bias = tensors["weights"], tensors.get("biases") or tensors.get("shift")
@@ -99,11 +99,11 @@ def compare_batch_norm_folded(
 
 
 def holds_residual_scale(layer: Layer, tensors: Tensors, source: SourceWeights) -> bool:
-    """Return True if the last convolution of a residual block seems to hold the residual scale as well.
+    """Return True if the weights of a residual block's last convolution seem to hold the residual scale.
 
     Args:
         layer: The convolution.
-        tensors: Its tensors.
+        tensors: The port's tensors of it.
         source: The source.
     """
     scale = residual_scale(layer.scope)
@@ -112,7 +112,7 @@ def holds_residual_scale(layer: Layer, tensors: Tensors, source: SourceWeights) 
     expected, actual = _source_kernel(layer, source), tensors["weights"].channels_first()
     if actual is None or actual.shape != expected.shape or actual.dtype not in FLOATS:
         return False
-    # A median is not moved by a damaged value.
+    # A median, because a damaged value does not move it.
     expected_size = float(np.median(np.abs(expected)))
     actual_size = float(np.nanmedian(np.abs(actual.astype(np.float64))))
     return expected_size > 0 and abs(actual_size / expected_size - scale) < abs(1 - scale) / 2
@@ -123,7 +123,7 @@ def compare_scaled_residual(layer: Layer, tensors: Tensors, source: SourceWeight
 
     Args:
         layer: The convolution.
-        tensors: Its tensors: weights and biases.
+        tensors: The port's tensors of it: weights and biases.
         source: The source.
     """
     scale = residual_scale(layer.scope)
@@ -144,14 +144,14 @@ def compare_scaled_residual(layer: Layer, tensors: Tensors, source: SourceWeight
 
 
 def _source_kernel(layer: Layer, source: SourceWeights) -> Array:
-    """The source's weights of a layer, output channel first."""
+    """The source's weights of a layer, with the output channel first."""
     weights = source.tensor(layer.scope, "weights")
     assert weights is not None
     return (CONVOLUTION if weights.ndim == 4 else FULLY_CONNECTED).apply(weights)
 
 
 def _as_stored(prediction: Prediction, kernel: PortTensor) -> Prediction:
-    """A prediction of a kernel in the port's layout."""
+    """Bring the prediction of a kernel into the port's layout."""
     return replace(
         prediction,
         values=kernel.as_stored(prediction.values),
@@ -169,7 +169,7 @@ def _fold_bias(
 
 
 def _explain_other_factor(layer: Layer, actual: Array, expected: Array, norm: BatchNorm) -> str:
-    """Say why most of a folded kernel differs: another epsilon, or BGR images; empty where it is neither."""
+    """Explain why most of a folded kernel differs: another epsilon, or BGR images; empty if neither does."""
     epsilon = find_epsilon(actual, expected, norm)
     if epsilon is not None:
         return f"folded with an epsilon of {epsilon:g}"
@@ -177,7 +177,7 @@ def _explain_other_factor(layer: Layer, actual: Array, expected: Array, norm: Ba
         reversed_input = np.ascontiguousarray(expected[:, ::-1])
         values = fold_kernel(actual, reversed_input, norm.factor()).kernel.values
         if np.mean(values == actual) >= KNOWN_SHARE:
-            return "its input channels are reversed: made for BGR images"
+            return "its input channels are reversed, for BGR images"
     return ""
 
 

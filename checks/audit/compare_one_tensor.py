@@ -1,4 +1,4 @@
-"""Compare a single tensor with the source's: bit for bit, or with what folding makes of it."""
+"""Compare a single tensor with the source's, bit for bit, or with the prediction of a folded tensor."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ FLOATS = (*HALVES, FLOAT32, np.dtype(np.float64))
 _LEAST_HALVES = (5.96e-8, 1e-7)
 """`min_positive_val` of onnxruntime.transformers.float16: today's default, and the one before it."""
 
-_RAISED = "rounded, except for the least values, which were raised as onnxruntime's converter does"
+_RAISED = "rounded, and the least values are raised as by onnxruntime's converter"
 
 
 def compare_with_source(tensor: PortTensor, scope: str, role: Role, source: SourceWeights) -> TensorResult:
-    """Compare a tensor with the source's, and add the reason where it differs and the reason is known.
+    """Compare a tensor with the source's; where it differs, add the reason if that is known.
 
     Args:
         tensor: The port's tensor.
         scope: The TensorFlow scope of its layer.
-        role: Its role.
+        role: Its role in the layer.
         source: The source.
     """
     expected = source.tensor(scope, role)
@@ -46,14 +46,14 @@ def compare_with_source(tensor: PortTensor, scope: str, role: Role, source: Sour
 
 
 def compare_exactly(tensor: PortTensor, expected: Array, place: TensorPlace) -> TensorResult:
-    """Compare a tensor with the float32 one that it has to be, bit for bit.
+    """Compare a tensor with the expected float32 tensor, bit for bit.
 
-    A tensor in half precision has to hold the nearest values, one in float64 the same values.
+    A tensor in half precision must hold the nearest values, a tensor in float64 the same values.
 
     Args:
         tensor: The port's tensor.
         expected: The source's tensor, in TensorFlow's layout.
-        place: Its place.
+        place: The place of the tensor in the network.
     """
     actual, layout = tensor.array, tensor.layout
     rank_fits = len(layout.permutation) == expected.ndim
@@ -79,13 +79,13 @@ def compare_exactly(tensor: PortTensor, expected: Array, place: TensorPlace) -> 
 def compare_with_prediction(
     tensor: PortTensor, prediction: Prediction, place: TensorPlace, detail: str
 ) -> TensorResult:
-    """Compare a tensor with what folding should have made of the source's.
+    """Compare a folded tensor with the prediction from the source's tensors.
 
     Args:
         tensor: The port's tensor.
-        prediction: What it should be, in its own layout.
-        place: Its place.
-        detail: What was folded in.
+        prediction: The prediction, in the layout of the tensor.
+        place: The place of the tensor in the network.
+        detail: A clause on the factors that are folded in.
     """
     actual = tensor.array
     nearest = prediction.exact.astype(actual.dtype)
@@ -99,15 +99,13 @@ def compare_with_prediction(
     is_near = np.abs(actual.astype(np.float64) - prediction.exact) <= prediction.margin
     is_other_formula = hits.mean() < KNOWN_SHARE or not prediction.is_unique
     if is_other_formula and is_near.all():
-        return measure(
-            tensor, nearest, place, "approximate", f"{detail}, by a formula that is not known here"
-        )
+        return measure(tensor, nearest, place, "approximate", f"{detail}, by an unknown formula")
     result = measure(tensor, prediction.values, place, "differs")
     return replace(result, detail=f"{detail}, but {result.differing} of {result.values} values differ")
 
 
 def uncompared(tensor: PortTensor, place: TensorPlace, status: Status, detail: str = "") -> TensorResult:
-    """A result without a comparison of values."""
+    """Make a result without a comparison of values."""
     array = tensor.array
     return TensorResult(
         name=tensor.name,
@@ -127,7 +125,7 @@ def uncompared(tensor: PortTensor, place: TensorPlace, status: Status, detail: s
 def measure(
     tensor: PortTensor, expected: Array, place: TensorPlace, status: Status, detail: str = ""
 ) -> TensorResult:
-    """A result with the distance of every value from the expected one, which has the same dtype and shape."""
+    """Make a result from the distances of the values; `expected` has the dtype and shape of the tensor."""
     actual = tensor.array
     steps = ulp_distance(actual, expected)
     differs = (actual != expected) | (np.signbit(actual) != np.signbit(expected))
@@ -160,7 +158,7 @@ def measure(
 
 
 def _explain(result: TensorResult, tensor: PortTensor, key: str, source: SourceWeights) -> TensorResult:
-    """Add the reason why a tensor differs, where it is one of the known causes."""
+    """Add the reason why a tensor differs, if it is a known cause."""
     expected = source.state_dict.tensors.get(key) if key in KEYS else None
     if tensor.array.dtype != FLOAT32 or expected is None or tensor.array.size != expected.size:
         return result
@@ -168,12 +166,12 @@ def _explain(result: TensorResult, tensor: PortTensor, key: str, source: SourceW
     with np.errstate(all="ignore"):  # damaged values overflow anywhere
         explanation = explain(key, tensor.array if actual is None else actual, source.state_dict)
     if explanation is None or explanation[0] is Cause.VALUES:
-        return result  # the first value that differs, and how many do, are in the result
+        return result  # which has the first value that differs, and the number of those that do
     return replace(result, detail="; ".join(filter(None, (explanation[1], result.detail))))
 
 
 def _is_raised(actual: Array, nearest: Array, exact: Array) -> bool:
-    """Return True if half precision differs only where tiny values were raised to the least one kept."""
+    """Return True if the only differences are tiny values that were raised to a converter's least value."""
     for least in _LEAST_HALVES:
         raised = np.copysign(np.float64(least), exact).astype(actual.dtype)
         if np.array_equal(actual, np.where((exact != 0) & (np.abs(exact) < least), raised, nearest)):

@@ -1,4 +1,4 @@
-"""Compare every tensor of a port with the source's: bit for bit, or with what folding makes of them."""
+"""Compare every tensor of a port with the source's, layer by layer."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def compare_tensors(port: PortWeights, source: SourceWeights) -> tuple[TensorRes
     """Compare every tensor of a port with the source's.
 
     Returns:
-        The results in the order of the network, then those of the tensors that belong to no layer.
+        The results in the order of the network, then those for tensors that belong to no layer.
     """
     results: list[TensorResult] = []
     for layer in network_layers(source.variant):
         tensors = port.layers.get(layer.scope, {})
         if not tensors and layer.scope == LOGITS:
-            continue  # a port need not have the classifier; the judgement says so
+            continue  # the classifier is optional; the judgement mentions it
         results += _compare_layer(layer, tensors, port.names.get(layer.scope, {}), source)
     if source.variant.num_classes is None:
         for tensor in port.layers.get(LOGITS, {}).values():
@@ -49,12 +49,12 @@ def compare_tensors(port: PortWeights, source: SourceWeights) -> tuple[TensorRes
 def _compare_layer(
     layer: Layer, tensors: Tensors, names: Names, source: SourceWeights
 ) -> Iterator[TensorResult]:
-    """Compare the tensors of a layer, in whichever form the port has them.
+    """Compare the tensors of a layer, as stored or folded.
 
     Args:
         layer: The layer.
         tensors: The port's tensors of it.
-        names: The names that a port of this format has for them; empty for a graph.
+        names: The names of its tensors in this format; empty for a graph.
         source: The source.
     """
     has_batch_norm = not layer.batch_norm or "moving_variance" in tensors
@@ -71,7 +71,7 @@ def _compare_layer(
 def _compare_as_stored(
     layer: Layer, tensors: Tensors, names: Names, source: SourceWeights
 ) -> Iterator[TensorResult]:
-    """Compare the tensors of a layer into which nothing is folded."""
+    """Compare the tensors of a layer without folding."""
     is_from_graph = bool(tensors) and not names
     if is_from_graph and not layer.batch_norm and "factor" not in tensors:
         yield from _missing_residual_scale(layer)
@@ -84,7 +84,7 @@ def _compare_as_stored(
 
 
 def _required_roles(layer: Layer, names: Names, source: SourceWeights) -> list[Role]:
-    """The tensors that a layer must have; a gamma only where PyTorch or the source has one."""
+    """List the tensors that a layer must have; a gamma only if PyTorch or the source has one."""
     if not layer.batch_norm:
         return ["weights", "biases"]
     roles: list[Role] = ["weights", "beta", "moving_mean", "moving_variance"]
@@ -102,17 +102,17 @@ def _compare_tensor(layer: Layer, role: Role, tensor: PortTensor, source: Source
 
 
 def _compare_counter(tensor: PortTensor, place: TensorPlace) -> TensorResult:
-    """Compare PyTorch's count of batches, which is zero in a port."""
+    """Compare PyTorch's count of batches, which must be zero."""
     if tensor.array.size != 1:
         return uncompared(tensor, place, "differs", f"shape {tensor.array.shape}, expected one number")
     count = tensor.array.reshape(-1)[0]
     if count == 0:
         return uncompared(tensor, place, "equal")
-    return uncompared(tensor, place, "differs", f"counts {count} batches, the source none")
+    return uncompared(tensor, place, "differs", f"counts {count} batches, expected 0")
 
 
 def _compare_residual_scale(tensor: PortTensor, layer: Layer) -> TensorResult:
-    """Compare the number that a residual is multiplied by."""
+    """Compare the scale of a residual."""
     scale = residual_scale(layer.scope)
     expected = np.full(tensor.array.shape, scale).astype(tensor.array.dtype)
     place = TensorPlace(stage_of(layer.scope))
@@ -123,7 +123,7 @@ def _compare_residual_scale(tensor: PortTensor, layer: Layer) -> TensorResult:
 
 
 def _missing_residual_scale(layer: Layer) -> Iterator[TensorResult]:
-    """Note that a graph has no product by the scale of a residual, where the network scales it."""
+    """Report that a graph does not multiply by a residual scale that the network has."""
     scale = residual_scale(layer.scope)
     if scale != 1.0:
         block = short_name(layer.scope.rpartition("/")[0])
@@ -142,5 +142,5 @@ def _leftover(leftover: Leftover) -> TensorResult:
     return TensorResult(
         name=leftover.name, variable="", stage="", layout="", dtype=leftover.dtype, shape=leftover.shape,
         status="not judged" if leftover.reason else "extra",
-        detail=leftover.reason or "no tensor of this network",
+        detail=leftover.reason or "not a tensor of this network",
     )  # fmt: skip

@@ -38,8 +38,8 @@ _PYTORCH = {
 def find_named_layers(source: TensorSource) -> PortWeights:
     """Find the layer and the role of every tensor of an open file.
 
-    A convolution with its BatchNorm folded in has a bias that the network does not have; it is found under
-    the name that PyTorch, Keras or slim gives it.
+    A convolution with its BatchNorm folded in has a bias, which the network does not have. Its name is the
+    one that PyTorch, Keras or slim would give it.
 
     Raises:
         SourceError: No tensor has a name of this network, or a tensor is corrupt.
@@ -74,7 +74,7 @@ def find_named_layers(source: TensorSource) -> PortWeights:
 
 @cache
 def expected_names(naming: Naming) -> Mapping[str, Mapping[Role, str]]:
-    """Map scope and role to the name of every tensor that a file of this naming may hold."""
+    """Map scope and role to the name of every tensor that a file with this naming may hold."""
     return {layer.scope: _layer_names(naming, layer) for layer in network_layers(Variant(num_classes=1))}
 
 
@@ -103,7 +103,7 @@ def _pytorch_names(layer: Layer, roles: tuple[Role, ...]) -> dict[Role, str]:
 
 
 def _aliases(naming: Naming) -> dict[str, str]:
-    """Map the other names that a tensor may have to one of `expected_names`."""
+    """Map alternative names of tensors to those of `expected_names`."""
     if naming == "tensorflow":
         new, old = BOTTLENECK_SCOPES
         leaves = ("weights", "biases", *(f"BatchNorm/{role}" for role in BATCH_NORM))
@@ -126,7 +126,7 @@ def _layout(naming: Naming, role: Role, rank: int) -> Layout:
 
 
 def _reason(naming: Naming, name: str) -> str:
-    """The reason why a file may hold a tensor that is not part of the network; empty where there is none."""
+    """Give the reason why a file may hold a tensor outside the network; empty if none is known."""
     if naming != "tensorflow":
         return ""
     new, old = BOTTLENECK_SCOPES
@@ -143,7 +143,7 @@ def _find_prefix(source: TensorSource, places: Mapping[str, object]) -> str:
     """Find the prefix of the keys of a state_dict, such as `module.`.
 
     Raises:
-        UsageError: Two prefixes are equally frequent.
+        UsageError: Two prefixes are equally frequent, because the file holds two networks.
     """
     counts: Counter[str] = Counter()
     for name in source.info:

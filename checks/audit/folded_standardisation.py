@@ -1,4 +1,4 @@
-"""Standardisation of images that a converter folded into the first convolution."""
+"""Find the standardisation of images that a converter folded into the first convolution."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ Array = NDArray[Any]
 class FoldedStandardisation:
     """A standardisation that was folded into the first convolution.
 
-    The convolution takes x where that of the network takes x / divisor - offset.
+    The convolution takes x; the network's own takes x / divisor - offset.
 
     Attributes:
-        divisor: It is in the weights.
-        offset: It is in the bias. The first convolution is not padded, so that a constant is the same at
-            every pixel.
+        divisor: The divisor, which the weights hold.
+        offset: The offset, which the bias holds: the first convolution has no padding, so a constant adds the
+            same to every pixel.
     """
 
     divisor: float = 1.0
@@ -65,10 +65,10 @@ def find_folded_standardisation(port: PortWeights, source: SourceWeights) -> Fol
 def standardisation_of_first_layer(
     tensors: Mapping[Role, PortTensor], source: SourceWeights
 ) -> FoldedStandardisation:
-    """Find what was folded into the first convolution; nothing where it has a BatchNorm of its own.
+    """Find the standardisation in a first convolution; the identity if its BatchNorm is not folded in.
 
     Args:
-        tensors: The tensors of the first convolution.
+        tensors: The port's tensors of the first convolution.
         source: The source.
     """
     scope = network_layers(source.variant)[0].scope
@@ -89,7 +89,7 @@ def standardisation_of_first_layer(
 def _explains(
     fold: FoldedStandardisation, kernel: Array, bias: Array | None, weights: Array, norm: BatchNorm
 ) -> bool:
-    """Return True if most of the kernel and most of the bias are what a fold makes of the source's."""
+    """Return True if a fold of the source's tensors gives most of the kernel and most of the bias."""
     pairs = [(kernel, fold_kernel(kernel, weights, norm.factor() / fold.divisor).kernel)]
     if bias is not None:
         pairs.append((bias, fold_offset(bias, weights, norm, fold.offset)))

@@ -1,4 +1,4 @@
-"""The ways in which tools round when they fold a BatchNorm, and how far rounding may lead."""
+"""The formulas by which tools fold a BatchNorm, with their rounding, and bounds on the rounding error."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from converter.casting import FLOAT32, HALVES
 
 Array = NDArray[Any]
 
-_REACH = 4  # floats on either side of the exact factor; a sum, a root and a quotient move it by two or three
+_REACH = 4  # floats on either side of the exact factor; tools round to two or three floats off
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class BatchNorm:
         return np.asarray(self.beta - self.mean * self.factor())
 
     def size_of_summand(self) -> Array:
-        """The magnitude of the terms of the summand, in float64: its rounding error is relative to this."""
+        """The magnitude of the terms of the summand, in float64; its rounding error is relative to it."""
         return np.asarray(np.abs(self.beta.astype(np.float64)) + np.abs(self.mean * self.factor()))
 
 
@@ -48,9 +48,9 @@ class Multiplication:
     """A way to multiply weights by a factor.
 
     Attributes:
-        inner: The dtype in which the product is computed.
-        stored: The dtype in which it is stored.
-        divides: Whether the weights are divided by the reciprocal of the factor instead.
+        inner: The dtype of the multiplication.
+        stored: The dtype of the stored product.
+        divides: Whether the tool divides by the reciprocal of the factor instead.
     """
 
     inner: np.dtype
@@ -58,7 +58,7 @@ class Multiplication:
     divides: bool
 
     def candidates(self, factor: Array) -> Array:
-        """The floats around each factor, or its reciprocal, the likeliest first: (candidates, channels)."""
+        """List the floats around each factor, or its reciprocal, likeliest first: (candidates, channels)."""
         with np.errstate(all="ignore"):
             middle = (1.0 / factor if self.divides else factor).astype(self.inner)
         bits = middle.view(f"i{self.inner.itemsize}")
@@ -66,7 +66,7 @@ class Multiplication:
         return np.stack([(bits + step).view(self.inner) for step in steps])
 
     def multiply(self, weights: Array, factors: Array) -> Array:
-        """The products as they are stored."""
+        """Compute the products as they are stored."""
         with np.errstate(all="ignore"):
             operand = weights.astype(self.inner)
             product = operand / factors if self.divides else operand * factors
@@ -74,7 +74,7 @@ class Multiplication:
 
 
 def multiplications(stored: np.dtype) -> Iterator[Multiplication]:
-    """Every known way to make a kernel of a dtype."""
+    """Yield every known way to compute a kernel of a dtype."""
     yield Multiplication(FLOAT32, stored, divides=False)
     if stored in HALVES:
         yield Multiplication(stored, stored, divides=False)
@@ -83,7 +83,7 @@ def multiplications(stored: np.dtype) -> Iterator[Multiplication]:
 
 
 def factor_formulas(norm: BatchNorm) -> Iterator[Array]:
-    """Compute gamma / sqrt(variance + epsilon) by every known way, in float32 or float16."""
+    """Compute gamma / sqrt(variance + epsilon) in every known way, in float32 or float16."""
     total = norm.variance + np.float32(EPSILON)
     with np.errstate(all="ignore"):
         yield norm.gamma / np.sqrt(total)
@@ -97,7 +97,7 @@ def factor_formulas(norm: BatchNorm) -> Iterator[Array]:
 def summand_formulas(
     norm: BatchNorm, factors: Array, dtype: np.dtype, *, divides: bool = False
 ) -> Iterator[Array]:
-    """Compute beta - mean * factor by every known way to round it, for every candidate of the factor.
+    """Compute beta - mean * factor in every known way, for every candidate of the factor.
 
     Args:
         norm: The BatchNorm.
@@ -106,8 +106,7 @@ def summand_formulas(
         divides: Whether the candidates are reciprocals of factors.
 
     Yields:
-        Sums of shape (n * candidates, channels): n ways at once, one below the other. NaN stands where a
-        way does not lead to the candidate.
+        Sums of n ways, concatenated: (n * candidates, channels). NaN: the way cannot give the candidate.
     """
     beta, mean, gamma = norm.beta[None], norm.mean[None], norm.gamma[None]
     with np.errstate(all="ignore"):
@@ -117,7 +116,7 @@ def summand_formulas(
         yield (beta - mean * factors).astype(dtype)
         fused = beta.astype(np.float64) - mean.astype(np.float64) * factors.astype(np.float64)
         yield fused.astype(np.float32).astype(dtype)
-        # gamma and the root multiplied one after the other; the root is a float near factor / gamma.
+        # Multiply by gamma and the reciprocal root in turn; the root is a float near factor / gamma.
         root = (factors.astype(np.float32) / gamma).astype(np.float32)
         roots = [(root.view(np.int32) + step).view(np.float32) for step in (0, 1, -1, 2, -2)]
         sums = [
@@ -130,15 +129,15 @@ def summand_formulas(
 
 
 def rounding_margin(size: Array, dtype: np.dtype) -> Array:
-    """Return how far rounding may lead from a value.
+    """Bound the rounding error of a value.
 
     Args:
-        size: Magnitude of the value, or of the terms that it is the sum of.
-        dtype: The dtype in which it is stored.
+        size: The magnitude of the value, or of the terms of a sum.
+        dtype: The dtype of the stored value.
     """
     margin = thresholds.FOLDED_ROUNDINGS * thresholds.UNIT_ROUNDOFF * size
     if dtype in HALVES:
         half: Any = ml_dtypes.finfo(dtype)  # type: ignore[no-untyped-call]
-        # Below the smallest normal number the steps no longer shrink.
+        # The steps between subnormal numbers are constant.
         margin = margin + np.maximum(float(half.eps) * size, float(half.smallest_subnormal)) * 2
     return np.asarray(margin)

@@ -1,4 +1,4 @@
-"""The judgements of an audit, each a pure function of the results."""
+"""The judgements of an audit, computed from its results."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def judge_tensors(results: Sequence[TensorResult], remarks: Sequence[str] = ()) 
     """Judge every tensor of a port.
 
     Args:
-        results: The result for each.
-        remarks: Clauses to add where the judgement holds.
+        results: The result for each tensor.
+        remarks: Clauses that the statement ends with if the judgement holds.
     """
     faults = [result for result in results if not result.is_faithful]
     if faults:
@@ -72,35 +72,35 @@ def describe_first_value(result: TensorResult) -> str:
 
 
 def judge_structure(remarks: Sequence[str], layers: int) -> Judgement:
-    """Judge how a graph is built: branches, windows, ReLUs, epsilons.
+    """Judge the structure of a graph: its branches, windows, ReLUs and epsilons.
 
     Args:
-        remarks: The places where it is not built as the network.
+        remarks: The deviations from the network.
         layers: The number of layers with weights.
     """
     statement = f"{layers} layers with the branches, strides, padding and ReLUs of the network"
     if remarks:
         places = "1 place" if len(remarks) == 1 else f"{len(remarks)} places"
-        statement = f"not built as the network at {places}"
+        statement = f"deviates from the network at {places}"
     return Judgement("structure", not remarks, statement, tuple(remarks))
 
 
 def judge_preprocessing(run: GraphRun, trained: str | None) -> Judgement:
-    """Judge the preprocessing that is built in: known, exact, and that of the training.
+    """Judge the preprocessing of a graph: it must be known, exact, and that of the training.
 
     Args:
         run: The run.
-        trained: The standardisation that the checkpoint was trained with; None where it is not known.
+        trained: The standardisation in the training of the checkpoint; None where it is not known.
     """
     statement = run.preprocessing
     if trained is not None:
         statement += f"; in training it was {trained}"
-    is_the_trained_one = trained is None or run.baked is None or run.baked == trained
-    return Judgement("preprocessing", run.is_prepared_right and is_the_trained_one, statement)
+    matches_training = trained is None or run.baked is None or run.baked == trained
+    return Judgement("preprocessing", run.is_prepared_exactly and matches_training, statement)
 
 
 def judge_arithmetic(run: GraphRun) -> Judgement:
-    """Judge the errors of a graph, with its own weights, in multiples of PyTorch's."""
+    """Judge the errors of a graph with its own weights, in multiples of PyTorch's."""
     details = []
     for batch in run.inputs:
         if batch.diverging:
@@ -130,7 +130,7 @@ def judge_arithmetic(run: GraphRun) -> Judgement:
 
 
 def judge_distance(run: GraphRun) -> Judgement:
-    """Judge how far a graph's embeddings are from the source's in float64, on five images of noise."""
+    """Judge the distance of a graph's embeddings from the source's in float64, on five images of noise."""
     batch = next(batch for batch in run.inputs if batch.name == NOISE)
     precision = "float32" if (run.weights, run.arithmetic) == ("float32", "float32") else "float16"
     limit = thresholds.GRAPH_DISTANCE[precision]
@@ -144,7 +144,7 @@ def judge_distance(run: GraphRun) -> Judgement:
 def write_verdict(
     results: Sequence[TensorResult], judgements: Sequence[Judgement], run: GraphRun | None
 ) -> str:
-    """State the finding in one sentence."""
+    """Write the verdict, a sentence or two."""
     faults = [result for result in results if not result.is_faithful]
     if len(faults) > 1:
         others = len(faults) - 1
@@ -155,12 +155,12 @@ def write_verdict(
         return f"The port differs: {faults[0].name} {problem}."
     failed = [judgement.name for judgement in judgements if not judgement.passed]
     if failed and run is not None and run.first_divergence is not None:
-        place = short_name(run.first_divergence)
         return (
-            f"The port differs: its weights are right, but its graph computes another result from {place} on."
+            "The port differs: its weights are faithful, but its graph computes another result from "
+            f"{short_name(run.first_divergence)} on."
         )
     if failed:
-        return f"The port differs: its weights are right, but {' and '.join(failed)} failed."
+        return f"The port differs: its weights are faithful, but {' and '.join(failed)} failed."
     sentence = _faithful_verdict({result.status for result in results}, run)
     unjudged = sum(result.status == "not judged" for result in results)
     if unjudged:

@@ -16,7 +16,7 @@ from converter.mtcnn_layer_map import NETWORKS, network_of_keys, network_of_vari
 
 
 def network_name(source: TensorSource) -> str | None:
-    """Name the MTCNN network that a file holds; None where it holds another network."""
+    """Name the MTCNN network of a file; None for another network."""
     if source.naming == "pytorch":
         return network_of_keys([name.removeprefix(_prefix(source)) for name in source])
     return network_of_variables(list(source))
@@ -27,7 +27,7 @@ def compare_mtcnn(port: TensorSource, source: TensorSource) -> tuple[TensorResul
 
     Args:
         port: The port.
-        source: A file of an MTCNN network.
+        source: The source, a network of MTCNN.
 
     Raises:
         SourceError: The port is not the same network.
@@ -53,7 +53,7 @@ def _compare_row(row: ConvertedRow, port: TensorSource, source: TensorSource) ->
 
 
 def _layout_and_name(row: ConvertedRow, file: TensorSource) -> tuple[Layout, str]:
-    """The layout and the name that a tensor has in a file."""
+    """Find the layout and the name of a tensor in a file."""
     if file.naming == "pytorch":
         return row.layout, _prefix(file) + row.key
     axes = row.layout.name.partition("->")[0]
@@ -61,6 +61,6 @@ def _layout_and_name(row: ConvertedRow, file: TensorSource) -> tuple[Layout, str
 
 
 def _prefix(source: TensorSource) -> str:
-    """The prefix of every key, such as `pnet.`; empty where the keys have none in common."""
+    """Find the prefix of every key, such as `pnet.`; empty if the keys share none."""
     prefixes = {name.partition(".")[0] + "." for name in source if name.count(".") > 1}
     return prefixes.pop() if len(prefixes) == 1 and all(name.count(".") > 1 for name in source) else ""

@@ -238,7 +238,7 @@ def _inputs(run: GraphRun) -> Table:
         rows.append(Row(batch.name, cells, "fault" if failed else "", tuple(failed)))
     explanations = (
         "distance of the embeddings from float64 with the graph's own weights (relative L2)",
-        "the same of PyTorch in the graph's precision",
+        "distance of PyTorch's embeddings, in the graph's precision, from the same",
         "distance of the normalised embeddings from the source's in float64 (Frobenius)",
         "the largest such distance of a single embedding",
     )

@@ -1,4 +1,4 @@
-"""A port's weights layer by layer: each tensor by its role, whatever the file calls it."""
+"""A port's weights, layer by layer; each tensor has a role that does not depend on the file's names."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Role = Literal[
     "shift",
     "factor",
 ]
-"""The role of a tensor in its layer, in TensorFlow's words, and four that only ports have. counter:
+"""The role of a tensor in its layer, in TensorFlow's words, and four roles that only ports have. counter:
 PyTorch's count of batches. scale and shift: a BatchNorm as a product and a sum. factor: the scale of a
 residual, a single number."""
 
@@ -49,10 +49,7 @@ class PortTensor:
     layout: Layout
 
     def channels_first(self) -> Array | None:
-        """The values in the order of the published state_dicts, OIHW or OI.
-
-        None where the rank is not that of the layout.
-        """
+        """The values in the order of the published state_dicts, OIHW or OI; None if the rank does not fit."""
         order = _CHANNELS_FIRST.get(self.array.ndim)
         if order is None or self.array.ndim != len(self.layout.permutation):
             return None
@@ -72,7 +69,7 @@ class Leftover:
         name: Its name in the port.
         dtype: The dtype of its elements.
         shape: Its shape.
-        reason: Why a file may hold it; empty where no reason is known.
+        reason: The reason why a file may hold it; empty if none is known.
     """
 
     name: str
@@ -86,11 +83,11 @@ class PortWeights:
     """The weights of a port.
 
     Attributes:
-        layers: TensorFlow scope to the layer's tensors. The Bottleneck has the scope that it has today.
-        names: TensorFlow scope to the name that each tensor of the layer has in a port of this format;
-            empty for a graph, whose names mean nothing.
+        layers: TensorFlow scope to the layer's tensors. The Bottleneck is under its newer scope.
+        names: TensorFlow scope to the names of the layer's tensors in this format; empty for a graph, whose
+            names mean nothing.
         leftovers: The tensors that belong to no layer.
-        prefix: The text that every name begins with, before the name in the published files.
+        prefix: The prefix of every name, before the name in the published files.
     """
 
     layers: Mapping[str, Mapping[Role, PortTensor]]
@@ -100,5 +97,5 @@ class PortWeights:
 
 
 def printable(name: str) -> str:
-    """Escape the characters of a name from a file that would act on a terminal."""
+    """Escape the characters of a file's name for a tensor that would act on a terminal."""
     return "".join(each if each.isprintable() else repr(each)[1:-1] for each in name)

@@ -1,9 +1,9 @@
-"""Predict weights with a BatchNorm or a constant folded in, bit for bit where a formula decides every bit.
+"""Predict weights with a BatchNorm or a constant folded in, bit for bit where a formula gives every bit.
 
 In inference a BatchNorm multiplies a channel by s = gamma / sqrt(variance + epsilon), then adds
 beta - mean * s. A tool that folds it stores weights * s, and the sum as a bias. Tools round s differently,
-but one s serves a whole channel: one of the few floats beside the float64 result gives every weight of the
-channel to the last bit. Where none does, the channel is not what it claims to be.
+but a whole channel shares one s: one of the few floats near the float64 result gives every weight of the
+channel to the last bit. If no float does, the channel is not the source's.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ Array = NDArray[Any]
 Mask = NDArray[np.bool_]
 
 OTHER_EPSILONS = (1e-5, 1e-6, 1e-8, 1e-4, 1e-2, 0.0)
-"""Epsilons of other frameworks, such as PyTorch's and ONNX's 1e-5, and slips."""
+"""Wrong epsilons: those of other frameworks, such as the 1e-5 of PyTorch and ONNX, and slips."""
 
 KNOWN_SHARE = 0.9
-"""A formula that gives this share of a tensor's values, or of a channel's, is the one that was used. A
-formula that rounds in another way still gives two thirds of them."""
+"""Share of the values of a tensor or channel that identifies the formula in use. A formula that rounds in
+another way still gives two thirds of them."""
 
-_SAMPLE = 16  # weights of a channel, the largest, that its factor is found from
+_SAMPLE = 16  # largest weights of a channel, which identify its factor
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +42,11 @@ class Prediction:
     """The values that a folded tensor should have.
 
     Attributes:
-        values: By the formula that fits best, in the shape and dtype of the port's tensor.
-        exact: In float64.
-        margin: How far rounding may lead from `exact`, in float64.
-        is_unique: Whether `values` are the only ones that the formula gives. Otherwise several factors fit,
-            and some last bits are not decided; `values` are then those of the port where they are among
-            them.
+        values: The values by the formula that fits best, in the shape and dtype of the port's tensor.
+        exact: The exact values, in float64.
+        margin: The bound on the rounding error of each value, in float64.
+        is_unique: Whether the formula gives no other values. Otherwise several factors fit, which differ in
+            some last bits; `values` then agree with the port's wherever one of the factors does.
     """
 
     values: Array
@@ -58,13 +57,13 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class FoldedKernel:
-    """The values that a kernel with a factor folded in should have, and the factors that fit it.
+    """The prediction of a kernel with a factor folded in, and the factors that fit it.
 
     Attributes:
-        kernel: The values.
-        factors: (candidates, channels): the candidates for each channel's factor, or divisor.
-        fits: (candidates, channels): the candidates that give most of the channel.
-        divides: Whether they are divisors.
+        kernel: The prediction.
+        factors: The candidates for the factor, or divisor, of each channel: (candidates, channels).
+        fits: Whether a candidate gives most of the channel: (candidates, channels).
+        divides: Whether the candidates are divisors.
     """
 
     kernel: Prediction
@@ -78,20 +77,20 @@ def fold_kernel(actual: Array, weights: Array, factor: Array) -> FoldedKernel:
 
     Args:
         actual: The port's kernel, (channels, ...), float32 or half precision.
-        weights: The source's in the same layout, float32.
-        factor: (channels,), float64: the exact factors.
+        weights: The source's kernel in the same layout, float32.
+        factor: The exact factors, (channels,), float64.
     """
     rows, stored = weights.reshape(len(weights), -1), actual.reshape(len(weights), -1)
     multiplication, factors, fits = _find_factors(rows, stored, factor)
     values = multiplication.multiply(rows, _pick(factors, fits.argmax(axis=0))[:, None])
-    # In half precision several factors may give the sample: the whole channel decides.
+    # In half precision several factors may give the sample; the whole channel decides between them.
     for channel in np.flatnonzero(fits.sum(axis=0) > 1):
         places = np.flatnonzero(fits[:, channel])
-        tried = multiplication.multiply(rows[channel][None], factors[places, channel][:, None])
-        misses = (tried != stored[channel]).sum(axis=1)
+        products = multiplication.multiply(rows[channel][None], factors[places, channel][:, None])
+        misses = (products != stored[channel]).sum(axis=1)
         fits[places, channel] = misses == misses.min()
-        values[channel] = tried[misses.argmin()]
-    # A channel that no factor gives says nothing about the bias beside it.
+        values[channel] = products[misses.argmin()]
+    # A channel that no factor gives leaves the factor of its bias open.
     fits[:, (values == stored).mean(axis=1) < KNOWN_SHARE] = True
     exact = (rows.astype(np.float64) * factor[:, None]).reshape(actual.shape)
     margin = rounding_margin(np.abs(exact), actual.dtype)
@@ -111,7 +110,7 @@ def fold_bias(actual: Array, norm: BatchNorm, folded: FoldedKernel) -> Predictio
 
 
 def fold_offset(actual: Array, weights: Array, norm: BatchNorm, offset: float) -> Prediction:
-    """Predict a bias that also holds a constant subtracted from the image; no formula gives its last bits.
+    """Predict a bias that also holds a constant subtracted from the image; its last bits follow no formula.
 
     Args:
         actual: The port's bias, (channels,).
@@ -127,7 +126,7 @@ def fold_offset(actual: Array, weights: Array, norm: BatchNorm, offset: float) -
 
 
 def fold_scale(weights: Array, scale: float, dtype: np.dtype) -> Prediction:
-    """Predict a tensor with one constant folded in: the float32 nearest to it serves the whole tensor.
+    """Predict a tensor with a constant folded in, rounded to float32.
 
     Args:
         weights: The source's tensor, float32.
@@ -142,8 +141,8 @@ def fold_scale(weights: Array, scale: float, dtype: np.dtype) -> Prediction:
 def fold_affine(scale: Array, shift: Array, norm: BatchNorm) -> tuple[Prediction, Prediction]:
     """Predict a factor and a summand that are stored beside the weights, each (channels,).
 
-    Some code takes the root by the processor's own estimate, which no formula gives to the last bit. There
-    the summand decides: it holds the product of the mean and the factor that was used.
+    Some tools take the root by the processor's own estimate, which no formula gives to the last bit. In that
+    case the summand decides, because it holds the product of the mean and the factor.
     """
     exact = norm.factor()
     candidates = Multiplication(FLOAT32, scale.dtype, divides=False).candidates(exact)
@@ -151,7 +150,7 @@ def fold_affine(scale: Array, shift: Array, norm: BatchNorm) -> tuple[Prediction
     agrees = _agreement(shift, norm, candidates)
     formulas = np.stack([formula.astype(scale.dtype) for formula in factor_formulas(norm)])
     by_formula = formulas[(formulas == scale).sum(axis=1).argmax()]
-    # A factor with which its own summand agrees is right. Else the summand decides, or the likeliest formula.
+    # A factor that agrees with its own summand is kept. Otherwise the summand decides, or the best formula.
     confirmed = (stored == scale) & agrees
     chosen = np.where(confirmed.any(axis=0), confirmed.argmax(axis=0), agrees.argmax(axis=0))
     values = np.where(agrees.any(axis=0), _pick(stored, chosen), by_formula)
@@ -162,11 +161,11 @@ def fold_affine(scale: Array, shift: Array, norm: BatchNorm) -> tuple[Prediction
 
 
 def find_epsilon(actual: Array, weights: Array, norm: BatchNorm) -> float | None:
-    """Find the wrong epsilon that a kernel was folded with; None where it is none of `OTHER_EPSILONS`.
+    """Find the wrong epsilon in a folded kernel, one of `OTHER_EPSILONS`; None if none of them fits.
 
     Args:
         actual: The port's kernel, (channels, ...).
-        weights: The source's in the same layout.
+        weights: The source's kernel in the same layout.
         norm: The BatchNorm.
     """
     rows = weights.reshape(len(weights), -1).astype(np.float64)
@@ -183,18 +182,18 @@ def _find_factors(rows: Array, stored: Array, factor: Array) -> tuple[Multiplica
 
     Args:
         rows: The source's weights, (channels, weights).
-        stored: The port's, of the same shape.
-        factor: (channels,), float64: the exact factors.
+        stored: The port's weights, of the same shape.
+        factor: The exact factors, (channels,), float64.
 
     Returns:
-        The way, its candidates for each channel's factor, and those that give most of the channel's sample.
+        The way, its candidates for the factors, and whether a candidate gives most of a channel's sample.
     """
     largest = np.argsort(-np.abs(rows), axis=1)[:, :_SAMPLE]
-    sample, wanted = (np.take_along_axis(array, largest, 1) for array in (rows, stored))
+    sample, expected = (np.take_along_axis(array, largest, 1) for array in (rows, stored))
     best: tuple[int, Multiplication, Array, Mask] | None = None
     for multiplication in multiplications(stored.dtype):
         factors = multiplication.candidates(factor)
-        hits = (multiplication.multiply(sample[None], factors[:, :, None]) == wanted[None]).sum(axis=2)
+        hits = (multiplication.multiply(sample[None], factors[:, :, None]) == expected[None]).sum(axis=2)
         most = hits.max(axis=0)
         if best is None or most.sum() > best[0]:
             best = int(most.sum()), multiplication, factors, hits == most
@@ -203,7 +202,7 @@ def _find_factors(rows: Array, stored: Array, factor: Array) -> tuple[Multiplica
 
 
 def _agreement(shift: Array, norm: BatchNorm, candidates: Array) -> Mask:
-    """Which candidates of a factor some formula turns into the stored summand: (candidates, channels)."""
+    """Mark the factors from which some formula gives the stored summand: (candidates, channels)."""
     agrees = np.zeros(candidates.shape, np.bool_)
     for sums in summand_formulas(norm, candidates, shift.dtype):
         for part in np.split(sums, len(sums) // len(candidates)):
@@ -219,7 +218,7 @@ def _closest_summand(
     for sums in summand_formulas(norm, factors, actual.dtype, divides=divides):
         allowed = np.tile(fits, (len(sums) // len(fits), 1))
         hit = (sums == actual) & allowed
-        # Where none gives the stored value, the first factor that fits gives what it should have been.
+        # If no factor gives the stored value, the first factor that fits gives the expected one.
         place = np.where(hit.any(axis=0), hit.argmax(axis=0), (allowed & ~np.isnan(sums)).argmax(axis=0))
         values = _pick(sums, place)
         score = int((values == actual).sum())

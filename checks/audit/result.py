@@ -15,12 +15,11 @@ Status = Literal["equal", "folded", "rounded", "approximate", "differs", "missin
 equal: every bit is the source's.
 folded: a BatchNorm or another factor is folded in, by a formula that gives every bit.
 rounded: stored in half precision, and every bit is that of the nearest value.
-approximate: within rounding of the float64 result; no known formula gives every last bit, or several could
-have been used.
-differs: none of these.
+approximate: within rounding of the float64 result; no known formula, or more than one, gives every last bit.
+differs: the values or the shape are not the source's.
 missing: the port lacks the tensor.
 extra: the network has no such tensor.
-not judged: the source has no such tensor, as one without a classifier.
+not judged: the source has no such tensor, for example because it has no classifier.
 """
 
 FAITHFUL: frozenset[Status] = frozenset({"equal", "folded", "rounded", "approximate", "not judged"})
@@ -32,9 +31,8 @@ class TensorResult:
     """The result for one tensor of a port.
 
     Attributes:
-        name: Its name in the port; of a missing tensor, the name that it should have.
-        variable: The source's variable, or the scope of several, that it is compared with; empty where
-            there is none.
+        name: Its name in the port; for a missing tensor, its expected name.
+        variable: The source's variable, or the scope of several variables; empty where there is none.
         stage: The stage of the network that it belongs to (`Repeat/block35_1`); empty where unknown.
         layout: The source's order of axes to the port's (`HWIO->OIHW`); empty where nothing is compared.
         dtype: The dtype that it is stored in.
@@ -44,14 +42,14 @@ class TensorResult:
         differing: The number of elements that differ from the expected ones.
         max_ulp: Largest difference from the expected value, in units in the last place of `dtype`: the
             number of steps from one value of the dtype to the next.
-        ulp_histogram: The number of elements that are 0, 1, 2, 3-4, 5-8, 9-16, ... such units away, as
-            `checks.core.metrics.ulp_histogram` counts them; empty where nothing could be compared.
+        ulp_histogram: The number of elements that are 0, 1, 2, 3-4, 5-8, 9-16, ... such units away, counted
+            by `checks.core.metrics.ulp_histogram`; empty where no values were compared.
         detail: A remark, such as the cause of a difference; empty where there is none.
-        key: Its key in the published state_dicts, or the module of several; empty where there is none.
-        index: The first element that differs, in the port's tensor; None where none does or none was
-            compared.
-        actual: The port's value there.
-        expected: The expected value there.
+        key: Its key in the published state_dicts, or the module of several keys; empty where there is none.
+        index: The index of the first element that differs, in the port's tensor; None where no element
+            differs or no values were compared.
+        actual: The port's value at `index`.
+        expected: The expected value at `index`.
     """
 
     name: str
@@ -84,7 +82,7 @@ class LayerError:
     Attributes:
         activation: TensorFlow scope of the layer, as in `checks.core.activations`.
         error: Relative L2 of the graph's activation from the float64 one.
-        floor: The same of PyTorch, in the graph's precision.
+        floor: The error of PyTorch in the graph's precision.
     """
 
     activation: str
@@ -98,13 +96,12 @@ class InputRun:
 
     Attributes:
         name: The name of the input.
-        few_values: As in `InputBatch`.
+        few_values: Whether the images have few distinct values, as in `InputBatch`.
         error: Relative L2 of the graph's embeddings from those of the float64 network with the graph's own
             weights.
-        floor: The same of PyTorch, in the graph's precision.
-        distance: Frobenius distance of the graph's embeddings, normalised, from those of the source's
-            weights in float64.
-        row_distance: The largest distance of a single embedding among them.
+        floor: The error of PyTorch in the graph's precision.
+        distance: Frobenius distance of the graph's normalised embeddings from the source's in float64.
+        row_distance: The largest distance of a single embedding.
         layers: The error of each layer, in the order of evaluation.
     """
 
@@ -123,7 +120,7 @@ class InputRun:
 
     @property
     def runtime_factor(self) -> float:
-        """The same for the embeddings, as the runtime runs the graph by default."""
+        """The same for the embeddings that the runtime computes by default."""
         return thresholds.RUNTIME * (2 if self.few_values else 1)
 
     @property
@@ -140,11 +137,12 @@ class GraphRun:
         runtime: Name and version of the runtime.
         weights: The dtype of the weights, `float32` or `float16`.
         arithmetic: The dtype in which the convolutions compute.
-        preprocessing: What the graph does to an image before its first layer, a clause.
+        preprocessing: A clause on the graph's operations before its first layer.
         baked: The standardisation that is built into the graph, as the catalog names it; None where there
-            is none, or it is not known.
-        is_prepared_right: Whether the prepared images are within rounding of what `preprocessing` says.
-        feed: What the graph takes and gives, a clause.
+            is none or it is not known.
+        is_prepared_exactly: Whether the prepared images are within rounding of those that `preprocessing`
+            describes.
+        feed: A clause on the graph's input and outputs.
         inputs: The run on each input.
     """
 
@@ -153,7 +151,7 @@ class GraphRun:
     arithmetic: str
     preprocessing: str
     baked: str | None
-    is_prepared_right: bool
+    is_prepared_exactly: bool
     feed: str
     inputs: tuple[InputRun, ...]
 
@@ -168,19 +166,19 @@ class AuditResult:
     """The result of an audit.
 
     Attributes:
-        port: The port, as it was given.
+        port: The path of the port.
         format: The format of the port.
-        source: The source, as it was given.
-        network: The network and its variant, for the reader.
-        recognised: A sentence on the published port that has this SHA-256; empty where there is none.
-        tensors: The result for each tensor, in the order of the network; those that do not belong to it
+        source: The path of the source.
+        network: A description of the network and its variant.
+        recognised: A sentence on the published port with this SHA-256; empty where there is none.
+        tensors: The result for each tensor, in the order of the network. Tensors that belong to no layer
             come last.
         run: The run of the graph; None for weights without a graph.
         judgements: The judgements.
-        verdict: The finding in one sentence.
-        files: Every file of the port and of the source that was read, to its SHA-256.
+        verdict: The verdict, a sentence or two.
+        files: The path of every file of the port and the source, to its SHA-256.
         seed: The seed of the inputs.
-        environment: Versions and machine.
+        environment: The result of `checks.core.environment.environment`, with the runtimes of graphs.
     """
 
     port: str

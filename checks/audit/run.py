@@ -72,9 +72,9 @@ def audit(
     seed: int = 0,
     say: Say = lambda _: None,
 ) -> AuditResult:
-    """Audit a port: compare every tensor with the source's, and run the port where it is a graph.
+    """Audit a port: compare every tensor with the source's, and run the port if it is a graph.
 
-    A test of a project that ships a port, with the checkpoint's files beside it:
+    A project that ships a port can test it, with the checkpoint's files beside it:
 
         from checks.audit.run import audit
 
@@ -86,29 +86,27 @@ def audit(
         port: A state_dict (.pt, .safetensors), a Keras .h5, a TensorFlow checkpoint or .pb, an ONNX or a
             TFLite file, or weights of MTCNN; or a published name such as "vggface2", for the state_dict in
             the cache of torch.hub.
-        against: The checkpoint that it was made from: a path that the converter takes, a published name, or
-            MTCNN's det1.npy, det2.npy or det3.npy. None for a published port, whose checkpoint is known.
-        weights: The weights of the source to compare with: the variables, or their moving averages
-            ("average").
+        against: The checkpoint that the port was made from: any source of the converter, a published name,
+            or MTCNN's det1.npy, det2.npy or det3.npy. None finds the checkpoint of a published port.
+        weights: The weights of the source: the variables, or their moving averages ("average").
         step: As in `open_source`, for the source.
-        seed: The seed of the inputs that a graph is run on.
+        seed: The seed of the inputs for a graph.
         say: Progress callback.
 
     Returns:
         The result; `passed` is the verdict.
 
     Raises:
-        UsageError: The port is the source, or a port that is not a published one is given without a source.
-        SourceError: One of them is unreadable, corrupt or another network.
+        UsageError: The port is the source, or `against` is None and the port is not a published one.
+        SourceError: The port or the source is unreadable, corrupt or another network.
         RequirementError: A package that reads or runs a graph is not installed, or a published checkpoint
-        cannot be
-            downloaded.
+            cannot be downloaded.
     """
     port_path = find_port(Path(port))
     graph_format = find_graph_format(port_path)
     source_path = locate(find_source(port_path) if against is None else against)
     if port_path.exists() and source_path.exists() and port_path.resolve() == source_path.resolve():
-        raise UsageError(f"{port}: a port cannot judge itself. Give what it was made from with --against.")
+        raise UsageError(f"{port}: a port cannot judge itself. Give its checkpoint with --against.")
     with ExitStack() as closing:
         say("reading the port")
         opened: Graph | TensorSource
@@ -125,7 +123,7 @@ def audit(
 
 @dataclass(frozen=True, slots=True)
 class _Findings:
-    """The findings on a port; attributes as in `AuditResult`."""
+    """The findings on a port; the attributes are those of `AuditResult`."""
 
     network: str
     tensors: tuple[TensorResult, ...]
@@ -161,18 +159,18 @@ def _make_result(
 def _find(
     port: Graph | TensorSource, source: TensorSource, weights: Weights, seed: int, say: Say
 ) -> _Findings:
-    """Compare an open port with its open source, as the networks and the format of the port ask for it."""
+    """Compare an open port with its open source, by the network and the format of the port."""
     mtcnn = network_name(source)
     if mtcnn is not None:
         if isinstance(port, Graph):
-            problem = "a graph, and the source is a network of MTCNN, whose graphs are not audited"
+            problem = "a graph, but the source is a network of MTCNN, and graphs of MTCNN are not audited"
             raise SourceError(port.path, problem, next_step="Give the network's weights, such as pnet.pt")
         results = compare_mtcnn(port, source)
         return _Findings(f"{mtcnn} of MTCNN", results, (judge_tensors(results),))
     if isinstance(port, TensorSource) and (mtcnn := network_name(port)) is not None:
         raise SourceError(
             port.path,
-            f"the {mtcnn} of MTCNN, and {source.path} is not",
+            f"the {mtcnn} of MTCNN, but {source.path} is another network",
             next_step="Give det1.npy, det2.npy or det3.npy with --against",
         )
     expected = _read_source(source, weights)
@@ -189,7 +187,7 @@ def _read_source(source: TensorSource, weights: Weights) -> SourceWeights:
 
 
 def _audit_graph(graph: Graph, source: SourceWeights, trained: str | None, seed: int, say: Say) -> _Findings:
-    """Compare the weights of an ONNX or TFLite graph, judge how it is built, and run it."""
+    """Compare the weights of an ONNX or TFLite graph, judge its structure, and run it."""
     layers = find_layers(graph)
     _refuse_quantised(graph, layers)
     say("comparing")
@@ -211,7 +209,7 @@ def _audit_graph(graph: Graph, source: SourceWeights, trained: str | None, seed:
 def _audit_weights(
     port: TensorSource, source: SourceWeights, trained: str | None, seed: int, say: Say
 ) -> _Findings:
-    """Compare named weights, and run the graph that a TensorFlow checkpoint brings with it."""
+    """Compare named weights, and run the graph of a TensorFlow checkpoint."""
     weights = find_named_layers(port)
     say("comparing")
     results = compare_tensors(weights, source)
@@ -219,7 +217,9 @@ def _audit_weights(
     judgements: list[Judgement] = []
     run: GraphRun | None = None
     if port.naming == "tensorflow" and importlib.util.find_spec("tensorflow") is None:
-        remarks.append("its graph was not run: that needs TensorFlow, pip install 'facenet-port[tensorflow]'")
+        remarks.append(
+            "its graph was not run, which needs TensorFlow: pip install 'facenet-port[tensorflow]'"
+        )
     elif port.naming == "tensorflow":
         try:
             run = _run_own_graph(port, source, seed, say)
@@ -233,11 +233,11 @@ def _audit_weights(
 
 
 def _run_own_graph(port: TensorSource, source: SourceWeights, seed: int, say: Say) -> GraphRun | None:
-    """Run a checkpoint's own graph; None where it has none, or its weights are not those of the network."""
+    """Run a checkpoint's own graph; return None if it has no graph, or not the weights of the network."""
     try:
         tensors, plan = plan_tensors(port, "variable")
     except MappingError:
-        return None  # the judgement of the tensors says what is wrong
+        return None  # the judgement of the tensors names the fault
     say("starting TensorFlow")
     graph = open_own_graph(port, "variable")
     if graph is None:
@@ -263,14 +263,14 @@ def _refuse_quantised(graph: Graph, layers: GraphLayers) -> None:
             if tensor.array.dtype.kind in "iub":
                 raise SourceError(
                     graph.path,
-                    f"quantised to {tensor.array.dtype}, which is not audited",
+                    f"quantised to {tensor.array.dtype}; quantised weights are not audited",
                     tensor=tensor.name,
-                    next_step="Give the port as it was before it was quantised",
+                    next_step="Give the port before quantisation",
                 )
 
 
 def _remarks(port: PortWeights, source: SourceWeights) -> tuple[str, ...]:
-    """Say where a port is not as the published files and still faithful."""
+    """Describe deviations from the published files that are no faults."""
     remarks = []
     if port.prefix:
         remarks.append(f"every name begins with {port.prefix!r}")

@@ -21,12 +21,12 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True, slots=True)
 class TensorPlace:
-    """The place of a tensor in the network; the names are empty where there is no such tensor on that side.
+    """The place of a tensor in the network, with its names; a side without the tensor has an empty name.
 
     Attributes:
         stage: The stage of the network (`Repeat/block35_1`).
-        variable: The TensorFlow variable, or the scope of several.
-        key: The key in the published state_dicts, or the module of several.
+        variable: The TensorFlow variable, or the scope of several variables.
+        key: The key in the published state_dicts, or the module of several keys.
     """
 
     stage: str
@@ -40,9 +40,8 @@ class SourceWeights:
 
     Attributes:
         variant: The variant of the network.
-        tensors: Name of a variable to its float32 array in TensorFlow's layout. The Bottleneck has the
-            scope that it has today.
-        state_dict: The same under the keys of the state_dict, with the moving averages.
+        tensors: Variable to float32 array in TensorFlow's layout. The Bottleneck is under its newer scope.
+        state_dict: The same tensors under the keys of the state_dict, with the moving averages.
     """
 
     variant: Variant
@@ -50,7 +49,7 @@ class SourceWeights:
     state_dict: SourceTensors
 
     def tensor(self, scope: str, role: Role) -> Array | None:
-        """Return a tensor of a layer; a gamma that the source does not have is all ones."""
+        """Return a tensor of a layer; a gamma that the source lacks is all ones."""
         name = variable_name(scope, role)
         if name not in self.tensors and role == "gamma":
             return np.ones_like(self.tensors[variable_name(scope, "beta")])
@@ -68,7 +67,7 @@ class SourceWeights:
         return TensorPlace(stage_of(scope), name, _keys(self.variant).get(name, ""))
 
     def place_of_batch_norm(self, scope: str) -> TensorPlace:
-        """Return the place of a tensor that is made of a whole BatchNorm."""
+        """Return the place of a tensor that combines a whole BatchNorm."""
         module, _, _ = self.place(scope, "beta").key.rpartition(".")
         return TensorPlace(stage_of(scope), f"{scope}/BatchNorm", module)
 
@@ -76,7 +75,7 @@ class SourceWeights:
 def source_weights(
     variables: Mapping[str, Array], variant: Variant, state_dict: SourceTensors
 ) -> SourceWeights:
-    """Make the weights of a source from its float32 variables under their own names."""
+    """Make the weights of a source from its float32 variables."""
     new, old = BOTTLENECK_SCOPES
     if variant.bottleneck_scope == old:
         variables = {
@@ -87,12 +86,12 @@ def source_weights(
 
 
 def variable_name(scope: str, role: Role) -> str:
-    """The name of a TensorFlow variable."""
+    """Return the name of a TensorFlow variable."""
     return f"{scope}/BatchNorm/{role}" if role in BATCH_NORM else f"{scope}/{role}"
 
 
 @cache
 def _keys(variant: Variant) -> Mapping[str, str]:
-    """Variable to state_dict key, for every tensor that a port may have."""
+    """Map variables to state_dict keys, for every tensor that a port may have."""
     full = Variant(variant.embedding_size, variant.num_classes or 1, gamma=True)
     return {row.variable: row.key for row in table(full) if isinstance(row, ConvertedRow)}

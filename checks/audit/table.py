@@ -15,7 +15,7 @@ from checks.core.network import short_name
 from checks.core.render import print_judgements
 from converter import command_line
 
-_WIDTH = 110  # columns; rather a wrapped line than a figure cut off
+_WIDTH = 110  # columns; a narrower terminal wraps lines, and cuts off no figure
 STATUS_MEANINGS: Mapping[Status, str] = {
     "equal": "every bit is the source's",
     "folded": "a BatchNorm or another factor is folded in, by a formula that gives every bit",
@@ -29,7 +29,7 @@ STATUS_MEANINGS: Mapping[Status, str] = {
 _STEPS = "largest difference from the expected value, in steps from one value of the dtype to the next"
 _RUN_COLUMNS = {
     "error": "distance of the embeddings from float64 with the graph's own weights (relative L2)",
-    "PyTorch's error": "the same of PyTorch in the graph's precision",
+    "PyTorch's error": "distance of PyTorch's embeddings, in the graph's precision, from the same",
     "from the source": "distance of the normalised embeddings from the source's in float64 (Frobenius)",
     "worst layer": "the graph's error over PyTorch's, at the layer where it is largest",
     "its name": "that layer",
@@ -41,7 +41,7 @@ def print_result(result: AuditResult, *, verbose: bool = False) -> None:
 
     Args:
         result: The result.
-        verbose: Whether to print the tables too, and every detail.
+        verbose: Whether to print the tables and every detail as well.
     """
     console = command_line.console(_WIDTH)
     console.print(result.verdict, style="bold green" if result.passed else "bold red", markup=False)
@@ -58,7 +58,7 @@ def print_result(result: AuditResult, *, verbose: bool = False) -> None:
 
 
 def _first_difference(result: AuditResult) -> Iterator[str]:
-    """The first thing that is wrong, and how much more is."""
+    """Describe the first difference, and count the others."""
     faults = [tensor for tensor in result.tensors if not tensor.is_faithful]
     if faults:
         yield from _describe_tensor(faults[0])
@@ -73,7 +73,7 @@ def _first_difference(result: AuditResult) -> Iterator[str]:
 
 
 def _describe_tensor(tensor: TensorResult) -> Iterator[str]:
-    """A tensor that is not faithful: its three names, its first wrong value, and the cause."""
+    """Describe a tensor that is not faithful: its three names, its first wrong value, and the cause."""
     stored = f", {tensor.dtype} {list(tensor.shape)}" if tensor.dtype else ""
     yield f"  tensor      {tensor.name}{stored}"
     if tensor.key and tensor.key != tensor.name:
@@ -101,10 +101,10 @@ def _print_details(console: Console, result: AuditResult) -> None:
         status for status in STATUS_MEANINGS if any(tensor.status == status for tensor in result.tensors)
     ]
     columns: dict[str, str] = {
-        "tensors": "how many tensors of the stage the port has, or lacks",
+        "tensors": "number of tensors of the stage, with those that the port lacks",
         **{status: STATUS_MEANINGS[status] for status in statuses},
         "most steps": _STEPS,
-        "layout": "TensorFlow's order of axes to the port's",
+        "layout": "order of axes, TensorFlow's to the port's",
     }
     console.print("\nTensors by stage of the network:")
     _explain_columns(console, columns)

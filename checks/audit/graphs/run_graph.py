@@ -29,14 +29,13 @@ class GraphSession(Protocol):
 
     Attributes:
         runtime: Name and version of the runtime.
-        input_description: The layout and the dtype of its input, for the reader.
+        input_description: A clause on the layout and the dtype of its input.
         input_dtype: The dtype of its input.
-        output_description: Its outputs, for the reader.
+        output_description: A clause on its outputs.
         weights_dtype: The dtype that its weights are stored in.
         computes_in_half: Whether it computes in half precision.
-        activations: The activations that can be fetched, in the order of evaluation; the Bottleneck is
-            among them.
-        outputs: The activations that its outputs are.
+        activations: The activations that can be fetched, in the order of evaluation, with the Bottleneck.
+        outputs: The activation that each of its outputs gives.
     """
 
     runtime: str
@@ -52,10 +51,10 @@ class GraphSession(Protocol):
         """Cut or repeat NHWC images to the size that the graph takes."""
 
     def run(self, images: Array) -> list[Array]:
-        """Run the graph as its runtime runs it by default; each of `outputs` as (N, size)."""
+        """Run the graph as its runtime does by default; return each of `outputs` as (N, size)."""
 
     def run_layers(self, images: Array) -> tuple[Array, list[Array]]:
-        """Run the graph as it is written; the input of the first convolution and every activation, NHWC."""
+        """Run the graph node by node; return the first convolution's input and every activation, NHWC."""
 
 
 def run_graph(
@@ -77,12 +76,12 @@ def run_graph(
         say: Progress callback.
 
     Raises:
-        SourceError: The runtime does not run the graph.
+        SourceError: The runtime refuses the graph, crashes or does not finish.
     """
     own = torch.float16 if session.computes_in_half else torch.float32
     networks = _Networks(build_own(torch.float64), build_own(own), source, fold)
     arithmetic = "float16" if session.computes_in_half else "float32"
-    # A graph is audited at the size that it takes, so the odd size is left out.
+    # A graph is audited at its own image size, so the batch of odd size is left out.
     batches = [batch for batch in seeded_inputs(seed) if not batch.name.startswith("odd size")]
     say("detecting the preprocessing")
     pixels = to_pixels(session.fit_images(batches[1].images[:1]))
@@ -99,7 +98,7 @@ def run_graph(
         arithmetic=arithmetic,
         preprocessing=preprocessing.statement,
         baked=preprocessing.baked if preprocessing.is_known and preprocessing.is_baked_in else None,
-        is_prepared_right=preprocessing.distance <= thresholds.PREPARED[arithmetic],
+        is_prepared_exactly=preprocessing.distance <= thresholds.PREPARED[arithmetic],
         feed=f"{preprocessing.feed}, {session.input_description}; gives {session.output_description}",
         inputs=tuple(runs),
     )
@@ -111,7 +110,7 @@ class _Networks:
 
     Attributes:
         exact: The network with the graph's own weights, in float64.
-        rounded: The same in the graph's precision: its error is the rounding that PyTorch needs itself.
+        rounded: The same network in the graph's precision: its error is PyTorch's own rounding.
         source: The network with the source's weights, in float64.
         fold: The standardisation that is folded into the graph's first convolution.
     """
@@ -125,10 +124,10 @@ class _Networks:
 def _run_batch(
     session: GraphSession, networks: _Networks, preprocessing: Preprocessing, batch: InputBatch
 ) -> InputRun:
-    """Run a graph on one input, as its runtime optimises it and as it is written.
+    """Run a graph on one input, as its runtime optimises it and node by node.
 
-    Every network takes the image that the graph's own first convolution takes: preprocessing is judged
-    separately.
+    Every network takes the images that the graph's own first convolution takes, because preprocessing is
+    judged separately.
     """
     images = session.fit_images(batch.images)
     if not preprocessing.takes_standardised:
@@ -166,7 +165,7 @@ def _run_batch(
 
 
 def _error(actual: Array, expected: Array) -> float:
-    """Relative L2 norm of the difference; a graph may keep a vector as a map of one pixel."""
+    """Relative L2 of the difference; a graph may store a vector as a map of one pixel."""
     return relative_l2(actual.reshape(expected.shape), expected) if actual.size == expected.size else np.inf
 
 

@@ -180,7 +180,7 @@ def test_one_bit_is_found_and_named(source, state_dict, tmp_path, key, bit):
 def test_a_batch_counter_that_counted_is_a_difference(source, state_dict, tmp_path):
     key = "last_bn.num_batches_tracked"
     report = audit(save(tmp_path / "port.safetensors", {**state_dict, key: np.array(7)}), source)
-    assert with_status(report, "differs")[key].detail == "counts 7 batches, the source none"
+    assert with_status(report, "differs")[key].detail == "counts 7 batches, expected 0"
 
 
 # Other faults, with their causes.
@@ -191,7 +191,7 @@ def test_a_batch_counter_that_counted_is_a_difference(source, state_dict, tmp_pa
     [
         (
             lambda state_dict: np.ascontiguousarray(state_dict[KERNEL].transpose(0, 1, 3, 2)),
-            "height and width",
+            "is laid out as (outputs, inputs, width, height)",
         ),
         (
             lambda state_dict: state_dict["repeat_1.2.branch2.1.conv.weight"],
@@ -557,7 +557,7 @@ def test_a_frozen_graph_with_another_epsilon_has_the_right_weights_and_fails(sou
     assert report.judgements[0].passed
     assert report.run.first_divergence == "InceptionResnetV1/Mixed_6a/Branch_0/Conv2d_1a_3x3"
     assert report.verdict == (
-        "The port differs: its weights are state_dict, but its graph computes another result from "
+        "The port differs: its weights are faithful, but its graph computes another result from "
         "Mixed_6a/Branch_0/Conv2d_1a_3x3 on."
     )
 

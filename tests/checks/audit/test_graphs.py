@@ -349,7 +349,7 @@ def test_one_bit_of_any_folded_tensor_is_found_and_named(folded, tensors, tmp_pa
 
 
 def test_a_graph_made_for_bgr_in_its_weights_is_named(folded, plain, tensors, tmp_path):
-    for path, words in ((folded, "reversed: made for BGR"), (plain, "input channels in another order")):
+    for path, words in ((folded, "reversed, for BGR"), (plain, "input channels in another order")):
         edit = Edit(path)
         kernel = edit.constants[edit.node("Conv").input[1]]
         array = numpy_helper.to_array(kernel)
@@ -435,7 +435,7 @@ def test_quantised_weights_are_refused(tensors, source, folder, capsys):
     path = export_tflite(tensors, folder / "quantised.tflite", quantised=True)
     assert main([str(path), "--against", str(source)]) == 3
     message = capsys.readouterr().err
-    assert "quantised to int8, which is not audited" in message
+    assert "quantised to int8; quantised weights are not audited" in message
     assert "Traceback" not in message
 
 
@@ -474,7 +474,7 @@ def test_a_fault_in_a_graph_is_found_at_its_layer(plain, source, tmp_path, fault
     # A block's last convolution takes what is concatenated: there a wrong order shows first.
     assert first.removeprefix("InceptionResnetV1/").startswith(place)
     assert report.verdict.startswith(
-        "The port differs: its weights are right, but its graph computes another result from "
+        "The port differs: its weights are faithful, but its graph computes another result from "
     )
 
 
