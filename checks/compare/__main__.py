@@ -26,7 +26,7 @@ corrupt or another network; 4 something that is needed, such as TensorFlow, is m
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_source_options(parser)
-    # Here to be refused with advice: `compare CHECKPOINT weights.pt` is what many type first.
+    # Only to be refused with advice: many type `compare CHECKPOINT weights.pt` first.
     parser.add_argument("state_dicts", nargs="*", type=command_line.path, help=argparse.SUPPRESS)
     options.add_weights_option(parser)
     parser.add_argument(
@@ -41,19 +41,19 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "--save-activations",
         metavar="FILE",
         type=command_line.path,
-        help="store TensorFlow's side, for machines without TensorFlow (HDF5)",
+        help="store TensorFlow's activations in this HDF5 file, for machines without TensorFlow",
     )
     parser.add_argument(
         "--activations",
         metavar="FILE",
         type=command_line.path,
-        help="compare with a stored TensorFlow side; TensorFlow is not needed then",
+        help="compare with stored activations; this does not need TensorFlow",
     )
     parser.add_argument(
         "--repair",
         metavar="OUT",
         type=command_line.path,
-        help="if the fault is in the weights, write a corrected state_dict (.pt, .safetensors)",
+        help="if the fault is in the weights, write a corrected state_dict (.pt, .pth or .safetensors)",
     )
     options.add_verbose_option(parser)
     options.add_report_option(parser, "; implies --every-layer")
@@ -61,7 +61,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _work(arguments: argparse.Namespace) -> int:
     _check_usage(arguments)
-    # Here, so that Ctrl-C while PyTorch is being imported ends as it does later.
+    # PyTorch is imported here, so that Ctrl-C during the import ends as it does later.
     from checks.compare.run import compare
 
     source = options.locate(arguments)
@@ -104,10 +104,12 @@ def _check_usage(arguments: argparse.Namespace) -> None:
         )
     if arguments.activations:
         fixed = ("save_activations", "images", "every_layer", "seed")
-        given = [f"--{n.replace('_', '-')}" for n in fixed if getattr(arguments, n) not in (None, False)]
+        given = [
+            f"--{name.replace('_', '-')}" for name in fixed if getattr(arguments, name) not in (None, False)
+        ]
         if given:
             raise UsageError(
-                f"{', '.join(given)}: this was fixed when the activations were stored. Leave it out."
+                f"{', '.join(given)}: the stored activations fix this. Leave it out, or store them again."
             )
 
 
@@ -120,11 +122,11 @@ def _as_json(result: CompareResult) -> dict[str, Any]:
 
 COMMAND = command_line.Command(
     "checks.compare",
-    "Prove a PyTorch port of a FaceNet checkpoint: both networks on the same inputs, activation by activation.",
+    "Prove a PyTorch port of a FaceNet checkpoint: run both networks and compare every activation.",
     _add_arguments,
     _work,
     _EPILOG,
-    "compare takes one SOURCE; --state-dict FILE names a state_dict to judge by it.",
+    "compare takes one SOURCE. Give the state_dict to judge with --state-dict FILE.",
 )
 
 

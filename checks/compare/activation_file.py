@@ -1,13 +1,13 @@
 """Stored activations: TensorFlow's side of a comparison in one HDF5 file, for machines without TensorFlow.
 
-float64 activations are stored whole: the mapping judgement needs their 1e-13, and float32 would end at 6e-8. float32
-activations are stored as steps from the rounded float64 ones, which are small numbers, and everything is compressed.
-Nothing is lost: every array is read as it was. Of the built-in checkpoint every layer takes 361.7 MB (654.8 MB as plain
-arrays) and the stages alone take 188.2 MB. The stages are enough for the four judgements and, with the checkpoint, for
-the cause.
+float64 activations are stored whole: the mapping judgement measures 1e-13, and float32 resolves 6e-8 only.
+float32 activations are stored as steps from the rounded float64 ones, which are small numbers. Everything
+is compressed without loss. For the built-in checkpoint, every layer takes 361.7 MB (654.8 MB as plain
+arrays), and the stages alone take 188.2 MB. The stages are enough for the four judgements and, with the
+checkpoint, for the cause.
 
-The file depends on the checkpoint, not on the port. Keep it beside the checkpoint, outside the repository: as an asset of
-a release, or in the cache of the CI, together with the SHA-256 that `--save-activations` prints.
+The file depends on the checkpoint, not on the port. Keep it outside the repository, as an asset of a
+release or in the cache of the CI, together with the SHA-256 that `--save-activations` prints.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from converter.atomic import AtomicFiles
 from converter.errors import SourceError
 
 _FORMAT = "facenet-port activations 2"
-_DAMAGED = "Store the activations again with --save-activations"
+_STORE_AGAIN = "Store the activations again with --save-activations"
 
 
 class ActivationWriter:
@@ -83,7 +83,7 @@ class ActivationWriter:
 
 
 def _store(group: h5py.Group, name: str, array: NDArray[Any]) -> h5py.Dataset:
-    # HDF5 checks a Fletcher-32 sum of every chunk. A chunk holds the activations of one image.
+    # A chunk holds the activations of one image, with a Fletcher-32 checksum that HDF5 verifies.
     chunk = (1, *array.shape[1:])
     return group.create_dataset(
         name, data=array, chunks=chunk, shuffle=True, compression="gzip", compression_opts=1, fletcher32=True
@@ -91,7 +91,7 @@ def _store(group: h5py.Group, name: str, array: NDArray[Any]) -> h5py.Dataset:
 
 
 def _steps(exact: NDArray[Any], single: NDArray[Any]) -> NDArray[Any]:
-    """The difference of the bits of `single` from those of the rounded `exact`; small whatever its sign."""
+    """The steps from the rounded `exact` to `single`, coded as 0, -1, 1, -2, ... -> 0, 1, 2, 3, ..."""
     difference = single.view(np.int32) - exact.astype(np.float32).view(np.int32)  # wraps around
     return (difference << 1) ^ (difference >> 31)
 
@@ -113,7 +113,7 @@ class ActivationFile:
         inputs: The names of the inputs.
 
     Raises:
-        SourceError: Not a file of stored activations, or damaged.
+        SourceError: The file does not hold stored activations, or is damaged.
     """
 
     def __init__(self, path: Path) -> None:
@@ -122,26 +122,26 @@ class ActivationFile:
             self._file = h5py.File(path, "r")
         except OSError as error:
             problem = "cannot be read as HDF5" if path.is_file() else "no such file"
-            raise SourceError(path, problem, next_step=_DAMAGED) from error
+            raise SourceError(path, problem, next_step=_STORE_AGAIN) from error
         if self._file.attrs.get("format") != _FORMAT:
             self._file.close()
-            raise SourceError(path, "not a file of stored activations", next_step=_DAMAGED)
+            raise SourceError(path, "not a file of stored activations", next_step=_STORE_AGAIN)
         try:
             self.provenance: Mapping[str, Any] = json.loads(self._file.attrs["provenance"])
             self.inputs: tuple[str, ...] = tuple(json.loads(self._file.attrs["inputs"]))
             present = tuple(str(self._file[name].attrs["name"]) for name in sorted(self._file))
         except (KeyError, ValueError) as error:
             self._file.close()
-            raise SourceError(path, "its provenance is damaged", next_step=_DAMAGED) from error
+            raise SourceError(path, "its provenance is damaged", next_step=_STORE_AGAIN) from error
         if present != self.inputs:
             self._file.close()
-            raise SourceError(path, f"inputs are missing: {present} of {self.inputs}", next_step=_DAMAGED)
+            raise SourceError(path, f"inputs are missing: {present} of {self.inputs}", next_step=_STORE_AGAIN)
 
     def __iter__(self) -> Iterator[Activations]:
         """Read one input after another.
 
         Raises:
-            SourceError: A checksum is wrong, or something is missing.
+            SourceError: A checksum is wrong, or an array is missing.
         """
         for name in sorted(self._file):
             group = self._file[name]
@@ -159,7 +159,7 @@ class ActivationFile:
                 self._check_activations(activations)
             except (OSError, KeyError, ValueError) as error:
                 raise SourceError(
-                    self._path, f"input {name} is damaged ({error})", next_step=_DAMAGED
+                    self._path, f"input {name} is damaged ({error})", next_step=_STORE_AGAIN
                 ) from error
             yield activations
 

@@ -1,4 +1,4 @@
-"""The expected side of a comparison: everything that a port is held against."""
+"""The expected side of a comparison: all that a port is compared with."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from converter.formats.source import TensorSource
 from converter.layer_map import Variant
 from converter.plan import Plan
 
-DIAGNOSED_IMAGES = 2  # of an input; a wrong layer shows on one image, and a second rules out luck
+DIAGNOSED_IMAGES = 2  # of an input: one image shows a wrong layer, the second rules out luck
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """The checkpoint that a port is compared against.
+    """The checkpoint that a port is compared with.
 
     Attributes:
-        path: As the user gave it.
-        source: Opened.
+        path: Its path as the user gave it.
+        source: The open file.
         tensors: TensorFlow name to array.
         plan: The plan of its conversion.
     """
@@ -61,7 +61,7 @@ class DiagnosisReference:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """The facts of a comparison that do not depend on the port; the names are those of `CompareResult`."""
+    """The attributes of `CompareResult` that do not depend on the port."""
 
     source: str
     own_graph: str | None
@@ -71,12 +71,12 @@ class Facts:
 
 
 class Expected(ABC):
-    """TensorFlow's side of a comparison: run now, or stored before."""
+    """TensorFlow's side of a comparison, which runs now or was stored before."""
 
     @property
     @abstractmethod
     def facts(self) -> Facts:
-        """The facts that the result states besides the figures."""
+        """The attributes of the result that do not depend on the port."""
 
     @abstractmethod
     def judge_tensors(self, state_dict: Arrays) -> Judgement:
@@ -84,8 +84,8 @@ class Expected(ABC):
 
     @abstractmethod
     def activations(self) -> Iterator[Activations]:
-        """Give TensorFlow's activations, input by input; may be called again."""
+        """Give TensorFlow's activations, input by input. It can be called again."""
 
     @abstractmethod
     def diagnosis_reference(self) -> DiagnosisReference | str:
-        """Give what a diagnosis needs, or a sentence on why there is none and what to run."""
+        """Give the input of a diagnosis; or a message that says why there is none, and what to run."""

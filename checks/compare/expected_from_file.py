@@ -1,4 +1,4 @@
-"""The expected side of a comparison as it was stored before: TensorFlow is not needed."""
+"""The expected side of a comparison from a file of stored activations, without TensorFlow."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from converter.plan import Weights
 def provenance(
     checkpoint: Checkpoint, own_graph: str | None, seed: int, names: Sequence[str]
 ) -> dict[str, Any]:
-    """Describe what is stored: the source, its variant, a fingerprint of every tensor, the activations."""
+    """Describe the stored activations: source, variant, fingerprints of the tensors, names."""
     plan = checkpoint.plan
     return {
         "source": checkpoint.source.path.name,
@@ -59,12 +59,12 @@ def _fingerprints(checkpoint: Checkpoint) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class ExpectedFromFile(Expected):
-    """TensorFlow's side of a comparison, stored before.
+    """TensorFlow's side of a comparison, from a file.
 
     Attributes:
         path: The file of stored activations.
-        stored: The same, open.
-        checkpoint: The checkpoint that they were stored of, or None where it is not at hand.
+        stored: The same file, open.
+        checkpoint: The checkpoint that they were computed from; None if only the file is given.
         say: Progress callback.
     """
 
@@ -80,8 +80,8 @@ class ExpectedFromFile(Expected):
             weights: As in `plan.plan_conversion`.
 
         Raises:
-            SourceError: Inputs or activations that belong to a comparison were not stored.
-            UsageError: The file was stored of other weights.
+            SourceError: Inputs or activations of a comparison are missing.
+            UsageError: The activations were computed from other weights.
         """
         known = [list(self._names(every_layer=every_layer)) for every_layer in (False, True)]
         stored = self.stored.provenance
@@ -91,18 +91,18 @@ class ExpectedFromFile(Expected):
             )
         if stored["weights"] != weights:
             raise UsageError(
-                f"{self.path}: stored of the {stored['weights']}s, not the {weights}s. Give --weights "
+                f"{self.path}: computed from the {stored['weights']}s, not the {weights}s. Give --weights "
                 f"{stored['weights']}."
             )
         if self.checkpoint is not None and _fingerprints(self.checkpoint) != stored["tensors"]:
             raise UsageError(
-                f"{self.path}: stored of {stored['source']!r} ({stored['weights']}s), and "
-                f"{self.checkpoint.path} has other tensors. Store its own with --save-activations."
+                f"{self.path}: computed from {stored['source']!r} ({stored['weights']}s). "
+                f"{self.checkpoint.path} has other tensors. Store its activations with --save-activations."
             )
 
     @property
     def facts(self) -> Facts:
-        """The facts that the result states besides the figures."""
+        """The attributes of the result that do not depend on the port."""
         stored = self.stored.provenance
         files = () if self.checkpoint is None else self.checkpoint.source.files
         return Facts(
@@ -114,7 +114,7 @@ class ExpectedFromFile(Expected):
         )
 
     def judge_tensors(self, state_dict: Arrays) -> Judgement:
-        """Judge against the checkpoint's tensors, or without it against their stored fingerprints."""
+        """Judge against the checkpoint's tensors; without a checkpoint, against their stored fingerprints."""
         if self.checkpoint is not None:
             return judge_tensors(state_dict, self.checkpoint.tensors, self.checkpoint.plan, {})
         digests = {key: _fingerprint(array) for key, array in state_dict.items()}
@@ -127,11 +127,11 @@ class ExpectedFromFile(Expected):
             yield activations
 
     def diagnosis_reference(self) -> DiagnosisReference | str:
-        """Take the first images of the first input, or say what to run for a diagnosis."""
+        """Take the first images of the first input; without a checkpoint, say what to run."""
         if self.checkpoint is None:
             return (
-                "stored activations alone say where a port differs. To learn why, give the checkpoint as well: "
-                f"facenet-port compare SOURCE --activations {self.path} --state-dict FILE"
+                "stored activations alone say where a port differs. To learn why, give the checkpoint as "
+                f"well: facenet-port compare SOURCE --activations {self.path} --state-dict FILE"
             )
         expected = expected_state_dict(self.checkpoint.tensors, self.checkpoint.plan)
         first = next(iter(self.stored))
@@ -139,13 +139,14 @@ class ExpectedFromFile(Expected):
         images = first.batch.images[:DIAGNOSED_IMAGES]
         names = self._names(every_layer=True)
         if len(activations) < len(names):
-            # Only stages were stored. The layers between them are the reference network's, if it agrees at the stages.
+            # Only stages were stored: compute the layers between them with the converted checkpoint.
             port = build_port(expected, self.checkpoint.plan.variant)
             assert isinstance(port, Port)  # a converted checkpoint loads
             computed = run_pytorch(port.float64, images, names)
             for name, array in activations.items():
                 if not relative_l2(computed[name], array) <= thresholds.MAPPING:
-                    return f"the converted checkpoint itself differs from the stored activations at {short_name(name)}"
+                    place = short_name(name)
+                    return f"the converted checkpoint itself differs from the stored activations at {place}"
             activations = computed
         averages = alternative_state_dict(self.checkpoint.tensors, self.checkpoint.plan.weights)
         return DiagnosisReference(activations, images, expected, averages)

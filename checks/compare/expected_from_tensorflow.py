@@ -1,4 +1,4 @@
-"""The expected side of a comparison as TensorFlow gives it when it runs now."""
+"""The expected side of a comparison from TensorFlow, which runs now."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from checks.core.types import Arrays, Say
 
 @dataclass(slots=True)
 class ExpectedFromTensorFlow(Expected):
-    """TensorFlow's side of a comparison, run now.
+    """TensorFlow's side of a comparison, which runs now.
 
     Attributes:
         checkpoint: The checkpoint.
         tensorflow: Its graphs.
-        every_layer: Whether to compare every convolution besides the stages.
+        every_layer: Whether to compare every convolution as well as the stages.
         seed: Seed of the built-in inputs.
         photographs: Files to compare on as well.
-        save: Where to store the activations the first time they are run; None stores nothing.
+        save: File to store the activations in when they are first computed; None stores nothing.
         say: Progress callback.
     """
 
@@ -44,7 +44,7 @@ class ExpectedFromTensorFlow(Expected):
 
     @property
     def facts(self) -> Facts:
-        """The facts that the result states besides the figures."""
+        """The attributes of the result that do not depend on the port."""
         graph = self.tensorflow.own_graph
         files = self.checkpoint.source.files
         return Facts(
@@ -56,12 +56,12 @@ class ExpectedFromTensorFlow(Expected):
         )
 
     def judge_tensors(self, state_dict: Arrays) -> Judgement:
-        """Judge against the checkpoint's tensors and those that TensorFlow read for its own graph."""
+        """Judge against the checkpoint's tensors, and against TensorFlow's own reading of them."""
         plan = self.checkpoint.plan
         return judge_tensors(state_dict, self.checkpoint.tensors, plan, self.tensorflow.own_tensors)
 
     def activations(self) -> Iterator[Activations]:
-        """Run one input after another. The first time, store the activations if that was asked for."""
+        """Run one input after another; the first time, store the activations in `save`."""
         names = activation_names(every_layer=self.every_layer, logits=self.checkpoint.logits)
         with ExitStack() as stack:
             writer = None

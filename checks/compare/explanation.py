@@ -1,4 +1,4 @@
-"""Explains a difference in a few lines: where it is, its causes, the first wrong value, and what follows from it."""
+"""Explains a difference in a few lines: its place, its causes, the first wrong value, its extent."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _MOST_CAUSES = 3
 
 
 def explain(result: CompareResult) -> list[Line]:
-    """Explain why a port failed, in at most eight lines; an exact port needs none."""
+    """Explain why a port failed, in at most eight lines; give none for an exact port."""
     if result.passed:
         return []
-    return [*_where(result), *_causes(result), *_consequences(result)]
+    return [*_where(result), *_causes(result), *_extent(result)]
 
 
 def _where(result: CompareResult) -> list[Line]:
@@ -29,7 +29,7 @@ def _where(result: CompareResult) -> list[Line]:
         place = short_name(batch.first_divergence)
         return [("Where", f"{place} is the first activation that differs, on {batch.name} images")]
     failed = (judgement for judgement in result.judgements if not judgement.passed)
-    # A state_dict that does not load says most in the second judgement.
+    # If the state_dict does not load, the last details say why.
     details = [judgement.details[0] for judgement in failed if judgement.details]
     if not details:
         return []
@@ -42,7 +42,7 @@ def _causes(result: CompareResult) -> list[Line]:
     if result.diagnosis is None:
         return []
     if not result.diagnosis.findings:
-        return [("No cause", "every layer agrees when it is given TensorFlow's own input")]
+        return [("No cause", "every layer agrees on TensorFlow's own input")]
     summary = result.diagnosis.summary
     first, *others = [("Cause", line) for line in summary[:_MOST_CAUSES]]
     if len(summary) > _MOST_CAUSES:
@@ -51,11 +51,11 @@ def _causes(result: CompareResult) -> list[Line]:
 
 
 def _first_value(findings: tuple[Finding, ...]) -> list[Line]:
-    """The tensor of the first finding that is in the weights, and the first of its values that differs."""
+    """The tensor of the first finding in the weights, and its first value that differs."""
     finding = next((finding for finding in findings if finding.key is not None), None)
     if finding is None:
         return []
-    variable = finding.variable or "none of its own"
+    variable = finding.variable or "none"
     lines = [("Tensor", f"{finding.key} (TensorFlow variable: {variable})")]
     if finding.index is not None:
         index = ", ".join(map(str, finding.index))
@@ -66,8 +66,8 @@ def _first_value(findings: tuple[Finding, ...]) -> list[Line]:
     return lines
 
 
-def _consequences(result: CompareResult) -> list[Line]:
-    """How many activations, inputs and tensors differ, which is only counted."""
+def _extent(result: CompareResult) -> list[Line]:
+    """The numbers of activations, inputs and tensors that differ."""
     counted = []
     diverging = [batch for batch in result.inputs if batch.first_divergence is not None]
     if diverging:

@@ -29,9 +29,9 @@ def judge_tensors(
 
     Args:
         state_dict: Key to array, as a user loads it.
-        source: TensorFlow name to array, as this project reads it.
-        plan: The plan that was made for the source.
-        own: TensorFlow name to array, as TensorFlow's own reader gave it to the checkpoint's own graph.
+        source: TensorFlow name to array, as `converter` reads it.
+        plan: The plan of the source's conversion.
+        own: TensorFlow name to array, as TensorFlow's reader gives it to the checkpoint's own graph.
     """
     details = [f"{key}: not in the state_dict" for row in plan.rows if (key := row.key) not in state_dict]
     known = {row.key for row in plan.rows}
@@ -70,11 +70,11 @@ def judge_tensors(
 def _judge_readers(
     source: Mapping[str, NDArray[Any]], plan: Plan, own: Mapping[str, NDArray[Any]]
 ) -> list[str]:
-    """The differences between TensorFlow's own reader and this project's; a frozen graph has no Logits."""
+    """A line for each tensor that TensorFlow's reader and `converter` read differently."""
     details = [
         f"{row.variable}: TensorFlow's own graph does not read it"
         for row in plan.converted
-        if row.variable not in own and row.scope != LOGITS_SCOPE
+        if row.variable not in own and row.scope != LOGITS_SCOPE  # a frozen graph has no Logits
     ]
     for name, array in own.items():
         if name not in plan.sources:
@@ -89,7 +89,7 @@ def judge_stored_tensors(digests: Mapping[str, str], stored: Mapping[str, str]) 
 
     Args:
         digests: Key to dtype, shape and SHA-256 of the state_dict's tensor, in one string.
-        stored: Key to the same, of the state_dict that belongs to the activations.
+        stored: The same for the state_dict that belongs to the activations.
     """
     details = [f"{key}: not in the state_dict" for key in stored if key not in digests]
     details += [f"{key}: not a tensor of this network" for key in digests if key not in stored]
@@ -105,7 +105,7 @@ def judge_stored_tensors(digests: Mapping[str, str], stored: Mapping[str, str]) 
 
 
 def judge_mapping(inputs: Sequence[InputMeasurement]) -> Judgement:
-    """Judge float64 against float64: the distance of the embeddings and every activation, on every input."""
+    """Judge in float64 the distance of the embeddings, and every activation, on every input."""
     limit = thresholds.MAPPING
     details = []
     for batch in inputs:
@@ -126,12 +126,12 @@ def judge_mapping(inputs: Sequence[InputMeasurement]) -> Judgement:
 
 
 def judge_rounding(inputs: Sequence[InputMeasurement]) -> Judgement:
-    """Judge float32 errors against the float64 result: PyTorch's against TensorFlow's, and graph against graph."""
+    """Judge float32 errors from float64: PyTorch's against TensorFlow's, and graph against graph."""
     details = []
     for batch in inputs:
         details += [
-            f"{batch.name}: {short_name(measured.activation)}: PyTorch is {measured.excess:.2f} times as far from "
-            f"float64 as TensorFlow, at most {batch.rounding_factor:g}"
+            f"{batch.name}: {short_name(measured.activation)}: PyTorch is {measured.excess:.2f} times as far "
+            f"from float64 as TensorFlow, at most {batch.rounding_factor:g}"
             for measured in batch.activations
             if not measured.excess <= batch.rounding_factor
         ]
@@ -149,7 +149,7 @@ def judge_rounding(inputs: Sequence[InputMeasurement]) -> Judgement:
 
 
 def _judge_graphs(batch: InputMeasurement) -> list[str]:
-    """The activations at which TensorFlow's own and rebuilt graphs do not round alike."""
+    """A line for each activation at which the own and the rebuilt graph do not round alike."""
     own_error = {measured.activation: measured.tensorflow_error for measured in batch.activations}
     details = []
     for name, error in batch.rebuilt_error.items():
@@ -163,7 +163,7 @@ def _judge_graphs(batch: InputMeasurement) -> list[str]:
 
 
 def _worst_excess(inputs: Sequence[InputMeasurement]) -> str:
-    """The largest excess on varied inputs and on inputs of few values, each with its limit."""
+    """The largest excess on inputs of many values and on inputs of few, each with its limit."""
     parts = []
     for few_values, limit in ((False, thresholds.ROUNDING), (True, thresholds.ROUNDING_FEW_VALUES)):
         chosen = [batch for batch in inputs if batch.few_values is few_values]
@@ -177,7 +177,7 @@ def _worst_excess(inputs: Sequence[InputMeasurement]) -> str:
 
 
 def judge_headline(inputs: Sequence[InputMeasurement]) -> Judgement:
-    """Judge the float32 distance that the field quotes, on five standard normal images."""
+    """Judge the float32 distance that other ports quote, on five standard normal images."""
     noise = next(batch for batch in inputs if batch.name == NOISE)
     passed = noise.distance32 <= thresholds.HEADLINE and noise.row_distance32 <= thresholds.HEADLINE_ROW
     statement = (

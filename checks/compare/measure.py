@@ -42,14 +42,14 @@ def measure(
 ) -> InputMeasurement:
     """Measure PyTorch's activations against TensorFlow's.
 
-    An array of another shape than TensorFlow's, and one that is not there, is infinitely far from it.
+    An array that is missing, or has another shape than TensorFlow's, is infinitely far from it.
 
     Args:
         expected: TensorFlow's activations.
         float32: Activation to array of PyTorch in float32.
         float64: Activation to array of PyTorch in float64.
         judged_only: As in `measure_activation`.
-        measured: The activations' measurements, where they were made before; None makes all of them.
+        measured: The measurements of the activations; None makes them.
     """
     if measured is None:
         measured = [
@@ -86,8 +86,8 @@ def measure_activation(
         expected: TensorFlow's activations.
         float32: PyTorch's array in float32.
         float64: PyTorch's array in float64.
-        judged_only: Whether to measure only the figures that the judgements read. The others cost the most, and are
-            NaN then.
+        judged_only: Whether to measure only the figures that the judgements read. The others, which cost the
+            most, are then NaN.
     """
     single, exact = expected.float32[name], expected.float64[name]
     pytorch_error = _relative(float32, exact)
@@ -115,7 +115,7 @@ def _relative(actual: NDArray[Any], expected: NDArray[Any]) -> float:
 
 
 def _gap(actual: NDArray[Any] | None, expected: NDArray[Any]) -> NDArray[Any]:
-    """The difference in float64; infinite throughout where the shapes differ."""
+    """The difference in float64; infinite throughout if the shapes differ."""
     if actual is None or actual.shape != expected.shape:
         return np.full(expected.shape, np.inf)
     gap: NDArray[Any] = actual.astype(np.float64) - expected

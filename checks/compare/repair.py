@@ -1,4 +1,4 @@
-"""Corrects the tensors that a diagnosis found wrong, and writes the state_dict."""
+"""Corrects the tensors that a diagnosis finds wrong, and writes the state_dict."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _ENDINGS = (".pt", ".pth", ".safetensors")
 
 
 def check_output(path: Path) -> None:
-    """Refuse a path that could not be written in the end, before the long work starts.
+    """Refuse a path that cannot be written, before the long work starts.
 
     Raises:
         UsageError: It exists, its folder does not, or its suffix is not that of a state_dict.
@@ -36,7 +36,7 @@ def check_output(path: Path) -> None:
 
 
 def correct_tensors(arrays: Arrays, diagnosis: Diagnosis) -> dict[str, NDArray[Any]] | str:
-    """Put the corrected tensors of a diagnosis into the state_dict; a sentence if there are none."""
+    """Put the corrected tensors of a diagnosis into the state_dict; if there are none, say why."""
     faults = [finding for finding in diagnosis.findings if finding.in_weights]
     if not faults:
         return "no cause was found in the weights"
@@ -56,7 +56,7 @@ def write_state_dict_file(path: Path, arrays: Arrays) -> None:
     Raises:
         UsageError: The file has appeared in the meantime.
         RequirementError: It cannot be written, for example because the disk is full.
-        DifferenceError: What was written does not read back as it was.
+        DifferenceError: The file reads back different.
     """
     with AtomicFiles(path.parent, overwrite=False) as files:
         hidden = files.stage(path.name)
@@ -68,15 +68,15 @@ def write_state_dict_file(path: Path, arrays: Arrays) -> None:
                     write_state_dict(file, arrays)
         except OSError as error:
             raise RequirementError(
-                f"{path}: cannot be written ({error.strerror or error}); nothing was kept. Make room on the "
-                "disk, or give another name to --repair."
+                f"{path}: cannot be written ({error.strerror or error}). Make room on the disk, or give "
+                "another name to --repair."
             ) from error
         with open_source(hidden) as again:
             if set(again) != set(arrays) or not all(
                 same_bits(np.asarray(again[key]), array) for key, array in arrays.items()
             ):
                 raise DifferenceError(
-                    f"{path}: what was written reads back different. The disk or the memory may be failing; "
-                    "nothing was kept."
+                    f"{path}: the file reads back different from what was written, and was removed. The disk "
+                    "or the memory may be failing."
                 )
         files.commit()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from checks.core import thresholds
 from checks.core.judgement import Judgement
 
-if TYPE_CHECKING:  # so that reading a result pulls in neither NumPy nor PyTorch
+if TYPE_CHECKING:  # a result is read without NumPy and PyTorch
     from checks.core.metrics import Difference
     from checks.diagnosis.result import Diagnosis
     from converter.layer_map import Variant
@@ -25,7 +25,7 @@ class ActivationMeasurement:
         float64: PyTorch from TensorFlow, both in float64.
         pytorch_error: Relative L2 of PyTorch's float32 from TensorFlow's float64.
         tensorflow_error: Relative L2 of TensorFlow's float32 from TensorFlow's float64.
-        excess: `pytorch_error` over `tensorflow_error`, where the latter counts as at least one unit roundoff.
+        excess: `pytorch_error` over `tensorflow_error`, which counts as at least one unit roundoff.
     """
 
     activation: str
@@ -84,7 +84,7 @@ class Repair:
 
     Attributes:
         path: The file that was written, or None.
-        keys: The corrected tensors in the state_dict's order. Where nothing was written, those that were tried.
+        keys: The corrected tensors in the state_dict's order; if nothing was written, the ones tried.
         statement: One sentence on the outcome, or on the reason why nothing was written.
     """
 
@@ -107,17 +107,17 @@ class CompareResult:
     """The result of a comparison.
 
     Attributes:
-        source: The checkpoint that the port was compared against.
-        state_dict: The file that was judged, or None where the source was converted for it.
-        own_graph: The file of the checkpoint's own graph, or None where only the rebuilt graph ran.
+        source: The checkpoint that the port was compared with.
+        state_dict: The file that was judged; None if the source was converted and the result judged.
+        own_graph: The file of the checkpoint's own graph; None if only the rebuilt graph ran.
         variant: The variant of the network.
         judgements: tensors, mapping, rounding, headline.
-        inputs: The figures of each input; empty where the state_dict could not be loaded.
+        inputs: The figures of each input; empty if the state_dict does not load.
         environment: As `checks.core.environment.environment` gives it.
-        diagnosis: The wrong layers and their causes; None where every judgement holds or no cause was sought.
-        undiagnosed: Why no cause was sought, and what to run to get one; empty otherwise.
+        diagnosis: The wrong layers and their causes; None if every judgement holds or nothing was diagnosed.
+        undiagnosed: The reason why nothing was diagnosed, and what to run; empty otherwise.
         repair: The outcome of `--repair`; None without it.
-        saved: The file of stored activations; None where none was asked for, or the port could not be run.
+        saved: The file of stored activations; None if none was asked for, or the state_dict does not load.
         files: Every file that was read, except photographs.
         seed: Seed of the inputs.
     """

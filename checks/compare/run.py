@@ -1,4 +1,4 @@
-"""Compares TensorFlow and PyTorch on the same inputs, activation by activation, and passes four judgements."""
+"""The documented function: compare TensorFlow and PyTorch on the same inputs, with four judgements."""
 
 from __future__ import annotations
 
@@ -59,25 +59,24 @@ def compare(
 
     Args:
         source: A checkpoint in any format that `open_source` reads, or the name of a published model. None is
-            the built-in checkpoint, or, with `activations` and `state_dict`, the checkpoint that the activations
-            were stored of.
+            the built-in checkpoint; with `activations` and `state_dict`, no checkpoint is read.
         state_dict: The .pt or .safetensors file to judge. None converts the source and judges the result.
         weights: As in `plan.plan_conversion`.
         step: As in `open_source`.
-        every_layer: Compare each of the 132 convolutions besides the stages.
+        every_layer: Compare each of the 132 convolutions as well as the stages.
         seed: Seed of the built-in inputs.
         images: A folder of photographs to compare on as well.
         save_activations: The file to store TensorFlow's side in; `activation_file` says where to keep it.
-        activations: A file of stored activations; TensorFlow is then not needed.
-        repair: The file to write a corrected state_dict to, if the port fails, the cause is in the weights, and
-            the corrected state_dict passes.
+        activations: A file of stored activations, which replaces TensorFlow.
+        repair: The file to write a corrected state_dict to. It is written if the port fails, the cause is in
+            the weights, and the corrected state_dict passes.
         say: Progress callback.
 
     Returns:
-        The result. `passed` is the verdict on the port as it was given, `diagnosis` says why it failed.
+        The result. `passed` is the verdict, `diagnosis` says why the port fails.
 
     Raises:
-        PortError: A subclass for each kind of problem. A difference is a verdict and raises nothing.
+        PortError: A subclass of it says why the comparison could not be made. A difference is not an error.
     """
     out = _path(repair)
     if out is not None:
@@ -95,7 +94,7 @@ def compare(
 
 
 def _saved(path: Path) -> SavedActivations | None:
-    if not path.exists():  # the port could not be run
+    if not path.exists():  # the state_dict does not load, and nothing was run
         return None
     return SavedActivations(str(path), path.stat().st_size, file_digest(path))
 
@@ -106,7 +105,7 @@ def _path(path: str | Path | None) -> Path | None:
 
 @dataclass(frozen=True, slots=True)
 class _TensorFlowOptions:
-    """The arguments of `compare` that need TensorFlow."""
+    """The arguments of `compare` that TensorFlow's side takes."""
 
     every_layer: bool
     seed: int
@@ -157,7 +156,7 @@ def _open_stored(
     step: int | None,
     say: Say,
 ) -> tuple[Expected, Arrays]:
-    """Open the stored activations and the checkpoint if there is one, and load the port."""
+    """Open the stored activations, open the checkpoint if there is one, and load the port."""
     stored = stack.enter_context(ActivationFile(activations))
     if path is None and state_dict is None:
         path = built_in_checkpoint()
@@ -166,7 +165,7 @@ def _open_stored(
     expected = ExpectedFromFile(activations, stored, checkpoint, say)
     expected.check(weights)
     converted = state_dict if checkpoint is None else checkpoint.source.path
-    assert converted is not None  # without a checkpoint there is a state_dict
+    assert converted is not None  # one of the two is given
     return expected, load_state_dict(state_dict, converted, weights)
 
 
@@ -185,19 +184,19 @@ def _refuse_activations(path: Path) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Comparison:
-    """Judges a port against the expected side, and looks for the cause of a difference."""
+    """Judges a port against the expected side, and finds the cause of a difference."""
 
     expected: Expected
     state_dict: Path | None
     say: Say
 
     def result(self, arrays: Arrays, repair: Path | None) -> CompareResult:
-        """Judge a state_dict; if it fails, find the causes, and write a corrected one if that is asked for."""
+        """Judge a state_dict; if it fails, find the causes, and write a corrected one to `repair`."""
         port = build_port(arrays, self.expected.facts.variant)
         result = self._judge(arrays, port)
         if result.passed:
-            nothing = Repair(None, (), "nothing to repair: the port is exact. Nothing was written.")
-            return result if repair is None else replace(result, repair=nothing)
+            unneeded = Repair(None, (), "nothing to repair: the port is exact. Nothing was written.")
+            return result if repair is None else replace(result, repair=unneeded)
         self.say("looking for the cause")
         diagnosis = self._diagnose(arrays, port)
         if isinstance(diagnosis, str):
@@ -236,7 +235,7 @@ class _Comparison:
         model = port.float64 if isinstance(port, Port) else build_misshapen(arrays, variant)
         if model is None:
             return (
-                "the state_dict does not load. This lists every tensor: facenet-port audit "
+                "the state_dict does not load. To list every tensor that differs: facenet-port audit "
                 f"{self.state_dict} --against {self.expected.facts.source}"
             )
         reference = self.expected.diagnosis_reference()
@@ -248,7 +247,7 @@ class _Comparison:
             reference.images,
             source=reference.source,
             averages=reference.averages,
-            variant=self.expected.facts.variant,
+            variant=variant,
         )
 
     def _repair(self, arrays: Arrays, diagnosis: Diagnosis | str, path: Path) -> Repair:

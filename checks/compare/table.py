@@ -1,4 +1,4 @@
-"""A comparison on the screen: the verdict, the judgements, the explanation; with `verbose` the tables as well."""
+"""Prints the result of a comparison: verdict, judgements, explanation; with `verbose` the tables as well."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from checks.core.network import short_name
 from checks.core.render import from_home, print_judgements
 from converter import command_line
 
-_WIDTH = 118  # columns of the tables; the terminal wraps a line rather than a figure is cut off
+_WIDTH = 118  # columns; a line may wrap, a figure is not cut off
 _ULP_SHARE = 0.99
 
 ACTIVATION_COLUMNS = (
@@ -28,14 +28,14 @@ ACTIVATION_COLUMNS = (
     ("float32\nerror", "PyTorch from TensorFlow, both in float32, as relative L2"),
     ("float32\nmax abs", "the largest absolute difference in float32"),
     ("float32\n1 - cos", "1 minus the smallest cosine between the two activations of one image, in float32"),
-    ("ULP\nmedian", "half of the float32 values are at most so many floats apart"),
-    ("ULP\n99 %", "99 of 100 float32 values are at most so many floats apart; most of the others are near 0"),
+    ("ULP\nmedian", "half of the float32 values are at most this many floats apart"),
+    ("ULP\n99 %", "99 of 100 float32 values are at most this many floats apart; most others are near 0"),
     (
         "times\nTF's",
         "PyTorch's float32 distance from float64, over TensorFlow's; the rounding judgement bounds it",
     ),
 )
-"""Above each of `activation_cells`: the heading, and the line that explains it."""
+"""Heading and explanation of each of `activation_cells`."""
 
 INPUT_COLUMNS = (
     (
@@ -51,16 +51,16 @@ INPUT_COLUMNS = (
     ("worst times\nTF's", "the largest of the activations' figures of this name"),
     (
         "TensorFlow's\nfloat32 graph",
-        "the checkpoint's own graph, or the one that is rebuilt from its weights",
+        "the checkpoint's own graph, or the graph that is rebuilt from its weights",
     ),
 )
-"""Above each of `input_cells`: the heading, and the line that explains it."""
+"""Heading and explanation of each of `input_cells`."""
 
 Columns = Sequence[tuple[str, str]]
 
 
 def print_result(result: CompareResult, *, verbose: bool = False) -> None:
-    """Print the result on stdout.
+    """Print a result on stdout.
 
     Args:
         result: The result.
@@ -122,8 +122,8 @@ def _table(first: str, columns: Columns) -> Table:
 
 
 def _add_row(table: Table, name: str, cells: Sequence[str], failed: Sequence[int]) -> None:
-    """Add a row; each cell that fails a judgement is marked, and so is the row's name."""
-    marked = [f"[bold red]✕ {cell}[/]" if place in failed else cell for place, cell in enumerate(cells)]
+    """Add a row; mark each cell that fails a judgement, and then the row's name too."""
+    marked = [f"[bold red]✕ {cell}[/]" if index in failed else cell for index, cell in enumerate(cells)]
     table.add_row(f"[bold red]{name}[/]" if failed else name, *marked)
 
 
@@ -138,7 +138,7 @@ def _print_table(console: Console, table: Table, columns: Columns) -> None:
 
 
 def activation_cells(measured: ActivationMeasurement) -> tuple[str, ...]:
-    """The figures of an activation, as a reader is shown them."""
+    """Format the figures of an activation."""
     return (
         f"{measured.float64.relative_l2:.1e}",
         f"{measured.float32.relative_l2:.1e}",
@@ -151,19 +151,18 @@ def activation_cells(measured: ActivationMeasurement) -> tuple[str, ...]:
 
 
 def failed_activation_cells(measured: ActivationMeasurement, batch: InputMeasurement) -> tuple[int, ...]:
-    """The indices of the `activation_cells` that fail a judgement."""
+    """Find the indices of the `activation_cells` that fail a judgement."""
     failed = {0: measured.diverges, 6: not measured.excess <= batch.rounding_factor}
-    return tuple(place for place, fails in failed.items() if fails)
+    return tuple(index for index, fails in failed.items() if fails)
 
 
 def _ulps_of_most(histogram: Sequence[int]) -> str:
-    """The least power of two that 99 of 100 values are at most so many steps apart."""
-    if not histogram:  # of an array of another shape
+    """The least bound of the histogram's bins that 99 of 100 values are within."""
+    if not histogram:  # an array of another shape
         return "∞"
     enough = math.ceil(_ULP_SHARE * sum(histogram))
-    place = next(place for place, below in enumerate(accumulate(histogram)) if below >= enough)
-    steps = 2 ** (place - 1) if place else 0
-    return _short(steps)
+    index = next(index for index, below in enumerate(accumulate(histogram)) if below >= enough)
+    return _short(2 ** (index - 1) if index else 0)
 
 
 def _short(steps: float) -> str:
@@ -175,7 +174,7 @@ def _times(factor: float) -> str:
 
 
 def input_cells(batch: InputMeasurement) -> tuple[str, ...]:
-    """The figures of an input, as a reader is shown them."""
+    """Format the figures of an input."""
     return (
         f"{batch.distance64:.1e}",
         f"{max(measured.float64.relative_l2 for measured in batch.activations):.1e}",
@@ -187,7 +186,7 @@ def input_cells(batch: InputMeasurement) -> tuple[str, ...]:
 
 
 def failed_input_cells(batch: InputMeasurement) -> tuple[int, ...]:
-    """The indices of the `input_cells` that fail a judgement."""
+    """Find the indices of the `input_cells` that fail a judgement."""
     headline = batch.name == NOISE
     failed = {
         0: not batch.distance64 <= thresholds.MAPPING,
@@ -196,4 +195,4 @@ def failed_input_cells(batch: InputMeasurement) -> tuple[int, ...]:
         3: headline and not batch.row_distance32 <= thresholds.HEADLINE_ROW,
         4: any(not measured.excess <= batch.rounding_factor for measured in batch.activations),
     }
-    return tuple(place for place, fails in failed.items() if fails)
+    return tuple(index for index, fails in failed.items() if fails)

@@ -1,4 +1,4 @@
-"""The diagnosis of a port: every layer is run by itself, and known causes explain those that are wrong."""
+"""The diagnosis of a port: run every layer by itself, and explain the wrong ones by known causes."""
 
 from checks.diagnosis.causes import Cause
 from checks.diagnosis.diagnose import diagnose

@@ -1,4 +1,4 @@
-"""The known causes for which a layer of a port differs from TensorFlow's."""
+"""The known causes of a difference between a port and TensorFlow."""
 
 from enum import StrEnum
 
@@ -6,8 +6,8 @@ from enum import StrEnum
 class Cause(StrEnum):
     """A known cause; its value is the text that users read.
 
-    Causes in the weights can be repaired in a state_dict. Causes in the modules lie in the port's code, causes in
-    the input in its preprocessing. Causes in training show in gradients and training steps only.
+    A state_dict can be repaired if the cause is in the weights. A cause in the modules is in the port's code, a
+    cause in the input is in its preprocessing. A cause in training shows in gradients and training steps only.
     """
 
     # Weights: the tensors of a state_dict
@@ -41,14 +41,14 @@ class Cause(StrEnum):
     CLASSIFIER_INPUT = "logits of another input"
     DROPOUT = "dropout in inference"
 
-    # Input: the images that the first layer is given
+    # Input: the images that reach the first layer
     CHANNEL_ORDER = "RGB and BGR exchanged"
     STANDARDISATION = "another standardisation of the input"
     ORIENTATION = "image flipped or transposed"
     IMAGE_LAYOUT = "NHWC read as NCHW"
     INPUT_PRECISION = "input in lower precision"
 
-    # Training: shown by gradients and training steps
+    # Training: the gradients and the training steps
     MOMENTUM = "another momentum"
     RUNNING_VARIANCE = "biased running variance"
     DROPOUT_RATE = "another dropout"

@@ -1,4 +1,4 @@
-"""Find why a port differs: run every layer on the reference's input, and explain each that is wrong."""
+"""Find why a port differs: run every layer on the reference's input, and explain the wrong ones."""
 
 from __future__ import annotations
 
@@ -40,21 +40,21 @@ def diagnose(
 ) -> Diagnosis:
     """Find every wrong layer of a port and its cause.
 
-    Each layer is run on the reference's own input, whatever the layers before it do. Where its output differs,
-    three questions are asked: was the layer given another input, do its tensors differ from the source's, does its
-    module compute something else? An explanation has to reproduce what the port did, to `thresholds.MAPPING`.
+    Each layer runs on the reference's own input, whatever the layers before it do. If its output differs, three
+    questions follow: does the port give the layer another input, do its tensors differ from the source's, does
+    its module compute something else? An explanation must reproduce the port's output, to `thresholds.MAPPING`.
 
     Args:
-        model: The port, float64, in evaluation mode, on the CPU. Left as it was.
-        reference: Activation to float64 array (N, H, W, channels) or (N, size) for `images`, at every activation of
-            `activation_names(every_layer=True)`.
+        model: The port, float64, in evaluation mode, on the CPU. It is left as it was.
+        reference: Activation to float64 array (N, H, W, channels) or (N, size) for `images`, at every activation
+            of `activation_names(every_layer=True)`.
         images: (N, H, W, 3), float32, standardised; one or two images are enough.
         source: state_dict key to the expected tensor (float32).
-        averages: state_dict key to the checkpoint's moving average (float32), where it has them.
-        given: (N, H, W, 3): the images that the port is given instead, where it standardises for itself.
-        pixels: (N, H, W, 3), uint8: the pixels that `images` and `given` were made of.
+        averages: state_dict key to the checkpoint's moving average (float32), if it has averages.
+        given: (N, H, W, 3): the port's own images, if it standardises the pixels itself.
+        pixels: (N, H, W, 3), uint8: the pixels of `images` and `given`.
         variant: Variant of the checkpoint, which names the TensorFlow variables; None takes today's names.
-        most_layers: Stop after so many wrong layers; None explains all of them.
+        most_layers: Stop after this number of wrong layers; None explains all of them.
 
     Returns:
         The findings in the order of evaluation.
@@ -78,17 +78,17 @@ def diagnose(
 
 
 class _Search:
-    """The port's layers as they ran, and the questions that are asked of each.
+    """Runs a port's layers, and looks for causes in the input, the tensors and the module of each.
 
     Args:
         model: The port.
         reference: Activation to the reference's output.
-        images: The images as the reference was given them.
-        given: The images as the port is given them.
-        pixels: The pixels that both were made of, where they are known.
+        images: The reference's images.
+        given: The port's images.
+        pixels: The pixels of both, if they are known.
         source: The expected tensors.
         variables: state_dict key to TensorFlow variable.
-        most_layers: How many wrong layers are asked for; None is all of them.
+        most_layers: Number of wrong layers to run to; None runs all layers.
     """
 
     def __init__(
@@ -112,13 +112,13 @@ class _Search:
     def wrong_layers(self) -> Iterator[list[Finding]]:
         """The findings of each wrong layer, in the order of evaluation."""
         for activation in self._reference:
-            if activation in self._runs.outputs:  # all but those behind the last layer that was asked for
+            if activation in self._runs.outputs:  # the run may have stopped early
                 findings = self._examine(NETWORK[activation])
                 if findings:
                     yield findings
 
     def _examine(self, layer: NetworkLayer) -> list[Finding]:
-        """Everything that is wrong at one layer: its input, then its tensors, then its module."""
+        """The faults of one layer: its input, then its tensors, then its module."""
         output, expected = self._runs.outputs[layer.activation], self._reference[layer.activation]
         gap = distance(output, expected)
         if gap <= thresholds.MAPPING:
@@ -138,13 +138,13 @@ class _Search:
     # Input
 
     def _inputs(self, layer: NetworkLayer) -> tuple[tuple[Tensor, ...], tuple[Cause | None, str] | None]:
-        """The inputs that the port gave a layer, and the cause and statement where they are wrong."""
+        """The inputs that the port gave a layer; if they are wrong, the cause and a statement too."""
         expected = layer_input(layer, self._images, self._reference)
         seen = self._runs.inputs.get(layer.activation)
         if seen is None:
             return expected, None
         seen = seen.double()
-        # A block's module has the shortcut or the pool's input as its own; the rest came from its layers.
+        # A block's module is given the shortcut or the pool's input; its other inputs come from its layers.
         match layer.kind:
             case LayerKind.RESIDUAL:
                 own, inputs = expected[:1], (seen, *expected[1:])
@@ -165,7 +165,7 @@ class _Search:
     # Tensors
 
     def _wrong_tensors_that_show(self, layer: NetworkLayer, gap: float) -> list[Finding]:
-        """The tensors of a diverged layer that differ, once the source's have been shown to agree."""
+        """The wrong tensors of a wrong layer, if the source's tensors make the layer agree."""
         expected = {role: _exact(self._source.tensors[key]) for role, key in layer.keys.items()}
         x = concatenated(layer_input(layer, self._images, self._reference))
         agreement = distance(run_weights(layer, x, expected), self._reference[layer.activation])
@@ -173,8 +173,8 @@ class _Search:
             exactly = f"to {agreement:.0e}" if agreement else "bit for bit"
             return self._wrong_tensors(layer, gap, f"with the source's tensors the layer agrees {exactly}")
         statement = (
-            f"the source's own tensors give relative L2 {agreement:.1e}: the layer map or the reader of the source "
-            "is at fault, not the port"
+            f"the source's own tensors give relative L2 {agreement:.1e}: the fault is in the layer map or in the "
+            "reader of the source, not in the port"
         )
         return [Finding(layer.activation, gap, None, statement, in_weights=True)]
 
@@ -205,7 +205,7 @@ class _Search:
         return explanation or (None, "has other values than the source's")
 
     def _in_weights(self, finding: Finding, keys: Sequence[str]) -> Finding:
-        """A finding with the tensors that it is about: their repair, and the first value that differs."""
+        """Add the repair of the tensors to a finding, and the first value that differs."""
         first = keys[0]
         finding = replace(
             finding,
@@ -232,14 +232,14 @@ class _Search:
     def _wrong_module(
         self, layer: NetworkLayer, inputs: tuple[Tensor, ...], output: Tensor | str
     ) -> Explanation | None:
-        """The cause where the module computes something else with the tensors and inputs that it has."""
+        """The cause if the module computes something else from its own tensors and inputs."""
         tensors = {role: self._state[key] for role, key in layer.keys.items() if key in self._state}
         if "weight" in tensors and not self._has_expected_shape(layer):
             return None  # a kernel of another shape needs other settings
         pool = self._runs.pools.get(layer.activation)
         try:
             return explain_module.explain(layer, inputs, tensors, output, pool=pool)
-        except RuntimeError:  # PyTorch's, where shapes do not fit
+        except RuntimeError:  # PyTorch's, if shapes do not fit
             return None
 
     def _has_expected_shape(self, layer: NetworkLayer) -> bool:
@@ -251,7 +251,7 @@ _PLURALS = {"is": "are", "has": "have", "was": "were", "takes": "take", "belongs
 
 
 def _sentence(statements: Mapping[str, str]) -> str:
-    """One clause for each statement, about all the tensors that have it."""
+    """A clause for each statement, about all tensors that it holds for."""
     names: dict[str, list[str]] = {}
     for role, statement in statements.items():
         names.setdefault(statement, []).append("kernel" if role == "weight" else role)
@@ -266,7 +266,7 @@ def _clause(names: Sequence[str], statement: str) -> str:
 
 
 def _same_values(port: Tensor, expected: Array) -> bool:
-    """Tell whether a float64 tensor is exactly a float32 one, the sign of zero included."""
+    """Return True if a float64 tensor has exactly the values of a float32 one, signs of zero included."""
     return tuple(port.shape) == expected.shape and torch.equal(_bits(port), _bits(_exact(expected)))
 
 

@@ -1,4 +1,4 @@
-"""Explain why a layer of a port is given another input than it should: the images, or other layers' outputs."""
+"""Explain a wrong input of a layer: the images of the first layer, the outputs of other layers behind it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from checks.core.network import LayerKind, NetworkLayer
 from checks.diagnosis.causes import Cause, Explanation
 from checks.diagnosis.layer_arithmetic import concatenated, distance, normalise
 
-_ROUNDED = 1e-6  # relative L2; the same formula in float32, in another order, lies well within
+_ROUNDED = 1e-6  # relative L2, well above the rounding of a formula in float32
 _EXACT = 1e-12
 _IMAGENET_MEAN, _IMAGENET_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # torchvision's
 
@@ -26,13 +26,12 @@ Change = tuple[Cause, str, Callable[[Tensor], Tensor]]
 
 
 def explain_images(given: Tensor, images: Tensor, pixels: Tensor | None) -> Explanation | None:
-    """Say how the images of a port were changed, or None.
+    """Explain how the port's images differ, or return None.
 
     Args:
-        given: (N, 3, H, W), float64: the images that the port's first layer got.
-        images: The images that the reference got.
-        pixels: (N, 3, H, W), 0 to 255, where they are known; otherwise they are computed from `images`, as
-            (x - 127.5) / 128 gives them.
+        given: (N, 3, H, W), float64: the images that the port gave its first layer.
+        images: The reference's images.
+        pixels: (N, 3, H, W), 0 to 255; None computes them from `images`, taken as (x - 127.5) / 128.
     """
     known = pixels
     if pixels is None:
@@ -84,13 +83,13 @@ def _decimals(decimals: int, images: Tensor) -> Tensor:
 
 
 def _standardisations(pixels: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """Other standardisations: the formula, and the images that it gives."""
+    """Other standardisations: formula and images."""
     yield "(x - 127.5) / 128", (pixels - 127.5) / 128
     yield "(x - 127.5) / 127.5", (pixels - 127.5) / 127.5
     yield "(x - 128) / 128", (pixels - 128) / 128
     yield "x / 255", pixels / 255
     yield "x, which leaves them as they are", pixels
-    for what, axes in (
+    for extent, axes in (
         ("each image", (1, 2, 3)),
         ("each image's channels", (2, 3)),
         ("the whole batch", (0, 1, 2, 3)),
@@ -98,7 +97,7 @@ def _standardisations(pixels: Tensor) -> Iterator[tuple[str, Tensor]]:
         mean = pixels.mean(axes, keepdim=True)
         deviation = pixels.std(axes, correction=0, keepdim=True)
         floor = 1 / pixels[0].numel() ** 0.5  # `prewhiten` in davidsandberg/facenet's src/facenet.py
-        yield f"(x - mean) / std over {what} (prewhiten)", (pixels - mean) / deviation.clamp_min(floor)
+        yield f"(x - mean) / std over {extent} (prewhiten)", (pixels - mean) / deviation.clamp_min(floor)
     mean, deviation = (
         torch.tensor(values, dtype=pixels.dtype).view(1, 3, 1, 1)
         for values in (_IMAGENET_MEAN, _IMAGENET_DEVIATION)
@@ -107,10 +106,10 @@ def _standardisations(pixels: Tensor) -> Iterator[tuple[str, Tensor]]:
 
 
 def _fit(images: Tensor, given: Tensor) -> Explanation | None:
-    """Tell whether the input is a * x + b of what it should be: for all images, each channel or each image."""
+    """Fit given = a * images + b: for all images, for each channel, for each image, for both."""
     if given.shape != images.shape:
         return None
-    for what, axes in (
+    for extent, axes in (
         ("", (0, 1, 2, 3)),
         ("for each channel", (0, 2, 3)),
         ("for each image", (1, 2, 3)),
@@ -124,13 +123,13 @@ def _fit(images: Tensor, given: Tensor) -> Explanation | None:
             continue
         a, b = float(factor.flatten()[0]), float(summand.flatten()[0])
         formula = f"{a:.6g} * x {'-' if b < 0 else '+'} {abs(b):.6g}"
-        others = f" (other factors {what})" if what else ""
+        others = f" (other factors {extent})" if extent else ""
         return Cause.STANDARDISATION, f"the images are {formula} of the expected images x{others}"
     return None
 
 
 def _pointwise(pixels: Tensor, given: Tensor) -> Explanation | None:
-    """Tell whether the input is some function of each pixel's value, as where integers overflow."""
+    """Fit any function of a pixel's value, such as one of integers that overflow."""
     if given.shape != pixels.shape:
         return None
     values = pixels.flatten().long()
@@ -140,26 +139,26 @@ def _pointwise(pixels: Tensor, given: Tensor) -> Explanation | None:
     if distance(function[values].reshape(given.shape), given) > _ROUNDED:
         return None
     shown = ", ".join(f"{value} becomes {function[value]:.4g}" for value in (0, 64, 128, 192) if count[value])
-    return Cause.STANDARDISATION, f"the pixels are mapped in another way: {shown}"
+    return Cause.STANDARDISATION, f"the pixels are mapped by another function: {shown}"
 
 
-# The inputs of the layers behind
+# The inputs of later layers
 
 
 def explain_connection(
     layer: NetworkLayer, given: Tensor, expected: tuple[Tensor, ...]
 ) -> Explanation | None:
-    """Say what a layer behind the first is given instead of the outputs of the layers before it, or None.
+    """Explain how the input of a later layer differs, or return None.
 
     Args:
-        layer: The layer as it should be.
-        given: The input that the port gave it.
-        expected: The inputs that it should get, as `NetworkLayer.inputs` orders them.
+        layer: The expected layer.
+        given: The port's input of the layer.
+        expected: The expected inputs, as `NetworkLayer.inputs` orders them.
     """
-    whole = concatenated(expected)
-    if given.numel() != whole.numel():
+    joined = concatenated(expected)
+    if given.numel() != joined.numel():
         return None
-    whole = whole.reshape(given.shape)
+    joined = joined.reshape(given.shape)
     if layer.kind is LayerKind.PROJECTION:
         for order in itertools.permutations(range(len(expected))):
             if torch.equal(torch.cat([expected[index] for index in order], dim=1), given):
@@ -167,22 +166,22 @@ def explain_connection(
                 return Cause.BRANCH_ORDER, f"its branches are concatenated in the order {branches}"
     if layer.kind is LayerKind.LOGITS:
         for statement, other in (
-            ("it is given the embedding after L2 normalisation", normalise(whole)),
-            ("it is given the embedding after a ReLU", F.relu(whole)),
+            ("it is given the embedding after L2 normalisation", normalise(joined)),
+            ("it is given the embedding after a ReLU", F.relu(joined)),
         ):
             if distance(other, given) <= _EXACT:
                 return Cause.CLASSIFIER_INPUT, statement
         return Cause.CLASSIFIER_INPUT, "it is not given the embedding before L2 normalisation"
-    return _explain_dropout(given, whole)
+    return _explain_dropout(given, joined)
 
 
-def _explain_dropout(given: Tensor, whole: Tensor) -> Explanation | None:
+def _explain_dropout(given: Tensor, joined: Tensor) -> Explanation | None:
     kept = given != 0
     if not bool(kept.any()) or bool(kept.all()):
         return None
-    factor = float((given[kept] / whole[kept]).median())
-    dropped = ~kept & (whole != 0)
-    if distance(torch.where(kept, whole * factor, 0), given) > _EXACT or not bool(dropped.any()):
+    factor = float((given[kept] / joined[kept]).median())
+    dropped = ~kept & (joined != 0)
+    if distance(torch.where(kept, joined * factor, 0), given) > _EXACT or not bool(dropped.any()):
         return None
-    share = float(dropped.sum() / (whole != 0).sum())
+    share = float(dropped.sum() / (joined != 0).sum())
     return Cause.DROPOUT, f"{share:.0%} of its input is dropped, the rest multiplied by {factor:.4g}"
