@@ -1,4 +1,4 @@
-"""The activations at which both networks are compared, and PyTorch's values at them.
+"""The activations that are compared, and PyTorch's values of them.
 
 An activation is named after its TensorFlow scope, and is the output of one PyTorch module.
 """
@@ -38,11 +38,11 @@ STAGES: Mapping[str, str] = _stage_modules()
 """Stage to the module whose output it is, in the order of evaluation; embeddings and logits follow."""
 
 LAYERS: Mapping[str, str] = {layer.scope: layer.module for layer in CONVOLUTIONS}
-"""Each of the 132 convolutions to its module: after BatchNorm and ReLU, or after the bias in a residual."""
+"""Each of the 132 convolutions to its module, whose output follows BatchNorm and ReLU, or the bias."""
 
 
 def activation_names(*, every_layer: bool, logits: bool) -> tuple[str, ...]:
-    """The activations to compare, in the order of evaluation: a block's convolutions before the block."""
+    """The activations to compare, in the order of evaluation; a block follows its convolutions."""
     names: list[str] = []
     for stage in STAGES:
         if every_layer:
@@ -52,7 +52,7 @@ def activation_names(*, every_layer: bool, logits: bool) -> tuple[str, ...]:
 
 
 Stop = Callable[[str, NDArray[Any]], bool]
-"""Called with an activation's name and array; whether to end the run there."""
+"""Takes an activation's name and array, and returns True to end the run there."""
 
 
 class _StoppedError(Exception):
@@ -92,7 +92,7 @@ def run_pytorch(
         model: In evaluation mode; its dtype is the dtype of the arithmetic.
         images: (N, H, W, 3), converted to the model's dtype.
         activations: As `activation_names` gives them.
-        stop: Asked at every activation but embeddings and logits, as soon as it is computed.
+        stop: Called at every activation but embeddings and logits, as soon as it is computed.
 
     Returns:
         Activation to array of the model's dtype: maps as (N, H', W', channels), vectors as (N, size). After a
@@ -134,6 +134,6 @@ def run_pytorch(
 
 
 def _channels_last(output: Tensor) -> NDArray[Any]:
-    """A map as (N, H, W, channels); a vector as it is."""
+    """Turn a map into (N, H, W, channels); leave a vector as it is."""
     array: NDArray[Any] = (output.permute(0, 2, 3, 1) if output.ndim == 4 else output).numpy()
     return array

@@ -1,4 +1,4 @@
-"""The inputs of a comparison: seeded images, and photographs of the user."""
+"""The inputs of a comparison: seeded images, and the user's photographs."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from checks.core import thresholds
 from converter.errors import SourceError, UsageError
 
 IMAGE_SIZE = 160  # pixels; the published networks were trained on this size
-ODD_SIZE = (147, 123)  # height and width: odd, unequal, and every map of the network rounds somewhere
-BATCH = 5  # images, as is usual
+ODD_SIZE = (147, 123)  # height and width: odd and unequal, so that sizes of maps are rounded
+BATCH = 5  # images
 NOISE = "standard normal"
 SEEDED = (NOISE, "smooth", "constant", "near-black", f"odd size {ODD_SIZE[0]}x{ODD_SIZE[1]}")
 _PHOTOGRAPHS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})

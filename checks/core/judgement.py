@@ -13,7 +13,7 @@ class Judgement:
         name: Name of the judgement, such as "mapping".
         passed: Whether it holds.
         statement: The result with its figures, one line.
-        details: Every difference, one line each; empty if it holds.
+        details: A line for each difference; empty if it holds.
     """
 
     name: str

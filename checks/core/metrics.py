@@ -52,7 +52,7 @@ def relative_l2(array: NDArray[Any], reference: NDArray[Any]) -> float:
 
 
 def ulp_distance(array: NDArray[Any], reference: NDArray[Any]) -> NDArray[Any]:
-    """Count for each element the steps of its dtype between the two; -0.0 and 0.0 are the same.
+    """Count for each element the steps of its dtype between the two arrays; -0.0 and 0.0 are the same.
 
     Args:
         array: float16, bfloat16, float32 or float64.
@@ -73,8 +73,8 @@ def ulp_histogram(steps: NDArray[Any]) -> tuple[int, ...]:
         steps: As `ulp_distance` gives them.
 
     Returns:
-        The number of elements that are 0, 1, 2, 3-4, 5-8, 9-16, ... steps apart, up to the last that is not
-        0.
+        The number of elements that are 0, 1, 2, 3-4, 5-8, 9-16, ... steps apart, up to the last count that is
+        above 0.
     """
     bins = np.where(steps > 0, np.ceil(np.log2(np.maximum(steps, 1))) + 1, 0)
     return tuple(int(count) for count in np.bincount(bins.astype(np.int64).reshape(-1)))

@@ -1,4 +1,4 @@
-"""The PyTorch side of a comparison: the state_dict as a user loads it, and the models that hold it."""
+"""The PyTorch side of a comparison: the state_dict as a user loads it, and the models that load it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def load_state_dict(state_dict: str | Path | None, source: str | Path, weights: 
     """Load the port's tensors as a user would.
 
     Args:
-        state_dict: A .pt or .safetensors file; None converts `source` to a file and loads that.
+        state_dict: A .pt or .safetensors file; None converts `source` and loads the result.
         source: The checkpoint.
         weights: As in `plan.plan_conversion`.
 
@@ -52,7 +52,7 @@ def load_state_dict(state_dict: str | Path | None, source: str | Path, weights: 
 
 
 def build_port(arrays: Arrays, variant: Variant) -> Port | str:
-    """Load a state_dict strictly into both models; if it does not load, return a message that says why."""
+    """Load a state_dict strictly into two models; if it does not load, return the reason."""
     single, double = _empty(variant), _empty(variant)
     misfits = _misfits(arrays, single)
     if any(misfits.values()):
@@ -66,9 +66,9 @@ def build_port(arrays: Arrays, variant: Variant) -> Port | str:
 
 
 def build_misshapen(arrays: Arrays, variant: Variant) -> InceptionResnetV1 | None:
-    """Load weights of the wrong shape, such as transposed ones, into a float64 model to diagnose.
+    """Load weights with exchanged axes, which do not fit, into a float64 model to diagnose.
 
-    None if more is wrong than the order of a weight's axes.
+    Return None if anything else does not fit.
     """
     model = _empty(variant)
     misfits = _misfits(arrays, model)

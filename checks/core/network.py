@@ -1,10 +1,10 @@
 """The network as the checks know it: every layer's inputs, window, scale, activation and tensors.
 
-Pure data beside `converter.layer_map`, which names the tensors and says nothing of the arithmetic. The settings
-are those of davidsandberg/facenet's `src/models/inception_resnet_v1.py`. They are written down here and not read
-from a port's modules, because the port is what the checks judge.
+`converter.layer_map` names the tensors; this adds the arithmetic, as pure data. The settings are those of
+davidsandberg/facenet's `src/models/inception_resnet_v1.py`. They are not read from a port's modules,
+because the checks judge the port.
 
-A layer goes by its activation: the TensorFlow scope whose output it is, such as
+A layer is named by its activation: the TensorFlow scope whose output it is, such as
 `InceptionResnetV1/Repeat/block35_1/Branch_0/Conv2d_1x1`.
 """
 
@@ -29,7 +29,7 @@ EPSILON = 0.001
 """Added to BatchNorm's variance: `batch_norm_params` in davidsandberg/facenet's `src/train_softmax.py`."""
 
 NORM_FLOOR = 1e-5
-"""The least norm that an embedding is divided by: the root of the 1e-10 in `tf.nn.l2_normalize(x, 1, 1e-10)`."""
+"""The least norm that an embedding is divided by: the root of 1e-10 in `tf.nn.l2_normalize(x, 1, 1e-10)`."""
 
 MAX_POOL = f"{NETWORK_SCOPE}/MaxPool_3a_3x3"
 AVERAGE_POOL = f"{NETWORK_SCOPE}/Logits/AvgPool_1a_8x8"
@@ -62,17 +62,17 @@ class LayerKind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class NetworkLayer:
-    """A layer as it should be.
+    """A layer of the network.
 
     Attributes:
         activation: TensorFlow scope.
         kind: Its operations.
-        inputs: The activations that it takes; None stands for the images. A projection concatenates them in this
-            order. A residual takes its shortcut first, a reduction the input of its max pool last.
-        keys: Role of each of its tensors to the state_dict key: weight, then bias or those of `STATISTICS`.
-        kernel: (height, width) of its convolution or max pool; None where it has neither.
-        stride: Of the same, in both directions.
-        padding: Of the same, in TensorFlow's words. SAME occurs at stride 1 only, where it keeps the size.
+        inputs: The activations that it takes; None stands for the images. A projection concatenates them in
+            this order. A residual takes its shortcut first, a reduction the input of its max pool last.
+        keys: Role to state_dict key of each of its tensors: weight, then bias or those of `STATISTICS`.
+        kernel: (height, width) of its convolution or max pool; None if it has neither.
+        stride: Stride of the kernel, in both directions.
+        padding: Padding of the kernel. SAME occurs at stride 1 only, and keeps the size.
         scale: Factor on the residual.
         relu: Whether it ends with a ReLU.
     """
@@ -92,7 +92,7 @@ def by_branch(layers: Sequence[Layer]) -> tuple[tuple[Layer, ...], ...]:
     """Group a block's layers by branch, in the order in which TensorFlow concatenates the branches.
 
     Args:
-        layers: Layers of a block of `BLOCKS`, with or without the projection behind the branches, which is left out.
+        layers: Layers of a block of `BLOCKS`. The projection behind the branches is left out.
     """
     branches: dict[str, list[Layer]] = {}
     for layer in layers:
@@ -126,16 +126,16 @@ def _network() -> Iterator[NetworkLayer]:
 
 
 def _block(scope: str, module: str, layers: Sequence[Layer], trunk: str | None) -> Iterator[NetworkLayer]:
-    """The layers of a residual block or a reduction, the block itself last."""
+    """The layers of a residual block or a reduction; the block itself is the last."""
     block = f"{NETWORK_SCOPE}/{scope}"
     ends = []
     for branch in by_branch(layers):
-        taken = trunk
+        previous = trunk
         for layer in branch:
-            unit = _unit(f"{block}/{layer.scope}", f"{module}.{layer.module}", layer, taken)
+            unit = _unit(f"{block}/{layer.scope}", f"{module}.{layer.module}", layer, previous)
             yield unit
-            taken = unit.activation
-        ends.append(taken)
+            previous = unit.activation
+        ends.append(previous)
     if scope.startswith("Mixed"):
         yield NetworkLayer(block, LayerKind.REDUCTION, (*ends, trunk), kernel=(3, 3), stride=2)
         return
@@ -147,12 +147,12 @@ def _block(scope: str, module: str, layers: Sequence[Layer], trunk: str | None) 
     yield NetworkLayer(block, LayerKind.RESIDUAL, (trunk, projection), scale=scale, relu=relu)
 
 
-def _unit(activation: str, module: str, layer: Layer, taken: str | None) -> NetworkLayer:
+def _unit(activation: str, module: str, layer: Layer, previous: str | None) -> NetworkLayer:
     name = activation.rpartition("/")[2]
     return NetworkLayer(
         activation,
         LayerKind.UNIT,
-        (taken,),
+        (previous,),
         {"weight": f"{module}.conv.weight", **_batch_norm_keys(f"{module}.bn")},
         kernel=layer.kernel,
         stride=2 if name in _HALVING else 1,
@@ -173,9 +173,9 @@ KEYS: Mapping[str, str] = {key: layer.activation for layer in NETWORK.values() f
 
 
 def network_layers(variant: Variant) -> tuple[Layer, ...]:
-    """Every layer with weights, as the layer map has them: the convolutions, the Bottleneck, the classifier.
+    """Every layer with weights: the convolutions, the Bottleneck, the classifier.
 
-    The Bottleneck has the scope that it has today, whatever the variant's.
+    The Bottleneck has today's scope, whatever the variant's scope.
     """
     size, classes = variant.embedding_size, variant.num_classes
     layers = (*CONVOLUTIONS, Layer(BOTTLENECK, "last_linear", (1, 1), BOTTLENECK_INPUTS, size))

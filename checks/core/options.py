@@ -1,4 +1,4 @@
-"""The command-line options that several checks share: the checkpoint, the report, how much is printed."""
+"""The command-line options that several checks share: SOURCE, --step, --weights, --verbose, --report."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _PAGE_SUFFIXES = (".html", ".htm")
 
 
 def add_source_options(parser: argparse.ArgumentParser) -> None:
-    """Add SOURCE, which may be left out, --step, --offline and --archive."""
+    """Add SOURCE, which is optional, --step, --offline and --archive."""
     parser.add_argument(
         "source",
         metavar="SOURCE",
@@ -33,7 +33,7 @@ def add_step_option(parser: argparse.ArgumentParser) -> None:
         "--step",
         metavar="N",
         type=command_line.natural_number,
-        help="of a folder with several checkpoints take that of step N (default: the latest)",
+        help="in a folder with several checkpoints, take step N (default: the latest)",
     )
 
 
@@ -48,7 +48,7 @@ def add_weights_option(parser: argparse.ArgumentParser) -> None:
 
 
 def locate(arguments: argparse.Namespace) -> Path | None:
-    """The path of SOURCE, or None if it was left out.
+    """The path of SOURCE; None without SOURCE.
 
     Raises:
         UsageError: --archive is given without a name.
@@ -73,7 +73,7 @@ def add_report_option(parser: argparse.ArgumentParser, note: str = "") -> None:
 
     Args:
         parser: The command's parser.
-        note: What else the option does, for its help.
+        note: The end of the option's help.
     """
     parser.add_argument(
         "--report",
@@ -84,9 +84,9 @@ def add_report_option(parser: argparse.ArgumentParser, note: str = "") -> None:
 
 
 def check_report(arguments: argparse.Namespace) -> None:
-    """Refuse a report that could not be written in the end, before the long work starts.
+    """Refuse a report that cannot be written, before the long work starts.
 
-    A page of the same name is replaced when the new one is complete. Does nothing without --report.
+    Without --report this does nothing. An existing page is left: the new one replaces it when it is complete.
 
     Raises:
         RequirementError: A package that draws the page is not installed.
@@ -99,8 +99,8 @@ def check_report(arguments: argparse.Namespace) -> None:
     missing = [name for name in _REPORT_PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise RequirementError(
-            f"--report needs {' and '.join(missing)}, not installed here: pip install 'facenet-port[report]'. "
-            "The command works without --report."
+            f"--report needs {' and '.join(missing)}, not installed here: "
+            "pip install 'facenet-port[report]'. The command works without --report."
         )
     if not path.parent.is_dir():
         raise UsageError(f"--report {path}: there is no folder {path.parent}. Create it first.")

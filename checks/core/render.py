@@ -1,4 +1,4 @@
-"""Parts of what the checks print: judgements, a line each with details below the ones that fail, and paths."""
+"""Parts of the checks' output: judgements, and paths."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from checks.core.judgement import Judgement
 def print_judgements(
     console: Console, judgements: Sequence[Judgement], *, most_details: int = 12, width: int = 0
 ) -> None:
-    """Print judgements below each other, their statements aligned.
+    """Print a line for each judgement, and below it the details if it fails.
 
     Args:
         console: The console.
         judgements: The judgements, in order.
-        most_details: How many details of each are printed; the others are counted, unless this is 0.
-        width: Columns for the names; 0 is the longest name's.
+        most_details: Number of details to print of each; the rest are counted, unless this is 0.
+        width: Columns for the names; 0 fits the longest name.
     """
     width = width or max(len(judgement.name) for judgement in judgements)
     for judgement in judgements:
@@ -33,6 +33,6 @@ def print_judgements(
 
 
 def from_home(path: str) -> str:
-    """Shorten a path in the user's home folder: it begins with ~."""
+    """Shorten a path in the user's home folder to one that begins with ~."""
     home = Path.home()
     return str("~" / Path(path).relative_to(home)) if Path(path).is_relative_to(home) else path

@@ -46,8 +46,8 @@ class Activations:
     Attributes:
         batch: The input.
         float64: Activation to array: the rebuilt graph in float64, from which every error is measured.
-        float32: Activation to array: the checkpoint's own graph if it has one that takes images of this size,
-            else the rebuilt graph.
+        float32: Activation to array: the checkpoint's own graph if there is one and it takes images of this
+            size, else the rebuilt graph.
         own_graph: Whether `float32` is from the checkpoint's own graph.
         rebuilt: Activation to the relative L2 of the rebuilt float32 graph from the checkpoint's own; empty
             without an own graph.

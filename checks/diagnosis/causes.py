@@ -6,8 +6,9 @@ from enum import StrEnum
 class Cause(StrEnum):
     """A known cause; its value is the text that users read.
 
-    A state_dict can be repaired if the cause is in the weights. A cause in the modules is in the port's code, a
-    cause in the input is in its preprocessing. A cause in training shows in gradients and training steps only.
+    A state_dict can be repaired if the cause is in the weights. A cause in the modules is in the port's
+    code, a cause in the input is in its preprocessing. A cause in training shows in gradients and training
+    steps only.
     """
 
     # Weights: the tensors of a state_dict

@@ -40,14 +40,15 @@ def diagnose(
 ) -> Diagnosis:
     """Find every wrong layer of a port and its cause.
 
-    Each layer runs on the reference's own input, whatever the layers before it do. If its output differs, three
-    questions follow: does the port give the layer another input, do its tensors differ from the source's, does
-    its module compute something else? An explanation must reproduce the port's output, to `thresholds.MAPPING`.
+    Each layer runs on the reference's own input, whatever the layers before it do. If its output differs,
+    three questions follow: does the port give the layer another input, do its tensors differ from the
+    source's, does its module compute something else? An explanation must reproduce the port's output, to
+    `thresholds.MAPPING`.
 
     Args:
         model: The port, float64, in evaluation mode, on the CPU. It is left as it was.
-        reference: Activation to float64 array (N, H, W, channels) or (N, size) for `images`, at every activation
-            of `activation_names(every_layer=True)`.
+        reference: Activation to float64 array (N, H, W, channels) or (N, size) for `images`, at every
+            activation of `activation_names(every_layer=True)`.
         images: (N, H, W, 3), float32, standardised; one or two images are enough.
         source: state_dict key to the expected tensor (float32).
         averages: state_dict key to the checkpoint's moving average (float32), if it has averages.
@@ -173,8 +174,8 @@ class _Search:
             exactly = f"to {agreement:.0e}" if agreement else "bit for bit"
             return self._wrong_tensors(layer, gap, f"with the source's tensors the layer agrees {exactly}")
         statement = (
-            f"the source's own tensors give relative L2 {agreement:.1e}: the fault is in the layer map or in the "
-            "reader of the source, not in the port"
+            f"the source's own tensors give relative L2 {agreement:.1e}: the fault is in the layer map or "
+            "the reader of the source, not in the port"
         )
         return [Finding(layer.activation, gap, None, statement, in_weights=True)]
 

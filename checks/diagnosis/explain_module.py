@@ -1,8 +1,8 @@
-"""Explain why a module computes something else than it should with the tensors and inputs that it has.
+"""Explain why a module computes a wrong output from its own tensors and inputs.
 
-A candidate is one known fault with the output that it would give. The first candidate that gives the port's output
-is the explanation. The known faults are those that real ports had and that the controls plant; where a number is
-wrong (an epsilon, a scale, a padding), it is computed from the output instead of taken from a list.
+A candidate is a known fault with the output that it gives. The first candidate that gives the port's output
+is the explanation. The known faults are those of real ports, which the controls plant. A wrong number (an
+epsilon, a scale, a padding) is computed from the output.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ Activation = Callable[[Tensor], Tensor]
 
 
 class Candidate(NamedTuple):
-    """A known fault, and the output of a layer that has it."""
+    """A known fault, and the output of a layer with it."""
 
     cause: Cause
     statement: str
@@ -58,17 +58,17 @@ def explain(
     *,
     pool: Tensor | None = None,
 ) -> Explanation | None:
-    """Name what a module does wrong, or None where it does nothing wrong or no known cause fits.
+    """Name the fault of a module; None if it has none, or no known cause fits.
 
     Args:
-        layer: The layer as it should be.
-        inputs: The inputs that the port gave it, as `NetworkLayer.inputs` orders them.
+        layer: The expected layer.
+        inputs: The port's inputs of the layer, as `NetworkLayer.inputs` orders them.
         tensors: The port's tensors of this layer, by role.
         output: The output of the port, or the reason why there is none.
-        pool: The output of a reduction's pool, where it was seen.
+        pool: The output of a reduction's pool, if it is known.
 
     Raises:
-        RuntimeError: PyTorch's, where shapes do not fit together.
+        RuntimeError: PyTorch's, if shapes do not fit together.
     """
     missing = [role for role in layer.keys if role not in tensors]
     if missing:
@@ -99,7 +99,7 @@ def _explain_missing(
     output: Tensor | str,
     missing: list[str],
 ) -> Explanation | None:
-    """Tell whether the port computes a layer without the tensors that it does not have."""
+    """Explain a layer that has fewer tensors, if the port computes it without them."""
     if "weight" in missing:
         return None
     neutral = _neutral(tensors["weight"])
@@ -107,12 +107,12 @@ def _explain_missing(
     if distance(output, expected_output(layer, inputs, filled)) > thresholds.MAPPING:
         return None
     if missing == ["bias"]:
-        return Cause.UNLOADED, "the port has no biases there"
+        return Cause.UNLOADED, "the port has no biases in this layer"
     return Cause.BATCH_NORM, f"BatchNorm is left out: the port has no {', '.join(missing)}"
 
 
 def _neutral(weight: Tensor) -> dict[str, Tensor]:
-    """Values of BatchNorm's tensors, and of biases, that change nothing."""
+    """Values of BatchNorm's tensors and of biases that leave the output as it is."""
     ones = torch.ones(len(weight), dtype=torch.float64)
     return {
         "gamma": ones,
@@ -124,7 +124,7 @@ def _neutral(weight: Tensor) -> dict[str, Tensor]:
 
 
 def _both_undefined(output: Tensor | str, expected: Tensor) -> bool:
-    """Tell whether both have one shape and are not finite at the same places, as after a negative variance."""
+    """Return True if both are infinite or NaN at the same values, as after a negative variance."""
     return (
         isinstance(output, Tensor)
         and output.shape == expected.shape
@@ -171,7 +171,7 @@ def _expected_activation(layer: NetworkLayer) -> str:
 
 
 def _activations(layer: NetworkLayer, before: Tensor) -> Iterator[Candidate]:
-    """Every other activation after what comes before it."""
+    """Every other activation function."""
     expected = _expected_activation(layer)
     for name, function in _ACTIVATIONS.items():
         if name != expected:
@@ -228,9 +228,9 @@ def _batch_norms(
 
 
 def _fit_epsilon(linear: Tensor, tensors: Tensors, output: Tensor) -> tuple[float, ...]:
-    """The epsilon with which BatchNorm would give an output, rounded and exact; empty where nothing tells.
+    """The epsilon of a BatchNorm with this output, rounded and exact; empty if the output does not show it.
 
-    Only values that a ReLU has not cut off tell.
+    Values that a ReLU cuts off show nothing.
     """
     beta, mean, gamma = (per_channel(tensors[role], linear) for role in ("beta", "mean", "gamma"))
     gap, above = (linear - mean) * gamma, output - beta
@@ -246,7 +246,7 @@ def _fit_epsilon(linear: Tensor, tensors: Tensors, output: Tensor) -> tuple[floa
 
 
 def _kernels(layer: NetworkLayer, x: Tensor, tensors: Tensors) -> Iterator[Candidate]:
-    """The kernel used in another way than it stands in the tensor."""
+    """Other uses of the kernel."""
     weight = tensors["weight"]
     for cause, statement, other in (
         (Cause.HEIGHT_WIDTH, "the module exchanges the kernel's height and width", weight.mT),
@@ -259,7 +259,7 @@ def _kernels(layer: NetworkLayer, x: Tensor, tensors: Tensors) -> Iterator[Candi
 
 
 def _paddings(layer: NetworkLayer, x: Tensor, tensors: Tensors, output: Tensor) -> Iterator[Candidate]:
-    """Every padding that gives the output's shape, and borders that are not zeros."""
+    """Every padding with zeros that gives the output's shape, and other borders."""
     weight, stride = tensors["weight"], layer.stride
 
     def widths(size: int, kernel: int, result: int) -> list[tuple[int, int]]:
@@ -293,7 +293,7 @@ def _sides(padding: tuple[int, int, int, int]) -> str:
 
 
 def _sums(layer: NetworkLayer, shortcut: Tensor, update: Tensor, output: Tensor) -> Iterator[Candidate]:
-    """The sum at the end of a residual block with another activation or other factors."""
+    """Residual sums with another activation or other factors."""
     if output.shape != shortcut.shape:
         return
     expected = _expected_activation(layer)
@@ -315,7 +315,7 @@ def _sums(layer: NetworkLayer, shortcut: Tensor, update: Tensor, output: Tensor)
 
 
 def _fit_factors(shortcut: Tensor, update: Tensor, output: Tensor, *, positive: bool) -> tuple[float, float]:
-    """Least squares of a and b in output = a * shortcut + b * update, where a ReLU has not cut it off."""
+    """Fit output = a * shortcut + b * update, by least squares, to values that no ReLU cuts off."""
     alive = output > 0 if positive else torch.ones_like(output, dtype=torch.bool)
     columns = torch.stack([shortcut[alive], update[alive]], dim=1)
     if len(columns) < 2:
@@ -325,7 +325,7 @@ def _fit_factors(shortcut: Tensor, update: Tensor, output: Tensor, *, positive: 
 
 
 def _reductions(inputs: tuple[Tensor, ...]) -> Iterator[Candidate]:
-    """Branches in another order, or another pool beside them."""
+    """Reductions with another order of branches, or another pool."""
     branches, x = inputs[:-1], inputs[-1]
     parts = [*branches, F.max_pool2d(x, 3, 2)]
     for order in itertools.permutations(range(len(parts))):
@@ -345,11 +345,11 @@ def _beside(branches: tuple[Tensor, ...], pooled: Callable[[], Tensor]) -> Tenso
 
 
 def _pools(x: Tensor, shape: torch.Size) -> Iterator[Candidate]:
-    """Other pools of 3x3 at stride 2 that give a shape."""
+    """Other pools of 3x3 at stride 2 that give this shape."""
     height, width = shape[2:]
     for statement, pool in (
         ("it rounds the size of its output up (ceil_mode)", partial(F.max_pool2d, ceil_mode=True)),
-        ("it has padding 1, not none", partial(F.max_pool2d, padding=1)),
+        ("it has padding 1, not 0", partial(F.max_pool2d, padding=1)),
         ("it pools the average, not the maximum", F.avg_pool2d),
         ("it pools the average with padding 1 counted, not the maximum", partial(F.avg_pool2d, padding=1)),
     ):
@@ -359,23 +359,25 @@ def _pools(x: Tensor, shape: torch.Size) -> Iterator[Candidate]:
     for sides, padding in (("right and bottom", (0, 1, 0, 1)), ("left and top", (1, 0, 1, 0))):
         pooled = F.max_pool2d(F.pad(x, padding), 3, 2)[:, :, :height, :width]
         if pooled.shape == shape:
-            yield Candidate(Cause.POOLING, f"it is padded {sides}, not at all", partial(torch.clone, pooled))
+            yield Candidate(
+                Cause.POOLING, f"it is padded at {sides}, not at all", partial(torch.clone, pooled)
+            )
 
 
 def _average_pools(x: Tensor) -> Iterator[Candidate]:
-    """Other ways to make one value of each channel."""
-    for what, output in (
+    """Other ways to reduce a channel to one value."""
+    for reduction, output in (
         ("the maximum", x.amax((2, 3), keepdim=True)),
         ("the sum", x.sum((2, 3), keepdim=True)),
         ("the average of 2x2 values only", x[:, :, :2, :2].mean((2, 3), keepdim=True)),
     ):
         yield Candidate(
-            Cause.POOLING, f"pools {what}, not the average of the map", partial(torch.clone, output)
+            Cause.POOLING, f"pools {reduction}, not the average of the map", partial(torch.clone, output)
         )
 
 
 def _normalisations(prelogits: Tensor, output: Tensor) -> Iterator[Candidate]:
-    """Other norms and floors under the embeddings, or none."""
+    """Other normalisations: none, other norms, other floors."""
     yield Candidate(Cause.NORMALISATION, "the embedding is not normalised", lambda: prelogits)
     yield Candidate(Cause.NORMALISATION, "it divides by the L1 norm", partial(F.normalize, prelogits, p=1))
     statement = "it normalises over the batch, not over the embedding"
@@ -386,5 +388,5 @@ def _normalisations(prelogits: Tensor, output: Tensor) -> Iterator[Candidate]:
     if output.shape == prelogits.shape:
         factors = (output * prelogits).sum(1, keepdim=True) / prelogits.square().sum(1, keepdim=True)
         divisors = ", ".join(f"{1 / value:.6g}" for value in factors.flatten()[:2].tolist() if value)
-        statement = f"it divides by {divisors} and not by the norm"
+        statement = f"it divides by {divisors}, not by the norm"
         yield Candidate(Cause.NORMALISATION, statement, lambda: prelogits * factors)

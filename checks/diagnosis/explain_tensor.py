@@ -18,22 +18,22 @@ from converter.layer_map import CONVOLUTIONS
 
 Array = NDArray[Any]
 
-_FEW_VALUES = 0.01  # share of a tensor's values that counts as single ones
-_FEW_STEPS = 8  # float32 steps within which a tensor counts as the same but for single bits
-_ROUNDED = 1e-5  # relative; a float32 result of a square root, a product or a quotient lies well within
-_COARSE = 0.02  # relative L2 within which a tensor may be the same in lower precision
-_FEWER = 0.25  # share of distinct values left, below which a tensor was quantised
+_FEW_VALUES = 0.01  # largest share of a tensor's values that counts as single values
+_FEW_STEPS = 8  # largest distance in float32 steps that counts as a change of last bits
+_ROUNDED = 1e-5  # relative, well above the rounding of a square root, product or quotient in float32
+_COARSE = 0.02  # largest relative L2 of a tensor in lower precision
+_FEWER = 0.25  # largest share of the distinct values that a quantised tensor keeps
 
 _HWIO = (2, 3, 1, 0)  # axes of OIHW that give TensorFlow's order
 
 
 @dataclass(frozen=True, slots=True)
 class SourceTensors:
-    """The tensors that a port should hold, and those that it could hold by mistake.
+    """The tensors that a port should hold, and the moving averages that it may hold by mistake.
 
     Attributes:
         tensors: state_dict key to the expected tensor (float32).
-        averages: The same of the moving averages; empty where the checkpoint has none.
+        averages: state_dict key to the moving average (float32); empty if the checkpoint has none.
     """
 
     tensors: Mapping[str, Array]
@@ -56,14 +56,14 @@ def _bits(array: Array) -> Array:
 
 
 def explain(key: str, actual: Array, source: SourceTensors) -> Explanation | None:
-    """Say how a tensor of a port came from the source's, or None.
+    """Explain how a tensor of a port came from the source's, or return None.
 
     The statement is a clause about the tensor that begins with a verb: "is flipped along height".
 
     Args:
         key: Its state_dict key.
-        actual: The port's float32 tensor, which is not the source's.
-        source: The tensors that it can have been made of.
+        actual: The port's float32 tensor, which differs from the source's.
+        source: The tensors that it may come from.
     """
     expected = source.tensors[key]
     role = _role(key)
@@ -107,8 +107,8 @@ def _wrong_layouts(kernel: Array) -> Iterator[tuple[Cause, str, Callable[[Array]
         kernel: OIHW, or (outputs, inputs).
 
     Yields:
-        The cause, the statement, and the function from the expected tensor to the wrong one, which may have another
-        shape.
+        The cause, the statement, and the function from the expected tensor to the wrong one, whose shape may
+        differ.
     """
     if kernel.ndim == 4:
         exchanged = "is laid out as (outputs, inputs, width, height)"
@@ -146,12 +146,12 @@ def _statistics(key: str, actual: Array, source: Mapping[str, Array]) -> Explana
         return None
     with np.errstate(all="ignore"):
         deviation = np.sqrt(source[key])
-        for what, other in (
+        for name, other in (
             ("the standard deviation", deviation),
             ("the reciprocal of the standard deviation", 1 / deviation),
         ):
             if np.allclose(actual, other, rtol=_ROUNDED, atol=0):
-                return Cause.STANDARD_DEVIATION, f"is {what}"
+                return Cause.STANDARD_DEVIATION, f"is {name}"
     return None
 
 
@@ -170,27 +170,27 @@ def _permuted(key: str, actual: Array, expected: Array) -> Explanation | None:
     if actual.shape != expected.shape:
         return None
     for axis, side in enumerate(("output", "input")[: expected.ndim]):
-        places = _permutation(np.moveaxis(actual, axis, 0), np.moveaxis(expected, axis, 0))
-        if places is None:
+        indices = _permutation(np.moveaxis(actual, axis, 0), np.moveaxis(expected, axis, 0))
+        if indices is None:
             continue
-        if axis == 1 and (branches := _moved_branches(key, places)) is not None:
+        if axis == 1 and (branches := _moved_branches(key, indices)) is not None:
             return Cause.BRANCH_ORDER, f"takes the branches in the order {branches}"
         return Cause.PERMUTED, f"has its {side} channels in another order"
     return None
 
 
 def _permutation(actual: Array, expected: Array) -> list[int] | None:
-    """For each row of `actual` the row of `expected` that it is; None where it is none, or one is used twice."""
+    """For each row of `actual`, the index of the same row in `expected`; None if this is no permutation."""
     rows: dict[bytes, list[int]] = {}
-    for number, row in enumerate(expected):
-        rows.setdefault(row.tobytes(), []).append(number)
-    places = []
+    for index, row in enumerate(expected):
+        rows.setdefault(row.tobytes(), []).append(index)
+    indices = []
     for row in actual:
         left = rows.get(row.tobytes())
         if not left:
             return None
-        places.append(left.pop(0))
-    return places
+        indices.append(left.pop(0))
+    return indices
 
 
 _WIDTHS = {layer.scope: layer.outputs for layer in CONVOLUTIONS}
@@ -204,13 +204,13 @@ def _branch_sizes(key: str) -> tuple[int, ...]:
     return tuple(_WIDTHS[activation] for activation in layer.inputs if activation is not None)
 
 
-def _moved_branches(key: str, places: list[int]) -> str | None:
-    """The order of branches that a permutation of input channels amounts to, such as "1, 0"; or None."""
+def _moved_branches(key: str, indices: list[int]) -> str | None:
+    """The order of branches, such as "1, 0", if a permutation of input channels moves whole branches."""
     sizes = _branch_sizes(key)
     starts = [0, *itertools.accumulate(sizes)][:-1]
     blocks = [list(range(start, start + size)) for start, size in zip(starts, sizes, strict=True)]
     for order in itertools.permutations(range(len(sizes))):
-        if places == [place for number in order for place in blocks[number]] and len(order) > 1:
+        if len(order) > 1 and indices == [index for branch in order for index in blocks[branch]]:
             return ", ".join(map(str, order))
     return None
 
@@ -238,7 +238,7 @@ def _precision(actual: Array, expected: Array) -> Explanation | None:
 
 
 def _bfloat16(array: Array) -> Array:
-    """Rounded to the eight bits of bfloat16's significand, half to even, still in float32."""
+    """Round to the eight bits of bfloat16's significand, half to even; the dtype stays float32."""
     bits = np.ascontiguousarray(array).view(np.uint32)
     rounded = bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
     return (rounded & np.uint32(0xFFFF0000)).view(np.float32)
@@ -247,9 +247,10 @@ def _bfloat16(array: Array) -> Array:
 def _single_values(actual: Array, expected: Array) -> Explanation | None:
     if actual.shape != expected.shape:
         return None
-    changed = int((actual.view(np.int32) != expected.view(np.int32)).sum())
+    differing = np.argwhere(_bits(actual) != _bits(expected))
+    changed = len(differing)
     steps = int(ulp_distance(actual, expected).max())
-    where = ", ".join(map(str, np.argwhere(actual.view(np.int32) != expected.view(np.int32))[0].tolist()))
+    where = ", ".join(map(str, differing[0].tolist()))
     if steps <= _FEW_STEPS:
         count = "one float32 step" if steps <= 1 else f"at most {steps} float32 steps"
         return Cause.VALUES, f"has {changed} of {actual.size} values off by {count}, the first at [{where}]"
@@ -262,7 +263,7 @@ def _scaled(actual: Array, expected: Array) -> Explanation | None:
     if actual.shape != expected.shape or not np.isfinite(actual).all():
         return None
     rows, expected_rows = (array.reshape(len(array), -1).astype(np.float64) for array in (actual, expected))
-    if rows.shape[1] == 1:  # a vector: one factor or one summand for all of it
+    if rows.shape[1] == 1:  # a vector: one factor for all of it
         rows, expected_rows = rows.T, expected_rows.T
     factors = (rows * expected_rows).sum(axis=1) / np.maximum(np.square(expected_rows).sum(axis=1), 1e-300)
     if np.allclose(factors, 1, rtol=0, atol=_ROUNDED):
@@ -277,7 +278,7 @@ def _scaled(actual: Array, expected: Array) -> Explanation | None:
 
 
 def _initial(actual: Array) -> Explanation | None:
-    """Tell whether a kernel is uniform within 1/sqrt(inputs * height * width), as PyTorch's layers start."""
+    """Recognise PyTorch's initial kernels: uniform within 1/sqrt(inputs * height * width)."""
     if actual.ndim < 2 or actual.size < 500:
         return None
     bound = 1 / math.sqrt(math.prod(actual.shape[1:]))

@@ -1,4 +1,4 @@
-"""The network's layers as functions in float64, each to be run by itself with any tensors and settings."""
+"""The network's layers as functions in float64, with any tensors and settings."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Tensors = Mapping[str, Tensor]
 
 
 def zeros_around(layer: NetworkLayer, weight: Tensor) -> tuple[int, int, int, int]:
-    """Zeros around the input of a convolution: left, right, top, bottom, as `F.pad` takes them."""
+    """The zeros around the input of a convolution: left, right, top, bottom, as `F.pad` takes them."""
     if layer.padding == "VALID":
         return (0, 0, 0, 0)
     height, width = weight.shape[2:]
@@ -37,7 +37,7 @@ def linear_part(layer: NetworkLayer, x: Tensor, weight: Tensor) -> Tensor:
 
 
 def per_channel(vector: Tensor, like: Tensor) -> Tensor:
-    """A vector in the shape that lies along the channels of a map or matrix."""
+    """Reshape a vector so that it runs along the channels of a map or matrix."""
     return vector.view(1, -1, *(1,) * (like.ndim - 2))
 
 
@@ -48,7 +48,7 @@ def batch_norm(x: Tensor, tensors: Tensors, epsilon: float = EPSILON, *, outside
         x: (N, channels, ...).
         tensors: gamma, beta, mean, variance.
         epsilon: Added to the variance.
-        outside: Whether epsilon is added to the root instead.
+        outside: Whether to add epsilon to the root instead.
     """
     variance = tensors["variance"]
     root = variance.sqrt() + epsilon if outside else (variance + epsilon).sqrt()
@@ -57,7 +57,7 @@ def batch_norm(x: Tensor, tensors: Tensors, epsilon: float = EPSILON, *, outside
 
 
 def run_weights(layer: NetworkLayer, x: Tensor, tensors: Tensors) -> Tensor:
-    """Run a layer that has tensors: unit, projection, bottleneck, logits."""
+    """Run a layer with weights: unit, projection, bottleneck, logits."""
     linear = linear_part(layer, x, tensors["weight"])
     if "bias" in tensors:
         return linear + per_channel(tensors["bias"], linear)
@@ -73,12 +73,12 @@ def residual_sum(
 
 
 def expected_output(layer: NetworkLayer, inputs: tuple[Tensor, ...], tensors: Tensors) -> Tensor:
-    """The output that a layer should give with its inputs and its tensors.
+    """The expected output of a layer with these inputs and tensors.
 
     Args:
         layer: The layer.
         inputs: As `NetworkLayer.inputs` orders them.
-        tensors: By role; empty for a layer without any.
+        tensors: By role; empty for a layer without tensors.
     """
     match layer.kind:
         case LayerKind.RESIDUAL:
@@ -98,12 +98,12 @@ def expected_output(layer: NetworkLayer, inputs: tuple[Tensor, ...], tensors: Te
 
 
 def normalise(prelogits: Tensor, floor: float = NORM_FLOOR) -> Tensor:
-    """Embeddings: each row over its L2 norm, which counts as `floor` at least."""
+    """Divide each row by its L2 norm, or by `floor` if the norm is smaller."""
     return F.normalize(prelogits, eps=floor)
 
 
 def distance(actual: Tensor | str, expected: Tensor) -> float:
-    """Relative L2; infinite where there is no tensor, another shape, or a value that is not finite."""
+    """Relative L2; infinite if there is no tensor, the shape differs, or a value is not finite."""
     if not isinstance(actual, Tensor) or actual.shape != expected.shape:
         return float("inf")
     gap, norm = float((actual - expected).norm()), float(expected.norm())
@@ -113,10 +113,10 @@ def distance(actual: Tensor | str, expected: Tensor) -> float:
 
 
 def layer_input(layer: NetworkLayer, images: Tensor, reference: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
-    """The reference's activations that a layer takes, as `NetworkLayer.inputs` orders them."""
+    """The reference's inputs of a layer, as `NetworkLayer.inputs` orders them."""
     return tuple(images if activation is None else reference[activation] for activation in layer.inputs)
 
 
 def concatenated(parts: tuple[Tensor, ...]) -> Tensor:
-    """Maps side by side along the channels; a single one as it is."""
+    """Concatenate maps along the channels."""
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)

@@ -1,4 +1,4 @@
-"""The result of a diagnosis as plain data: a finding for each thing that is wrong, and a line for each cause."""
+"""The result of a diagnosis, as plain data."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ _MOST_NAMES = 4  # activations named in a line of the summary
 class Finding:
     """A fault at one activation.
 
-    A finding in the weights describes the first of its tensors that differs from the source. Where that tensor has
-    another shape than the source's, there are no values to compare, and the last four attributes are None.
+    A finding in the weights describes the first of its tensors that differs from the source. If the shape
+    of that tensor differs, there are no values to compare, and the last four attributes are None.
 
     Attributes:
         activation: TensorFlow scope.
-        distance: Relative L2 of the layer's output, given the reference's own input; infinite where the shape
-            differs or the layer cannot be run. At most `thresholds.MAPPING` where the fault does not show on
-            this input.
+        distance: Relative L2 of the layer's output on the reference's own input; infinite if the shape
+            differs or the layer cannot be run. At most `thresholds.MAPPING` if this input does not show the
+            fault.
         cause: The known cause that explains it, or None.
         statement: A plain sentence, with values.
-        repair: Key to the corrected tensor (float32); empty where the cause is not in the weights.
+        repair: state_dict key to the corrected tensor (float32); empty if the fault is not in the weights.
         in_weights: Whether the fault is in the tensors.
-        key: PyTorch key of the tensor; None where the fault is not in the weights.
-        variable: Its TensorFlow variable; None where TensorFlow has none, as for BatchNorm's scale.
-        index: Of the first value that differs, in the PyTorch tensor.
-        expected: The source's value there.
-        actual: The port's value there.
-        count: How many values of the tensor differ.
+        key: state_dict key of the tensor; None if the fault is not in the weights.
+        variable: Its TensorFlow variable; None if TensorFlow has none, as for BatchNorm's scale.
+        index: Index of the first value that differs, in the PyTorch tensor.
+        expected: The source's value at this index.
+        actual: The port's value at this index.
+        count: Number of values of the tensor that differ.
     """
 
     activation: str
@@ -56,7 +56,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """Everything that is wrong in a port.
+    """All faults of a port.
 
     Attributes:
         findings: In the order of evaluation; empty for a clean port.
@@ -66,7 +66,7 @@ class Diagnosis:
 
     @property
     def summary(self) -> tuple[str, ...]:
-        """A line for each cause: the layers that have it, and the statement of the first."""
+        """A line for each cause: its layers, and the statement of the first."""
         groups: dict[tuple[Cause | None, bool], list[Finding]] = {}
         for finding in self.findings:
             groups.setdefault((finding.cause, finding.in_weights), []).append(finding)
@@ -79,7 +79,7 @@ class Diagnosis:
 
     @property
     def repair(self) -> dict[str, Array]:
-        """Key to corrected tensor, of all findings."""
+        """state_dict key to corrected tensor, of all findings."""
         return {key: array for finding in self.findings for key, array in finding.repair.items()}
 
     def as_json(self) -> list[dict[str, Any]]:

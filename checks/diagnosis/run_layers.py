@@ -1,7 +1,7 @@
 """Run every layer of a port by itself, on the reference's own input.
 
-This is teacher forcing: in one forward pass, each layer's output is recorded and replaced by the reference's. A
-layer that differs then is wrong itself, whatever the layers before it do, and one pass finds all of them.
+This is teacher forcing: one forward pass records each layer's output and replaces it by the reference's. A
+layer whose output differs is then wrong itself, whatever the layers before it do.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from checks.diagnosis.layer_arithmetic import distance
 from reference import InceptionResnetV1
 
 POOLS: Mapping[str, str] = {"InceptionResnetV1/Mixed_6a": "branch2", "InceptionResnetV1/Mixed_7a": "branch3"}
-"""Each reduction to the branch, within its module, that is a pool and so has no activation of its own."""
+"""Each reduction to the branch of its module that is a pool, which has no activation of its own."""
 
 _NOT_EVALUATED = "the port does not evaluate it"
 
@@ -34,8 +34,8 @@ class LayerRuns:
     Attributes:
         outputs: Activation to the port's own output, (N, channels, H, W) or (N, size), or to the reason why
             there is none.
-        inputs: Activation to the input that the port gave the layer, for the layers where it was seen.
-        pools: Reduction to the output of its pool, for those where it was seen.
+        inputs: Activation to the port's input of the layer, for the layers that were called.
+        pools: Reduction to the output of its pool, for the pools that were called.
     """
 
     outputs: Mapping[str, Tensor | str]
@@ -44,7 +44,7 @@ class LayerRuns:
 
 
 def to_torch(reference: Mapping[str, NDArray[Any]]) -> dict[str, Tensor]:
-    """Activations as PyTorch has them: maps (N, channels, H, W), without copying."""
+    """Activations in PyTorch's layout: maps as (N, channels, H, W), without copies."""
     tensors = {activation: torch.from_numpy(array) for activation, array in reference.items()}
     return {
         activation: tensor.permute(0, 3, 1, 2) if tensor.ndim == 4 else tensor
@@ -64,13 +64,13 @@ def run_layers(
 ) -> LayerRuns:
     """Run every layer of a port on the reference's activations.
 
-    Several threads may do so at once, each with a port of its own.
+    Several threads may run this at once, each with a port of its own.
 
     Args:
-        model: The port, float64, in evaluation mode. Its state and its modules are left as they were.
+        model: The port, float64, in evaluation mode. It is left as it was.
         images: (N, 3, H, W), float64.
-        reference: Activation to activations as `to_torch` gives them, at every activation.
-        most_wrong: Stop after so many layers that differ; the layers behind them have no outputs then.
+        reference: Every activation, as `to_torch` gives it.
+        most_wrong: Stop after this number of layers that differ; the layers behind them then have no outputs.
     """
     run = _Run(model, reference, most_wrong)
     with torch.inference_mode(), run.forced():
@@ -98,7 +98,7 @@ class _Run:
         outputs: As in `LayerRuns`.
         inputs: As in `LayerRuns`.
         pools: As in `LayerRuns`.
-        failure: The reason why the pass as a whole broke off; empty where it did not.
+        failure: The reason why the pass broke off; empty if it did not.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class _Run:
 
     @contextmanager
     def forced(self) -> Iterator[None]:
-        """Have every activation's module give the reference's activations, while open."""
+        """Replace every module's output by the reference's activation, while open."""
         modules = {
             activation: name
             for activation, name in {**LAYERS, **STAGES}.items()
@@ -131,7 +131,7 @@ class _Run:
                 forced = self._reference[activation]
                 closing.enter_context(self._failing_softly(activation, module, forced))
                 closing.callback(module.register_forward_hook(self._force(activation, forced)).remove)
-            # The Bottleneck is two modules: the first has its input, the second its output.
+            # The Bottleneck is two modules: the first takes its input, the second gives its output.
             linear = self._model.get_submodule("last_linear")
             self._watch_input(closing, BOTTLENECK, linear)
             nothing = torch.zeros_like(self._reference[BOTTLENECK])
@@ -147,7 +147,7 @@ class _Run:
             yield
 
     def head(self) -> None:
-        """Run the head, which follows the last BatchNorm: once for the embeddings, once for the logits."""
+        """Run the head, which follows the last BatchNorm, for the embeddings and for the logits."""
         was_classifying = self._model.classify
         try:
             for activation, classify in ((EMBEDDINGS, False), (LOGITS, True)):
@@ -177,7 +177,7 @@ class _Run:
 
     def _force(self, activation: str, forced: Tensor) -> Callable[[nn.Module, Any, Any], Tensor]:
         def hook(module: nn.Module, inputs: object, output: Tensor) -> Tensor:
-            # Copies, because a port that works in place would change its own findings and the reference.
+            # Copies: a port that works in place would change the recorded output and the reference.
             copy = output.clone() if isinstance(output, Tensor) else output
             first = self.outputs.setdefault(activation, copy)
             if self._most_wrong is not None and distance(first, forced) > thresholds.MAPPING:
@@ -190,7 +190,7 @@ class _Run:
 
     @contextmanager
     def _failing_softly(self, activation: str, module: nn.Module, instead: Tensor) -> Iterator[None]:
-        """Have the module give `instead` where its forward raises, and record the error, while open."""
+        """If the module's forward raises, record the error and give `instead`, while open."""
         forward = module.forward
         of_the_instance = vars(module).get("forward")
 
@@ -215,7 +215,7 @@ class _Run:
 
 @contextmanager
 def _buffers_kept(model: nn.Module) -> Iterator[None]:
-    """Put the buffers back in the end: a BatchNorm left in training mode moves its statistics."""
+    """Restore the buffers at the end: a BatchNorm left in training mode moves its statistics."""
     kept = [(buffer, buffer.clone()) for buffer in model.buffers()]
     try:
         yield

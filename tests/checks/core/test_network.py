@@ -1,4 +1,4 @@
-"""The account of the network that the checks share, held against the PyTorch module and the TensorFlow graph."""
+"""The checks' description of the network, against the PyTorch module and the TensorFlow graph."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_it_has_every_activation_and_every_tensor_of_the_layer_map():
     assert sorted(keys) == sorted({row.key for row in rows} - counters)
 
 
-def test_a_layer_comes_behind_the_layers_that_it_takes():
+def test_a_layer_follows_its_inputs():
     seen: set[str | None] = {None}
     for activation, layer in NETWORK.items():
         assert seen.issuperset(layer.inputs), activation
@@ -88,22 +88,22 @@ def test_batch_norms_and_residuals_have_the_modules_settings(model):
 
 
 def test_convolutions_take_as_many_channels_as_their_inputs_give(model):
-    """Which holds for a branch of another width only in the right place."""
+    """A branch of another width fits in its own place only."""
     widths = {None: 3}
     for activation, layer in NETWORK.items():
-        taken = [widths[name] for name in layer.inputs]
+        inputs = [widths[name] for name in layer.inputs]
         match layer.kind:
             case LayerKind.UNIT | LayerKind.PROJECTION:
                 module = model.get_submodule(layer.keys["weight"].removesuffix(".weight"))
-                assert module.in_channels == sum(taken), activation
+                assert module.in_channels == sum(inputs), activation
                 widths[activation] = module.out_channels
             case LayerKind.REDUCTION:
-                widths[activation] = sum(taken)
+                widths[activation] = sum(inputs)
             case LayerKind.BOTTLENECK:
-                assert model.last_linear.in_features == sum(taken)
+                assert model.last_linear.in_features == sum(inputs)
                 widths[activation] = model.last_linear.out_features
             case _:
-                widths[activation] = taken[0]
+                widths[activation] = inputs[0]
 
 
 # Against the TensorFlow graph
@@ -127,7 +127,7 @@ def _scope(tensor) -> str:
 
 
 def test_convolutions_and_pools_slide_as_the_graphs_do(operations):
-    found = set()
+    seen = set()
     for operation in operations:
         if operation.type not in ("Conv2D", "MaxPool"):
             continue
@@ -140,8 +140,8 @@ def test_convolutions_and_pools_slide_as_the_graphs_do(operations):
             assert tuple(operation.inputs[1].shape.as_list()[:2]) == layer.kernel, operation.name
         else:
             assert tuple(operation.get_attr("ksize")) == (1, *layer.kernel, 1), operation.name
-        found.add(activation)
-    assert found == {activation for activation, layer in NETWORK.items() if layer.kernel}
+        seen.add(activation)
+    assert seen == {activation for activation, layer in NETWORK.items() if layer.kernel}
 
 
 def test_branches_are_concatenated_in_the_graphs_order(operations):
