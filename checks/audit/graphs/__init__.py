@@ -1,1 +1,1 @@
-"""Ports that are graphs: their files are read, their layers are found, and they are run."""
+"""Ports that are graphs: read their files, find their layers, and run them."""

@@ -1,16 +1,16 @@
-"""Find the layers of a graph: which of its constants are the weights of which layer.
+"""Find the layers of a graph, with the constants that are their weights.
 
-The names in an exported graph mean nothing, so a layer is known by its place. The search starts at an
-output of the graph and goes back, stage by stage, to the image:
+The names in an exported graph mean nothing, so its place identifies a layer. The search starts at an output
+of the graph and goes back, stage by stage, to the image:
 
 1. `linear_units.find_units` finds every convolution, with the affine operations and the ReLU behind it.
 2. The head: the layer that makes the embedding, and the average pool before it.
 3. The blocks: each ends in a concatenation of branches, or in a sum of the block's input and a convolution
    of such a concatenation. The shapes of its kernels identify a branch.
-4. The stem: six convolutions in a row, a max pool among them.
+4. The stem: six convolutions in a row, with a max pool after the third.
 
-A graph that is not built in this way is refused, and the message names the node. A wrong order of branches, a
-wrong stride or a ReLU too many is a fault of the port: it becomes a remark on the structure.
+A graph with another structure is refused, and the message names the node. A wrong order of branches, a wrong
+stride or an extra ReLU is a fault of the port, and becomes a remark on the structure.
 """
 
 from __future__ import annotations
@@ -54,10 +54,10 @@ class GraphLayers:
         weights: The weights of each layer.
         activations: Activation, as in `checks.core.activations`, to the graph's tensor that holds it.
         input: The graph's tensor that the first convolution takes.
-        embeddings: The outputs of the graph that are the embedding, normalised or not; empty where it gives
-            logits alone.
+        embeddings: The outputs of the graph that are the embedding, normalised or not; empty if all its
+            outputs are logits.
         computes_in_half: Whether a convolution computes in half precision.
-        remarks: Where the structure is not that of the network.
+        remarks: The deviations from the network's structure.
     """
 
     weights: PortWeights
@@ -72,7 +72,7 @@ def find_layers(graph: Graph) -> GraphLayers:
     """Find every layer of a graph.
 
     Raises:
-        ForeignGraphError: The graph is not this network; the message names the node where the search ends.
+        ForeignGraphError: The graph is another network; the message names the node at which the search ends.
     """
     wiring = Wiring(graph)
     units = find_units(wiring)
@@ -87,7 +87,7 @@ def find_layers(graph: Graph) -> GraphLayers:
             problems.append(error)
     if not searches:
         raise max(problems, key=lambda error: error.reached)
-    # Of a graph that gives embedding and logits, the search from the logits finds every layer.
+    # In a graph with embedding and logits, the search from the logits finds every layer.
     best = max(searches, key=lambda search: len(search.layers))
     embeddings = tuple(search.output for search in searches if LOGITS not in search.layers)
     judged = {*embeddings, best.activations.get(LOGITS)}
@@ -98,15 +98,17 @@ def find_layers(graph: Graph) -> GraphLayers:
         input=best.input,
         embeddings=embeddings,
         computes_in_half=best.computes_in_half,
-        remarks=(*best.remarks, *(f"its output {name!r} is not one that can be judged" for name in unjudged)),
+        remarks=(
+            *best.remarks,
+            *(f"its output {name!r} is neither embedding nor logits" for name in unjudged),
+        ),
     )
 
 
 class _Search:
     """The search from one output of a graph back to the image.
 
-    Every step takes the tensor that a part of the network ends in, and returns the tensor that the part
-    takes.
+    Every step takes the output tensor of a part of the network, and returns the input tensor of the part.
 
     Args:
         wiring: The graph's wiring.
@@ -127,7 +129,7 @@ class _Search:
         """Find every layer.
 
         Raises:
-            ForeignGraphError: The graph is not this network.
+            ForeignGraphError: The graph is another network.
         """
         tensor = self._average_pool(self._head(self.output))
         for scope, _, layers in reversed(BLOCKS[1:]):
@@ -141,7 +143,7 @@ class _Search:
     # The head.
 
     def _head(self, output: str) -> str:
-        """The Bottleneck, and the classifier where one stands behind it."""
+        """Find the Bottleneck, and the classifier if the graph has one."""
         last = self._last_unit_before(output)
         if last.inputs == BOTTLENECK_INPUTS:
             self._keep(BOTTLENECK, last)
@@ -152,17 +154,17 @@ class _Search:
         if bottleneck is None or (bottleneck.inputs, bottleneck.outputs) != (BOTTLENECK_INPUTS, last.inputs):
             raise self._foreign(
                 f"{label(last.linear)}, the last layer before the output {plain_name(output)!r}, takes "
-                f"{last.inputs} values, not {BOTTLENECK_INPUTS}"
+                f"{last.inputs} values, expected {BOTTLENECK_INPUTS}"
             )
         self._keep(LOGITS, last)
         self._keep(BOTTLENECK, bottleneck)
         return bottleneck.input
 
     def _last_unit_before(self, name: str) -> LinearUnit:
-        """The linear unit that a tensor is made from, with every affine operation behind it."""
+        """Find the linear unit before a tensor, with every affine operation that follows the unit."""
         nodes = self._wiring.nearest_linear(name)
         if len(nodes) != 1:
-            raise self._foreign(f"{len(nodes)} layers with weights end in {plain_name(name)!r}, not one")
+            raise self._foreign(f"{len(nodes)} layers with weights end in {plain_name(name)!r}, expected 1")
         units = [unit for unit in self._units.values() if unit.linear is nodes[0] and unit.last.op != "relu"]
         if not units:
             raise self._foreign(f"the weights or the bias of {label(nodes[0])} are not constants")
@@ -178,7 +180,7 @@ class _Search:
     # The blocks.
 
     def _residual_block(self, tensor: str, block: str, layers: Sequence[Layer]) -> str:
-        """A ReLU of the sum of the block's input and a 1x1 convolution of concatenated branches."""
+        """Find a ReLU of the sum of the block's input and a 1x1 convolution of concatenated branches."""
         node = self._wiring.producer(tensor)
         relu = node is not None and (node.op == "relu" or node.relu)
         self.remarks += remarks_on_relu(short_name(block), relu, expected=NETWORK[block].relu)
@@ -203,7 +205,7 @@ class _Search:
         )
 
     def _reduction(self, tensor: str, block: str, layers: Sequence[Layer]) -> str:
-        """A concatenation of branches and a max pool: Mixed_6a or Mixed_7a."""
+        """Find Mixed_6a or Mixed_7a: a concatenation of branches and a max pool."""
         concatenation = self._wiring.producer(tensor)
         if concatenation is None or concatenation.op != "concat":
             raise self._foreign(
@@ -213,7 +215,8 @@ class _Search:
         pools = [node for node in ends if node is not None and node.op == "max_pool"]
         if len(pools) != 1:
             raise self._foreign(
-                f"{label(concatenation)} at the end of {short_name(block)} takes {len(pools)} max pools"
+                f"{label(concatenation)} at the end of {short_name(block)} takes {len(pools)} max pools, "
+                "expected 1"
             )
         self.remarks += remarks_on_window(f"the pool of {short_name(block)}", pools[0].window, block)
         block_input = self._wiring.origin(pools[0].inputs[0])
@@ -221,7 +224,7 @@ class _Search:
         return block_input
 
     def _branches(self, concatenation: Node, block: str, layers: Sequence[Layer], block_input: str) -> None:
-        """Tell which convolution of a block's branches is which, by the shapes of the kernels."""
+        """Identify the convolutions of a block's branches by the shapes of their kernels."""
         actual = [self._branch(name, block, block_input) for name in concatenation.inputs]
         expected = list(by_branch(layers))
         if NETWORK[block].kind is LayerKind.REDUCTION:
@@ -243,7 +246,7 @@ class _Search:
                 self._keep(f"{block}/{layer.scope}", unit)
 
     def _branch(self, name: str, block: str, block_input: str) -> list[LinearUnit]:
-        """The convolutions from a block's input to the end of a branch, in the order of evaluation."""
+        """List the convolutions from a block's input to the end of a branch, in the order of evaluation."""
         units: list[LinearUnit] = []
         while (tensor := self._wiring.origin(name)) != block_input:
             node, unit = self._wiring.producer(tensor), self._units.get(tensor)
@@ -256,7 +259,7 @@ class _Search:
         return units
 
     def _pool_branch(self, pool: Node, block: str, block_input: str) -> list[LinearUnit]:
-        """A branch that is a max pool of the block's input, and has no convolutions."""
+        """Check that a branch is a max pool of the block's input; it has no convolutions."""
         if self._wiring.origin(pool.inputs[0]) != block_input:
             raise self._foreign(f"{label(pool)} in {short_name(block)} does not take the input of the block")
         return []
@@ -264,7 +267,7 @@ class _Search:
     # The stem.
 
     def _stem(self, tensor: str) -> str:
-        """Six convolutions, with a max pool behind the third."""
+        """Find six convolutions, with a max pool after the third."""
         for layer in reversed(STEM):
             activation = f"{NETWORK_SCOPE}/{layer.scope}"
             unit = self._units.get(self._wiring.origin(tensor))
@@ -285,31 +288,31 @@ class _Search:
         self.remarks += remarks_on_window(short_name(MAX_POOL), pool.window, MAX_POOL)
         return pool.inputs[0]
 
-    # What surrounds the layers, and what is kept.
+    # The surroundings of the layers, and the record of layers.
 
     def _remark_on_surroundings(self) -> None:
-        """Name the operations before the first layer or behind the last whose effect a run cannot show."""
-        behind = self._wiring.ancestors(self.output) - self._wiring.ancestors(self.activations[BOTTLENECK])
+        """Name the operations before the first layer or after the last whose effect a run cannot show."""
+        after = self._wiring.ancestors(self.output) - self._wiring.ancestors(self.activations[BOTTLENECK])
         for outputs, known, place in (
             (self._wiring.ancestors(self.input), SURROUNDING_OPERATIONS, "before the first layer"),
-            (behind, SURROUNDING_OPERATIONS | CLASSIFIER_OPERATIONS, "behind the last layer"),
+            (after, SURROUNDING_OPERATIONS | CLASSIFIER_OPERATIONS, "after the last layer"),
         ):
             unknown = sorted({self._wiring.producers[name].kind for name in outputs} - known)
             if unknown:
-                self.remarks.append(f"{', '.join(unknown)} {place}, which no run can vouch for")
+                self.remarks.append(f"{', '.join(unknown)} {place}, which a run cannot judge")
 
     def _keep(self, activation: str, unit: LinearUnit) -> None:
-        """Note that a unit is a layer of the network."""
+        """Record a unit as a layer of the network."""
         self.layers[activation] = unit.tensors
-        # The activation of a residual's last convolution is what it gives before the residual is scaled.
+        # The activation of a residual's last convolution is its output before the residual scale.
         self.activations[activation] = unit.linear.output if "factor" in unit.constants else unit.output
         self.remarks += remarks_on_unit(unit, activation)
-        # Weights that are only stored in half precision are widened by a node before they are used.
+        # A node widens weights that are only stored in half precision.
         is_widened = unit.linear.inputs[1] in self._wiring.producers
         self.computes_in_half |= unit.constants["weights"].array.dtype in HALVES and not is_widened
 
     def _end(self, tensor: str) -> str:
-        """The node that makes a tensor, for a message; of a ReLU, the node before it too."""
+        """Describe the node that computes a tensor, for a message; with a ReLU comes the node before it."""
         node = self._wiring.producer(tensor)
         if node is None or node.op != "relu":
             return label(node)
@@ -322,7 +325,7 @@ class _Search:
 def _match_branches(
     actual: Sequence[Sequence[LinearUnit]], expected: Sequence[Sequence[Layer]]
 ) -> tuple[int, ...] | None:
-    """The number of the network's branch that each branch of a graph is; None where they do not match."""
+    """Match each branch of a graph to a branch of the network; None if the branches do not match."""
     if len(actual) != len(expected):
         return None
     shapes = [[unit.kernel_shape for unit in branch] for branch in actual]

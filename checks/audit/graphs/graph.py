@@ -1,4 +1,4 @@
-"""A computation graph, in terms that do not depend on the format of its file."""
+"""A computation graph, independent of the format of its file."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ Op = Literal[
     "conv", "dense", "batch_norm", "add", "subtract", "multiply", "divide", "relu", "concat", "max_pool",
     "mean", "same", "other",
 ]  # fmt: skip
-"""The operation of a node. same: it changes no value of its first input, only their order or dtype."""
+"""The operation of a node. same: the values of its first input, with another order or dtype."""
 
 _LONGEST_DESCRIPTION = 400  # characters
 
 Padding = tuple[tuple[int, int], tuple[int, int]] | Literal["SAME", "VALID"]
-"""((rows above, rows below), (columns left, columns right)), or TensorFlow's word for it."""
+"""((rows above, rows below), (columns left, columns right)), or TensorFlow's word for the padding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +43,9 @@ class Node:
 
     Attributes:
         op: The operation.
-        kind: The file's own name for it.
-        inputs: Names of tensors; an empty name stands for an input that was left out.
-        output: Name of its first output.
+        kind: The file's own name for the operation.
+        inputs: The names of its input tensors; an empty name stands for an optional input that is absent.
+        output: The name of its first output.
         relu: Whether a ReLU is fused into it.
         window: The window of a convolution or pool.
         epsilon: The epsilon of a batch normalisation.
@@ -64,7 +64,7 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """An input or output of a graph; an extent that is not fixed is None."""
+    """An input or output of a graph; a variable extent is None."""
 
     name: str
     shape: tuple[int | None, ...]
@@ -77,9 +77,9 @@ class Graph:
 
     Attributes:
         path: The file.
-        files: The file, and any others that tensors were read from.
-        format: The format, for the reader.
-        title: The name of the graph and of the tool that wrote it.
+        files: The file, and any other files with its tensors.
+        format: The format as users read it, such as "ONNX graph".
+        title: The names of the graph and of the tool that wrote it.
         nodes: The nodes, in the file's order.
         constants: Name to array.
         inputs: The inputs, without the constants.
@@ -98,23 +98,23 @@ class Graph:
     channels_last: bool
 
     def description(self) -> str:
-        """Describe the graph in a message that refuses it."""
+        """Describe the graph for a message."""
         convolutions = sum(node.op == "conv" for node in self.nodes)
         takes = ", ".join(f"{value.name} {_extents(value.shape)}" for value in self.inputs)
         quantised = any(
             "INTEGER" in node.kind.upper() or "QLINEAR" in node.kind.upper() for node in self.nodes
         )
-        what = f"{'quantised, ' if quantised else ''}{self.title}, with {convolutions} convolutions"
-        return printable(f"{what}, taking {takes}"[:_LONGEST_DESCRIPTION])
+        subject = f"{'quantised, ' if quantised else ''}{self.title}, with {convolutions} convolutions"
+        return printable(f"{subject}, taking {takes}"[:_LONGEST_DESCRIPTION])
 
 
 class ForeignGraphError(SourceError):
-    """A graph is not that of this network (exit code 3).
+    """A graph that is another network (exit code 3).
 
     Args:
         graph: The graph.
-        problem: What is wrong, a clause that names the node.
-        reached: The number of layers that were found before.
+        problem: A clause on the problem, which names the node.
+        reached: The number of layers that the search found.
     """
 
     def __init__(self, graph: Graph, problem: str, *, reached: int = 0) -> None:

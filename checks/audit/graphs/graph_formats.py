@@ -18,12 +18,12 @@ class GraphFormat:
     """A format of graph files.
 
     Attributes:
-        name: Its name, which `Graph.format` begins with.
+        name: The name, with which `Graph.format` begins.
         extra: The extra of this project that installs the packages.
-        packages: Module to package, for everything that reads or runs these files; the last one runs them.
+        packages: Module to package, for reading and running these files; the last package runs them.
         runtime: The name of the runtime.
-        detect: Says whether a file is of this format.
-        read: Reads a file.
+        detect: Function that returns True if a file has this format.
+        read: Function that reads a file.
     """
 
     name: str
@@ -34,11 +34,11 @@ class GraphFormat:
     read: Callable[[Path], Graph]
 
     def versions(self) -> dict[str, str]:
-        """Package to installed version; the runtime comes last."""
+        """Map packages to installed versions; the runtime comes last."""
         return {package: _version(module, package) for module, package in self.packages.items()}
 
     def runtime_version(self) -> str:
-        """Name and version of the runtime."""
+        """Return the name and version of the runtime."""
         return f"{self.runtime} {list(self.versions().values())[-1]}"
 
 
@@ -63,7 +63,7 @@ GRAPH_FORMATS = (
 
 
 def find_graph_format(path: Path) -> GraphFormat | None:
-    """Find the format of a graph file; None where it is no graph file.
+    """Find the format of a graph file; None if the file is not a graph.
 
     Raises:
         RequirementError: A package that reads or runs the file is not installed.
@@ -88,12 +88,12 @@ def find_graph_format(path: Path) -> GraphFormat | None:
 
 
 def format_of(graph: Graph) -> GraphFormat:
-    """The format that a graph was read from."""
+    """Return the format of a graph's file."""
     return next(each for each in GRAPH_FORMATS if graph.format.startswith(each.name))
 
 
 def _version(module: str, package: str) -> str:
     try:
         return version(package)
-    except PackageNotFoundError:  # another build of it, such as onnxruntime-gpu
+    except PackageNotFoundError:  # another build of the package, such as onnxruntime-gpu
         return version(packages_distributions()[module][0])

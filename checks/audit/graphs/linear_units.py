@@ -1,8 +1,8 @@
-"""Linear units: each convolution or dense layer of a graph with the operations that belong to it.
+"""Find linear units: each convolution or dense layer of a graph with the operations that belong to it.
 
-A layer of the network may be several nodes of a graph: a convolution, then a batch normalisation, or a
-product and a sum with constants, then a ReLU. Where an exporter folded the BatchNorm in, only the
-convolution is left.
+A layer of the network may be several nodes of a graph: a convolution; then a batch normalisation, or a
+product and a sum with constants; then a ReLU. If an exporter folded the BatchNorm in, the convolution and the
+ReLU remain.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ _NUMBER = Layout("1->1", (0,))
 
 @dataclass(frozen=True, slots=True)
 class LinearUnit:
-    """A convolution or dense layer with constant weights, and the operations behind it.
+    """A convolution or dense layer with constant weights, and the operations that follow.
 
     Attributes:
         linear: The node of the convolution or dense layer.
-        last: The node of the last operation; `linear` where nothing follows.
+        last: The node of the last operation; `linear` if none follows.
         length: The number of nodes from `linear` to `last`.
-        constants: Role to tensor: the weights, and the constants of every operation behind.
-        epsilon: The epsilon of the batch normalisation; None where there is none.
+        constants: Role to tensor: the weights, and the constants of the operations that follow.
+        epsilon: The epsilon of the batch normalisation; None without one.
     """
 
     linear: Node
@@ -42,12 +42,12 @@ class LinearUnit:
 
     @property
     def input(self) -> str:
-        """The tensor that it takes."""
+        """The name of its input tensor."""
         return self.linear.inputs[0]
 
     @property
     def output(self) -> str:
-        """The tensor that it makes."""
+        """The name of its output tensor."""
         return self.last.output
 
     @property
@@ -63,17 +63,17 @@ class LinearUnit:
 
     @property
     def inputs(self) -> int:
-        """The number of channels that it takes."""
+        """The number of its input channels."""
         return self.kernel_shape[-2]
 
     @property
     def outputs(self) -> int:
-        """The number of channels that it gives."""
+        """The number of its output channels."""
         return self.kernel_shape[-1]
 
     @property
     def tensors(self) -> Mapping[Role, PortTensor]:
-        """The constants, with a sum that stands where a bias should be called the bias."""
+        """The constants; a shift without a scale or a bias counts as the bias."""
         tensors = dict(self.constants)
         if "shift" in tensors and "scale" not in tensors and "biases" not in tensors:
             tensors["biases"] = tensors.pop("shift")
@@ -81,10 +81,10 @@ class LinearUnit:
 
 
 def find_units(wiring: Wiring) -> dict[str, LinearUnit]:
-    """Find every linear unit of a graph, complete or not, by its output.
+    """Map the outputs of all linear units of a graph, complete or not, to the units.
 
-    A convolution with a batch normalisation and a ReLU is three entries: after the convolution alone, after
-    the normalisation, and after the ReLU.
+    A convolution with a batch normalisation and a ReLU gives three entries: the convolution alone, with the
+    normalisation, and with the ReLU.
     """
     units: dict[str, LinearUnit] = {}
     waiting = [
@@ -102,7 +102,7 @@ def find_units(wiring: Wiring) -> dict[str, LinearUnit]:
 
 
 def _start_unit(node: Node, constants: Mapping[str, Array]) -> LinearUnit | None:
-    """The unit of a linear node alone; None where its weights or bias are not constants of the right rank."""
+    """Make the unit of a linear node alone; None unless its weights and bias are constants that fit."""
     if node.op not in ("conv", "dense") or node.layout is None:
         return None
     weights = constants.get(node.inputs[1])
@@ -122,12 +122,12 @@ def _start_unit(node: Node, constants: Mapping[str, Array]) -> LinearUnit | None
 def _extend_unit(
     unit: LinearUnit, node: Node, operand: str, constants: Mapping[str, Array]
 ) -> LinearUnit | None:
-    """A unit with one more operation; None where the operation does not belong to it.
+    """Add an operation to a unit; return None if the operation does not belong to it.
 
     Args:
         unit: The unit so far.
         node: A node that takes its output.
-        operand: The name under which the node takes it.
+        operand: The name of that input of the node.
         constants: The graph's constants.
     """
     longer = replace(unit, last=node, length=unit.length + 1)

@@ -1,4 +1,4 @@
-"""Build the network in PyTorch with a graph's own weights, folded where the graph has them folded."""
+"""Build the network in PyTorch with a graph's own weights, folded as in the graph."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class _Affine(nn.Module):
 def network_from_graph(graph_layers: GraphLayers, dtype: torch.dtype) -> InceptionResnetV1:
     """Build the network in evaluation mode; it computes in `dtype`.
 
-    Only the weights are the graph's. Where the graph computes anything else than the network, the two differ.
+    Only the weights are the graph's. A fault in the graph's structure makes the two results differ.
     """
     layers = graph_layers.weights.layers
     kernel = layers[BOTTLENECK]["weights"]
@@ -53,7 +53,7 @@ def network_from_graph(graph_layers: GraphLayers, dtype: torch.dtype) -> Incepti
 
 
 def _set_convolution(model: InceptionResnetV1, module: str, tensors: Tensors) -> None:
-    """Put the tensors of a layer into its module, which is a residual's last convolution or a unit."""
+    """Put the tensors of a layer into its module: a residual's last convolution, or a unit with BatchNorm."""
     unit = model.get_submodule(module)
     if isinstance(unit, nn.Conv2d):
         block = model.get_submodule(module.rpartition(".")[0])
@@ -83,7 +83,7 @@ def _linear(tensors: Tensors) -> nn.Linear:
 
 
 def _batch_norm(tensors: Tensors, module: nn.Module) -> nn.Module:
-    """The module behind the weights: a BatchNorm, a product and a sum, or nothing where it is folded in."""
+    """Build the module after the weights: a BatchNorm, a product and a sum, or the identity if folded in."""
     if "moving_variance" in tensors:
         for role, name in _BATCH_NORM.items():
             value = _vector(tensors[role])

@@ -1,4 +1,4 @@
-"""Read an ONNX file as a `Graph`; its weights may be in files beside it."""
+"""Read an ONNX file as a `Graph`; its weights may lie in files beside it."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def read_onnx(path: Path) -> Graph:
     """Read an ONNX file.
 
     Raises:
-        SourceError: The file is not ONNX or is damaged, or its weights are not where it says.
+        SourceError: The file is not ONNX or is damaged, or the files with its weights cannot be read.
     """
     import onnx
 
@@ -76,17 +76,17 @@ def read_onnx(path: Path) -> Graph:
         return _graph(path, model)
     except SourceError:
         raise
-    except Exception as error:  # the library raises anything on damage, and on a malformed node
+    except Exception as error:  # the library raises any exception on damage, and on a malformed node
         raise SourceError(
-            path, "not a readable ONNX file: damaged, cut off, or something else", next_step="Export it again"
+            path, "not a readable ONNX file: damaged, cut off, or another format", next_step="Export it again"
         ) from error
 
 
 def _check_size(content: bytes) -> None:
-    """Count nodes and initialisers before the library makes an object of each.
+    """Count nodes and initialisers before the library creates an object for each.
 
     Raises:
-        ProtoError: The content is not a ModelProto, or has more of them than any graph of this network.
+        ProtoError: The content is not a ModelProto, or has more parts than any graph of this network.
     """
     scanner = ProtoScanner(content, _MOST_FIELDS)
     for field in scanner.fields(0, len(content)):
@@ -110,7 +110,7 @@ def _graph(path: Path, model: Any) -> Graph:
 
 
 def _constants(path: Path, model: Any, files: list[Path]) -> Iterator[tuple[str, Array]]:
-    """Read every initialiser and Constant; a file beside the model that holds one is added to `files`."""
+    """Read every initialiser and Constant; append to `files` each file beside the model that holds one."""
     from onnx import numpy_helper
 
     tensors = list(model.graph.initializer)
@@ -129,16 +129,16 @@ def _constants(path: Path, model: Any, files: list[Path]) -> Iterator[tuple[str,
             continue
         try:
             yield tensor.name, np.asarray(numpy_helper.to_array(tensor))
-        except Exception as error:  # the library raises anything on damage
+        except Exception as error:  # the library raises any exception on damage
             raise SourceError(
                 path, "its data does not have its dtype and shape", tensor=tensor.name
             ) from error
 
 
 def _external(path: Path, tensor: Any, files: list[Path], claimed: dict[str, TensorInfo]) -> Array:
-    """Read a tensor from the file beside the model that it names; other folders are not opened.
+    """Read a tensor from a file beside the model; a path to another folder is refused.
 
-    `claimed` holds the tensors that were read so far: together they may not be much larger than their file.
+    `claimed` holds the tensors so far: together they must not be much larger than their file.
     """
     import onnx
 
@@ -146,7 +146,9 @@ def _external(path: Path, tensor: Any, files: list[Path], claimed: dict[str, Ten
     location = entries.get("location", "")
     beside = path.with_name(location) if location and Path(location).name == location else None
     if beside is None:
-        raise SourceError(path, f"its data lies outside its folder, in {location!r}", tensor=tensor.name)
+        raise SourceError(
+            path, f"its data lies outside the folder of the model, in {location!r}", tensor=tensor.name
+        )
     try:
         dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type))
         shape = tuple(tensor.dims)
@@ -157,7 +159,7 @@ def _external(path: Path, tensor: Any, files: list[Path], claimed: dict[str, Ten
             check_claims(beside, claimed, size)
             nbytes = TensorInfo(dtype, shape).nbytes
             if not 0 <= offset <= size - nbytes or int(entries.get("length", nbytes)) != nbytes:
-                raise SourceError(beside, "its data lies behind the end of the file", tensor=tensor.name)
+                raise SourceError(beside, "its data lies beyond the end of the file", tensor=tensor.name)
             file.seek(offset)
             array = np.frombuffer(file.read(nbytes), dtype).reshape(shape)
     except (OSError, ValueError, KeyError) as error:
@@ -170,7 +172,7 @@ def _external(path: Path, tensor: Any, files: list[Path], claimed: dict[str, Ten
 
 
 def _fold_constants(nodes: Sequence[Any], constants: dict[str, Array]) -> None:
-    """Add the outputs of the nodes that only reorder or widen a constant to the constants."""
+    """Add to the constants the outputs of nodes that only reorder or widen a constant."""
     import onnx
 
     for node in nodes:
@@ -194,7 +196,7 @@ def _value(value: Any) -> Value:
     import onnx
 
     kind = value.type.tensor_type
-    # Some exporters write -1, or 0, for an extent that is not fixed.
+    # Some exporters write -1 or 0 for a variable extent.
     shape = tuple(dim.dim_value if dim.dim_value > 0 else None for dim in kind.shape.dim)
     try:
         dtype = str(np.dtype(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)))

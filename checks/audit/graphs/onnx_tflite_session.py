@@ -1,4 +1,4 @@
-"""An ONNX or TFLite graph that is run on images, in the layout, dtype and batch size that it takes."""
+"""Run an ONNX or TFLite graph on images, in the layout, dtype and batch size of its input."""
 
 from __future__ import annotations
 
@@ -26,16 +26,14 @@ _OUTPUT_NAMES = {
     BOTTLENECK: "embeddings before they are normalised",
     LOGITS: "logits",
 }
-_MOST_IMAGES = 64  # in a fixed batch
+_MOST_IMAGES = 64  # of a fixed batch
 _MOST_PIXELS = 1024  # of height and width
-_LENGTH_TOLERANCE = (
-    1e-2  # how far from one the length of an embedding may be that was normalised in half precision
-)
+_LENGTH_TOLERANCE = 1e-2  # of the length of an embedding that is normalised in half precision
 
 
 @dataclass(frozen=True, slots=True)
 class _ImageLayout:
-    """The layout of images in a graph's input; an extent is None where the graph takes any."""
+    """The layout of images in a graph's input; a variable extent is None."""
 
     channels_last: bool
     batch: int | None
@@ -44,7 +42,7 @@ class _ImageLayout:
 
 
 class OnnxTfliteSession:
-    """An ONNX or TFLite graph in a process that runs it: a `run_graph.GraphSession`.
+    """The session of an ONNX or TFLite graph in a process of its own: a `run_graph.GraphSession`.
 
     Args:
         graph: The graph.
@@ -87,14 +85,14 @@ class OnnxTfliteSession:
         return images
 
     def run(self, images: Array) -> list[Array]:
-        """Run the graph as its runtime optimises it; each of `outputs` as (N, size)."""
+        """Run the graph as its runtime optimises it; return each of `outputs` as (N, size)."""
         if not self.outputs:
             return []
         arrays = self._run(images, self._output_tensors, as_written=False)
         return [array.reshape(len(images), -1) for array in arrays]
 
     def run_layers(self, images: Array) -> tuple[Array, list[Array]]:
-        """Run the graph as it is written; the input of the first convolution and every activation, NHWC."""
+        """Run the graph node by node; return the first convolution's input and every activation, NHWC."""
         names = [self._layers.activations[activation] for activation in self.activations]
         if self._layers.input == self._graph.inputs[0].name:
             arrays = self._run(images, names, as_written=True)
@@ -103,7 +101,7 @@ class OnnxTfliteSession:
         return arrays[-1], arrays[:-1]
 
     def _is_normalised(self, output: str) -> bool:
-        # A ramp: a constant image has no deviation to be divided by.
+        # A ramp, because whitening divides by the deviation, which is 0 in a constant image.
         ramp = np.linspace(-1, 1, IMAGE_SIZE**2 * 3, dtype=np.float32).reshape(1, IMAGE_SIZE, IMAGE_SIZE, 3)
         (embedding,) = self._run(self.fit_images(ramp), [output], as_written=False)
         length = np.sqrt(np.square(embedding.astype(np.float64)).sum())
@@ -115,14 +113,14 @@ class OnnxTfliteSession:
         return [array.transpose(0, 2, 3, 1) if array.ndim == 4 else array for array in arrays]
 
     def _run(self, images: Array, names: list[str], *, as_written: bool) -> list[Array]:
-        """Run the graph on NHWC images, in batches of the size that it takes."""
+        """Run the graph on NHWC images, in batches of its own size."""
         ordered = images if self._layout.channels_last else images.transpose(0, 3, 1, 2)
         ready = np.ascontiguousarray(ordered).astype(self.input_dtype)
         size = self._layout.batch or len(ready)
         parts = []
         for start in range(0, len(ready), size):
             batch = ready[start : start + size]
-            # A graph of fixed batch takes no fewer: the last image is repeated.
+            # A graph with a fixed batch takes no fewer images, so the last image is repeated.
             filled = np.concatenate([batch, np.repeat(batch[-1:], size - len(batch), axis=0)])
             arrays = self._process.run(filled, names, as_written=as_written)
             if any(array.ndim < 2 or len(array) != size for array in arrays):
@@ -132,7 +130,7 @@ class OnnxTfliteSession:
 
 
 def _image_layout(graph: Graph) -> _ImageLayout:
-    """Find the layout of images from the shape of the graph's input.
+    """Infer the layout of images from the shape of the graph's input.
 
     Raises:
         SourceError: The graph does not take images of three channels.

@@ -1,4 +1,4 @@
-"""Detect what a graph does to an image before its first convolution, from what that convolution takes."""
+"""Detect a graph's preprocessing of images from the input of its first convolution."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ Array = NDArray[Any]
 Pixels = Callable[[Array], Array]
 
 RECOGNISED = 2e-3
-"""Largest relative L2 at which an image counts as prepared in one of the known ways. The two that are
-nearest to each other, by 127.5 and by 128, are 4e-3 apart; half precision rounds by 5e-4."""
+"""Largest relative L2 at which an image counts as prepared in a known way. The two closest ways, by 127.5
+and by 128, are 4e-3 apart; half precision rounds by 5e-4."""
 
 _STANDARDISED = "standardised images"
 _BYTES = "pixels of 0 to 255"
@@ -28,7 +28,7 @@ _FEEDS: Mapping[str, Pixels] = {
     _BYTES: lambda pixels: pixels.astype(np.float32),
     _SHARES: lambda pixels: (pixels / 255.0).astype(np.float32),
 }
-"""Name to what is fed to the graph."""
+"""The name of each input of a graph, to the function that computes it from pixels."""
 
 _BAKED: Mapping[str, Pixels] = {
     FIXED: standardise,
@@ -36,19 +36,18 @@ _BAKED: Mapping[str, Pixels] = {
     "x / 255": _FEEDS[_SHARES],
     PER_IMAGE: prewhiten,
 }
-"""Name to what the first convolution takes."""
+"""The name of each input of the first convolution, to the function that computes it from pixels."""
 
 
 @dataclass(frozen=True, slots=True)
 class Preprocessing:
-    """The way in which images go into a graph, and what the graph does to them.
+    """The input of a graph, and the graph's own operations on it before the first convolution.
 
     Attributes:
-        feed: What is fed: one of the names of `_FEEDS`.
-        baked: What the graph makes of it: one of the names of `_BAKED`.
-        reverses: Whether it takes BGR.
-        distance: Relative L2 distance of the image that its first convolution takes from the one that this
-            gives.
+        feed: The input of the graph: one of the names of `_FEEDS`.
+        baked: The input of the first convolution: one of the names of `_BAKED`.
+        reverses: Whether the graph takes BGR.
+        distance: Relative L2 of the actual input of the first convolution from this one.
     """
 
     feed: str
@@ -58,12 +57,12 @@ class Preprocessing:
 
     @property
     def is_known(self) -> bool:
-        """True if it explains what the first convolution takes."""
+        """True if it explains the input of the first convolution."""
         return self.distance <= RECOGNISED
 
     @property
     def takes_standardised(self) -> bool:
-        """True if standardised RGB images are fed as they are; also true if nothing is known."""
+        """True if the graph takes standardised RGB images."""
         return self.feed == _STANDARDISED and not self.reverses
 
     @property
@@ -73,10 +72,10 @@ class Preprocessing:
 
     @property
     def statement(self) -> str:
-        """A clause that says what the graph does."""
+        """A clause on the preprocessing."""
         if not self.is_known:
             return (
-                f"unknown: no known way to prepare images gives what its first layer takes "
+                f"unknown: no known way to prepare images gives the input of its first layer "
                 f"({self.distance:.1e} off)"
             )
         order = "BGR" if self.reverses else "RGB"
@@ -97,11 +96,11 @@ def to_pixels(images: Array) -> Array:
 
 
 def detect_preprocessing(pixels: Array, prepare: Callable[[Array], Array], dtype: str) -> Preprocessing:
-    """Find which of the known ways to prepare an image a graph follows.
+    """Find the known way to prepare an image that is nearest to a graph's.
 
     Args:
         pixels: (N, H, W, 3), whole numbers of 0 to 255.
-        prepare: Maps what is fed to the graph to the image that its first convolution takes, both NHWC.
+        prepare: Function from the graph's input to the input of its first convolution, both NHWC.
         dtype: The dtype of the graph's input.
     """
     baked_images = {name: bake(pixels) for name, bake in _BAKED.items()}
@@ -112,7 +111,7 @@ def detect_preprocessing(pixels: Array, prepare: Callable[[Array], Array], dtype
             prepared = prepare(_feed(feed, pixels, reverses=reverses))
             for baked, expected in baked_images.items():
                 if (feed, baked) == (_SHARES, "x / 255"):
-                    continue  # the graph takes its input as it is, which is the first row of both tables
+                    continue  # a graph that leaves its input alone: the first row of both tables covers it
                 distance = relative_l2(prepared, expected) if prepared.shape == expected.shape else np.inf
                 if best is None or distance < best.distance:
                     best = Preprocessing(feed, baked, reverses, distance)

@@ -1,6 +1,6 @@
-"""Run onnxruntime or LiteRT in a process of its own, which a damaged file may crash.
+"""Run onnxruntime or LiteRT in a process of its own, because a damaged file may crash it.
 
-`RuntimeProcess` is the parent's side. Run as a module, with KIND and FILE, this is the child.
+`RuntimeProcess` is the parent's side. The child runs this module with the arguments KIND and FILE.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from converter.errors import SourceError
 
 Array = NDArray[Any]
 Session = Callable[[str, Array], list[Array]]
-"""A graph open in its runtime: (name of its input, images in its layout and dtype) to the outputs."""
+"""An open graph: a function from the name of its input and images in its layout and dtype to its outputs."""
 
 SECONDS = 600
-"""Longest time to wait for a batch; a batch of five takes a few seconds."""
+"""Time limit for a batch; a batch of five takes a few seconds."""
 
 MEMORY = 16 << 30
-"""Bytes of memory that the child may take; a batch of five takes a twentieth of it."""
+"""Memory limit of the child, in bytes; a batch of five takes a twentieth of it."""
 
 
 class RuntimeProcess:
@@ -45,12 +45,12 @@ class RuntimeProcess:
 
         Args:
             images: Images in the graph's own layout and dtype.
-            outputs: Names of the tensors to fetch.
-            as_written: Whether to run every node as it is written, so that tensors inside the graph can be
-                fetched; otherwise as the runtime optimises the graph by default.
+            outputs: The names of the tensors to fetch.
+            as_written: Whether to run every node as written, so that tensors inside the graph can be fetched.
+                Otherwise the runtime optimises the graph, as by default.
 
         Raises:
-            SourceError: The runtime refuses the graph, crashes on it or does not finish.
+            SourceError: The runtime refuses the graph, crashes or does not finish.
         """
         request = {
             "input": self._graph.inputs[0].name, "outputs": list(outputs), "as_written": as_written,
@@ -72,12 +72,12 @@ class RuntimeProcess:
         self._child.close()
 
     def _refusal(self, problem: str) -> SourceError:
-        next_step = "Export it again, or ask its author how it is run"
+        next_step = "Export it again, or ask its author how to run it"
         return SourceError(self._graph.path, problem, next_step=next_step)
 
 
 def run_child(kind: str, path: Path) -> None:
-    """Open a file in its runtime as the requests ask for it, and answer with what it gives."""
+    """Answer requests with the outputs of a graph, opened once for each set of outputs."""
     open_session = _open_tflite if kind == "tflite" else _open_onnx
     sessions: dict[tuple[tuple[str, ...], bool], Session] = {}
 
@@ -102,7 +102,7 @@ def _open_onnx(path: Path, outputs: Sequence[str], as_written: bool) -> Session:
     model: str | bytes = str(path)
     if as_written:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        # onnxruntime gives only what the model calls an output.
+        # onnxruntime fetches only the outputs that the model declares.
         changed = onnx.load(str(path))
         known = {output.name for output in changed.graph.output}
         changed.graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs if name not in known)
@@ -140,7 +140,7 @@ def _open_tflite(path: Path, outputs: Sequence[str], as_written: bool) -> Sessio
 
 
 def _tensor_number(name: str) -> int:
-    """The number that `tflite_file` puts behind a tensor's name."""
+    """Return the number that `tflite_file` appends to a tensor's name."""
     return int(name.rpartition("#")[2])
 
 

@@ -1,4 +1,4 @@
-"""Remarks on a graph's structure: strides, padding, epsilons and ReLUs that are not the network's."""
+"""Remarks on a graph's structure: strides, padding, epsilons and ReLUs that differ from the network's."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ SURROUNDING_OPERATIONS = frozenset((
     "SLICE", "SOFTMAX", "SPLIT", "SQRT", "SQUARE", "SQUARED_DIFFERENCE", "SQUEEZE", "STRIDED_SLICE", "SUB",
     "SUM", "TRANSPOSE",
 ))  # fmt: skip
-"""Operations that prepare an image or normalise an embedding. They treat every image alike, so that a run
-on a few images shows what they do; of any other operation it does not."""
+"""Operations that prepare an image or normalise an embedding. They treat every image alike, so a run on a few
+images is enough to judge them; it is not enough for other operations."""
 
 CLASSIFIER_OPERATIONS = frozenset({"Gemm", "MatMul", "FULLY_CONNECTED"})
 
 
 def remarks_on_unit(unit: LinearUnit, activation: str) -> Iterator[str]:
-    """Say where a convolution, or what follows it, is not that of the network.
+    """Describe how a convolution, or the operations after it, differ from the network's.
 
     Args:
         unit: The convolution in the graph.
-        activation: The layer that it is.
+        activation: The layer of the network.
     """
     name, layer = short_name(activation), NETWORK[activation]
     if layer.kernel is not None:
@@ -42,18 +42,18 @@ def remarks_on_unit(unit: LinearUnit, activation: str) -> Iterator[str]:
 
 
 def remarks_on_relu(name: str, actual: bool, *, expected: bool) -> Iterator[str]:
-    """Say whether a layer or block has a ReLU at its end that should not be there, or lacks one."""
+    """Describe an extra or a missing ReLU at the end of a layer or block."""
     if actual is not expected:
         yield f"{name} ends {'with' if actual else 'without'} a ReLU"
 
 
 def remarks_on_window(name: str, window: Window | None, activation: str) -> Iterator[str]:
-    """Say how a convolution or pool slides, where it is not as the network's.
+    """Describe how the window of a convolution or pool differs from the network's.
 
     Args:
-        name: What to call it.
-        window: How it slides in the graph; None where the graph has no such thing, as for a dense layer.
-        activation: The layer of the network whose kernel, stride and padding are expected.
+        name: The name of the convolution or pool.
+        window: The window in the graph; None for a dense layer.
+        activation: The layer of the network with the expected kernel, stride and padding.
     """
     layer = NETWORK[activation]
     if window is None or layer.kernel is None:
@@ -75,7 +75,7 @@ def remarks_on_window(name: str, window: Window | None, activation: str) -> Iter
 
 
 def _padded_pixels(padding: Padding, size: tuple[int, int], stride: int) -> Padding:
-    """A padding in pixels; SAME at a stride of 2 stays a word, as it depends on the size of the image."""
+    """Convert a padding to pixels; SAME at stride 2 stays a word, because it depends on the image size."""
     if padding == "VALID":
         return (0, 0), (0, 0)
     if padding == "SAME" and stride == 1:

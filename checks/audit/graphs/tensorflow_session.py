@@ -25,18 +25,18 @@ ARITHMETIC = frozenset((
     "Select", "SelectV2", "Shape", "Slice", "Sqrt", "Square", "Squeeze", "StopGradient",
     "StridedSlice", "Sub", "Sum", "Switch", "Transpose", "VarHandleOp", "Variable", "VariableV2",
 ))  # fmt: skip
-"""The operations of a network. TensorFlow's graphs can also read and write files, so a foreign graph is run
-only if it holds no other operation."""
+"""The operations of a network. A foreign graph with any other operation is not run, because TensorFlow's
+operations can also read and write files."""
 
 
 class TensorFlowSession:
-    """An open graph of a .pb or a .meta: a `run_graph.GraphSession`.
+    """The session of an open graph from a .pb or a .meta: a `run_graph.GraphSession`.
 
     Args:
         graph: The graph.
 
     Raises:
-        ValueError: It holds operations that are not arithmetic; nothing of it was run.
+        ValueError: The graph holds operations that are not arithmetic, and was not run.
     """
 
     input_description = "NHWC float32"
@@ -50,7 +50,7 @@ class TensorFlowSession:
 
         others = sorted(graph.operations - ARITHMETIC)
         if others:
-            raise ValueError(f"it was not run: it holds {', '.join(others)}, which is not arithmetic")
+            raise ValueError(f"it was not run: it holds {', '.join(others)}, not only arithmetic")
         self.runtime = f"TensorFlow {tensorflow.__version__}"
         self._graph = graph
         self.activations = tuple(
@@ -60,20 +60,20 @@ class TensorFlowSession:
         )
 
     def fit_images(self, images: Array) -> Array:
-        """Return the images: they have the size that these graphs were made for.
+        """Return the images unchanged.
 
         Raises:
-            ValueError: The graph does not take it.
+            ValueError: The graph does not take images of `IMAGE_SIZE`.
         """
         if not self._graph.supports(IMAGE_SIZE, IMAGE_SIZE):
             raise ValueError(f"it does not take images of {IMAGE_SIZE}x{IMAGE_SIZE}")
         return images
 
     def run(self, images: Array) -> list[Array]:
-        """Run the graph; each of `outputs` as (N, size)."""
+        """Run the graph; return each of `outputs` as (N, size)."""
         return [self._graph.run(images, [EMBEDDINGS])[EMBEDDINGS]]
 
     def run_layers(self, images: Array) -> tuple[Array, list[Array]]:
-        """Run the graph; the input of the first convolution and every activation, NHWC."""
+        """Run the graph; return the first convolution's input and every activation, NHWC."""
         arrays = self._graph.run(images, self.activations)
         return images, [arrays[activation] for activation in self.activations]

@@ -24,7 +24,7 @@ _MOST_SIGNATURES = 8
 _MOST_BYTES = 2**31 - 1  # a flatbuffer's own limit
 _KERNEL = Layout("HWIO->OHWI", (3, 0, 1, 2))
 _DTYPES = {0: "float32", 1: "float16", 2: "int32", 3: "uint8", 4: "int64", 6: "bool", 7: "int16", 9: "int8"}
-"""schema.fbs: TensorType, those whose elements NumPy has."""
+"""schema.fbs: the TensorTypes that NumPy has."""
 
 _OPS: Mapping[str, Op] = {
     "CONV_2D": "conv",
@@ -64,10 +64,10 @@ def read_tflite(path: Path) -> Graph:
         return _graph(path, content)
     except SourceError:
         raise
-    except Exception as error:  # the generated code raises anything on damage
+    except Exception as error:  # the generated code raises any exception on damage
         raise SourceError(
             path,
-            "not a readable TFLite file: damaged, cut off, or something else",
+            "not a readable TFLite file: damaged, cut off, or another format",
             next_step="Convert it again",
         ) from error
 
@@ -106,7 +106,7 @@ def _graph(path: Path, content: bytes) -> Graph:
 
 
 def _check_size(model: Any) -> None:
-    """Count a model's parts before an object is made of each: many references may point to one part.
+    """Count a model's parts before an object is created for each: many references may point to one part.
 
     Raises:
         ValueError: The model has more parts than any graph of this network, or several graphs.
@@ -126,7 +126,7 @@ def _check_size(model: Any) -> None:
 
 
 def _name(tensor: Any, number: int) -> str:
-    """A tensor's name and number: names may repeat."""
+    """Join a tensor's name and number, because names may repeat."""
     return f"{(tensor.name or b'').decode(errors='replace')}#{number}"
 
 
@@ -151,7 +151,7 @@ def _value(name: str, tensor: Any) -> Value:
 
 def _node(operator: Any, codes: Sequence[Any], names: Mapping[int, str], tensors: Sequence[str]) -> Node:
     code = codes[operator.opcodeIndex]
-    # Before version 3a the code was a byte of its own.
+    # Before version 3a the code was in a byte of its own.
     kind = names.get(max(code.builtinCode, code.deprecatedBuiltinCode), "CUSTOM")
     op = _OPS.get(kind, "other")
     options = operator.builtinOptions

@@ -1,4 +1,4 @@
-"""The wiring of a graph: which node makes a tensor, and which nodes take it."""
+"""The wiring of a graph: the node that computes each tensor, and the nodes that take it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _FEWEST_INPUTS: Mapping[Op, int] = {
 
 
 class Wiring:
-    """The nodes of a graph, looked up by the tensors between them.
+    """The nodes of a graph, by the tensors between them.
 
     Args:
         graph: The graph.
@@ -48,7 +48,7 @@ class Wiring:
             ) from None
 
     def origin(self, name: str) -> str:
-        """The tensor that a tensor is a copy of: nodes that change no value are passed over."""
+        """Return the tensor whose values a tensor has, before all nodes that only reorder or cast."""
         node = self.producers.get(name)
         while node is not None and node.op == "same":
             name = node.inputs[0]
@@ -56,11 +56,11 @@ class Wiring:
         return name
 
     def producer(self, name: str) -> Node | None:
-        """The node that computes a tensor's values; None for an input or a constant of the graph."""
+        """Return the node that computes a tensor's values; None for an input or a constant of the graph."""
         return self.producers.get(self.origin(name))
 
     def consumers(self, name: str) -> Iterator[tuple[Node, str]]:
-        """Every node that takes the values of a tensor, with the name under which it takes them."""
+        """Yield every node that takes the values of a tensor, with the name of that input of the node."""
         waiting = [name]
         while waiting:
             name = waiting.pop()
@@ -71,19 +71,19 @@ class Wiring:
                     waiting.append(node.output)
 
     def ancestors(self, name: str) -> set[str]:
-        """The outputs of all nodes that a tensor depends on."""
-        found: set[str] = set()
+        """Return the outputs of all nodes on which a tensor depends."""
+        ancestors: set[str] = set()
         waiting = [name]
         while waiting:
             node = self.producers.get(waiting.pop())
-            if node is not None and node.output not in found:
-                found.add(node.output)
+            if node is not None and node.output not in ancestors:
+                ancestors.add(node.output)
                 waiting += node.inputs
-        return found
+        return ancestors
 
     def nearest_linear(self, name: str) -> list[Node]:
-        """The convolutions and dense layers that a tensor depends on with no other one between."""
-        found: dict[str, Node] = {}
+        """List the convolutions and dense layers nearest before a tensor, on every path."""
+        nearest: dict[str, Node] = {}
         seen: set[str] = set()
         waiting = [name]
         while waiting:
@@ -92,18 +92,18 @@ class Wiring:
                 continue
             seen.add(node.output)
             if node.op in ("conv", "dense"):
-                found[node.output] = node
+                nearest[node.output] = node
             else:
                 waiting += [each for each in node.inputs if each not in self.graph.constants]
-        return list(found.values())
+        return list(nearest.values())
 
 
 def label(node: Node | None) -> str:
-    """A node for a message: the kind of its operation and the name of its output."""
+    """Name a node for a message, by its kind and its output."""
     return "an input of the graph" if node is None else f"{node.kind} {plain_name(node.output)!r}"
 
 
 def plain_name(name: str) -> str:
-    """A tensor's name as its file has it, without the number that `tflite_file` adds."""
+    """Return a tensor's name in its file, without the number that `tflite_file` appends."""
     stem, _, number = name.rpartition("#")
     return printable(stem if stem and number.isdigit() else name)

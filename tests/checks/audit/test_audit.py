@@ -1,4 +1,4 @@
-"""Audits of weights by name: equal, folded, rounded, missing and different tensors."""
+"""Audits of named weights: equal, folded, rounded, missing and different tensors."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def with_status(report, status):
 
 
 def flip(array, index, bit):
-    """A copy with one bit of one element changed."""
+    """Copy an array and change one bit of one element."""
     changed = np.array(array)
     bits = changed.reshape(-1).view(f"u{changed.itemsize}")
     bits[index] ^= np.array(1 << bit, bits.dtype)
@@ -62,7 +62,7 @@ def flip(array, index, bit):
 
 
 @pytest.mark.parametrize("name", ["weights.pt", "weights.safetensors", "weights.h5"])
-def test_a_right_port_is_exact(source, single_files, name):
+def test_a_faithful_port_is_exact(source, single_files, name):
     report = audit(single_files / name, source)
     assert report.passed
     assert report.verdict == EXACT
@@ -73,7 +73,7 @@ def test_a_right_port_is_exact(source, single_files, name):
     assert report.network == f"Inception-ResNet-v1, 512-d embedding, {CLASSES} classes"
 
 
-def test_the_other_way_round_a_checkpoint_is_held_against_a_state_dict(source, single_files):
+def test_a_checkpoint_is_audited_against_a_state_dict(source, single_files):
     assert audit(source, single_files / "weights.pt").verdict == EXACT
 
 
@@ -85,13 +85,13 @@ def test_a_prefix_is_found_and_stated(source, state_dict, tmp_path, prefix):
     assert f"every name begins with '{prefix}'" in report.judgements[0].statement
 
 
-def test_two_networks_in_one_file_are_not_guessed_between(source, state_dict, tmp_path):
+def test_two_networks_in_one_file_are_refused(source, state_dict, tmp_path):
     both = {prefix + key: array for prefix in ("a.", "b.") for key, array in state_dict.items()}
     with pytest.raises(UsageError, match=r"it holds two networks, under 'a\.' and 'b\.'"):
         audit(save(tmp_path / "port.safetensors", both), source)
 
 
-def test_a_port_may_do_without_the_classifier(source, state_dict, tmp_path):
+def test_a_port_needs_no_classifier(source, state_dict, tmp_path):
     features = {key: array for key, array in state_dict.items() if not key.startswith("logits.")}
     report = audit(save(tmp_path / "port.safetensors", features), source)
     assert report.passed
@@ -107,7 +107,7 @@ def test_a_classifier_that_the_source_lacks_is_not_judged(tensors, state_dict, t
     assert "2 not judged" in report.judgements[0].statement
 
 
-def test_batch_counters_may_be_missing_as_before_pytorch_0_4_1(source, state_dict, tmp_path):
+def test_batch_counters_are_optional(source, state_dict, tmp_path):
     older = {key: array for key, array in state_dict.items() if not key.endswith("num_batches_tracked")}
     assert audit(save(tmp_path / "port.safetensors", older), source).verdict == EXACT
 
@@ -137,7 +137,7 @@ def test_training_state_in_a_checkpoint_is_explained(source, tensors, tmp_path):
     assert left_out["global_step"].detail == "step counter"
 
 
-def test_a_bottleneck_of_2017_stands_outside_the_network(tensors, state_dict, tmp_path):
+def test_a_bottleneck_may_have_its_scope_of_2017(tensors, state_dict, tmp_path):
     old = {name.replace("InceptionResnetV1/Bottleneck", "Bottleneck"): a for name, a in tensors.items()}
     write_tensor_bundle(tmp_path / "old.ckpt-1", old)
     port = save(tmp_path / "port.safetensors", state_dict)
@@ -169,7 +169,7 @@ def test_one_bit_is_found_and_named(source, state_dict, tmp_path, key, bit):
     assert set(with_status(report, "differs")) == {key}
     result = with_status(report, "differs")[key]
     assert (result.differing, result.values) == (1, state_dict[key].size)
-    if bit < 31:  # a sign leads to the other side of zero
+    if bit < 31:  # a changed sign is many steps away
         assert result.max_ulp == 1 << bit
     assert sum(result.ulp_histogram) == result.values
     assert result.ulp_histogram[0] == result.values - 1
@@ -177,7 +177,7 @@ def test_one_bit_is_found_and_named(source, state_dict, tmp_path, key, bit):
     assert report.judgements[0].details[0].startswith(f"{key}: 1 of {result.values} values differ")
 
 
-def test_a_batch_counter_that_counted_is_a_difference(source, state_dict, tmp_path):
+def test_a_batch_counter_above_zero_is_a_difference(source, state_dict, tmp_path):
     key = "last_bn.num_batches_tracked"
     report = audit(save(tmp_path / "port.safetensors", {**state_dict, key: np.array(7)}), source)
     assert with_status(report, "differs")[key].detail == "counts 7 batches, expected 0"
@@ -187,7 +187,7 @@ def test_a_batch_counter_that_counted_is_a_difference(source, state_dict, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "message"),
     [
         (
             lambda state_dict: np.ascontiguousarray(state_dict[KERNEL].transpose(0, 1, 3, 2)),
@@ -213,11 +213,11 @@ def test_a_batch_counter_that_counted_is_a_difference(source, state_dict, tmp_pa
         (lambda state_dict: state_dict[KERNEL].astype(np.int32), "weights cannot be int32"),
     ],
 )
-def test_a_wrong_kernel_is_explained(source, state_dict, tmp_path, change, words):
+def test_a_wrong_kernel_is_explained(source, state_dict, tmp_path, change, message):
     report = audit(save(tmp_path / "port.safetensors", {**state_dict, KERNEL: change(state_dict)}), source)
     assert set(with_status(report, "differs")) == {KERNEL}
-    assert words in with_status(report, "differs")[KERNEL].detail
-    assert words in report.judgements[0].details[0]
+    assert message in with_status(report, "differs")[KERNEL].detail
+    assert message in report.judgements[0].details[0]
 
 
 def test_missing_and_extra_tensors_are_named(source, state_dict, tmp_path):
@@ -347,15 +347,17 @@ def test_folding_in_half_precision_is_recognised(source, folded, tmp_path):
     )
 
 
-def test_folding_by_an_unknown_formula_is_held_to_float64(source, folded, state_dict, tensors, tmp_path):
-    """The products in another order, as nobody computes them: near the exact result, but other bits."""
+def test_folding_by_an_unknown_formula_is_judged_against_float64(
+    source, folded, state_dict, tensors, tmp_path
+):
+    """Products in an order that no tool uses are near the exact result, with other bits."""
     scope = "InceptionResnetV1/Conv2d_2b_3x3"
     variance = tensors[f"{scope}/BatchNorm/moving_variance"]
     root = np.sqrt(np.sqrt(variance + np.float32(0.001)))
     odd = state_dict["conv2d_2b.conv.weight"] / root[:, None, None, None] / root[:, None, None, None]
     port = {**folded, "conv2d_2b.conv.weight": odd}
     report = audit(save(tmp_path / "port.safetensors", port), source)
-    # A kernel that no factor gives leaves open which one was used for the bias.
+    # A kernel that no factor gives leaves the factor of the bias open.
     assert set(with_status(report, "approximate")) == {"conv2d_2b.conv.weight", "conv2d_2b.conv.bias"}
     assert report.verdict.endswith("with factors folded in, within rounding.")
     port["conv2d_2b.conv.weight"] = odd * np.float32(1 + 1e-6)  # eight roundings are 4.8e-7
@@ -388,7 +390,7 @@ def run(*arguments):
     return subprocess.run(command, capture_output=True, text=True)
 
 
-def test_the_command_says_the_verdict_first_and_writes_json(source, state_dict, tmp_path):
+def test_the_command_prints_the_verdict_first_and_writes_json(source, state_dict, tmp_path):
     port = save(tmp_path / "port.safetensors", {**state_dict, KERNEL: flip(state_dict[KERNEL], 0, 4)})
     result = run(port, "--against", source, "--json", tmp_path / "audit.json")
     assert result.returncode == 1, result.stderr
@@ -407,9 +409,9 @@ def test_the_command_says_the_verdict_first_and_writes_json(source, state_dict, 
     ]
     report = json.loads((tmp_path / "audit.json").read_text())
     assert report["passed"] is False
-    (wrong,) = [each for each in report["tensors"] if each["status"] == "differs"]
-    assert (wrong["name"], wrong["key"], wrong["variable"]) == (KERNEL, KERNEL, variable)
-    assert (wrong["index"], wrong["actual"], wrong["expected"]) == ([0, 0, 0, 0], actual, expected)
+    (kernel,) = [tensor for tensor in report["tensors"] if tensor["status"] == "differs"]
+    assert (kernel["name"], kernel["key"], kernel["variable"]) == (KERNEL, KERNEL, variable)
+    assert (kernel["index"], kernel["actual"], kernel["expected"]) == ([0, 0, 0, 0], actual, expected)
     assert len(report["files"]) == 3
 
 
@@ -449,7 +451,7 @@ def test_without_against_an_unknown_port_is_refused(single_files, capsys):
 
 
 def test_the_source_is_found_by_a_published_name(single_files, tmp_path, monkeypatch, capsys):
-    """The file's name, and a name in place of the file; offline the archive is what is missing."""
+    """By the name of a file, and by a name in place of a file; offline the archive is missing."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     monkeypatch.setenv("FACENET_PORT_CACHE", str(tmp_path / "cache"))
     hub = tmp_path / "torch" / "hub" / "checkpoints"
@@ -476,7 +478,7 @@ def test_the_source_is_found_by_a_published_sha256(single_files, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "words"),
+    ("name", "content", "message"),
     [
         ("empty.pt", b"", "the file is empty"),
         ("page.pt", b"<!doctype html><html>", "a web page, not a model"),
@@ -486,7 +488,7 @@ def test_the_source_is_found_by_a_published_sha256(single_files, monkeypatch):
 )
 @pytest.mark.parametrize("side", ["port", "source"])
 def test_bad_files_are_refused_with_one_message(
-    source, single_files, tmp_path, capsys, name, content, words, side
+    source, single_files, tmp_path, capsys, name, content, message, side
 ):
     bad = tmp_path / name
     bad.write_bytes(content)
@@ -494,7 +496,7 @@ def test_bad_files_are_refused_with_one_message(
     assert main([str(pair[0]), "--against", str(pair[1])]) == 3
     streams = capsys.readouterr()
     assert streams.out == ""
-    assert words in streams.err
+    assert message in streams.err
     assert str(bad) in streams.err
     assert "Traceback" not in streams.err
 
@@ -507,7 +509,7 @@ def test_another_network_is_refused_by_name(source, tmp_path, capsys):
     assert "layer1.0.conv1.weight" in message
 
 
-def test_nothing_there_is_refused(source, tmp_path, capsys):
+def test_a_missing_file_is_refused(source, tmp_path, capsys):
     assert main([str(tmp_path / "gone.pt"), "--against", str(source)]) == 3
     assert "no such file" in capsys.readouterr().err
     assert main([str(tmp_path / "gone.pt")]) == 3
@@ -547,7 +549,7 @@ def changed_graph(graph_def, path, change):
     return path
 
 
-def test_a_frozen_graph_with_another_epsilon_has_the_right_weights_and_fails(source, graph_def, tmp_path):
+def test_a_frozen_graph_with_another_epsilon_has_faithful_weights_and_fails(source, graph_def, tmp_path):
     def change(nodes, definition):
         for node in definition.node:
             if node.name.startswith("InceptionResnetV1/Mixed_6a") and node.op.startswith("FusedBatchNorm"):

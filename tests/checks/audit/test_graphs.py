@@ -1,4 +1,4 @@
-"""Audits of ONNX and TFLite graphs: the exporters' own files, and the same with faults edited in."""
+"""Audits of ONNX and TFLite graphs: files of the exporters, with and without planted faults."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def failed(report):
 
 
 class Edit:
-    """An ONNX model to be changed."""
+    """An ONNX model under change."""
 
     def __init__(self, path):
         self.model = onnx.load(path)
@@ -108,7 +108,7 @@ class Edit:
         self.constants[name].CopyFrom(numpy_helper.from_array(array, name))
 
     def prepend(self, *nodes, dtype=TensorProto.FLOAT, shape=("N", 3, 160, 160), **constants):
-        """Put nodes between a new input, `pixels`, and whatever takes `images`; the last must give it."""
+        """Put nodes between a new input, `pixels`, and `images`, which the last node must output."""
         for name, value in constants.items():
             self.graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
         self.graph.input[0].CopyFrom(helper.make_tensor_value_info("pixels", dtype, shape))
@@ -160,7 +160,7 @@ def test_tensorflows_conversion_is_faithful(tflite, source):
     assert len(scaled) == 2 * 5
 
 
-def test_half_precision_is_held_to_its_own_rounding(tensors, source, folder):
+def test_half_precision_is_judged_by_its_own_rounding(tensors, source, folder):
     report = audit(export_tflite(tensors, folder / "half.tflite", half=True), source)
     assert report.passed, report.judgements
     assert (report.run.weights, report.run.arithmetic) == ("float16", "float32")
@@ -204,25 +204,25 @@ def test_a_classifier_is_audited_as_well(state_dict, source, tmp_path):
 
 
 class Heads(torch.nn.Module):
-    """Gives the embedding and the logits, these from the embedding before normalisation or after."""
+    """Outputs the embedding and the logits; correct logits come from the embedding before normalisation."""
 
-    def __init__(self, state_dict, *, right):
+    def __init__(self, state_dict, *, correct):
         super().__init__()
-        self.network, self.right = network(state_dict), right
+        self.network, self.correct = network(state_dict), correct
 
     def forward(self, images):
         prelogits = self.network.prelogits(images)
         embeddings = self.network.head(prelogits)
-        logits = self.network.logits(prelogits if self.right else embeddings)
+        logits = self.network.logits(prelogits if self.correct else embeddings)
         return logits, embeddings
 
 
-@pytest.mark.parametrize("right", [True, False])
-def test_logits_are_judged_beside_the_embeddings(state_dict, source, tmp_path, right):
-    report = audit(export_onnx(Heads(state_dict, right=right).eval(), tmp_path / "heads.onnx"), source)
-    assert report.passed is right, report.judgements
+@pytest.mark.parametrize("correct", [True, False])
+def test_logits_are_judged_beside_the_embeddings(state_dict, source, tmp_path, correct):
+    report = audit(export_onnx(Heads(state_dict, correct=correct).eval(), tmp_path / "heads.onnx"), source)
+    assert report.passed is correct, report.judgements
     assert report.run.feed.endswith("gives embeddings of length one and logits")
-    assert report.run.first_divergence == (None if right else "Logits")
+    assert report.run.first_divergence == (None if correct else "Logits")
     assert "is not judged" not in judgement(report, "tensors").statement
 
 
@@ -268,7 +268,7 @@ def test_unknown_preprocessing_fails(plain, source, tmp_path):
     report = audit(edit.save(tmp_path / "negative.onnx"), source)
     assert "preprocessing" in failed(report)
     assert report.run.preprocessing.startswith("unknown")
-    assert "Neg before the first layer, which no run can vouch for" in judgement(report, "structure").details
+    assert "Neg before the first layer, which a run cannot judge" in judgement(report, "structure").details
 
 
 def test_per_image_whitening_is_detected_and_its_rounding_is_not_a_fault(plain, source, tmp_path):
@@ -316,13 +316,15 @@ def test_standardisation_folded_into_the_first_layer_is_detected(tensors, source
 
 
 def tensors_at_fault(path, tensors):
-    """Return the faults of a graph's weights, without running it."""
-    right = source_weights(
+    """Find the faults of a graph's weights, without a run."""
+    expected = source_weights(
         tensors, infer_variant(describe(tensors)), SourceTensors(to_numpy_state_dict(tensors), {})
     )
     read = tflite_file.read_tflite if path.suffix == ".tflite" else onnx_file.read_onnx
     return [
-        result for result in compare_tensors(find_layers(read(path)).weights, right) if not result.is_faithful
+        result
+        for result in compare_tensors(find_layers(read(path)).weights, expected)
+        if not result.is_faithful
     ]
 
 
@@ -349,13 +351,13 @@ def test_one_bit_of_any_folded_tensor_is_found_and_named(folded, tensors, tmp_pa
 
 
 def test_a_graph_made_for_bgr_in_its_weights_is_named(folded, plain, tensors, tmp_path):
-    for path, words in ((folded, "reversed, for BGR"), (plain, "input channels in another order")):
+    for path, message in ((folded, "reversed, for BGR"), (plain, "input channels in another order")):
         edit = Edit(path)
         kernel = edit.constants[edit.node("Conv").input[1]]
         array = numpy_helper.to_array(kernel)
         kernel.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(array[:, ::-1]), kernel.name))
         (wrong,) = tensors_at_fault(edit.save(tmp_path / "bgr.onnx"), tensors)
-        assert words in wrong.detail
+        assert message in wrong.detail
 
 
 def test_another_residual_scale_is_named(folded, tensors, tmp_path):
@@ -408,17 +410,17 @@ def mean_another_relu(edit):
 
 
 @pytest.mark.parametrize(
-    ("fault", "words"),
+    ("fault", "message"),
     [
         (train_batch_norm, "Relu '.*' of BatchNormalization '.*' where Conv2d_3b_1x1 should be"),
         (wire_in_a_circle, "'.*' depends on its own output"),
         (mean_another_relu, "Relu"),
     ],
 )
-def test_operations_that_belie_their_names_are_refused(plain, tmp_path, fault, words):
+def test_operations_with_another_meaning_are_refused(plain, tmp_path, fault, message):
     edit = Edit(plain)
     fault(edit)
-    with pytest.raises(ForeignGraphError, match=words):
+    with pytest.raises(ForeignGraphError, match=message):
         find_layers(onnx_file.read_onnx(edit.save(tmp_path / "fault.onnx")))
 
 
@@ -448,7 +450,7 @@ def other_epsilon(edit):
 
 
 @pytest.mark.parametrize(
-    ("fault", "words", "place"),
+    ("fault", "message", "place"),
     [
         (
             swap_branches,
@@ -462,33 +464,33 @@ def other_epsilon(edit):
         (other_epsilon, "Conv2d_3b_1x1 normalises with an epsilon of 1e-05", "Conv2d_3b_1x1"),
     ],
 )
-def test_a_fault_in_a_graph_is_found_at_its_layer(plain, source, tmp_path, fault, words, place):
+def test_a_fault_in_a_graph_is_found_at_its_layer(plain, source, tmp_path, fault, message, place):
     edit = Edit(plain)
     fault(edit)
     report = audit(edit.save(tmp_path / "fault.onnx"), source)
     assert judgement(report, "tensors").passed
     assert {"structure", "arithmetic"} <= failed(report)
-    assert any(words in detail for detail in judgement(report, "structure").details)
+    assert any(message in detail for detail in judgement(report, "structure").details)
     first = report.run.first_divergence
     assert first is not None
-    # A block's last convolution takes what is concatenated: there a wrong order shows first.
+    # A wrong order of concatenation shows first in the block's last convolution.
     assert first.removeprefix("InceptionResnetV1/").startswith(place)
     assert report.verdict.startswith(
         "The port differs: its weights are faithful, but its graph computes another result from "
     )
 
 
-def test_a_fault_that_no_structure_shows_is_found_by_running(plain, source, tmp_path):
-    """An operation that the search passes over, and that changes values."""
+def test_a_fault_that_only_a_run_shows_is_found(plain, source, tmp_path):
+    """The search ignores a cast to half precision, which changes values."""
     edit = Edit(plain)
     relu = edit.node("Relu", 40)
-    noise = helper.make_node("Cast", [relu.output[0]], ["half"], to=TensorProto.FLOAT16)
+    to_half = helper.make_node("Cast", [relu.output[0]], ["half"], to=TensorProto.FLOAT16)
     back = helper.make_node("Cast", ["half"], ["single"], to=TensorProto.FLOAT)
     for node in edit.graph.node:
         node.input[:] = ["single" if name == relu.output[0] else name for name in node.input]
-    at = list(edit.graph.node).index(relu) + 1
-    edit.graph.node.insert(at, noise)
-    edit.graph.node.insert(at + 1, back)
+    place = list(edit.graph.node).index(relu) + 1
+    edit.graph.node.insert(place, to_half)
+    edit.graph.node.insert(place + 1, back)
     report = audit(edit.save(tmp_path / "cast.onnx"), source)
     assert failed(report) >= {"arithmetic"}
     assert judgement(report, "structure").passed
@@ -539,7 +541,7 @@ def test_another_network_is_refused_by_name(source, tmp_path, capsys):
 
 def test_a_refusal_names_the_node_and_the_place(folded):
     edit = Edit(folded)
-    # One branch of a late block takes something else than the block's input.
+    # One branch of a late block takes the images in place of the block's input.
     relu = edit.maker(edit.node("Concat", 20).input[0])
     edit.maker(relu.input[0]).input[0] = "images"
     path = folded.with_name("elsewhere.onnx")
@@ -558,7 +560,7 @@ def test_a_refusal_names_the_node_and_the_place(folded):
         ("text.tflite", b"<!doctype html>"),
     ],
 )
-def test_files_that_are_no_graphs_are_refused_with_one_message(source, tmp_path, capsys, name, content):
+def test_files_of_other_formats_are_refused_with_one_message(source, tmp_path, capsys, name, content):
     path = tmp_path / name
     path.write_bytes(content)
     assert main([str(path), "--against", str(source)]) == 3
@@ -590,7 +592,7 @@ def test_weights_outside_the_folder_are_not_read(folded, source, tmp_path):
         kernel.ClearField("raw_data")
         kernel.data_location = TensorProto.EXTERNAL
         kernel.external_data.add(key="location", value=location)
-        with pytest.raises(SourceError, match="its data lies outside its folder"):
+        with pytest.raises(SourceError, match="its data lies outside the folder of the model"):
             audit(edit.save(inside / "port.onnx"), source)
 
 

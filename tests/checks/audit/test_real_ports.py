@@ -1,7 +1,7 @@
 """Audits of real ports: trained weights in every format, and MTCNN's published state_dicts against facenet's.
 
-Needs a package index, once: the files are kept in the user's cache. Without one every test here is skipped,
-and says so.
+The files come from a package index and stay in the user's cache. Without an index every test is skipped, with
+the reason.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ VERDICTS = {
     "single.onnx": "with factors folded in, bit for bit",
     "half.onnx": "with factors folded in and rounded to half precision, bit for bit",
     # TensorFlow takes the root of the Bottleneck's variance by the processor's own estimate, which no formula
-    # gives to the last bit: there the factor is held to float64. In half precision the weights of a channel
-    # leave open which of several factors was used, and so the last bit of a few biases.
+    # gives to the last bit, so the factor is judged against float64. In half precision several factors give
+    # the weights of a channel, which leaves the last bit of a few biases open.
     "single.tflite": "with factors folded in, within rounding",
     "half.tflite": "with factors folded in and rounded to half precision, within rounding",
 }
@@ -74,7 +74,7 @@ def test_the_keras_file_is_the_checkpoints_to_the_last_bit(
     assert report.network == "Inception-ResNet-v1, 128-d embedding, no classifier"
     assert report.recognised.endswith("made from 20170512-110547.")
     assert find_source(keras) == "20170512-110547"
-    # One bit, where the file keeps the array.
+    # One bit in the file.
     changed = tmp_path / "facenet_keras.h5"
     shutil.copy(keras, changed)
     name = flip_in_place(changed, "Block17_10_Branch_1_Conv2d_0c_7x1", report)
@@ -82,11 +82,11 @@ def test_the_keras_file_is_the_checkpoints_to_the_last_bit(
     out = capsys.readouterr().out
     assert "1 of 114688 values differ" in out
     assert f"The port differs: {name} is not the source's." in out
-    assert "nyoki-mtl" not in out  # another file than the published one
+    assert "nyoki-mtl" not in out  # the file is no longer the published one
 
 
 def flip_in_place(path: Path, layer: str, report: AuditResult) -> str:
-    """Change the lowest bit of a kernel's first value, found by its bytes."""
+    """Change the lowest bit of a kernel's first value in the file."""
     import h5py
 
     with h5py.File(path, "r") as file:
@@ -163,17 +163,17 @@ def mutate(graph: Graph, name: str, index: int, bit: int) -> Graph:
 def test_one_bit_of_any_tensor_of_a_graph_is_found_and_named(
     graphs: dict[str, Path], real_tensors: dict[str, NDArray], name: str
 ) -> None:
-    """Seeded places in tensors whose last bit a formula decides; every third change is of the lowest bit."""
-    right = source_weights(
+    """Change seeded bits of tensors whose last bit a formula gives; every third one is the lowest bit."""
+    expected = source_weights(
         real_tensors,
         infer_variant(describe(real_tensors)),
         SourceTensors(to_numpy_state_dict(real_tensors), {}),
     )
     graph = read_graph(graphs[name])
     random = np.random.default_rng(0)
-    decided = {
+    unique = {
         result.name
-        for result in compare_tensors(find_layers(graph).weights, right)
+        for result in compare_tensors(find_layers(graph).weights, expected)
         if result.status != "approximate"
     }
     weights = [
@@ -182,14 +182,14 @@ def test_one_bit_of_any_tensor_of_a_graph_is_found_and_named(
         for place in (1, 2)
         if node.op in ("conv", "dense") and place < len(node.inputs) and node.inputs[place]
     ]
-    weights = [each for each in weights if (each.rpartition("#")[0] or each) in decided]
+    weights = [each for each in weights if (each.rpartition("#")[0] or each) in unique]
     for number, constant in enumerate([weights[-1], *random.choice(weights[:-1], 7, replace=False)]):
         array = graph.constants[constant]
         bit = 0 if number % 3 == 0 else int(random.integers(8 * array.itemsize))
         changed = mutate(graph, constant, int(random.integers(array.size)), bit)
         wrong = [
             result
-            for result in compare_tensors(find_layers(changed).weights, right)
+            for result in compare_tensors(find_layers(changed).weights, expected)
             if not result.is_faithful
         ]
         assert [(result.name, result.differing) for result in wrong] == [
@@ -247,16 +247,16 @@ def test_the_peers_mtcnn_is_facenets_to_the_last_bit(
         assert [(result.name, result.differing, result.max_ulp) for result in wrong] == [(key, 1, 1)]
     assert main([str(tmp_path / "changed.pt"), "--against", str(original)]) == 1
     assert f"The port differs: {key} is not the source's." in capsys.readouterr().out
-    # Under a prefix, and the other way round.
+    # With a prefix, and with the sides exchanged.
     torch.save({f"net.{key}": tensor for key, tensor in state_dict.items()}, tmp_path / "prefixed.pt")
     assert audit(tmp_path / "prefixed.pt", original).passed
     assert audit(original, port).passed
 
 
-def test_networks_of_mtcnn_are_not_mistaken_for_each_other(
+def test_networks_of_mtcnn_are_told_apart(
     mtcnn_files: dict[str, tuple[Path, Path]], keras: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for port, source, words in (
+    for port, source, message in (
         (
             mtcnn_files["P-Net"][1],
             mtcnn_files["R-Net"][0],
@@ -266,4 +266,4 @@ def test_networks_of_mtcnn_are_not_mistaken_for_each_other(
         (mtcnn_files["O-Net"][1], keras, "the O-Net of MTCNN"),
     ):
         assert main([str(port), "--against", str(source)]) == 3
-        assert words in capsys.readouterr().err
+        assert message in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Reports of the commands, opened in a real browser; whatever is looked for there is shown to be found."""
+"""The pages of the commands, in a real browser; each fault that the tests look for is planted once."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ QUIET = (
 MOST_BYTES = 2_000_000
 SMALLEST_LETTERS = 11  # CSS pixels
 
-# What is wrong with a page as it stands: wider than the window, text cut off, text too small in a chart.
+# The faults of a page: wider than the window, text that is cut off, text in a chart that is too small.
 FAULTS = """
 smallest => {
   const faults = [];
@@ -68,8 +68,8 @@ smallest => {
     if (["hidden", "clip"].includes(style.overflowX) && !(element instanceof SVGElement)
         && (element.scrollWidth > element.clientWidth + 1 || element.scrollHeight > element.clientHeight + 1))
       faults.push(`cut off: ${element.tagName} ${element.className}`);
-    const words = [...element.childNodes].filter(node => node.nodeType === 3 && node.data.trim());
-    if (!words.length || !element.getClientRects().length || scrolls(element)) continue;
+    const texts = [...element.childNodes].filter(node => node.nodeType === 3 && node.data.trim());
+    if (!texts.length || !element.getClientRects().length || scrolls(element)) continue;
     const range = document.createRange();
     range.selectNodeContents(element);
     const box = range.getBoundingClientRect();
@@ -105,13 +105,13 @@ def browser() -> Iterator[object]:
 
 @dataclass
 class Opened:
-    """A page in the browser, and what happened while it was opened."""
+    """An open page, with the faults that it has."""
 
     page: object
     faults: list[str]
 
     def in_view(self, selector: str) -> bool:
-        """Whether an element is wholly in the window, without scrolling."""
+        """Return True if an element is wholly in the window, without scrolling."""
         box = self.page.locator(selector).first.bounding_box()
         size = self.page.viewport_size
         return (
@@ -123,27 +123,27 @@ class Opened:
 
 
 def open_page(browser, path: Path, size: tuple[int, int] = SIZES[0], scheme: str = "light") -> Opened:
-    """Open a page and collect every fault of it, folded as it comes and then unfolded."""
+    """Open a page and collect its faults, first as it opens and then with its details unfolded."""
     width, height = size
     page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
     faults: list[str] = []
     page.on(
         "console",
-        lambda said: faults.append(f"console: {said.text}") if said.type in ("error", "warning") else None,
+        lambda entry: faults.append(f"console: {entry.text}") if entry.type in ("error", "warning") else None,
     )
     page.on("pageerror", lambda error: faults.append(f"page error: {error}"))
     address = path.resolve().as_uri()
-    page.on("request", lambda asked: faults.append(f"request: {asked.url}") if asked.url != address else None)
+    page.on("request", lambda sent: faults.append(f"request: {sent.url}") if sent.url != address else None)
     page.goto(address)
     faults += page.evaluate(FAULTS, SMALLEST_LETTERS)
-    page.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
+    page.evaluate("document.querySelectorAll('details').forEach(details => details.open = true)")
     faults += page.evaluate(FAULTS, SMALLEST_LETTERS)
-    page.evaluate("document.querySelectorAll('details').forEach(one => one.open = false)")
+    page.evaluate("document.querySelectorAll('details').forEach(details => details.open = false)")
     return Opened(page, faults)
 
 
 def look(browser, path: Path, *, place: str | None, holds: bool) -> None:
-    """Look at a report at both widths, light and dark: nothing is wrong, verdict and fault are in view."""
+    """Check a page at both widths, light and dark: it has no fault, and its verdict and place are in view."""
     assert path.stat().st_size < MOST_BYTES
     backgrounds = set()
     for size in SIZES:
@@ -186,18 +186,18 @@ GOOD_PAGE = "<!DOCTYPE html><meta name=viewport content='width=device-width'><h1
         ("<details><summary>more</summary><div style='width: 2000px'>wide</div></details>", "page of 2"),
     ],
 )  # fmt: skip
-def test_each_thing_that_is_looked_for_is_found(browser, tmp_path: Path, bad: str, fault: str | None) -> None:
+def test_each_fault_of_a_page_is_found(browser, tmp_path: Path, bad: str, fault: str | None) -> None:
     (tmp_path / "page.html").write_text(GOOD_PAGE + bad)
     opened = open_page(browser, tmp_path / "page.html")
     assert opened.in_view("#place")
     if fault is None:
         assert opened.faults == []
     else:
-        assert any(found.startswith(fault) for found in opened.faults), opened.faults
+        assert any(line.startswith(fault) for line in opened.faults), opened.faults
     opened.page.close()
 
 
-def test_what_is_not_in_view_is_told_from_what_is(browser, tmp_path: Path) -> None:
+def test_an_element_below_the_window_is_not_in_view(browser, tmp_path: Path) -> None:
     (tmp_path / "page.html").write_text(GOOD_PAGE.replace("<h1", "<div style='height: 800px'></div><h1"))
     opened = open_page(browser, tmp_path / "page.html")
     assert not opened.in_view("#place")
@@ -208,8 +208,8 @@ def test_what_is_not_in_view_is_told_from_what_is(browser, tmp_path: Path) -> No
 
 
 @dataclass(frozen=True)
-class Made:
-    """Reports that the commands made, each with its process."""
+class Pages:
+    """The pages that the commands wrote, each with its process."""
 
     folder: Path
     results: dict[str, subprocess.CompletedProcess[str]]
@@ -219,7 +219,7 @@ class Made:
 
 
 @pytest.fixture(scope="module")
-def made(checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Made:
+def pages(checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Pages:
     folder = tmp_path_factory.mktemp("reports")
     source = checkpoint.prefix.parent
     convert_file(source, folder / "clean.pt")
@@ -236,7 +236,7 @@ def made(checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Made:
         "audit": ["checks.audit", str(graph), "--against", str(source)],
         "controls": ["checks.controls", str(source), "--only", "kernel-flipped", "--clean", "0"],
     }
-    # At the same time: each waits a good while for one thread only.
+    # All at the same time, because each uses a single thread most of the time.
     running = {
         name: subprocess.Popen(
             [sys.executable, "-m", *command, "--report", str(folder / f"{name}.html"), "--quiet"],
@@ -250,40 +250,40 @@ def made(checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Made:
     for name, process in running.items():
         stdout, stderr = process.communicate()
         results[name] = subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
-    return Made(folder, results)
+    return Pages(folder, results)
 
 
-def test_a_clean_comparison_is_reported_as_proven(browser, made: Made) -> None:
-    assert made.results["clean"].returncode == 0, made.results["clean"].stderr
-    look(browser, made.report("clean"), place=None, holds=True)
+def test_a_clean_comparison_is_reported_as_proven(browser, pages: Pages) -> None:
+    assert pages.results["clean"].returncode == 0, pages.results["clean"].stderr
+    look(browser, pages.report("clean"), place=None, holds=True)
 
 
-def test_a_planted_fault_is_seen_without_scrolling(browser, made: Made) -> None:
-    assert made.results["faulty"].returncode == 1, made.results["faulty"].stderr
-    look(browser, made.report("faulty"), place="Mixed_7a/Branch_2/Conv2d_0b_3x3", holds=False)
-    page = open_page(browser, made.report("faulty")).page
+def test_a_planted_fault_is_seen_without_scrolling(browser, pages: Pages) -> None:
+    assert pages.results["faulty"].returncode == 1, pages.results["faulty"].stderr
+    look(browser, pages.report("faulty"), place="Mixed_7a/Branch_2/Conv2d_0b_3x3", holds=False)
+    page = open_page(browser, pages.report("faulty")).page
     assert "Cause: kernel flipped at Mixed_7a/" in page.locator("#reasons").inner_text()
     assert page.locator("svg text", has_text="first divergence").count() >= 2
     page.close()
 
 
-def test_a_graph_with_a_fault_is_reported_by_the_command(browser, made: Made) -> None:
-    assert made.results["audit"].returncode == 1, made.results["audit"].stderr
-    look(browser, made.report("audit"), place="mixed_7a.branch2.1.conv.weight", holds=False)
-    page = open_page(browser, made.report("audit"), SIZES[1]).page
+def test_a_graph_with_a_fault_is_reported_by_the_command(browser, pages: Pages) -> None:
+    assert pages.results["audit"].returncode == 1, pages.results["audit"].stderr
+    look(browser, pages.report("audit"), place="mixed_7a.branch2.1.conv.weight", holds=False)
+    page = open_page(browser, pages.report("audit"), SIZES[1]).page
     assert page.locator(".grid .cell.differs").count() == 1
     text = page.locator("body").inner_text()
-    for words in ("height", "onnxruntime", "none baked in", "faulty.onnx", "standard normal"):
-        assert words in text
+    for line in ("height", "onnxruntime", "none baked in", "faulty.onnx", "standard normal"):
+        assert line in text
     page.close()
 
 
-def test_a_report_shows_every_layer_every_input_and_where_it_is_from(browser, made: Made, checkpoint) -> None:
-    page = open_page(browser, made.report("clean"), SIZES[1]).page
+def test_a_page_shows_every_layer_every_input_and_its_provenance(browser, pages: Pages, checkpoint) -> None:
+    page = open_page(browser, pages.report("clean"), SIZES[1]).page
     assert page.locator("table").nth(1).locator("tbody tr").count() == 132 + len(STAGES) - 6 + 2
     assert page.locator("table").nth(0).locator("tbody tr").count() == 5
     # Error by depth on each of five inputs, and the histograms.
-    page.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
+    page.evaluate("document.querySelectorAll('details').forEach(details => details.open = true)")
     assert page.locator(".chart svg:visible").count() == 6
     foot = page.locator("footer").inner_text()
     digest = subprocess.run(
@@ -296,18 +296,18 @@ def test_a_report_shows_every_layer_every_input_and_where_it_is_from(browser, ma
     page.close()
 
 
-def test_names_of_files_come_out_as_text(browser, made: Made) -> None:
-    opened = open_page(browser, made.report("faulty"))
+def test_names_of_files_come_out_as_text(browser, pages: Pages) -> None:
+    opened = open_page(browser, pages.report("faulty"))
     assert HOSTILE in opened.page.locator(".facts").inner_text()
     assert HOSTILE in opened.page.title()
     assert opened.page.locator("img, script").count() == 0
     opened.page.close()
 
 
-def test_the_controls_are_reported_as_a_matrix(browser, made: Made) -> None:
-    assert made.results["controls"].returncode == 0, made.results["controls"].stderr
-    look(browser, made.report("controls"), place=None, holds=True)
-    page = open_page(browser, made.report("controls")).page
+def test_the_controls_are_reported_as_a_matrix(browser, pages: Pages) -> None:
+    assert pages.results["controls"].returncode == 0, pages.results["controls"].stderr
+    look(browser, pages.report("controls"), place=None, holds=True)
+    page = open_page(browser, pages.report("controls")).page
     row = page.locator("tr", has=page.locator("th", has_text="kernel-flipped"))
     heads = page.locator("thead th").all_inner_texts()
     cells = dict(zip(heads[1:], row.locator("td").all_inner_texts(), strict=True))
@@ -345,7 +345,7 @@ KEYS = [row.key for row in table(Variant(num_classes=7)) if isinstance(row, Conv
 
 
 def training_report(worst: float = 5e-14) -> GradientsResult:
-    """A report whose gradient of one parameter is `worst` away, and some of whose steps change nothing."""
+    """A result with one gradient at a distance of `worst`, and with weights that the steps do not change."""
 
     def distances(least: float) -> list[TensorDistance]:
         return [
@@ -393,7 +393,7 @@ ENVIRONMENT = {"date": "2026-01-31T12:00:00Z", "platform": "p", "processor": "c"
 
 
 def audit_report(*, sound: bool) -> AuditResult:
-    """A report of a port with every tensor right, or with some of each status and a graph that diverges."""
+    """A result with faithful tensors only, or with tensors of every status and a graph that diverges."""
     tensors = [
         TensorResult(key, "variable", "Repeat/block35_1", "HWIO->OIHW", "float32", (3, 3), "equal", 9)
         for key in KEYS
@@ -432,7 +432,7 @@ def test_an_audit_is_reported_as_a_grid(browser, tmp_path: Path, sound: bool) ->
     page = open_page(browser, path, SIZES[1]).page
     cells = page.locator(".grid .cell")
     assert cells.count() == len(KEYS) + (0 if sound else 1)
-    titles = page.locator(".grid .cell:not(.equal)").evaluate_all("all => all.map(one => one.title)")
+    titles = page.locator(".grid .cell:not(.equal)").evaluate_all("all => all.map(cell => cell.title)")
     if sound:
         assert titles == []
     else:
@@ -450,9 +450,9 @@ def test_an_audit_is_reported_as_a_grid(browser, tmp_path: Path, sound: bool) ->
 
 
 def test_the_same_report_has_the_same_bytes(tmp_path: Path) -> None:
-    for name in ("one", "other"):
+    for name in ("first", "second"):
         write_page(tmp_path / name, audit_report(sound=False), command="audit")
-    assert (tmp_path / "one").read_bytes() == (tmp_path / "other").read_bytes()
+    assert (tmp_path / "first").read_bytes() == (tmp_path / "second").read_bytes()
 
 
 def test_no_two_elements_of_a_page_share_an_id(tmp_path: Path, monkeypatch) -> None:
@@ -511,9 +511,9 @@ def _luminance(colour: str) -> float:
     return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
 
 
-def contrast(one: str, other: str) -> float:
-    """The contrast ratio of WCAG 2."""
-    low, high = sorted((_luminance(one), _luminance(other)))
+def contrast(text: str, ground: str) -> float:
+    """Compute the contrast ratio of WCAG 2."""
+    low, high = sorted((_luminance(text), _luminance(ground)))
     return (high + 0.05) / (low + 0.05)
 
 
