@@ -1,5 +1,5 @@
 # PYTHON_ARGCOMPLETE_OK
-"""`facenet-port`: one executable for every command. A command's code is loaded only when it runs."""
+"""`facenet-port`: one executable for every command, which loads the code of the chosen command only."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from converter.command_line import INTERRUPTED, Command, console
 # Name: its module, the Command in it, and a line for the help.
 _COMMANDS = {
     "convert": ("converter.__main__", "COMMAND", "convert a TensorFlow checkpoint to PyTorch, or back"),
-    "list": ("converter.__main__", "LIST", "list the published models and what is in the cache"),
+    "list": ("converter.__main__", "LIST", "list the published models and the cached files"),
     "compare": (
         "checks.compare.__main__",
         "COMMAND",
@@ -52,7 +52,7 @@ examples:
   facenet-port audit port.onnx --against vggface2  judge a port by somebody else
 
 `facenet-port COMMAND --help` lists the options of a command, `facenet-port --version`
-tells the version."""
+shows the version."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     try:
         return _run(sys.argv[1:] if argv is None else argv)
-    except KeyboardInterrupt:  # while the command was being loaded
+    except KeyboardInterrupt:  # while the command is loaded
         print("facenet-port: error: interrupted", file=sys.stderr)
         return INTERRUPTED
 
@@ -94,16 +94,16 @@ def _load(name: str) -> Command:
 
 
 def _complete() -> None:
-    """Answer the shell, which asks how a half-typed line goes on, and exit."""
+    """Complete a half-typed line for the shell, and exit."""
     import argcomplete
 
-    words = os.environ["COMP_LINE"].split()
+    typed = os.environ["COMP_LINE"].split()
     parser = argparse.ArgumentParser(prog="facenet-port")
     parser.add_argument("--version", action="store_true")
     commands = parser.add_subparsers()
     for name in _COMMANDS:
         command = commands.add_parser(name)
-        if name == (words[1:] or [""])[0]:
+        if name == (typed[1:] or [""])[0]:
             _load(name).set_up(command)
     argcomplete.autocomplete(parser)
 

@@ -1,6 +1,6 @@
-"""The TensorFlow side: the network rebuilt, a checkpoint's own graph run, a checkpoint written.
+"""The TensorFlow side: rebuilds the network, runs a checkpoint's own graph and writes checkpoints.
 
-Only this package imports TensorFlow, and only when one of its modules is imported.
+No other package imports TensorFlow; this one does so when one of its modules is imported.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from typing import Any
 def import_tensorflow() -> Any:
     """Import TensorFlow quietly.
 
-    TensorFlow's C++ part writes a few lines to file descriptor 2 while it loads, before it has read its own
-    log level, so the descriptor is redirected to a file during the import. If the import fails, the contents
-    of that file are shown.
+    While TensorFlow's C++ code loads, it writes a few lines to file descriptor 2 before it reads its log
+    level. The descriptor therefore points to a file during the import. If the import fails, the file's
+    content is printed.
 
     Returns:
-        The module `tensorflow`. It logs errors only; a value of `TF_CPP_MIN_LOG_LEVEL` is left as it is.
+        The module `tensorflow`. It logs errors only, unless `TF_CPP_MIN_LOG_LEVEL` is set.
 
     Raises:
         ImportError: TensorFlow is not installed, or does not load on this machine.

@@ -1,4 +1,4 @@
-"""Reads from a graph how its BatchNorms update their moving variances: towards which value, and how fast."""
+"""Reads from a graph how its BatchNorms update their moving variances: the target and the decay."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ tf = import_tensorflow()
 tf1 = tf.compat.v1
 
 PASSED = READS | {"Switch", "RefSwitch"}
-"""Operations that pass on their first input."""
+"""Operations whose output is their first input."""
 
 RESHAPES = frozenset({"Squeeze", "Reshape"})
 FUSED = frozenset({"FusedBatchNorm", "FusedBatchNormV2", "FusedBatchNormV3"})
 UPDATES = frozenset({"AssignSub", "AssignSubVariableOp", "Sub"})
-"""Operations that subtract the change from a moving variance; a frozen graph cannot assign and has `Sub`."""
+"""Operations that subtract the change from a moving variance; `Sub` is that of a frozen graph."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +31,10 @@ class VarianceUpdate:
 
     Attributes:
         scope: The scope of the batch normalisation.
-        biased: True if the target is the batch's variance over n values, as `tf.nn.moments` gives it; False
-            if it is n / (n - 1) of that, as the fused operation's third output is.
-        decay: The share of the old value that is kept.
-        operation: The operation that gives the target: a version of `FusedBatchNorm`, or `Mean`.
+        biased: True if the target is the batch's variance over n values, as from `tf.nn.moments`. False if
+            it is n / (n - 1) times that, as the fused operation's third output.
+        decay: The share of the old value that stays.
+        operation: The operation that computes the target: a version of `FusedBatchNorm`, or `Mean`.
     """
 
     scope: str
@@ -52,7 +52,7 @@ def read_variance_updates(path: str | Path, *, frozen: bool) -> dict[str, Varian
 
     Returns:
         The update of every BatchNorm by its scope; empty if the graph was frozen without its training
-        branches and updates nothing.
+        branches.
 
     Raises:
         GraphError: The file is not a graph of the network, or an update has an unknown form.
@@ -80,7 +80,7 @@ def read_variance_updates(path: str | Path, *, frozen: bool) -> dict[str, Varian
 
 
 def _read(nodes: GraphNodes, variable: str) -> VarianceUpdate | None:
-    """The update of one variable; None if it is never updated."""
+    """Read the update of one variable; None if it is never updated."""
     for update in nodes.descendants(variable, UPDATES, PASSED):
         product = _origin(nodes, update.input[1])
         if product.op != "Mul" or _origin(nodes, update.input[0]).name != variable:
@@ -104,13 +104,13 @@ def _read(nodes: GraphNodes, variable: str) -> VarianceUpdate | None:
 
 
 def _origin(nodes: GraphNodes, reference: str) -> Any:
-    """The node that computes an input, behind the operations that pass it on."""
+    """Find the node that computes an input, before the operations that pass it on."""
     node = nodes.node(node_name(reference))
     return _origin(nodes, node.input[0]) if node.op in PASSED else node
 
 
 def _targets(nodes: GraphNodes, reference: str) -> Iterator[str]:
-    """The outputs behind an input, such as `name:2`, through both branches of a conditional."""
+    """Yield the outputs before an input, such as `name:2`, through both branches of a conditional."""
     node = nodes.node(node_name(reference))
     if node.op == "Merge":
         for branch in node.input:
@@ -122,12 +122,12 @@ def _targets(nodes: GraphNodes, reference: str) -> Iterator[str]:
 
 
 def _is_inference(node: Any) -> bool:
-    """True for the fused operation in inference, which takes the moving variance."""
+    """Return whether this is the fused operation in inference, which takes the moving variance."""
     return node.op in FUSED and not node.attr["is_training"].b
 
 
 def _classify(nodes: GraphNodes, variable: str, target: str) -> tuple[bool, str]:
-    """Tell from an output whether it is the biased variance of a batch, and by which operation."""
+    """Return whether an output is the biased variance of a batch, and the operation that computes it."""
     node = nodes.node(node_name(target))
     if node.op in FUSED and target.endswith(":2"):
         return False, str(node.op)

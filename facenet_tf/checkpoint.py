@@ -53,7 +53,7 @@ class CheckpointFiles:
         index: The file of names, shapes and offsets of the tensors.
         data: The file of values.
         meta: The training graph.
-        frozen: The inference graph with constants for variables, if it was written.
+        frozen: The inference graph with constants for variables, or None.
     """
 
     prefix: Path
@@ -76,7 +76,7 @@ def write_checkpoint(
     The same tensors give the same bytes.
 
     Args:
-        folder: The folder to write to; made if it does not exist.
+        folder: The folder to write to; created if necessary.
         tensors: Variable name to float32 array: all variables of the network, with or without
             `Logits/weights` and `Logits/biases`. Without them the graph has a triplet loss and no
             classification head.
@@ -89,7 +89,7 @@ def write_checkpoint(
 
     Raises:
         ValueError: A variable is missing, unexpected or of another shape.
-        FileExistsError: A file of that name exists; nothing has been written.
+        FileExistsError: A file of that name exists; nothing is written.
     """
     folder = Path(folder)
     files = _checkpoint_files(folder, model_name, step, frozen)
@@ -120,7 +120,7 @@ def write_checkpoint(
 
 
 def _checkpoint_files(folder: Path, model_name: str, step: int, frozen: bool) -> CheckpointFiles:
-    """The paths of a published model's files."""
+    """Name the files of a published model."""
     prefix = folder / f"model-{model_name}.ckpt-{step}"
     return CheckpointFiles(
         prefix=prefix,
@@ -172,7 +172,7 @@ def _training_graph(tensors: Mapping[str, NDArray[Any]]) -> list[Any]:
 
 
 def _input_queue(batch_size: Any) -> tuple[Any, Any]:
-    """Add the queue of images and labels, its outputs named as in the published interface."""
+    """Add the queue of images and labels, with the published names of its outputs."""
     shape = (IMAGE_SIZE, IMAGE_SIZE, 3)
     images = tf1.placeholder(tf.float32, (None, *shape), name="images")
     labels = tf1.placeholder(tf.int32, (None,), name="labels")
@@ -194,9 +194,9 @@ def _triplet_loss(embeddings: Any, embedding_size: int) -> Any:
 def _moving_averages(variables: Sequence[Any]) -> list[Any]:
     """Add the average of each variable; returns the updates.
 
-    facenet averages the moving statistics too, since slim lists them among the trainable variables.
-    `tf.train.ExponentialMovingAverage` does the same in a third of the graph's whole building time, most of
-    it for a conditional per variable that only matters if training starts from here.
+    facenet averages the moving statistics too, because slim lists them among the trainable variables.
+    `tf.train.ExponentialMovingAverage` does the same, but takes a third of the time to build the graph. It
+    adds a conditional per variable, which only matters if training starts from this graph.
     """
     updates = []
     for variable in variables:
@@ -211,15 +211,15 @@ def _moving_averages(variables: Sequence[Any]) -> list[Any]:
 
 
 def freeze(graph_def: Any, tensors: Mapping[str, NDArray[Any]]) -> Any:
-    """Cut a training graph down to inference and put its values in, as facenet's `freeze_graph.py` does.
+    """Reduce a training graph to inference and insert its values, as facenet's `freeze_graph.py` does.
 
-    Kept are `embeddings`, `label_batch` and what they depend on, both branches of every conditional
-    included. Variables become constants behind their `/read` identities, and operations on references
-    their counterparts on values.
+    The result has `embeddings`, `label_batch` and their ancestors, with both branches of every conditional.
+    Variables become constants before their `/read` identities. Operations on references become operations on
+    values.
 
     Args:
         graph_def: The training graph, a GraphDef.
-        tensors: Variable name to array, for every variable that is kept.
+        tensors: Variable name to array, for every variable of the result.
 
     Returns:
         The frozen GraphDef.

@@ -1,8 +1,8 @@
 """Finds the activations of a checkpoint's own graph by walking from its variables.
 
-Names of operations changed between releases of slim, so they are not used. The names of variables and of the
-published interface (`input`, `phase_train`, `batch_size`, `embeddings`) did not: a walk from the variable
-that holds a layer's weights ends at the operation that ends the layer.
+The names of operations changed between releases of slim, so this module does not use them. The names of
+variables and of the published interface (`input`, `phase_train`, `batch_size`, `embeddings`) are stable. A
+walk starts at the variable of a layer's weights and stops at the last operation of the layer.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ CONVOLUTIONS = 132
 
 
 def find_activations(nodes: GraphNodes, logits: str | None) -> dict[str, str]:
-    """Find the node that ends each stage and each convolution.
+    """Find the last node of each stage and each convolution.
 
     Args:
-        nodes: The graph, cut down to inference.
-        logits: As `find_logits` gives it.
+        nodes: The graph, reduced to inference.
+        logits: The result of `find_logits`.
 
     Returns:
-        Activation name to the node whose first output it is, in the order of evaluation.
+        Activation name to the node whose first output is the activation, in the order of evaluation.
 
     Raises:
         GraphError: The graph is another network.
@@ -50,19 +50,19 @@ def find_activations(nodes: GraphNodes, logits: str | None) -> dict[str, str]:
 
 
 def find_logits(nodes: GraphNodes, feeds: Collection[str]) -> str | None:
-    """Find the node that ends the classification head; None if the graph has no head.
+    """Find the last node of the classification head; None if the graph has no head.
 
     Args:
         nodes: The whole graph.
-        feeds: The nodes that are fed when it runs.
+        feeds: The nodes to feed.
 
     Raises:
-        GraphError: There is no bias, or no single sum of the product and the bias.
+        GraphError: The bias is missing, or there is not exactly one sum of the product and the bias.
     """
     if "Logits/weights" not in nodes.by_name:
         return None
-    # A whole training graph multiplies by the weights once more, in the gradient; only the forward product
-    # takes something that the embeddings depend on, or the embeddings themselves.
+    # A training graph multiplies by the weights once more, in the gradient. Only the forward product takes
+    # the embeddings or one of their ancestors.
     forward = nodes.ancestors(["embeddings"], feeds)
     products = {
         node.name
@@ -81,7 +81,7 @@ def find_logits(nodes: GraphNodes, feeds: Collection[str]) -> str | None:
 
 
 def _convolution_scopes(nodes: GraphNodes) -> list[str]:
-    """The scopes of the 132 convolutions, sorted."""
+    """List the scopes of the 132 convolutions, sorted."""
     scopes = sorted(
         name.removesuffix("/weights")
         for name in nodes.by_name
@@ -93,7 +93,7 @@ def _convolution_scopes(nodes: GraphNodes) -> list[str]:
 
 
 def _convolution_ends(nodes: GraphNodes, scopes: list[str]) -> dict[str, str]:
-    """The ends of the convolutions, at the ReLU or the biases, and of the residual blocks."""
+    """Find the ends of the convolutions, at the ReLU or the biases, and of the residual blocks."""
     ends: dict[str, str] = {}
     for scope in scopes:
         convolution = nodes.descendant(scope, f"{scope}/weights", frozenset({"Conv2D"}), READS)
@@ -107,7 +107,7 @@ def _convolution_ends(nodes: GraphNodes, scopes: list[str]) -> dict[str, str]:
 
 
 def _other_stage_ends(nodes: GraphNodes, ends: dict[str, str]) -> dict[str, str]:
-    """The ends of the pools and reductions, each from the end of a layer before it."""
+    """Find the ends of the pools and reductions, each from the end of a previous layer."""
     result = {}
     for stage, start, ops in (
         (f"{SCOPE}/MaxPool_3a_3x3", f"{SCOPE}/Conv2d_2b_3x3", frozenset({"MaxPool"})),
@@ -122,14 +122,14 @@ def _other_stage_ends(nodes: GraphNodes, ends: dict[str, str]) -> dict[str, str]
 
 
 def _residual_end(nodes: GraphNodes, block: str, update: str) -> str:
-    """The node that ends a residual block, from the end of its last convolution."""
+    """Find the last node of a residual block, from the end of its last convolution."""
     total = nodes.descendant(block, update, frozenset({"Add", "AddV2"}), READS | {"Mul"})
     relu = nodes.descendants(total.name, frozenset({"Relu"}), READS)
     return str(relu[0].name if relu else total.name)
 
 
 def _bottleneck_end(nodes: GraphNodes) -> str:
-    """The node that `embeddings` scales to unit length."""
+    """Find the node that `embeddings` scales to unit length."""
     product = nodes.node("embeddings")
     if product.op in READS:
         product = nodes.producer(product, 0)
@@ -137,4 +137,4 @@ def _bottleneck_end(nodes: GraphNodes) -> str:
         for index in (0, 1):
             if nodes.producer(product, index).op == "Rsqrt":
                 return node_name(product.input[1 - index])
-    raise GraphError(nodes.path, "'embeddings' is not a product of something and the inverse of its length")
+    raise GraphError(nodes.path, "'embeddings' is not a product with the inverse of a length")

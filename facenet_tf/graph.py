@@ -1,8 +1,8 @@
 """Inception-ResNet-v1 rebuilt from scratch as a TensorFlow 1 graph.
 
-The architecture is that of `inception_resnet_v1.py` in davidsandberg/facenet; variables bear the names that
-slim gave them there. Arithmetic is float32, with the fused batch normalisation of the published graphs, or
-float64, in which every constant is the decimal number as written (0.001, 0.17) and not its float32 neighbour.
+The architecture is that of `inception_resnet_v1.py` in davidsandberg/facenet; the names of variables are
+those of slim. Arithmetic is float32, with the fused batch normalisation of the published graphs, or float64.
+In float64 every constant is the decimal number in the source (0.001, 0.17), not the nearest float32.
 """
 
 from __future__ import annotations
@@ -120,10 +120,10 @@ BLOCK8: tuple[Branch, ...] = (
 
 
 class _Layers:
-    """Builds layers and blocks that share their settings.
+    """Builds layers and blocks with common settings.
 
     Attributes:
-        endpoints: The activations gathered so far.
+        endpoints: The activations of all layers so far.
     """
 
     def __init__(self, dtype: Any, training: Any, gamma: bool) -> None:
@@ -138,7 +138,7 @@ class _Layers:
         )
 
     def activation(self, net: Any) -> Any:
-        """Record a tensor as the activation of the open variable scope."""
+        """Record a tensor as the activation of the current variable scope."""
         self.endpoints[tf1.get_variable_scope().name] = net
         return net
 
@@ -173,7 +173,7 @@ class _Layers:
             return self.activation(tf.nn.max_pool2d(net, 3, strides=2, padding="VALID"))
 
     def reduction(self, net: Any, name: str, branches: Sequence[Branch]) -> Any:
-        """Halve the map: convolution branches beside a max pool, which is the last branch."""
+        """Halve the map with convolution branches and a max pool, which is the last branch."""
         with tf1.variable_scope(name):
             outputs = self.branches(net, branches)
             with tf1.variable_scope(f"Branch_{len(branches)}"):
@@ -183,7 +183,7 @@ class _Layers:
     def residual(
         self, net: Any, name: str, branches: Sequence[Branch], scale: float, *, relu: bool = True
     ) -> Any:
-        """Add the scaled output of some branches, brought back to the width of `net`."""
+        """Add the scaled output of branches, which a convolution brings to the width of `net`."""
         with tf1.variable_scope(name):
             mixed = tf.concat(self.branches(net, branches), axis=3)
             with tf1.variable_scope("Conv2d_1x1"):
@@ -204,8 +204,8 @@ class _Layers:
     def batch_norm(self, net: Any) -> Any:
         """Normalise a map, or a matrix as a map of one pixel, as slim does.
 
-        Training uses the batch's own mean and biased variance, and moves the moving variance towards the
-        unbiased one. The updates are forced: the output depends on them.
+        Training uses the batch's mean and biased variance, and moves the moving variance towards the unbiased
+        variance. The output depends on the updates, so they always run.
         """
         if net.shape.rank == 2:
             return tf.reshape(self.batch_norm(net[:, tf.newaxis, tf.newaxis, :]), tf.shape(net))
@@ -238,7 +238,7 @@ class _Layers:
         )
 
     def _decomposed(self, net: Any, gamma: Any, beta: Any, moving: Any) -> Any:
-        """The fused operation in its parts, since TensorFlow has none for float64."""
+        """Compute the fused operation in steps, because TensorFlow does not have it in float64."""
         if moving is None:
             mean, variance = tf.nn.moments(net, axes=[0, 1, 2])
             count = tf.cast(tf.reduce_prod(tf.shape(net)[:3]), self.dtype)
@@ -262,7 +262,7 @@ def build(
     keep_probability: float = KEEP_PROBABILITY,
     dropout_mask: Any = None,
 ) -> Endpoints:
-    """Add the network to the default graph, which `legacy_graph` makes.
+    """Add the network to the default graph, which must come from `legacy_graph`.
 
     Args:
         images: Tensor (N, H, W, 3) of `dtype`, standardised pixels, H and W at least 75.
@@ -275,8 +275,8 @@ def build(
         bottleneck_scope: Variable scope of the embedding layer. Its activation is always
             `InceptionResnetV1/Bottleneck`.
         keep_probability: Share of the pooled features that dropout keeps in training.
-        dropout_mask: Tensor (N, 1792) of `dtype`, 1 for a feature that dropout keeps and 0 for another; None
-            draws one for every batch.
+        dropout_mask: Tensor (N, 1792) of `dtype`, 1 for a feature that dropout keeps, otherwise 0. None draws
+            a mask for every batch.
 
     Returns:
         Every activation in the order of evaluation, the stages of `STAGES` and the 132 convolutions: maps
@@ -309,7 +309,7 @@ def build(
 
 
 def _dropout(net: Any, keep_probability: float, mask: Any) -> Any:
-    """Zero the features outside a mask, drawn or given, and scale up the others."""
+    """Zero the features outside a mask and scale up the others; without a mask, draw one."""
     if mask is None:
         return tf.nn.dropout(net, rate=1 - keep_probability)
     return net * mask / tf.constant(keep_probability, net.dtype)
@@ -332,7 +332,7 @@ def variable_shapes(
     gamma: bool = False,
     bottleneck_scope: str = BOTTLENECK,
 ) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every variable of the network, read from the graph, in the order of creation."""
+    """Map the name of every variable of the network to its shape, in the order of creation."""
     with legacy_graph():
         build(
             tf1.placeholder(tf.float32, (None, None, None, 3)),

@@ -31,21 +31,21 @@ class GraphError(ValueError):
 
 
 def node_name(reference: str) -> str:
-    """The name of the node that an input such as `^name` or `name:1` refers to."""
+    """Return the name of an input's node; the input is written like `^name` or `name:1`."""
     return reference.removeprefix("^").partition(":")[0]
 
 
 class GraphNodes:
-    """The nodes of a GraphDef by name, and the nodes that each one feeds.
+    """The nodes of a GraphDef by name, and the consumers of each.
 
     Args:
-        path: The file that the graph was read from, for messages.
+        path: The graph's file, for messages.
         graph_def: The GraphDef.
 
     Attributes:
         path: The file.
         by_name: Name to NodeDef.
-        consumers: Name to the nodes that take an output of it; control dependencies are left out.
+        consumers: Name to the nodes that take an output of this node, without control dependencies.
     """
 
     def __init__(self, path: Path, graph_def: Any) -> None:
@@ -58,7 +58,7 @@ class GraphNodes:
                     self.consumers[node_name(reference)].append(node)
 
     def node(self, name: str) -> Any:
-        """The node of a name.
+        """Return the node of a name.
 
         Raises:
             GraphError: There is no such node.
@@ -68,16 +68,16 @@ class GraphNodes:
         return self.by_name[name]
 
     def producer(self, node: Any, index: int) -> Any:
-        """The node that computes an input of `node`, behind any identities."""
+        """Return the node that computes an input of `node`, before any identities."""
         source = self.node(node_name(node.input[index]))
         return self.producer(source, 0) if source.op in READS else source
 
     def ancestors(self, names: Iterable[str], stops: Collection[str]) -> set[str]:
-        """The nodes that `names` depend on, themselves and control dependencies included.
+        """Find the nodes that `names` depend on, with `names` and control dependencies.
 
         Args:
             names: The nodes to start from.
-            stops: Nodes that are included, but not their inputs.
+            stops: Nodes whose inputs are not followed.
         """
         result: set[str] = set()
         waiting = list(names)
@@ -92,12 +92,12 @@ class GraphNodes:
     def descendants(
         self, start: str, ops: frozenset[str], through: frozenset[str] | None = None
     ) -> list[Any]:
-        """The first nodes downstream of a node that are one of some operations.
+        """Find the first nodes downstream of a node with one of some operations.
 
         Args:
-            start: Name of the node to walk from.
-            ops: Operations to stop at.
-            through: Operations that may be crossed; None for all but `LAYER_ENDS`.
+            start: Name of the node to start from.
+            ops: Operations to find.
+            through: Operations to pass through; None for all but `LAYER_ENDS`.
         """
         result: dict[str, Any] = {}
         seen = {start}
@@ -115,10 +115,10 @@ class GraphNodes:
     def descendant(
         self, layer: str, start: str, ops: frozenset[str], through: frozenset[str] | None = None
     ) -> Any:
-        """The single node that `descendants` gives.
+        """Find the single result of `descendants`.
 
         Raises:
-            GraphError: There are several or none; `layer` is named in the message.
+            GraphError: There are several nodes or none; the message names `layer`.
         """
         nodes = self.descendants(start, ops, through)
         if len(nodes) != 1:

@@ -1,4 +1,4 @@
-"""A checkpoint's own graph, cut down to inference and run as it was written."""
+"""A checkpoint's own graph, reduced to inference and run without other changes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ tf = import_tensorflow()
 tf1 = tf.compat.v1
 
 LEAVES = frozenset({"weights", "biases", "beta", "gamma", "moving_mean", "moving_variance"})
-"""The last parts of the variable names that slim gives in this network."""
+"""The last parts of slim's variable names in this network."""
 
 AVERAGE = "ExponentialMovingAverage"
 
@@ -28,22 +28,22 @@ FEEDS: Mapping[str, tuple[Any, Sequence[int | None]]] = {
     "phase_train": (tf.bool, ()),
     "batch_size": (tf.int32, ()),
 }
-"""The nodes that are fed when the graph runs; whatever computes them is cut away."""
+"""The nodes to feed; the reduced graph does not compute them."""
 
 
 class OwnGraph:
-    """A checkpoint's own graph with its weights, ready to run in inference. A context manager.
+    """A context manager: a checkpoint's own graph with its weights, in inference.
 
     Open one with `from_checkpoint` or `from_frozen`.
 
     Attributes:
-        path: The file that the graph was read from.
+        path: The graph's file.
         activations: The names that `run` takes, in the order of evaluation: the stages of
             `facenet_tf.graph.STAGES` and the 132 convolutions.
         has_logits: Whether the graph has a classification head.
         operations: Every kind of operation in the graph.
-        tensors: Variable name to the array that TensorFlow's own reader gave.
-        pool_size: Height and width of the last average pool if the graph fixes them, else None.
+        tensors: Variable name to the array that TensorFlow's reader returned.
+        pool_size: Height and width of the last average pool, or None if the graph does not fix them.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class OwnGraph:
             self._assign({name: nodes.by_name[name].op for name in tensors})
 
     def _assign(self, ops: Mapping[str, str]) -> None:
-        """Give the graph's variables their values. Constants have values already."""
+        """Assign the values of the graph's variables; constants already have values."""
         assignments, feed = [], {}
         for name, op in ops.items():
             if op not in VARIABLES:
@@ -134,7 +134,7 @@ class OwnGraph:
         return cls(path, graph_def, logits, tensors)
 
     def supports(self, height: int, width: int) -> bool:
-        """True if images of this size run: a fixed average pool must cover the last map exactly."""
+        """Return whether the graph takes this image size: a fixed average pool must cover the whole map."""
         return self.pool_size in (None, (_map_size(height), _map_size(width)))
 
     def run(self, images: NDArray[Any], activations: Sequence[str] | None = None) -> dict[str, NDArray[Any]]:
@@ -142,14 +142,13 @@ class OwnGraph:
 
         Args:
             images: Standardised pixels (N, H, W, 3), float32; H and W at least 75.
-            activations: Which activations to return; None for all.
+            activations: Activations to return; None for all.
 
         Returns:
             Activation name to array, NHWC.
 
         Raises:
-            ValueError: The images have another shape, or a size that the graph is not built for, or an
-                activation does not exist.
+            ValueError: The images have a wrong shape or an unsupported size, or an activation does not exist.
         """
         check_images(images)
         if not self.supports(*images.shape[1:3]):
@@ -180,14 +179,14 @@ class OwnGraph:
 
 
 def _map_size(side: int) -> int:
-    """Side of the last map, behind five strided and two plain 3x3 windows without padding."""
+    """Compute the side of the last map, after five strided and two plain 3x3 windows without padding."""
     for stride in (2, 1, 2, 1, 2, 2, 2):
         side = (side - 3) // stride + 1
     return side
 
 
 def _cut_to_inference(path: Path, graph_def: Any) -> tuple[Any, str | None]:
-    """Cut a graph down to what the embeddings and the logits depend on, with placeholders for the feeds.
+    """Reduce a graph to the ancestors of the embeddings and logits, with placeholders for the feeds.
 
     Returns:
         The GraphDef, and the node of the logits, or None.
@@ -210,7 +209,7 @@ def _cut_to_inference(path: Path, graph_def: Any) -> tuple[Any, str | None]:
             continue
         copy.CopyFrom(node)
         copy.device = ""
-        # Shapes recorded at export hold for the queue's images, not for the fed ones.
+        # The shapes in the file are those of the queue's images, not of the fed images.
         copy.attr.pop("_output_shapes", None)
         colocated = [c for c in copy.attr["_class"].list.s if c.decode().removeprefix("loc:@") in kept]
         if colocated:
@@ -232,7 +231,7 @@ def _parse(path: Path, message: Any) -> Any:
 def _read_checkpoint(prefix: Path, shapes: Mapping[str, Any], weights: str) -> dict[str, NDArray[Any]]:
     """Read variables or their averages with TensorFlow's reader.
 
-    If no BatchNorm statistic has an average, all are taken as they are: they are moving averages already.
+    If no BatchNorm statistic has an average, the statistics are read, which are moving averages already.
     """
     try:
         reader = tf.train.load_checkpoint(str(prefix))

@@ -17,12 +17,12 @@ tf1 = tf.compat.v1
 
 
 class RebuiltNetwork:
-    """The rebuilt network in inference, holding a checkpoint's weights. A context manager.
+    """A context manager: the rebuilt network with a checkpoint's weights, in inference.
 
     Args:
         tensors: Variable name to float32 array: the 492 variables, or 490 without the head, and the gammas if
             the checkpoint has them.
-        dtype: The arithmetic to run in; float64 takes the float32 weights exactly.
+        dtype: Dtype of the arithmetic; float64 holds the float32 weights exactly.
 
     Attributes:
         activations: The names that `run` takes, in the order of evaluation.
@@ -49,13 +49,13 @@ class RebuiltNetwork:
         Args:
             images: Standardised pixels (N, H, W, 3), converted to the dtype of the network; H and W at least
                 75.
-            activations: Which activations to return; None for all.
+            activations: Activations to return; None for all.
 
         Returns:
             Activation name to array in the dtype of the network, NHWC.
 
         Raises:
-            ValueError: The images have another shape, or an activation does not exist.
+            ValueError: The images have a wrong shape, or an activation does not exist.
         """
         check_images(images)
         names = self.activations if activations is None else tuple(activations)

@@ -19,12 +19,12 @@ MIN_IMAGE_SIZE = 75
 
 @contextmanager
 def legacy_graph() -> Iterator[Any]:
-    """Enter a new graph in which conditionals are Switch and Merge and variables are VariableV2.
+    """Enter a new graph whose conditionals are Switch and Merge and whose variables are VariableV2.
 
-    Both are settings of the process in current TensorFlow; they are restored on leaving.
+    In current TensorFlow both are settings of the process, which the end of the block restores.
 
     Yields:
-        The `tf.Graph`, made the default one.
+        The `tf.Graph`, which is the default graph in the block.
     """
     control_flow_v2 = tf1.control_flow_v2_enabled()
     resource_variables = tf1.resource_variables_enabled()
@@ -41,10 +41,10 @@ def legacy_graph() -> Iterator[Any]:
 
 
 def open_session(graph: Any) -> Any:
-    """Open a session that runs the graph as it was written.
+    """Open a session that runs the graph without rewriting it.
 
     Grappler, the graph rewriter, is off. It would fold constants and fuse batch normalisation into
-    convolutions: activations would vanish, and the arithmetic would no longer be the checkpoint's.
+    convolutions. Activations would then vanish, and the arithmetic would differ from the checkpoint's.
 
     Args:
         graph: The `tf.Graph` to run.
@@ -64,7 +64,7 @@ def check_images(images: NDArray[Any]) -> None:
 
 
 def check_activations(names: Sequence[str], known: Sequence[str]) -> None:
-    """Raise ValueError with the names that are not among `known`."""
+    """Raise ValueError with the names that are not in `known`."""
     unknown = [name for name in names if name not in known]
     if unknown:
         raise ValueError(f"no such activation: {', '.join(unknown)}")

@@ -25,7 +25,7 @@ tf = import_tensorflow()
 tf1 = tf.compat.v1
 
 INPUT = "input"
-"""The name of the gradient for the images, beside the names of the variables."""
+"""The name of the images' gradient among the names of the variables."""
 
 POOLED = 1792
 """Number of features between the last average pool and dropout."""
@@ -33,21 +33,21 @@ POOLED = 1792
 OptimiserName = Literal["sgd", "adam"]
 
 ADAM_BETAS = (0.9, 0.999)
-"""Adam's defaults, which facenet keeps."""
+"""Adam's defaults, which facenet uses."""
 
 
 def _target_placeholder(options: NetworkOptions) -> Any:
-    """The target of the loss: labels, or a functional of the embedding for a network without logits."""
+    """Add the target of the loss: labels, or a functional of the embedding for a network without logits."""
     if options.num_classes is None:
         return tf1.placeholder(tf.float64, (None, options.embedding_size), name="functional")
     return tf1.placeholder(tf.int64, (None,), name="labels")
 
 
 class TrainingNetwork:
-    """The rebuilt network with a loss, starting from a checkpoint's weights, in float64. A context manager.
+    """A context manager: the rebuilt network with a loss and a checkpoint's weights, in float64.
 
-    Every BatchNorm has a gamma here, so that its gradient can be taken. A gamma that the checkpoint does not
-    have is one throughout, and no step trains it.
+    Every BatchNorm has a gamma, so that it has a gradient. A gamma that the checkpoint lacks consists of
+    ones, and no step trains it.
 
     Dropout takes a given mask, scaled as in the published training. The loss is the mean softmax
     cross-entropy of the logits. For a checkpoint without logits it is the mean, over the images, of a linear
@@ -110,12 +110,12 @@ class TrainingNetwork:
 
     def _build_steps(self) -> dict[OptimiserName, Any]:
         """Add the operations that take a step, by optimiser."""
-        # No variable may move before all gradients are computed: they read it.
+        # The gradients read the variables, so all must be computed before any variable moves.
         gradients = tf1.tuple([self._fetches[True][1][name] for name in self.trained])
         pairs = list(zip(gradients, (self._variables[name] for name in self.trained), strict=True))
         optimisers: dict[OptimiserName, Any] = {
             "sgd": tf1.train.GradientDescentOptimizer(self._learning_rate),
-            # Given as numbers, the constants would be float32: 1 - 0.999 is then off by 1.3e-5 of itself.
+            # Python numbers would become float32 constants: the relative error of 1 - 0.999 is then 1.3e-5.
             "adam": tf1.train.AdamOptimizer(
                 self._learning_rate,
                 *(tf.constant(value, tf.float64) for value in (*ADAM_BETAS, ADAM_EPSILON)),
@@ -124,7 +124,7 @@ class TrainingNetwork:
         return {name: optimiser.apply_gradients(pairs) for name, optimiser in optimisers.items()}
 
     def reset(self) -> None:
-        """Restore the checkpoint's weights and statistics, and the optimisers' first state."""
+        """Restore the checkpoint's weights and statistics, and the optimisers' initial state."""
         load_variables(self._session, self._initial)
         everything = self._session.graph.get_collection(tf1.GraphKeys.GLOBAL_VARIABLES)
         slots = [variable.initializer for variable in everything if variable.op.name not in self._variables]
@@ -133,12 +133,12 @@ class TrainingNetwork:
     def gradients(
         self, images: NDArray[Any], target: NDArray[Any], mask: NDArray[Any], *, training: bool
     ) -> tuple[float, dict[str, NDArray[Any]]]:
-        """Differentiate the loss of one batch; weights and statistics stay as they are.
+        """Differentiate the loss of one batch without changing weights or statistics.
 
         Args:
             images: Standardised pixels (N, H, W, 3), taken in float64; H and W at least 75.
             target: Labels (N,), or without logits the functional (N, embedding size).
-            mask: (N, 1792), 1 for a feature that dropout keeps and 0 for another; used in training.
+            mask: (N, 1792), 1 for a feature that dropout keeps, otherwise 0; used in training.
             training: True for batch statistics and dropout, False for moving statistics and no dropout.
 
         Returns:
@@ -146,7 +146,7 @@ class TrainingNetwork:
             under `INPUT`; moving statistics have none.
 
         Raises:
-            ValueError: The images have another shape.
+            ValueError: The images have a wrong shape.
         """
         before = self._statistics() if training else {}
         loss, gradients = self._session.run(self._fetches[training], self._feed(images, target, mask))
@@ -162,27 +162,27 @@ class TrainingNetwork:
         optimiser: OptimiserName,
         learning_rate: float,
     ) -> float:
-        """Take one training step: statistics and variables move.
+        """Take one training step, which changes statistics and variables.
 
         Args:
-            images: As in `gradients`, and `target` and `mask` too.
-            target: See there.
-            mask: See there.
+            images: As in `gradients`.
+            target: As in `gradients`.
+            mask: As in `gradients`.
             optimiser: Plain gradient descent, or `tf.train.AdamOptimizer` with facenet's epsilon.
-            learning_rate: Its learning rate.
+            learning_rate: Learning rate of the optimiser.
 
         Returns:
             The loss before the step.
 
         Raises:
-            ValueError: The images have another shape.
+            ValueError: The images have a wrong shape.
         """
         feed = self._feed(images, target, mask) | {self._learning_rate: learning_rate}
         loss, _ = self._session.run((self._fetches[True][0], self._steps[optimiser]), feed)
         return float(loss)
 
     def values(self) -> dict[str, NDArray[Any]]:
-        """Every variable of the network by name, scales included."""
+        """Return every variable of the network by name, with the gammas."""
         values: dict[str, NDArray[Any]] = self._session.run(self._variables)
         return values
 

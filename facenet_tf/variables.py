@@ -18,9 +18,8 @@ BOTTLENECK = f"{SCOPE}/Bottleneck"
 OLD_BOTTLENECK = "Bottleneck"
 """The scope of the embedding layer in checkpoints from before 2017-05-09."""
 
-
 STATISTICS = ("/moving_mean", "/moving_variance")
-"""The ends of the names of variables that no gradient moves."""
+"""The ends of the names of variables without a gradient."""
 
 
 class NetworkOptions(NamedTuple):
@@ -39,8 +38,7 @@ def infer_options(tensors: Mapping[str, NDArray[Any]]) -> NetworkOptions:
         tensors: Variable name to array.
 
     Returns:
-        The options under which `build` creates these variables. `require_variables` then checks that they are
-        the network's.
+        The options with which `build` creates these variables; `require_variables` then checks them.
 
     Raises:
         ValueError: There is no embedding layer.
@@ -60,7 +58,7 @@ def infer_options(tensors: Mapping[str, NDArray[Any]]) -> NetworkOptions:
 
 
 def require_variables(tensors: Mapping[str, NDArray[Any]]) -> None:
-    """Check that a set of variables is that of the network built in the default graph.
+    """Check that a set of variables is that of the network in the default graph.
 
     Args:
         tensors: Variable name to array.
@@ -81,7 +79,7 @@ def require_variables(tensors: Mapping[str, NDArray[Any]]) -> None:
 
 
 def graph_shapes() -> dict[str, tuple[int, ...]]:
-    """Name and shape of the variables of the default graph, in the order of creation."""
+    """Map the variables of the default graph to their shapes, in the order of creation."""
     return {v.op.name: tuple(v.shape.as_list()) for v in tf1.global_variables()}
 
 
@@ -89,8 +87,8 @@ def load_variables(session: Any, tensors: Mapping[str, NDArray[Any]]) -> None:
     """Initialise variables of the session's graph by feeding their initial values.
 
     Args:
-        session: An open session on the graph that holds the variables.
-        tensors: Variable name to array; other variables stay as they are.
+        session: An open session on the graph of the variables.
+        tensors: Variable name to array; other variables do not change.
     """
     variables = {v.op.name: v for v in session.graph.get_collection(tf1.GraphKeys.GLOBAL_VARIABLES)}
     chosen = [(variables[name], value) for name, value in tensors.items()]

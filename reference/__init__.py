@@ -1,4 +1,4 @@
-"""The PyTorch side: the network that the converted weights are loaded into."""
+"""The PyTorch side: the network for the converted weights."""
 
 from reference.inception_resnet_v1 import MINIMUM_IMAGE_SIZE, InceptionResnetV1
 from reference.weights import load_weights

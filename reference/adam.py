@@ -1,4 +1,4 @@
-"""Adam as TensorFlow 1 computes it; it trained the published checkpoints."""
+"""TensorFlow 1's Adam, which trained the published checkpoints."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ EPSILON = 0.1  # davidsandberg/facenet, src/facenet.py: train
 
 
 class TensorFlowAdam(Optimizer):
-    """Adam with epsilon where `tf.train.AdamOptimizer` has it: beside the root of the raw second moment.
+    """Adam that adds epsilon to the root of the raw second moment, as `tf.train.AdamOptimizer` does.
 
-    Kingma and Ba, "Adam: A Method for Stochastic Optimization" (arXiv:1412.6980), the variant at the end of
-    section 2, where epsilon is called epsilon hat. With t steps taken, this one included:
+    This is the variant at the end of section 2 of Kingma and Ba, "Adam: A Method for Stochastic Optimization"
+    (arXiv:1412.6980), which calls epsilon "epsilon hat". In step t, counted from 1:
 
         m = beta1 m + (1 - beta1) g
         v = beta2 v + (1 - beta2) g^2
         parameter -= lr sqrt(1 - beta2^t) / (1 - beta1^t) m / (sqrt(v) + epsilon)
 
-    `torch.optim.Adam` adds epsilon to sqrt(v / (1 - beta2^t)). It would take the same step with an eps of
-    epsilon / sqrt(1 - beta2^t), which falls from 31.6 epsilon at the first step to epsilon after thousands.
+    `torch.optim.Adam` adds epsilon to sqrt(v / (1 - beta2^t)). Its step is the same with an eps of epsilon /
+    sqrt(1 - beta2^t), which falls from 31.6 epsilon at the first step to epsilon after thousands.
 
     Args:
         params: As for every optimiser of PyTorch.
         lr: Learning rate; the training of 2018 went from 0.05 to 0.0005.
         betas: Decay of the first and the second moment.
-        eps: Epsilon; 0.1 is facenet's, TensorFlow's own default is 1e-8.
+        eps: Epsilon; 0.1 is facenet's, and TensorFlow's default is 1e-8.
 
     Raises:
         ValueError: A number is outside its range.
@@ -45,7 +45,7 @@ class TensorFlowAdam(Optimizer):
     ) -> None:
         if not (lr >= 0 and eps >= 0 and all(0 <= beta < 1 for beta in betas)):
             raise ValueError(
-                f"lr={lr}, betas={betas}, eps={eps}: lr and eps are not negative, betas from 0 to below 1"
+                f"lr={lr}, betas={betas}, eps={eps}: lr and eps must be 0 or above, betas from 0 to below 1"
             )
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps})
 
@@ -57,7 +57,7 @@ class TensorFlowAdam(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Take a step; returns what `closure`, which evaluates the model again, returns."""
+        """Take a step; returns the result of `closure`, which evaluates the model again."""
         loss = None
         if closure is not None:
             with torch.enable_grad():

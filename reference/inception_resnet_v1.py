@@ -1,4 +1,4 @@
-"""Inception-ResNet-v1 as FaceNet uses it, in PyTorch.
+"""FaceNet's Inception-ResNet-v1 in PyTorch.
 
 Szegedy et al., "Inception-v4, Inception-ResNet and the Impact of Residual Connections on Learning"
 (arXiv:1602.07261), in the variant of davidsandberg/facenet: a 3x3 convolution of stride 2 closes the stem,
@@ -18,14 +18,13 @@ from converter.hub.pretrained import load_pretrained
 
 # davidsandberg/facenet, src/train_softmax.py: batch_norm_params.
 BATCH_NORM_EPSILON = 0.001
-BATCH_NORM_MOMENTUM = (
-    1 - 0.995
-)  # TensorFlow's decay is the share of the old average, PyTorch's momentum that of the new value
-# The floor under the squared norm in tf.nn.l2_normalize(prelogits, 1, 1e-10) is this under the norm itself.
+# TensorFlow's decay is the share of the old average, PyTorch's momentum the share of the new value.
+BATCH_NORM_MOMENTUM = 1 - 0.995
+# tf.nn.l2_normalize(prelogits, 1, 1e-10) has a floor under the squared norm; this is its root.
 NORM_FLOOR = 1e-5
 
 MINIMUM_IMAGE_SIZE = 75
-"""Smallest height and width in pixels; below it the last reduction leaves no feature."""
+"""Smallest height and width in pixels; the map of a smaller image is empty after the last reduction."""
 
 
 class BasicConv2d(nn.Module):
@@ -51,8 +50,8 @@ class Residual(nn.Module):
     """Residual block: x + scale * conv2d(concatenated branches).
 
     Args:
-        channels: Channels of the input, and so of the output.
-        branches: Modules on the same input, in the order in which their outputs are concatenated.
+        channels: Channels of the input and the output.
+        branches: Modules on the same input, in the order of their outputs in the concatenation.
         branch_channels: Channels of all branches together.
         scale: Factor on the residual.
         relu: Whether a ReLU follows the sum.
@@ -163,12 +162,12 @@ class InceptionResnetV1(nn.Module):
     The arguments have the order of facenet-pytorch's.
 
     Args:
-        pretrained: A name or alias of the catalog, such as `vggface2` or `casia-webface`, whose weights are
-            loaded from the cache of `torch.hub`, verified, or made from the TensorFlow archive, which is
-            downloaded if it is not there. None leaves the weights as initialised.
+        pretrained: A name or alias of the catalog, such as `vggface2` or `casia-webface`. The verified
+            weights come from the cache of `torch.hub`, or are converted from the TensorFlow archive, which is
+            downloaded if necessary. None builds a randomly initialised network.
         classify: Whether `forward` returns logits instead of embeddings. The attribute may be set later.
-        num_classes: Outputs of the classifier. None takes the classifier of the pretrained weights, or builds
-            none. If the pretrained weights have another number, the classifier is randomly initialised, with a
+        num_classes: Outputs of the classifier. None takes the classifier of the pretrained weights, if any.
+            If the pretrained weights have another number, the classifier is randomly initialised, with a
             warning.
         dropout_prob: Share of features that dropout zeroes in training; 0.6 is the `--keep_probability 0.4`
             of the 2018 checkpoints.
@@ -178,11 +177,11 @@ class InceptionResnetV1(nn.Module):
         offline: Never download.
 
     Raises:
-        ValueError: `classify` without `num_classes` or a pretrained classifier, or an `embedding_size` that
-            is not that of the pretrained weights.
+        ValueError: `classify` has neither `num_classes` nor a pretrained classifier, or `embedding_size` is
+            not that of the pretrained weights.
         UsageError: The catalog has no such name.
-        RequirementError: The pretrained weights are not in the cache and cannot be had.
-        SourceError: What was downloaded or cached is damaged.
+        RequirementError: The pretrained weights are not in the cache and cannot be downloaded.
+        SourceError: A downloaded or cached file is damaged.
     """
 
     def __init__(
@@ -238,7 +237,7 @@ class InceptionResnetV1(nn.Module):
         def build(embeddings: int, classes: int | None) -> None:
             if embedding_size is not None:
                 check_embedding_size(name, embeddings, embedding_size)
-            with torch.device("meta"):  # no memory and no initial values: the weights bring their own
+            with torch.device("meta"):  # no memory and no initial values, which the weights replace
                 self._build(embeddings, classes, dropout_prob)
 
         weights = load_pretrained(name, offline=offline, build=build)
@@ -252,7 +251,7 @@ class InceptionResnetV1(nn.Module):
         self.to(torch.get_default_device(), torch.get_default_dtype())
 
     def forward(self, images: Tensor) -> Tensor:
-        """Embeddings of length one, or logits where `classify` is set.
+        """Compute embeddings of length one, or logits if `classify` is set.
 
         Args:
             images: (N, 3, H, W) in RGB, of the parameters' dtype, standardised as in training; H and W at
@@ -263,16 +262,16 @@ class InceptionResnetV1(nn.Module):
             before normalisation.
 
         Raises:
-            ValueError: The images are of another shape or too small, or `classify` is set on a model without
-                a classifier.
+            ValueError: The images have a wrong shape or are too small, or `classify` is set on a model
+                without a classifier.
         """
         return self.head(self.prelogits(images))
 
     def prelogits(self, images: Tensor) -> Tensor:
-        """The embedding before normalisation: (N, 3, H, W) to (N, embedding_size).
+        """Compute the embedding before normalisation: (N, 3, H, W) to (N, embedding_size).
 
         Raises:
-            ValueError: The images are of another shape or too small.
+            ValueError: The images have a wrong shape or are too small.
         """
         if images.ndim != 4 or images.shape[1] != 3 or min(images.shape[2:]) < MINIMUM_IMAGE_SIZE:
             raise ValueError(
@@ -325,6 +324,6 @@ def check_embedding_size(name: str, published: int, expected: int) -> None:
 
 
 def other_classes_message(name: str, published: int | None, classes: int) -> str:
-    """Say that the classifier does not come from the published weights."""
+    """Describe a classifier that does not come from the published weights."""
     trained = "has no classifier" if published is None else f"was trained on {published} classes"
     return f"{name!r} {trained}, not {classes}: the logits layer is randomly initialised"

@@ -1,4 +1,4 @@
-"""Loading published weights by name into a network that exists."""
+"""Loading published weights by name into an existing network."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from reference.inception_resnet_v1 import InceptionResnetV1, check_embedding_siz
 def load_weights(model: InceptionResnetV1, name: str, *, offline: bool = False) -> None:
     """Load the verified weights of a published checkpoint into a model.
 
-    A model without a classifier takes the other weights. A classifier of another number of classes is randomly
-    initialised, with a warning.
+    A model without a classifier takes the other weights. A classifier of another number of classes is
+    randomly initialised, with a warning.
 
     Args:
-        model: On any device and of any floating dtype; both stay as they are.
+        model: Model of any device and any floating dtype, which do not change.
         name: A name or alias of the catalog, such as `vggface2`.
         offline: Never download.
 

@@ -104,7 +104,7 @@ def tensors():
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The files of a checkpoint that TensorFlow wrote, named as `facenet_tf.checkpoint.CheckpointFiles` does."""
+    """The files of a checkpoint by TensorFlow, named as in `facenet_tf.checkpoint.CheckpointFiles`."""
 
     prefix: Path
     index: Path

@@ -1,4 +1,4 @@
-"""Mutations that know no format: they change bits, bytes, numbers and regions of a file."""
+"""Mutations that do not know the format: they change bits, bytes, numbers and regions of a file."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def set_byte(rng: Random, data: bytes) -> bytes:
 
 
 def set_number(rng: Random, data: bytes) -> bytes:
-    """Put an interesting number of 1 to 8 bytes, of either byte order, at an aligned or any position."""
+    """Write an interesting number of 1 to 8 bytes in either byte order, aligned or not."""
     size = rng.choice((1, 2, 4, 4, 8, 8))
     position = rng.randrange(len(data))
     if rng.random() < 0.5:
@@ -49,7 +49,7 @@ def set_number(rng: Random, data: bytes) -> bytes:
 
 
 def set_varint(rng: Random, data: bytes) -> bytes:
-    """Put an interesting varint in the place of the one that may start at a position, of any length."""
+    """Replace the bytes at a position, read as a varint, by an interesting varint."""
     start = rng.randrange(len(data))
     end = start
     while end < min(start + 9, len(data) - 1) and data[end] >= 0x80:
@@ -100,7 +100,7 @@ def region(rng: Random, data: bytes) -> tuple[int, int]:
 
 
 def replace(data: bytes, position: int, new: bytes) -> bytes:
-    """Overwrite bytes; what would stand past the end is left out."""
+    """Overwrite bytes without making the data longer."""
     return (data[:position] + new + data[position + len(new) :])[: len(data)]
 
 
@@ -120,7 +120,7 @@ def havoc(rng: Random, data: bytes) -> bytes:
 
 
 def splice(rng: Random, data: bytes, others: Sequence[bytes]) -> bytes:
-    """The beginning of one seed and the end of another, or a region of one inside another."""
+    """Join the start of a seed and the end of another, or copy a region of one into the other."""
     other = rng.choice(others)
     if rng.random() < 0.5:
         return data[: rng.randrange(len(data))] + other[rng.randrange(len(other)) :]

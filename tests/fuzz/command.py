@@ -31,21 +31,26 @@ PARTS = ("inputs", "conversions", "flips", "kills")
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m tests.fuzz",
-        description="Mutants of every format, damaged networks, flipped bits and killed writers. Exit code 1 "
-        "where anything crashed, hung, took too much memory, ended in a traceback, or went unnoticed.",
+        description="Read mutants of every format, convert damaged networks, flip bits and kill writers. "
+        "Exit code 1 if anything crashes, hangs, takes too much memory, goes unnoticed or ends in a traceback.",
     )
     add = parser.add_argument
-    add("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all without it")
+    add("parts", nargs="*", metavar="PART", help=f"parts to run: {', '.join(PARTS)} (default: all)")
     add("--target", action="append", choices=TARGETS, help="only this format; may be repeated")
-    add("--count", type=int, default=100_000, help="mutants of each format (%(default)s)")
+    add("--count", type=int, help="mutants of each format (default: 100,000, for h5 10,000)")
     add("--conversions", type=int, default=100, help="damaged networks of each format (%(default)s)")
     add("--flips", type=int, default=10_000, help="flipped bits of a .data file (%(default)s)")
-    add("--stride", type=int, default=1, help="flip every so manieth bit of an .index (%(default)s)")
+    add("--stride", type=int, default=1, help="flip every N-th bit of an .index (%(default)s)", metavar="N")
     add("--kills", type=int, default=1000, help="killed writers (%(default)s)")
     add("--workers", type=int, default=os.cpu_count() or 1, help="processes (%(default)s)")
-    add("--seed", type=int, default=0, help="of all that is drawn (%(default)s)")
-    add("--case", metavar="TARGET:NUMBER", help="make one mutant again and say what comes of it")
-    add("--findings", type=Path, default=Path("fuzz-findings"), help="folder for what did harm (%(default)s)")
+    add("--seed", type=int, default=0, help="seed of the random numbers (%(default)s)")
+    add("--case", metavar="TARGET:NUMBER", help="make and read one mutant again")
+    add(
+        "--findings",
+        type=Path,
+        default=Path("fuzz-findings"),
+        help="folder for harmful mutants (%(default)s)",
+    )
     add("--json", type=Path, help="also write the figures as JSON")
     return parser
 
@@ -57,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if unknown:
         _parser().error(f"no such part: {', '.join(sorted(unknown))}")
     torch.set_num_threads(1)  # a process that has threads must not be forked
-    # In memory where that is possible: every mutant is a file, and no disk is to be waited for.
+    # Every mutant is a file: a folder in memory is faster than a disk.
     memory = Path("/dev/shm")
     folder = Path(
         tempfile.mkdtemp(prefix="facenet-port-fuzz-", dir=memory if os.access(memory, os.W_OK) else None)
@@ -112,17 +117,18 @@ def _inputs(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     )
     figures: dict[str, Any] = {"found": 0}
     for name in arguments.target or TARGETS:
+        count = TARGETS[name].count if arguments.count is None else arguments.count
         result = run_target(
-            TARGETS[name], arguments.count, folder, arguments.findings,
+            TARGETS[name], count, folder, arguments.findings,
             seed=arguments.seed, workers=arguments.workers,
-            progress=lambda done, name=name: _say(f"{name}: {done} of {arguments.count}"),
+            progress=lambda done, name=name, count=count: _say(f"{name}: {done} of {count}"),
         )  # fmt: skip
         figures[name] = asdict(result)
         figures["found"] += sum(result.counts[outcome] for outcome in FINDINGS)
         table.add_row(
-            name, str(arguments.count), *(str(number) for number in result.counts.values()),
+            name, str(count), *(str(number) for number in result.counts.values()),
             f"{1e3 * result.worst_cpu:.0f}", f"{1e3 * result.worst_wait:.0f}",
-            f"{result.worst_growth / 2**20:.0f}", f"{arguments.count / result.seconds:.0f}",
+            f"{result.worst_growth / 2**20:.0f}", f"{count / result.seconds:.0f}",
         )  # fmt: skip
         for case, note in result.findings.items():
             lines = note.strip().splitlines()
@@ -189,7 +195,7 @@ _RUN = {"inputs": _inputs, "conversions": _conversions, "flips": _flips, "kills"
 
 
 def _replay(arguments: argparse.Namespace, folder: Path) -> int:
-    """Make one mutant of a small file again; it is kept among the findings whatever comes of it."""
+    """Make one mutant of a small file again and keep it among the findings, whatever its outcome."""
     name, _, number = arguments.case.partition(":")
     target, case = TARGETS[name], int(number)
     seeds = target.seeds(folder)

@@ -1,4 +1,4 @@
-"""Damaged files of real size through the whole conversion: refused, or written as it was, or reported."""
+"""Whole conversions of damaged files of real size: each is refused, changes nothing, or is reported."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.fuzz.targets import TARGETS
 from tests.fuzz.workers import limit_memory, make_mutant, peak_memory
 
 CPU_SECONDS = 10.0
-"""Processor time that one conversion may take: a sound one of this size takes about one second."""
+"""Limit on the processor time of a conversion; a sound file of this size takes about one second."""
 
 FULL_SIZE = ("index", "data", "pb", "h5", "pt", "pt-legacy", "safetensors")
 
@@ -30,10 +30,10 @@ class Report:
     """The outcomes of a target's damaged networks.
 
     Attributes:
-        counts: `refused`, `same` bytes written, `other` written and reported by the source's SHA-256, and
-            `findings`.
-        worst_growth: Most bytes that a conversion took beyond what the process had.
-        findings: Case to what it did.
+        counts: Number of files that were `refused`, were written as the `same` bytes, were written as `other`
+            bytes and reported by the source's SHA-256, or are `findings`.
+        worst_growth: Largest growth of the process during a conversion, in bytes.
+        findings: Case to its description.
     """
 
     counts: dict[str, int] = field(
@@ -47,7 +47,7 @@ def in_child(work: Callable[[], Any], *, cpu_seconds: float) -> tuple[Any, str]:
     """Run a function in a forked process.
 
     Returns:
-        What it returned, and how the process died; one of them says nothing.
+        The result of the function, and the reason for the process's death; one of the two is empty.
     """
     reading, writing = os.pipe()
     pid = os.fork()
@@ -85,7 +85,7 @@ def run_conversions(
             progress(name)
         home = folder / f"network-{name}"
         path = network_files(home, (name,))[name]
-        # They all hold the same tensors, so that the same state_dict comes of them.
+        # All formats hold the same tensors, so they give the same state_dict.
         expected = expected or _outputs(_convert(path, home / "sound", ()))
         reports[name] = _run(name, path, count, expected, seed)
         shutil.rmtree(home)
@@ -132,7 +132,7 @@ def _run(name: str, path: Path, count: int, expected: str, seed: int) -> Report:
 
 
 def _attempt(path: Path, output: Path, digests: Sequence[str] = ()) -> tuple[str, Any, int]:
-    """Convert under limits: `refused`, `converted` with the digest of what was written, or a `traceback`."""
+    """Convert under limits; returns `refused`, `converted` with the output's digest, or `traceback`."""
     limit_memory(path.stat().st_size)
     before = peak_memory()
     try:
@@ -150,5 +150,5 @@ def _convert(path: Path, output: Path, digests: Sequence[str]) -> Conversion:
 
 
 def _outputs(conversion: Conversion) -> str:
-    """The digest of the state_dict; the manifest beside it names the source's digest, which differs."""
+    """Digest of the state_dict alone, because the manifest beside it names the source's digest."""
     return file_digest(next(path for path in conversion.outputs if path.suffix == ".pt"))

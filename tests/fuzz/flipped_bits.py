@@ -1,4 +1,4 @@
-"""Single flipped bits in a checkpoint of real size: every one in the .index, sampled ones in the .data."""
+"""Single flipped bits in a checkpoint of real size: all bits of the .index, sampled bits of the .data."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ def flip_index(prefix: Path, *, stride: int = 1, first: int = 0) -> tuple[int, l
     """Flip bits of an .index, one at a time, and open the checkpoint.
 
     Args:
-        prefix: The checkpoint. Its .index is written to and is in the end what it was.
-        stride: Flip every so manieth bit.
+        prefix: The checkpoint. Its .index is changed and restored.
+        stride: Distance between the bits to flip.
         first: The first bit to flip.
 
     Returns:
-        How many bits were flipped, and those that went unnoticed.
+        The number of flipped bits, and the bits that went unnoticed.
     """
     index = prefix.with_name(prefix.name + ".index")
     data = index.read_bytes()
@@ -44,16 +44,16 @@ def flip_index(prefix: Path, *, stride: int = 1, first: int = 0) -> tuple[int, l
 
 
 def flip_data(prefix: Path, count: int, *, seed: int = 0) -> tuple[int, list[int]]:
-    """Flip sampled bits of a .data file, one at a time, and read the tensor that each is in.
+    """Flip sampled bits of a .data file, one at a time, and read the tensor of each.
 
     Args:
-        prefix: The checkpoint, of one shard that its tensors fill in sorted order. Its .data is written to
-            and is in the end what it was.
+        prefix: The checkpoint, of one shard that its tensors fill in sorted order. Its .data is changed and
+            restored.
         count: Number of bits.
-        seed: Of the sample.
+        seed: Seed of the sample.
 
     Returns:
-        How many bits were flipped, and those that went unnoticed.
+        The number of flipped bits, and the bits that went unnoticed.
     """
     path = prefix.with_name(prefix.name + ".data-00000-of-00001")
     rng = Random(seed)

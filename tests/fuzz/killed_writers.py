@@ -1,4 +1,4 @@
-"""Writers killed at random moments: every final name has a whole file, or none."""
+"""Writers killed at random moments: every final name has a whole file or none."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class Kills:
     """The outcomes of the kills of one job.
 
     Attributes:
-        moments: How many landed `before` anything was on the disk, `during` the writing, and `after` it.
-            Only those in the middle prove something.
+        moments: Number of kills `before`, `during` and `after` the writing; only those during it prove
+            something.
         partial: Files with a final name that were not whole.
     """
 
@@ -53,10 +53,10 @@ def run_kills(
     Args:
         source: A network in any format.
         count: Number of kills.
-        folder: Where to write; what appears in it is removed.
-        jobs: What to kill, of `JOBS`.
-        seed: Of the moments.
-        progress: Told which job is next.
+        folder: Folder to write to; the files in it are removed.
+        jobs: The jobs to kill, from `JOBS`.
+        seed: Seed of the moments.
+        progress: Progress callback; takes the name of the next job.
     """
     rng = Random(seed)
     kills = {}

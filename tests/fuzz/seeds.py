@@ -37,10 +37,10 @@ _MODEL = "20990101-000000"
 
 @dataclass(frozen=True)
 class Seed:
-    """A sound file, and what a reader must find in it.
+    """A sound file and the tensors in it.
 
     Attributes:
-        path: The file that is mutated. What else belongs to it stands in the same folder.
+        path: The file to mutate; its companions are in the same folder.
         tensors: Name to array, as the format's own library wrote them.
     """
 
@@ -76,7 +76,7 @@ def has_tensorflow() -> bool:
 
 
 def apart(work: Any, *arguments: Any) -> None:
-    """Run a function in a forked process, so that what it imports and starts stays out of this one."""
+    """Run a function in a forked process, so that its imports and threads do not affect this process."""
     pid = os.fork()
     if pid == 0:
         status = 1
@@ -91,7 +91,7 @@ def apart(work: Any, *arguments: Any) -> None:
 
 
 def checkpoint_seeds(folder: Path, ending: str) -> list[Seed]:
-    """A checkpoint by TensorFlow, with strings and a partitioned variable where TensorFlow is there."""
+    """Write a checkpoint; with TensorFlow it also has strings and a partitioned variable."""
     tensors = small_tensors() | _bfloat16()
     prefix = folder / f"model-{_MODEL}.ckpt-90"
     if has_tensorflow():
@@ -125,7 +125,7 @@ def _save_with_tensorflow(prefix: Path, tensors: Tensors) -> None:
 
 
 def graph_seeds(folder: Path) -> list[Seed]:
-    """A frozen graph, its constants laid out by TensorFlow: as bytes, as a list, as one repeated value."""
+    """Write a frozen graph whose constants are stored as bytes, as a list, and as one repeated value."""
     tensors = small_tensors()
     listed = {f"{name}/listed": array for name, array in tensors.items() if array.size and array.ndim}
     repeated = {"splat": np.full((4, 5), 1.5, np.float32)}

@@ -1,4 +1,4 @@
-"""The formats that are fuzzed: the seeds of each, its own mutations, and the allowed outcomes."""
+"""The formats to fuzz: the seeds of each, its own mutations, and the allowed outcomes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.fuzz.blind_mutations import Mutation, flip_bit, havoc, splice
 from tests.fuzz.seeds import Seed, Tensors
 
 Read = Callable[[Path, Tensors], bool]
-"""Reads a file to its end and tells whether it holds these tensors; raises PortError to refuse it."""
+"""Function that reads a whole file and returns whether it holds these tensors, or raises a PortError."""
 
 
 @dataclass(frozen=True)
@@ -32,13 +32,14 @@ class Target:
     """A format under attack.
 
     Attributes:
-        name: As the command and the names of cases call it.
+        name: Its name in the command and in the names of cases.
         seeds: Writes the seeds into a folder.
-        read: What a user's file goes through.
-        mutations: Those that know the format and may touch its checksums unasked.
-        signed: Those that make a sound file of other content on purpose: checksums are made anew.
+        read: Reads a file as the converter reads a user's file.
+        mutations: Mutations that know the format and may damage its checksums.
+        signed: Mutations that write a sound file of other content, with new checksums.
         checksummed: Whether the format has checksums, so that no unsigned mutant may read as other tensors.
-            Where it has none, the difference is reported by the file's SHA-256 alone.
+            Without checksums only the file's SHA-256 reports the difference.
+        count: Number of mutants in a full run.
     """
 
     name: str
@@ -47,12 +48,13 @@ class Target:
     mutations: Sequence[Mutation] = ()
     signed: Sequence[Mutation] = ()
     checksummed: bool = False
+    count: int = 100_000
 
     def mutant(self, rng: Random, data: bytes, others: Sequence[bytes]) -> tuple[bytes, bool]:
         """Change a seed.
 
         Returns:
-            The mutant, which differs from `data`, and whether its checksums were made anew.
+            The mutant, which differs from `data`, and whether its checksums are new.
         """
         own = (*self.mutations, *self.signed)
         changed, signed = data, False
@@ -70,7 +72,7 @@ class Target:
 
 
 def _again(mutation: Mutation, rng: Random, data: bytes) -> bytes:
-    """A second mutation, where the first has left a structure to mutate."""
+    """Apply a second mutation, if the first one has left a structure to mutate."""
     try:
         return mutation(rng, data)
     except Exception:
@@ -78,7 +80,7 @@ def _again(mutation: Mutation, rng: Random, data: bytes) -> bytes:
 
 
 def read_source(path: Path, tensors: Tensors) -> bool:
-    """Open anything that the converter takes, and compare every tensor bit for bit."""
+    """Open a source of any format, and compare every tensor bit for bit."""
     with open_source(path) as source:
         same = set(source) == set(tensors)
         for name in source:
@@ -95,15 +97,15 @@ def _same_bits(one: Any, other: Any) -> bool:
 
 
 class _Parse:
-    """Reads a file that is no source of tensors; the first one, a seed, says what it must say."""
+    """Reads a file without tensors; the first file is a seed, whose content is the expected one."""
 
     def __init__(self, parse: Callable[[Path], object]) -> None:
         self._parse = parse
         self._first: dict[str, object] = {}
 
     def __call__(self, path: Path, tensors: Tensors) -> bool:
-        said = self._parse(path)
-        return said == self._first.setdefault(path.name, said)
+        content = self._parse(path)
+        return content == self._first.setdefault(path.name, content)
 
 
 def _unpack(archive: Path) -> object:
@@ -135,7 +137,8 @@ _TARGETS = (
         "data", partial(seeds.checkpoint_seeds, ending=".data-00000-of-00001"), read_source, checksummed=True
     ),
     Target("pb", seeds.graph_seeds, read_source, (format_mutations.mutate_message,)),
-    Target("h5", seeds.keras_seeds, read_source, (format_mutations.mutate_hdf5,)),
+    # Each file starts a process of its own, which takes a hundred times as long as reading another format.
+    Target("h5", seeds.keras_seeds, read_source, (format_mutations.mutate_hdf5,), count=10_000),
     Target(
         "pt",
         partial(seeds.pytorch_seeds, legacy=False),

@@ -23,13 +23,13 @@ from tests.fuzz.seeds import Seed
 from tests.fuzz.targets import Target
 
 CPU_SECONDS = 2.0
-"""Processor time that one input may take."""
+"""Limit on the processor time of one input."""
 
 WALL_SECONDS = 50.0
-"""Time after which an input that waits for something counts as a hang: a busy machine needs room here."""
+"""Time after which a waiting input counts as a hang; generous, for a busy machine."""
 
 EXTRA_MEMORY = 300 << 20
-"""Bytes that one input may take beyond twice its size."""
+"""Limit on the memory of one input, in bytes beyond twice its size."""
 
 OUTCOMES = ("refused", "same", "other", "crashes", "hangs", "tracebacks", "memory", "undetected")
 FINDINGS = OUTCOMES[3:]
@@ -41,12 +41,12 @@ class Result:
 
     Attributes:
         counts: Outcome to number of inputs: `refused` with a message; read as the `same` tensors; read as
-            `other` ones from a format without checksums, or with checksums made anew. The rest are findings.
-        seconds: Time that all of it took.
-        worst_cpu: Most processor time that one input took, in seconds.
-        worst_wait: Most time that one input took, in seconds; on a busy machine more than its work.
-        worst_growth: Bytes by which the largest worker grew beyond what it had before its first input.
-        findings: Case to what it did, one for each kind and place.
+            `other` tensors from a format without checksums or with new ones. All other outcomes are findings.
+        seconds: Duration of the whole run.
+        worst_cpu: Longest processor time of an input, in seconds.
+        worst_wait: Longest time of an input, in seconds; on a busy machine it exceeds the work.
+        worst_growth: Largest growth of a worker since before its first input, in bytes.
+        findings: Case to its description, one for each kind and place.
     """
 
     counts: dict[str, int]
@@ -58,7 +58,7 @@ class Result:
 
 
 class _Shared:
-    """A worker's counters, in memory that outlives it."""
+    """The counters of a worker, in memory that outlives the worker's process."""
 
     def __init__(self) -> None:
         self._memory = mmap.mmap(-1, 4096)
@@ -68,7 +68,7 @@ class _Shared:
 
 
 def make_mutant(target: Target, contents: list[bytes], case: int, seed: int) -> tuple[int, bytes, bool]:
-    """Make the mutant of a case: the number of its seed, its bytes, and whether checksums were made anew."""
+    """Make the mutant of a case; returns its seed's number, its bytes, and whether its checksums are new."""
     rng = Random(f"{seed}/{target.name}/{case}")
     chosen = rng.randrange(len(contents))
     return chosen, *target.mutant(rng, contents[chosen], contents)
@@ -91,7 +91,7 @@ def judge(target: Target, path: Path, seed: Seed, signed: bool) -> tuple[str, st
 
 
 def _starved(error: BaseException | None) -> bool:
-    """Return whether a refusal was nothing but memory that could not be had."""
+    """Return whether the cause of a refusal is a lack of memory."""
     while error is not None:
         if isinstance(error, MemoryError) or re.search("(can't|unable to|cannot) allocate", str(error), re.I):
             return True
@@ -100,7 +100,7 @@ def _starved(error: BaseException | None) -> bool:
 
 
 def limit_memory(file_size: int) -> None:
-    """Let this process have no more than it has now, twice a file and 300 MB."""
+    """Limit the growth of this process to twice the size of a file and 300 MB."""
     status = Path("/proc/self/status").read_text()
     used = int(status.partition("VmData:")[2].split()[0]) << 10
     most = used + 2 * file_size + EXTRA_MEMORY
@@ -109,7 +109,7 @@ def limit_memory(file_size: int) -> None:
 
 
 def peak_memory() -> int:
-    """Bytes of the largest resident set that this process has had."""
+    """Peak resident set of this process in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
 
 
@@ -129,12 +129,12 @@ def run_target(
     Args:
         target: What to attack.
         count: Number of mutants.
-        folder: A folder for seeds and mutants, removed by the caller. Several targets may share it.
-        findings: Where the mutants that did what they must not are kept.
-        seed: With the target's name and the number of a case it decides on the mutant.
+        folder: A folder for seeds and mutants, which the caller removes. Several targets may share it.
+        findings: Folder that keeps the harmful mutants.
+        seed: With the target's name and the number of a case, it determines the mutant.
         first: Number of the first case.
         workers: Processes.
-        progress: Told how many are done.
+        progress: Progress callback; takes the number of mutants read.
     """
     for old in findings.glob(f"{target.name}-[0-9]*"):  # of an earlier run
         old.unlink()
@@ -142,7 +142,7 @@ def run_target(
     contents = [each.path.read_bytes() for each in seeds]
     for each in seeds:
         if not target.read(each.path, each.tensors) and each.tensors:
-            raise AssertionError(f"the seed {each.path.name} does not read as what was written")
+            raise AssertionError(f"the seed {each.path.name} reads back different")
     started = time.monotonic()
     pool = [
         _Worker(target, seeds, contents, folder / "mutants" / target.name / str(number), findings, seed,
@@ -170,7 +170,7 @@ def run_target(
 
 
 class _Worker:
-    """A process that reads every other mutant; where it dies, another goes on behind the one it died of."""
+    """A process that reads a share of the mutants; if it dies, another one goes on with the next mutant."""
 
     def __init__(
         self, target: Target, seeds: list[Seed], contents: list[bytes], folder: Path, findings: Path,
@@ -200,7 +200,7 @@ class _Worker:
         self.pidfd = os.pidfd_open(self._pid)
 
     def check(self) -> bool:
-        """Return whether there is more to come; starts anew what has died, ends what hangs."""
+        """Return whether mutants are left; restart a process that died, end one that hangs."""
         if not select.select([self.pidfd], [], [], 0)[0]:
             if time.monotonic() - self.shared.times[0] > WALL_SECONDS:
                 os.kill(self._pid, signal.SIGKILL)
@@ -261,7 +261,7 @@ class _Worker:
                 self._keep(case, number, data, f"{outcome}: {note}")
 
     def _copy_seeds(self) -> list[Path]:
-        """Give each seed a folder of its own, with what belongs to it; returns the files to mutate."""
+        """Copy each seed and its companions into a folder of its own; returns the files to mutate."""
         paths = []
         for number, seed in enumerate(self._seeds):
             folder = self._folder / str(number)

@@ -104,7 +104,8 @@ def test_a_file_is_matched_by_its_ending_or_its_whole_name() -> None:
 
 def test_the_catalog_imports_next_to_nothing() -> None:
     program = (
-        "import sys; from converter.hub.catalog import all_entries, find_entry; find_entry('vggface2'); all_entries(); "
+        "import sys; from converter.hub.catalog import all_entries, find_entry; "
+        "find_entry('vggface2'); all_entries(); "
         "print([name for name in ('torch', 'numpy', 'gdown', 'requests', 'tomllib') if name in sys.modules])"
     )
     answer = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
