@@ -1,1 +1,1 @@
-"""The checks, checked: faults planted in a clean port, and clean ports judged the same way."""
+"""Checks the checks: plants faults in a clean port, and judges clean ports the same way."""

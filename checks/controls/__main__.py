@@ -1,4 +1,4 @@
-"""`python -m checks.controls`: a thin shell around `checks.controls.run`."""
+"""The options of `facenet-port controls`."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from converter import command_line
 from converter.progress import ProgressBar
 
 _EPILOG = """\
-Without SOURCE, the built-in checkpoint is used; the first time, it is written to the user's cache. --only may be
-given several times. With --only, no clean port is judged unless --clean says so.
+Without SOURCE the built-in checkpoint is taken; on first use it is written to the user's cache. --only can be
+given several times. With --only, clean ports are judged only if --clean is given.
 
-exit codes: 0 every fault is found and no clean port raises an alarm; 1 a fault is missed, or an alarm is false;
-2 wrong usage; 3 an input is unreadable, corrupt or another network; 4 a requirement such as TensorFlow is missing;
-130 interrupted
+exit codes: 0 every fault is found and no clean port raises an alarm; 1 a fault is missed, or an alarm is
+false; 2 wrong usage; 3 an input is unreadable, corrupt or another network; 4 something that is needed, such
+as TensorFlow, is missing; 130 interrupted
 """
 
 
@@ -38,7 +38,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _work(arguments: argparse.Namespace) -> int:
     options.check_report(arguments)
-    # Imported here, so that --help and wrong usage do not wait for PyTorch.
+    # PyTorch is imported here, so that --help and wrong usage do not wait for it.
     from checks.controls.run import CLEAN_RUNS, choose, run_controls
 
     faults = choose(arguments.only)
@@ -56,8 +56,8 @@ def _work(arguments: argparse.Namespace) -> int:
         figures = {"passed": result.passed, "places": result.places, "causes": result.causes}
         shipped = {fault.name: fault.shipped for fault in faults}
         sites = [
-            {**asdict(s), "exact": s.exact, "explained": s.explained, "shipped": shipped[s.fault]}
-            for s in result.sites
+            {**asdict(site), "exact": site.exact, "explained": site.explained, "shipped": shipped[site.fault]}
+            for site in result.sites
         ]
         command_line.write_json(arguments.json, {**figures, **asdict(result), "sites": sites})
     if arguments.report:

@@ -1,4 +1,4 @@
-"""Judge a port with a fault in it in inference, by the measurements and judgements of a comparison."""
+"""Judges a port in inference, by the measurements and judgements of a comparison."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ class Verdict:
     """The judgements on a port, and where it first differs.
 
     Attributes:
-        judgements: The judgements that fail, by name; "run" is a network that raises. Rounding and headline are
-            asked only where the mapping holds.
-        place: An activation; in training `LOSS` or `OPTIMISER` as well.
-        inputs: How many inputs were run until one showed the difference.
-        control: The input that did; None where none did, or where a diagnosis cannot use it.
+        judgements: The names of the judgements that fail; "run" fails if the network raises. Rounding and
+            headline are judged only if the mapping holds.
+        place: An activation; in training also `LOSS` or `OPTIMISER`.
+        inputs: Number of inputs that were run until one showed the difference.
+        control: The input that showed it; None if none did, or a diagnosis cannot use it.
     """
 
     judgements: tuple[str, ...] = ()
@@ -46,13 +46,13 @@ class Verdict:
 
     @property
     def killed(self) -> bool:
-        """Tell whether any judgement fails."""
+        """True if a judgement fails."""
         return bool(self.judgements)
 
 
 @dataclass(frozen=True, slots=True)
 class _CleanOutputs:
-    """The outputs of a clean port on an input, and their measurements."""
+    """A clean port's outputs on an input, and their measurements."""
 
     expected: Activations
     float32: Outputs
@@ -62,12 +62,12 @@ class _CleanOutputs:
     def measure(
         self, name: str, float64: NDArray[Any], float32: NDArray[Any] | None = None
     ) -> ActivationMeasurement:
-        """Measure an activation of another port, unless it has the bits of the clean port's.
+        """Measure an activation of another port; if it has the clean port's bits, reuse its measurement.
 
         Args:
             name: The activation.
             float64: Its array in float64.
-            float32: Its array in float32; the clean port's stands in until it is run.
+            float32: Its array in float32; None takes the clean port's.
         """
         clean = self.float32[name]
         same32 = float32 is None or np.array_equal(float32, clean)
@@ -78,11 +78,11 @@ class _CleanOutputs:
 
 
 class InferenceJudge:
-    """Judges ports in inference. Several threads may ask it at once.
+    """Judges ports in inference. Several threads may call it at once.
 
     Args:
-        port: A clean port; no fault is planted in it as long as this judge is in use.
-        inputs: The inputs, in the order in which they are tried.
+        port: A clean port, which must stay clean.
+        inputs: The inputs, in the order in which they are run.
     """
 
     def __init__(self, port: Pipeline, inputs: Sequence[ControlInput]) -> None:
@@ -91,7 +91,7 @@ class InferenceJudge:
         self._clean = tuple(_run_clean(port, control) for control in inputs)
 
     def judge(self, port: Pipeline, most: int | None = None) -> Verdict:
-        """Run the inputs, or the first so many, one after another until one shows that the port differs."""
+        """Run the inputs, or the first `most` of them, until one shows that the port differs."""
         tensors = () if tensors_hold(port, self._port) else ("tensors",)
         inputs = list(zip(self._inputs, self._clean, strict=True))[:most]
         for count, (control, clean) in enumerate(inputs, start=1):
@@ -109,11 +109,11 @@ def _run_clean(port: Pipeline, control: ControlInput) -> _CleanOutputs:
 
 
 def tensors_hold(port: Pipeline, clean: Pipeline | None = None) -> bool:
-    """Judge whether the port's tensors are those that its own layer map makes of the source, bit for bit.
+    """Return True if a port's tensors are what its own layer map makes of the source, bit for bit.
 
     Args:
         port: The port.
-        clean: A port whose tensors hold: only those that differ from its, or have another row, are judged.
+        clean: A port whose tensors hold. With it, only tensors that differ, or have another row, are judged.
     """
     rows = port.plan.rows if clean is None else tuple(_changed_rows(port, clean))
     state = port.float32.state_dict()
@@ -122,7 +122,7 @@ def tensors_hold(port: Pipeline, clean: Pipeline | None = None) -> bool:
 
 
 def _changed_rows(port: Pipeline, clean: Pipeline) -> Iterator[Row]:
-    """The rows of a port's layer map that read or give something else than a clean port's."""
+    """The rows of a port's layer map whose origin or tensor is not the clean port's."""
     state, known = port.float32.state_dict(), clean.float32.state_dict()
     for row, other in zip(port.plan.rows, clean.plan.rows, strict=True):
         same_origin = row == other and _origin(port.plan, row) == _origin(clean.plan, other)
@@ -131,7 +131,7 @@ def _changed_rows(port: Pipeline, clean: Pipeline) -> Iterator[Row]:
 
 
 def _origin(plan: Plan, row: Row) -> str | None:
-    """The source's tensor that a row is read from."""
+    """The source's tensor that a row reads."""
     return plan.sources[row.variable] if isinstance(row, ConvertedRow) else None
 
 
@@ -147,10 +147,10 @@ def _judge_input(
         measured[name] = clean.measure(name, float64)
         return measured[name].diverges
 
-    # The mapping looks at float64 alone, and fails at the first activation that diverges.
+    # The mapping judges float64 alone, and fails at the first activation that diverges.
     try:
         float64 = run_pytorch(port.float64, images, names, stop=diverges)
-    except (RuntimeError, ValueError):  # PyTorch's, where shapes do not fit
+    except (RuntimeError, ValueError):  # PyTorch's, if shapes do not fit
         return ("run",), next((name for name in names if name not in measured), None)
     measurements = [measured.get(name) or clean.measure(name, array) for name, array in float64.items()]
     result = measure(expected, clean.float32, float64, measured=measurements)
@@ -164,22 +164,24 @@ def _judge_input(
 
 
 def _judge(measured: InputMeasurement) -> list[Judgement]:
-    """The judgements of a comparison on one input; the headline is asked of noise alone."""
+    """The judgements of a comparison on one input; the headline is judged on noise alone."""
     judgements = [judge_mapping([measured]), judge_rounding([measured])]
     return [*judgements, judge_headline([measured])] if measured.name == NOISE else judgements
 
 
 def _place(measured: InputMeasurement) -> str | None:
-    """The activation at which a port first differs: in float64, or else by its rounding."""
-    rounding = (t.activation for t in measured.activations if not t.excess <= measured.rounding_factor)
+    """The activation at which a port first differs: in float64, else in its rounding."""
+    rounding = (
+        each.activation for each in measured.activations if not each.excess <= measured.rounding_factor
+    )
     return measured.first_divergence or next(rounding, None)
 
 
 def judge_whole(port: Pipeline, inputs: Iterable[ControlInput]) -> list[str]:
-    """Pass every judgement on every activation of every input.
+    """Judge every activation of every input.
 
     Returns:
-        A line for each judgement that fails; nothing for a clean port.
+        A line for each judgement that fails; none for a clean port.
     """
     alarms = [] if tensors_hold(port) else ["tensors"]
     for control in inputs:
@@ -187,7 +189,9 @@ def judge_whole(port: Pipeline, inputs: Iterable[ControlInput]) -> list[str]:
         float32, float64 = (run_pytorch(model, control.given(port), names) for model in port.models)
         judgements = _judge(measure(control.activations, float32, float64, judged_only=True))
         alarms += [
-            f"{j.name}: {control.activations.batch.name}: {j.statement}" for j in judgements if not j.passed
+            f"{judgement.name}: {control.activations.batch.name}: {judgement.statement}"
+            for judgement in judgements
+            if not judgement.passed
         ]
     return alarms
 

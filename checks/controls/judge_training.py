@@ -1,4 +1,4 @@
-"""Judge a port with a fault in its training: its gradients, and one step of each optimiser."""
+"""Judges a port in training, by its gradients and one step of each optimiser."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from checks.gradients.train_tensorflow import TrainingReference
 
 _STATISTICS = ("running_mean", "running_var")
 _ONE_FACTOR = 1e-6
-"""Relative spread of the gradients' distances within which all of them were scaled by one factor."""
+"""Largest relative spread of the gradients' distances if one factor scales all gradients."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class TrainingVerdict:
 
 
 def judge_training(port: Pipeline, reference: TrainingReference) -> TrainingVerdict:
-    """Judge gradients and steps until one shows that the port trains differently.
+    """Judge gradients and steps, until one of them shows a difference.
 
     Args:
         port: The port, holding the checkpoint's weights.
@@ -70,7 +70,7 @@ def _steps(port: Pipeline, reference: TrainingReference, name: Any) -> StepsMeas
 def _explain(
     port: Pipeline, reference: TrainingReference, steps: StepsMeasurement, same_gradients: bool
 ) -> tuple[str | None, Cause | None]:
-    """Tell from the running statistics after one step where training first differs, and the known cause."""
+    """Find where training first differs, and its cause, from the running statistics after one step."""
     moved = [tensor for tensor in steps.state if tensor.key.endswith(_STATISTICS) and not _holds(tensor)]
     if not moved:
         return (OPTIMISER, Cause.OPTIMISER) if same_gradients else (LOSS, None)
@@ -78,14 +78,14 @@ def _explain(
     if same_gradients:
         means = any(tensor.key.endswith(_STATISTICS[0]) for tensor in moved)
         return place, Cause.MOMENTUM if means else Cause.RUNNING_VARIANCE
-    # The forward pass differs from the first layer on whose statistics do.
+    # The forward pass first differs at the first layer with different statistics.
     if _at_rest(port, reference, [tensor for tensor in moved if _layer(tensor.key) == place]):
         return place, Cause.FROZEN
     return place, Cause.DROPOUT_RATE if place == BOTTLENECK else None
 
 
 def _evenly_scaled(gradients: GradientMeasurement) -> bool:
-    """Tell whether all gradients are the expected ones times one factor: then all relative distances are equal."""
+    """Return True if one factor scales all gradients: then all relative distances are equal."""
     distances = [gradient.distance for gradient in gradients.gradients if gradient.norm > 0]
     return max(distances) - min(distances) <= _ONE_FACTOR * max(distances)
 
@@ -95,7 +95,7 @@ def _holds(tensor: TensorDistance) -> bool:
 
 
 def _at_rest(port: Pipeline, reference: TrainingReference, moved: Sequence[TensorDistance]) -> bool:
-    """Tell whether the running statistics are as far from TensorFlow's as they were before the step."""
+    """Return True if the step did not move these running statistics: their distances are as before."""
     after = reference.steps["sgd"].state
     before = {tensor.key: relative_l2(port.state(tensor.key), after[tensor.key]) for tensor in moved}
     return all(math.isclose(tensor.distance, before[tensor.key], rel_tol=1e-9) for tensor in moved)

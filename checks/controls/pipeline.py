@@ -1,4 +1,4 @@
-"""A whole port, from pixels to the optimiser: everything that a fault can change."""
+"""A whole port, from pixels to the optimiser, in which faults are planted."""
 
 from __future__ import annotations
 
@@ -39,10 +39,9 @@ class Pipeline:
         float32: The network as a user runs it, in evaluation mode.
         float64: The same with its float32 weights widened.
         plan: The plan that its tensors were converted by.
-        source: TensorFlow name to array: the variables, and their moving averages under the name that
-            TensorFlow gives these.
-        prepare: The port's own preprocessing, for networks trained on either standardisation.
-        loss: The loss that training differentiates.
+        source: TensorFlow name to array, of the variables and of their moving averages.
+        prepare: The port's preprocessing, for each standardisation.
+        loss: The loss of training.
         make_optimiser: Makes the optimiser of the training steps.
     """
 
@@ -56,7 +55,7 @@ class Pipeline:
 
     @property
     def models(self) -> tuple[InceptionResnetV1, InceptionResnetV1]:
-        """The network in either arithmetic."""
+        """The network in float32 and in float64."""
         return self.float32, self.float64
 
     def row(self, variable: str) -> ConvertedRow:

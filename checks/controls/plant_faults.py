@@ -1,4 +1,4 @@
-"""Plant faults in clean ports, ask the checks, and take the faults out again."""
+"""Plants faults in clean ports, runs the checks, and takes the faults out again."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from converter.errors import DifferenceError
 Progress = Callable[[int, int | None], None]
 
 WORKERS = 2
-_EQUIVALENCE_INPUTS = 2  # noise and pixels: a fault that shows elsewhere shows on neither
+_EQUIVALENCE_INPUTS = 2  # noise and pixels must not show a fault of another setting
 
 
 class FaultPlanter:
-    """Plants faults in clean ports, one for each worker, and asks the checks.
+    """Plants faults in clean ports, one port for each worker, and runs the checks.
 
     Args:
         checkpoint: The source of the ports.
@@ -52,8 +52,8 @@ class FaultPlanter:
 
         Args:
             faults: The classes to plant.
-            seeds: Seeds of the clean runs. The first is the reference's; its port is judged in every setting.
-            progress: Takes how many are done and how many there are.
+            seeds: Seeds of the clean runs. The first is the reference's, and is judged in every setting.
+            progress: Takes the number that is done, and the total.
         """
         with ThreadPoolExecutor(WORKERS) as workers:
             planted = [workers.submit(self.plant, fault, site) for fault in faults for site in fault.sites]
@@ -72,27 +72,27 @@ class FaultPlanter:
         return tuple(site.result() for site in planted), tuple(run.result() for run in clean)
 
     @contextmanager
-    def _port(self, what: str) -> Iterator[Pipeline]:
-        """Lend a clean port, which has to come back as it was."""
+    def _port(self, name: str) -> Iterator[Pipeline]:
+        """Lend a clean port, and check afterwards that it is as it was."""
         port, snapshot = self._ports.get()
         try:
             yield port
             traces = snapshot.differences(port)
             if traces:
                 raise DifferenceError(
-                    f"{what}: taken out again, this fault leaves traces, at {traces[0]} first."
+                    f"{name}: taken out again, this fault leaves traces, at {traces[0]} first."
                 )
         finally:
             self._ports.put((port, snapshot))
 
     def clean(self, seed: int) -> CleanRun:
-        """Pass every judgement on a clean port, on the inputs of one seed."""
+        """Judge a clean port in inference, on the inputs of one seed."""
         inputs = self._checkpoint.inputs(seed)
         with self._port(f"clean run {seed}") as port:
             return CleanRun(seed, tuple(judge_whole(port, inputs)))
 
     def clean_everywhere(self, seed: int) -> CleanRun:
-        """Judge a clean port in every setting that faults are judged in, the diagnosis included."""
+        """Judge a clean port in every setting, and diagnose it."""
         alarms = []
         with self._port(f"clean run {seed}") as port:
             reference = self._reference
@@ -108,12 +108,12 @@ class FaultPlanter:
         return CleanRun(seed, tuple(alarms))
 
     def plant(self, fault: Fault, site: Site) -> SiteResult:
-        """Plant a fault at a site, ask the checks, and take it out again.
+        """Plant a fault at a site, run the checks, and take it out again.
 
         Raises:
-            DifferenceError: The port is not what it was before.
+            DifferenceError: The port is not as it was before.
         """
-        stated: dict[str, Any] = {
+        described: dict[str, Any] = {
             "fault": fault.name,
             "kind": fault.kind,
             "site": site.label,
@@ -122,7 +122,7 @@ class FaultPlanter:
             "cause": fault.cause,
         }
         if site.activation == LOGITS and LOGITS not in self._checkpoint.activations:
-            return SiteResult(status="does not apply", **stated)
+            return SiteResult(status="does not apply", **described)
         with self._port(f"{fault.name} at {site.label}") as port, site.apply(port):
             elsewhere = site.setting != "inference"
             verdict = self._inference.judge(port, most=_EQUIVALENCE_INPUTS if elsewhere else None)
@@ -141,13 +141,13 @@ class FaultPlanter:
             place=verdict.place,
             named=named,
             inputs=verdict.inputs,
-            **stated,
+            **described,
         )
 
     def _judge_in(self, site: Site, port: Pipeline) -> tuple[Verdict, Cause | None]:
         """Judge a port in a setting other than inference, and name the cause."""
         if site.setting == "training":
-            assert self._reference.training is not None  # `run_controls` sees to it
+            assert self._reference.training is not None  # `run_controls` makes it for these sites
             trained = judge_training(port, self._reference.training)
             return trained.verdict, trained.cause
         odd = site.setting == "odd size"
@@ -155,14 +155,13 @@ class FaultPlanter:
         return verdict, self._diagnose(port, verdict, site.activation)
 
     def _diagnose(self, port: Pipeline, verdict: Verdict, activation: str) -> Cause | None:
-        """The cause that the diagnosis names first; None where it is not at the fault's own activation."""
+        """The cause that the diagnosis names first; None if it is not at the fault's own activation."""
         if not verdict.killed:
             return None
         control = verdict.control or self._reference.inference[0]
         named = self._name(port, control, 1, activation)
-        if (
-            named is None and len(control.activations.batch.images) > 1
-        ):  # a fault may mix the images of a batch
+        # A fault may mix the images of a batch.
+        if named is None and len(control.activations.batch.images) > 1:
             named = self._name(port, control, 2, activation)
         return named
 

@@ -21,14 +21,14 @@ class SiteResult:
         fault: Name of the class.
         kind: As in `Fault`.
         site: The site's label.
-        setting: Where the fault has to show. Unless that is inference, it must not show in inference.
-        status: "not equivalent" is a fault that showed in inference although it was declared not to.
+        setting: The setting that must show the fault. If it is not inference, inference must not show it.
+        status: "not equivalent" is a fault that showed in inference, but must not.
         judgements: The judgements that failed.
-        true_place: Where the fault is.
-        place: Where the comparison says that the port first differs.
-        cause: The cause that the diagnosis should name; None where it has no name for it.
+        true_place: The place of the fault.
+        place: The place where the port first differs, according to the comparison.
+        cause: The cause that the diagnosis should name; None if it has no name for it.
         named: The cause that the diagnosis names.
-        inputs: How many inputs were run until one showed the fault, in the setting.
+        inputs: Number of inputs that were run in the setting until one showed the fault.
     """
 
     fault: str
@@ -45,17 +45,17 @@ class SiteResult:
 
     @property
     def killed(self) -> bool:
-        """Tell whether the fault was found in its setting, and in that only."""
+        """True if the checks found the fault in its setting, and only there."""
         return self.status == "killed"
 
     @property
     def exact(self) -> bool:
-        """Tell whether the fault was found where it is."""
+        """True if the checks found the fault at its place."""
         return self.killed and self.place == self.true_place
 
     @property
     def explained(self) -> bool:
-        """Tell whether the fault's cause was named."""
+        """True if the diagnosis named the fault's cause."""
         return self.killed and self.cause is not None and self.named == self.cause
 
 
@@ -82,10 +82,10 @@ class ControlsResult:
         own_averages: Whether the moving averages that faults mix in are the checkpoint's own.
         sites: In the order of `ALL_FAULTS`.
         clean: In the order of the seeds.
-        seconds: Wall time of the whole.
+        seconds: Wall time.
         files: Every file that was read.
         seed: Seed of the inputs that the faults are judged on.
-        classes: How many classes of faults there are in all.
+        classes: Number of all classes of faults.
     """
 
     source: str
@@ -105,7 +105,7 @@ class ControlsResult:
 
     @property
     def surviving(self) -> tuple[SiteResult, ...]:
-        """Faults that were not found, or found where they were said not to show."""
+        """The faults that were not found, or that showed in inference but must not."""
         return tuple(site for site in self.applicable if not site.killed)
 
     @property
@@ -115,27 +115,27 @@ class ControlsResult:
 
     @property
     def places(self) -> float:
-        """Share of all faults whose place is exact."""
+        """Share of the faults whose place is exact."""
         return _share([site.exact for site in self.applicable])
 
     @property
     def causes(self) -> float:
-        """Share of all faults whose cause is named."""
+        """Share of the faults whose cause is named."""
         return _share([site.explained for site in self.applicable])
 
     @property
     def whole(self) -> bool:
-        """Tell whether every class of faults was planted."""
+        """True if every class of faults was planted."""
         return len({site.fault for site in self.sites}) == self.classes
 
     @property
     def enough_causes(self) -> bool:
-        """Tell whether enough causes are named. Asked of all classes together, since some faults have no name."""
+        """True if enough causes are named, or only some classes were planted: some faults have no name."""
         return not self.whole or self.causes >= thresholds.CAUSES
 
     @property
     def passed(self) -> bool:
-        """Tell whether the checks found every fault, placed enough of them, and raised no false alarm."""
+        """True if the checks find every fault, place and name enough of them, and raise no false alarm."""
         enough = self.places >= thresholds.PLACES and self.enough_causes
         return enough and not self.surviving and not self.false_alarms
 

@@ -1,4 +1,4 @@
-"""The checks, checked: plant every fault in a clean port, and judge clean ports as they are."""
+"""The documented function: plant every fault in a clean port, and judge clean ports too."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ CLEAN_RUNS = 5
 
 
 def choose(names: Sequence[str]) -> tuple[Fault, ...]:
-    """Find the classes of these names, in the order of `ALL_FAULTS`; all for no name.
+    """Find the classes with these names, in the order of `ALL_FAULTS`; no name means all.
 
     Raises:
-        UsageError: There is no such class.
+        UsageError: There is no class of a name.
     """
     known = [fault.name for fault in ALL_FAULTS]
     for name in names:
@@ -47,25 +47,25 @@ def run_controls(
     say: Say = lambda _: None,
     progress: Progress = lambda done, total: None,
 ) -> ControlsResult:
-    """Plant every fault at every site, ask the checks, then judge clean ports.
+    """Plant every fault at every site, run the checks, and judge clean ports.
 
     Args:
-        source: Anything that `open_source` takes but a state_dict, or the name of a published model; None is
+        source: Any TensorFlow checkpoint that `open_source` takes, or the name of a published model; None is
             the built-in checkpoint.
         faults: The classes to plant.
         step: As in `open_source`.
-        clean: How many clean runs: one on the inputs of the faults, in every setting, and the others in
-            inference, each on the inputs of a seed of its own.
-        seed: Of the inputs that the faults are judged on; the clean runs take it and the ones after it.
+        clean: Number of clean runs. The first is on the inputs of the faults, in every setting. The others
+            are in inference, each with a seed of its own.
+        seed: Seed of the inputs that the faults are judged on; the clean runs take it and the next ones.
         say: Progress callback.
-        progress: Takes how many sites and clean runs are done, and how many there are.
+        progress: Takes the number of sites and clean runs that are done, and the total.
 
     Returns:
-        The result; `passed` is the verdict.
+        The result; its `passed` is the verdict.
 
     Raises:
-        DifferenceError: A fault could not be taken out again without a trace.
-        PortError: As its subclasses say.
+        DifferenceError: A fault was taken out again and left a trace.
+        PortError: A subclass of it says why the controls could not be run.
     """
     require_tensorflow("to run the controls")
     started = time.monotonic()

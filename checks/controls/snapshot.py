@@ -1,4 +1,4 @@
-"""The state of a port, to tell whether a fault was taken out again without a trace."""
+"""The state of a port, which shows that a fault was taken out again without a trace."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from checks.controls.pipeline import Pipeline
 
 
 class Snapshot:
-    """The state of a port, bit for bit: it tells whether a fault was taken out without a trace.
+    """The state of a port, bit for bit, to compare with after a fault was taken out.
 
     Args:
         port: The port.
@@ -21,7 +21,7 @@ class Snapshot:
         self._parts = _parts(port)
 
     def differences(self, port: Pipeline) -> list[str]:
-        """Name everything that is not as it was."""
+        """Name the tensors and attributes that are not as they were."""
         changed = [
             key
             for model, clean in zip(port.models, self._clean, strict=True)
@@ -32,14 +32,14 @@ class Snapshot:
         return changed + [key for key in {**self._parts, **parts} if self._parts.get(key) != parts.get(key)]
 
 
-def same_bits(one: Tensor, other: Tensor) -> bool:
-    """Tell whether two tensors are of one dtype, shape and content, NaN and the sign of zero included."""
-    as_bits = torch.int32 if one.dtype == torch.float32 else torch.int64
-    return one.dtype == other.dtype and torch.equal(one.view(as_bits), other.view(as_bits))
+def same_bits(first: Tensor, second: Tensor) -> bool:
+    """Return True if two tensors have the same dtype, shape and bits."""
+    as_bits = torch.int32 if first.dtype == torch.float32 else torch.int64
+    return first.dtype == second.dtype and torch.equal(first.view(as_bits), second.view(as_bits))
 
 
 def _parts(port: Pipeline) -> dict[str, object]:
-    """Everything about a port but its tensors, by name."""
+    """Everything of a port except its tensors, by name."""
     parts: dict[str, object] = {
         "plan": port.plan,
         "prepare": dict(port.prepare),
@@ -56,7 +56,7 @@ def _parts(port: Pipeline) -> dict[str, object]:
 
 
 def _identity(value: object) -> object:
-    """A value to compare by: what a container holds, and whether an object is the same."""
+    """A value that is equal if a container holds the same objects, or an object is the same one."""
     if isinstance(value, dict):
         return {key: id(item) for key, item in value.items()}
     return value if isinstance(value, bool | int | float | str | tuple | None) else id(value)

@@ -1,4 +1,4 @@
-"""Prints the result of the controls: the verdict first, then a line for each judgement and what went wrong."""
+"""Prints the result of the controls: verdict, judgements, problems; with `verbose` the classes as well."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from checks.core.network import short_name
 from checks.core.render import from_home, print_judgements
 from converter import command_line
 
-_WIDTH = 110  # columns; rather a wrapped line than a figure cut off
+_WIDTH = 110  # columns; a line may wrap, a figure is not cut off
 _MOST_PROBLEMS = 6  # so that verdict, judgements and problems fit in 15 lines
 
 
@@ -33,18 +33,18 @@ def print_result(result: ControlsResult, *, verbose: bool = False) -> None:
     style = "bold green" if result.passed else "bold red"
     console.print(f"[{style}]{sentence}[/] on {escape(from_home(result.source))} ({result.seconds:.0f} s)")
     print_judgements(console, summary(result))
-    found = problems(result)
-    shown = found if verbose else found[:_MOST_PROBLEMS]
+    lines = problems(result)
+    shown = lines if verbose else lines[:_MOST_PROBLEMS]
     for line in shown:
         console.print(line, markup=False, overflow="ignore", crop=False, no_wrap=True)
-    if len(shown) < len(found):
-        console.print(f"... and {len(found) - len(shown)} more; --verbose lists them")
+    if len(shown) < len(lines):
+        console.print(f"... and {len(lines) - len(shown)} more; --verbose lists them")
     if verbose:
         _print_classes(console, result)
 
 
 def problems(result: ControlsResult) -> list[str]:
-    """A line for each fault that was not found, not placed or not named, and for each false alarm; worst first."""
+    """A line for each fault not found, not placed or not named, and each false alarm; the worst first."""
     sites = sorted(result.applicable, key=lambda site: (site.killed, site.exact))
     lines = [line for site in sites if not site.exact for line in remarks(site)]
     lines += [f"false alarm, seed {run.seed}: {alarm}" for run in result.false_alarms for alarm in run.alarms]
@@ -52,24 +52,24 @@ def problems(result: ControlsResult) -> list[str]:
 
 
 def remarks(site: SiteResult) -> list[str]:
-    """The lines about a site that was not found, placed or named as it should be."""
+    """The lines about a site whose fault was not found, placed or named."""
     where = f"{site.fault} at {short_name(site.site)}"
     place = short_name(site.place or "no activation")
     if site.status == "not equivalent":
-        return [f"{where}: declared not to show in inference, but shows at {place}"]
+        return [f"{where}: must not show in inference, but shows at {place}"]
     if not site.killed:
         return [f"{where}: survived ({site.setting})"]
     lines = []
     if not site.exact:
-        lines.append(f"{where}: placed at {place}, is at {short_name(site.true_place)}")
+        lines.append(f"{where}: placed at {place}, but is at {short_name(site.true_place)}")
     if site.cause is not None and not site.explained:
         named = f'named "{site.named}"' if site.named else "cause not named"
-        lines.append(f'{where}: {named}, is "{site.cause}"')
+        lines.append(f'{where}: {named}, but is "{site.cause}"')
     return lines
 
 
 def summary(result: ControlsResult) -> list[Judgement]:
-    """The judgements on the checks: killed, equivalent, place, cause, clean."""
+    """The judgements of the checks: killed, equivalent, place, cause, clean."""
     sites = result.applicable
     count = len(sites)
     classes = len({site.fault for site in result.sites})
@@ -126,10 +126,10 @@ def _print_classes(console: Console, result: ControlsResult) -> None:
     console.print()
     console.print(table)
     console.print(
-        "\nkilled: sites whose fault was found, in the setting where it shows and in no other"
-        "\nplace exact: sites where the first divergence is where the fault is"
-        "\ncause named: sites whose fault the diagnosis calls by its name"
-        "\ninputs run: how many inputs it took to find the fault"
+        "\nkilled: sites whose fault was found, in its own setting only"
+        "\nplace exact: sites where the first divergence is at the fault"
+        "\ncause named: sites whose cause the diagnosis names"
+        "\ninputs run: the number of inputs that it took to find the fault"
     )
 
 

@@ -1,4 +1,4 @@
-"""TensorFlow's side of the controls, computed once, and the clean ports that belong to it."""
+"""TensorFlow's side of the controls, computed once, and the clean ports to plant faults in."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _TINY_NORMS = (
     1e-8,
     1e-13,
 )  # of embeddings before normalisation, around the root of the floor
-_AVERAGE_SHIFT = 1e-3  # relative; about what an average over a training's last steps differs by
+_AVERAGE_SHIFT = 1e-3  # relative; about the distance of a moving average at the end of a training
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +45,9 @@ class ControlInput:
     """One input of the controls with TensorFlow's activations.
 
     Attributes:
-        activations: TensorFlow's side; its input holds the images that TensorFlow is given.
-        pixels: (N, H, W, 3), uint8, where the port does its own preprocessing; else None.
-        standardisation: Which preprocessing that is.
+        activations: TensorFlow's side, with its images.
+        pixels: (N, H, W, 3), uint8, if the port preprocesses them itself; else None.
+        standardisation: The preprocessing of the pixels.
     """
 
     activations: Activations
@@ -55,7 +55,7 @@ class ControlInput:
     standardisation: Standardisation = "fixed"
 
     def given(self, port: Pipeline) -> NDArray[Any]:
-        """The images that the port's network is given: (N, H, W, 3), float32."""
+        """The images for the port's network: (N, H, W, 3), float32."""
         if self.pixels is None:
             return self.activations.batch.images
         return port.prepare[self.standardisation](self.pixels)
@@ -76,14 +76,14 @@ class TinyEmbeddings:
 
 @dataclass(frozen=True, slots=True)
 class ControlReference:
-    """Everything that faulty ports are judged by.
+    """TensorFlow's side, by which faulty ports are judged.
 
     Attributes:
-        inference: The inputs at 160x160, in the order in which they are tried.
+        inference: The inputs at 160x160, in the order in which they are run.
         odd: An input of an odd size.
         tiny: Embeddings near the floor.
-        training: Gradients and one step of each optimiser; None where no fault needs them. One step and not
-            ten: after it, the running statistics still tell where a forward pass went another way.
+        training: Gradients and one step of each optimiser; None if no fault needs them. After one step, the
+            running statistics still show the first layer whose forward pass differs.
     """
 
     inference: tuple[ControlInput, ...]
@@ -99,15 +99,16 @@ class ControlSource:
         opened: The open source.
 
     Attributes:
-        plan: What becomes of its tensors.
+        plan: The plan of its conversion.
         tensors: Variable to float32 array.
         arrays: The clean state_dict.
-        averages: The same of the moving averages.
-        own_averages: Whether these are the checkpoint's; if not, they are its weights moved by about 1e-3.
-        activations: All that the network has.
+        averages: The state_dict of the moving averages.
+        own_averages: Whether the averages are the checkpoint's; else they are its weights, moved by about
+            1e-3.
+        activations: The names of all activations.
 
     Raises:
-        UsageError: It is a state_dict.
+        UsageError: The source is a state_dict.
         MappingError, SourceError: The tensors are not those of this network.
     """
 
@@ -124,7 +125,7 @@ class ControlSource:
         self._tensorflow = TensorFlowSide(opened, self.tensors, "variable", own_graph=False)
 
     def port(self) -> Pipeline:
-        """A clean port, with networks of its own."""
+        """Build a clean port, with networks of its own."""
         built = build_port(self.arrays, self.plan.variant)
         assert not isinstance(built, str)  # a state_dict made by the table loads
         averages = {
@@ -134,7 +135,7 @@ class ControlSource:
         return Pipeline(built.float32, built.float64, self.plan, {**self.tensors, **averages})
 
     def inputs(self, seed: int) -> tuple[ControlInput, ...]:
-        """The inputs at 160x160 with TensorFlow's side; the same seed gives the same ones."""
+        """Run TensorFlow on the inputs at 160x160; the same seed gives the same inputs."""
         noise, smooth, constant, near_black, _ = seeded_inputs(seed)
         random = np.random.default_rng([seed, 1])
         pixels = random.integers(0, 256, noise.images[:2].shape, np.uint8)
@@ -151,12 +152,12 @@ class ControlSource:
         )
 
     def reference(self, seed: int, *, training: bool, say: Callable[[str], None]) -> ControlReference:
-        """Run TensorFlow on everything that the faults are judged by.
+        """Run TensorFlow on all inputs of the controls.
 
         Args:
-            seed: Of the inputs.
-            training: Whether any fault needs the training graph.
-            say: Told what is going on.
+            seed: Seed of the inputs.
+            training: Whether a fault needs the training graph.
+            say: Progress callback.
         """
         say("TensorFlow: activations")
         random = np.random.default_rng([seed, 2])
@@ -187,7 +188,7 @@ class ControlSource:
 
 
 def tiny_activations(tiny: TinyEmbeddings) -> Activations:
-    """The normalisation of tiny embeddings as activations of one activation, to be judged as others are."""
+    """TensorFlow's side of tiny embeddings: the normalisation alone, as one activation."""
     batch = InputBatch("tiny embeddings", tiny.prelogits.astype(np.float32))
     single = {EMBEDDINGS: tiny.embeddings.astype(np.float32)}
     return Activations(batch, {EMBEDDINGS: tiny.embeddings}, single, False, {}, {})

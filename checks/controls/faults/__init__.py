@@ -1,1 +1,1 @@
-"""Faults that ports have had or easily come by, each a small change of a port that can be taken back."""
+"""Faults of real ports, each a small change of a port that can be taken out again."""

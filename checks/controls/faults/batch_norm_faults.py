@@ -26,8 +26,8 @@ def _standard_deviation() -> Fault:
     return Fault(
         "deviation-for-variance",
         "weights",
-        "Libraries disagree on what a BatchNorm stores, a variance, a deviation or its inverse: code that "
-        "takes it as it comes forgets the square.",
+        "A BatchNorm stores a variance in one library, a deviation or its inverse in another: code that "
+        "copies the tensor forgets the square.",
         Cause.STANDARD_DEVIATION,
         in_variables(
             np.sqrt,
@@ -42,8 +42,8 @@ def _statistics(name: str, shipped: str, order: Mapping[str, str], *scopes: str)
     sites = tuple(
         copied(
             scope,
-            {f"{scope}/BatchNorm/{one}": f"{scope}/BatchNorm/{other}" for one, other in order.items()},
-            what=scope,
+            {f"{scope}/BatchNorm/{name}": f"{scope}/BatchNorm/{other}" for name, other in order.items()},
+            label=scope,
         )
         for scope in scopes
     )
@@ -53,8 +53,8 @@ def _statistics(name: str, shipped: str, order: Mapping[str, str], *scopes: str)
 def _offset_and_mean() -> Fault:
     return _statistics(
         "offset-and-mean",
-        "Beta and moving mean exchanged: both have one shape and lie around zero, so that nothing looks "
-        "wrong.",
+        "Beta and moving mean exchanged: both have the same shape and values around zero, so that nothing "
+        "looks wrong.",
         {"beta": "moving_mean", "moving_mean": "beta"},
         "Conv2d_1a_3x3",
         "Repeat_1/block17_3/Branch_1/Conv2d_0c_7x1",
@@ -86,7 +86,7 @@ def _scale() -> Fault:
         "scale-left-random",
         "weights",
         "The checkpoints have no gamma, and until PyTorch 1.1 a BatchNorm's weight was drawn from U(0, 1): "
-        "a port that does not set it to one leaves it so.",
+        "a port that does not set it to one leaves it random.",
         Cause.UNLOADED,
         (
             old_initial("Repeat_1/block17_2/Branch_0/Conv2d_1x1", 2),
@@ -105,8 +105,8 @@ def _not_loaded() -> Fault:
     return Fault(
         "not-loaded",
         "weights",
-        "`load_state_dict(strict=False)` with a key that is spelled otherwise leaves a statistic at zero or "
-        "one, and a kernel as PyTorch drew it.",
+        "`load_state_dict(strict=False)` with a misspelled key leaves a statistic at zero or one, and a "
+        "kernel as PyTorch drew it.",
         Cause.UNLOADED,
         (
             *in_variables(
@@ -157,8 +157,8 @@ def _folded() -> Fault:
     return Fault(
         "folded-with-another-epsilon",
         "weights",
-        "BatchNorm folded into the kernel with PyTorch's default epsilon and taken out again with the right "
-        "one, as on the way through a runtime that folds.",
+        "BatchNorm folded into the kernel with PyTorch's default epsilon and unfolded with the correct one, "
+        "as on the way through a runtime that folds.",
         Cause.FOLDED,
         (
             folded("Conv2d_2b_3x3"),
@@ -172,18 +172,18 @@ def _folded() -> Fault:
 
 
 def _averages() -> Fault:
-    def averages(what: str, activation: str, select: Callable[[str], bool]) -> Site:
+    def averages(label: str, activation: str, select: Callable[[str], bool]) -> Site:
         def changes(port: Pipeline) -> Arrays:
             rows = [row for row in port.plan.converted if select(row.variable)]
             return {row.key: row.layout.apply(port.source[f"{row.variable}/{AVERAGE}"]) for row in rows}
 
-        return Site(what, activation_of(activation), planted(changes))
+        return Site(label, activation_of(activation), planted(changes))
 
     return Fault(
         "averages-for-weights",
         "weights",
-        "A checkpoint may hold an ExponentialMovingAverage beside every variable, and a port takes the one "
-        "for the other.",
+        "A checkpoint may hold an ExponentialMovingAverage beside every variable, and a port takes the "
+        "average for the variable.",
         Cause.AVERAGES,
         (
             averages("every tensor", "Conv2d_1a_3x3", lambda name: True),

@@ -1,4 +1,4 @@
-"""Ways to change a port so that the change comes out again without a trace: tensors, layer map, modules."""
+"""Changes of a port's tensors, layer map and modules, each of which is taken out again without a trace."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Changes = Callable[[Pipeline], Arrays]
 
 @contextmanager
 def tensors_changed(port: Pipeline, changes: Arrays) -> Iterator[None]:
-    """Other values under some state_dict keys, float32 arrays in PyTorch's layout, in both networks."""
+    """Change tensors of both networks, while open: state_dict key to float32 array, in PyTorch's layout."""
     kept = {key: port.state(key).copy() for key in changes}
     try:
         _load(port, changes)
@@ -48,12 +48,12 @@ def _load(port: Pipeline, arrays: Arrays) -> None:
 def rows_changed(
     port: Pipeline, rows: Mapping[str, Row], sources: Mapping[str, str] | None = None
 ) -> Iterator[None]:
-    """Another layer map, and the tensors that follow from it.
+    """Change rows of the layer map, and the tensors that follow from them, while open.
 
     Args:
         port: The port.
-        rows: state_dict key to the row that takes the place of its own.
-        sources: Variable to the tensor that is read for it, where that is another than planned.
+        rows: state_dict key to its new row.
+        sources: Variable to the tensor that is read for it instead.
     """
     kept = port.plan
     plan = replace(
@@ -76,7 +76,7 @@ def rows_changed(
 
 
 def planted(changes: Changes) -> Apply:
-    """Plant what is computed from the clean port: state_dict keys to other values."""
+    """Plant tensors that are computed from the clean port: state_dict key to array."""
 
     @contextmanager
     def apply(port: Pipeline) -> Iterator[None]:
@@ -92,7 +92,7 @@ def scope_of(variable: str) -> str:
 
 
 def in_variable(change: Change, variable: str) -> Site:
-    """A site in one variable; `change` takes and gives the tensor in PyTorch's layout."""
+    """A site in one variable; `change` takes and returns the tensor in PyTorch's layout."""
 
     def changes(port: Pipeline) -> Arrays:
         return {port.row(variable).key: change(port.tensor(variable)).astype(np.float32)}
@@ -101,32 +101,32 @@ def in_variable(change: Change, variable: str) -> Site:
 
 
 def in_variables(change: Change, *variables: str) -> tuple[Site, ...]:
-    """The same change in each of several variables, a site for each."""
+    """A site for each of several variables, with the same change."""
     return tuple(in_variable(change, variable) for variable in variables)
 
 
-def copied(scope: str, pairs: Mapping[str, str], *, what: str = "") -> Site:
-    """A site where each variable takes the tensor of another: `pairs` has the wrong one to each."""
+def copied(scope: str, pairs: Mapping[str, str], *, label: str = "") -> Site:
+    """A site where variables hold other tensors: `pairs` maps each variable to the one that it copies."""
 
     def changes(port: Pipeline) -> Arrays:
         return {port.row(variable).key: port.tensor(other) for variable, other in pairs.items()}
 
-    return Site(what or next(iter(pairs)), activation_of(scope), planted(changes))
+    return Site(label or next(iter(pairs)), activation_of(scope), planted(changes))
 
 
-def exchanged(one: str, other: str) -> Site:
-    """A site where two variables of one shape hold each other's tensor; the first is evaluated first."""
-    return copied(scope_of(one), {one: other, other: one}, what=f"{one} and {other}")
+def exchanged(first: str, second: str) -> Site:
+    """A site where two variables of the same shape are exchanged; `first` is evaluated first."""
+    pairs = {first: second, second: first}
+    return copied(scope_of(first), pairs, label=f"{first} and {second}")
 
 
-def in_every(change: Change, what: str, *, select: str = "") -> Site:
-    """A site in every variable whose name ends as given."""
+def in_every(change: Change, label: str) -> Site:
+    """A site in every variable at once."""
 
     def changes(port: Pipeline) -> Arrays:
-        rows = [row for row in port.plan.converted if row.variable.endswith(select)]
-        return {row.key: change(port.state(row.key).copy()).astype(np.float32) for row in rows}
+        return {row.key: change(port.state(row.key).copy()).astype(np.float32) for row in port.plan.converted}
 
-    return Site(what, activation_of("Conv2d_1a_3x3"), planted(changes))
+    return Site(label, activation_of("Conv2d_1a_3x3"), planted(changes))
 
 
 # Modules and other attributes
@@ -134,7 +134,7 @@ def in_every(change: Change, what: str, *, select: str = "") -> Site:
 
 @contextmanager
 def attributes_set(owner: object, **values: Any) -> Iterator[None]:
-    """Other values of some attributes, which are deleted again where the object itself had none."""
+    """Set attributes of an object, while open; the ones that it did not have are deleted again."""
     own = {**owner.__dict__, **owner._modules} if isinstance(owner, nn.Module) else _attributes(owner, values)
     kept = {name: own[name] for name in values if name in own}
     try:
@@ -154,7 +154,7 @@ def _attributes(owner: object, names: Iterable[str]) -> dict[str, Any]:
 
 
 def modules_set(*paths: str, **values: Any) -> Apply:
-    """Plant other attributes in the modules of these dotted paths, in both networks."""
+    """Plant attributes in the modules with these dotted paths, in both networks."""
 
     @contextmanager
     def apply(port: Pipeline) -> Iterator[None]:
@@ -168,13 +168,13 @@ def modules_set(*paths: str, **values: Any) -> Apply:
 
 
 def forward_replaced(path: str, forward: Forward, *, method: str = "forward", only32: bool = False) -> Apply:
-    """Plant another method, usually the forward, in a module of both networks or of the float32 one.
+    """Plant another method, usually `forward`, in a module of both networks or of the float32 one.
 
     Args:
         path: Dotted path of the module; empty is the network itself.
         forward: Takes the module and the method's arguments.
         method: The method's name.
-        only32: Whether the fault lies in float32 arithmetic alone.
+        only32: Whether to plant it in the float32 network alone.
     """
 
     @contextmanager
@@ -189,7 +189,7 @@ def forward_replaced(path: str, forward: Forward, *, method: str = "forward", on
 
 
 def every_batch_norm(**values: Any) -> Apply:
-    """Plant other attributes in every BatchNorm of both networks."""
+    """Plant attributes in every BatchNorm of both networks."""
 
     @contextmanager
     def apply(port: Pipeline) -> Iterator[None]:

@@ -24,14 +24,15 @@ Apply = Callable[[Pipeline], AbstractContextManager[None]]
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """A place that a fault can be planted in.
+    """A place to plant a fault in.
 
     Attributes:
-        label: The place in words; unique within a fault.
-        activation: The place where a comparison must say that the port first differs; in training also `LOSS` or
+        label: The place for a reader; unique within a fault.
+        activation: The place where the port must first differ in a comparison; in training also `LOSS` or
             `OPTIMISER`.
         apply: Plants the fault in a port, and takes it out when the context ends.
-        setting: The setting that shows the fault. In any but inference, it does not show in inference at 160x160.
+        setting: The setting that shows the fault. If it is not inference, inference at 160x160 must not show
+            it.
     """
 
     label: str
@@ -45,11 +46,11 @@ class Fault:
     """A class of faults.
 
     Attributes:
-        name: Short, as `--only` takes it.
+        name: A short name, which `--only` takes.
         kind: The part of a port that is wrong.
-        shipped: A sentence on where such a fault was really shipped, or how it comes about.
-        cause: The cause that a diagnosis should name; None where it has no name for it.
-        sites: The places that it is planted in.
+        shipped: A sentence on a port that was shipped with it, or on how it comes about.
+        cause: The cause that a diagnosis should name; None if it has no name for it.
+        sites: The places to plant it in.
     """
 
     name: str
@@ -63,14 +64,14 @@ class Fault:
 
 
 def activation_of(scope: str) -> str:
-    """The activation of a layer or stage, from its scope without the network's."""
+    """The activation of a layer or stage, given its scope without the network's scope."""
     if scope == LOGITS:
         return scope
     return BOTTLENECK if scope == "Bottleneck" else f"{NETWORK_SCOPE}/{scope}"
 
 
 def module_of(scope: str) -> str:
-    """Dotted path of the module of a layer or stage, from its scope without the network's."""
+    """Dotted path of the module of a layer or stage, given its scope without the network's scope."""
     activation = activation_of(scope)
     return LAYERS[activation] if activation in LAYERS else STAGES[activation]
 

@@ -38,8 +38,8 @@ def _flipped() -> Fault:
     return Fault(
         "kernel-flipped",
         "weights",
-        "Theano convolves and TensorFlow correlates: converters that were made for the one flip every "
-        "kernel, and Keras carried such a helper for years.",
+        "Theano convolves and TensorFlow correlates: converters from Theano flip every kernel, and Keras "
+        "carried such a helper for years.",
         Cause.FLIPPED,
         in_variables(
             lambda kernel: kernel[:, :, ::-1, ::-1],
@@ -73,8 +73,8 @@ def _reshaped() -> Fault:
     return Fault(
         "reshaped",
         "weights",
-        "`reshape` or `view` to the shape that PyTorch wants, where a transposition was meant, is a "
-        "beginner's port of every kernel: the shapes are right and the numbers are not.",
+        "`reshape` or `view` to PyTorch's shape in the place of a transposition is a beginner's port of "
+        "every kernel: the shapes are correct and the numbers are not.",
         Cause.RESHAPED,
         in_variables(
             kernel,
@@ -109,9 +109,9 @@ def _other_layer() -> Fault:
 
 
 def _blocks() -> Fault:
-    def exchanged(one: str, other: str) -> Site:
+    def exchanged(first: str, second: str) -> Site:
         def changes(port: Pipeline) -> Arrays:
-            scopes = (f"{NETWORK_SCOPE}/{one}/", f"{NETWORK_SCOPE}/{other}/")
+            scopes = (f"{NETWORK_SCOPE}/{first}/", f"{NETWORK_SCOPE}/{second}/")
             keys = {row.variable: row.key for row in port.plan.converted}
             return {
                 keys[variable]: port.state(keys[variable.replace(here, there)]).copy()
@@ -120,7 +120,7 @@ def _blocks() -> Fault:
                 if variable.startswith(here)
             }
 
-        return Site(f"{one} and {other}", activation_of(f"{one}/Branch_0/Conv2d_1x1"), planted(changes))
+        return Site(f"{first} and {second}", activation_of(f"{first}/Branch_0/Conv2d_1x1"), planted(changes))
 
     return Fault(
         "blocks-exchanged",
@@ -164,8 +164,8 @@ def _concatenated() -> Fault:
     return Fault(
         "concatenation-in-weights",
         "weights",
-        "A port whose branches are concatenated in another order, and whose weights were then rearranged to "
-        "fit, exports a state_dict that no other port can use.",
+        "A port that concatenates its branches in another order, and rearranges its weights to fit, exports "
+        "a state_dict that no other port can use.",
         Cause.BRANCH_ORDER,
         (
             regrouped("Repeat/block35_4/Conv2d_1x1/weights", 32, 32, 32),
@@ -241,16 +241,16 @@ def _quantised() -> Fault:
 def _one_step() -> Fault:
     def change(values: NDArray[Any]) -> NDArray[Any]:
         flat = values.reshape(-1)
-        # The largest: one that a vanishing weight multiplies would not show in float64 either.
-        place = int(np.abs(flat).argmax())
-        flat[place] = np.nextafter(flat[place], np.float32(np.inf))
+        # The largest value: a step of a tiny one may not show even in float64.
+        index = int(np.abs(flat).argmax())
+        flat[index] = np.nextafter(flat[index], np.float32(np.inf))
         return values
 
     return Fault(
         "one-ulp",
         "weights",
-        "One float32 step in one weight: what a different libm, a text round trip or a fold and unfold "
-        "leaves.",
+        "One float32 step in one weight: the trace of a different libm, a round trip through text, or a fold "
+        "and unfold.",
         Cause.VALUES,
         in_variables(
             change,
@@ -290,8 +290,8 @@ def _not_a_number() -> Fault:
     return Fault(
         "not-a-number",
         "weights",
-        "One NaN in one channel; comparisons of the kind max(abs(a - b)) > limit are false for NaN and pass "
-        "it, and a ReLU written as a maximum can swallow it.",
+        "One NaN in one channel: comparisons such as max(abs(a - b)) > limit are false for NaN and pass it, "
+        "and a ReLU written as a maximum can swallow it.",
         Cause.VALUES,
         in_variables(
             change,

@@ -21,7 +21,7 @@ def _fault(name: str, shipped: str, cause: Cause | None, *sites: Site) -> Fault:
 
 
 def _forwards(forward: Forward, *scopes: str, part: str = "", only32: bool = False) -> tuple[Site, ...]:
-    """Sites in layers, or in a part of theirs, that get another forward."""
+    """Sites in layers, or in one part of each, with another forward."""
 
     def site(scope: str) -> Site:
         path = batch_norm_of(scope) if part == "bn" else ".".join(filter(None, (module_of(scope), part)))
@@ -34,7 +34,7 @@ def _forwards(forward: Forward, *scopes: str, part: str = "", only32: bool = Fal
 
 
 def _another_epsilon() -> Fault:
-    def one(scope: str) -> Site:
+    def site(scope: str) -> Site:
         return Site(scope, activation_of(scope), modules_set(batch_norm_of(scope), eps=_EPSILON))
 
     return _fault(
@@ -42,8 +42,8 @@ def _another_epsilon() -> Fault:
         "PyTorch's 1e-5 for slim's 1e-3. Left in the last BatchNorm alone it moves an embedding by 1.75e-5 "
         "and passes a gate of 5e-5.",
         Cause.EPSILON,
-        one("Repeat/block35_4/Branch_1/Conv2d_0b_3x3"),
-        one("Bottleneck"),
+        site("Repeat/block35_4/Branch_1/Conv2d_0b_3x3"),
+        site("Bottleneck"),
         Site("every BatchNorm", activation_of("Conv2d_1a_3x3"), every_batch_norm(eps=_EPSILON)),
     )
 
@@ -87,8 +87,8 @@ def _batch_norm_left_out() -> Fault:
 
 
 def _batch_statistics() -> Fault:
-    def one(scope: str) -> Site:
-        # track_running_stats: the statistics stay what they are, however often the layer runs.
+    def site(scope: str) -> Site:
+        # track_running_stats=False keeps the statistics as they are.
         return Site(
             scope,
             activation_of(scope),
@@ -99,8 +99,8 @@ def _batch_statistics() -> Fault:
         "batch-statistics",
         "A BatchNorm left in training mode: `eval()` forgotten, or phase_train fed as True.",
         Cause.BATCH_STATISTICS,
-        one("Repeat_1/block17_6/Branch_1/Conv2d_0b_1x7"),
-        one("Bottleneck"),
+        site("Repeat_1/block17_6/Branch_1/Conv2d_0b_1x7"),
+        site("Bottleneck"),
         Site(
             "every BatchNorm",
             activation_of("Conv2d_1a_3x3"),
@@ -126,8 +126,8 @@ def _no_relu_after_sum(module: Any, x: Tensor) -> Tensor:
 def _relu_missing() -> Fault:
     return _fault(
         "relu-missing",
-        "slim's conv2d has its ReLU built in and PyTorch's Conv2d has not; a layer that is written without "
-        "the wrapper loses it.",
+        "slim's conv2d includes a ReLU and PyTorch's Conv2d does not: a layer written without the wrapper "
+        "loses it.",
         Cause.RELU,
         *_forwards(_no_relu, "Conv2d_4b_3x3", "Mixed_6a/Branch_1/Conv2d_0b_3x3"),
         *_forwards(_no_relu_after_sum, "Repeat/block35_3", "Repeat_2/block8_4"),
@@ -146,8 +146,8 @@ def _relu_extra() -> Fault:
     block8 = Site("Block8", activation_of("Block8"), modules_set("block8", relu=True))
     return _fault(
         "relu-too-many",
-        "The last block has no ReLU, which ports that repeat a Block8 six times miss; slim's default of a "
-        "ReLU on every layer, taken for the residual 1x1 or the Bottleneck, is the same slip.",
+        "The last block has no ReLU, but ports that repeat a Block8 six times give it one. slim's default "
+        "of a ReLU on every layer, applied to the residual 1x1 or the Bottleneck, is the same slip.",
         Cause.RELU,
         block8,
         *_forwards(_linear_then_relu, "Repeat/block35_2/Conv2d_1x1", "Repeat_1/block17_7/Conv2d_1x1"),
@@ -163,7 +163,7 @@ def _relu_first(module: Any, x: Tensor) -> Tensor:
 def _relu_order() -> Fault:
     return _fault(
         "relu-before-batch-norm",
-        "Convolution, ReLU, BatchNorm, the order of some Keras examples, for convolution, BatchNorm, ReLU.",
+        "Convolution, ReLU, BatchNorm, as in some Keras examples, instead of convolution, BatchNorm, ReLU.",
         Cause.RELU_ORDER,
         *_forwards(
             _relu_first,
@@ -204,8 +204,8 @@ def _shifted(module: Any, x: Tensor) -> Tensor:
 def _padding_shifted() -> Fault:
     return _fault(
         "padding-on-one-side",
-        "TensorFlow's SAME padding is uneven at stride 2; ports that copy its arithmetic, all of it before "
-        "the first pixel, to stride 1 shift the map.",
+        "TensorFlow's SAME padding is uneven at stride 2: ports that pad unevenly at stride 1 as well shift "
+        "the map.",
         Cause.PADDING,
         *_forwards(
             _shifted,
@@ -249,8 +249,7 @@ def _padding_mode(mode: str) -> Forward:
 def _padding_filled() -> Fault:
     return _fault(
         "padding-not-of-zeros",
-        "Reflected or replicated borders, which image libraries have by default, where TensorFlow pads with "
-        "zeros.",
+        "Reflected or replicated borders, the default of image libraries, instead of TensorFlow's zeros.",
         Cause.PADDING,
         *_forwards(_padding_mode("reflect"), "Conv2d_2b_3x3", part="conv"),
         *_forwards(_padding_mode("replicate"), "Repeat_1/block17_4/Branch_1/Conv2d_0c_7x1", part="conv"),
@@ -265,7 +264,7 @@ def _turned(module: Any, x: Tensor) -> Tensor:
 def _orientation() -> Fault:
     return _fault(
         "one-by-seven-turned",
-        "1x7 computed as 7x1: (width, height), as image libraries order them, for (height, width).",
+        "1x7 computed as 7x1: (width, height), the order of image libraries, instead of (height, width).",
         Cause.HEIGHT_WIDTH,
         *_forwards(
             _turned,
@@ -281,7 +280,7 @@ def _orientation() -> Fault:
 
 
 def truncated(values: Tensor) -> Tensor:
-    """Float32 with the ten bits of fraction that TF32 multiplies with."""
+    """Truncate float32 to the ten bits of fraction that TF32 multiplies with."""
     bits = values.contiguous().view(torch.int32)
     return (bits & ~0x1FFF).view(torch.float32)
 
@@ -296,8 +295,8 @@ def _tf32(module: Any, x: Tensor) -> Tensor:
 def _reduced_products() -> Fault:
     return _fault(
         "tf32-products",
-        "On Ampere and later, PyTorch lets cuDNN multiply float32 in TF32, by default: float64 does not "
-        "show it, nor does a gate on the weights.",
+        "On Ampere and later, PyTorch by default lets cuDNN multiply float32 in TF32: neither float64 nor a "
+        "gate on the weights shows it.",
         None,
         *_forwards(
             _tf32, "Conv2d_2b_3x3", "Repeat_1/block17_5/Branch_1/Conv2d_0b_1x7", part="conv", only32=True

@@ -1,4 +1,4 @@
-"""Faults in the layer map: the port follows a wrong row faithfully, so only its activations show the fault."""
+"""Faults in the layer map: the port follows a wrong row, so only its activations show the fault."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ def _other_layout(layout: Layout, *scopes: str) -> tuple[Site, ...]:
 
 
 def _reads(row: ConvertedRow, other: ConvertedRow) -> ConvertedRow:
-    """The row with the variable of another one."""
+    """Replace a row's variable by another row's."""
     return replace(row, variable=other.variable)
 
 
-def _scopes_exchanged(what: str, activation: str, scopes: Mapping[str, str]) -> Site:
-    """A site where everything under some scopes is read from others: `scopes` has the wrong one to each."""
+def _scopes_exchanged(label: str, activation: str, scopes: Mapping[str, str]) -> Site:
+    """A site where the variables of some scopes are read from others: `scopes` maps scope to wrong scope."""
 
     def changes(port: Pipeline) -> Rows:
         rows = {row.variable: row for row in port.plan.converted}
@@ -57,19 +57,19 @@ def _scopes_exchanged(what: str, activation: str, scopes: Mapping[str, str]) -> 
                     changed[row.key] = _reads(row, rows[other + variable.removeprefix(prefix)])
         return changed
 
-    return Site(what, activation_of(activation), _planted(changes))
+    return Site(label, activation_of(activation), _planted(changes))
 
 
-def _swapped(one: str, other: str, first: str = "") -> Site:
-    return _scopes_exchanged(f"{one} and {other}", first or one, {one: other, other: one})
+def _swapped(first: str, second: str) -> Site:
+    return _scopes_exchanged(f"{first} and {second}", first, {first: second, second: first})
 
 
 def _height_width() -> Fault:
     return Fault(
         "row-height-width",
         "layer map",
-        "A table with H and W exchanged in one row is right for 1x1 kernels and keeps the shape of all "
-        "square ones, which are 100 of the 132.",
+        "A table with H and W exchanged in one row is correct for 1x1 kernels and keeps the shape of all "
+        "square kernels, which are 100 of the 132.",
         Cause.HEIGHT_WIDTH,
         _other_layout(
             _HEIGHT_WIDTH,
@@ -91,8 +91,8 @@ def _another_variable() -> Fault:
     return Fault(
         "row-another-variable",
         "layer map",
-        "A row copied and not edited to its end: one variable is read twice and another never; a converter "
-        "that does not count what it consumes goes on.",
+        "A row is copied and edited in part: one variable is read twice and another never, which a converter "
+        "that does not count what it reads misses.",
         Cause.OTHER_TENSOR,
         (
             site(
@@ -172,7 +172,7 @@ def _branches() -> Fault:
 
 
 def _averages() -> Fault:
-    def site(what: str, activation: str, select: Callable[[str], bool]) -> Site:
+    def site(label: str, activation: str, select: Callable[[str], bool]) -> Site:
         @contextmanager
         def apply(port: Pipeline) -> Iterator[None]:
             rows = {row.key: row for row in port.plan.converted if select(row.variable)}
@@ -180,13 +180,13 @@ def _averages() -> Fault:
             with rows_changed(port, rows, sources):
                 yield
 
-        return Site(what, activation_of(activation), apply)
+        return Site(label, activation_of(activation), apply)
 
     return Fault(
         "rows-read-averages",
         "layer map",
-        "A name matched by its beginning finds the variable and its ExponentialMovingAverage, and the last "
-        "one found wins; the average sorts behind the variable.",
+        "A name that is matched by its beginning matches the variable and its ExponentialMovingAverage, and "
+        "the last match wins: the average sorts behind the variable.",
         Cause.AVERAGES,
         (
             site("Conv2d_2b_3x3", "Conv2d_2b_3x3", lambda name: "/Conv2d_2b_3x3/" in name),
@@ -216,7 +216,7 @@ def _fill() -> Fault:
     return Fault(
         "scale-filled-otherwise",
         "layer map",
-        "The missing gamma filled with zeros like every other missing tensor, or with something else than "
+        "The missing gamma is filled with zeros like every other missing tensor, or with another value than "
         "one.",
         Cause.UNLOADED,
         (

@@ -15,12 +15,12 @@ from checks.controls.pipeline import Pipeline, Prepare, Standardisation
 from checks.core.inputs import prewhiten, standardise
 from checks.diagnosis.causes import Cause
 
-# torchvision.transforms.Normalize as its ImageNet models want it.
+# torchvision.transforms.Normalize for its ImageNet models.
 _IMAGENET_MEAN = np.array([0.485, 0.456, 0.406])
 _IMAGENET_DEVIATION = np.array([0.229, 0.224, 0.225])
 
 
-def _site(what: str, prepare: Prepare, kind: Standardisation = "fixed") -> Site:
+def _site(label: str, prepare: Prepare, kind: Standardisation = "fixed") -> Site:
     @contextmanager
     def apply(port: Pipeline) -> Iterator[None]:
         kept = port.prepare
@@ -30,7 +30,7 @@ def _site(what: str, prepare: Prepare, kind: Standardisation = "fixed") -> Site:
         finally:
             port.prepare = kept
 
-    return Site(what, activation_of("Conv2d_1a_3x3"), apply)
+    return Site(label, activation_of("Conv2d_1a_3x3"), apply)
 
 
 def _fault(name: str, shipped: str, cause: Cause, *sites: Site) -> Fault:
@@ -62,7 +62,7 @@ def _reread(images: NDArray[Any]) -> NDArray[Any]:
 PREPROCESSING: tuple[Fault, ...] = (
     _fault(
         "bgr-for-rgb",
-        "cv2.imread gives BGR and facenet was trained on RGB; some re-exports have the exchange built in.",
+        "cv2.imread gives BGR and facenet was trained on RGB; some re-exports include the exchange.",
         Cause.CHANNEL_ORDER,
         _site("before the standardisation", lambda pixels: standardise(pixels[..., ::-1])),
         _site("after it", lambda pixels: standardise(pixels)[..., ::-1]),
@@ -79,8 +79,8 @@ PREPROCESSING: tuple[Fault, ...] = (
     ),
     _fault(
         "fixed-for-prewhiten",
-        "The reverse: the models of 2017 were trained on prewhitened images, and users carry over what the "
-        "newer ones want.",
+        "The models of 2017 were trained on prewhitened images, and users standardise for them as for the "
+        "newer models.",
         Cause.STANDARDISATION,
         _site("(x - 127.5) / 128", standardise, "per image"),
         _site("each channel", lambda pixels: _whitened(pixels, (1, 2)), "per image"),
@@ -88,8 +88,8 @@ PREPROCESSING: tuple[Fault, ...] = (
     ),
     _fault(
         "another-divisor",
-        "(x - 127.5) / 127.5, the range of -1 to 1 of many other networks, for (x - 127.5) / 128, and 128 "
-        "for 127.5.",
+        "(x - 127.5) / 127.5, the range of -1 to 1 of many other networks, instead of (x - 127.5) / 128, or "
+        "128 instead of 127.5.",
         Cause.STANDARDISATION,
         _site("(x - 127.5) / 127.5", lambda pixels: (pixels - 127.5) / 127.5),
         _site("(x - 128) / 128", lambda pixels: (pixels - 128.0) / 128.0),
@@ -114,15 +114,16 @@ PREPROCESSING: tuple[Fault, ...] = (
     ),
     _fault(
         "image-layout",
-        "`reshape` or `view` to (N, 3, H, W) for a transposition: the shape is right and the image is not.",
+        "`reshape` or `view` to (N, 3, H, W) instead of a transposition: the shape is correct, the image is "
+        "not.",
         Cause.IMAGE_LAYOUT,
         _site("NHWC read as NCHW", lambda pixels: _reread(standardise(pixels))),
-        _site("pixels read so", lambda pixels: standardise(_reread(pixels))),
+        _site("pixels read as NCHW", lambda pixels: standardise(_reread(pixels))),
         _site("per image", lambda pixels: _reread(prewhiten(pixels)), "per image"),
     ),
     _fault(
         "orientation",
-        "Test-time flips left on, OpenCV's (width, height) for (height, width), and EXIF orientation "
+        "Test-time flips left on, OpenCV's (width, height) taken for (height, width), or EXIF orientation "
         "ignored.",
         Cause.ORIENTATION,
         _site("left to right", lambda pixels: standardise(pixels[:, :, ::-1])),
@@ -132,8 +133,8 @@ PREPROCESSING: tuple[Fault, ...] = (
     ),
     _fault(
         "input-precision",
-        "Half precision of a deployment left on at the input: the network computes in float32 what came in "
-        "as less.",
+        "Half precision of a deployment left on at the input: the network computes in float32 on rounded "
+        "images.",
         Cause.INPUT_PRECISION,
         _site("float16 after prewhitening", lambda pixels: prewhiten(pixels).astype(np.float16), "per image"),
         _site("four decimals", lambda pixels: np.round(standardise(pixels).astype(np.float64), 4)),

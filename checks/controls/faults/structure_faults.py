@@ -77,8 +77,8 @@ def _branch_order() -> Fault:
 
     return _fault(
         "branch-order",
-        "Branches concatenated in another order than TensorFlow's: the 1x1 behind them takes any order that "
-        "has as many channels.",
+        "Branches concatenated in another order than TensorFlow's: the 1x1 behind them takes any order with "
+        "as many channels.",
         Cause.BRANCH_ORDER,
         site("Repeat/block35_2"),
         site("Repeat_1/block17_9"),
@@ -101,8 +101,8 @@ def _reduction_order() -> Fault:
 
     return _fault(
         "reduction-order",
-        "The pool first and the convolutions behind it, or two convolution branches exchanged: what follows "
-        "takes any order of as many channels.",
+        "The pool before the convolutions, or two convolution branches exchanged: the next layer takes any "
+        "order with as many channels.",
         Cause.BRANCH_ORDER,
         site(_MIXED_6A, 1, 0, 2),
         site(_MIXED_7A, 3, 0, 1, 2),
@@ -126,7 +126,7 @@ def _pool_shifted() -> Fault:
 
     return _fault(
         "max-pool-padded",
-        "Padding before the first pixel of a pool that has none, as TensorFlow's SAME or Caffe's pad: the "
+        "Padding before the first pixel of a pool without padding, as TensorFlow's SAME or Caffe's pad: the "
         "windows begin one pixel earlier.",
         Cause.POOLING,
         *_pools(shifted),
@@ -136,7 +136,7 @@ def _pool_shifted() -> Fault:
 def _pool_averaged() -> Fault:
     return _fault(
         "average-for-max-pool",
-        "The branches of other Inception networks pool by the mean where these take the maximum.",
+        "The branches of other Inception networks pool the average, and these pool the maximum.",
         Cause.POOLING,
         *_pools(lambda module, x: F.avg_pool2d(x, 3, 2)),
     )
@@ -155,13 +155,12 @@ def _ceiling() -> Fault:
 
 
 def _global_pool() -> Fault:
-    def site(what: str, forward: Forward) -> Site:
-        return Site(what, activation_of(_AVERAGE_POOL), forward_replaced("avgpool_1a", forward))
+    def site(label: str, forward: Forward) -> Site:
+        return Site(label, activation_of(_AVERAGE_POOL), forward_replaced("avgpool_1a", forward))
 
     return _fault(
         "global-pool",
-        "A maximum, a sum, or a window of a fixed size that no longer covers the map, for the mean over all "
-        "of it.",
+        "A maximum, a sum, or a fixed window that does not cover the map, instead of the mean over the map.",
         Cause.POOLING,
         site("maximum", lambda module, x: F.adaptive_max_pool2d(x, 1)),
         site("sum", lambda module, x: x.sum(dim=(2, 3), keepdim=True)),
@@ -173,25 +172,21 @@ def _global_pool() -> Fault:
 
 
 def _dropout() -> Fault:
-    def dropped(what: str, activation: str, path: str) -> Site:
-        return Site(what, activation_of(activation), forward_replaced(path, _dropping))
+    def site(label: str, forward: Forward) -> Site:
+        return Site(label, activation_of("Bottleneck"), forward_replaced("dropout", forward))
 
     return _fault(
         "dropout-in-inference",
-        "F.dropout is active unless it is told otherwise, also in a module in evaluation mode.",
+        "F.dropout is active by default, also in a module in evaluation mode.",
         Cause.DROPOUT,
-        dropped("before the Bottleneck", "Bottleneck", "dropout"),
-        Site("at half the rate", activation_of("Bottleneck"), forward_replaced("dropout", _dropping_fewer)),
-        Site(
-            "channels of the map",
-            activation_of("Bottleneck"),
-            forward_replaced("dropout", _dropping_channels),
-        ),
+        site("before the Bottleneck", _dropping),
+        site("at half the rate", _dropping_fewer),
+        site("channels of the map", _dropping_channels),
     )
 
 
 def _mask(x: Tensor, rate: float) -> Tensor:
-    """A seeded mask, the same for either dtype and in every run."""
+    """A seeded mask, the same for both dtypes and in every run."""
     drawn = torch.rand(x.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     return (drawn >= rate).to(x.dtype) / (1 - rate)
 
@@ -236,12 +231,12 @@ def _classifier(prepare: Forward) -> Apply:
 
 
 def _normalisation() -> Fault:
-    def site(what: str, normalise: Forward) -> Site:
-        return Site(what, EMBEDDINGS, _embedding(normalise))
+    def site(label: str, normalise: Forward) -> Site:
+        return Site(label, EMBEDDINGS, _embedding(normalise))
 
     return _fault(
         "another-normalisation",
-        "facenet_keras.h5 ends before the L2 normalisation, and its users leave it out or take another axis "
+        "facenet_keras.h5 ends before the L2 normalisation, and its users leave it out, or take another axis "
         "or norm.",
         Cause.NORMALISATION,
         site("not at all", lambda prelogits: prelogits),
@@ -267,13 +262,13 @@ def _floor() -> Fault:
 
 
 def _classifier_input() -> Fault:
-    def site(what: str, prepare: Forward) -> Site:
-        return Site(what, LOGITS, _classifier(prepare))
+    def site(label: str, prepare: Forward) -> Site:
+        return Site(label, LOGITS, _classifier(prepare))
 
     return _fault(
         "logits-of-another-input",
-        "The classifier was trained on the embedding before its normalisation, and ports feed it the "
-        "normalised one, as margin losses want it.",
+        "The classifier was trained on the embedding before its normalisation, and ports give it the "
+        "normalised embedding, as for margin losses.",
         Cause.CLASSIFIER_INPUT,
         site("normalised", lambda prelogits: F.normalize(prelogits)),
         site("rectified", F.relu),

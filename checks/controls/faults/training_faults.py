@@ -1,4 +1,4 @@
-"""Faults that only training shows: BatchNorm's updates, dropout, gradients, loss and optimiser."""
+"""Faults that only training shows: in BatchNorm's updates, dropout, gradients, loss and optimiser."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def _fault(name: str, shipped: str, cause: Cause | None, *sites: Site) -> Fault:
     return Fault(name, "training", shipped, cause, sites)
 
 
-def _site(what: str, activation: str, apply: Apply) -> Site:
-    return Site(what, activation, apply, "training")
+def _site(label: str, activation: str, apply: Apply) -> Site:
+    return Site(label, activation, apply, "training")
 
 
 def _batch_norms(forward: Forward, *scopes: str) -> tuple[Site, ...]:
@@ -58,15 +58,15 @@ def _batch_norms(forward: Forward, *scopes: str) -> tuple[Site, ...]:
 
 
 def _momentum(name: str, shipped: str, momentum: float) -> Fault:
-    def one(scope: str) -> Site:
+    def site(scope: str) -> Site:
         return _site(scope, activation_of(scope), modules_set(batch_norm_of(scope), momentum=momentum))
 
     return _fault(
         name,
         shipped,
         Cause.MOMENTUM,
-        one("Repeat/block35_1/Branch_1/Conv2d_0a_1x1"),
-        one("Bottleneck"),
+        site("Repeat/block35_1/Branch_1/Conv2d_0a_1x1"),
+        site("Bottleneck"),
         _site("every BatchNorm", activation_of("Conv2d_1a_3x3"), every_batch_norm(momentum=momentum)),
     )
 
@@ -85,8 +85,8 @@ def _biased(module: Any, x: Tensor) -> Tensor:
 def _biased_variance() -> Fault:
     return _fault(
         "biased-running-variance",
-        "TensorFlow's fused BatchNorm moves the variance towards n/(n-1) times the batch's, as PyTorch "
-        "does; the unfused one and those written by hand take the batch's own.",
+        "TensorFlow's fused BatchNorm moves the variance towards n/(n-1) times the batch's, as PyTorch does; "
+        "unfused and handwritten ones take the batch's own.",
         Cause.RUNNING_VARIANCE,
         *_batch_norms(
             _biased,
@@ -107,7 +107,7 @@ def _frozen_batch_norm() -> Fault:
     return _fault(
         "batch-norm-frozen",
         "Keras' `trainable = False` puts a BatchNorm into inference mode, and so does code that freezes all "
-        "BatchNorms: fine-tuning then is another one than facenet's.",
+        "BatchNorms: fine-tuning then differs from facenet's.",
         Cause.FROZEN,
         *_batch_norms(
             _frozen,
@@ -142,8 +142,8 @@ def _without_dropout(*further: Apply) -> Apply:
         with ExitStack() as closing:
             for model in port.models:
                 closing.enter_context(attributes_set(model, dropout=nn.Identity()))
-            for one in further:
-                closing.enter_context(one(port))
+            for plant in further:
+                closing.enter_context(plant(port))
             yield
 
     return apply
@@ -191,8 +191,7 @@ def _branch_detached() -> Fault:
 
     return _fault(
         "branch-detached",
-        "A no_grad or detach left over from debugging or from feature extraction: the loss falls all the "
-        "same.",
+        "A no_grad or detach left from debugging or from feature extraction: the loss falls all the same.",
         Cause.FROZEN,
         site("Repeat/block35_3/Branch_2/Conv2d_0a_1x1", "repeat_1.2.branch2"),
         site("Repeat_1/block17_10/Branch_1/Conv2d_0a_1x1", "repeat_2.9.branch1"),
@@ -222,8 +221,7 @@ def _layer_frozen() -> Fault:
 
     return _fault(
         "layer-frozen",
-        "requires_grad_(False) on what a list of names matched too widely, or a parameter stored as a "
-        "buffer.",
+        "requires_grad_(False) for a list of names that matches too much, or a parameter stored as a buffer.",
         Cause.FROZEN,
         site("Conv2d_1a_3x3", "conv.weight", "bn.bias"),
         site("Repeat_2/block8_2/Conv2d_1x1", "bias"),
@@ -235,7 +233,7 @@ def _layer_frozen() -> Fault:
 
 
 def _loss_scaled() -> Fault:
-    def site(what: str, factor: Callable[[TrainingBatch], float]) -> Site:
+    def site(label: str, factor: Callable[[TrainingBatch], float]) -> Site:
         def loss(model: InceptionResnetV1, images: Tensor, batch: TrainingBatch) -> Tensor:
             return training_loss(model, images, batch) * factor(batch)
 
@@ -244,12 +242,12 @@ def _loss_scaled() -> Fault:
             with attributes_set(port, loss=loss):
                 yield
 
-        return _site(what, LOSS, apply)
+        return _site(label, LOSS, apply)
 
     return _fault(
         "loss-scaled",
-        "A sum over the batch for the mean, a mean once more over devices, or the scale of mixed precision "
-        "that is not taken out again.",
+        "A sum over the batch instead of the mean, a second mean over devices, or a scale of mixed precision "
+        "that is not divided out again.",
         Cause.GRADIENT_SCALE,
         site("sum", lambda batch: float(len(batch.images))),
         site("mean over two devices", lambda batch: 0.5),
@@ -257,16 +255,16 @@ def _loss_scaled() -> Fault:
     )
 
 
-def _optimiser(what: str, make: Make) -> Site:
+def _optimiser(label: str, make: Make) -> Site:
     @contextmanager
     def apply(port: Pipeline) -> Iterator[None]:
-        def made(name: OptimiserName, parameters: Iterable[Parameter]) -> Optimizer:
+        def make_other(name: OptimiserName, parameters: Iterable[Parameter]) -> Optimizer:
             return make(port, name, list(parameters))
 
-        with attributes_set(port, make_optimiser=made):
+        with attributes_set(port, make_optimiser=make_other):
             yield
 
-    return _site(what, OPTIMISER, apply)
+    return _site(label, OPTIMISER, apply)
 
 
 def _rate(optimiser: Optimizer) -> float:
@@ -274,11 +272,11 @@ def _rate(optimiser: Optimizer) -> float:
 
 
 def _instead(name: OptimiserName, optimiser: Callable[[list[Parameter], float], Optimizer]) -> Make:
-    """Another optimiser in the place of one, at its own learning rate."""
+    """Replace the optimiser of this name by another, at the same learning rate."""
 
-    def make(port: Pipeline, asked: OptimiserName, parameters: list[Parameter]) -> Optimizer:
-        right = make_optimiser(asked, parameters)
-        return optimiser(parameters, _rate(right)) if asked == name else right
+    def make(port: Pipeline, actual: OptimiserName, parameters: list[Parameter]) -> Optimizer:
+        expected = make_optimiser(actual, parameters)
+        return optimiser(parameters, _rate(expected)) if actual == name else expected
 
     return make
 
@@ -328,8 +326,7 @@ def _scale_trained() -> Fault:
 
     return _fault(
         "scale-trained",
-        "PyTorch's BatchNorm has a weight and trains it; the checkpoints' have none, and what was trained "
-        "cannot go back.",
+        "PyTorch's BatchNorm has a weight and trains it; the checkpoints have none, and cannot store it.",
         Cause.OPTIMISER,
         _optimiser("every BatchNorm", scales()),
         _optimiser("Conv2d_4b_3x3", scales("conv2d_4b.bn")),
@@ -345,8 +342,8 @@ TRAINING: tuple[Fault, ...] = (
     ),
     _momentum(
         "momentum-inverted",
-        "TensorFlow's decay is the share that is kept, PyTorch's momentum the rest: 0.995 copied as it is "
-        "forgets everything at each step.",
+        "TensorFlow's decay is the share to keep, PyTorch's momentum the rest: a momentum of 0.995 forgets "
+        "almost everything at each step.",
         0.995,
     ),
     _biased_variance(),
