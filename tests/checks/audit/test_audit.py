@@ -46,8 +46,8 @@ def save(path, arrays):
     return path
 
 
-def with_status(report, status):
-    return {result.name: result for result in report.tensors if result.status == status}
+def with_status(result, status):
+    return {tensor.name: tensor for tensor in result.tensors if tensor.status == status}
 
 
 def flip(array, index, bit):
@@ -63,14 +63,14 @@ def flip(array, index, bit):
 
 @pytest.mark.parametrize("name", ["weights.pt", "weights.safetensors", "weights.h5"])
 def test_a_faithful_port_is_exact(source, single_files, name):
-    report = audit(single_files / name, source)
-    assert report.passed
-    assert report.verdict == EXACT
-    assert {result.status for result in report.tensors} == {"equal"}
-    assert len(report.tensors) == (492 if name.endswith(".h5") else 716)
-    assert report.run is None
-    assert len(report.files) == 3
-    assert report.network == f"Inception-ResNet-v1, 512-d embedding, {CLASSES} classes"
+    result = audit(single_files / name, source)
+    assert result.passed
+    assert result.verdict == EXACT
+    assert {tensor.status for tensor in result.tensors} == {"equal"}
+    assert len(result.tensors) == (492 if name.endswith(".h5") else 716)
+    assert result.run is None
+    assert len(result.files) == 3
+    assert result.network == f"Inception-ResNet-v1, 512-d embedding, {CLASSES} classes"
 
 
 def test_a_checkpoint_is_audited_against_a_state_dict(source, single_files):
@@ -80,9 +80,9 @@ def test_a_checkpoint_is_audited_against_a_state_dict(source, single_files):
 @pytest.mark.parametrize("prefix", ["module.", "model.", "encoder.backbone."])
 def test_a_prefix_is_found_and_stated(source, state_dict, tmp_path, prefix):
     port = save(tmp_path / "port.safetensors", {prefix + key: array for key, array in state_dict.items()})
-    report = audit(port, source)
-    assert report.verdict == EXACT
-    assert f"every name begins with '{prefix}'" in report.judgements[0].statement
+    result = audit(port, source)
+    assert result.verdict == EXACT
+    assert f"every name begins with '{prefix}'" in result.judgements[0].statement
 
 
 def test_two_networks_in_one_file_are_refused(source, state_dict, tmp_path):
@@ -93,18 +93,18 @@ def test_two_networks_in_one_file_are_refused(source, state_dict, tmp_path):
 
 def test_a_port_needs_no_classifier(source, state_dict, tmp_path):
     features = {key: array for key, array in state_dict.items() if not key.startswith("logits.")}
-    report = audit(save(tmp_path / "port.safetensors", features), source)
-    assert report.passed
-    assert "without the source's classifier" in report.judgements[0].statement
+    result = audit(save(tmp_path / "port.safetensors", features), source)
+    assert result.passed
+    assert "without the source's classifier" in result.judgements[0].statement
 
 
 def test_a_classifier_that_the_source_lacks_is_not_judged(tensors, state_dict, tmp_path):
     features = {name: array for name, array in tensors.items() if not name.startswith("Logits/")}
     write_tensor_bundle(tmp_path / "model.ckpt-1", features)
-    report = audit(save(tmp_path / "port.safetensors", state_dict), tmp_path / "model.ckpt-1")
-    assert report.passed
-    assert set(with_status(report, "not judged")) == {"logits.weight", "logits.bias"}
-    assert "2 not judged" in report.judgements[0].statement
+    result = audit(save(tmp_path / "port.safetensors", state_dict), tmp_path / "model.ckpt-1")
+    assert result.passed
+    assert set(with_status(result, "not judged")) == {"logits.weight", "logits.bias"}
+    assert "2 not judged" in result.judgements[0].statement
 
 
 def test_batch_counters_are_optional(source, state_dict, tmp_path):
@@ -121,18 +121,18 @@ def test_deepfaces_names_are_understood(source, tensors, tmp_path):
         )
 
     port = write_keras(tmp_path / "weights.h5", tensors, full_model=False, rename=rename)
-    report = audit(port, source)
-    assert report.verdict == EXACT
-    assert "Block17_3_Branch_2_Conv2d_0b_1x7/kernel:0" in with_status(report, "equal")
+    result = audit(port, source)
+    assert result.verdict == EXACT
+    assert "Block17_3_Branch_2_Conv2d_0b_1x7/kernel:0" in with_status(result, "equal")
 
 
 def test_training_state_in_a_checkpoint_is_explained(source, tensors, tmp_path):
     state = {"global_step": np.int64(7), "beta1_power": np.float32(0.9)}
     slots = {f"{name}/Adam": np.zeros_like(array) for name, array in list(tensors.items())[:3]}
     write_tensor_bundle(tmp_path / "trained.ckpt-7", {**tensors, **state, **slots})
-    report = audit(tmp_path / "trained.ckpt-7", source)
-    assert report.passed
-    left_out = with_status(report, "not judged")
+    result = audit(tmp_path / "trained.ckpt-7", source)
+    assert result.passed
+    left_out = with_status(result, "not judged")
     assert len(left_out) == 5
     assert left_out["global_step"].detail == "step counter"
 
@@ -164,23 +164,23 @@ def test_a_bottleneck_may_have_its_scope_of_2017(tensors, state_dict, tmp_path):
 )
 def test_one_bit_is_found_and_named(source, state_dict, tmp_path, key, bit):
     port = save(tmp_path / "port.safetensors", {**state_dict, key: flip(state_dict[key], 3, bit)})
-    report = audit(port, source)
-    assert not report.passed
-    assert set(with_status(report, "differs")) == {key}
-    result = with_status(report, "differs")[key]
-    assert (result.differing, result.values) == (1, state_dict[key].size)
+    result = audit(port, source)
+    assert not result.passed
+    assert set(with_status(result, "differs")) == {key}
+    tensor = with_status(result, "differs")[key]
+    assert (tensor.differing, tensor.values) == (1, state_dict[key].size)
     if bit < 31:  # a changed sign is many steps away
-        assert result.max_ulp == 1 << bit
-    assert sum(result.ulp_histogram) == result.values
-    assert result.ulp_histogram[0] == result.values - 1
-    assert report.verdict == f"The port differs: {key} is not the source's."
-    assert report.judgements[0].details[0].startswith(f"{key}: 1 of {result.values} values differ")
+        assert tensor.max_ulp == 1 << bit
+    assert sum(tensor.ulp_histogram) == tensor.values
+    assert tensor.ulp_histogram[0] == tensor.values - 1
+    assert result.verdict == f"The port differs: {key} is not the source's."
+    assert result.judgements[0].details[0].startswith(f"{key}: 1 of {tensor.values} values differ")
 
 
 def test_a_batch_counter_above_zero_is_a_difference(source, state_dict, tmp_path):
     key = "last_bn.num_batches_tracked"
-    report = audit(save(tmp_path / "port.safetensors", {**state_dict, key: np.array(7)}), source)
-    assert with_status(report, "differs")[key].detail == "counts 7 batches, expected 0"
+    result = audit(save(tmp_path / "port.safetensors", {**state_dict, key: np.array(7)}), source)
+    assert with_status(result, "differs")[key].detail == "counts 7 batches, expected 0"
 
 
 # Other faults, with their causes.
@@ -214,25 +214,25 @@ def test_a_batch_counter_above_zero_is_a_difference(source, state_dict, tmp_path
     ],
 )
 def test_a_wrong_kernel_is_explained(source, state_dict, tmp_path, change, message):
-    report = audit(save(tmp_path / "port.safetensors", {**state_dict, KERNEL: change(state_dict)}), source)
-    assert set(with_status(report, "differs")) == {KERNEL}
-    assert message in with_status(report, "differs")[KERNEL].detail
-    assert message in report.judgements[0].details[0]
+    result = audit(save(tmp_path / "port.safetensors", {**state_dict, KERNEL: change(state_dict)}), source)
+    assert set(with_status(result, "differs")) == {KERNEL}
+    assert message in with_status(result, "differs")[KERNEL].detail
+    assert message in result.judgements[0].details[0]
 
 
 def test_missing_and_extra_tensors_are_named(source, state_dict, tmp_path):
     port = {key: array for key, array in state_dict.items() if key not in (KERNEL, "last_bn.bias")}
-    report = audit(save(tmp_path / "port.safetensors", {**port, "ema.decay": np.ones(1, np.float32)}), source)
-    assert set(with_status(report, "missing")) == {KERNEL, "last_bn.bias"}
-    assert set(with_status(report, "extra")) == {"ema.decay"}
-    assert report.judgements[0].statement.startswith("3 of 717 tensors: 2 missing, 1 extra")
+    result = audit(save(tmp_path / "port.safetensors", {**port, "ema.decay": np.ones(1, np.float32)}), source)
+    assert set(with_status(result, "missing")) == {KERNEL, "last_bn.bias"}
+    assert set(with_status(result, "extra")) == {"ema.decay"}
+    assert result.judgements[0].statement.startswith("3 of 717 tensors: 2 missing, 1 extra")
 
 
 def test_a_whole_layer_that_is_missing_is_named_tensor_by_tensor(source, state_dict, tmp_path):
     port = {key: array for key, array in state_dict.items() if not key.startswith("mixed_6a.branch0.")}
-    report = audit(save(tmp_path / "port.safetensors", port), source)
-    assert len(with_status(report, "missing")) == 5
-    assert "mixed_6a.branch0.bn.running_var" in with_status(report, "missing")
+    result = audit(save(tmp_path / "port.safetensors", port), source)
+    assert len(with_status(result, "missing")) == 5
+    assert "mixed_6a.branch0.bn.running_var" in with_status(result, "missing")
 
 
 def test_averages_in_place_of_the_variables_are_named(tensors, state_dict, tmp_path):
@@ -240,8 +240,8 @@ def test_averages_in_place_of_the_variables_are_named(tensors, state_dict, tmp_p
     averages = {f"{name}/ExponentialMovingAverage": array for name, array in moved.items()}
     write_tensor_bundle(tmp_path / "model.ckpt-1", {**tensors, **averages})
     port = save(tmp_path / "port.safetensors", {**state_dict, KERNEL: to_numpy_state_dict(moved)[KERNEL]})
-    report = audit(port, tmp_path / "model.ckpt-1")
-    assert "average" in with_status(report, "differs")[KERNEL].detail
+    result = audit(port, tmp_path / "model.ckpt-1")
+    assert "average" in with_status(result, "differs")[KERNEL].detail
     whole = save(tmp_path / "averages.safetensors", to_numpy_state_dict(moved))
     assert audit(whole, tmp_path / "model.ckpt-1", weights="average").verdict == EXACT
     assert not audit(whole, tmp_path / "model.ckpt-1").passed
@@ -253,10 +253,10 @@ def test_another_embedding_size_is_a_difference_of_shapes(source, tensors, tmp_p
         if name.startswith("InceptionResnetV1/Bottleneck"):
             smaller[name] = array[..., :128]
     smaller["Logits/weights"] = tensors["Logits/weights"][:128]
-    report = audit(save(tmp_path / "port.safetensors", to_numpy_state_dict(smaller)), source)
+    result = audit(save(tmp_path / "port.safetensors", to_numpy_state_dict(smaller)), source)
     assert (
         "shape (128, 1792), expected (512, 1792)"
-        in with_status(report, "differs")["last_linear.weight"].detail
+        in with_status(result, "differs")["last_linear.weight"].detail
     )
 
 
@@ -266,18 +266,18 @@ def test_another_embedding_size_is_a_difference_of_shapes(source, tensors, tmp_p
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
 def test_half_precision_is_rounded_to_the_bit_or_named(source, state_dict, tmp_path, dtype):
     halves = {k: a if a.dtype == np.int64 else a.astype(dtype) for k, a in state_dict.items()}
-    report = audit(save(tmp_path / "port.safetensors", halves), source)
-    assert report.passed
-    assert len(with_status(report, "rounded")) == 716 - 112
-    assert report.verdict == (
+    result = audit(save(tmp_path / "port.safetensors", halves), source)
+    assert result.passed
+    assert len(with_status(result, "rounded")) == 716 - 112
+    assert result.verdict == (
         "The port is faithful: its weights are the source's rounded to half precision, bit for bit."
     )
     halves[KERNEL] = flip(halves[KERNEL], 5, 0)
-    report = audit(save(tmp_path / "flipped.safetensors", halves), source)
-    assert set(with_status(report, "differs")) == {KERNEL}
+    result = audit(save(tmp_path / "flipped.safetensors", halves), source)
+    assert set(with_status(result, "differs")) == {KERNEL}
     assert (
-        with_status(report, "differs")[KERNEL].differing,
-        with_status(report, "differs")[KERNEL].max_ulp,
+        with_status(result, "differs")[KERNEL].differing,
+        with_status(result, "differs")[KERNEL].max_ulp,
     ) == (1, 1)
 
 
@@ -306,11 +306,11 @@ def folded(state_dict):
 
 
 def test_pytorchs_own_fusion_is_recognised_bit_for_bit(source, folded, tmp_path):
-    report = audit(save(tmp_path / "port.safetensors", folded), source)
-    assert report.passed
-    assert len(with_status(report, "folded")) == 2 * 112
-    assert len(with_status(report, "equal")) == 2 * 21 + 2
-    assert report.verdict == (
+    result = audit(save(tmp_path / "port.safetensors", folded), source)
+    assert result.passed
+    assert len(with_status(result, "folded")) == 2 * 112
+    assert len(with_status(result, "equal")) == 2 * 21 + 2
+    assert result.verdict == (
         "The port is faithful: its weights are the source's with factors folded in, bit for bit."
     )
 
@@ -325,23 +325,23 @@ def test_pytorchs_own_fusion_is_recognised_bit_for_bit(source, folded, tmp_path)
     ],
 )
 def test_one_bit_of_a_folded_tensor_is_found_and_named(source, folded, tmp_path, key, bit):
-    report = audit(save(tmp_path / "port.safetensors", {**folded, key: flip(folded[key], 11, bit)}), source)
-    assert set(with_status(report, "differs")) == {key}
-    assert with_status(report, "differs")[key].differing == 1
-    assert with_status(report, "differs")[key].max_ulp == 1 << bit
+    result = audit(save(tmp_path / "port.safetensors", {**folded, key: flip(folded[key], 11, bit)}), source)
+    assert set(with_status(result, "differs")) == {key}
+    assert with_status(result, "differs")[key].differing == 1
+    assert with_status(result, "differs")[key].max_ulp == 1 << bit
 
 
 def test_folding_with_pytorchs_epsilon_is_named(source, state_dict, tmp_path):
-    report = audit(save(tmp_path / "port.safetensors", fused(state_dict, epsilon=1e-5)), source)
-    assert not report.passed
-    assert "folded with an epsilon of 1e-05" in with_status(report, "differs")["conv2d_1a.conv.weight"].detail
+    result = audit(save(tmp_path / "port.safetensors", fused(state_dict, epsilon=1e-5)), source)
+    assert not result.passed
+    assert "folded with an epsilon of 1e-05" in with_status(result, "differs")["conv2d_1a.conv.weight"].detail
 
 
 def test_folding_in_half_precision_is_recognised(source, folded, tmp_path):
     halves = {key: array.astype(np.float16) for key, array in folded.items()}
-    report = audit(save(tmp_path / "port.safetensors", halves), source)
-    assert report.passed
-    assert report.verdict == (
+    result = audit(save(tmp_path / "port.safetensors", halves), source)
+    assert result.passed
+    assert result.verdict == (
         "The port is faithful: its weights are the source's with factors folded in and rounded to half "
         "precision, within rounding."
     )
@@ -356,13 +356,13 @@ def test_folding_by_an_unknown_formula_is_judged_against_float64(
     root = np.sqrt(np.sqrt(variance + np.float32(0.001)))
     odd = state_dict["conv2d_2b.conv.weight"] / root[:, None, None, None] / root[:, None, None, None]
     port = {**folded, "conv2d_2b.conv.weight": odd}
-    report = audit(save(tmp_path / "port.safetensors", port), source)
+    result = audit(save(tmp_path / "port.safetensors", port), source)
     # A kernel that no factor gives leaves the factor of the bias open.
-    assert set(with_status(report, "approximate")) == {"conv2d_2b.conv.weight", "conv2d_2b.conv.bias"}
-    assert report.verdict.endswith("with factors folded in, within rounding.")
+    assert set(with_status(result, "approximate")) == {"conv2d_2b.conv.weight", "conv2d_2b.conv.bias"}
+    assert result.verdict.endswith("with factors folded in, within rounding.")
     port["conv2d_2b.conv.weight"] = odd * np.float32(1 + 1e-6)  # eight roundings are 4.8e-7
-    report = audit(save(tmp_path / "worse.safetensors", port), source)
-    assert "conv2d_2b.conv.weight" in with_status(report, "differs")
+    result = audit(save(tmp_path / "worse.safetensors", port), source)
+    assert "conv2d_2b.conv.weight" in with_status(result, "differs")
 
 
 def test_folding_takes_the_sources_gamma(state_dict, tmp_path):
@@ -375,8 +375,8 @@ def test_folding_takes_the_sources_gamma(state_dict, tmp_path):
         for key, array in state_dict.items()
     }
     save(tmp_path / "source.safetensors", scaled)
-    report = audit(save(tmp_path / "port.safetensors", fused(scaled)), tmp_path / "source.safetensors")
-    assert report.passed, report.judgements
+    result = audit(save(tmp_path / "port.safetensors", fused(scaled)), tmp_path / "source.safetensors")
+    assert result.passed, result.judgements
     assert not audit(
         save(tmp_path / "plain.safetensors", fused(state_dict)), tmp_path / "source.safetensors"
     ).passed
@@ -392,9 +392,9 @@ def run(*arguments):
 
 def test_the_command_prints_the_verdict_first_and_writes_json(source, state_dict, tmp_path):
     port = save(tmp_path / "port.safetensors", {**state_dict, KERNEL: flip(state_dict[KERNEL], 0, 4)})
-    result = run(port, "--against", source, "--json", tmp_path / "audit.json")
-    assert result.returncode == 1, result.stderr
-    lines = result.stdout.splitlines()
+    process = run(port, "--against", source, "--json", tmp_path / "audit.json")
+    assert process.returncode == 1, process.stderr
+    lines = process.stdout.splitlines()
     assert len(lines) <= 15
     assert lines[0] == f"The port differs: {KERNEL} is not the source's."
     variable = "InceptionResnetV1/Repeat/block35_3/Branch_1/Conv2d_0b_3x3/weights"
@@ -407,12 +407,12 @@ def test_the_command_prints_the_verdict_first_and_writes_json(source, state_dict
         f"first       [0, 0, 0, 0] is {actual:.9g}, expected {expected:.9g}",
         "in all      1 of 9216 values differ, by up to 16 steps from one float32 to the next",
     ]
-    report = json.loads((tmp_path / "audit.json").read_text())
-    assert report["passed"] is False
-    (kernel,) = [tensor for tensor in report["tensors"] if tensor["status"] == "differs"]
+    result = json.loads((tmp_path / "audit.json").read_text())
+    assert result["passed"] is False
+    (kernel,) = [tensor for tensor in result["tensors"] if tensor["status"] == "differs"]
     assert (kernel["name"], kernel["key"], kernel["variable"]) == (KERNEL, KERNEL, variable)
     assert (kernel["index"], kernel["actual"], kernel["expected"]) == ([0, 0, 0, 0], actual, expected)
-    assert len(report["files"]) == 3
+    assert len(result["files"]) == 3
 
 
 def test_many_faults_are_counted_and_listed_by_verbose(source, state_dict, tmp_path, capsys):
@@ -555,10 +555,10 @@ def test_a_frozen_graph_with_another_epsilon_has_faithful_weights_and_fails(sour
             if node.name.startswith("InceptionResnetV1/Mixed_6a") and node.op.startswith("FusedBatchNorm"):
                 node.attr["epsilon"].f = 1e-5
 
-    report = audit(changed_graph(graph_def, tmp_path / "epsilon.pb", change), source)
-    assert report.judgements[0].passed
-    assert report.run.first_divergence == "InceptionResnetV1/Mixed_6a/Branch_0/Conv2d_1a_3x3"
-    assert report.verdict == (
+    result = audit(changed_graph(graph_def, tmp_path / "epsilon.pb", change), source)
+    assert result.judgements[0].passed
+    assert result.run.first_divergence == "InceptionResnetV1/Mixed_6a/Branch_0/Conv2d_1a_3x3"
+    assert result.verdict == (
         "The port differs: its weights are faithful, but its graph computes another result from "
         "Mixed_6a/Branch_0/Conv2d_1a_3x3 on."
     )
@@ -579,9 +579,9 @@ def test_a_frozen_graph_that_writes_files_is_not_run(source, graph_def, tmp_path
         nodes["embeddings"].input.append("^write")
 
     path = changed_graph(graph_def, tmp_path / "writes.pb", change)
-    report = audit(path, source)
-    assert not report.passed
-    assert "it was not run: it holds WriteFile" in report.judgements[1].statement
+    result = audit(path, source)
+    assert not result.passed
+    assert "it was not run: it holds WriteFile" in result.judgements[1].statement
     assert not target.exists()
     # The control: TensorFlow itself writes it.
     from facenet_tf.own_graph import OwnGraph

@@ -71,16 +71,16 @@ def tflite(tensors, folder):
     return export_tflite(tensors, folder / "single.tflite")
 
 
-def names(report, *statuses):
-    return {result.name for result in report.tensors if result.status in statuses}
+def names(result, *statuses):
+    return {tensor.name for tensor in result.tensors if tensor.status in statuses}
 
 
-def judgement(report, name):
-    return next(each for each in report.judgements if each.name == name)
+def judgement(result, name):
+    return next(each for each in result.judgements if each.name == name)
 
 
-def failed(report):
-    return {each.name for each in report.judgements if not each.passed}
+def failed(result):
+    return {each.name for each in result.judgements if not each.passed}
 
 
 class Edit:
@@ -120,52 +120,52 @@ class Edit:
 
 
 def test_pytorchs_export_is_faithful(folded, source):
-    report = audit(folded, source)
-    assert report.passed, report.judgements
-    assert report.verdict == FAITHFUL
-    assert names(report, "differs", "missing", "extra", "approximate") == set()
-    assert sum(result.status == "folded" for result in report.tensors) == 2 * 111
-    run = report.run
+    result = audit(folded, source)
+    assert result.passed, result.judgements
+    assert result.verdict == FAITHFUL
+    assert names(result, "differs", "missing", "extra", "approximate") == set()
+    assert sum(tensor.status == "folded" for tensor in result.tensors) == 2 * 111
+    run = result.run
     assert (run.weights, run.arithmetic) == ("float32", "float32")
     assert run.runtime.startswith("onnxruntime ")
     assert run.preprocessing == "none baked in: it takes standardised RGB images"
     assert run.feed == "standardised images, NCHW float32; gives embeddings of length one"
     assert [batch.name for batch in run.inputs] == ["standard normal", "smooth", "constant", "near-black"]
     assert {layer.activation for layer in run.inputs[0].layers} == ACTIVATIONS
-    assert "without the source's classifier" in judgement(report, "tensors").statement
+    assert "without the source's classifier" in judgement(result, "tensors").statement
 
 
 def test_a_graph_that_folds_nothing_is_exact(plain, source):
-    report = audit(plain, source)
-    assert report.passed, report.judgements
-    assert report.verdict == (
+    result = audit(plain, source)
+    assert result.passed, result.judgements
+    assert result.verdict == (
         "The port is exact: every tensor is the source's, bit for bit, and its graph computes what the "
         "network does."
     )
-    assert {result.status for result in report.tensors} == {"equal"}
+    assert {tensor.status for tensor in result.tensors} == {"equal"}
 
 
 def test_tensorflows_conversion_is_faithful(tflite, source):
-    report = audit(tflite, source)
-    assert report.passed, report.judgements
+    result = audit(tflite, source)
+    assert result.passed, result.judgements
     # TensorFlow takes the root of the Bottleneck's variance by the processor's own estimate.
-    assert len(names(report, "approximate")) <= 1
-    assert report.verdict == FAITHFUL.replace(
-        "bit for bit", "within rounding" if names(report, "approximate") else "bit for bit"
+    assert len(names(result, "approximate")) <= 1
+    assert result.verdict == FAITHFUL.replace(
+        "bit for bit", "within rounding" if names(result, "approximate") else "bit for bit"
     )
-    assert report.run.runtime.startswith("LiteRT ")
-    assert report.run.feed == "standardised images, NHWC float32; gives embeddings of length one"
-    assert {layer.activation for layer in report.run.inputs[0].layers} == ACTIVATIONS
-    scaled = [result for result in report.tensors if "residual scale 0.17 folded in" in result.detail]
+    assert result.run.runtime.startswith("LiteRT ")
+    assert result.run.feed == "standardised images, NHWC float32; gives embeddings of length one"
+    assert {layer.activation for layer in result.run.inputs[0].layers} == ACTIVATIONS
+    scaled = [tensor for tensor in result.tensors if "residual scale 0.17 folded in" in tensor.detail]
     assert len(scaled) == 2 * 5
 
 
 def test_half_precision_is_judged_by_its_own_rounding(tensors, source, folder):
-    report = audit(export_tflite(tensors, folder / "half.tflite", half=True), source)
-    assert report.passed, report.judgements
-    assert (report.run.weights, report.run.arithmetic) == ("float16", "float32")
-    assert "rounded to half precision, within rounding" in report.verdict
-    distance = report.run.inputs[0].distance
+    result = audit(export_tflite(tensors, folder / "half.tflite", half=True), source)
+    assert result.passed, result.judgements
+    assert (result.run.weights, result.run.arithmetic) == ("float16", "float32")
+    assert "rounded to half precision, within rounding" in result.verdict
+    distance = result.run.inputs[0].distance
     assert 1e-4 < distance < 2e-2  # beyond any float32 tolerance, within that of half precision
 
 
@@ -182,10 +182,10 @@ def test_weights_in_a_file_beside_it_a_fixed_batch_and_no_normalisation(state_di
         Prelogits().eval(), tmp_path / "port.onnx", dynamo=True, external=True, fixed_batch=True
     )
     assert path.stat().st_size < 1 << 20
-    report = audit(path, source)
-    assert report.passed, report.judgements
-    assert report.run.feed.endswith("gives embeddings before they are normalised")
-    assert [file.rpartition("/")[2] for file in report.files][:2] == ["port.onnx", "port.onnx.data"]
+    result = audit(path, source)
+    assert result.passed, result.judgements
+    assert result.run.feed.endswith("gives embeddings before they are normalised")
+    assert [file.rpartition("/")[2] for file in result.files][:2] == ["port.onnx", "port.onnx.data"]
     moved = tmp_path / "moved"
     moved.mkdir()
     shutil.copy(path, moved)
@@ -196,11 +196,11 @@ def test_weights_in_a_file_beside_it_a_fixed_batch_and_no_normalisation(state_di
 def test_a_classifier_is_audited_as_well(state_dict, source, tmp_path):
     model = network(state_dict)
     model.classify = True
-    report = audit(export_onnx(model, tmp_path / "classifier.onnx"), source)
-    assert report.passed, report.judgements
-    assert report.run.feed.endswith("gives logits")
-    assert report.network.endswith(f"{CLASSES} classes")
-    assert sum(result.stage == "Logits" for result in report.tensors) == 2
+    result = audit(export_onnx(model, tmp_path / "classifier.onnx"), source)
+    assert result.passed, result.judgements
+    assert result.run.feed.endswith("gives logits")
+    assert result.network.endswith(f"{CLASSES} classes")
+    assert sum(tensor.stage == "Logits" for tensor in result.tensors) == 2
 
 
 class Heads(torch.nn.Module):
@@ -219,11 +219,11 @@ class Heads(torch.nn.Module):
 
 @pytest.mark.parametrize("correct", [True, False])
 def test_logits_are_judged_beside_the_embeddings(state_dict, source, tmp_path, correct):
-    report = audit(export_onnx(Heads(state_dict, correct=correct).eval(), tmp_path / "heads.onnx"), source)
-    assert report.passed is correct, report.judgements
-    assert report.run.feed.endswith("gives embeddings of length one and logits")
-    assert report.run.first_divergence == (None if correct else "Logits")
-    assert "is not judged" not in judgement(report, "tensors").statement
+    result = audit(export_onnx(Heads(state_dict, correct=correct).eval(), tmp_path / "heads.onnx"), source)
+    assert result.passed is correct, result.judgements
+    assert result.run.feed.endswith("gives embeddings of length one and logits")
+    assert result.run.first_divergence == (None if correct else "Logits")
+    assert "is not judged" not in judgement(result, "tensors").statement
 
 
 # Preprocessing.
@@ -239,10 +239,10 @@ def test_pixels_that_the_graph_standardises_itself(plain, source, tmp_path):
         grey=np.float32(127.5),
         range=np.float32(128),
     )
-    report = audit(edit.save(tmp_path / "pixels.onnx"), source)
-    assert report.passed, report.judgements
-    assert report.run.preprocessing == "(x - 127.5) / 128 is baked in: it takes RGB pixels of 0 to 255"
-    assert report.run.feed.startswith("pixels of 0 to 255, NHWC float32")
+    result = audit(edit.save(tmp_path / "pixels.onnx"), source)
+    assert result.passed, result.judgements
+    assert result.run.preprocessing == "(x - 127.5) / 128 is baked in: it takes RGB pixels of 0 to 255"
+    assert result.run.feed.startswith("pixels of 0 to 255, NHWC float32")
 
 
 def test_bgr_bytes_and_another_range_are_detected(plain, source, tmp_path):
@@ -257,18 +257,18 @@ def test_bgr_bytes_and_another_range_are_detected(plain, source, tmp_path):
         range=np.float32(127.5),
         one=np.float32(1),
     )
-    report = audit(edit.save(tmp_path / "bgr.onnx"), source)
-    assert report.passed, report.judgements
-    assert report.run.preprocessing == "x / 127.5 - 1 is baked in: it takes BGR pixels of 0 to 255"
+    result = audit(edit.save(tmp_path / "bgr.onnx"), source)
+    assert result.passed, result.judgements
+    assert result.run.preprocessing == "x / 127.5 - 1 is baked in: it takes BGR pixels of 0 to 255"
 
 
 def test_unknown_preprocessing_fails(plain, source, tmp_path):
     edit = Edit(plain)
     edit.prepend(helper.make_node("Neg", ["pixels"], ["images"]))
-    report = audit(edit.save(tmp_path / "negative.onnx"), source)
-    assert "preprocessing" in failed(report)
-    assert report.run.preprocessing.startswith("unknown")
-    assert "Neg before the first layer, which a run cannot judge" in judgement(report, "structure").details
+    result = audit(edit.save(tmp_path / "negative.onnx"), source)
+    assert "preprocessing" in failed(result)
+    assert result.run.preprocessing.startswith("unknown")
+    assert "Neg before the first layer, which a run cannot judge" in judgement(result, "structure").details
 
 
 def test_per_image_whitening_is_detected_and_its_rounding_is_not_a_fault(plain, source, tmp_path):
@@ -282,9 +282,9 @@ def test_per_image_whitening_is_detected_and_its_rounding_is_not_a_fault(plain, 
         helper.make_node("Div", ["centred", "deviation"], ["images"]),
         axes=np.array([1, 2, 3]),
     )
-    report = audit(edit.save(tmp_path / "whitened.onnx"), source)
-    assert report.passed, report.judgements
-    assert report.run.preprocessing == "per image (prewhiten) is baked in: it takes RGB images of any scale"
+    result = audit(edit.save(tmp_path / "whitened.onnx"), source)
+    assert result.passed, result.judgements
+    assert result.run.preprocessing == "per image (prewhiten) is baked in: it takes RGB images of any scale"
 
 
 def test_another_standardisation_than_in_training_fails(plain, tensors, tmp_path):
@@ -299,17 +299,17 @@ def test_another_standardisation_than_in_training_fails(plain, tensors, tmp_path
         grey=np.float32(127.5),
         range=np.float32(128),
     )
-    report = audit(edit.save(tmp_path / "fixed.onnx"), folder)
-    assert failed(report) == {"preprocessing"}
-    assert "in training it was per image (prewhiten)" in judgement(report, "preprocessing").statement
+    result = audit(edit.save(tmp_path / "fixed.onnx"), folder)
+    assert failed(result) == {"preprocessing"}
+    assert "in training it was per image (prewhiten)" in judgement(result, "preprocessing").statement
 
 
 def test_standardisation_folded_into_the_first_layer_is_detected(tensors, source, folder):
-    report = audit(export_tflite(tensors, folder / "bytes.tflite", from_bytes=True), source)
-    assert report.passed, report.judgements
-    assert report.run.preprocessing == "(x - 127.5) / 128 is baked in: it takes RGB pixels of 0 to 255"
-    first = [result for result in report.tensors if result.stage == "Conv2d_1a_3x3"]
-    assert all("the standardisation x / 128 - 0.996" in result.detail for result in first)
+    result = audit(export_tflite(tensors, folder / "bytes.tflite", from_bytes=True), source)
+    assert result.passed, result.judgements
+    assert result.run.preprocessing == "(x - 127.5) / 128 is baked in: it takes RGB pixels of 0 to 255"
+    first = [tensor for tensor in result.tensors if tensor.stage == "Conv2d_1a_3x3"]
+    assert all("the standardisation x / 128 - 0.996" in tensor.detail for tensor in first)
 
 
 # Faults in the weights.
@@ -322,9 +322,9 @@ def tensors_at_fault(path, tensors):
     )
     read = tflite_file.read_tflite if path.suffix == ".tflite" else onnx_file.read_onnx
     return [
-        result
-        for result in compare_tensors(find_layers(read(path)).weights, expected)
-        if not result.is_faithful
+        tensor
+        for tensor in compare_tensors(find_layers(read(path)).weights, expected)
+        if not tensor.is_faithful
     ]
 
 
@@ -467,15 +467,15 @@ def other_epsilon(edit):
 def test_a_fault_in_a_graph_is_found_at_its_layer(plain, source, tmp_path, fault, message, place):
     edit = Edit(plain)
     fault(edit)
-    report = audit(edit.save(tmp_path / "fault.onnx"), source)
-    assert judgement(report, "tensors").passed
-    assert {"structure", "arithmetic"} <= failed(report)
-    assert any(message in detail for detail in judgement(report, "structure").details)
-    first = report.run.first_divergence
+    result = audit(edit.save(tmp_path / "fault.onnx"), source)
+    assert judgement(result, "tensors").passed
+    assert {"structure", "arithmetic"} <= failed(result)
+    assert any(message in detail for detail in judgement(result, "structure").details)
+    first = result.run.first_divergence
     assert first is not None
     # A wrong order of concatenation shows first in the block's last convolution.
     assert first.removeprefix("InceptionResnetV1/").startswith(place)
-    assert report.verdict.startswith(
+    assert result.verdict.startswith(
         "The port differs: its weights are faithful, but its graph computes another result from "
     )
 
@@ -491,10 +491,10 @@ def test_a_fault_that_only_a_run_shows_is_found(plain, source, tmp_path):
     place = list(edit.graph.node).index(relu) + 1
     edit.graph.node.insert(place, to_half)
     edit.graph.node.insert(place + 1, back)
-    report = audit(edit.save(tmp_path / "cast.onnx"), source)
-    assert failed(report) >= {"arithmetic"}
-    assert judgement(report, "structure").passed
-    assert report.run.first_divergence is not None
+    result = audit(edit.save(tmp_path / "cast.onnx"), source)
+    assert failed(result) >= {"arithmetic"}
+    assert judgement(result, "structure").passed
+    assert result.run.first_divergence is not None
 
 
 # Other networks and bad files.
@@ -625,10 +625,10 @@ def test_a_missing_package_gives_exit_code_4_and_the_line_that_installs_it(tmp_p
         "from checks.audit.__main__ import main; sys.exit(main())"
     )
     command = [sys.executable, "-c", code, str(tmp_path / file), "--against", "vggface2", "--offline"]
-    result = subprocess.run(command, capture_output=True, text=True)
-    assert (result.returncode, result.stdout) == (4, "")
-    assert result.stderr.count("\n") == 1
-    assert line in result.stderr
+    process = subprocess.run(command, capture_output=True, text=True)
+    assert (process.returncode, process.stdout) == (4, "")
+    assert process.stderr.count("\n") == 1
+    assert line in process.stderr
 
 
 def test_tflite_is_detected_from_its_contents(tflite, tmp_path):

@@ -61,23 +61,23 @@ def graphs(real_tensors: dict[str, NDArray], tmp_path_factory: pytest.TempPathFa
     }
 
 
-def faults(report: AuditResult) -> list[TensorResult]:
-    return [result for result in report.tensors if not result.is_faithful]
+def faults(result: AuditResult) -> list[TensorResult]:
+    return [tensor for tensor in result.tensors if not tensor.is_faithful]
 
 
 def test_the_keras_file_is_the_checkpoints_to_the_last_bit(
     keras: Path, real_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    report = audit(keras, real_checkpoint)
-    assert report.verdict == EXACT
-    assert [result.status for result in report.tensors] == ["equal"] * 490
-    assert report.network == "Inception-ResNet-v1, 128-d embedding, no classifier"
-    assert report.recognised.endswith("made from 20170512-110547.")
+    result = audit(keras, real_checkpoint)
+    assert result.verdict == EXACT
+    assert [tensor.status for tensor in result.tensors] == ["equal"] * 490
+    assert result.network == "Inception-ResNet-v1, 128-d embedding, no classifier"
+    assert result.recognised.endswith("made from 20170512-110547.")
     assert find_source(keras) == "20170512-110547"
     # One bit in the file.
     changed = tmp_path / "facenet_keras.h5"
     shutil.copy(keras, changed)
-    name = flip_in_place(changed, "Block17_10_Branch_1_Conv2d_0c_7x1", report)
+    name = flip_in_place(changed, "Block17_10_Branch_1_Conv2d_0c_7x1", result)
     assert main([str(changed), "--against", str(real_checkpoint)]) == 1
     out = capsys.readouterr().out
     assert "1 of 114688 values differ" in out
@@ -85,7 +85,7 @@ def test_the_keras_file_is_the_checkpoints_to_the_last_bit(
     assert "nyoki-mtl" not in out  # the file is no longer the published one
 
 
-def flip_in_place(path: Path, layer: str, report: AuditResult) -> str:
+def flip_in_place(path: Path, layer: str, result: AuditResult) -> str:
     """Change the lowest bit of a kernel's first value in the file."""
     import h5py
 
@@ -97,17 +97,17 @@ def flip_in_place(path: Path, layer: str, report: AuditResult) -> str:
         byte = file.read(1)[0]
         file.seek(offset)
         file.write(bytes([byte ^ 1]))
-    (name,) = [each.name for each in report.tensors if each.name.startswith(f"{layer}/kernel")]
+    (name,) = [each.name for each in result.tensors if each.name.startswith(f"{layer}/kernel")]
     return name
 
 
 def test_the_checkpoint_and_its_frozen_graph_are_exact_and_run(keras: Path, real_checkpoint: Path) -> None:
-    report = audit(real_checkpoint / "20170512-110547.pb", keras)
-    assert report.passed, report.judgements
-    assert report.verdict == EXACT[:-1] + ", and its graph computes what the network does."
-    assert report.run is not None
-    assert report.run.runtime.startswith("TensorFlow ")
-    assert report.run.preprocessing == "none baked in: it takes standardised RGB images"
+    result = audit(real_checkpoint / "20170512-110547.pb", keras)
+    assert result.passed, result.judgements
+    assert result.verdict == EXACT[:-1] + ", and its graph computes what the network does."
+    assert result.run is not None
+    assert result.run.runtime.startswith("TensorFlow ")
+    assert result.run.preprocessing == "none baked in: it takes standardised RGB images"
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -116,15 +116,15 @@ def test_an_exported_graph_is_faithful(
 ) -> None:
     out = tmp_path / "audit.json"
     assert main([str(graphs[name]), "--against", str(real_checkpoint), "--json", str(out), "--quiet"]) == 0
-    report = json.loads(out.read_text())
-    assert report["verdict"] == (
+    result = json.loads(out.read_text())
+    assert result["verdict"] == (
         f"The port is faithful: its weights are the source's {VERDICTS[name]}, and its graph computes what "
         "the network does."
     )
-    assert [each["name"] for each in report["judgements"]] == [
+    assert [each["name"] for each in result["judgements"]] == [
         "tensors", "structure", "preprocessing", "arithmetic", "distance",
     ]  # fmt: skip
-    statuses = [tensor["status"] for tensor in report["tensors"]]
+    statuses = [tensor["status"] for tensor in result["tensors"]]
     counts = {status: statuses.count(status) for status in sorted(set(statuses))}
     by_estimate = counts.pop("approximate", 0)
     folded = counts.pop("folded") + by_estimate
@@ -135,7 +135,7 @@ def test_an_exported_graph_is_faithful(
         "half.tflite": ({"rounded": 3}, 264),
     }[name]
     assert (by_estimate == 0) is name.endswith(".onnx")
-    run = report["run"]
+    run = result["run"]
     assert run["weights"] == ("float16" if name.startswith("half") else "float32")
     assert run["arithmetic"] == ("float16" if name == "half.onnx" else "float32")
     assert run["preprocessing"] == "none baked in: it takes standardised RGB images"
@@ -172,9 +172,9 @@ def test_one_bit_of_any_tensor_of_a_graph_is_found_and_named(
     graph = read_graph(graphs[name])
     random = np.random.default_rng(0)
     unique = {
-        result.name
-        for result in compare_tensors(find_layers(graph).weights, expected)
-        if result.status != "approximate"
+        tensor.name
+        for tensor in compare_tensors(find_layers(graph).weights, expected)
+        if tensor.status != "approximate"
     }
     weights = [
         node.inputs[place]
@@ -188,11 +188,11 @@ def test_one_bit_of_any_tensor_of_a_graph_is_found_and_named(
         bit = 0 if number % 3 == 0 else int(random.integers(8 * array.itemsize))
         changed = mutate(graph, constant, int(random.integers(array.size)), bit)
         wrong = [
-            result
-            for result in compare_tensors(find_layers(changed).weights, expected)
-            if not result.is_faithful
+            tensor
+            for tensor in compare_tensors(find_layers(changed).weights, expected)
+            if not tensor.is_faithful
         ]
-        assert [(result.name, result.differing) for result in wrong] == [
+        assert [(tensor.name, tensor.differing) for tensor in wrong] == [
             (constant.rpartition("#")[0] or constant, 1)
         ]
 
@@ -232,11 +232,11 @@ def test_the_peers_mtcnn_is_facenets_to_the_last_bit(
     mtcnn_files: dict[str, tuple[Path, Path]], tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     original, port = mtcnn_files[name]
-    report = audit(port, original)
-    assert report.verdict == EXACT
-    assert report.network == f"{name} of MTCNN"
-    assert len(report.tensors) == {"P-Net": 13, "R-Net": 16, "O-Net": 21}[name]
-    assert "facenet-pytorch publishes" in report.recognised
+    result = audit(port, original)
+    assert result.verdict == EXACT
+    assert result.network == f"{name} of MTCNN"
+    assert len(result.tensors) == {"P-Net": 13, "R-Net": 16, "O-Net": 21}[name]
+    assert "facenet-pytorch publishes" in result.recognised
     # One bit of each tensor in turn.
     state_dict = torch.load(port, weights_only=True)
     for key, tensor in state_dict.items():
@@ -244,7 +244,7 @@ def test_the_peers_mtcnn_is_facenets_to_the_last_bit(
         changed[key].reshape(-1).view(torch.int32)[-1] ^= 1
         torch.save(changed, tmp_path / "changed.pt")
         wrong = faults(audit(tmp_path / "changed.pt", original))
-        assert [(result.name, result.differing, result.max_ulp) for result in wrong] == [(key, 1, 1)]
+        assert [(tensor.name, tensor.differing, tensor.max_ulp) for tensor in wrong] == [(key, 1, 1)]
     assert main([str(tmp_path / "changed.pt"), "--against", str(original)]) == 1
     assert f"The port differs: {key} is not the source's." in capsys.readouterr().out
     # With a prefix, and with the sides exchanged.

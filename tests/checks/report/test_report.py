@@ -214,7 +214,7 @@ class Pages:
     folder: Path
     results: dict[str, subprocess.CompletedProcess[str]]
 
-    def report(self, name: str) -> Path:
+    def path(self, name: str) -> Path:
         return self.folder / f"{name}.html"
 
 
@@ -255,13 +255,13 @@ def pages(checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Pages:
 
 def test_a_clean_comparison_is_reported_as_proven(browser, pages: Pages) -> None:
     assert pages.results["clean"].returncode == 0, pages.results["clean"].stderr
-    look(browser, pages.report("clean"), place=None, holds=True)
+    look(browser, pages.path("clean"), place=None, holds=True)
 
 
 def test_a_planted_fault_is_seen_without_scrolling(browser, pages: Pages) -> None:
     assert pages.results["faulty"].returncode == 1, pages.results["faulty"].stderr
-    look(browser, pages.report("faulty"), place="Mixed_7a/Branch_2/Conv2d_0b_3x3", holds=False)
-    page = open_page(browser, pages.report("faulty")).page
+    look(browser, pages.path("faulty"), place="Mixed_7a/Branch_2/Conv2d_0b_3x3", holds=False)
+    page = open_page(browser, pages.path("faulty")).page
     assert "Cause: kernel flipped at Mixed_7a/" in page.locator("#reasons").inner_text()
     assert page.locator("svg text", has_text="first divergence").count() >= 2
     page.close()
@@ -269,8 +269,8 @@ def test_a_planted_fault_is_seen_without_scrolling(browser, pages: Pages) -> Non
 
 def test_a_graph_with_a_fault_is_reported_by_the_command(browser, pages: Pages) -> None:
     assert pages.results["audit"].returncode == 1, pages.results["audit"].stderr
-    look(browser, pages.report("audit"), place="mixed_7a.branch2.1.conv.weight", holds=False)
-    page = open_page(browser, pages.report("audit"), SIZES[1]).page
+    look(browser, pages.path("audit"), place="mixed_7a.branch2.1.conv.weight", holds=False)
+    page = open_page(browser, pages.path("audit"), SIZES[1]).page
     assert page.locator(".grid .cell.differs").count() == 1
     text = page.locator("body").inner_text()
     for line in ("height", "onnxruntime", "none baked in", "faulty.onnx", "standard normal"):
@@ -279,7 +279,7 @@ def test_a_graph_with_a_fault_is_reported_by_the_command(browser, pages: Pages) 
 
 
 def test_a_page_shows_every_layer_every_input_and_its_provenance(browser, pages: Pages, checkpoint) -> None:
-    page = open_page(browser, pages.report("clean"), SIZES[1]).page
+    page = open_page(browser, pages.path("clean"), SIZES[1]).page
     assert page.locator("table").nth(1).locator("tbody tr").count() == 132 + len(STAGES) - 6 + 2
     assert page.locator("table").nth(0).locator("tbody tr").count() == 5
     # Error by depth on each of five inputs, and the histograms.
@@ -297,7 +297,7 @@ def test_a_page_shows_every_layer_every_input_and_its_provenance(browser, pages:
 
 
 def test_names_of_files_come_out_as_text(browser, pages: Pages) -> None:
-    opened = open_page(browser, pages.report("faulty"))
+    opened = open_page(browser, pages.path("faulty"))
     assert HOSTILE in opened.page.locator(".facts").inner_text()
     assert HOSTILE in opened.page.title()
     assert opened.page.locator("img, script").count() == 0
@@ -306,8 +306,8 @@ def test_names_of_files_come_out_as_text(browser, pages: Pages) -> None:
 
 def test_the_controls_are_reported_as_a_matrix(browser, pages: Pages) -> None:
     assert pages.results["controls"].returncode == 0, pages.results["controls"].stderr
-    look(browser, pages.report("controls"), place=None, holds=True)
-    page = open_page(browser, pages.report("controls")).page
+    look(browser, pages.path("controls"), place=None, holds=True)
+    page = open_page(browser, pages.path("controls")).page
     row = page.locator("tr", has=page.locator("th", has_text="kernel-flipped"))
     heads = page.locator("thead th").all_inner_texts()
     cells = dict(zip(heads[1:], row.locator("td").all_inner_texts(), strict=True))
@@ -326,8 +326,8 @@ def test_a_fault_that_survives_is_marked(browser, monkeypatch, tmp_path: Path) -
             ("c", "does not apply", (), ""),
         )
     ]
-    report = ControlsResult("here", Variant(), True, tuple(sites), (), 1.0)
-    monkeypatch.setattr("checks.controls.run.run_controls", lambda *_, **__: report)
+    result = ControlsResult("here", Variant(), True, tuple(sites), (), 1.0)
+    monkeypatch.setattr("checks.controls.run.run_controls", lambda *_, **__: result)
     path = tmp_path / "controls.html"
     assert controls.main(["--only", "kernel-flipped", "--report", str(path), "--quiet"]) == 1
     look(browser, path, place="kernel-flipped at b", holds=False)
@@ -344,7 +344,7 @@ def test_a_fault_that_survives_is_marked(browser, monkeypatch, tmp_path: Path) -
 KEYS = [row.key for row in table(Variant(num_classes=7)) if isinstance(row, ConvertedRow)]
 
 
-def training_report(worst: float = 5e-14) -> GradientsResult:
+def gradients_result(worst: float = 5e-14) -> GradientsResult:
     """A result with one gradient at a distance of `worst`, and with weights that the steps do not change."""
 
     def distances(least: float) -> list[TensorDistance]:
@@ -378,11 +378,11 @@ def training_report(worst: float = 5e-14) -> GradientsResult:
 
 @pytest.mark.parametrize("worst", [5e-14, 3e-4, math.inf])
 def test_gradients_are_reported(browser, monkeypatch, tmp_path: Path, worst: float) -> None:
-    report = training_report(worst)
-    monkeypatch.setattr("checks.gradients.run.compare_gradients", lambda *_, **__: report)
+    result = gradients_result(worst)
+    monkeypatch.setattr("checks.gradients.run.compare_gradients", lambda *_, **__: result)
     path = tmp_path / "gradients.html"
-    assert gradients.main(["--report", str(path), "--quiet"]) == (0 if report.passed else 1)
-    look(browser, path, place=None if report.passed else KEYS[199], holds=report.passed)
+    assert gradients.main(["--report", str(path), "--quiet"]) == (0 if result.passed else 1)
+    look(browser, path, place=None if result.passed else KEYS[199], holds=result.passed)
     assert f"worst, inference: {worst:.1e}" in path.read_text()
 
 
@@ -392,7 +392,7 @@ def test_gradients_are_reported(browser, monkeypatch, tmp_path: Path, worst: flo
 ENVIRONMENT = {"date": "2026-01-31T12:00:00Z", "platform": "p", "processor": "c", "cores": 2, "threads": 2}
 
 
-def audit_report(*, sound: bool) -> AuditResult:
+def audit_result(*, sound: bool) -> AuditResult:
     """A result with faithful tensors only, or with tensors of every status and a graph that diverges."""
     tensors = [
         TensorResult(key, "variable", "Repeat/block35_1", "HWIO->OIHW", "float32", (3, 3), "equal", 9)
@@ -427,7 +427,7 @@ def audit_report(*, sound: bool) -> AuditResult:
 @pytest.mark.parametrize("sound", [True, False])
 def test_an_audit_is_reported_as_a_grid(browser, tmp_path: Path, sound: bool) -> None:
     path = tmp_path / "audit.html"
-    write_page(path, audit_report(sound=sound), command=f"audit '{HOSTILE}'")
+    write_page(path, audit_result(sound=sound), command=f"audit '{HOSTILE}'")
     look(browser, path, place=None if sound else KEYS[7], holds=sound)
     page = open_page(browser, path, SIZES[1]).page
     cells = page.locator(".grid .cell")
@@ -451,12 +451,12 @@ def test_an_audit_is_reported_as_a_grid(browser, tmp_path: Path, sound: bool) ->
 
 def test_the_same_report_has_the_same_bytes(tmp_path: Path) -> None:
     for name in ("first", "second"):
-        write_page(tmp_path / name, audit_report(sound=False), command="audit")
+        write_page(tmp_path / name, audit_result(sound=False), command="audit")
     assert (tmp_path / "first").read_bytes() == (tmp_path / "second").read_bytes()
 
 
 def test_no_two_elements_of_a_page_share_an_id(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("checks.gradients.run.compare_gradients", lambda *_, **__: training_report())
+    monkeypatch.setattr("checks.gradients.run.compare_gradients", lambda *_, **__: gradients_result())
     assert gradients.main(["--report", str(tmp_path / "page.html"), "--quiet"]) == 0
     page = (tmp_path / "page.html").read_text()
     identities = re.findall(r'\bid="([^"]+)"', page)
@@ -545,7 +545,7 @@ def test_text_stands_out_in_light_and_dark() -> None:
 def test_an_older_report_is_replaced(tmp_path: Path) -> None:
     path = tmp_path / "r.html"
     path.write_text("older")
-    write_page(path, audit_report(sound=True), command="audit")
+    write_page(path, audit_result(sound=True), command="audit")
     assert path.read_text() != "older"
     assert list(tmp_path.iterdir()) == [path]
 
