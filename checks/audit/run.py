@@ -41,7 +41,7 @@ from checks.audit.result import AuditResult, GraphRun, TensorResult
 from checks.audit.source_weights import SourceWeights, source_weights
 from checks.core.environment import environment
 from checks.core.judgement import Judgement
-from checks.core.network import LOGITS
+from checks.core.network import LOGITS, describe_network
 from checks.core.source_tensors import (
     alternative_state_dict,
     expected_state_dict,
@@ -203,7 +203,7 @@ def _audit_graph(graph: Graph, source: SourceWeights, trained: str | None, seed:
         judge_structure(layers.remarks, len(layers.weights.layers)),
         *_judge_run(run, trained),
     )
-    return _Findings(_describe(source.variant), results, judgements, run)
+    return _Findings(describe_network(source.variant), results, judgements, run)
 
 
 def _audit_weights(
@@ -229,7 +229,7 @@ def _audit_weights(
     if run is not None:
         judgements += _judge_run(run, trained)
     judgements.insert(0, judge_tensors(results, remarks))
-    return _Findings(_describe(source.variant), results, tuple(judgements), run)
+    return _Findings(describe_network(source.variant), results, tuple(judgements), run)
 
 
 def _run_own_graph(port: TensorSource, source: SourceWeights, seed: int, say: Say) -> GraphRun | None:
@@ -277,11 +277,6 @@ def _remarks(port: PortWeights, source: SourceWeights) -> tuple[str, ...]:
     if source.variant.num_classes is not None and LOGITS not in port.layers:
         remarks.append("without the source's classifier")
     return tuple(remarks)
-
-
-def _describe(variant: Variant) -> str:
-    classes = "no classifier" if variant.num_classes is None else f"{variant.num_classes} classes"
-    return f"Inception-ResNet-v1, {variant.embedding_size}-d embedding, {classes}"
 
 
 def _source_network(source: SourceWeights) -> InceptionResnetV1:

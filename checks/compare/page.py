@@ -19,12 +19,12 @@ from checks.compare.table import (
 )
 from checks.core import thresholds
 from checks.core.activations import LAYERS, STAGES
-from checks.core.network import EMBEDDINGS, short_name
+from checks.core.network import EMBEDDINGS, describe_network, short_name
 from checks.report.axis_groups import activation_groups
 from checks.report.charts import Drawer
 from checks.report.depth_chart import DOUBLE, SINGLE, Depth, Limit, Mark, Series
 from checks.report.histogram_chart import Counts, Panel
-from checks.report.page import Head, Row, Table, network, write_html
+from checks.report.page import Head, Row, Table, write_html
 from checks.report.provenance import digests, provenance, shown_path
 
 _MOST_INPUTS = 12  # with a chart; photographs can make many inputs
@@ -82,7 +82,7 @@ def _facts(result: CompareResult) -> tuple[tuple[str, str], ...]:
     return (
         ("judged", judged),
         ("against", shown_path(result.source)),
-        ("network", network(result.variant)),
+        ("network", describe_network(result.variant)),
         ("TensorFlow graph", result.own_graph or "none in the source; rebuilt from scratch"),
     )
 

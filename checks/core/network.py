@@ -184,6 +184,12 @@ def network_layers(variant: Variant) -> tuple[Layer, ...]:
     return (*layers, Layer(LOGITS, "logits", (1, 1), size, classes, batch_norm=False))
 
 
+def describe_network(variant: Variant) -> str:
+    """Describe a variant of the network in one line."""
+    classes = "no classifier" if variant.num_classes is None else f"{variant.num_classes} classes"
+    return f"Inception-ResNet-v1, {variant.embedding_size}-d embedding, {classes}"
+
+
 def stage_of(activation: str) -> str:
     """The stage that a layer belongs to: `Repeat/block35_1`, `Mixed_6a`, `Conv2d_1a_3x3`, `Logits`."""
     parts = short_name(activation).split("/")

@@ -10,13 +10,14 @@ import numpy as np
 
 from checks.core import thresholds
 from checks.core.metrics import ulp_histogram
+from checks.core.network import describe_network
 from checks.gradients.judge import worst_tensor
 from checks.gradients.result import GradientsResult, TensorDistance
 from checks.report.axis_groups import key_groups
 from checks.report.charts import Drawer
 from checks.report.depth_chart import DOUBLE, UNIT64, Depth, Limit, Mark, Series
 from checks.report.histogram_chart import Counts, Panel
-from checks.report.page import Head, Row, Table, network, write_html
+from checks.report.page import Head, Row, Table, write_html
 from checks.report.provenance import digests, provenance, shown_path
 
 _OPTIMISERS = {"sgd": "SGD", "adam": "Adam"}
@@ -92,7 +93,7 @@ def _head(result: GradientsResult) -> Head:
             ("source", shown_path(result.source)),
             ("loss", result.loss),
             ("batch", f"{result.batch_shape[0]} images of {size}, float64"),
-            ("network", network(result.variant)),
+            ("network", describe_network(result.variant)),
         ),
         judgements=result.judgements,
         place=place,

@@ -14,7 +14,6 @@ from markupsafe import Markup, escape
 from checks.core.judgement import Judgement
 from checks.report.provenance import Provenance
 from converter.atomic import AtomicFiles
-from converter.layer_map import Variant
 
 _KIT = Path(__file__).parent
 _NUMBER = re.compile(r"(\b\d(?:\.\d{1,3})?e[-+]\d{1,3}\b)")
@@ -110,12 +109,6 @@ def write_html(path: Path, template: str, head: Head, provenance: Provenance, **
     with AtomicFiles(path.parent, overwrite=True) as files:
         files.stage(path.name).write_bytes(written)
         files.commit()
-
-
-def network(variant: Variant) -> str:
-    """Describe a network in one line."""
-    classes = "no classifier" if variant.num_classes is None else f"{variant.num_classes} classes"
-    return f"Inception-ResNet-v1, {variant.embedding_size}-d embedding, {classes}"
 
 
 def breakable(text: str) -> Markup:
