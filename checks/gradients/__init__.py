@@ -1,1 +1,1 @@
-"""Compares gradients and training steps of both sides."""
+"""Compares gradients and training steps of PyTorch and TensorFlow."""

@@ -1,4 +1,4 @@
-"""The judgements of gradients and of training steps."""
+"""The judgements of a comparison of gradients and training steps."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def worst_tensor(tensors: Sequence[TensorDistance]) -> TensorDistance:
 
 
 def describe_distance(distance: float) -> str:
-    """A tensor's distance in words, such as "1.0e-03 from TensorFlow's"."""
+    """Describe a tensor's distance, as "1.0e-03 from TensorFlow's"."""
     if math.isfinite(distance):
         return f"{distance:.1e} from TensorFlow's"
     return "missing, misshapen or not finite on one side"
@@ -57,4 +57,8 @@ def describe_distance(distance: float) -> str:
 
 def _differences(tensors: Iterable[TensorDistance], limit: float) -> list[str]:
     """A line for each tensor beyond the limit."""
-    return [f"{t.key}: {describe_distance(t.distance)}" for t in tensors if not t.distance <= limit]
+    return [
+        f"{tensor.key}: {describe_distance(tensor.distance)}"
+        for tensor in tensors
+        if not tensor.distance <= limit
+    ]

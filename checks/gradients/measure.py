@@ -34,7 +34,7 @@ from reference import InceptionResnetV1
 def measure_gradients(
     model: InceptionResnetV1, reference: TrainingReference, mode: Mode, *, loss: Loss = training_loss
 ) -> GradientMeasurement:
-    """Take a model's gradients and measure them; arguments as in `take_gradients`."""
+    """Take a model's gradients and measure them. The arguments are those of `take_gradients`."""
     return measure_gradient_distances(take_gradients(model, reference.batch, mode, loss), reference, mode)
 
 
@@ -46,7 +46,7 @@ def measure_steps(
     loss: Loss = training_loss,
     make: MakeOptimiser = make_optimiser,
 ) -> StepsMeasurement:
-    """Train a model as the reference was trained and measure it; arguments as in `train_pytorch`."""
+    """Train a model as the reference and measure it. The arguments are those of `train_pytorch`."""
     steps = len(reference.steps[optimiser].losses)
     training = train_pytorch(
         model, reference.batch, reference.trained, optimiser, steps=steps, loss=loss, make=make
@@ -57,7 +57,7 @@ def measure_steps(
 def measure_gradient_distances(
     actual: PyTorchGradients, reference: TrainingReference, mode: Mode
 ) -> GradientMeasurement:
-    """Measure gradients that were taken on the reference's batch."""
+    """Measure gradients on the reference's batch."""
     expected = reference.gradients[mode]
     norm_of_all = math.hypot(*(l2_norm(gradient) for key, gradient in expected.items() if key != INPUT))
     floor = thresholds.GRADIENT_FLOOR * norm_of_all
@@ -78,7 +78,7 @@ def measure_gradient_distances(
 def measure_step_distances(
     actual: PyTorchTraining, reference: TrainingReference, optimiser: OptimiserName
 ) -> StepsMeasurement:
-    """Measure a training on the reference's batch, of as many steps as the reference's."""
+    """Measure a training on the reference's batch, with as many steps as the reference."""
     reference_steps = reference.steps[optimiser]
     state, change = [], []
     for key in dict.fromkeys((*reference_steps.state, *actual.after)):
@@ -102,9 +102,9 @@ def measure_distance(
 
     Args:
         key: Its state_dict key, or `INPUT`.
-        actual: PyTorch's tensor; None if there is none.
-        expected: TensorFlow's; None if there is none.
-        floor: The smallest norm of TensorFlow's that counts.
+        actual: PyTorch's tensor, or None.
+        expected: TensorFlow's tensor, or None.
+        floor: The least scale of the distance.
     """
     if expected is None:
         return TensorDistance(key, math.inf, 0.0, floor)

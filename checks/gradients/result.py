@@ -22,10 +22,10 @@ class TensorDistance:
 
     Attributes:
         key: state_dict key, or `INPUT`.
-        distance: L2 norm of the difference over `scale`; infinite if one side has no such tensor, or has it
-            in another shape.
+        distance: L2 norm of the difference over `scale`; infinite if one side has no such tensor, or if the
+            shapes differ.
         norm: L2 norm of TensorFlow's tensor.
-        scale: The same norm, or the smallest that counts if the norm is below it.
+        scale: `norm`, or its floor if the norm is smaller.
     """
 
     key: str
@@ -41,7 +41,7 @@ class GradientMeasurement:
     Attributes:
         mode: The mode.
         loss: Distance of the losses; relative if TensorFlow's loss is above 1.
-        gradients: The input, then every parameter; `scale` as `thresholds.GRADIENT_FLOOR` says.
+        gradients: The input, then every parameter; the floor of `scale` is `thresholds.GRADIENT_FLOOR`.
     """
 
     mode: Mode
@@ -58,7 +58,7 @@ class StepsMeasurement:
         steps: The number of steps.
         losses: TensorFlow's first and last loss.
         state: Every float tensor of the state_dict after the last step.
-        change: The change of each over all steps; `scale` as `thresholds.CHANGE_FLOOR` says.
+        change: The change of each over all steps; the floor of `scale` is `thresholds.CHANGE_FLOOR`.
     """
 
     optimiser: OptimiserName
@@ -75,7 +75,7 @@ class GradientsResult:
     Attributes:
         source: The checkpoint.
         variant: The variant of the network.
-        loss: The loss that was differentiated, for a reader.
+        loss: The name of the loss.
         batch_shape: (N, H, W, 3) of the images.
         judgements: statistics, inference, training, sgd, adam.
         gradients: In inference and in training.

@@ -1,4 +1,4 @@
-"""The documented function: train both sides from one checkpoint on one batch, and judge the differences."""
+"""The documented function: train both sides from one checkpoint on one batch, and judge differences."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def compare_gradients(
     seed: int = 0,
     say: Say = lambda _: None,
 ) -> GradientsResult:
-    """Compare training in PyTorch, from the converted checkpoint on, with training in TensorFlow.
+    """Compare training in PyTorch with training in TensorFlow, both from one checkpoint.
 
     A test for pytest:
 
@@ -111,7 +111,7 @@ def compare_gradients(
 def _both_sides(
     source: TensorSource, weights: Weights
 ) -> tuple[Variant, dict[str, NDArray[Any]], InceptionResnetV1]:
-    """Give the variant, the float32 variables for TensorFlow, and the port in float64."""
+    """The variant, the float32 variables for TensorFlow, and the port in float64."""
     tensors, plan = plan_source(source, weights)
     variant = plan.variant
     model = InceptionResnetV1(num_classes=variant.num_classes, embedding_size=variant.embedding_size)
@@ -123,7 +123,7 @@ def _both_sides(
 def _measure(
     tensors: Arrays, model: InceptionResnetV1, variant: Variant, batch: TrainingBatch, say: Say
 ) -> tuple[tuple[GradientMeasurement, ...], tuple[StepsMeasurement, ...]]:
-    """Run both sides at once; measure the gradients in each mode and the steps of each optimiser."""
+    """Run both sides at once, and measure the gradients of each mode and the steps of each optimiser."""
     with _pytorch_in_background(model, variant, batch) as (gradients, trainings):
         reference = train_tensorflow(tensors, batch, say=say)
         say("waiting for PyTorch")
@@ -137,7 +137,7 @@ def _measure(
 def _pytorch_in_background(
     model: InceptionResnetV1, variant: Variant, batch: TrainingBatch
 ) -> Iterator[tuple[dict[Mode, Future[PyTorchGradients]], dict[OptimiserName, Future[PyTorchTraining]]]]:
-    """Start all of PyTorch's work, one task after another on one thread, while TensorFlow does the same."""
+    """Run PyTorch's gradients and trainings one after another on one thread, while open."""
     trained = trained_keys(variant)
     pool = ThreadPoolExecutor(1)
     stopped = threading.Event()

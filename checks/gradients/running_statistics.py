@@ -28,8 +28,8 @@ def read_updates(source: TensorSource) -> tuple[Mapping[str, VarianceUpdate], Pa
     """Read how the source's own graph moves its variances.
 
     Returns:
-        The updates by scope of the BatchNorm, and the file of the graph; no updates and None if the source
-        has no graph.
+        The updates by scope of the BatchNorm, and the file of the graph. Without a graph there are no
+        updates, and the file is None.
 
     Raises:
         SourceError: The graph's updates have an unknown form.
@@ -67,7 +67,7 @@ def judge_statistics(
         model: The port.
         graph: The file of the graph, or None.
         variant: The variant of the network.
-        images: Number of images in a batch, to state the size of a difference.
+        images: Number of images in a batch, for the size of a difference.
     """
     if not updates:
         reason = "no training graph in this file" if graph is None else f"{graph.name} has no updates"
@@ -103,7 +103,7 @@ def _batch_norms(model: InceptionResnetV1, variant: Variant) -> dict[str, nn.Bat
 def _differences(
     updates: Mapping[str, VarianceUpdate], norms: Mapping[str, nn.BatchNorm1d], graph: Path
 ) -> list[str]:
-    """A line for each BatchNorm that one side does not update, or updates at another speed."""
+    """A line for each BatchNorm that one side does not update, or that both update at different speeds."""
     details = [f"{scope}: {graph.name} does not update it" for scope in norms if scope not in updates]
     for scope, update in updates.items():
         if scope not in norms:

@@ -1,4 +1,4 @@
-"""The result on the screen: the verdict, the judgements, the worst tensors, and on request every stage."""
+"""Prints the result: verdict, judgements, worst tensors; with `verbose` the tables of stages as well."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from converter.layer_map import table as layer_table
 
 _WIDTH = 110  # columns; a line may wrap, a figure is not cut off
 _OPTIMISERS = {"sgd": "SGD", "adam": "Adam"}
-_WORST = 2  # tensors that are listed if a judgement fails
+_WORST = 2  # tensors to list if a judgement fails
 
 
 def print_result(result: GradientsResult, *, verbose: bool = False) -> None:
@@ -37,7 +37,7 @@ def print_result(result: GradientsResult, *, verbose: bool = False) -> None:
     size = "x".join(map(str, result.batch_shape[1:3]))
     setting = f"{from_home(result.source)}: {result.batch_shape[0]} images of {size}, float64; {result.loss}"
     console.print(setting, markup=False)
-    # The tensors behind the details of the other judgements are listed below.
+    # `_print_worst` prints the details of the other judgements.
     statistics, *others = result.judgements
     width = max(len(judgement.name) for judgement in result.judgements)
     print_judgements(console, [statistics], most_details=12 if verbose else 1, width=width)
@@ -48,9 +48,9 @@ def print_result(result: GradientsResult, *, verbose: bool = False) -> None:
 
 
 def _print_worst(console: Console, result: GradientsResult) -> None:
-    """Print the tensors that are furthest beyond their limit, with the variable that each came from."""
+    """Print the tensors that are furthest beyond their limit, with the TensorFlow variable of each."""
     by_key: dict[str, tuple[str, TensorDistance, float]] = {}
-    for item in sorted(_beyond(result), key=lambda entry: entry[1].distance / entry[2], reverse=True):
+    for item in sorted(_beyond(result), key=lambda item: item[1].distance / item[2], reverse=True):
         by_key.setdefault(item[1].key, item)
     variables = _variables(result.variant)
     for key, (name, tensor, limit) in list(by_key.items())[:_WORST]:
@@ -73,12 +73,15 @@ def _variables(variant: Variant) -> dict[str, str]:
 
 def _beyond(result: GradientsResult) -> Iterator[tuple[str, TensorDistance, float]]:
     """The quantity, the tensor and the limit, for every tensor beyond its limit."""
-    measured = [(f"gradient in {m.mode}", m.gradients, thresholds.GRADIENT) for m in result.gradients]
-    for m in result.steps:
-        name = f"{m.steps} steps of {_OPTIMISERS[m.optimiser]}"
-        measured.append((f"value after {name}", m.state, thresholds.TRAINING_STEPS))
-        measured.append((f"change over {name}", m.change, thresholds.TRAINING_STEPS))
-    for name, tensors, limit in measured:
+    quantities = [
+        (f"gradient in {measured.mode}", measured.gradients, thresholds.GRADIENT)
+        for measured in result.gradients
+    ]
+    for measured in result.steps:
+        name = f"{measured.steps} steps of {_OPTIMISERS[measured.optimiser]}"
+        quantities.append((f"value after {name}", measured.state, thresholds.TRAINING_STEPS))
+        quantities.append((f"change over {name}", measured.change, thresholds.TRAINING_STEPS))
+    for name, tensors, limit in quantities:
         yield from ((name, tensor, limit) for tensor in tensors if not tensor.distance <= limit)
 
 
@@ -93,7 +96,7 @@ def _print_tables(console: Console, result: GradientsResult) -> None:
     console.print(_table("gradients", gradients, keys=True))
     console.print(
         "tensors: parameters of the stage. inference, training: the largest relative L2 distance of a\n"
-        "gradient from TensorFlow's, in that mode. of: the parameter that has it."
+        "gradient from TensorFlow's, in that mode. of: the parameter with that distance."
     )
     console.print()
     console.print(_table(f"after {result.steps[0].steps} steps", steps, keys=False))
@@ -108,7 +111,7 @@ def _print_tables(console: Console, result: GradientsResult) -> None:
 
 
 def _table(title: str, columns: Mapping[str, tuple[TensorDistance, ...]], *, keys: bool) -> Table:
-    """A row for each stage: its number of tensors, and in every column the worst of them."""
+    """A row for each stage: its number of tensors, and the worst of them in every column."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column(title, no_wrap=True)
     table.add_column("tensors", justify="right", no_wrap=True)

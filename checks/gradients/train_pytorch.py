@@ -26,7 +26,7 @@ MakeOptimiser = Callable[[OptimiserName, Iterable[Parameter]], Optimizer]
 
 @dataclass(frozen=True, slots=True)
 class PyTorchGradients:
-    """PyTorch's loss, and its gradients as `TrainingReference` has them; None for a parameter without one."""
+    """PyTorch's loss, and its gradients as in `TrainingReference`; None for a parameter without one."""
 
     loss: float
     gradients: Mapping[str, NDArray[Any] | None]
@@ -44,9 +44,9 @@ def training_loss(model: InceptionResnetV1, images: Tensor, batch: TrainingBatch
     """The mean softmax cross-entropy of the logits; without labels, the mean linear functional.
 
     Args:
-        model: In the mode to train in.
+        model: The model, in the mode to train in.
         images: (N, 3, H, W), float64.
-        batch: The batch that `images` are from.
+        batch: The batch of these images.
     """
     model.classify = batch.labels is not None
     output: Tensor = model(images)
@@ -56,7 +56,7 @@ def training_loss(model: InceptionResnetV1, images: Tensor, batch: TrainingBatch
 
 
 def make_optimiser(name: OptimiserName, parameters: Iterable[Parameter]) -> Optimizer:
-    """Make SGD or TensorFlow's Adam, at the learning rate of TensorFlow's side."""
+    """Make SGD or TensorFlow's Adam, with the learning rate of TensorFlow's side."""
     optimiser = SGD if name == "sgd" else TensorFlowAdam
     return optimiser(parameters, lr=LEARNING_RATE)
 
@@ -67,7 +67,7 @@ def take_gradients(
     """Differentiate PyTorch's loss.
 
     Args:
-        model: float64, holding the checkpoint's weights; left as it was, bit for bit, without gradients.
+        model: float64, with the checkpoint's weights. It is left as it was, bit for bit, without gradients.
         batch: The batch.
         mode: "inference" is `model.eval()`; "training" is `model.train()` with the batch's dropout mask and
             the model's own `dropout.p`.
@@ -97,7 +97,7 @@ def train_pytorch(
     """Train PyTorch's model for some steps.
 
     Args:
-        model: float64, holding the checkpoint's weights; left as it was, bit for bit, without gradients.
+        model: float64, with the checkpoint's weights. It is left as it was, bit for bit, without gradients.
         batch: The batch, the same in every step.
         trained: The parameters that the optimiser moves, by state_dict key.
         optimiser: Name of the optimiser.
@@ -109,7 +109,8 @@ def train_pytorch(
     with _left_as_it_was(model), _shared_mask(model, batch):
         before = _float_tensors(model)
         model.train()
-        stepper = make(optimiser, [p for name, p in model.named_parameters() if name in trained])
+        parameters = [parameter for key, parameter in model.named_parameters() if key in trained]
+        stepper = make(optimiser, parameters)
         for _ in range(steps):
             stepper.zero_grad()
             loss(model, images, batch).backward()  # type: ignore[no-untyped-call]
@@ -118,8 +119,9 @@ def train_pytorch(
 
 
 def _float_tensors(model: InceptionResnetV1) -> dict[str, NDArray[Any]]:
-    """Copies of every tensor but the counters of batches."""
-    return {k: v.numpy().copy() for k, v in model.state_dict().items() if v.is_floating_point()}
+    """Copies of all tensors but the counters of batches."""
+    state_dict = model.state_dict()
+    return {key: tensor.numpy().copy() for key, tensor in state_dict.items() if tensor.is_floating_point()}
 
 
 def _images(batch: TrainingBatch) -> Tensor:
@@ -129,7 +131,7 @@ def _images(batch: TrainingBatch) -> Tensor:
 
 @contextmanager
 def _left_as_it_was(model: InceptionResnetV1) -> Iterator[None]:
-    """Put weights, statistics and modes back at the end, and drop the gradients."""
+    """Restore weights, statistics and modes at the end, and drop the gradients."""
     state = {key: value.clone() for key, value in model.state_dict().items()}
     modes = {module: module.training for module in model.modules()}
     was_classifying = model.classify
@@ -145,7 +147,7 @@ def _left_as_it_was(model: InceptionResnetV1) -> Iterator[None]:
 
 @contextmanager
 def _shared_mask(model: InceptionResnetV1, batch: TrainingBatch) -> Iterator[None]:
-    """Make dropout keep what the batch's mask keeps, scaled by its own rate."""
+    """Make dropout use the batch's mask, scaled by its own rate, while open."""
     mask = torch.from_numpy(batch.mask)
 
     def hook(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:

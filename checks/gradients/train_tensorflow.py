@@ -37,12 +37,12 @@ class TrainingSteps:
 
 @dataclass(frozen=True, slots=True)
 class TrainingReference:
-    """TensorFlow's side as plain arrays, which any number of PyTorch models and threads may be judged by.
+    """TensorFlow's side as plain arrays, by which any number of PyTorch models and threads can be judged.
 
     Attributes:
         variant: The variant of the network.
         batch: The batch that was trained on.
-        trained: As `trained_keys` gives them.
+        trained: As in `trained_keys`.
         losses: The loss in each mode.
         gradients: In each mode the gradients by state_dict key, and those of the images (N, H, W, 3) under
             `INPUT`; float64, in PyTorch's layout.
@@ -70,7 +70,7 @@ def train_tensorflow(
 
     Args:
         tensors: TensorFlow variable to float32 array.
-        batch: As `draw_batch` draws it for the variant of these tensors.
+        batch: The batch, as `draw_batch` gives it for the variant of these tensors.
         modes: The modes to take gradients in.
         optimisers: The optimisers to train with.
         steps: Number of training steps.
@@ -102,6 +102,6 @@ def train_tensorflow(
 
 
 def _in_pytorch_layout(tensors: Arrays, variant: Variant) -> dict[str, NDArray[Any]]:
-    """Tensors of the training graph, which has a gamma everywhere, by state_dict key."""
+    """Turn variables of the training graph, which has a gamma everywhere, into state_dict tensors."""
     rows = [row for row in table(replace(variant, gamma=True)) if isinstance(row, ConvertedRow)]
     return {row.key: row.layout.apply(tensors[row.variable]) for row in rows if row.variable in tensors}

@@ -1,4 +1,4 @@
-"""The set-up that both sides train with: batch, modes, optimisers, learning rate, number of steps."""
+"""The set-up of training on both sides: batch, modes, optimisers, learning rate, number of steps."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ LEARNING_RATE = 0.0005
 data/learning_rate_schedule_classifier_vggface2.txt)."""
 
 IMAGE_SIZE = (107, 115)
-"""Height and width: small, odd and unequal. The last blocks still have maps of 2x2, so that every value of a
-kernel has a gradient."""
+"""Height and width: small, odd and unequal. The last blocks have maps of 2x2, so that every value of a kernel
+has a gradient."""
 
 STEPS = 10
 """Number of training steps."""
@@ -37,8 +37,8 @@ class TrainingBatch:
         images: (N, H, W, 3), float64, standardised pixels.
         labels: (N,), int64; None if the network has no logits.
         functional: (N, embedding size), float64: the weights of a linear functional of the embeddings, which
-            is the loss of a network without logits; else None.
-        mask: (N, 1792), float64: 1 for a feature that dropout keeps, 0 for another.
+            is the loss of a network without logits; None if the network has logits.
+        mask: (N, 1792), float64: 1 for a feature that dropout keeps, 0 for a feature that it drops.
     """
 
     images: NDArray[Any]
@@ -48,7 +48,7 @@ class TrainingBatch:
 
     @property
     def loss_name(self) -> str:
-        """The loss, for a reader."""
+        """A short name of the loss."""
         if self.labels is None:
             return "mean linear functional of the embeddings"
         return "mean softmax cross-entropy of the logits"
