@@ -1,4 +1,4 @@
-"""The main job from the command line: a clean port is proven, a planted fault is found and placed."""
+"""The main job from the command line: proof of a clean port, place of a planted fault."""
 
 import hashlib
 import json
@@ -29,7 +29,7 @@ from converter.errors import SourceError, UsageError
 from facenet_tf.graph import STAGES
 
 STATE_DICT = Mapping[str, torch.Tensor]
-# Makes every import of TensorFlow fail, as where it is not installed.
+# Makes every import of TensorFlow fail, as if it were not installed.
 WITHOUT_TENSORFLOW = (
     "import importlib.util, sys; sys.modules['tensorflow'] = None; find = importlib.util.find_spec; "
     "importlib.util.find_spec = lambda name, *rest: None if name == 'tensorflow' else find(name, *rest); "
@@ -91,7 +91,7 @@ def test_the_built_in_checkpoint_is_real_and_proven(main_job: MainJob) -> None:
     }
 
 
-def test_the_report_states_every_tap_of_every_probe(main_job: MainJob) -> None:
+def test_the_json_has_every_activation_of_every_input(main_job: MainJob) -> None:
     inputs = main_job.report["inputs"]
     assert isinstance(inputs, list)
     assert len(inputs) == 5
@@ -105,7 +105,7 @@ def test_the_report_states_every_tap_of_every_probe(main_job: MainJob) -> None:
     assert main_job.report["own_graph"] == "model-built-in-512d-8631.meta"
 
 
-def test_both_sides_name_the_same_taps_in_the_same_order(main_job: MainJob) -> None:
+def test_both_sides_name_the_same_activations_in_the_same_order(main_job: MainJob) -> None:
     from facenet_tf.own_graph import OwnGraph
 
     with OwnGraph.from_frozen(main_job.checkpoint / "built-in-512d-8631.pb") as graph:
@@ -174,28 +174,30 @@ def test_a_fault_in_the_weights_is_found_and_placed(
     state_dict = torch.load(clean, weights_only=True)
     fault(state_dict)
     torch.save(state_dict, tmp_path / "faulty.pt")
-    report = compare(main_job.checkpoint, state_dict=tmp_path / "faulty.pt", activations=main_job.activations)
-    assert not report.passed
-    tensors, mapping, _, _ = report.judgements
+    result = compare(main_job.checkpoint, state_dict=tmp_path / "faulty.pt", activations=main_job.activations)
+    assert not result.passed
+    tensors, mapping, _, _ = result.judgements
     assert not tensors.passed
     assert any(tensor in detail for detail in tensors.details)
     assert not mapping.passed
-    assert report.inputs[0].first_divergence == place
+    assert result.inputs[0].first_divergence == place
 
 
-def test_a_state_dict_that_does_not_load_is_judged_so(main_job: MainJob, clean: Path, tmp_path: Path) -> None:
+def test_a_state_dict_that_does_not_load_fails_every_judgement(
+    main_job: MainJob, clean: Path, tmp_path: Path
+) -> None:
     state_dict = torch.load(clean, weights_only=True)
     state_dict["repeat_2.0.branch1.1.conv.weight"] = state_dict[
         "repeat_2.0.branch1.1.conv.weight"
     ].mT.contiguous()
     del state_dict["conv2d_1a.bn.bias"]
     torch.save(state_dict, tmp_path / "faulty.pt")
-    report = compare(main_job.checkpoint, state_dict=tmp_path / "faulty.pt", activations=main_job.activations)
-    assert [judgement.passed for judgement in report.judgements] == [False] * 4
-    assert "conv2d_1a.bn.bias: not in the state_dict" in report.judgements[0].details
-    assert any("(128, 128, 7, 1), expected" in detail for detail in report.judgements[0].details)
-    assert "does not load" in report.judgements[1].statement
-    assert report.judgements[1].details[0].startswith("1 keys missing, 'conv2d_1a.bn.bias' first")
+    result = compare(main_job.checkpoint, state_dict=tmp_path / "faulty.pt", activations=main_job.activations)
+    assert [judgement.passed for judgement in result.judgements] == [False] * 4
+    assert "conv2d_1a.bn.bias: not in the state_dict" in result.judgements[0].details
+    assert any("(128, 128, 7, 1), expected" in detail for detail in result.judgements[0].details)
+    assert "does not load" in result.judgements[1].statement
+    assert result.judgements[1].details[0].startswith("1 keys missing, 'conv2d_1a.bn.bias' first")
 
 
 def test_a_difference_ends_with_exit_code_1_and_names_the_place(
@@ -302,18 +304,18 @@ def test_a_state_dict_of_another_size_or_dtype_is_a_difference(
     }
     for name, state_dict in (("features", features), ("half", half), ("counters", counters), ("empty", {})):
         torch.save(state_dict, tmp_path / f"{name}.pt")
-        report = compare(state_dict=tmp_path / f"{name}.pt", activations=main_job.activations)
-        assert [judgement.passed for judgement in report.judgements] == [False] * 4, name
-        assert all(len(detail) < 300 for judgement in report.judgements for detail in judgement.details)
+        result = compare(state_dict=tmp_path / f"{name}.pt", activations=main_job.activations)
+        assert [judgement.passed for judgement in result.judgements] == [False] * 4, name
+        assert all(len(detail) < 300 for judgement in result.judgements for detail in judgement.details)
 
 
 @pytest.mark.parametrize("gone", ["input", "activation", "graph comparison"])
 def test_incomplete_activations_prove_nothing(
     gone: str, main_job: MainJob, clean: Path, tmp_path: Path
 ) -> None:
-    short_name = tmp_path / "short.h5"
-    short_name.write_bytes(main_job.activations.read_bytes())
-    with h5py.File(short_name, "a") as file:
+    shortened = tmp_path / "short.h5"
+    shortened.write_bytes(main_job.activations.read_bytes())
+    with h5py.File(shortened, "a") as file:
         if gone == "input":
             del file["003"]
         elif gone == "activation":
@@ -321,20 +323,20 @@ def test_incomplete_activations_prove_nothing(
         else:
             file["000"].attrs["rebuilt"] = "{}"
     with pytest.raises(SourceError, match=r"short\.h5.*missing"):
-        compare(state_dict=clean, activations=short_name)
+        compare(state_dict=clean, activations=shortened)
 
 
 def test_a_comparison_without_some_of_the_inputs_is_refused(
     main_job: MainJob, clean: Path, tmp_path: Path
 ) -> None:
-    short_name = tmp_path / "short.h5"
-    short_name.write_bytes(main_job.activations.read_bytes())
-    with h5py.File(short_name, "a") as file:
+    shortened = tmp_path / "short.h5"
+    shortened.write_bytes(main_job.activations.read_bytes())
+    with h5py.File(shortened, "a") as file:
         names = json.loads(file.attrs["inputs"])
         del file["004"]
         file.attrs["inputs"] = json.dumps(names[:4])
     with pytest.raises(SourceError, match="not a whole comparison"):
-        compare(state_dict=clean, activations=short_name)
+        compare(state_dict=clean, activations=shortened)
 
 
 def test_damaged_activations_are_refused(main_job: MainJob, clean: Path, tmp_path: Path) -> None:
@@ -397,14 +399,14 @@ def test_photographs_of_one_colour_have_few_values_and_of_many_bits_are_refused(
 
 def test_nothing_is_stored_of_a_port_that_does_not_load(main_job: MainJob, tmp_path: Path) -> None:
     torch.save({}, tmp_path / "empty.pt")
-    report = compare(
+    result = compare(
         main_job.checkpoint, state_dict=tmp_path / "empty.pt", save_activations=tmp_path / "activations.h5"
     )
-    assert not report.passed
+    assert not result.passed
     assert [file.name for file in tmp_path.iterdir()] == ["empty.pt"]
 
 
-def test_report_type_is_the_documented_one(main_job: MainJob, clean: Path) -> None:
+def test_the_result_has_the_documented_type(main_job: MainJob, clean: Path) -> None:
     report = compare(state_dict=clean, activations=main_job.activations)
     assert isinstance(report, CompareResult)
     assert report.passed

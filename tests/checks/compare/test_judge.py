@@ -48,11 +48,11 @@ def _measured(
     # float32 activations are kept in float64 here, so that errors far below a float32 step can be set.
     pixels = np.zeros(48) if few_values else np.linspace(0, 1, 48)
     batch = InputBatch(NOISE, np.broadcast_to(pixels.reshape(1, 4, 4, 3), (5, 4, 4, 3)))
-    found = Activations(batch, _exact(), tensorflow or _exact(), False, {}, {})
-    return measure(found, pytorch or _exact(), pytorch64 or _exact())
+    expected = Activations(batch, _exact(), tensorflow or _exact(), False, {}, {})
+    return measure(expected, pytorch or _exact(), pytorch64 or _exact())
 
 
-def test_mapping_holds_below_its_threshold_and_names_the_first_tap_above() -> None:
+def test_mapping_holds_below_its_threshold_and_names_the_first_activation_above() -> None:
     assert judge_mapping([_measured(pytorch64=_moved(0.9e-13))]).passed
     measured = _measured(
         pytorch64={**_moved(1.2e-13), "embeddings": _moved(1e-9, "embeddings")["embeddings"]}

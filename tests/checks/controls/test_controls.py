@@ -1,4 +1,4 @@
-"""The controls: faults are found and taken out again, and the controls themselves can fail."""
+"""The controls: they find faults, take them out again, and can fail themselves."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_every_fault_leaves_no_trace(checkpoint, port):
     clean = checkpoint.port()
     snapshot = Snapshot(port, clean)
     with _site("one-ulp").apply(port):
-        assert snapshot.differences(port) == ["repeat_2.4.branch1.1.conv.weight"] * 2  # in either arithmetic
+        assert snapshot.differences(port) == ["repeat_2.4.branch1.1.conv.weight"] * 2  # in both networks
     for fault in ALL_FAULTS:
         for site in fault.sites:
             with site.apply(port):
@@ -110,7 +110,7 @@ def test_judging_the_tensors_that_changed_gives_the_judgement_on_all(checkpoint,
     assert tensors_hold(port, clean)
 
 
-# What the controls find
+# Faults that the controls find
 
 
 def test_one_site_of_every_class_is_killed_at_its_place(planting):
@@ -154,7 +154,7 @@ def test_the_figures_of_the_judgements_are_those_of_a_whole_measurement(port, re
     assert measure(batch.activations, *outputs, measured=quick.activations) == quick
 
 
-def test_a_run_that_stops_at_the_divergence_tells_the_place_of_a_whole_run(port, reference):
+def test_a_run_that_stops_at_the_divergence_has_the_place_of_a_whole_run(port, reference):
     batch = reference.inference[0]
     expected = batch.activations
     names = tuple(expected.float64)
@@ -172,17 +172,17 @@ def test_a_run_that_stops_at_the_divergence_tells_the_place_of_a_whole_run(port,
     assert not judge_mapping([first]).passed
 
 
-def test_an_activation_with_the_bits_of_a_clean_port_is_not_taken_for_a_diverged_one(port, reference):
+def test_an_activation_with_the_bits_of_a_clean_port_does_not_diverge(port, reference):
     judge = InferenceJudge(port, reference.inference[:1])
     assert not judge.judge(port).killed
     with _site("epsilon-of-pytorch", 1).apply(port):
         assert judge.judge(port).place == "InceptionResnetV1/Bottleneck"
 
 
-# What the controls must fail on
+# Faults that must make the controls fail
 
 
-def test_a_fault_that_changes_nothing_is_said_to_survive(planting):
+def test_a_fault_that_changes_nothing_survives(planting):
     nothing = _fault(Site("nowhere", ACTIVATION, lambda port: nullcontext()))
     result = planting.plant(nothing, nothing.sites[0])
     assert (result.status, result.judgements, result.place, result.named) == ("survived", (), None, None)
@@ -190,7 +190,7 @@ def test_a_fault_that_changes_nothing_is_said_to_survive(planting):
     assert not _report([result]).passed
 
 
-def test_a_fault_that_shows_although_it_was_declared_equivalent_is_reported(planting):
+def test_a_fault_that_shows_in_inference_but_must_not_is_reported(planting):
     declared = _fault(replace(_site("epsilon-of-pytorch"), setting="odd size"))
     result = planting.plant(declared, declared.sites[0])
     assert result.status == "not equivalent"
@@ -199,7 +199,7 @@ def test_a_fault_that_shows_although_it_was_declared_equivalent_is_reported(plan
     assert not report.passed
 
 
-def test_a_fault_at_another_place_than_stated_counts_as_misplaced(planting):
+def test_a_fault_at_another_place_than_its_own_is_not_exact(planting):
     misplaced = _fault(replace(_site("epsilon-of-pytorch"), activation=ACTIVATION))
     result = planting.plant(misplaced, misplaced.sites[0])
     assert result.killed

@@ -25,16 +25,16 @@ def tensors() -> Mapping[str, NDArray[Any]]:
 
 
 @pytest.fixture(scope="package")
-def right(tensors: Mapping[str, NDArray[Any]]) -> Arrays:
+def clean(tensors: Mapping[str, NDArray[Any]]) -> Arrays:
     return to_numpy_state_dict(tensors)
 
 
 @pytest.fixture(scope="package")
-def averages(right: Arrays) -> Arrays:
+def averages(clean: Arrays) -> Arrays:
     random = np.random.default_rng(1)
     return {
         key: (array + random.normal(0, 1e-3, array.shape)).astype(np.float32)
-        for key, array in right.items()
+        for key, array in clean.items()
         if array.dtype == np.float32 and np.ptp(array) > 0
     }
 

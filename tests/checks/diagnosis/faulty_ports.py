@@ -1,4 +1,4 @@
-"""Faulty ports: each fault, the cause that a diagnosis should name, and the place where it should find it."""
+"""Faulty ports: each fault, with the cause and the place that a diagnosis should name."""
 
 from __future__ import annotations
 
@@ -32,8 +32,9 @@ def port_of(state_dict: Mapping[str, NDArray[Any]]) -> InceptionResnetV1:
     return model.double().eval()
 
 
-def same_bytes(one: NDArray[Any], other: NDArray[Any]) -> bool:
-    return one.dtype == other.dtype and one.shape == other.shape and one.tobytes() == other.tobytes()
+def same_bytes(first: NDArray[Any], second: NDArray[Any]) -> bool:
+    same_type = (first.dtype, first.shape) == (second.dtype, second.shape)
+    return same_type and first.tobytes() == second.tobytes()
 
 
 # Faults in the weights
@@ -49,8 +50,8 @@ def _changed(key: str, function: Callable[[NDArray[Any]], NDArray[Any]]) -> Call
 
 def _swapped(*pairs: tuple[str, str]) -> Callable[[Arrays], None]:
     def fault(state_dict: Arrays) -> None:
-        for one, other in pairs:
-            state_dict[one], state_dict[other] = state_dict[other], state_dict[one]
+        for first, second in pairs:
+            state_dict[first], state_dict[second] = state_dict[second], state_dict[first]
 
     return fault
 

@@ -63,12 +63,12 @@ def _save(state_dict: Arrays, path: Path) -> Path:
 
 
 def test_a_port_is_diagnosed_and_repaired_without_tensorflow(
-    right: Arrays, stored: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    clean: Arrays, stored: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """One kernel with height and width exchanged, two that are swapped, and all the others flipped."""
-    kernels = [key for key, array in right.items() if array.ndim == 4 and max(array.shape[2:]) > 1]
-    flipped = {key: right[key][:, :, ::-1, ::-1] for key in kernels if key not in (KERNEL, *ONE_BY_SEVEN)}
-    state_dict = {**right, **flipped}
+    kernels = [key for key, array in clean.items() if array.ndim == 4 and max(array.shape[2:]) > 1]
+    flipped = {key: clean[key][:, :, ::-1, ::-1] for key in kernels if key not in (KERNEL, *ONE_BY_SEVEN)}
+    state_dict = {**clean, **flipped}
     WEIGHTS["height and width"][0](state_dict)
     WEIGHTS["two kernels"][0](state_dict)
     faulty, out = _save(state_dict, tmp_path / "faulty.pt"), tmp_path / "repaired.safetensors"
@@ -84,46 +84,46 @@ def test_a_port_is_diagnosed_and_repaired_without_tensorflow(
     assert sum(len(finding["repaired_by"]) for finding in report["diagnosis"]) == len(kernels)
     assert report["repair"]["path"] == str(out)
     again = load_file(out)
-    assert set(again) == set(right)
-    assert all(same_bytes(again[key].numpy(), right[key]) for key in right)
+    assert set(again) == set(clean)
+    assert all(same_bytes(again[key].numpy(), clean[key]) for key in clean)
 
 
 def test_without_the_source_no_cause_is_given_and_the_next_command_is_named(
-    right: Arrays, stored: Path, tmp_path: Path
+    clean: Arrays, stored: Path, tmp_path: Path
 ) -> None:
-    state_dict = dict(right)
+    state_dict = dict(clean)
     WEIGHTS["float16"][0](state_dict)
     faulty = _save(state_dict, tmp_path / "faulty.pt")
-    report = compare(state_dict=faulty, activations=stored, repair=tmp_path / "repaired.pt")
-    assert report.diagnosis is None
-    assert report.inputs[0].first_divergence == f"InceptionResnetV1/{UNIT_ACTIVATION}"
-    assert f"facenet-port compare SOURCE --activations {stored}" in report.undiagnosed
-    assert report.repair is not None
-    assert report.repair.path is None
+    result = compare(state_dict=faulty, activations=stored, repair=tmp_path / "repaired.pt")
+    assert result.diagnosis is None
+    assert result.inputs[0].first_divergence == f"InceptionResnetV1/{UNIT_ACTIVATION}"
+    assert f"facenet-port compare SOURCE --activations {stored}" in result.undiagnosed
+    assert result.repair is not None
+    assert result.repair.path is None
     assert [file.name for file in tmp_path.iterdir()] == ["faulty.pt"]
 
 
 def test_weights_that_do_not_load_for_their_shape_are_diagnosed_and_repaired(
-    right: Arrays, stored: Path, tmp_path: Path
+    clean: Arrays, stored: Path, tmp_path: Path
 ) -> None:
     turned = ("repeat_2.0.branch1.1.conv.weight", "last_linear.weight")
-    state_dict = {**right, turned[0]: right[turned[0]].swapaxes(2, 3), turned[1]: right[turned[1]].T}
+    state_dict = {**clean, turned[0]: clean[turned[0]].swapaxes(2, 3), turned[1]: clean[turned[1]].T}
     faulty = _save(state_dict, tmp_path / "faulty.pt")
     source = stored.with_name("model.ckpt-1")
-    report = compare(source, state_dict=faulty, activations=stored, repair=tmp_path / "repaired.pt")
-    assert report.diagnosis is not None
-    assert [finding.cause for finding in report.diagnosis.findings] == [Cause.HEIGHT_WIDTH, Cause.IN_OUT]
+    result = compare(source, state_dict=faulty, activations=stored, repair=tmp_path / "repaired.pt")
+    assert result.diagnosis is not None
+    assert [finding.cause for finding in result.diagnosis.findings] == [Cause.HEIGHT_WIDTH, Cause.IN_OUT]
     again = torch.load(tmp_path / "repaired.pt", weights_only=True)
-    assert all(same_bytes(again[key].numpy(), right[key]) for key in right)
+    assert all(same_bytes(again[key].numpy(), clean[key]) for key in clean)
 
 
-def test_an_exact_port_needs_no_repair(right: Arrays, stored: Path, tmp_path: Path) -> None:
-    clean = _save(right, tmp_path / "clean.pt")
-    report = compare(state_dict=clean, activations=stored, repair=tmp_path / "repaired.pt")
-    assert report.passed, report.judgements
-    assert report.diagnosis is None
-    assert report.repair is not None
-    assert report.repair.statement.startswith("nothing to repair")
+def test_an_exact_port_needs_no_repair(clean: Arrays, stored: Path, tmp_path: Path) -> None:
+    clean = _save(clean, tmp_path / "clean.pt")
+    result = compare(state_dict=clean, activations=stored, repair=tmp_path / "repaired.pt")
+    assert result.passed, result.judgements
+    assert result.diagnosis is None
+    assert result.repair is not None
+    assert result.repair.statement.startswith("nothing to repair")
     assert [file.name for file in tmp_path.iterdir()] == ["clean.pt"]
 
 

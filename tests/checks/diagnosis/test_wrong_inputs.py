@@ -1,4 +1,4 @@
-"""Ports that are given other images are diagnosed."""
+"""Wrong images are diagnosed."""
 
 from __future__ import annotations
 
@@ -42,20 +42,22 @@ INPUTS: dict[str, tuple[Callable[[NDArray[Any]], NDArray[Any]], Cause, str]] = {
 
 
 @pytest.mark.parametrize("name", INPUTS)
-def test_another_input_is_named(name: str, right: Arrays, reference: Mapping[str, NDArray[Any]]) -> None:
-    prepare, cause, words = INPUTS[name]
+def test_another_input_is_named(name: str, clean: Arrays, reference: Mapping[str, NDArray[Any]]) -> None:
+    prepare, cause, text = INPUTS[name]
     given = prepare(PIXELS).astype(np.float32)
-    (found,) = diagnose(port_of(right), reference, IMAGES, given=given, pixels=PIXELS, source=right).findings
-    assert found.cause == cause
-    assert found.activation.endswith("Conv2d_1a_3x3")
-    assert words in found.statement
+    (finding,) = diagnose(
+        port_of(clean), reference, IMAGES, given=given, pixels=PIXELS, source=clean
+    ).findings
+    assert finding.cause == cause
+    assert finding.activation.endswith("Conv2d_1a_3x3")
+    assert text in finding.statement
 
 
 def test_a_port_that_prepares_its_images_inside_is_diagnosed_as_well(
-    right: Arrays, reference: Mapping[str, NDArray[Any]]
+    clean: Arrays, reference: Mapping[str, NDArray[Any]]
 ) -> None:
-    port = port_of(right)
+    port = port_of(clean)
     prelogits = port.prelogits
     port.prelogits = lambda images: prelogits(images.flip(1).mT.mT)  # type: ignore[method-assign]
-    (found,) = diagnose(port, reference, IMAGES, source=right).findings
-    assert found.cause == Cause.CHANNEL_ORDER
+    (finding,) = diagnose(port, reference, IMAGES, source=clean).findings
+    assert finding.cause == Cause.CHANNEL_ORDER

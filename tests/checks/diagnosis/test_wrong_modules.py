@@ -22,28 +22,28 @@ from tests.checks.diagnosis.faulty_ports import (
 
 @pytest.mark.parametrize("name", MODULES)
 def test_a_fault_in_a_module_is_named_and_placed(
-    name: str, right: Arrays, reference: Mapping[str, NDArray[Any]]
+    name: str, clean: Arrays, reference: Mapping[str, NDArray[Any]]
 ) -> None:
-    fault, cause, activation, words = MODULES[name]
-    port = port_of(right)
+    fault, cause, activation, text = MODULES[name]
+    port = port_of(clean)
     fault(port)
-    (found,) = diagnose(port, reference, IMAGES, source=right).findings
-    assert found.cause == cause
-    assert found.activation.endswith(activation)
-    assert words in found.statement
-    assert not found.repair
-    assert not found.in_weights
+    (finding,) = diagnose(port, reference, IMAGES, source=clean).findings
+    assert finding.cause == cause
+    assert finding.activation.endswith(activation)
+    assert text in finding.statement
+    assert not finding.repair
+    assert not finding.in_weights
 
 
 def test_a_module_that_nobody_knows_is_placed_without_a_cause(
-    right: Arrays, reference: Mapping[str, NDArray[Any]]
+    clean: Arrays, reference: Mapping[str, NDArray[Any]]
 ) -> None:
-    port = port_of(right)
+    port = port_of(clean)
     unit_of(port).forward = MethodType(lambda self, x: self.bn(self.conv(x)).relu().sqrt(), unit_of(port))
-    (found,) = diagnose(port, reference, IMAGES, source=right).findings
-    assert found.cause is None
-    assert found.activation.endswith(UNIT_ACTIVATION)
+    (finding,) = diagnose(port, reference, IMAGES, source=clean).findings
+    assert finding.cause is None
+    assert finding.activation.endswith(UNIT_ACTIVATION)
     unit_of(port).forward = MethodType(lambda self, x: 1 / 0, unit_of(port))
-    (found,) = diagnose(port, reference, IMAGES, source=right).findings
-    assert found.cause is None
-    assert "ZeroDivisionError" in found.statement
+    (finding,) = diagnose(port, reference, IMAGES, source=clean).findings
+    assert finding.cause is None
+    assert "ZeroDivisionError" in finding.statement

@@ -1,4 +1,4 @@
-"""Faults in the weights are named, placed and put right."""
+"""Faults in the weights are named, placed and corrected."""
 
 from __future__ import annotations
 
@@ -37,107 +37,113 @@ from tests.support.package_index import KERAS_FACENET, IndexUnreachableError, do
 
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_a_fault_in_the_weights_is_named_placed_and_put_right(
-    name: str, right: Arrays, reference: Mapping[str, NDArray[Any]]
+    name: str, clean: Arrays, reference: Mapping[str, NDArray[Any]]
 ) -> None:
     fault, cause, activation = WEIGHTS[name]
-    state_dict = dict(right)
+    state_dict = dict(clean)
     fault(state_dict)
-    found = diagnose(port_of(state_dict), reference, IMAGES, source=right)
-    assert found.findings[0].cause == cause, found.findings
-    assert found.findings[0].activation.endswith(activation)
-    assert found.findings[0].in_weights
-    assert {finding.cause for finding in found.findings} == {cause}
-    assert {str(cause) in line for line in found.summary} == {True}
-    repaired = {**state_dict, **found.repair}
-    assert all(same_bytes(repaired[key], right[key]) for key in right)
+    diagnosis = diagnose(port_of(state_dict), reference, IMAGES, source=clean)
+    assert diagnosis.findings[0].cause == cause, diagnosis.findings
+    assert diagnosis.findings[0].activation.endswith(activation)
+    assert diagnosis.findings[0].in_weights
+    assert {finding.cause for finding in diagnosis.findings} == {cause}
+    assert {str(cause) in line for line in diagnosis.summary} == {True}
+    repaired = {**state_dict, **diagnosis.repair}
+    assert all(same_bytes(repaired[key], clean[key]) for key in clean)
 
 
 @pytest.mark.parametrize(
     ("axes", "statement"),
     [(2, "along height"), (3, "along width"), ((2, 3), "along height and width")],
 )
-def test_a_flip_is_named_with_its_axes(axes: Any, statement: str, right: Arrays) -> None:
-    actual = np.ascontiguousarray(np.flip(right[KERNEL], axes))
-    explanation = explain(KERNEL, actual, SourceTensors(right, {}))
+def test_a_flip_is_named_with_its_axes(axes: Any, statement: str, clean: Arrays) -> None:
+    actual = np.ascontiguousarray(np.flip(clean[KERNEL], axes))
+    explanation = explain(KERNEL, actual, SourceTensors(clean, {}))
     assert explanation == (Cause.FLIPPED, f"is flipped {statement}")
 
 
 @pytest.mark.parametrize("only", [None, KERNEL])
 def test_averages_for_weights_are_named(
-    only: str | None, right: Arrays, averages: Arrays, reference: Mapping[str, NDArray[Any]]
+    only: str | None, clean: Arrays, averages: Arrays, reference: Mapping[str, NDArray[Any]]
 ) -> None:
-    port = port_of({**right, **{key: averages[key] for key in averages if only in (None, key)}})
-    found = diagnose(port, reference, IMAGES, source=right, averages=averages)
-    assert {finding.cause for finding in found.findings} == {Cause.AVERAGES}
-    assert set(found.repair) == ({only} if only else set(averages))
+    port = port_of({**clean, **{key: averages[key] for key in averages if only in (None, key)}})
+    diagnosis = diagnose(port, reference, IMAGES, source=clean, averages=averages)
+    assert {finding.cause for finding in diagnosis.findings} == {Cause.AVERAGES}
+    assert set(diagnosis.repair) == ({only} if only else set(averages))
 
 
 def test_a_finding_names_the_tensor_and_its_first_value_that_differs(
-    right: Arrays, reference: Mapping[str, NDArray[Any]]
+    clean: Arrays, reference: Mapping[str, NDArray[Any]]
 ) -> None:
-    kernel = right[KERNEL].copy()
+    kernel = clean[KERNEL].copy()
     kernel[3, 1, 2, 0], kernel[30, 0, 0, 0] = 0.5, np.nan
-    port = port_of({**right, KERNEL: kernel})
-    (found,) = diagnose(port, reference, IMAGES, source=right).findings
-    assert (found.cause, found.key, found.count) == (Cause.VALUES, KERNEL, 2)
-    assert found.variable == f"InceptionResnetV1/{UNIT_ACTIVATION}/weights"
-    assert (found.index, found.expected, found.actual) == ((3, 1, 2, 0), right[KERNEL][3, 1, 2, 0], 0.5)
-    (stated,) = diagnose(port, reference, IMAGES, source=right).as_json()
-    assert (stated["key"], stated["variable"], stated["index"]) == (KERNEL, found.variable, (3, 1, 2, 0))
+    port = port_of({**clean, KERNEL: kernel})
+    (finding,) = diagnose(port, reference, IMAGES, source=clean).findings
+    assert (finding.cause, finding.key, finding.count) == (Cause.VALUES, KERNEL, 2)
+    assert finding.variable == f"InceptionResnetV1/{UNIT_ACTIVATION}/weights"
+    assert (finding.index, finding.expected, finding.actual) == ((3, 1, 2, 0), clean[KERNEL][3, 1, 2, 0], 0.5)
+    (stated,) = diagnose(port, reference, IMAGES, source=clean).as_json()
+    assert (stated["key"], stated["variable"], stated["index"]) == (KERNEL, finding.variable, (3, 1, 2, 0))
     gamma = f"{UNIT}.bn.weight"
-    port = port_of({**right, gamma: 2 * right[gamma]})
-    (found,) = diagnose(port, reference, IMAGES, source=right).findings
-    assert (found.key, found.variable, found.index, found.expected, found.actual) == (gamma, None, (0,), 1, 2)
-    assert found.count == 32
+    port = port_of({**clean, gamma: 2 * clean[gamma]})
+    (finding,) = diagnose(port, reference, IMAGES, source=clean).findings
+    assert (finding.key, finding.variable, finding.index, finding.expected, finding.actual) == (
+        gamma,
+        None,
+        (0,),
+        1,
+        2,
+    )
+    assert finding.count == 32
     old = Variant(128, CLASSES, bottleneck_scope="Bottleneck")
-    port = port_of({**right, "last_linear.weight": right["last_linear.weight"] * np.float32(2)})
-    (found,) = diagnose(port, reference, IMAGES, source=right, variant=old).findings
-    assert found.variable == "Bottleneck/weights"
+    port = port_of({**clean, "last_linear.weight": clean["last_linear.weight"] * np.float32(2)})
+    (finding,) = diagnose(port, reference, IMAGES, source=clean, variant=old).findings
+    assert finding.variable == "Bottleneck/weights"
 
 
 def test_the_first_wrong_layers_alone_may_be_asked_for(
-    right: Arrays, reference: Mapping[str, NDArray[Any]]
+    clean: Arrays, reference: Mapping[str, NDArray[Any]]
 ) -> None:
-    port = port_of(right)
+    port = port_of(clean)
     for module in port.modules():
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
             module.eps = 1e-5
-    found = diagnose(port, reference, IMAGES, source=right, most_layers=2)
-    assert [finding.activation.partition("/")[2] for finding in found.findings] == [
+    diagnosis = diagnose(port, reference, IMAGES, source=clean, most_layers=2)
+    assert [finding.activation.partition("/")[2] for finding in diagnosis.findings] == [
         "Conv2d_1a_3x3",
         "Conv2d_2a_3x3",
     ]
 
 
 def test_a_difference_that_does_not_show_is_found(
-    right: Arrays, reference: Mapping[str, NDArray[Any]]
+    clean: Arrays, reference: Mapping[str, NDArray[Any]]
 ) -> None:
-    hidden = right[KERNEL].copy()
+    hidden = clean[KERNEL].copy()
     smallest = np.abs(hidden).argmin()
     hidden.reshape(-1)[smallest] = np.nextafter(hidden.reshape(-1)[smallest], np.float32(9))
-    port = port_of({**right, KERNEL: hidden})
-    (found,) = diagnose(port, reference, IMAGES, source=right).findings
-    assert found.cause == Cause.VALUES
-    assert found.activation.endswith(UNIT_ACTIVATION)
-    assert "the layer agrees all the same" in found.statement
-    assert same_bytes(found.repair[KERNEL], right[KERNEL])
+    port = port_of({**clean, KERNEL: hidden})
+    (finding,) = diagnose(port, reference, IMAGES, source=clean).findings
+    assert finding.cause == Cause.VALUES
+    assert finding.activation.endswith(UNIT_ACTIVATION)
+    assert "the layer agrees all the same" in finding.statement
+    assert same_bytes(finding.repair[KERNEL], clean[KERNEL])
 
 
 def test_a_kernel_of_another_shape_is_diagnosed_as_well(
-    right: Arrays, reference: Mapping[str, NDArray[Any]]
+    clean: Arrays, reference: Mapping[str, NDArray[Any]]
 ) -> None:
     """All 1x7 and 7x1 kernels turned, with the modules that go with them."""
-    port = port_of(right)
+    port = port_of(clean)
     for block in port.repeat_2:
         for number, padding in ((1, (3, 0)), (2, (0, 3))):
             conv = block.branch1[number].conv
             conv.weight = nn.Parameter(conv.weight.mT.contiguous())
             conv.padding = padding
-    found = diagnose(port, reference, IMAGES, source=right)
-    assert [finding.cause for finding in found.findings] == [Cause.HEIGHT_WIDTH] * 20
-    assert all(same_bytes(array, right[key]) for key, array in found.repair.items())
-    assert len(found.summary) == 1
-    assert "block17_1/Branch_1/Conv2d_0b_1x7" in found.summary[0]
+    diagnosis = diagnose(port, reference, IMAGES, source=clean)
+    assert [finding.cause for finding in diagnosis.findings] == [Cause.HEIGHT_WIDTH] * 20
+    assert all(same_bytes(array, clean[key]) for key, array in diagnosis.repair.items())
+    assert len(diagnosis.summary) == 1
+    assert "block17_1/Branch_1/Conv2d_0b_1x7" in diagnosis.summary[0]
 
 
 # Real weights
@@ -154,18 +160,18 @@ def test_real_weights_are_clean_and_a_fault_in_them_is_found(tmp_path: Path) -> 
         tensors = {name: np.array(array) for name, array in tensorflow_tensors(source).items()}
     with RebuiltNetwork(tensors, "float64") as network:
         reference = network.run(IMAGES, activation_names(every_layer=True, logits=False))
-    right = to_numpy_state_dict(tensors)
+    clean = to_numpy_state_dict(tensors)
 
     def port(state_dict: Arrays) -> InceptionResnetV1:
         model = InceptionResnetV1(embedding_size=128)
         model.load_state_dict({key: torch.from_numpy(array.copy()) for key, array in state_dict.items()})
         return model.double().eval()
 
-    assert diagnose(port(right), reference, IMAGES, source=right).findings == ()
+    assert diagnose(port(clean), reference, IMAGES, source=clean).findings == ()
     for name in ("height and width", "two kernels", "beta and mean", "inputs reversed", "folded", "one step"):
         fault, cause, activation = WEIGHTS[name]
-        state_dict = dict(right)
+        state_dict = dict(clean)
         fault(state_dict)
-        found = diagnose(port(state_dict), reference, IMAGES, source=right)
-        assert {finding.cause for finding in found.findings} == {cause}, name
-        assert found.findings[0].activation.endswith(activation)
+        diagnosis = diagnose(port(state_dict), reference, IMAGES, source=clean)
+        assert {finding.cause for finding in diagnosis.findings} == {cause}, name
+        assert diagnosis.findings[0].activation.endswith(activation)

@@ -93,7 +93,7 @@ def test_every_gradient_and_every_step_is_tensorflows(
         assert all(0 <= t.distance <= 1e-9 for t in (*training.state, *training.change))
         still = {t.key for t in training.change if t.norm == 0}
         assert still == {key for key in parameters if key.endswith("bn.weight")}  # no scale in the checkpoint
-    # What was measured is left as it was.
+    # The model is left as it was.
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
 
@@ -110,7 +110,7 @@ def test_every_gradient_and_every_step_is_tensorflows(
     assert "after 3 steps" in capsys.readouterr().out
 
 
-def test_the_screen_holds_a_result_in_which_everything_differs(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_result_in_which_everything_differs_fits_on_the_screen(capsys: pytest.CaptureFixture[str]) -> None:
     def distances(distance: float) -> tuple[TensorDistance, ...]:
         keys = ("conv2d_1a.conv.weight", "conv2d_1a.bn.weight", "last_bn.bias", "logits.bias")
         return tuple(TensorDistance(key, distance * 2**-n, 1.0, 1.0) for n, key in enumerate(keys))
@@ -133,13 +133,13 @@ def test_the_screen_holds_a_result_in_which_everything_differs(capsys: pytest.Ca
     assert "loss with Adam: 3 in the first step, 1 in the last" in capsys.readouterr().out
 
 
-# Faults, each with the judgement that must see it
+# Faults, each with the judgement that must fail
 
 Fault = Callable[[InceptionResnetV1], object]
 
 
 def failing(judgement: Judgement) -> set[str]:
-    """The tensors that a judgement complains of."""
+    """The tensors in the details of a judgement that fails."""
     assert not judgement.passed
     return {detail.partition(":")[0] for detail in judgement.details}
 
@@ -148,9 +148,9 @@ def test_another_momentum_is_seen_at_its_batch_norm(
     model: InceptionResnetV1, reference: TrainingReference
 ) -> None:
     model.repeat_2[4].branch1[1].bn.momentum = 0.1
-    found = judge_steps(measure_steps(model, reference, "sgd"))
-    where = "repeat_2.4.branch1.1.bn"
-    assert failing(found) == {f"{where}.running_mean", f"{where}.running_var"}
+    judgement = judge_steps(measure_steps(model, reference, "sgd"))
+    norm = "repeat_2.4.branch1.1.bn"
+    assert failing(judgement) == {f"{norm}.running_mean", f"{norm}.running_var"}
 
 
 def test_the_biased_variance_is_seen(model: InceptionResnetV1, reference: TrainingReference) -> None:
@@ -180,7 +180,7 @@ def test_a_detached_branch_is_seen(model: InceptionResnetV1, reference: Training
     branch.forward = MethodType(lambda self, x: nn.Sequential.forward(self, x.detach()), branch)
     wrong = failing(judge_gradients(measure_gradients(model, reference, "inference")))
     assert INPUT in wrong
-    assert "repeat_3.1.conv2d.weight" in wrong  # what lies before the branch
+    assert "repeat_3.1.conv2d.weight" in wrong  # a layer before the branch
     assert not any(key.startswith("repeat_3.2.") for key in wrong)  # its own parameters still learn
 
 
@@ -200,7 +200,7 @@ def test_pytorchs_own_adam_is_seen(model: InceptionResnetV1, reference: Training
     assert {"conv2d_1a.conv.weight", "logits.bias"} <= wrong
 
 
-def test_training_a_scale_that_the_checkpoint_has_not_is_seen(
+def test_training_a_scale_that_the_checkpoint_does_not_have_is_seen(
     model: InceptionResnetV1, reference: TrainingReference
 ) -> None:
     def everything(name: str, parameters: Any) -> torch.optim.Optimizer:
@@ -225,24 +225,24 @@ def test_a_gradient_that_vanishes_is_judged_by_the_whole(reference: TrainingRefe
     key, other = "block8.conv2d.bias", "conv2d_1a.bn.bias"
     rounding = {key: np.full(4, 1e-18), other: np.ones(4)}
     known = replace(reference, gradients={"training": rounding}, losses={"training": 1.0})
-    found = {key: np.full(4, -1e-18), other: np.ones(4)}
-    judged = judge_gradients(measure_gradient_distances(PyTorchGradients(1.0, found), known, "training"))
+    actual = {key: np.full(4, -1e-18), other: np.ones(4)}
+    judged = judge_gradients(measure_gradient_distances(PyTorchGradients(1.0, actual), known, "training"))
     assert judged.passed
     assert "1 near zero" in judged.statement
 
     small = replace(known, gradients={"training": {**rounding, key: np.full(4, 1e-12)}})
-    lost = PyTorchGradients(1.0, {**found, key: np.zeros(4)})
+    lost = PyTorchGradients(1.0, {**actual, key: np.zeros(4)})
     assert failing(judge_gradients(measure_gradient_distances(lost, small, "training"))) == {key}
-    nothing = PyTorchGradients(1.0, {**found, key: None})
+    nothing = PyTorchGradients(1.0, {**actual, key: None})
     assert failing(judge_gradients(measure_gradient_distances(nothing, known, "training"))) == {key}
-    invalid = PyTorchGradients(float("nan"), {**found, key: np.full(4, np.nan)})
+    invalid = PyTorchGradients(float("nan"), {**actual, key: np.full(4, np.nan)})
     assert len(judge_gradients(measure_gradient_distances(invalid, known, "training")).details) == 2
 
 
 # How a graph moves its variances
 
 
-def test_a_training_graph_and_a_frozen_one_tell_their_convention(
+def test_a_training_graph_and_a_frozen_one_show_their_convention(
     checkpoint: CheckpointFiles, model: InceptionResnetV1
 ) -> None:
     assert checkpoint.frozen is not None
