@@ -238,7 +238,7 @@ def _describe(
 
 
 def _batch_counts(source: TensorSource, plan: Plan) -> tuple[LeftOut, ...]:
-    """Batch counters of a state_dict, for which TensorFlow has no variable, unless they are zero."""
+    """List the batch counters of a state_dict that are not zero; TensorFlow has no variables for them."""
     if source.naming != "pytorch":
         return ()
     counters = (row for row in plan.synthesised if row.dtype == "int64")

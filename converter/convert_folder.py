@@ -25,7 +25,7 @@ _WHOLE = 1000  # units of progress for each checkpoint
 
 @dataclass(frozen=True, slots=True)
 class StepConversion:
-    """Result for one checkpoint of the folder; either `conversion` or `error` is None.
+    """Result for a checkpoint of the folder; either `conversion` or `error` is None.
 
     Attributes:
         snapshot: The checkpoint.

@@ -45,7 +45,7 @@ def default_output(source: TensorSource, output_format: OutputFormat) -> Path:
 
 
 def step_output(snapshot: Snapshot, output_format: OutputFormat) -> Path:
-    """Name the output for one checkpoint of a training: `<model>-<dataset>-<step>.pt`."""
+    """Name the output for a checkpoint of a training folder: `<model>-<dataset>-<step>.pt`."""
     match = _MODEL.fullmatch(snapshot.model)
     name = match["name"] if match else snapshot.model
     step = "" if snapshot.step is None else f"-{snapshot.step}"

@@ -1,4 +1,4 @@
-"""One output of a conversion: written, read back, compared bit for bit, and described by a manifest."""
+"""An output of a conversion: written, read back, compared bit for bit, and described by a manifest."""
 
 from __future__ import annotations
 

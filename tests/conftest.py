@@ -1,6 +1,6 @@
-"""What the tests share: a small set of tensors, the real weights, and the files that hold them.
+"""Shared fixtures: a small set of tensors, the real weights, and files of both.
 
-Fixtures with files are made once in a test run, whatever the number of processes, and only read.
+A test run writes the files of a fixture once, whatever the number of processes, and only reads them.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from tests.support.package_index import (
 )
 from tests.support.shared_files import shared_folder
 
-# A shell that runs the tests in the background has them ignore Ctrl-C, and they would hand that on to the
-# processes that they interrupt.
+# A shell that runs the tests in the background makes them ignore Ctrl-C. The processes that the tests
+# interrupt would then ignore it too.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -42,12 +42,12 @@ STEP = 90
 
 
 def random_bits(shape, seed):
-    """Float32 with every bit random: NaNs with a payload, infinities, subnormals and -0.0 among them."""
+    """Draw float32 with random bits, which include NaNs with a payload, infinities, subnormals and -0.0."""
     return np.random.default_rng(seed).integers(0, 1 << 32, shape, np.uint32).view(np.float32)
 
 
 def same_bits(actual, expected):
-    """Whether dtype, shape and every bit are the same."""
+    """Return whether dtype, shape and every bit are the same."""
     actual, expected = np.asarray(actual), np.asarray(expected)
     same_type = actual.dtype == expected.dtype and actual.shape == expected.shape
     return same_type and actual.tobytes() == expected.tobytes()
@@ -56,7 +56,7 @@ def same_bits(actual, expected):
 def write_keras(path, tensors, *, full_model=True, rename=lambda layer: layer):
     """Write tensors with h5py as Keras 2 does: `model.save` (full model) or `save_weights`.
 
-    The names are spelled here once more, from the scopes alone, so that the converter's own are judged.
+    The names are built independently of the converter, from the scopes alone, so that they test its names.
     """
     ends = {"weights": "kernel", "biases": "bias"}
     layers = {}
@@ -116,7 +116,7 @@ class Checkpoint:
 def written_by_tensorflow(factory, tensors, model, step):
     """Have TensorFlow write a model folder: .meta, .index, .data and frozen .pb.
 
-    TensorFlow is imported by the process that writes, and by no other.
+    Only the process that writes imports TensorFlow.
     """
     if importlib.util.find_spec("tensorflow") is None:
         pytest.skip("TensorFlow is not installed")
@@ -195,7 +195,7 @@ KERAS_SHA256 = "6acdd8fb3a3fb2b54257abdd1879246a3fcbe18fbe53a41c751e141abe63a0af
 
 
 def fetch(package):
-    """The file of a package; where no index serves it the test is skipped, and says so."""
+    """Download the file of a package; skip the test if no index serves it."""
     try:
         return download(package)
     except IndexUnreachableError as error:
@@ -248,7 +248,7 @@ def real_checkpoint(real_tensors, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def built_in(tmp_path_factory):
-    """The folder of the built-in checkpoint, which `facenet-port compare` proves where no source is named."""
+    """The folder of the built-in checkpoint, which `facenet-port compare` takes without a source."""
     if importlib.util.find_spec("tensorflow") is None:
         pytest.skip("TensorFlow is not installed")
     from checks.core.builtin_checkpoint import built_in_checkpoint

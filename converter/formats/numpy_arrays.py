@@ -1,4 +1,4 @@
-"""NumPy .npy files of a whole network: a pickle, read without running any of it.
+"""NumPy .npy files of a whole network: a pickle, read without running it.
 
 caffe-tensorflow writes networks in this form, among them the face detector of davidsandberg/facenet
 (det1.npy, det2.npy and det3.npy): an array without axes, whose only element is a dict of layers, each a dict
@@ -163,7 +163,7 @@ class NumpyPickle(TensorSource):
         check_claims(path, self.info, len(content))
 
     def _load(self, content: bytes) -> Any:
-        """Check the header; returns what the pickle behind it makes."""
+        """Check the header; returns the value of the pickle after it."""
         position = self._read_header(content)
         file = io.BytesIO(content)
         file.seek(position)
@@ -172,7 +172,7 @@ class NumpyPickle(TensorSource):
         except ForbiddenPickleError as error:
             raise SourceError(
                 self.path,
-                "the pickle inside asks for more than arrays, or is damaged; none of it was run",
+                "the pickle inside asks for more than arrays, or is damaged; it was not run",
                 next_step=_TAKE_ANOTHER,
             ) from error
         except DamagedPickleError as error:

@@ -1,4 +1,4 @@
-"""Reading a pickle without running any of it.
+"""Reading a pickle without running it.
 
 A pickle is a program that may call any function. A `PickleReader` follows its opcodes on a stack of
 stand-ins, to find out what an unpickler would make: dicts, lists, tuples, texts, numbers and the tensors of a
@@ -190,5 +190,5 @@ def set_items(target: dict[Any, Any], items: Iterable[Any]) -> None:
         if type(key) not in (str, int, float, bool):
             raise DamagedPickleError("a key is not a name")
         if key in target:
-            raise DamagedPickleError(f"key {str(key)[:200]!r} is there twice")
+            raise DamagedPickleError(f"key {str(key)[:200]!r} appears twice")
         target[key] = value

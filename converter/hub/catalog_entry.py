@@ -1,4 +1,4 @@
-"""The entry of the catalog for one checkpoint that can be downloaded."""
+"""The entry of the catalog for a downloadable checkpoint."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class PublishedStateDict:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CatalogEntry:
-    """One checkpoint that can be downloaded as a zip, from either `drive_id` or `link`.
+    """A checkpoint that can be downloaded as a zip, from either `drive_id` or `link`.
 
     Optional facts are None if no source states them.
 

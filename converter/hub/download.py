@@ -175,7 +175,7 @@ def _download(work: Path, entry: CatalogEntry, progress: Progress | None) -> tup
         if not archive.exists():  # an earlier process may have been stopped just before the verification
             _transfer(archive, entry, _Meter(entry, progress))
             sync(archive)
-        next_step = f"Nothing of it was kept; run the command again. {_by_hand(entry)}"
+        next_step = f"The download was removed; run the command again. {_by_hand(entry)}"
         check_archive(archive, entry, next_step=next_step, shown=entry.url)
         return archive, _unpack(archive, work, entry)
     except (SourceError, OSError):
@@ -254,7 +254,7 @@ class _Meter:
             raise SourceError(
                 url,
                 f"the server announces {total} bytes, not {expected}: another file",
-                next_step=f"Nothing of it was kept. {_by_hand(self._entry)}",
+                next_step=f"The download was removed. {_by_hand(self._entry)}",
             )
         _check_limit(url, max(received, total or 0), self._entry)
         self.received, self.total = received, total or expected

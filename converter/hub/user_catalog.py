@@ -102,7 +102,7 @@ def _tables(path: Path) -> dict[str, Any]:
 
 
 def _entry(path: Path, name: str, values: Any) -> CatalogEntry:
-    """Turn one table into an entry, or say what is wrong with it."""
+    """Turn one table into an entry, or explain its error."""
 
     def wrong(problem: str, next_step: str) -> SourceError:
         return SourceError(path, f"[{name}]{problem}", next_step=next_step)

@@ -192,16 +192,16 @@ def test_hostile_keras_weights_are_refused(tmp_path, add, problem):
 
 
 def children():
-    found = []
+    processes = []
     for status in Path("/proc").glob("[0-9]*/stat"):
         try:
             process, _, rest = status.read_text().rpartition(")")
         except OSError:
             continue
-        found.append((int(process.split()[0]), int(rest.split()[1])))
+        processes.append((int(process.split()[0]), int(rest.split()[1])))
     below, more = {os.getpid()}, True
     while more:
-        more = {child for child, parent in found if parent in below} - below
+        more = {child for child, parent in processes if parent in below} - below
         below |= more
     return below - {os.getpid()}
 
@@ -315,7 +315,7 @@ def doubled(depth):
         (lambda _: b"\x80\x02\x8b\xff\xff\xff\x7f.", "damaged"),
         (lambda original: original.replace(b"K\x04t", b"K\x05t"), "does not have the size"),
         (lambda original: original[:-2], "damaged"),
-        (lambda _: b"\x80\x02cbuiltins\nbytearray\n\x8a\x06\0\0\0\0\0\x01\x85R.", "none of it was run"),
+        (lambda _: b"\x80\x02cbuiltins\nbytearray\n\x8a\x06\0\0\0\0\0\x01\x85R.", "it was not run"),
         (lambda _: b"\x80\x02ctorch\nTensor\n\x8a\x06\0\0\0\0\0\x01\x85R.", "holds a Tensor"),
     ],
 )  # fmt: skip
@@ -332,7 +332,7 @@ def test_a_key_that_is_there_twice_is_refused(tmp_path):
         members[name] = members[name].replace(b"X\x01\0\0\0x", b"X\x01\0\0\0w")
 
     path = repack(tmp_path / "s.pt", change)
-    refuses(lambda: StateDictFile(path), "key 'w' is there twice")
+    refuses(lambda: StateDictFile(path), "key 'w' appears twice")
 
 
 def test_a_big_endian_file_is_refused(tmp_path):

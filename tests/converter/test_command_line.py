@@ -1,4 +1,4 @@
-"""What every command does alike: where its JSON goes, who reads its output, what an empty argument means."""
+"""Common behaviour of all commands: the file of `--json`, a closed output, an empty argument."""
 
 import json
 import os

@@ -52,7 +52,7 @@ def any_bits(variant, seed=0):
 
 
 def info_of(variant, averages=False):
-    """What `plan` sees of a variant, without any array."""
+    """List the tensors of a variant, without any array."""
     info = {}
     for row in table(variant):
         if isinstance(row, ConvertedRow):

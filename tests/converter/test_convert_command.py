@@ -46,10 +46,10 @@ def home(archive, tmp_path, monkeypatch):
 
 
 def assert_converted(path, tensors):
-    found = torch.load(path, weights_only=True)
+    actual = torch.load(path, weights_only=True)
     expected = to_numpy_state_dict(tensors)
-    assert list(found) == list(expected)
-    assert all(same_bits(found[key].numpy(), expected[key]) for key in expected)
+    assert list(actual) == list(expected)
+    assert all(same_bits(actual[key].numpy(), expected[key]) for key in expected)
 
 
 def test_from_a_name_to_a_state_dict(home, archive, tensors, tmp_path_factory):

@@ -436,8 +436,8 @@ def test_what_the_caller_is_told_is_what_is_there(converted):
     for conversion in converted.values():
         assert conversion.outputs
         assert all(sha256(path) == digest for path, digest in conversion.outputs.items())
-    told = {path.name for conversion in converted.values() for path in conversion.outputs}
-    assert told == set(snapshot_names(folder_of(converted["pt"])))
+    reported = {path.name for conversion in converted.values() for path in conversion.outputs}
+    assert reported == set(snapshot_names(folder_of(converted["pt"])))
 
 
 def snapshot_names(folder):

@@ -51,9 +51,9 @@ def output(step, ending=".pt"):
 @pytest.fixture(scope="module")
 def converted(training, tmp_path_factory):
     folder = tmp_path_factory.mktemp("converted")
-    told = []
-    result = convert_folder(training, folder, progress=lambda *step: told.append(step))
-    return folder, result, told
+    reports = []
+    result = convert_folder(training, folder, progress=lambda *step: reports.append(step))
+    return folder, result, reports
 
 
 def test_every_step_becomes_a_file_of_its_own(converted, tensors):
@@ -63,9 +63,9 @@ def test_every_step_becomes_a_file_of_its_own(converted, tensors):
     assert names(folder) == sorted([*written, *(f"{name}.json" for name in written)])
     for step in (9, 100):
         expected = to_numpy_state_dict(at_step(tensors, step))
-        found = torch.load(folder / output(step), weights_only=True)
-        assert list(found) == list(expected)
-        assert all(same_bits(found[key].numpy(), expected[key]) for key in expected)
+        actual = torch.load(folder / output(step), weights_only=True)
+        assert list(actual) == list(expected)
+        assert all(same_bits(actual[key].numpy(), expected[key]) for key in expected)
 
 
 def test_the_sum_says_what_became_of_each(converted):
@@ -84,10 +84,10 @@ def test_the_sum_says_what_became_of_each(converted):
 
 
 def test_progress_rises_to_its_total_but_for_what_failed(converted):
-    told = converted[2]
-    assert told == sorted(told)
-    assert {total for _, total in told} == {3000}
-    assert told[-1] == (2000, 3000)
+    reports = converted[2]
+    assert reports == sorted(reports)
+    assert {total for _, total in reports} == {3000}
+    assert reports[-1] == (2000, 3000)
 
 
 def test_what_exists_is_kept_and_keeps_back_nothing_else(training, converted, tmp_path):

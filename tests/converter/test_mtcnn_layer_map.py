@@ -38,7 +38,7 @@ def test_a_network_is_known_by_all_of_its_names_and_no_others() -> None:
 
 
 def correlate(images: np.ndarray, kernel: np.ndarray) -> np.ndarray:
-    """What tf.nn.conv2d computes, VALID, stride 1: NHWC images, an HWIO kernel."""
+    """Compute tf.nn.conv2d, VALID, stride 1: NHWC images, an HWIO kernel."""
     windows = np.lib.stride_tricks.sliding_window_view(images, kernel.shape[:2], axis=(1, 2))
     return np.einsum("nyxihw,hwio->nyxo", windows, kernel)
 

@@ -32,7 +32,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m tests.fuzz",
         description="Read mutants of every format, convert damaged networks, flip bits and kill writers. "
-        "Exit code 1 if anything crashes, hangs, takes too much memory, goes unnoticed or ends in a traceback.",
+        "Exit code 1 if a mutant crashes, hangs, takes too much memory, goes unnoticed or ends in a "
+        "traceback.",
     )
     add = parser.add_argument
     add("parts", nargs="*", metavar="PART", help=f"parts to run: {', '.join(PARTS)} (default: all)")
@@ -75,11 +76,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         }
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    found = sum(figure["found"] for figure in figures.values())
+    findings = sum(figure["found"] for figure in figures.values())
     if arguments.json:
         arguments.json.write_text(json.dumps(figures, indent=1) + "\n")
-    print(f"\n{found} findings." if found else "\nNothing was found.")
-    return 1 if found else 0
+    print(f"\n{findings} findings." if findings else "\nNothing was found.")
+    return 1 if findings else 0
 
 
 def _say(text: str) -> None:

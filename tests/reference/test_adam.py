@@ -43,7 +43,7 @@ def epsilon(request: pytest.FixtureRequest) -> float:
 
 @pytest.fixture(scope="module")
 def tensorflow(epsilon: float) -> NDArray:
-    """What TensorFlow's own optimiser makes of START; given as numbers, its constants would be float32."""
+    """Optimise START with TensorFlow's optimiser; Python numbers would become float32 constants."""
     pytest.importorskip("tensorflow")
     from facenet_tf.session import legacy_graph, open_session, tf, tf1
 
@@ -60,14 +60,14 @@ def tensorflow(epsilon: float) -> NDArray:
 
 
 def test_ten_steps_are_tensorflows(tensorflow: NDArray, epsilon: float) -> None:
-    found = descend(lambda parameters: TensorFlowAdam(parameters, RATE, BETAS, epsilon))
-    np.testing.assert_allclose(found, tensorflow, rtol=1e-13)
+    actual = descend(lambda parameters: TensorFlowAdam(parameters, RATE, BETAS, epsilon))
+    np.testing.assert_allclose(actual, tensorflow, rtol=1e-13)
     assert np.abs(tensorflow - START).max() > 0.1  # it has moved
 
 
 def test_pytorchs_own_adam_is_another_optimiser(tensorflow: NDArray, epsilon: float) -> None:
-    found = descend(lambda parameters: Adam(parameters, RATE, BETAS, eps=epsilon))
-    assert np.abs(found - tensorflow).max() > (1e-2 if epsilon == 0.1 else 1e-9)
+    actual = descend(lambda parameters: Adam(parameters, RATE, BETAS, eps=epsilon))
+    assert np.abs(actual - tensorflow).max() > (1e-2 if epsilon == 0.1 else 1e-9)
 
 
 def test_pytorchs_own_adam_agrees_with_an_epsilon_of_each_step() -> None:

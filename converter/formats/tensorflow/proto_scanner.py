@@ -15,7 +15,7 @@ _MAX_VARINT_BYTES = 10
 
 
 class ProtoError(Exception):
-    """The bytes are not a message; the error says what is wrong at which byte."""
+    """The bytes are not a message; the error names the byte and the problem."""
 
 
 class Field(NamedTuple):

@@ -1,9 +1,9 @@
-"""Checking the pickle inside a PyTorch file, without running any of it, before torch.load sees it.
+"""Checking the pickle inside a PyTorch file, without running it, before torch.load sees it.
 
-`torch.load(weights_only=True)` runs no foreign code, but it believes a pickle in things that cost memory or
-time: a tensor larger than its storage makes it allocate, a key of nested tuples takes years to hash. Only
-what torch.save writes for a state_dict passes here. The meaning of the calls: torch/_utils.py and
-torch/serialization.py, for the zip format and the one before.
+`torch.load(weights_only=True)` runs no foreign code, but a pickle can still cost memory or time: it allocates
+a tensor larger than its storage, and a key of nested tuples takes years to hash. This check accepts only the
+pickles of state_dicts that torch.save writes. The meaning of the calls: torch/_utils.py and
+torch/serialization.py, for the zip format and the format before it.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Storage:
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """A dense tensor inside its storage, without an element that it shows twice."""
+    """A dense tensor inside its storage that shows no element twice."""
 
     storage: Storage
     shape: tuple[int, ...]

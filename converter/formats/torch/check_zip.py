@@ -1,7 +1,7 @@
 """Checking the zip archive of a PyTorch file before PyTorch's own reader sees it.
 
-PyTorch reads the archive in C++, Python with `zipfile`. A file that two zip readers can read as two different
-archives is refused, and so is anything that torch.save does not write. Layout and constants: PKWARE's
+PyTorch reads the archive in C++, Python with `zipfile`. This check refuses a file that two zip readers can
+read as different archives, and anything that torch.save does not write. Layout and constants: PKWARE's
 APPNOTE.TXT 6.3.10, sections 4.3.7 to 4.3.16.
 """
 
@@ -87,7 +87,7 @@ def read_archive(path: Path, file: io.BufferedReader, *, verify: bool) -> Archiv
 
 
 def _find_directory(path: Path, file: io.BufferedReader, size: int) -> int:
-    """Find the start of the central directory; it must be followed by the end records and the file's end."""
+    """Find the start of the central directory; only the end records may follow it."""
     file.seek(max(0, size - _END_64.size - _END_64_LOCATOR.size - _END.size))
     tail = file.read()
     end = size - _END.size
@@ -132,7 +132,7 @@ def _check_members(path: Path, members: list[zipfile.ZipInfo]) -> None:
     # PyTorch ignores the case of a member's name, and takes the folder from the first member.
     if len({name.lower() for name in names}) != len(names) or len(folders) != 1:
         raise SourceError(
-            path, "a member is there twice, or in a second folder, which torch.save does not write"
+            path, "a member appears twice, or in a second folder, which torch.save does not write"
         )
     for member in members:
         shown = repr(member.filename[:200])

@@ -34,12 +34,11 @@ class StateDictFile(TensorSource):
 
     Args:
         path: The file.
-        verify: Whether to check the CRC-32 of the archive's members, which torch.load does not do. A caller
-            that compares every bit with something else needs no check.
+        verify: Whether to check the CRC-32 of the archive's members, which torch.load does not check. A
+            caller that compares every bit anyway does not need it.
 
     Raises:
-        SourceError: The file is corrupt, asks for code to be run, or holds anything but a flat mapping of
-            names to dense tensors.
+        SourceError: The file is corrupt, contains code, or is not a flat mapping of names to dense tensors.
     """
 
     format = "PyTorch state_dict"
@@ -58,7 +57,7 @@ class StateDictFile(TensorSource):
         except ForbiddenPickleError as error:
             raise SourceError(
                 path,
-                "the pickle inside asks for more than tensors, or is damaged; none of it was run",
+                "the pickle inside asks for more than tensors, or is damaged; it was not run",
                 next_step="Ask its author for a plain state_dict: torch.save(model.state_dict(), path)",
             ) from error
         except DamagedPickleError as error:
@@ -71,7 +70,7 @@ class StateDictFile(TensorSource):
         self._tensors = self._load(is_zip)
 
     def _walk_archive(self, file: io.BufferedReader, verify: bool) -> Any:
-        """Check the zip format; returns what its pickle makes."""
+        """Check the zip format; returns the value of its pickle."""
         archive = read_archive(self.path, file, verify=verify)
         if archive.byte_order != b"little":
             raise self._damaged("it is not little-endian")
@@ -162,7 +161,7 @@ class StateDictFile(TensorSource):
             KeyError: There is no tensor of this name.
         """
         tensor = self._tensors[name]
-        if tensor.dtype == torch.bfloat16:  # which torch does not hand to NumPy
+        if tensor.dtype == torch.bfloat16:  # torch cannot convert it to NumPy
             return np.asarray(tensor.view(torch.int16).numpy()).view(self.info[name].dtype)
         return np.asarray(tensor.numpy())
 
@@ -191,17 +190,18 @@ def write_state_dict(file: BinaryIO, state_dict: Mapping[str, NDArray[Any]]) -> 
     try:
         torch.save(OrderedDict((key, torch.from_numpy(array)) for key, array in state_dict.items()), file)
     except RuntimeError as error:
-        # While it closes its archive, PyTorch hides why writing failed.
+        # PyTorch closes its archive and hides the reason for the failed write.
         if isinstance(error.__context__, OSError | KeyboardInterrupt):
             raise error.__context__ from None
         raise
 
 
 def map_state_dict(path: Path, info: Mapping[str, TensorInfo]) -> dict[str, torch.Tensor]:
-    """Map the tensors of a file that `write_state_dict` wrote, without going through its pickle.
+    """Map the tensors of a file that `write_state_dict` wrote, without reading its pickle.
 
-    PyTorch's restricted unpickler takes as long as hashing the whole file, and the file's manifest says what
-    it would find. The caller must check the file's SHA-256 against the manifest before it uses any tensor.
+    PyTorch's restricted unpickler takes as long as hashing the whole file, and the file's manifest already
+    describes the tensors. The caller must compare the file's SHA-256 with the manifest before it uses any
+    tensor.
 
     Args:
         path: The file.

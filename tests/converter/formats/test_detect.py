@@ -24,9 +24,9 @@ def link(target, path):
 def assert_holds(path, expected, source_format):
     with open_source(path) as source:
         assert source.format == source_format
-        found = tensorflow_tensors(source)
-        assert found.keys() == expected.keys()
-        assert [name for name in expected if not same_bits(found[name], expected[name])] == []
+        actual = tensorflow_tensors(source)
+        assert actual.keys() == expected.keys()
+        assert [name for name in expected if not same_bits(actual[name], expected[name])] == []
 
 
 def without_logits(tensors):

@@ -101,8 +101,8 @@ def test_constants_that_tensorflow_makes(tf, tmp_path, shape):
         add_frozen(graph, f"{name}/bytes", tf.make_tensor_proto(array))
         add_frozen(graph, f"{name}/listed", tf.make_tensor_proto(array.tolist(), name, shape))
         add_frozen(graph, f"{name}/splat", tf.make_tensor_proto(True if name == "bool" else 1, name, shape))
-    found = assert_as_tensorflow_reads(tf, write_graph(tmp_path / "constants.pb", graph))
-    assert len(found) == 3 * len(DTYPES)
+    actual = assert_as_tensorflow_reads(tf, write_graph(tmp_path / "constants.pb", graph))
+    assert len(actual) == 3 * len(DTYPES)
 
 
 def test_odd_values_keep_their_bits(tf, tmp_path):
@@ -158,8 +158,8 @@ def test_a_graph_that_tensorflow_builds_and_writes(tf, tmp_path):
         tf.identity(tf.constant(0.17, name="scale"), name="product")
         tf.identity(tf.constant([1, 2], name="shape"), name="other/read")
     tf.io.write_graph(graph, str(tmp_path), "graph.pb", as_text=False)
-    found = assert_as_tensorflow_reads(tf, tmp_path / "graph.pb")
-    assert found == {"Bottleneck/weights", "Logits/weights", "resource"}
+    actual = assert_as_tensorflow_reads(tf, tmp_path / "graph.pb")
+    assert actual == {"Bottleneck/weights", "Logits/weights", "resource"}
 
 
 def test_a_graph_is_told_from_a_meta_graph(checkpoint):
@@ -241,9 +241,9 @@ def few(tensors):
 
 def assert_holds(path, tensors):
     with KerasHdf5(path) as source:
-        found = tensorflow_tensors(source)
-        assert found.keys() == tensors.keys()
-        assert all(same_bits(found[name], tensors[name]) for name in tensors)
+        actual = tensorflow_tensors(source)
+        assert actual.keys() == tensors.keys()
+        assert all(same_bits(actual[name], tensors[name]) for name in tensors)
 
 
 @pytest.mark.parametrize("full_model", [True, False])
@@ -491,16 +491,16 @@ def test_both_formats_of_pytorch(tmp_path, legacy):
 def test_views_and_parameters_are_read_as_pytorch_sees_them(tmp_path, legacy):
     base = torch.arange(12.0).reshape(3, 4)
     content = {"turned": base.T, "row": base[1], "parameter": torch.nn.Parameter(base)}
-    found = read_all(StateDictFile(save(tmp_path / "v.pt", content, legacy)))
+    actual = read_all(StateDictFile(save(tmp_path / "v.pt", content, legacy)))
     for name, tensor in content.items():
-        assert found[name].tolist() == tensor.tolist()
+        assert actual[name].tolist() == tensor.tolist()
 
 
 @pytest.mark.parametrize("legacy", [False, True])
 def test_code_in_a_pickle_does_not_run(tmp_path, legacy):
     trace = tmp_path / "trace"
     path = save(tmp_path / "evil.pt", {"w": torch.ones(2), "evil": Evil(trace)}, legacy)
-    error = refuses(lambda: StateDictFile(path), "none of it was run")
+    error = refuses(lambda: StateDictFile(path), "it was not run")
     assert error.path == path
     assert not trace.exists()
     with pytest.raises(Exception):  # noqa: B017 - the control: trusted, the same file leaves its trace
@@ -592,9 +592,9 @@ def test_safetensors_both_ways(tmp_path):
     write_safetensors(tmp_path / "one.safetensors", arrays)
     save_file(arrays, tmp_path / "theirs.safetensors")
     for name in ("one.safetensors", "theirs.safetensors"):
-        found = read_all(SafetensorsFile(tmp_path / name))
-        assert found.keys() == arrays.keys()
-        assert all(same_bits(found[key], arrays[key]) for key in arrays)
+        actual = read_all(SafetensorsFile(tmp_path / name))
+        assert actual.keys() == arrays.keys()
+        assert all(same_bits(actual[key], arrays[key]) for key in arrays)
     write_safetensors(tmp_path / "other.safetensors", dict(reversed(arrays.items())))
     assert (tmp_path / "one.safetensors").read_bytes() == (tmp_path / "other.safetensors").read_bytes()
 

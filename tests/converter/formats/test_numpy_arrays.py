@@ -74,10 +74,10 @@ def test_a_network_is_read_as_numpy_reads_it(tmp_path, writer):
     content = writer(NETWORK)
     judge = flat(np.load(io.BytesIO(content), allow_pickle=True, encoding="latin1").item())
     path = written(tmp_path, content)
-    found = read(path)
-    assert list(found) == list(judge) == list(flat(NETWORK))
-    assert all(same_bits(found[name], judge[name]) for name in judge)
-    assert all(value.flags.c_contiguous and value.flags.writeable for value in found.values())
+    actual = read(path)
+    assert list(actual) == list(judge) == list(flat(NETWORK))
+    assert all(same_bits(actual[name], judge[name]) for name in judge)
+    assert all(value.flags.c_contiguous and value.flags.writeable for value in actual.values())
     with open_source(path) as source:
         assert source.naming == "tensorflow"
         for name, info in source.info.items():
@@ -89,21 +89,21 @@ def test_every_bit_of_a_weight_is_kept(tmp_path, writer):
     """NaNs with a payload, in C and in Fortran order; Python 2 writes short strings unlike long ones."""
     network = {"conv1": {"weights": random_bits((3, 3, 4, 10), 0), "small": random_bits((4, 4), 1)}}
     network["fortran"] = {name: np.asfortranarray(values) for name, values in network["conv1"].items()}
-    found = read(written(tmp_path, writer(network)))
+    actual = read(written(tmp_path, writer(network)))
     for layer in network:
-        assert all(same_bits(found[f"{layer}/{name}"], network[layer][name]) for name in network[layer])
+        assert all(same_bits(actual[f"{layer}/{name}"], network[layer][name]) for name in network[layer])
 
 
 def test_numpy_save_itself(tmp_path):
     np.save(tmp_path / "saved.npy", NETWORK, allow_pickle=True)
-    found = read(tmp_path / "saved.npy")
-    assert all(same_bits(found[name], values) for name, values in flat(NETWORK).items())
+    actual = read(tmp_path / "saved.npy")
+    assert all(same_bits(actual[name], values) for name, values in flat(NETWORK).items())
 
 
 def test_an_empty_array(tmp_path):
     for writer in ("protocol 4", "protocol 3", "Python 2"):
-        found = read(written(tmp_path, WRITERS[writer]({"fc": {"weights": np.zeros((0, 4), np.float32)}})))
-        assert found["fc/weights"].shape == (0, 4)
+        actual = read(written(tmp_path, WRITERS[writer]({"fc": {"weights": np.zeros((0, 4), np.float32)}})))
+        assert actual["fc/weights"].shape == (0, 4)
 
 
 @pytest.mark.parametrize("version", [(1, 0), (2, 0), (3, 0)])
@@ -200,11 +200,11 @@ def test_more_bytes_or_arrays_than_any_network(tmp_path):
 
 
 ATTACK_PROBLEMS = {
-    "runs-a-command": "none of it was run",
-    "stack-global": "none of it was run",
-    "dtype-of-a-function": "none of it was run",
-    "reconstructs-another-class": "none of it was run",
-    "makes-an-array": "none of it was run",
+    "runs-a-command": "it was not run",
+    "stack-global": "it was not run",
+    "dtype-of-a-function": "it was not run",
+    "reconstructs-another-class": "it was not run",
+    "makes-an-array": "it was not run",
     "two-pickles": "its pickle ends at byte 356, but it has 388 bytes",
     "evaluates": "NumPy writes another header",
     "objects-inside": "'conv1/weights': its elements are '|O8'",
@@ -215,8 +215,8 @@ ATTACK_PROBLEMS = {
     "empty-and-endless": "'conv1/weights': the shape .* overflows",
     "rank-of-thousands": "'conv1/weights': NumPy does not describe",
     "big-endian": "'conv1/weights': its elements are '>f4'",
-    "two-byte-orders": "none of it was run",
-    "key-twice": "key 'weights' is there twice",
+    "two-byte-orders": "it was not run",
+    "key-twice": "key 'weights' appears twice",
     "slashes": "'a/b' is not the name",
     "no-text": "'1' is not the name",
     "string-of-gigabytes": "damaged",

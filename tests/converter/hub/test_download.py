@@ -382,13 +382,13 @@ def test_a_transfer_that_ends_early_is_told_without_its_length(
 ) -> None:
     checkpoint = catalog(monkeypatch, tmp_path, ARCHIVE, size=size)
     drive.answers[ID] = [file_without_length(ARCHIVE[:-1000])]
-    fails(checkpoint, SourceError, says, "Nothing of it was kept", *BY_HAND)
+    fails(checkpoint, SourceError, says, "The download was removed", *BY_HAND)
 
 
 def test_wrong_bytes_are_told_by_their_hash(checkpoint, drive) -> None:
     wrong = ARCHIVE[:-1] + b"!"
     drive.answers[ID] = [file(wrong)]
-    fails(checkpoint, SourceError, sha256(wrong), sha256(ARCHIVE), "Nothing of it was kept", *BY_HAND)
+    fails(checkpoint, SourceError, sha256(wrong), sha256(ARCHIVE), "The download was removed", *BY_HAND)
 
 
 def test_a_file_of_another_size_is_not_even_fetched(checkpoint, drive) -> None:

@@ -89,9 +89,9 @@ def expected(tensors):
 
 
 def assert_same(model, expected, but=()):
-    found = model.state_dict()
-    assert list(found) == list(expected)
-    different = [key for key in expected if not same_bits(found[key].numpy(), expected[key])]
+    actual = model.state_dict()
+    assert list(actual) == list(expected)
+    different = [key for key in expected if not same_bits(actual[key].numpy(), expected[key])]
     assert different == list(but)
 
 
@@ -173,8 +173,8 @@ def test_another_number_of_classes_is_randomly_initialised_with_a_warning(cache,
     assert model.logits.weight.shape == (3, 512)
     assert model.logits.weight.abs().sum() > 0
     features = {key: array for key, array in expected.items() if not key.startswith("logits.")}
-    found = model.state_dict()
-    assert all(same_bits(found[key].numpy(), array) for key, array in features.items())
+    actual = model.state_dict()
+    assert all(same_bits(actual[key].numpy(), array) for key, array in features.items())
     assert model(torch.zeros(2, 3, 160, 160)).shape == (2, 3)
 
 
@@ -390,8 +390,8 @@ def test_a_changed_entry_of_the_catalog_is_another_model(with_archive, tensors, 
     with pytest.raises(RequirementError, match="not in the cache"):
         InceptionResnetV1(pretrained="faces", offline=True)
     assert main(["faces", "--archive", archive, "-o", str(tmp_path / "w.pt"), "--quiet"]) == 0
-    found = torch.load(tmp_path / "w.pt", weights_only=True)
-    assert same_bits(found["logits.bias"].numpy(), other["Logits/biases"])
+    actual = torch.load(tmp_path / "w.pt", weights_only=True)
+    assert same_bits(actual["logits.bias"].numpy(), other["Logits/biases"])
     assert_same(InceptionResnetV1(pretrained="faces", offline=True), to_numpy_state_dict(other))
 
 
