@@ -1,4 +1,4 @@
-"""The one executable: its help, its messages, shell completion, and what it loads."""
+"""The executable: its help, messages, shell completion and imports."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_every_command_has_a_help(capsys, name):
 
 
 def completions(line):
-    """Ask as the shell function does that `register-python-argcomplete facenet-port` defines."""
+    """Ask for completions as the shell function of `register-python-argcomplete facenet-port` does."""
     environment = os.environ | {
         "_ARGCOMPLETE": "1",
         "_ARGCOMPLETE_IFS": "\n",

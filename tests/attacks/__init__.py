@@ -1,1 +1,1 @@
-"""Files that were made to do harm, and the modules that make them; see make.py."""
+"""Harmful files, and the modules that write them; see make.py."""

@@ -37,7 +37,7 @@ ATTACKS: dict[str, Attack] = {}
 
 
 def attack(name: str, tries: str, content: bytes, *, exact: bool = True, **companions: bytes) -> None:
-    """Add an attack; a companion is the `data` or the `index` that belongs to it."""
+    """Add an attack; a companion is its `data` or its `index`."""
     stem = name.partition(".")[0]
     files = {name: content} | {stem + _ENDINGS[kind]: other for kind, other in companions.items()}
     ATTACKS[name] = Attack(name, tries, files, exact)

@@ -1,4 +1,4 @@
-"""Files that were made to do harm: each is refused with one message, and nothing is written or run."""
+"""Harmful files: each is refused with one message, and nothing is written or run."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_the_attacks_are_what_their_maker_makes():
 
 
 def test_what_runs_code_would_run_it(tmp_path, monkeypatch):
-    """The control: without the reader's care the same bytes do what they are meant to."""
+    """The control: without the reader's checks the same bytes do harm."""
     import pickle
 
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""Files made or damaged to crash a reader, to keep it busy or to fill the memory: each is refused by name."""
+"""Files that crash a reader, keep it busy or fill the memory: each is refused by name."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def read_all(source):
 
 
 def refuses(opened, problem):
-    """Check that a file is refused, and without memory being asked for that it does not justify."""
+    """Check that a file is refused, without memory that its size does not justify."""
     tracemalloc.start()
     try:
         with pytest.raises(SourceError, match=problem) as caught:
@@ -268,7 +268,7 @@ def test_a_script_without_a_main_guard_reads_in_threads_and_leaves_nothing(tmp_p
 
 
 def repack(path, change):
-    """Write a PyTorch file anew, its members changed, with the right checksums."""
+    """Rewrite a PyTorch file with changed members and correct checksums."""
     with zipfile.ZipFile(path) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
     folder = next(iter(members)).partition("/")[0]

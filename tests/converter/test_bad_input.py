@@ -1,4 +1,4 @@
-"""Whatever the command is given: the right exit code, one message that names the culprit, no file."""
+"""Bad input of every kind: the expected exit code, one message that names the culprit, and no file."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ EXTENSIONS = ["pb", "h5", "pt", "safetensors", "meta", "index", "data-00000-of-0
 
 
 class Command:
-    """Runs the command with a folder of its own as the current one, in which nothing may appear."""
+    """Runs the command in a folder of its own, which must stay empty."""
 
     def __init__(self, folder, capsys):
         self.folder = folder
@@ -41,7 +41,7 @@ class Command:
         return code, self.capsys.readouterr()
 
     def refuses(self, *arguments, code=3, says=()):
-        """Check the exit code, that there is one message, what it says, and that no file is there."""
+        """Check the exit code and the message, and that no file was written."""
         found, output = self(*arguments)
         assert found == code, output.err
         assert output.out == ""
@@ -66,7 +66,7 @@ def command(tmp_path_factory, monkeypatch, capsys):
 
 @pytest.fixture(scope="module")
 def trained(tensors, tmp_path_factory):
-    """A checkpoint with a tensor that no conversion reads. What a test changes in it, it changes back."""
+    """A checkpoint with a tensor that no conversion reads. A test that changes the files restores them."""
     prefix = tmp_path_factory.mktemp("trained") / "model.ckpt-1"
     write_tensor_bundle(prefix, tensors | {"Logits/weights/Adam": tensors["Logits/weights"]})
     return prefix

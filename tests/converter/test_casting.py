@@ -1,4 +1,4 @@
-"""Casting to float32: exact for half precisions, to the nearest for float64, stated, or refused."""
+"""Casting to float32: exact for half precisions, to the nearest for float64, reported or refused."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ HALF_STEP = 2.0**103  # half the distance of the largest float32 to what would f
 
 
 def python_float32(number):
-    """The nearest float32, as CPython packs it; None where it says that there is none."""
+    """Return the nearest float32, as CPython packs it; None if CPython refuses the value."""
     try:
         return struct.pack("<f", number)
     except OverflowError:

@@ -1,4 +1,4 @@
-"""Work in another process: arrays come back bit for bit, and any end of the child is one clear error."""
+"""Work in another process: arrays return bit for bit, and every end of the child is one clear error."""
 
 from __future__ import annotations
 

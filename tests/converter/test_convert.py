@@ -38,7 +38,7 @@ variants = st.builds(
 
 
 def any_bits(variant, seed=0):
-    """Tensors of a variant, each another window on random bits with the odd values at its start."""
+    """Tensors of a variant, each a different window on random bits with special values at its start."""
     starts = np.random.default_rng(seed)
     drawn = {}
     for row in table(variant):
@@ -243,7 +243,7 @@ PRECISIONS = (np.dtype("float16"), np.dtype(ml_dtypes.bfloat16), np.dtype("float
 
 @pytest.fixture(scope="module")
 def mixed(tensors):
-    """Each tensor in the next of four dtypes; those of float64 are such that float32 cannot hold them."""
+    """Tensors in four dtypes in turn; float32 cannot hold the values of the float64 tensors."""
     drawn = {}
     for number, (name, array) in enumerate(tensors.items()):
         dtype = PRECISIONS[number % 4]
@@ -294,7 +294,7 @@ def test_entries_say_what_their_cast_changed(mixed):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("counters", [False, True], ids=["model.half()", "every entry"])
 def test_a_state_dict_of_another_precision(tensors, tmp_path, dtype, counters):
-    """`model.half()` leaves the batch counters as they are; who casts every entry casts them as well."""
+    """`model.half()` does not change the batch counters; a cast of every entry does."""
     state_dict = to_pytorch(tensors)
     content = {
         key: value.to(dtype) if counters or value.is_floating_point() else value

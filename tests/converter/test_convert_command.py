@@ -1,4 +1,4 @@
-"""`facenet-port convert` and `list`: a source by its name, the steps of a folder, expected digests."""
+"""`facenet-port convert` and `list`: a source by name, the steps of a folder, expected digests."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def assert_converted(path, tensors):
 
 
 def test_from_a_name_to_a_state_dict(home, archive, tensors, tmp_path_factory):
-    """The whole way as a user goes it: Drive's warning page, gdown, hashes, zip, checkpoint, .pt."""
+    """The whole way of a user: Drive's warning page, gdown, hashes, zip, checkpoint, .pt."""
     with google_drive_server.running_server(tmp_path_factory.mktemp("authority")) as server:
         server.answers[ID] = [scan_page, file(archive.read_bytes())]
         command = [sys.executable, "-m", "converter"]
@@ -127,7 +127,7 @@ def test_a_comparison_takes_a_name(home, archive):
 
 @pytest.fixture(scope="module")
 def training(tensors, tmp_path_factory):
-    """A training folder: steps 90, 100 and 9 of one model, the second broken; told apart by one bias."""
+    """A training folder: steps 90, 100 and 9 of one model, the second broken; each has another bias."""
     folder = tmp_path_factory.mktemp("training")
     for step in (90, 100, 9):
         marked = tensors | {"Logits/biases": np.full_like(tensors["Logits/biases"], step)}

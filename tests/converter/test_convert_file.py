@@ -1,4 +1,4 @@
-"""From a file to a file: what is written, under which name, how it is proven, what a failure leaves."""
+"""Conversion of a file: the outputs, their names, their proof, and the effects of a failure."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ VARIABLES = {row.key: row.variable for row in table(VARIANT) if isinstance(row, 
 
 @pytest.fixture(scope="module")
 def original():
-    """Every bit random, so that only a copy of the bits can pass."""
+    """Tensors of random bits, so that only a copy of the bits passes."""
     rows = [row for row in table(VARIANT) if isinstance(row, ConvertedRow)]
     return {row.variable: random_bits(row.shape, seed) for seed, row in enumerate(rows)}
 
 
 @pytest.fixture(scope="module")
 def source(original, tmp_path_factory):
-    """A checkpoint under a published name, with training state that a state_dict has no place for."""
+    """A checkpoint under a published name, with training state that is not in a state_dict."""
     extra = {
         "global_step": np.array(275, np.int64),
         "Logits/biases/Adam": random_bits((CLASSES,), 1),
@@ -91,7 +91,7 @@ def load(path):
 
 
 def assert_converted(state_dict, original):
-    """Hold a state_dict to its source with nothing of the converter but the names in its table."""
+    """Compare a state_dict with its source; only the names in the table come from the converter."""
     keys = [key for key in VARIABLES if key in state_dict]
     for key in keys:
         array = original[VARIABLES[key]]
@@ -572,7 +572,7 @@ def test_no_parts_without_logits(original, tmp_path, capsys):
 
 @contextmanager
 def files_of_at_most(size):
-    """Have the system itself refuse to let a file grow beyond a size, as it does on a full disk."""
+    """Let the system refuse writes beyond a file size, as on a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
@@ -653,7 +653,7 @@ def test_files_appear_together(tmp_path):
 
 
 def test_a_bit_that_changes_on_the_disk_is_seen(source, tmp_path):
-    """The file is changed under the converter's eyes, between writing it and comparing its last tensor."""
+    """The file changes between the write and the comparison of its last tensor."""
     changed = []
 
     def flip(done, total):
@@ -701,7 +701,7 @@ WRITERS = {
 def test_a_writer_that_errs_is_found_out(
     source, tmp_path, monkeypatch, capsys, output_format, fault, problem
 ):
-    """The real writer, handed one wrong tensor or none: a sound file, and not what was meant."""
+    """The real writer gets one wrong tensor or none, and writes a sound file of other content."""
     writer, key = WRITERS[output_format]
     home, _, name = writer.rpartition(".")
     write = getattr(import_module(home), name)

@@ -1,4 +1,4 @@
-"""A whole training folder: which files it becomes, what fails by itself, and what an interruption leaves."""
+"""Conversion of a training folder: the outputs, single failures, and interruptions."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def at_step(tensors, step):
 
 @pytest.fixture(scope="module")
 def training(tensors, tmp_path_factory):
-    """Three steps of which the second is cut off, under a published name."""
+    """Three steps under a published name; the second is cut off."""
     folder = tmp_path_factory.mktemp("training")
     for step in (9, 100, 90):
         write_tensor_bundle(folder / f"model-{NAME}.ckpt-{step}", at_step(tensors, step))

@@ -1,4 +1,4 @@
-"""The network is written down as layer map, as PyTorch module and as TensorFlow graph: all three agree."""
+"""The layer map, the PyTorch module and the TensorFlow graph describe the same network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Layouts: every one has its inverse, keeps every bit, and is the order of axes that the arithmetic needs."""
+"""Layouts: each has an inverse, keeps every bit, and is the order of axes that the arithmetic needs."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_another_rank_is_refused(shape):
 
 
 def naive_convolution(images, kernel):
-    """tf.nn.conv2d's definition, spelled out: NHWC images, HWIO kernel, VALID, stride 1, no flip."""
+    """Compute tf.nn.conv2d from its definition: NHWC images, HWIO kernel, VALID, stride 1, no flip."""
     count, height, width, _ = images.shape
     rows, columns, _, outputs = kernel.shape
     result = np.zeros((count, height - rows + 1, width - columns + 1, outputs))

@@ -1,4 +1,4 @@
-"""The rebuilt network: its variables, activations and arithmetic, and the inputs that it refuses."""
+"""The rebuilt network: its variables, activations and arithmetic, and refused inputs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A checkpoint's own graph against the rebuilt network, and the graphs and checkpoints that are refused."""
+"""A checkpoint's own graph against the rebuilt network, and refused graphs and checkpoints."""
 
 from __future__ import annotations
 

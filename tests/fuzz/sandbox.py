@@ -167,7 +167,7 @@ FUNCTIONS = {
     "read_latest": _read_latest,
     "read_catalog": _read_catalog,
 }
-"""Functions that can be run instead of the command; errors are shown as the command shows them."""
+"""Functions that may run instead of the command, with the same error messages."""
 
 
 def _call(function: str, path: Path) -> int:
@@ -182,7 +182,7 @@ def _call(function: str, path: Path) -> int:
 
 
 def _become(request: dict[str, Any], out: int, err: int) -> None:
-    """In the forked process: take on the limits, run the command, end."""
+    """Set the limits, run the command and end, in the forked process."""
     from converter.__main__ import main
     from tests.fuzz.workers import limit_memory
 

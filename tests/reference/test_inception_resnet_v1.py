@@ -1,4 +1,4 @@
-"""The PyTorch module: its numbers in closed form, its options, and what it refuses."""
+"""The PyTorch module: its numbers in closed form, its options and its errors."""
 
 from __future__ import annotations
 

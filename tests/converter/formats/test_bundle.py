@@ -1,4 +1,4 @@
-"""TensorFlow checkpoints, with TensorFlow itself as the judge of reading and of writing."""
+"""TensorFlow checkpoints: reading and writing compared with TensorFlow itself."""
 
 from __future__ import annotations
 
@@ -198,7 +198,7 @@ def test_reads_partitioned_variables(tf, tmp_path):
 
 
 def test_slices_on_a_grid_and_beyond(tf, tmp_path):
-    """Offsets of every length that ordered code has use for, and slices along two axes."""
+    """Offsets of every length in ordered code, and slices along two axes."""
     whole = np.arange(9 * 20_000, dtype="<i4").reshape(9, 20_000)
     rows, columns = [(0, 4), (4, 9)], [(0, 63), (63, 64), (64, 8191), (8191, 8192), (8192, 20_000)]
     for number, (top, bottom) in enumerate(rows):
@@ -484,7 +484,7 @@ def header(num_shards=1, **fields):
 
 
 def hostile(folder, entries, head=None, data=DATA):
-    """Write a checkpoint whose table and checksums are right, and return its prefix."""
+    """Write a checkpoint with correct table and checksums, and return its prefix."""
     messages = {b"": header() if head is None else head, **entries}
     table = sorted((k, v if isinstance(v, bytes) else v.SerializeToString()) for k, v in messages.items())
     with (folder / "h.index").open("wb") as file:
@@ -687,7 +687,7 @@ def test_slices_that_contradict_the_table_are_refused(tmp_path):
 
 
 def test_mutations_behind_right_checksums_raise_nothing_else(tmp_path):
-    """Any bytes at all as keys and messages give tensors or a SourceError."""
+    """Any bytes as keys and messages give tensors or a SourceError."""
     rng = random.Random(11)
     good = {key: value.SerializeToString() for key, value in partitioned([TOP, BOTTOM]).items()}
     good |= {b"a": entry(offset=16).SerializeToString(), b"s": entry(7, (), 24, 8).SerializeToString()}

@@ -1,4 +1,4 @@
-"""Which checkpoint of a training folder is meant, with TensorFlow's Saver and its own choice as the judge."""
+"""The choice of a checkpoint in a training folder, compared with TensorFlow's own choice."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ def test_single_files(single_files, tensors, tmp_path, name, source_format):
 
 @pytest.mark.parametrize("name", ["x.pb", "x.h5", "x.pt", "x.safetensors", "x.zip", "x", "x.ckpt"])
 def test_a_misleading_name_does_not_matter(checkpoint, single_files, tmp_path, name):
-    """Only what the source says of itself is looked at here; that it is read right, others show."""
+    """This test checks the source's description only; other tests check the tensors."""
     files = {
         GRAPH: checkpoint.frozen,
         "Keras HDF5": single_files / "weights.h5",

@@ -1,4 +1,4 @@
-"""Frozen graphs, Keras HDF5, PyTorch files and safetensors, each judged by the library that owns it."""
+"""Frozen graphs, Keras HDF5, PyTorch files and safetensors, each compared with its own library."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def refuses(opened, problem):
 
 
 def add_frozen(graph, name, proto, reader="read"):
-    """Add a constant and the Identity that read the variable it once was."""
+    """Add a constant and the Identity that read the variable."""
     node = graph.node.add(name=name, op="Const")
     node.attr["dtype"].type = proto.dtype
     node.attr["value"].tensor.CopyFrom(proto)
@@ -227,7 +227,7 @@ def test_graphs_without_weights(tmp_path):
 
 @pytest.fixture(scope="module")
 def few(tensors):
-    """Variables of every kind of layer, small enough to write again for each test."""
+    """Variables of every kind of layer, small enough to write for each test."""
     scopes = (
         "InceptionResnetV1/Conv2d_1a_3x3/",
         "InceptionResnetV1/Repeat_1/block17_10/",

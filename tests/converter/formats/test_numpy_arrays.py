@@ -1,4 +1,4 @@
-"""Networks in .npy files: read as NumPy reads them, or refused with what is wrong; nothing of them is run."""
+"""Networks in .npy files: read as NumPy reads them, or refused with the reason, and never run."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def written(tmp_path, content):
 
 
 def refuses(path, problem):
-    """Check that a file is refused with these words, without memory that its size does not justify."""
+    """Check that a file is refused with this message, without memory that its size does not justify."""
     tracemalloc.start()
     try:
         with pytest.raises(SourceError, match=problem) as caught:
@@ -248,7 +248,7 @@ def test_every_attack_says_what_it_tries():
 
 
 def test_what_runs_code_would_run_it(tmp_path, monkeypatch):
-    """The control: NumPy's own unpickling does what the attack is meant to."""
+    """The control: with NumPy's own unpickling the attack succeeds."""
     monkeypatch.chdir(tmp_path)
     np.load(FOLDER / "runs-a-command.npy", allow_pickle=True)
     assert (tmp_path / MARK).exists()
@@ -257,7 +257,7 @@ def test_what_runs_code_would_run_it(tmp_path, monkeypatch):
 @pytest.mark.filterwarnings("ignore:invalid escape sequence:DeprecationWarning")
 @pytest.mark.parametrize("writer", WRITERS.values(), ids=WRITERS)
 def test_no_cut_and_no_changed_bit_does_harm(tmp_path, writer):
-    """Each is refused with a SourceError, or read as arrays that are other numbers or bear other names."""
+    """Each is refused with a SourceError, or read as arrays of other numbers or names."""
     whole = writer(NETWORK)
     random = Random(0)
     flips = [(random.randrange(len(whole)), 1 << random.randrange(8)) for _ in range(1000)]

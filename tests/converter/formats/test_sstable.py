@@ -1,4 +1,4 @@
-"""The sorted table by itself: what goes in comes out, and no damage goes unseen."""
+"""The sorted table: entries survive writing and reading, and all damage is detected."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def contents(*entries, restarts=(0,)):
 
 
 def assemble(*data_blocks, separators=None, block_type=0, metaindex=None, index=None, footer=None):
-    """Put raw block contents into a table with checksums that are right."""
+    """Put raw block contents into a table with correct checksums."""
     file = b""
 
     def append(block, kind):
@@ -132,7 +132,7 @@ def test_every_truncation_and_any_extension_is_seen():
 
 
 def test_assembled_table_is_sound():
-    """The control for the tests below: only the fault that each puts in makes it fail."""
+    """The control for the tests below: without a fault the table is read."""
     data = assemble(contents(entry(0, b"a", b"1"), entry(1, b"b", b"2")), contents(entry(0, b"\xf1", b"3")))
     assert list(Table(data)) == [(b"a", b"1"), (b"ab", b"2"), (b"\xf1", b"3")]
 
@@ -200,7 +200,7 @@ def test_a_key_bomb_is_refused(monkeypatch):
 
 
 def test_mutations_with_right_checksums_raise_nothing_else():
-    """Behind a right checksum any bytes at all give entries or a TableError."""
+    """Any bytes with a correct checksum give entries or a TableError."""
     rng = random.Random(7)
     good = contents(entry(0, b"a", b"12345"), entry(1, b"b", b""), entry(0, b"c", b"9"), restarts=(0, 13))
     assert list(Table(assemble(good)))

@@ -1,4 +1,4 @@
-"""Zip archives as people have them, and archives whose names, links or sizes would do harm."""
+"""Usual zip archives, and archives with harmful names, links or sizes."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def central(data: bytes) -> int:
 
 
 def refuses(tmp_path: Path, data: bytes, says: str) -> None:
-    """Check that nothing of the archive is unpacked, and that the message says why."""
+    """Check that the archive is not unpacked, and that the message states the reason."""
     path = tmp_path / "archive.zip"
     path.write_bytes(data)
     with pytest.raises(SourceError) as caught:
@@ -68,7 +68,7 @@ def refuses(tmp_path: Path, data: bytes, says: str) -> None:
 
 
 def unpacks(tmp_path: Path, data: bytes, files: dict[str, bytes]) -> None:
-    """Check that these files come out, with these digests, and nothing else."""
+    """Check that exactly these files are unpacked, with these digests."""
     path = tmp_path / "archive.zip"
     path.write_bytes(data)
     digests = unpack(path, tmp_path / "model")

@@ -1,4 +1,4 @@
-"""The catalog: the built-in checkpoints, those that users add, and where their files are kept."""
+"""The catalog: the built-in checkpoints, those of the user, and the folders of their files."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ files = {{ ".pb" = "{DIGEST}", "model-x.meta" = "{DIGEST[::-1]}" }}
 
 @pytest.fixture(autouse=True)
 def home(tmp_path, monkeypatch) -> Path:
-    """A home folder that holds nothing, and none of the variables that lead elsewhere."""
+    """An empty home folder, without the environment variables that name other folders."""
     for variable in (user_catalog.VARIABLE, cache.VARIABLE, "TORCH_HOME", "TORCH_HUB"):
         monkeypatch.delenv(variable, raising=False)
     for variable in ("XDG_CONFIG_HOME", "XDG_CACHE_HOME"):

@@ -1,4 +1,4 @@
-"""Getting checkpoints with gdown itself, from a server that plays Google Drive, and every way to fail."""
+"""Downloads with gdown from a server that imitates Google Drive, and every way to fail."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def server(tmp_path_factory):
 
 @pytest.fixture
 def drive(server, tmp_path, monkeypatch):
-    """The server, forgetful of other tests; this process and its children are led to it, with a new cache."""
+    """The server without the state of other tests; this process and its children use it, with a new cache."""
     server.answers.clear()
     server.requests.clear()
     home = tmp_path / "home"
@@ -96,7 +96,7 @@ def catalog(
     monkeypatch, folder: Path, archive: bytes, *, place: str = f'drive_id = "{ID}"', size: bool = True,
     files: dict[str, str] | None = None,
 ) -> CatalogEntry:  # fmt: skip
-    """Write the user's catalog with one checkpoint, and find it there."""
+    """Write the user's catalog with one checkpoint, and return its entry."""
     lines = [f'["{NAME}"]', 'dataset = "faces"', place, f'sha256 = "{sha256(archive)}"']
     lines += [f"size = {len(archive)}"] if size else []
     lines += [f'files."{ending}" = "{digest}"' for ending, digest in (files or {}).items()]
@@ -114,7 +114,7 @@ def checkpoint(drive, monkeypatch, tmp_path) -> CatalogEntry:
 
 
 def snapshot() -> dict[str, bytes | None]:
-    """Everything in the cache but the empty files of the locks: names, and the bytes of files."""
+    """Map every name in the cache to the bytes of the file; the empty files of locks are left out."""
     root = cache.cache_folder()
     return {
         str(path.relative_to(root)): path.read_bytes() if path.is_file() else None
@@ -124,7 +124,7 @@ def snapshot() -> dict[str, bytes | None]:
 
 
 def fill_cache_with_another() -> None:
-    """Put a model and an archive of another name there, which no failure may touch."""
+    """Put a model and an archive of another name into the cache, which no failure may change."""
     for name, content in {"archives/other.zip": b"zip", "models/other/SHA256SUMS": b"sums"}.items():
         path = cache.cache_folder() / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -132,7 +132,7 @@ def fill_cache_with_another() -> None:
 
 
 def fails(checkpoint: CatalogEntry, error: type[PortError], *says: str, **options) -> str:
-    """Check that the download fails with this error, what it says, and that the cache is as it was."""
+    """Check that the download fails with this error and message, and that the cache has not changed."""
     fill_cache_with_another()
     before = snapshot()
     with pytest.raises(error) as caught:

@@ -1,4 +1,4 @@
-"""Weights by name: from the cache, verified, or made from the archive; into new models and existing ones."""
+"""Weights by name, from the cache or converted from the archive, for new models and existing ones."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[3]
 
 
 def environment(folder, archive):
-    """Empty caches, and a catalog that knows the archive, whose address nobody answers."""
+    """Empty caches, and a catalog with the archive, whose address does not answer."""
     catalog = folder / "catalog.toml"
     digest = hashlib.sha256(archive.read_bytes()).hexdigest()
     catalog.write_text(
@@ -47,7 +47,7 @@ def environment(folder, archive):
 
 @pytest.fixture(scope="module")
 def made(archive, tmp_path_factory):
-    """The torch folder after the first model by name was made from an archive taken by hand."""
+    """The torch folder after the first model by name was converted from a local archive."""
     folder = tmp_path_factory.mktemp("made")
     code = (
         "from pathlib import Path; import sys\n"
@@ -68,7 +68,7 @@ def made(archive, tmp_path_factory):
 
 @pytest.fixture
 def cache(made, archive, tmp_path, monkeypatch):
-    """Caches of this test alone, holding the state_dict and not the archive."""
+    """Caches for one test, with the state_dict but not the archive."""
     for variable, value in environment(tmp_path, archive).items():
         monkeypatch.setenv(variable, value)
     hub = tmp_path / "torch" / "hub" / "checkpoints"
@@ -146,7 +146,7 @@ def test_the_file_may_be_removed_while_the_model_is_in_use(cache, expected):
 
 
 def test_every_tensor_is_a_storage_of_its_own(cache, expected, tmp_path):
-    """As PyTorch's own loader has it, so that saving the model again gives a file of the same size."""
+    """Each tensor has a storage of its own, so that saving the model gives a file of the same size."""
     model = InceptionResnetV1(pretrained="faces", offline=True)
     assert len({tensor.untyped_storage().data_ptr() for tensor in model.state_dict().values()}) == len(
         expected
@@ -334,14 +334,14 @@ def test_a_published_file_of_the_old_format(cache, expected, monkeypatch):
 
 
 def alternative_state_dict(cache, source, options=()):
-    """Put a conversion of another file, with its manifest, where the weights of the name are looked for."""
+    """Put a conversion of another file, with its manifest, in the place of the weights of the name."""
     (cache / FILE).unlink()
     (cache / f"{FILE}.json").unlink()
     assert main([str(source), "-o", str(cache / FILE), "--quiet", *options]) == 0
 
 
 def test_weights_of_another_source_are_not_those_of_the_name(with_archive, expected, tensors, tmp_path):
-    """They agree with their own manifest; the catalog knows neither their archive nor their files."""
+    """The weights agree with their manifest, but the catalog has neither their archive nor their files."""
     other = {name: array + np.float32(1) for name, array in tensors.items()}
     write_keras(tmp_path / "other.h5", other)
     alternative_state_dict(with_archive, tmp_path / "other.h5")
@@ -374,7 +374,7 @@ def test_a_sound_file_in_the_second_folder_counts(cache, expected):
 
 
 def test_a_changed_entry_of_the_catalog_is_another_model(with_archive, tensors, tmp_path):
-    """Neither the folder nor the state_dict of the former archive stands for the new one."""
+    """The folder and the state_dict of the former archive are not taken for the new archive."""
     other = {name: array + np.float32(1) for name, array in tensors.items()}
     folder = tmp_path / "other"
     folder.mkdir()
