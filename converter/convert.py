@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def to_pytorch(tensors: Mapping[str, NDArray[Any]], *, weights: Weights = "variable") -> dict[str, Tensor]:
-    """Turn TensorFlow tensors into a state_dict that `load_state_dict` takes as it is.
+    """Turn TensorFlow tensors into a state_dict for `load_state_dict`.
 
     Args:
         tensors: As in `to_numpy_state_dict`.

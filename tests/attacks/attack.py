@@ -20,10 +20,10 @@ class Attack:
     """A file made to do harm.
 
     Attributes:
-        name: Of the file that is given to the command.
-        tries: What it tries, in a line.
-        files: Every file of it by name; two only where an .index and a .data belong together.
-        exact: Whether its bytes are the same everywhere; those of HDF5 and zlib change with releases.
+        name: Name of the file for the command.
+        tries: The attack in a line.
+        files: Name to content of every file: one file, or an .index with its .data.
+        exact: Whether the bytes are always the same; those of HDF5 and zlib change with releases.
     """
 
     name: str

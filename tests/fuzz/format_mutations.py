@@ -1,7 +1,7 @@
-"""Mutations that know a format, so that a changed file gets past its checksums and lengths.
+"""Mutations that know a format, so that a changed file passes the checks of its checksums and lengths.
 
-Each function takes a random generator and a file, and returns a file whose outer layers are intact: lengths,
-block checksums and CRC-32s are correct, and one thing inside is changed.
+Each function takes a random generator and a file. It returns a file with one change inside, whose lengths,
+block checksums and CRC-32s are correct.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _DEEP = (50, 150, 5000, 100_000)
 
 
 def parse_message(data: bytes) -> list[_Field] | None:
-    """Parse protobuf's wire format one level deep; None where the bytes are no message."""
+    """Parse protobuf's wire format one level deep; None if the bytes are not a message."""
     fields: list[_Field] = []
     position = 0
     try:
@@ -67,7 +67,7 @@ def build_message(fields: list[_Field]) -> bytes:
 
 
 def mutate_message(rng: Random, data: bytes, depth: int = 0) -> bytes:
-    """Change one field somewhere in a message; the lengths of all that hold it follow."""
+    """Change one field somewhere in a message, and adapt the lengths of the messages around it."""
     fields = parse_message(data)
     if not fields:
         return havoc(rng, data) if data else varint(interesting(rng))
@@ -94,7 +94,7 @@ def mutate_message(rng: Random, data: bytes, depth: int = 0) -> bytes:
         fields[chosen] = (number, new, plain[new])
     elif kind == 9:
         return build_message(fields[:chosen]) + _nested(rng, number) + build_message(fields[chosen:])
-    elif kind == 10:  # a length that is wrong
+    elif kind == 10:  # a wrong length
         tail = build_message(fields[chosen + 1 :])
         claimed = varint(number << 3 | _BYTES) + varint(interesting(rng))
         return build_message(fields[:chosen]) + claimed + tail

@@ -134,7 +134,7 @@ def _look(folder: Path, expected: Mapping[str, str], *, killed: bool, old: bool)
     for name in new:
         output = name.removesuffix(".json")
         if output != name and any(f"{other}.".startswith(f"{output}.") for other in expected.keys() - new):
-            partial.append(f"{name} is there before its output")
+            partial.append(f"{name} appears before its output")
     if not killed or (len(new) == len(expected) and not hidden):
         return "after", partial
     return ("during" if hidden or new else "before"), partial

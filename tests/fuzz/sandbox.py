@@ -1,6 +1,6 @@
-"""The command, run in processes that are limited and watched: attacks and full disks go through here.
+"""Runs of the command in processes with limits, for attacks and full disks.
 
-Run as a program it imports what the command imports, and then forks for each request: a run costs
+As a program, this module imports the modules of the command once and forks for each request. A run then takes
 milliseconds instead of the seconds that importing PyTorch takes.
 """
 
@@ -27,10 +27,10 @@ class Run:
     """The result of a run of the command.
 
     Attributes:
-        code: Its exit code; None where a signal ended it.
+        code: The exit code; None if a signal ended the process.
         died_of: The signal's name, or "".
-        out: What it printed.
-        err: What it printed on stderr.
+        out: Text on stdout.
+        err: Text on stderr.
         cpu: Processor time in seconds, with that of its children.
         growth: Bytes of memory beyond what the process had at its start.
     """
@@ -44,7 +44,7 @@ class Run:
 
 
 class Sandbox:
-    """A process that is ready to run the command; close it at the end."""
+    """A process that runs the command on request; close it at the end."""
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
@@ -71,10 +71,10 @@ class Sandbox:
             arguments: Those of the command.
             folder: The current folder.
             input_size: Bytes of the file that is read.
-            largest_file: Bytes beyond which no file may grow: a disk that is full.
-            user: Id of the user to run as, where this process may choose.
+            largest_file: Limit on the size of a file in bytes, which imitates a full disk.
+            user: Id of the user to run as, if this process may choose.
             function: Instead of the command, a function that takes its only argument: one of `FUNCTIONS`.
-            cpu_seconds: Processor time after which it is ended by SIGPROF.
+            cpu_seconds: Processor time after which SIGPROF ends the process.
         """
         request = {
             "arguments": [str(argument) for argument in arguments],
