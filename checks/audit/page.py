@@ -171,7 +171,7 @@ def _tensor_table(tensors: Sequence[TensorResult]) -> Table:
             "" if tensor.expected is None else f"{tensor.expected:.9g}",
             tensor.status,
             tensor.detail,
-            "×".join(map(str, tensor.shape)) or "scalar",  # noqa: RUF001
+            ("×".join(map(str, tensor.shape)) or "scalar") if tensor.dtype else "",  # noqa: RUF001
             tensor.dtype,
             tensor.layout,
             tensor.key,

@@ -15,7 +15,7 @@ from checks.core.network import short_name
 from checks.core.render import print_judgements
 from converter import command_line
 
-_WIDTH = 110  # columns; a narrower terminal wraps lines, and cuts off no figure
+_WIDTH = 110  # columns; a line may wrap, a figure is not cut off
 STATUS_MEANINGS: Mapping[Status, str] = {
     "equal": "every bit is the source's",
     "folded": "a BatchNorm or another factor is folded in, by a formula that gives every bit",
