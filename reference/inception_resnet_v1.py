@@ -8,13 +8,9 @@ Module names are those of the published PyTorch state_dicts.
 
 from __future__ import annotations
 
-import warnings
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-from converter.hub.pretrained import load_pretrained
 
 # davidsandberg/facenet, src/train_softmax.py: batch_norm_params.
 BATCH_NORM_EPSILON = 0.001
@@ -200,13 +196,16 @@ class InceptionResnetV1(nn.Module):
         if pretrained is None:
             if classify and num_classes is None:
                 raise ValueError("classify=True needs num_classes, the number of outputs of the classifier")
-            self._build(embedding_size or 512, num_classes, dropout_prob)
+            self.build(embedding_size or 512, num_classes, dropout_prob)
         else:
-            self._build_pretrained(pretrained, num_classes, embedding_size, dropout_prob, offline)
+            from reference.weights import build_pretrained
+
+            build_pretrained(self, pretrained, num_classes, embedding_size, dropout_prob, offline)
         if device is not None:
             self.to(device)
 
-    def _build(self, embedding_size: int, num_classes: int | None, dropout_prob: float) -> None:
+    def build(self, embedding_size: int, num_classes: int | None, dropout_prob: float) -> None:
+        """Create the layers, randomly initialised; the arguments are those of the class."""
         self.conv2d_1a = BasicConv2d(3, 32, 3, stride=2)
         self.conv2d_2a = BasicConv2d(32, 32, 3)
         self.conv2d_2b = BasicConv2d(32, 64, 3, padding=1)
@@ -225,30 +224,6 @@ class InceptionResnetV1(nn.Module):
         self.last_linear = nn.Linear(1792, embedding_size, bias=False)
         self.last_bn = nn.BatchNorm1d(embedding_size, eps=BATCH_NORM_EPSILON, momentum=BATCH_NORM_MOMENTUM)
         self.logits = None if num_classes is None else nn.Linear(embedding_size, num_classes)
-
-    def _build_pretrained(
-        self,
-        name: str,
-        num_classes: int | None,
-        embedding_size: int | None,
-        dropout_prob: float,
-        offline: bool,
-    ) -> None:
-        def build(embeddings: int, classes: int | None) -> None:
-            if embedding_size is not None:
-                check_embedding_size(name, embeddings, embedding_size)
-            with torch.device("meta"):  # no memory and no initial values, which the weights replace
-                self._build(embeddings, classes, dropout_prob)
-
-        weights = load_pretrained(name, offline=offline, build=build)
-        self.load_state_dict(weights.state_dict, assign=True)
-        if num_classes not in (None, weights.num_classes):
-            # stacklevel 3 is the call of the class
-            warnings.warn(other_classes_message(name, weights.num_classes, num_classes), stacklevel=3)
-            self.logits = nn.Linear(weights.embedding_size, num_classes)
-        if self.classify and self.logits is None:
-            raise ValueError(f"{name!r} has no classifier: classify=True needs num_classes")
-        self.to(torch.get_default_device(), torch.get_default_dtype())
 
     def forward(self, images: Tensor) -> Tensor:
         """Compute embeddings of length one, or logits if `classify` is set.
@@ -309,21 +284,3 @@ class InceptionResnetV1(nn.Module):
             raise ValueError("classify is set, but the model was built without num_classes")
         logits: Tensor = self.logits(prelogits)
         return logits
-
-
-def check_embedding_size(name: str, published: int, expected: int) -> None:
-    """Refuse weights for embeddings of another size.
-
-    Raises:
-        ValueError: The sizes differ.
-    """
-    if published != expected:
-        raise ValueError(
-            f"the embeddings of {name!r} have {published} numbers, those of this model have {expected}"
-        )
-
-
-def other_classes_message(name: str, published: int | None, classes: int) -> str:
-    """Describe a classifier that does not come from the published weights."""
-    trained = "has no classifier" if published is None else f"was trained on {published} classes"
-    return f"{name!r} {trained}, not {classes}: the logits layer is randomly initialised"

@@ -1,11 +1,14 @@
-"""Loading published weights by name into an existing network."""
+"""Published weights by name: building the network with them, and loading them into an existing network."""
 
 from __future__ import annotations
 
 import warnings
 
+import torch
+from torch import nn
+
 from converter.hub.pretrained import load_pretrained
-from reference.inception_resnet_v1 import InceptionResnetV1, check_embedding_size, other_classes_message
+from reference.inception_resnet_v1 import InceptionResnetV1
 
 
 def load_weights(model: InceptionResnetV1, name: str, *, offline: bool = False) -> None:
@@ -27,12 +30,51 @@ def load_weights(model: InceptionResnetV1, name: str, *, offline: bool = False) 
     """
     weights = load_pretrained(name, offline=offline)
     state_dict = weights.state_dict
-    check_embedding_size(name, weights.embedding_size, model.last_linear.out_features)
+    _check_embedding_size(name, weights.embedding_size, model.last_linear.out_features)
     if model.logits is None or model.logits.out_features != weights.num_classes:
         state_dict = {key: tensor for key, tensor in state_dict.items() if not key.startswith("logits.")}
         if model.logits is not None:
             model.logits.reset_parameters()
-            classes = model.logits.out_features
-            warnings.warn(other_classes_message(name, weights.num_classes, classes), stacklevel=2)
+            _warn_of_other_classes(name, weights.num_classes, model.logits.out_features, stacklevel=3)
             state_dict |= model.logits.state_dict(prefix="logits.")
     model.load_state_dict(state_dict)
+
+
+def build_pretrained(
+    model: InceptionResnetV1,
+    name: str,
+    num_classes: int | None,
+    embedding_size: int | None,
+    dropout_prob: float,
+    offline: bool,
+) -> None:
+    """Create a model's layers with published weights; its constructor calls this with its own arguments."""
+
+    def build(published_size: int, published_classes: int | None) -> None:
+        if embedding_size is not None:
+            _check_embedding_size(name, published_size, embedding_size)
+        with torch.device("meta"):  # no memory and no initial values, which the weights replace
+            model.build(published_size, published_classes, dropout_prob)
+
+    weights = load_pretrained(name, offline=offline, build=build)
+    model.load_state_dict(weights.state_dict, assign=True)
+    if num_classes is not None and num_classes != weights.num_classes:
+        # The caller of the constructor is the third level above.
+        _warn_of_other_classes(name, weights.num_classes, num_classes, stacklevel=4)
+        model.logits = nn.Linear(weights.embedding_size, num_classes)
+    if model.classify and model.logits is None:
+        raise ValueError(f"{name!r} has no classifier: classify=True needs num_classes")
+    model.to(torch.get_default_device(), torch.get_default_dtype())
+
+
+def _check_embedding_size(name: str, published: int, expected: int) -> None:
+    if published != expected:
+        raise ValueError(
+            f"the embeddings of {name!r} have {published} numbers, those of this model have {expected}"
+        )
+
+
+def _warn_of_other_classes(name: str, published: int | None, classes: int, stacklevel: int) -> None:
+    trained = "has no classifier" if published is None else f"was trained on {published} classes"
+    message = f"{name!r} {trained}, not {classes}: the logits layer is randomly initialised"
+    warnings.warn(message, stacklevel=stacklevel)

@@ -100,8 +100,10 @@ def load_pretrained(
 def _find_entry(name: str) -> CatalogEntry:
     entry = catalog.find_entry(name)
     if entry is None:
+        close = catalog.closest_name(name)
         names = ", ".join(label for entry in catalog.all_entries() for label in entry.labels)
-        raise UsageError(f"{name!r} is not in the catalog. Give one of: {names}.")
+        hint = f"Did you mean {close}?" if close else f"Give one of: {names}."
+        raise UsageError(f"{name!r} is not in the catalog. {hint}")
     return entry
 
 
