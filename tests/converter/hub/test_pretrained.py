@@ -243,7 +243,9 @@ def test_load_weights_into_another_classifier(cache):
 
 
 def test_an_unknown_name(cache):
-    with pytest.raises(UsageError, match=r"'vggface3' is not in the catalog. Give one of: .*vggface2"):
+    with pytest.raises(UsageError, match=r"'resnet' is not in the catalog. Give one of: .*vggface2"):
+        InceptionResnetV1(pretrained="resnet", offline=True)
+    with pytest.raises(UsageError, match=r"'vggface3' is not in the catalog. Did you mean vggface2\?"):
         InceptionResnetV1(pretrained="vggface3", offline=True)
 
 
