@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from checks.audit.compare_mtcnn import compare_mtcnn, network_name
 from checks.audit.compare_tensors import compare_tensors
 from checks.audit.find_named_layers import find_named_layers
 from checks.audit.folded_standardisation import FoldedStandardisation, find_folded_standardisation
@@ -29,7 +30,6 @@ from checks.audit.judge import (
     judge_tensors,
     write_verdict,
 )
-from checks.audit.mtcnn import compare_mtcnn, network_name
 from checks.audit.port_layers import PortWeights
 from checks.audit.published_ports import (
     find_port,

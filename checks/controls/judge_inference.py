@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from checks.compare.judge import judge_headline, judge_mapping, judge_rounding, judge_tensors
 from checks.compare.measure import measure, measure_activation
 from checks.compare.result import ActivationMeasurement, InputMeasurement
-from checks.controls.pipeline import Pipeline
-from checks.controls.snapshot import same_bits
+from checks.controls.port_pipeline import Pipeline
+from checks.controls.port_snapshot import same_bits
 from checks.controls.tensorflow_reference import ControlInput, TinyEmbeddings, tiny_activations
 from checks.core.activations import run_pytorch
 from checks.core.inputs import NOISE

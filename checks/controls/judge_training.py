@@ -9,7 +9,7 @@ from typing import Any
 
 from checks.controls.faults.fault import LOSS, OPTIMISER
 from checks.controls.judge_inference import Verdict
-from checks.controls.pipeline import Pipeline
+from checks.controls.port_pipeline import Pipeline
 from checks.core import thresholds
 from checks.core.activations import LAYERS
 from checks.core.metrics import relative_l2

@@ -11,9 +11,9 @@ from typing import Any
 from checks.controls.faults.fault import Fault, Site
 from checks.controls.judge_inference import InferenceJudge, Verdict, judge_tiny, judge_whole
 from checks.controls.judge_training import judge_training
-from checks.controls.pipeline import Pipeline
+from checks.controls.port_pipeline import Pipeline
+from checks.controls.port_snapshot import Snapshot
 from checks.controls.result import CleanRun, SiteResult, Status
-from checks.controls.snapshot import Snapshot
 from checks.controls.tensorflow_reference import ControlInput, ControlReference, ControlSource
 from checks.core.network import LOGITS
 from checks.diagnosis.causes import Cause

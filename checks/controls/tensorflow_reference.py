@@ -9,7 +9,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from checks.controls.pipeline import Pipeline, Standardisation
+from checks.controls.port_pipeline import Pipeline, Standardisation
 from checks.core.activations import activation_names
 from checks.core.inputs import NOISE, InputBatch, prewhiten, seeded_inputs, standardise
 from checks.core.models import build_port

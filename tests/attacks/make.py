@@ -28,7 +28,7 @@ def readme() -> str:
         "# Attacks",
         "",
         "Each file was made to do harm. Every one must be refused at once, with one message, and nothing",
-        "may be written or run: `tests/attacks/test_attacks.py` checks this.",
+        "may be written or run: `tests/attacks/test_attack_files.py` checks this.",
         "`python -m tests.attacks.make` writes the files.",
         "",
         "| file | what it tries |",

@@ -19,15 +19,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import permutations
 
-from checks.audit.graphs.graph import ForeignGraphError, Graph, Node
-from checks.audit.graphs.linear_units import LinearUnit, find_units
-from checks.audit.graphs.structure_remarks import (
+from checks.audit.graphs.check_structure import (
     CLASSIFIER_OPERATIONS,
     SURROUNDING_OPERATIONS,
     remarks_on_relu,
     remarks_on_unit,
     remarks_on_window,
 )
+from checks.audit.graphs.graph import ForeignGraphError, Graph, Node
+from checks.audit.graphs.linear_units import LinearUnit, find_units
 from checks.audit.graphs.wiring import Wiring, label, plain_name
 from checks.audit.port_layers import PortTensor, PortWeights, Role
 from checks.core.network import (

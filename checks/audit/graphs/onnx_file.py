@@ -14,7 +14,7 @@ from checks.audit.graphs.graph import Graph, Node, Op, Value, Window
 from converter.errors import SourceError
 from converter.formats.limits import MAX_TENSORS, check_claims, open_regular, read_whole
 from converter.formats.source import TensorInfo
-from converter.formats.tensorflow.proto_scanner import BYTES, ProtoScanner
+from converter.formats.tensorflow.find_proto_fields import BYTES, ProtoScanner
 from converter.layouts import CONVOLUTION, FULLY_CONNECTED, Layout
 
 Array = NDArray[Any]

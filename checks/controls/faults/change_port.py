@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from checks.controls.faults.fault import Apply, Site, activation_of
-from checks.controls.pipeline import Pipeline
+from checks.controls.port_pipeline import Pipeline
 from checks.core.types import Arrays
 from converter.layer_map import ConvertedRow, Row
 

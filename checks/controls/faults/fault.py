@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Literal
 
-from checks.controls.pipeline import Pipeline
+from checks.controls.port_pipeline import Pipeline
 from checks.core.activations import LAYERS, STAGES
 from checks.core.network import BOTTLENECK, LOGITS
 from checks.diagnosis.causes import Cause

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from checks.controls.faults.change_port import exchanged, in_every, in_variable, in_variables, planted
 from checks.controls.faults.fault import Fault, Site, activation_of
-from checks.controls.pipeline import Pipeline
+from checks.controls.port_pipeline import Pipeline
 from checks.core.types import Arrays
 from checks.diagnosis.causes import Cause
 from converter.layer_map import NETWORK_SCOPE

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from checks.controls.faults.change_port import rows_changed
 from checks.controls.faults.fault import Apply, Fault, Site, activation_of
-from checks.controls.pipeline import Pipeline
+from checks.controls.port_pipeline import Pipeline
 from checks.diagnosis.causes import Cause
 from converter.layer_map import NETWORK_SCOPE, ConvertedRow, Row, SynthesisedRow
 from converter.layouts import Layout

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from checks.controls.faults.fault import Fault, Site, activation_of
-from checks.controls.pipeline import Pipeline, Prepare, Standardisation
+from checks.controls.port_pipeline import Pipeline, Prepare, Standardisation
 from checks.core.inputs import prewhiten, standardise
 from checks.diagnosis.causes import Cause
 

@@ -29,7 +29,7 @@ from checks.controls.faults.fault import (
     batch_norm_of,
     module_of,
 )
-from checks.controls.pipeline import Pipeline
+from checks.controls.port_pipeline import Pipeline
 from checks.diagnosis.causes import Cause
 from checks.gradients.result import OptimiserName
 from checks.gradients.train_pytorch import make_optimiser, training_loss

@@ -15,7 +15,7 @@ from converter.errors import SourceError
 from converter.formats.limits import MAX_RANK, check_claims, read_whole
 from converter.formats.source import DOWNLOAD_AGAIN, Naming, TensorInfo, TensorSource
 from converter.formats.tensorflow.data_types import numpy_dtype
-from converter.formats.tensorflow.proto_scanner import BYTES, Field, ProtoError, ProtoScanner
+from converter.formats.tensorflow.find_proto_fields import BYTES, Field, ProtoError, ProtoScanner
 from converter.formats.tensorflow.protos import TensorProto
 
 _MOST_BYTES = 2**31 - 1  # protobuf's own limit for a message

@@ -19,8 +19,8 @@ from converter.errors import SourceError
 from converter.formats.limits import check_claims, open_regular
 from converter.formats.safe_pickle import DamagedPickleError, ForbiddenPickleError
 from converter.formats.source import DOWNLOAD_AGAIN, Naming, TensorInfo, TensorSource
-from converter.formats.torch.check_pickle import MAX_PICKLE_BYTES, Other, Tensor, TorchPickleReader
-from converter.formats.torch.check_zip import read_archive
+from converter.formats.torch.state_dict_pickle import MAX_PICKLE_BYTES, Other, Tensor, TorchPickleReader
+from converter.formats.torch.state_dict_zip import read_archive
 
 _ZIP_MAGIC = b"PK\x03\x04"
 _COUNT_BYTES = 8

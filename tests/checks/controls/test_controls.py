@@ -17,11 +17,11 @@ from checks.controls import run
 from checks.controls.faults.all_faults import ALL_FAULTS
 from checks.controls.faults.fault import Fault, Site
 from checks.controls.judge_inference import InferenceJudge, judge_whole, tensors_hold
-from checks.controls.pipeline import Pipeline
 from checks.controls.plant_faults import FaultPlanter
+from checks.controls.port_pipeline import Pipeline
+from checks.controls.port_snapshot import Snapshot
 from checks.controls.result import CleanRun, ControlsResult
 from checks.controls.run import choose, run_controls
-from checks.controls.snapshot import Snapshot
 from checks.controls.table import print_result
 from checks.controls.tensorflow_reference import ControlReference, ControlSource
 from checks.core import thresholds

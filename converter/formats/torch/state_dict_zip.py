@@ -18,7 +18,7 @@ from pathlib import Path
 from converter.errors import SourceError
 from converter.formats.limits import MAX_TENSORS
 from converter.formats.source import DOWNLOAD_AGAIN
-from converter.formats.torch.check_pickle import MAX_PICKLE_BYTES
+from converter.formats.torch.state_dict_pickle import MAX_PICKLE_BYTES
 
 _END = struct.Struct("<4s4H2LH")
 _END_64_LOCATOR = struct.Struct("<4sLQL")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from checks.controls.pipeline import Pipeline
+from checks.controls.port_pipeline import Pipeline
 
 
 class Snapshot:
