@@ -482,7 +482,7 @@ def test_the_source_is_found_by_a_published_sha256(single_files, monkeypatch):
     [
         ("empty.pt", b"", "the file is empty"),
         ("page.pt", b"<!doctype html><html>", "a web page, not a model"),
-        ("cut.safetensors", b"\x40\0\0\0\0\0\0\0{", "not a readable"),
+        ("cut.safetensors", b"\x40\0\0\0\0\0\0\0{", "this is not a TensorFlow graph, nor a file of any"),
         ("noise.bin", bytes(range(200)) * 3, "this is not a TensorFlow graph"),
     ],
 )
