@@ -121,7 +121,11 @@ def test_two_checkpoints_in_one_folder(command, tmp_path):
 def test_a_published_name_without_network(command, tmp_path, monkeypatch, name):
     monkeypatch.setenv("FACENET_PORT_CACHE", str(tmp_path / "cache"))
     known = BUILT_IN_BY_NAME[name]
-    says = [f"{known.name} is not in the cache", known.url, f"facenet-port convert {known.name} --archive FILE"]
+    says = [
+        f"{known.name} is not in the cache",
+        known.url,
+        f"facenet-port convert {known.name} --archive FILE",
+    ]
     command.refuses(name, "--offline", code=4, says=says)
 
 
