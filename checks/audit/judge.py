@@ -123,8 +123,8 @@ def judge_arithmetic(run: GraphRun) -> Judgement:
         key=lambda pair: pair[0] / pair[1],
     )
     statement = (
-        f"{run.arithmetic} error {layer:.2f} times PyTorch's at the worst layer (at most {layer_limit:g}), "
-        f"{whole:.2f} times in the embeddings (at most {whole_limit:g})"
+        f"{run.arithmetic} error {layer:.2f} times PyTorch's at the worst layer (limit {layer_limit:g}), "
+        f"{whole:.2f} times in the embeddings (limit {whole_limit:g})"
     )
     return Judgement("arithmetic", not details, statement, tuple(details))
 
@@ -135,7 +135,7 @@ def judge_distance(run: GraphRun) -> Judgement:
     precision = "float32" if (run.weights, run.arithmetic) == ("float32", "float32") else "float16"
     limit = thresholds.GRAPH_DISTANCE[precision]
     statement = (
-        f"five embeddings {batch.distance:.2e} from the source's in float64 (at most {limit:.0e}), the "
+        f"five embeddings {batch.distance:.2e} from the source's in float64 (limit {limit:.0e}), the "
         f"farthest single one {batch.row_distance:.1e}"
     )
     return Judgement("distance", batch.distance <= limit, statement)

@@ -15,10 +15,11 @@ from checks.core import thresholds
 from checks.core.inputs import NOISE
 from checks.core.network import short_name
 from checks.report.charts import Chart, Drawer
+from checks.report.content import Head, Row, Table
 from checks.report.depth_chart import SINGLE, Depth, Limit, Mark, Series
 from checks.report.histogram_chart import Counts, Panel
 from checks.report.network_parts import activation_groups
-from checks.report.page import Head, Row, Table, write_html
+from checks.report.page import write_html
 from checks.report.provenance import provenance, shown_path
 
 _MOST_TENSORS = 3000  # in the grid and the table; the network has about 700

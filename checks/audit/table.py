@@ -12,7 +12,7 @@ from rich.table import Table
 from checks.audit.judge import describe_difference, describe_first_value
 from checks.audit.result import AuditResult, GraphRun, Status, TensorResult
 from checks.core.network import short_name
-from checks.core.render import print_judgements
+from checks.core.render import from_home, print_judgements
 from converter import command_line
 
 _WIDTH = 110  # columns; a line may wrap, a figure is not cut off
@@ -45,8 +45,8 @@ def print_result(result: AuditResult, *, verbose: bool = False) -> None:
     """
     console = command_line.console(_WIDTH)
     console.print(result.verdict, style="bold green" if result.passed else "bold red", markup=False)
-    console.print(f"  port     {result.port} ({result.format})", markup=False)
-    console.print(f"  against  {result.source} ({result.network})", markup=False)
+    console.print(f"  port     {from_home(result.port)} ({result.format})", markup=False)
+    console.print(f"  against  {from_home(result.source)} ({result.network})", markup=False)
     if result.recognised:
         console.print(f"  {result.recognised}", markup=False)
     print_judgements(console, result.judgements, most_details=0)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from checks.benchmark.result import BenchmarkResult
 from checks.core.judgement import Judgement
-from checks.report.page import Head, Row, Table, write_html
+from checks.report.content import Head, Row, Table
+from checks.report.page import write_html
 from checks.report.provenance import provenance
 
 _HEADINGS = ("median", "smallest", "largest", "at most")

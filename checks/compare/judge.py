@@ -120,7 +120,7 @@ def judge_mapping(inputs: Sequence[InputMeasurement]) -> Judgement:
     worst = max(measured, key=lambda measured: measured.float64.relative_l2)
     statement = (
         f"float64: embeddings {distance:.1e} apart, worst activation {worst.float64.relative_l2:.1e} "
-        f"({short_name(worst.activation)}); at most {limit:.0e}"
+        f"({short_name(worst.activation)}); limit {limit:.0e}"
     )
     return Judgement("mapping", not details, statement, tuple(details))
 
@@ -131,12 +131,12 @@ def judge_rounding(inputs: Sequence[InputMeasurement]) -> Judgement:
     for batch in inputs:
         details += [
             f"{batch.name}: {short_name(measured.activation)}: PyTorch is {measured.excess:.2f} times as far "
-            f"from float64 as TensorFlow, at most {batch.rounding_factor:g}"
+            f"from float64 as TensorFlow (limit {batch.rounding_factor:g})"
             for measured in batch.activations
             if not measured.excess <= batch.rounding_factor
         ]
         details += _judge_graphs(batch)
-    statement = f"float32: PyTorch's error is at most {_worst_excess(inputs)}"
+    statement = f"float32: PyTorch's error is {_worst_excess(inputs)}"
     compared = [value for batch in inputs for value in batch.rebuilt.values()]
     if compared:
         same = sum(value == 0.0 for value in compared)
@@ -181,7 +181,7 @@ def judge_headline(inputs: Sequence[InputMeasurement]) -> Judgement:
     noise = next(batch for batch in inputs if batch.name == NOISE)
     passed = noise.distance32 <= thresholds.HEADLINE and noise.row_distance32 <= thresholds.HEADLINE_ROW
     statement = (
-        f"float32 distance {noise.distance32:.3e} (at most {thresholds.HEADLINE:.0e}), largest row "
-        f"{noise.row_distance32:.1e} (at most {thresholds.HEADLINE_ROW:.0e})"
+        f"float32 distance {noise.distance32:.3e} (limit {thresholds.HEADLINE:.0e}), largest row "
+        f"{noise.row_distance32:.1e} (limit {thresholds.HEADLINE_ROW:.0e})"
     )
     return Judgement("headline", passed, statement)

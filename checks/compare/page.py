@@ -21,10 +21,11 @@ from checks.core import thresholds
 from checks.core.activations import LAYERS, STAGES
 from checks.core.network import EMBEDDINGS, describe_network, short_name
 from checks.report.charts import Drawer
+from checks.report.content import Head, Row, Table
 from checks.report.depth_chart import DOUBLE, SINGLE, Depth, Limit, Mark, Series
 from checks.report.histogram_chart import Counts, Panel
 from checks.report.network_parts import activation_groups
-from checks.report.page import Head, Row, Table, write_html
+from checks.report.page import write_html
 from checks.report.provenance import digests, provenance, shown_path
 
 _MOST_INPUTS = 12  # with a chart; photographs can make many inputs

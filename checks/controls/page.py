@@ -12,7 +12,8 @@ from checks.controls.result import ControlsResult, SiteResult
 from checks.controls.table import remarks, summary
 from checks.core.environment import environment
 from checks.core.network import short_name
-from checks.report.page import Head, write_html
+from checks.report.content import Head
+from checks.report.page import write_html
 from checks.report.provenance import digests, provenance, shown_path
 
 _ORDER = ("tensors", "mapping", "rounding", "headline", "run", "gradients", "SGD", "Adam")

@@ -16,7 +16,7 @@ def judge_gradients(measurement: GradientMeasurement) -> Judgement:
     details = _differences(measurement.gradients, limit)
     worst = worst_tensor(measurement.gradients)
     count = len(measurement.gradients)
-    statement = f"{count} gradients, worst {worst.distance:.1e} ({worst.key}); at most {limit:.0e}"
+    statement = f"{count} gradients, worst {worst.distance:.1e} ({worst.key}); limit {limit:.0e}"
     small = sum(tensor.scale > tensor.norm for tensor in measurement.gradients)
     if small:
         share = f"{thresholds.GRADIENT_FLOOR:.0e} of the norm of all"
@@ -38,7 +38,7 @@ def judge_steps(measurement: StepsMeasurement) -> Judgement:
     statement = (
         f"{len(measurement.state)} tensors after {measurement.steps} steps, worst "
         f"{worst_tensor(measurement.state).distance:.1e}, their changes "
-        f"{worst_tensor(measurement.change).distance:.1e}; at most {limit:.0e}"
+        f"{worst_tensor(measurement.change).distance:.1e}; limit {limit:.0e}"
     )
     return Judgement(measurement.optimiser, not details, statement, tuple(details))
 

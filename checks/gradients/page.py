@@ -14,10 +14,11 @@ from checks.core.network import describe_network
 from checks.gradients.judge import worst_tensor
 from checks.gradients.result import GradientsResult, TensorDistance
 from checks.report.charts import Drawer
+from checks.report.content import Head, Row, Table
 from checks.report.depth_chart import DOUBLE, UNIT64, Depth, Limit, Mark, Series
 from checks.report.histogram_chart import Counts, Panel
 from checks.report.network_parts import key_groups
-from checks.report.page import Head, Row, Table, write_html
+from checks.report.page import write_html
 from checks.report.provenance import digests, provenance, shown_path
 
 _OPTIMISERS = {"sgd": "SGD", "adam": "Adam"}

@@ -4,81 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jinja2
 from markupsafe import Markup, escape
 
-from checks.core.judgement import Judgement
+from checks.report.content import Head
 from checks.report.provenance import Provenance
 from converter.atomic import AtomicFiles
 
 _KIT = Path(__file__).parent
 _NUMBER = re.compile(r"(\b\d(?:\.\d{1,3})?e[-+]\d{1,3}\b)")
 _BREAK = re.compile(r"(?<=/)(?=\w)|(?<=\.)(?=[a-z_])")  # after a slash or a dot, not in a decimal fraction
-
-
-@dataclass(frozen=True, slots=True)
-class Head:
-    """The head of a page.
-
-    Attributes:
-        command: The name of the command.
-        passed: The verdict.
-        word: The verdict in a word.
-        sentence: The verdict in a sentence.
-        facts: The name and value of each fact on the port and the source.
-        judgements: The judgements, in order.
-        place: The place of the fault; empty without one.
-        reasons: The label and the sentence of each cause.
-    """
-
-    command: str
-    passed: bool
-    word: str
-    sentence: str
-    facts: tuple[tuple[str, str], ...]
-    judgements: tuple[Judgement, ...]
-    place: str = ""
-    reasons: tuple[tuple[str, str], ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """A row of a table.
-
-    Attributes:
-        name: The text of the first column.
-        cells: The texts of the other columns.
-        kind: The look of the row: "", "fault" or "strong".
-        failed: The indices of the cells that fail a judgement; the page marks them.
-    """
-
-    name: str
-    cells: tuple[str, ...]
-    kind: str = ""
-    failed: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """A table: a name in the first column, figures in the others.
-
-    Attributes:
-        name: The heading of the first column.
-        headings: The headings of the other columns.
-        rows: The rows, in order.
-        text_columns: The number of columns at the end that hold text; the others hold figures.
-        explanations: A line on each heading, below the table; empty for none.
-    """
-
-    name: str
-    headings: tuple[str, ...]
-    rows: tuple[Row, ...]
-    text_columns: int = 0
-    explanations: tuple[str, ...] = ()
 
 
 def write_html(path: Path, template: str, head: Head, provenance: Provenance, **content: Any) -> None:

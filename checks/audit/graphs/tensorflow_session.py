@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import NDArray
 
 from checks.core.activations import activation_names
+from checks.core.environment import versions
 from checks.core.inputs import IMAGE_SIZE
 from checks.core.network import EMBEDDINGS
 
@@ -46,12 +47,10 @@ class TensorFlowSession:
     outputs: tuple[str, ...] = (EMBEDDINGS,)
 
     def __init__(self, graph: OwnGraph) -> None:
-        import tensorflow
-
         others = sorted(graph.operations - ARITHMETIC)
         if others:
             raise ValueError(f"it was not run: it holds {', '.join(others)}, not only arithmetic")
-        self.runtime = f"TensorFlow {tensorflow.__version__}"
+        self.runtime = f"TensorFlow {versions()['tensorflow']}"
         self._graph = graph
         self.activations = tuple(
             activation
