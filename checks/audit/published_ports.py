@@ -79,11 +79,9 @@ def find_source(port: Path) -> str:
     """
     if not port.exists() and not port.with_name(f"{port.name}.index").exists():
         close = catalog.closest_name(str(port))
-        hint = (
-            f"Did you mean {close}?"
-            if close
-            else "Give the file of a port, or a name that `facenet-port list` shows"
-        )
+        hint = "Give the file of a port, or a name that `facenet-port list` shows"
+        if close:
+            hint += f", such as {close}"
         raise SourceError(port, "no such file, folder or checkpoint prefix", next_step=hint)
     published = find_published_port(file_digest(port)) if port.is_file() else None
     if published is not None and published.source is not None:
