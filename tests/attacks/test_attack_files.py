@@ -11,6 +11,8 @@ from tests.attacks.make import readme
 from tests.fuzz.sandbox import Sandbox
 from tests.fuzz.workers import CPU_SECONDS, EXTRA_MEMORY
 
+pytestmark = pytest.mark.slow
+
 FUNCTIONS = {
     ".zip": "unpack",
     ".json": "read_manifest",

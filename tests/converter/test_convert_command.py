@@ -26,6 +26,8 @@ from tests.conftest import MODEL, STEP, same_bits
 from tests.support import google_drive_server
 from tests.support.google_drive_server import file, scan_page
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 ID = "1FacesFacesFacesFacesFacesFaces01"
 

@@ -26,6 +26,8 @@ from tests.facenet_tf.conftest import (
     relative_error,
 )
 
+pytestmark = pytest.mark.slow
+
 tf1 = graph.tf1
 
 

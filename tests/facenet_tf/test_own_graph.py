@@ -28,6 +28,8 @@ from tests.facenet_tf.conftest import (
     seeded_tensors,
 )
 
+pytestmark = pytest.mark.slow
+
 tf1 = graph.tf1
 
 

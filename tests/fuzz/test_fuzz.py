@@ -14,6 +14,8 @@ from tests.fuzz.damaged_networks import FULL_SIZE
 from tests.fuzz.targets import TARGETS
 from tests.fuzz.workers import EXTRA_MEMORY, FINDINGS, make_mutant
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 COUNT = 300
 CONVERSIONS = 1

@@ -16,6 +16,8 @@ from converter.formats.tensorflow.bundle_writer import write_tensor_bundle
 from tests.fuzz.killed_writers import JOBS
 from tests.fuzz.sandbox import ROOT, Sandbox
 
+pytestmark = pytest.mark.slow
+
 KILLS = 20
 NOBODY = 65534
 FORMATS = {

@@ -24,6 +24,8 @@ from converter.layer_map import Variant, table
 from reference import InceptionResnetV1
 from tests.conftest import CLASSES, MODEL, write_keras
 
+pytestmark = pytest.mark.slow
+
 KERNEL = "repeat_1.2.branch1.1.conv.weight"
 EXACT = "The port is exact: every tensor is the source's, bit for bit."
 

@@ -32,6 +32,8 @@ from converter.plan import describe, infer_variant
 from tests.conftest import CLASSES
 from tests.support.graph_exports import export_onnx, export_tflite, network
 
+pytestmark = pytest.mark.slow
+
 FAITHFUL = (
     "The port is faithful: its weights are the source's with factors folded in, bit for bit, and its graph "
     "computes what the network does."

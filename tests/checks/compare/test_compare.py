@@ -28,6 +28,8 @@ from converter.convert_file import convert_file
 from converter.errors import SourceError, UsageError
 from facenet_tf.graph import STAGES
 
+pytestmark = pytest.mark.slow
+
 STATE_DICT = Mapping[str, torch.Tensor]
 # Makes every import of TensorFlow fail, as if it were not installed.
 WITHOUT_TENSORFLOW = (

@@ -33,6 +33,8 @@ from converter.layer_map import LOGITS_SCOPE, Variant
 from tests.conftest import write_keras
 from tests.support.package_index import KERAS_FACENET, IndexUnreachableError, download, extract
 
+pytestmark = pytest.mark.slow
+
 ACTIVATION = "InceptionResnetV1/Conv2d_2a_3x3"
 CLASSES = {fault.name: fault for fault in ALL_FAULTS}
 

@@ -35,6 +35,8 @@ from tests.checks.diagnosis.faulty_ports import (
     same_bytes,
 )
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def stored(tensors: Mapping[str, NDArray[Any]], tmp_path_factory: pytest.TempPathFactory) -> Path:

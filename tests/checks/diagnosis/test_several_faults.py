@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -28,6 +29,8 @@ from tests.checks.diagnosis.faulty_ports import (
     computing,
     port_of,
 )
+
+pytestmark = pytest.mark.slow
 
 
 def test_several_faults_are_all_found_in_one_pass(

@@ -18,6 +18,8 @@ from tests.checks.diagnosis.faulty_ports import (
     port_of,
 )
 
+pytestmark = pytest.mark.slow
+
 
 def _prewhiten(pixels: NDArray[Any]) -> NDArray[Any]:
     each = pixels.astype(np.float64)

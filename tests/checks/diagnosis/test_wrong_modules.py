@@ -19,6 +19,8 @@ from tests.checks.diagnosis.faulty_ports import (
     unit_of,
 )
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("name", MODULES)
 def test_a_fault_in_a_module_is_named_and_placed(

@@ -34,6 +34,8 @@ from tests.checks.diagnosis.faulty_ports import (
 )
 from tests.support.package_index import KERAS_FACENET, IndexUnreachableError, download, extract
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_a_fault_in_the_weights_is_named_placed_and_put_right(

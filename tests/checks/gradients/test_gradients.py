@@ -47,6 +47,8 @@ from facenet_tf.checkpoint import CheckpointFiles
 from facenet_tf.graph_nodes import GraphError
 from facenet_tf.session import legacy_graph, tf, tf1
 
+pytestmark = pytest.mark.slow
+
 CLASSES = 7
 STEPS = 3
 SIZE = (107, 91)  # eight values a channel in the last maps: statistics of fewer are badly conditioned

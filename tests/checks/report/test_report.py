@@ -42,6 +42,8 @@ from checks.report.depth_chart import Depth, Limit, Series
 from checks.report.page import breakable
 from checks.report.provenance import shown_path
 
+pytestmark = pytest.mark.slow
+
 HOSTILE = "<img src=x onerror=alert(1)> $x_1$ \"quoted\" & 'so'"
 SIZES = ((390, 844), (1440, 900))
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")

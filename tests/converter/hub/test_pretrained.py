@@ -25,6 +25,8 @@ from reference import InceptionResnetV1, load_weights
 from tests.conftest import CLASSES, MODEL, same_bits, write_keras
 from tests.support.google_drive_server import proxy_environment
 
+pytestmark = pytest.mark.slow
+
 FILE = f"{MODEL}-faces.pt"
 ROOT = Path(__file__).parents[3]
 
