@@ -7,17 +7,20 @@ STAMP := $(VENV)/.installed
 
 .PHONY: compare test test-fast real docs fuzz lint format benchmark clean
 
+# Two test processes with a thread each: with more threads than cores they wait for each other, and take twice as long.
+PYTEST := OMP_NUM_THREADS=1 TF_NUM_INTRAOP_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
 # Convert the built-in checkpoint and prove the port.
 compare: $(STAMP)
 	$(BIN)/facenet-port compare
 
 # All tests, in two processes. Without a package index the tests on real weights are skipped, and the summary says so.
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(PYTEST)
 
 # The tests for the loop while writing: under two minutes.
 test-fast: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not real"
+	$(PYTEST) -m "not slow and not real"
 
 # Only the tests on real trained weights.
 real: $(STAMP)

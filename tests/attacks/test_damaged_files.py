@@ -363,7 +363,7 @@ def test_a_member_that_is_there_twice_is_refused(tmp_path, name):
         for member in old.namelist():
             new.writestr(member, old.read(member))
         new.writestr(name, bytes(16))
-    refuses(lambda: StateDictFile(tmp_path / "t.pt"), "there twice")
+    refuses(lambda: StateDictFile(tmp_path / "t.pt"), "twice")
 
 
 def test_members_that_overlap_are_refused(tmp_path):

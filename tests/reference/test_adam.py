@@ -127,5 +127,5 @@ def test_a_parameter_without_a_gradient_stays(epsilon: float) -> None:
 
 @pytest.mark.parametrize("wrong", [{"lr": -1.0}, {"betas": (1.0, 0.999)}, {"eps": -0.1}])
 def test_numbers_outside_their_range_are_refused(wrong: dict) -> None:
-    with pytest.raises(ValueError, match="not negative"):
+    with pytest.raises(ValueError, match="must be 0 or above"):
         TensorFlowAdam([torch.zeros(1)], **{"lr": 0.1, **wrong})
