@@ -42,7 +42,7 @@ _AVERAGE_SHIFT = 1e-3  # relative; about the distance of a moving average at the
 
 @dataclass(frozen=True, slots=True)
 class ControlInput:
-    """One input of the controls with TensorFlow's activations.
+    """An input of the controls, with TensorFlow's activations.
 
     Attributes:
         activations: TensorFlow's side, with its images.

@@ -92,7 +92,7 @@ def _reason(error: Exception) -> str:
 
 
 class _Run:
-    """One forward pass, with its hooks and its records.
+    """A forward pass, with its hooks and its records.
 
     Attributes:
         outputs: As in `LayerRuns`.
