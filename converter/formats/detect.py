@@ -221,7 +221,7 @@ def _open_safetensors(path: Path, step: int | None) -> TensorSource:
 
 def _open_beside_state(path: Path, step: int | None) -> TensorSource:
     """Open the checkpoint that a `checkpoint` file names, or the highest step if that one is gone."""
-    latest = read_latest(path)
+    latest = read_latest(path)[-1]
     snapshots = find_snapshots(path.parent)
     if not snapshots:
         raise SourceError(

@@ -6,6 +6,7 @@ file called `checkpoint` that names the latest of them.
 
 from __future__ import annotations
 
+import codecs
 import logging
 import re
 from collections.abc import Sequence
@@ -25,6 +26,9 @@ MAX_STATE_BYTES = 1 << 20
 """Limit on the size of a `checkpoint` file: some 5,000 names."""
 
 _WITH_STEP = re.compile(r"(?P<model>.+)-(?P<step>0|[1-9][0-9]*)")  # Saver.save: "%s-%d"
+_FILE_ENDING = re.compile(r"\.(index|meta|data-\d{5}-of-\d{5})$")
+_WINDOWS_PATH = re.compile(r"\\\\|[^\\]+\\")
+_WITHOUT_STATE = "Delete it to take the highest step, or name the checkpoint itself"
 _MOST_NAMES = 12  # that a message lists
 
 
@@ -76,37 +80,54 @@ def find_state(folder: Path) -> Path | None:
     return state if state.is_file() else None
 
 
-def read_latest(state: Path) -> str:
+def read_latest(state: Path) -> tuple[str, ...]:
     """Read the name of the latest checkpoint from a `checkpoint` file.
 
     Only the base name is returned: training writes absolute paths by default, which are wrong in a folder
-    that was moved or came from another machine.
+    that was moved or came from another machine. A file that was edited on Windows may have a byte order mark,
+    UTF-16, or a path with single backslashes, which protobuf's text format takes for escapes; whoever writes
+    a name by hand may add the ending of a file.
 
     Args:
         state: The file, a CheckpointState in protobuf's text format.
 
     Returns:
-        The name without the folder, which may be a POSIX or a Windows path.
+        The ways to read the name, the literal one first: several only if backslashes or an ending leave a
+        choice. Each is without the folder, which may be a POSIX or a Windows path.
 
     Raises:
         SourceError: The file is too large, is not a CheckpointState, or does not name a checkpoint.
         OSError: It cannot be read.
     """
-    next_step = "Delete it to take the highest step, or name the checkpoint itself"
     with state.open("rb") as file:
         content = file.read(MAX_STATE_BYTES + 1)
     if len(content) > MAX_STATE_BYTES:
         problem = f"it has over {MAX_STATE_BYTES >> 20} MB, more than any list of checkpoints"
-        raise SourceError(state, problem, next_step=next_step)
-    try:
-        message = text_format.Parse(content.decode(), CheckpointState())
-    except (text_format.ParseError, ValueError, RecursionError) as error:
-        problem = f"this is not a readable list of checkpoints ({str(error)!r:.100})"
-        raise SourceError(state, problem, next_step=next_step) from error
-    name = re.split(r"[/\\]", message.model_checkpoint_path)[-1]
-    if not name:
-        raise SourceError(state, "it does not name a checkpoint", next_step=next_step)
-    return name
+        raise SourceError(state, problem, next_step=_WITHOUT_STATE)
+    bases = [re.split(r"[/\\]", path)[-1].strip() for path in _read_paths(state, content)]
+    names = [name for base in bases for name in (base, _FILE_ENDING.sub("", base)) if name]
+    if not names:
+        raise SourceError(state, "it does not name a checkpoint", next_step=_WITHOUT_STATE)
+    return tuple(dict.fromkeys(names))
+
+
+def _read_paths(state: Path, content: bytes) -> list[str]:
+    """Parse a `checkpoint` file; a second reading takes each backslash for part of a Windows path."""
+    utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    paths, errors = [], []
+    for doubled in (False, True):
+        try:
+            text = content.decode("utf-16" if utf16 else "utf-8-sig")
+            text = text.replace("\\", "\\\\") if doubled else text
+            path = text_format.Parse(text, CheckpointState()).model_checkpoint_path
+            if not doubled or _WINDOWS_PATH.match(path):
+                paths.append(path)
+        except (text_format.ParseError, ValueError, RecursionError) as error:
+            errors.append(error)
+    if not paths:
+        problem = f"this is not a readable list of checkpoints ({str(errors[0])!r:.100})"
+        raise SourceError(state, problem, next_step=_WITHOUT_STATE) from errors[0]
+    return paths
 
 
 def choose(
@@ -115,13 +136,14 @@ def choose(
     """Choose among the checkpoints of a folder: the one of a step, or the latest.
 
     The latest is the one that the `checkpoint` file names, as for tf.train.latest_checkpoint. Without that
-    file, or if the checkpoint that it names is gone, it is the one of the highest step.
+    file it is the one of the highest step. If the checkpoint that it names is gone, it is that one too, and a
+    warning says so.
 
     Args:
         candidates: At least one checkpoint, in the order of `find_snapshots`.
         where: The path that the user gave, for messages.
         step: The training step to choose; None for the latest.
-        state: The `checkpoint` file, if there is one. It is read only if there is a choice to make.
+        state: The `checkpoint` file, if there is one. A damaged one matters only if there is a choice to make.
 
     Raises:
         UsageError: No checkpoint is of that step, or it is unknown which of several models is meant.
@@ -130,13 +152,19 @@ def choose(
     """
     if step is not None:
         return _choose_step(candidates, where, step, state)
-    named = _find_named(candidates, state) if len(candidates) > 1 else None
+    try:
+        named = _find_named(candidates, state)
+    except SourceError:
+        if len(candidates) > 1:
+            raise
+        return candidates[0]
     if named is not None:
         return named
-    if len(candidates) == 1:
-        return candidates[0]
-    if len({snapshot.model for snapshot in candidates}) > 1 or candidates[0].step is None:
+    models = {snapshot.model for snapshot in candidates}
+    if len(models) > 1 or (len(candidates) > 1 and candidates[0].step is None):
         raise _ambiguous(candidates, where)
+    if state is not None:
+        _warn_of_another(candidates[-1], state)
     return candidates[-1]
 
 
@@ -167,11 +195,24 @@ def _find_named(candidates: Sequence[Snapshot], state: Path | None) -> Snapshot 
     """Return the candidate that the `checkpoint` file names, or None."""
     if state is None:
         return None
-    latest = read_latest(state)
-    named = next((snapshot for snapshot in candidates if snapshot.name == latest), None)
-    if named is None:
-        logging.getLogger(__name__).warning("%s names %s, which is not beside it", state, latest)
-    return named
+    by_name = {snapshot.name: snapshot for snapshot in candidates}
+    return next((by_name[name] for name in read_latest(state) if name in by_name), None)
+
+
+def _warn_of_another(chosen: Snapshot, state: Path) -> None:
+    """Warn that the checkpoint that a `checkpoint` file names is gone, and which one is taken instead.
+
+    Nothing is amiss if it is there and of another model: the user gave a .meta then.
+    """
+    names = read_latest(state)
+    if not {snapshot.name for snapshot in find_snapshots(state.parent)} & set(names):
+        logging.getLogger(__name__).warning(
+            "warning: %s names %r, which is not in that folder; %s is taken instead. To choose another one, "
+            "name its .index file.",
+            state,
+            names[-1],
+            chosen.name,
+        )
 
 
 def _ambiguous(candidates: Sequence[Snapshot], where: Path) -> UsageError:

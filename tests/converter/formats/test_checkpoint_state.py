@@ -94,7 +94,7 @@ def test_the_message_is_described_as_tensorflow_does(tf):
 
 def test_a_name_that_is_not_ascii(tf, tmp_path):
     folder = train(tf, tmp_path / "modèle.ckpt", [1, 3, 2])
-    assert read_latest(folder / "checkpoint") == "modèle.ckpt-2"
+    assert read_latest(folder / "checkpoint")[0] == "modèle.ckpt-2"
     assert opened(folder) == "modèle.ckpt-2"
 
 
@@ -120,10 +120,84 @@ def test_only_the_base_name_of_a_path_counts(tmp_path, path):
     assert opened(tmp_path) == "m.ckpt-9"
 
 
-def test_a_checkpoint_file_that_names_what_is_gone(tmp_path):
+# Files edited by hand, or on Windows
+
+
+@pytest.mark.parametrize("path", ["", "checkpoint"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: b"\xef\xbb\xbf" + text,
+        lambda text: text.replace(b"\n", b"\r\n"),
+        lambda text: b"\xef\xbb\xbf" + text.replace(b"\n", b"\r\n") + b"\r\n\r\n",
+        lambda text: text.replace(b"\n", b"\r"),
+        lambda text: text.decode().encode("utf-16"),
+        lambda text: b"\xfe\xff" + text.decode().encode("utf-16-be"),
+        lambda text: b"# kept for the paper\n" + text,
+        lambda text: text.replace(b'"\n', b' "\n'),
+        lambda text: text.replace(b'ckpt-9"', b'ckpt-9.index"'),
+        lambda text: text.replace(b'ckpt-9"', b'ckpt-9.data-00000-of-00001"'),
+        lambda text: text.replace(b'ckpt-9"', b'ckpt-9.meta"'),
+    ],
+)
+def test_an_edited_list_names_the_same_checkpoint(tf, tmp_path, caplog, change, path):
+    folder = train(tf, tmp_path / "m.ckpt", [10, 9])
+    (folder / "checkpoint").write_bytes(change((folder / "checkpoint").read_bytes()))
+    assert opened(folder / path) == "m.ckpt-9"
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    "folder",
+    [
+        r"C:\models",
+        r"C:\models\20180402-114759",  # \201 is an octal escape, \m is none
+        r"D:\training\new\best",  # \t, \n and \b are escapes
+        r"\\server\share\x41",
+        r"C:\Users\Zoë",
+        r"C:/Users\303\250",
+    ],
+)
+@pytest.mark.parametrize("name", ["m.ckpt-9", "nine.ckpt-9", "20180402-114759.ckpt-9", "m.ckpt-9.index"])
+def test_a_windows_path_with_single_backslashes(tmp_path, caplog, folder, name):
+    stem = name.removesuffix(".index")
+    small(tmp_path, stem, stem.replace("-9", "-10"))
+    state(tmp_path, f'model_checkpoint_path: "{folder}\\{name}"\r\n')
+    assert opened(tmp_path) == opened(tmp_path / "checkpoint") == stem
+    assert not caplog.records
+
+
+def test_a_name_with_an_ending_that_is_its_own(tmp_path):
+    small(tmp_path, "m.index", "m")
+    assert opened(state(tmp_path, 'model_checkpoint_path: "m.index"')) == "m.index"
+
+
+@pytest.mark.parametrize("path", ["", "checkpoint"])
+def test_another_checkpoint_than_the_named_one_is_never_taken_silently(tmp_path, caplog, path):
+    """A folder with one checkpoint is no exception."""
+    small(tmp_path, "m.ckpt-9")
+    state(tmp_path, r'model_checkpoint_path: "C:\models\m.ckpt-11"')
+    assert opened(tmp_path / path) == "m.ckpt-9"
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        f"warning: {tmp_path / 'checkpoint'} names 'm.ckpt-11', which is not in that folder; m.ckpt-9 is "
+        "taken instead. To choose another one, name its .index file."
+    )
+
+
+def test_the_meta_of_another_model_than_the_named_one(tmp_path, caplog):
+    small(tmp_path, "model-a.ckpt-9", "model-a.ckpt-10", "model-b.ckpt-3")
+    (tmp_path / "model-a.meta").write_bytes(b"\x0a\x00\x12\x00")
+    state(tmp_path, 'model_checkpoint_path: "model-b.ckpt-3"')
+    assert opened(tmp_path / "model-a.meta") == "model-a.ckpt-10"
+    assert not caplog.records
+
+
+def test_a_checkpoint_file_that_names_what_is_gone(tmp_path, caplog):
     small(tmp_path, "m.ckpt-9", "m.ckpt-10")
     state(tmp_path, 'model_checkpoint_path: "m.ckpt-11"')
     assert opened(tmp_path) == opened(tmp_path / "checkpoint") == "m.ckpt-10"
+    assert [record.args[2] for record in caplog.records] == ["m.ckpt-10"] * 2
     for path in tmp_path.glob("m.*"):
         path.unlink()
     with pytest.raises(SourceError, match=r"'m\.ckpt-11', but there is no checkpoint beside it"):
