@@ -89,17 +89,6 @@ class _Stored:
 
 
 class _NumpyPickleReader(PickleReader):
-    def _step(self, opcode: str, argument: Any, stack: list[Any], memo: dict[int, Any]) -> None:
-        if opcode in ("BINBYTES", "SHORT_BINBYTES", "SHORT_BINUNICODE"):
-            stack.append(argument)
-        elif opcode == "MEMOIZE":
-            memo[len(memo)] = stack[-1]
-        elif opcode == "STACK_GLOBAL":
-            name = expect_type(str, stack.pop())
-            stack.append(self._global(f"{expect_type(str, stack.pop())}.{name}"))
-        else:
-            super()._step(opcode, argument, stack, memo)
-
     def _allows(self, name: str) -> bool:
         return name in _FUNCTIONS or name == "numpy.ndarray"
 

@@ -80,6 +80,8 @@ class PickleReader(ABC):
             stack.append(argument)
         elif opcode in ("BINPUT", "LONG_BINPUT"):
             memo[argument] = stack[-1]
+        elif opcode == "MEMOIZE":
+            memo[len(memo)] = stack[-1]
         elif opcode in ("BINGET", "LONG_BINGET"):
             stack.append(memo[argument])
         elif opcode in _TUPLES:
@@ -89,6 +91,9 @@ class PickleReader(ABC):
             stack.append(tuple(_pop_to_mark(stack)))
         elif opcode == "GLOBAL":
             stack.append(self._global(".".join(argument.split(" "))))
+        elif opcode == "STACK_GLOBAL":
+            name = expect_type(str, stack.pop())
+            stack.append(self._global(f"{expect_type(str, stack.pop())}.{name}"))
         elif opcode == "REDUCE":
             arguments = expect_type(tuple, stack.pop())
             stack.append(self._call(expect_type(Global, stack.pop()).name, arguments))
@@ -134,7 +139,10 @@ _CONSTANTS: Mapping[str, Callable[[], Any]] = {
     "EMPTY_DICT": dict,
     "MARK": lambda: _MARK,
 }
-_VALUES = {"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINSTRING", "BINSTRING"}
+_VALUES = {
+    "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE", "SHORT_BINSTRING",
+    "BINSTRING", "SHORT_BINBYTES", "BINBYTES",
+}  # fmt: skip
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 

@@ -55,6 +55,9 @@ class TensorSource(Mapping[str, NDArray[Any]]):
         naming: The kind of names: TensorFlow variables, Keras weights or PyTorch state_dict keys.
         files: Every file that tensors are read from.
         info: Name to dtype and shape, in the file's own order.
+        key: The entry of a training file that holds the tensors, such as `state_dict`; empty if the whole
+            file does.
+        beside: The other entries of such a file, which are not read.
     """
 
     path: Path
@@ -62,6 +65,8 @@ class TensorSource(Mapping[str, NDArray[Any]]):
     naming: Naming
     files: tuple[Path, ...]
     info: Mapping[str, TensorInfo]
+    key: str = ""
+    beside: tuple[str, ...] = ()
 
     @abstractmethod
     def __getitem__(self, name: str) -> NDArray[Any]:

@@ -409,10 +409,11 @@ def test_a_state_dict_of_another_type_of_number(command, tensors, tmp_path, dtyp
 
 
 def test_a_training_checkpoint_of_pytorch(command, tmp_path):
-    torch.save({"epoch": 3, "state_dict": {"w": torch.zeros(2)}}, tmp_path / "epoch.pt")
-    command.refuses(
-        tmp_path / "epoch.pt", says=[tmp_path / "epoch.pt", "'epoch' is a int", "Give the state_dict"]
-    )
+    path = tmp_path / "epoch.pt"
+    torch.save({"epoch": 3, "weights": {"w": torch.zeros(2)}}, path)
+    command.refuses(path, says=[path, "a training file, with tensors under 'weights'", "['weights'], "])
+    torch.save({"epoch": 3, "w": torch.zeros(2)}, path)
+    command.refuses(path, says=[path, "'epoch' is a int", "Give the state_dict"])
 
 
 def test_a_flipped_bit_in_a_state_dict(command, tmp_path):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import io
+import mmap
 import os
-import warnings
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,8 +29,17 @@ _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
 
 
+STATE_DICT_KEYS = ("state_dict", "model", "model_state_dict", "net")
+"""The entries of a training file that may be its state_dict."""
+
+_WRITE_WEIGHTS = 'torch.save(model.state_dict(), "weights.pt")'
+
+
 class StateDictFile(TensorSource):
     """A state_dict saved by `torch.save`, in the zip format or in the one before PyTorch 1.6.
+
+    A training file is a dictionary with the state_dict beside an epoch, an optimiser and the like; the entry
+    of `STATE_DICT_KEYS` is read.
 
     Args:
         path: The file.
@@ -38,7 +47,8 @@ class StateDictFile(TensorSource):
             caller that compares every bit anyway does not need it.
 
     Raises:
-        SourceError: The file is corrupt, contains code, or is not a flat mapping of names to dense tensors.
+        SourceError: The file is corrupt, contains code, holds several state_dicts, or is not a flat mapping
+            of names to dense tensors.
     """
 
     format = "PyTorch state_dict"
@@ -51,65 +61,109 @@ class StateDictFile(TensorSource):
             with open_regular(path) as file:
                 self._size = os.fstat(file.fileno()).st_size
                 is_zip = file.read(len(_ZIP_MAGIC)) == _ZIP_MAGIC
-                expected = self._walk_archive(file, verify) if is_zip else self._walk_legacy(file)
+                content, self._starts = (
+                    self._walk_archive(file, verify) if is_zip else self._walk_legacy(file)
+                )
+                self._mapped: mmap.mmap | None = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except OSError as error:
             raise SourceError(path, f"the file cannot be read ({error.strerror})") from error
-        except ForbiddenPickleError as error:
-            raise SourceError(
-                path,
-                "the pickle inside asks for more than tensors, or is damaged; it was not run",
-                next_step="Ask its author for a plain state_dict: torch.save(model.state_dict(), path)",
-            ) from error
         except DamagedPickleError as error:
             raise self._damaged(f"the pickle inside: {error}") from error
+        self._tensors = self._check_content(self._find_state_dict(content))
         self.info = {
             name: TensorInfo(np.dtype(tensor.storage.dtype), tensor.shape)
-            for name, tensor in self._check_content(expected).items()
+            for name, tensor in self._tensors.items()
         }
         check_claims(path, self.info, self._size)
-        self._tensors = self._load(is_zip)
 
-    def _walk_archive(self, file: io.BufferedReader, verify: bool) -> Any:
-        """Check the zip format; returns the value of its pickle."""
+    def _walk_archive(self, file: io.BufferedReader, verify: bool) -> tuple[Any, dict[str, int]]:
+        """Check the zip format; returns the value of its pickle, and where each storage starts."""
         archive = read_archive(self.path, file, verify=verify)
         if archive.byte_order != b"little":
             raise self._damaged("it is not little-endian")
         walk = TorchPickleReader()
-        content = walk.load(io.BytesIO(archive.pickle))
+        content = self._read_pickle(walk, io.BytesIO(archive.pickle))
         for key, storage in walk.storages.items():
             if archive.sizes.get(f"data/{key}") != storage.nbytes:
                 raise self._damaged(f"storage {key[:80]!r} does not have the size that the pickle says")
-        return content
+        return content, {key: archive.starts[f"data/{key}"] for key in walk.storages}
 
-    def _walk_legacy(self, file: io.BufferedReader) -> Any:
+    def _walk_legacy(self, file: io.BufferedReader) -> tuple[Any, dict[str, int]]:
         """Check the format before PyTorch 1.6: five pickles, then the storages one after another."""
         file.seek(0)
         head = io.BytesIO(file.read(MAX_PICKLE_BYTES))
         walk = TorchPickleReader()
-        if walk.load(head) != _LEGACY_MAGIC or walk.load(head) != _LEGACY_PROTOCOL:
+        start = [self._read_pickle(walk, head) for _ in range(2)]
+        if start != [_LEGACY_MAGIC, _LEGACY_PROTOCOL]:
             raise DamagedPickleError("not that of a PyTorch file")
-        system = walk.load(head)
+        system = self._read_pickle(walk, head)
         if not isinstance(system, dict) or system.get("little_endian") is not True:
             raise self._damaged("it is not little-endian")
-        content, keys = walk.load(head), walk.load(head)
+        content, keys = self._read_pickle(walk, head), self._read_pickle(walk, head)
         if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
             raise DamagedPickleError("its storages have no names")
         if len(keys) != len(walk.storages) or set(keys) != set(walk.storages):
             raise self._damaged("its storages are not those of the pickle")
         position = head.tell()
+        starts = {}
         for key in keys:
             file.seek(position)
             storage = walk.storages[key]
             if int.from_bytes(file.read(_COUNT_BYTES), "little") != storage.numel:
                 raise self._damaged(f"storage {key[:80]!r} does not have the size that the pickle says")
-            position += _COUNT_BYTES + storage.nbytes
+            starts[key] = position + _COUNT_BYTES
+            position = starts[key] + storage.nbytes
         if position != self._size:
             raise self._damaged(f"its storages end at byte {position}, but it has {self._size} bytes")
-        return content
+        return content, starts
 
-    def _check_content(self, content: Any) -> dict[str, Tensor]:
+    def _read_pickle(self, walk: TorchPickleReader, pickle: io.BytesIO) -> Any:
+        """Read one pickle, and refuse a whole model or other code by that name."""
+        try:
+            return walk.load(pickle)
+        except ForbiddenPickleError as error:
+            if b"torch.nn.modules" not in pickle.getvalue():
+                raise SourceError(
+                    self.path,
+                    f"the pickle inside asks for more than tensors, or is damaged ({error}); it was not run",
+                    next_step=f"Ask its author for a plain state_dict: {_WRITE_WEIGHTS}",
+                ) from error
+            raise SourceError(
+                self.path,
+                f"it holds a whole pickled model, which is code ({error}); it was not run",
+                next_step="If you trust it, write its weights where the model's code is: "
+                f"model = torch.load({self.path.name!r}, weights_only=False); {_WRITE_WEIGHTS}",
+            ) from error
+
+    def _find_state_dict(self, content: Any) -> dict[Any, Any]:
+        """Find the state_dict in a training file; the content itself if it is not one."""
         if not isinstance(content, dict):
             raise SourceError(self.path, f"it holds a {_kind(content)}, not a state_dict")
+        keys = [key for key in STATE_DICT_KEYS if _holds_tensors(content.get(key))]
+        if len(keys) > 1:
+            raise SourceError(
+                self.path,
+                f"it holds several state_dicts, under {' and '.join(map(repr, keys))}",
+                next_step="Save one of them in a file of its own: "
+                f'torch.save(torch.load({self.path.name!r})[{keys[0]!r}], "weights.pt")',
+            )
+        if keys:
+            self.key = keys[0]
+            self.format = f"PyTorch state_dict, under {self.key!r}"
+            self.beside = tuple(str(name)[:200] for name in content if name != self.key)
+            return dict(content[self.key])
+        others = [name for name, value in content.items() if _holds_tensors(value)]
+        if others:
+            raise SourceError(
+                self.path,
+                f"this is a training file, with tensors under {', '.join(map(repr, others))[:200]}; a "
+                f"state_dict is looked for under {', '.join(STATE_DICT_KEYS)}",
+                next_step="Save the state_dict in a file of its own: "
+                f'torch.save(torch.load({self.path.name!r})[{str(others[0])[:200]!r}], "weights.pt")',
+            )
+        return content
+
+    def _check_content(self, content: dict[Any, Any]) -> dict[str, Tensor]:
         for name, value in content.items():
             if not isinstance(name, str) or not isinstance(value, Tensor | Other):
                 raise SourceError(
@@ -124,29 +178,6 @@ class StateDictFile(TensorSource):
                 raise SourceError(self.path, problem, tensor=name[:200])
         return content
 
-    def _load(self, is_zip: bool) -> dict[str, torch.Tensor]:
-        """Load the checked file, and check that PyTorch finds the same tensors in it."""
-        try:
-            with warnings.catch_warnings(action="ignore"), self.path.open("rb") as file:
-                # Newer PyTorch believes a name that ends in .safetensors; an open file has no name.
-                misnamed = self.path.suffix == ".safetensors"
-                content = torch.load(
-                    file if misnamed else self.path,
-                    map_location="cpu",
-                    weights_only=True,
-                    mmap=is_zip and not misnamed,
-                )
-            tensors = {name: value.detach() for name, value in content.items()}
-            actual = {
-                name: TensorInfo(np.dtype(str(tensor.dtype).removeprefix("torch.")), tuple(tensor.shape))
-                for name, tensor in tensors.items()
-            }
-        except Exception as error:  # PyTorch's unpickler raises any type on a damaged file
-            raise self._damaged("PyTorch cannot load it") from error
-        if actual != self.info:
-            raise self._damaged("PyTorch finds other tensors in it")
-        return tensors
-
     def _damaged(self, problem: str) -> SourceError:
         return SourceError(
             self.path,
@@ -155,19 +186,33 @@ class StateDictFile(TensorSource):
         )
 
     def __getitem__(self, name: str) -> NDArray[Any]:
-        """Return a tensor as a NumPy array, mapped from the file if the format allows it.
+        """Return a tensor as a NumPy array, mapped from the file and read-only.
 
         Raises:
             KeyError: There is no tensor of this name.
+            ValueError: The source is closed.
         """
-        tensor = self._tensors[name]
-        if tensor.dtype == torch.bfloat16:  # torch cannot convert it to NumPy
-            return np.asarray(tensor.view(torch.int16).numpy()).view(self.info[name].dtype)
-        return np.asarray(tensor.numpy())
+        tensor, info = self._tensors[name], self.info[name]
+        if self._mapped is None:
+            raise ValueError(f"{self.path} is closed")
+        size = info.dtype.itemsize
+        array: NDArray[Any] = np.ndarray(
+            info.shape,
+            info.dtype,
+            self._mapped,
+            self._starts[tensor.storage.key] + tensor.offset * size,
+            tuple(stride * size for stride in tensor.strides),
+        )
+        return array if array.flags.aligned else array.copy()
 
     def close(self) -> None:
-        """Drop the tensors; the file stays mapped until the last array of it is gone."""
-        self._tensors = {}
+        """Drop the map; the file stays mapped until the last array of it is gone."""
+        self._mapped = None
+
+
+def _holds_tensors(value: Any) -> bool:
+    """Return whether a value may be a state_dict."""
+    return isinstance(value, dict) and any(isinstance(item, Tensor) for item in value.values())
 
 
 def _kind(value: Any) -> str:

@@ -1,8 +1,8 @@
-"""Checking the pickle inside a PyTorch file, without running it, before torch.load sees it.
+"""Reading the pickle inside a PyTorch file, without running it.
 
-`torch.load(weights_only=True)` runs no foreign code, but a pickle can still cost memory or time: it allocates
-a tensor larger than its storage, and a key of nested tuples takes years to hash. This check accepts only the
-pickles of state_dicts that torch.save writes. The meaning of the calls: torch/_utils.py and
+`torch.load(weights_only=True)` runs no foreign code either, but a pickle can still cost it memory or time: it
+allocates a tensor larger than its storage, and a key of nested tuples takes years to hash. It also refuses
+pickles of protocol 4 and the NumPy scalars of training files. The meaning of the calls: torch/_utils.py and
 torch/serialization.py, for the zip format and the format before it.
 """
 
@@ -65,17 +65,44 @@ class Storage:
         return self.numel * self.itemsize
 
 
+# What training files hold beside the weights, with the names of NumPy 1 and 2, Python 2 and 3.
+_BESIDE_WEIGHTS = {
+    "_codecs.encode",  # bytes
+    "__builtin__.set",
+    "argparse.Namespace",
+    "builtins.set",
+    "collections.Counter",
+    "numpy._core.multiarray._reconstruct",
+    "numpy._core.multiarray.scalar",
+    "numpy._core.numeric._frombuffer",
+    "numpy.core.multiarray._reconstruct",
+    "numpy.core.multiarray.scalar",
+    "numpy.core.numeric._frombuffer",
+    "numpy.dtype",
+    "numpy.ndarray",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """A dense tensor inside its storage that shows no element twice."""
+    """A dense tensor inside its storage that shows no element twice.
+
+    Attributes:
+        storage: The storage.
+        offset: Number of the storage's elements before the first one of the tensor.
+        shape: Extents.
+        strides: Elements from one index of a dimension to the next.
+    """
 
     storage: Storage
+    offset: int
     shape: tuple[int, ...]
+    strides: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Other:
-    """Anything but a dense tensor: a sparse, quantised or meta tensor, a device."""
+    """Anything but a dense tensor: a sparse, quantised or meta tensor, a device, a number of NumPy."""
 
     function: str
 
@@ -94,20 +121,36 @@ class TorchPickleReader(PickleReader):
     def _step(self, opcode: str, argument: Any, stack: list[Any], memo: dict[int, Any]) -> None:
         if opcode == "BINPERSID":
             stack.append(self._storage(stack.pop()))
+        elif opcode == "EMPTY_SET":
+            stack.append([])  # items of a set need not be hashable here
+        elif opcode == "ADDITEMS":
+            super()._step("APPENDS", argument, stack, memo)
+        elif opcode == "BYTEARRAY8":
+            stack.append(argument)
+        elif opcode == "NEWOBJ":
+            arguments = expect_type(tuple, stack.pop())
+            name = expect_type(Global, stack.pop()).name
+            if name not in _BESIDE_WEIGHTS:
+                raise ForbiddenPickleError(name[:200])
+            stack.append(self._call(name, arguments))
         else:
             super()._step(opcode, argument, stack, memo)
 
     def _allows(self, name: str) -> bool:
-        return name.startswith("torch.") or name == "collections.OrderedDict"
+        return name.startswith("torch.") or name == "collections.OrderedDict" or name in _BESIDE_WEIGHTS
 
     def _build(self, target: Any, state: Any) -> None:
+        if isinstance(target, Other) and target.function in _BESIDE_WEIGHTS:
+            return
         # torch.save gives attributes to one kind of object, an OrderedDict (`_metadata`).
         if type(expect_type(dict, state)) is not type(target):
             raise ForbiddenPickleError("BUILD")
 
     def _storage(self, identity: Any) -> Storage:
         """Read a storage's identity: kind, type, key, location, size and, in the old format, a view."""
-        kind, storage_type, key, _, numel, *view = expect_type(tuple, identity)
+        if expect_type(tuple, identity)[0] == "module":  # the class of a model, with its source code
+            raise ForbiddenPickleError("the class of a model")
+        kind, storage_type, key, _, numel, *view = identity
         if kind != "storage" or view not in ([], [None]):
             raise ForbiddenPickleError("a view of a storage")
         name = expect_type(Global, storage_type).name
@@ -149,4 +192,4 @@ def _tensor(storage: Any, offset: Any, shape: Any, stride: Any) -> Tensor:
     # PyTorch would enlarge the storage. An expanded tensor is refused too: a small file could claim any size.
     if last > storage.numel or count > storage.numel:
         raise DamagedPickleError("a tensor is larger than its storage")
-    return Tensor(storage, shape)
+    return Tensor(storage, offset, shape, strides)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import marshal
 import os
@@ -10,6 +11,7 @@ import struct
 import subprocess
 import sys
 import zipfile
+from collections import OrderedDict
 
 import h5py
 import ml_dtypes
@@ -556,7 +558,8 @@ def test_a_torchscript_file_is_called_one(tmp_path):
     [
         ([torch.ones(2)], "holds a list, not a state_dict"),
         (torch.ones(2), "holds a Tensor"),
-        ({"state_dict": {"w": torch.ones(2)}, "epoch": 3}, "'state_dict' is a dict, not a tensor"),
+        ({"state_dict": {}, "epoch": 3}, "'state_dict' is a dict, not a tensor"),
+        ({"state_dict": {"w": torch.ones(2), "n": 3}}, "'n' is a int, not a tensor"),
         ({1: torch.ones(2)}, "1 is a Tensor, not a tensor|1 is"),
         ({"w": torch.ones(2).to_sparse()}, "tensor 'w': this is not a dense tensor"),
         ({"w": torch.ones(2, device="meta")}, "tensor 'w': it was saved without its data"),
@@ -565,6 +568,61 @@ def test_a_torchscript_file_is_called_one(tmp_path):
 def test_what_is_no_state_dict_is_refused(tmp_path, content, problem):
     path = save(tmp_path / "s.pt", content)
     refuses(lambda: StateDictFile(path), problem)
+
+
+def training_file(state_dict, key="state_dict"):
+    """A file as training scripts save it: the state_dict among Python's, PyTorch's and NumPy's objects."""
+    model = torch.nn.Linear(2, 3)
+    optimiser = torch.optim.Adam(model.parameters())
+    model(torch.ones(1, 2)).sum().backward()
+    optimiser.step()
+    return {
+        "epoch": 3,
+        key: state_dict,
+        "optimizer": optimiser.state_dict(),
+        "scheduler": torch.optim.lr_scheduler.MultiStepLR(optimiser, [1, 2]).state_dict(),
+        "best": np.float64(0.5),
+        "counts": np.arange(3),
+        "rng": np.random.default_rng(0).bit_generator.state,
+        "args": argparse.Namespace(lr=0.1, classes=[1, 2]),
+        "seen": {1, 2},
+        "note": None,
+    }
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+@pytest.mark.parametrize("key", ["state_dict", "model", "model_state_dict", "net"])
+def test_the_state_dict_of_a_training_file(tmp_path, key, protocol, legacy):
+    content = training_file(OrderedDict(STATE), key)
+    path = tmp_path / "epoch.pt"
+    torch.save(content, path, pickle_protocol=protocol, _use_new_zipfile_serialization=not legacy)
+    with StateDictFile(path) as source:
+        assert (source.key, source.format) == (key, f"PyTorch state_dict, under {key!r}")
+        assert source.beside == tuple(name for name in content if name != key)
+        assert list(source) == list(STATE)
+        assert all(same_bits(source[name], tensor.numpy()) for name, tensor in STATE.items())
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ({"model": STATE, "net": STATE}, r"several state_dicts, under 'model' and 'net'.*\['model'\]"),
+        ({"backbone": STATE, "epoch": 1}, r"under 'backbone'; .*torch.load\('s.pt'\)\['backbone'\]"),
+    ],
+)
+def test_a_training_file_that_leaves_a_choice(tmp_path, content, problem):
+    path = save(tmp_path / "s.pt", content)
+    refuses(lambda: StateDictFile(path), problem)
+
+
+@pytest.mark.filterwarnings("ignore:Couldn't retrieve source code")
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("wrap", [lambda model: model, torch.nn.DataParallel, lambda model: {"net": model}])
+def test_a_whole_model_is_refused_with_the_line_to_write(tmp_path, wrap, legacy):
+    path = save(tmp_path / "s.pt", wrap(torch.nn.Sequential(torch.nn.Linear(2, 2))), legacy)
+    error = refuses(lambda: StateDictFile(path), "a whole pickled model, which is code.*it was not run")
+    assert "model = torch.load('s.pt', weights_only=False); torch.save(model.state_dict(), " in str(error)
 
 
 def test_written_state_dicts_are_pytorchs_and_always_the_same(tmp_path):
