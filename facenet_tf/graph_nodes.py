@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,21 @@ class GraphError(ValueError):
     def __init__(self, path: Path, problem: str) -> None:
         super().__init__(f"{path}: {problem}.")
         self.path = path
+
+
+def rename_nodes(graph_def: Any, names: Mapping[str, str]) -> None:
+    """Rename nodes of a GraphDef in place, wherever they are referred to.
+
+    Args:
+        graph_def: The GraphDef.
+        names: Old name to new name, which no other node has.
+    """
+    for node in graph_def.node:
+        node.name = names.get(node.name, node.name)
+        for index, reference in enumerate(node.input):
+            old = node_name(reference)
+            if old in names:
+                node.input[index] = reference.replace(old, names[old], 1)
 
 
 def node_name(reference: str) -> str:

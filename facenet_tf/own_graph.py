@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from facenet_tf import import_tensorflow
 from facenet_tf.find_activations import AVERAGE_POOL, find_activations, find_logits
-from facenet_tf.graph_nodes import REF_VARIABLES, VARIABLES, GraphError, GraphNodes
+from facenet_tf.graph_nodes import REF_VARIABLES, VARIABLES, GraphError, GraphNodes, rename_nodes
 from facenet_tf.session import check_activations, check_images, legacy_graph, open_session
 from facenet_tf.variables import OLD_BOTTLENECK, SCOPE, STATISTICS
 
@@ -22,6 +23,9 @@ LEAVES = frozenset({"weights", "biases", "beta", "gamma", "moving_mean", "moving
 """The last parts of slim's variable names in this network."""
 
 AVERAGE = "ExponentialMovingAverage"
+
+# core/common_runtime/constant_folding.cc adds the last part.
+_READ_OR_FOLDED = re.compile(r"(/read|/Read/ReadVariableOp)?(/_\d+__cf__\d+)?$")
 
 FEEDS: Mapping[str, tuple[Any, Sequence[int | None]]] = {
     "input": (tf.float32, (None, None, None, 3)),
@@ -121,7 +125,13 @@ class OwnGraph:
             GraphError: The file is not a GraphDef, holds another network, or holds no weights.
         """
         path = Path(pb)
-        graph_def, logits = _cut_to_inference(path, _parse(path, tf1.GraphDef()))
+        return cls._from_constants(path, _parse(path, tf1.GraphDef()))
+
+    @classmethod
+    def _from_constants(cls, path: Path, graph_def: Any) -> Self:
+        """Open a graph whose variables have become constants."""
+        _name_folded_variables(graph_def)
+        graph_def, logits = _cut_to_inference(path, graph_def)
         variables = [node.name for node in graph_def.node if node.op in VARIABLES]
         if variables:
             raise GraphError(path, f"the graph is not frozen: {variables[0]!r} is a variable without a value")
@@ -217,6 +227,20 @@ def _cut_to_inference(path: Path, graph_def: Any) -> tuple[Any, str | None]:
         else:
             del copy.attr["_class"]
     return result, logits
+
+
+def _name_folded_variables(graph_def: Any) -> None:
+    """Give a constant its variable's name, if a transform left it under that of the node that read it."""
+    nodes = {node.name: node for node in graph_def.node}
+    names = {name: _READ_OR_FOLDED.sub("", name) for name, node in nodes.items() if node.op == "Const"}
+    rename_nodes(
+        graph_def,
+        {
+            name: variable
+            for name, variable in names.items()
+            if variable not in nodes and variable.rpartition("/")[2] in LEAVES
+        },
+    )
 
 
 def _parse(path: Path, message: Any) -> Any:

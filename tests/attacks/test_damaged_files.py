@@ -448,7 +448,10 @@ def nested(depth):
 )
 def test_hostile_graphs_are_refused(tmp_path, content, problem):
     (tmp_path / "g.pb").write_bytes(content)
-    refuses(lambda: FrozenGraph(tmp_path / "g.pb"), problem)
+    error = refuses(lambda: FrozenGraph(tmp_path / "g.pb"), ".")
+    assert problem in f"{error} {error.__cause__}"
+    for term in ("wire", "byte ", "node at", "message"):
+        assert term not in str(error)
 
 
 # safetensors

@@ -154,7 +154,8 @@ def read_index(prefix: Path) -> BundleIndex:
             check_name(path, entry.name)
             entries[key] = entry
     except sstable.TableError as error:
-        raise SourceError(path, str(error), next_step=error.next_step or DOWNLOAD_AGAIN) from error
+        problem = str(error) if error.next_step else "the index is damaged or cut off"
+        raise SourceError(path, problem, next_step=error.next_step or DOWNLOAD_AGAIN) from error
     return BundleIndex(path, num_shards, entries, _find_slices(path, entries))
 
 
@@ -177,13 +178,13 @@ def _read_file(path: Path, prefix: Path) -> bytes:
 def _parse_header(index: Path, key: bytes | None, value: bytes) -> int:
     """Check the table's first entry; returns the number of data files."""
     if key != b"":
-        raise SourceError(index, "the table does not start with a checkpoint's header")
+        raise SourceError(index, "this is not the index of a checkpoint: it does not start with a header")
     if is_v1_header(key, value):
         raise SourceError(index, "this is a V1 checkpoint", next_step=SAVE_AS_V2)
     try:
         header = protos.BundleHeaderProto.FromString(value)
     except DecodeError:
-        raise SourceError(index, "the checkpoint's header is not a valid message") from None
+        raise SourceError(index, "the header is damaged", next_step=DOWNLOAD_AGAIN) from None
     if header.endianness != _LITTLE_ENDIAN:
         problem = "the checkpoint was written on a big-endian machine, which is not supported"
         raise SourceError(index, problem, next_step="Save it again in TensorFlow on a little-endian machine")
@@ -219,7 +220,8 @@ def _parse_entry(index: Path, key: bytes, value: bytes, num_shards: int) -> Bund
             raise EntryError(f"it starts at byte {proto.offset} and has {proto.size} bytes")
         _check_size(proto.size, dtype, shape, is_partitioned=bool(slices))
     except DecodeError:
-        raise SourceError(index, "its entry is not a valid message", tensor=name) from None
+        problem = "its entry in the index is damaged"
+        raise SourceError(index, problem, tensor=name, next_step=DOWNLOAD_AGAIN) from None
     except (EntryError, ValueError) as error:
         raise SourceError(index, str(error), tensor=name) from None
     return BundleEntry(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +16,18 @@ from converter.errors import SourceError
 from converter.formats.limits import MAX_RANK, check_claims, read_whole
 from converter.formats.source import DOWNLOAD_AGAIN, Naming, TensorInfo, TensorSource
 from converter.formats.tensorflow.data_types import numpy_dtype
-from converter.formats.tensorflow.find_proto_fields import BYTES, Field, ProtoError, ProtoScanner
+from converter.formats.tensorflow.find_proto_fields import ProtoError, ProtoScanner
+from converter.formats.tensorflow.graph_def import Constant, GraphNodes, NameTwiceError
 from converter.formats.tensorflow.protos import TensorProto
 
 _MOST_BYTES = 2**31 - 1  # protobuf's own limit for a message
 _MOST_REPEATED_BYTES = 2**26  # of a tensor stored as one value and a shape, which can claim any size
-_MOST_LISTED_BYTES = 2**22  # of values outside tensor_content; TensorFlow lists only very few
 _MAX_FIELDS = 250_000  # of a graph; a published frozen graph of 5,893 nodes has 40,000
-# Numbers of fields: core/framework/graph.proto, node_def.proto, attr_value.proto and tensor.proto.
-_NODE = 1
-_NAME, _OP, _INPUT, _ATTRIBUTE = 1, 2, 3, 5
-_KEY, _VALUE = 1, 2
-_TENSOR = 8
-_TENSOR_CONTENT = 4
 _VARIABLE_OPS = ("Variable", "VariableV2", "VarHandleOp")
+# The sums that replace a BatchNorm: tensorflow/python/tools/optimize_for_inference_lib.py and
+# tensorflow/tools/graph_transforms/fold_old_batch_norms.cc.
+_OFFSETS = ("_bn_offset", "_bias_offset")
+_QUANTISED = re.compile(r"Dequantize|Quantized\w+")
 # The fields of TensorProto for elements outside tensor_content (core/framework/tensor.proto).
 _VALUE_FIELDS = {
     "float32": "float_val",
@@ -69,70 +68,119 @@ class FrozenGraph(TensorSource):
     """The frozen variables of a GraphDef, under their variables' names.
 
     Freezing turns a variable into a Const of the same name and keeps the Identity that read it (`NAME/read`,
-    or `NAME/Read/ReadVariableOp` for a resource variable). A Const without such an Identity is a number of
-    the graph's arithmetic, not a weight.
+    or `NAME/Read/ReadVariableOp` for a resource variable). Transforms and other ways to freeze do without
+    that Identity, so a Const with the last name of a variable of tf-slim is one as well. Any other Const is a
+    number of the graph's arithmetic, not a weight.
 
     Args:
         path: The file.
+        find_graph: Finds the start and the stop of the GraphDef in the file; None if it is the whole file.
 
     Raises:
-        SourceError: The file is not a GraphDef, has no frozen variables, has a name twice, or has a constant
-            whose dtype, shape and size disagree.
+        SourceError: The file is not a GraphDef, has no frozen variables, has a name twice, has quantised
+            weights or folded BatchNorms, or has a constant whose dtype, shape and size disagree.
     """
 
     format = "TensorFlow frozen graph"
     naming: Naming = "tensorflow"
 
-    def __init__(self, path: Path) -> None:
+    def __init__(
+        self, path: Path, find_graph: Callable[[ProtoScanner], tuple[int, int]] | None = None
+    ) -> None:
         self.path = path
         self.files = (path,)
-        content = read_whole(path, _MOST_BYTES, "it has over 2 GiB, more than a GraphDef can have")
+        content = read_whole(path, _MOST_BYTES, "it has over 2 GiB, more than a graph can have")
         self._scanner: ProtoScanner | None = ProtoScanner(content, _MAX_FIELDS)
+        nodes = GraphNodes()
         try:
-            self._constants = self._frozen_variables(self._scanner)
+            start, stop = find_graph(self._scanner) if find_graph else (0, len(content))
+            nodes.scan(self._scanner, start, stop)
+            self._constants = nodes.frozen_variables()
+        except NameTwiceError as error:
+            raise SourceError(path, "the graph has this name twice", tensor=error.name[:200]) from None
         except ProtoError as error:
-            raise SourceError(
-                path,
-                f"this is not a TensorFlow graph, nor a file of any other known format ({error})",
-                next_step="Download or copy it again, or give a checkpoint, .pb, .h5, .pt or .safetensors",
-            ) from error
-        self.info = {name: self._describe(name, constant) for name, constant in self._constants.items()}
+            raise self._damaged(nodes) from error
+        self._refuse_quantised(nodes)
+        if not self._constants:
+            raise self._without_weights(nodes)
+        info = {name: self._describe(name, constant) for name, constant in self._constants.items()}
+        self.info = {name: tensor for name, tensor in info.items() if tensor.shape or name in nodes.read}
         check_claims(path, self.info, len(content))
+        self._refuse_folded(nodes)
 
-    def _frozen_variables(self, scanner: ProtoScanner) -> dict[str, _Constant]:
-        read: set[str] = set()
-        constants: dict[str, _Constant] = {}
-        variables = nodes = 0
-        for field in scanner.fields(0, len(scanner.data)):
-            if field.number != _NODE:
-                continue
-            node = _Node(scanner, field)
-            nodes += 1
-            if node.op == "Identity" and node.inputs:
-                source = node.inputs[0].removesuffix(":0")
-                if node.name in (f"{source}/read", f"{source}/Read/ReadVariableOp"):
-                    read.add(source)
-            elif node.op == "Const":
-                if node.name in constants:
-                    raise SourceError(self.path, "the graph has this name twice", tensor=node.name[:200])
-                constants[node.name] = _find_constant(scanner, node)
-            variables += node.op in _VARIABLE_OPS
-        frozen = {name: constant for name, constant in constants.items() if name in read}
-        if frozen:
-            return frozen
-        if variables:
-            raise SourceError(
+    def _damaged(self, nodes: GraphNodes) -> SourceError:
+        if not any(nodes.ops):
+            return SourceError(
+                self.path,
+                "this is not a TensorFlow graph, nor a file of any other known format",
+                next_step="Download or copy it again, or give a checkpoint, .pb, .h5, .pt or .safetensors",
+            )
+        problem = f"the graph is damaged or cut off, after {nodes.ops.total()} of its nodes"
+        return SourceError(self.path, problem, next_step=DOWNLOAD_AGAIN)
+
+    def _without_weights(self, nodes: GraphNodes) -> SourceError:
+        """Explain why no constant is a weight."""
+        if variables := sum(nodes.ops[op] for op in _VARIABLE_OPS):
+            return SourceError(
                 self.path,
                 f"this is a graph without weights ({variables} variables, none of them frozen)",
                 next_step="Give the checkpoint beside it, or a graph frozen by freeze_graph",
             )
-        raise SourceError(
+        if nodes.ops["Conv2D"] and nodes.constants:
+            folded = any(name.endswith(_OFFSETS) for name in nodes.constants)
+            how = "BatchNorms are folded into its convolutions" if folded else "Freezing has lost the names"
+            longest = max(nodes.constants, key=lambda name: nodes.constants[name].size)
+            return SourceError(
+                self.path,
+                "none of its constants is named after a variable of this network; the largest is called "
+                f"{longest[:200]!r}. {how}",
+                next_step=f"Give the checkpoint. {self._audit_instead()}",
+            )
+        return SourceError(
             self.path,
-            f"there are no weights in it (a graph of {nodes} nodes, without a frozen variable)",
+            f"there are no weights in it (a graph of {nodes.ops.total()} nodes, without a frozen variable)",
             next_step="Give a checkpoint, a frozen .pb, .h5, .pt or .safetensors",
         )
 
-    def _describe(self, name: str, constant: _Constant) -> TensorInfo:
+    def _refuse_quantised(self, nodes: GraphNodes) -> None:
+        """Refuse weights that are stored as integers."""
+        quantised = {op: count for op, count in nodes.ops.items() if _QUANTISED.fullmatch(op)}
+        if quantised:
+            what = ", ".join(f"{count} of {op[:60]}" for op, count in sorted(quantised.items())[:3])
+            raise SourceError(
+                self.path,
+                f"its weights are quantised to integers (operations: {what}); the float32 weights are gone",
+                next_step="Give the checkpoint, or the graph before its weights were quantised",
+            )
+
+    def _refuse_folded(self, nodes: GraphNodes) -> None:
+        """Refuse a graph whose BatchNorms were folded into its convolutions."""
+        kernels = [
+            name.removesuffix("/weights")
+            for name, tensor in self.info.items()
+            if name.endswith("/weights") and len(tensor.shape) == 4
+        ]
+        alone = [
+            scope
+            for scope in kernels
+            if not {f"{scope}/biases", f"{scope}/BatchNorm/moving_variance"} & self.info.keys()
+        ]
+        offsets = [name for name in nodes.constants if name.endswith(_OFFSETS)]
+        if offsets or 2 * len(alone) > len(kernels):
+            variances = sum(name.endswith("/moving_variance") for name in self.info)
+            whole = nodes.ops["Conv2D"] > 2 * variances
+            raise SourceError(
+                self.path,
+                f"its BatchNorms are folded into the convolutions ({max(len(offsets), len(alone))} of "
+                f"{nodes.ops['Conv2D']}), as graph transforms do, and cannot be taken apart again",
+                next_step="Give the checkpoint, or the graph before the transform"
+                + (f". {self._audit_instead()}" if whole else ""),
+            )
+
+    def _audit_instead(self) -> str:
+        return f"`facenet-port audit {self.path} --against CHECKPOINT` judges this graph as it is"
+
+    def _describe(self, name: str, constant: Constant) -> TensorInfo:
         proto = self._parse(name, constant)
         # At most one dimension too many is read: a shape may have millions.
         shape = tuple(dim.size for dim in proto.tensor_shape.dim[: MAX_RANK + 1])
@@ -156,12 +204,12 @@ class FrozenGraph(TensorSource):
             raise self._misfit(name, f"its data does not have the size of {dtype} of shape {shape}")
         return TensorInfo(dtype, shape)
 
-    def _parse(self, name: str, constant: _Constant) -> Any:
+    def _parse(self, name: str, constant: Constant) -> Any:
         """Parse a constant's TensorProto without its tensor_content, which is large and never copied."""
         try:
             return TensorProto.FromString(constant.fields)
         except DecodeError as error:
-            raise self._misfit(name, "it is not a valid message") from error
+            raise self._misfit(name, "its description is damaged") from error
 
     def _misfit(self, name: str, problem: str) -> SourceError:
         return SourceError(self.path, problem, tensor=name[:200], next_step=DOWNLOAD_AGAIN)
@@ -195,57 +243,3 @@ class FrozenGraph(TensorSource):
     def close(self) -> None:
         """Drop the graph; arrays that were read stay valid."""
         self._scanner = None
-
-
-@dataclass(frozen=True, slots=True)
-class _Constant:
-    """The TensorProto of a Const: the place of its tensor_content, and the bytes of all its other fields."""
-
-    content: Field | None
-    fields: bytes
-
-
-class _Node:
-    """The needed parts of a NodeDef: name, op, inputs, and the places of its attributes."""
-
-    def __init__(self, scanner: ProtoScanner, message: Field) -> None:
-        if message.wire_type != BYTES:
-            raise ProtoError(f"byte {message.begin}: a node is not a message")
-        self.name = self.op = ""
-        self.inputs: list[str] = []
-        self.attributes: list[Field] = []
-        for field in scanner.fields(message.start, message.stop):
-            if field.wire_type != BYTES:
-                continue
-            if field.number == _NAME:
-                self.name = scanner.text(field)
-            elif field.number == _OP:
-                self.op = scanner.text(field)
-            elif field.number == _INPUT:
-                self.inputs.append(scanner.text(field))
-            elif field.number == _ATTRIBUTE:
-                self.attributes.append(field)
-
-
-def _find_constant(scanner: ProtoScanner, node: _Node) -> _Constant:
-    """Find the tensor in the attribute `value` of a Const."""
-    values = []
-    for attribute in node.attributes:
-        entry = {field.number: field for field in scanner.fields(attribute.start, attribute.stop)}
-        if _KEY in entry and _VALUE in entry and scanner.text(entry[_KEY]) == "value":
-            values.append(entry[_VALUE])
-    if len(values) != 1:
-        raise ProtoError(f"the constant {node.name[:200]!r} has {len(values)} values")
-    kinds = list(scanner.fields(values[0].start, values[0].stop))
-    if [kind.number for kind in kinds] != [_TENSOR] or kinds[0].wire_type != BYTES:
-        raise ProtoError(f"byte {values[0].begin}: the value of a constant is not a tensor")
-    contents, rest = [], bytearray()
-    for field in scanner.fields(kinds[0].start, kinds[0].stop):
-        if field.number == _TENSOR_CONTENT and field.wire_type == BYTES:
-            contents.append(field)
-        else:
-            rest += scanner.data[field.begin : field.stop]
-    if len(contents) > 1 or len(rest) > _MOST_LISTED_BYTES:
-        raise ProtoError(f"byte {kinds[0].begin}: a tensor is larger than it should be")
-    content = contents[0] if contents and contents[0].stop > contents[0].start else None
-    return _Constant(content, bytes(rest))

@@ -204,7 +204,7 @@ class Table:
         contents, block_type = block[:-1], block[-1]
         if block_type == SNAPPY:
             raise TableError(
-                f"the block at byte {handle.offset} is compressed with Snappy, which is not supported",
+                "the index is compressed with Snappy, which is not supported",
                 "Restore the checkpoint in TensorFlow and save it again with tf.train.Saver, which does not "
                 "compress",
             )

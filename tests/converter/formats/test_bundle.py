@@ -530,7 +530,7 @@ def test_hostile_control(tmp_path):
         (entry(offset=8, dtype=7, shape=()), "lengths of its strings do not match|not valid"),
         (entry(offset=8, dtype=10, shape=(8,)), "neither 0 nor 1"),
         (entry(offset=8, data=bytes(64)), "do not match their checksum"),
-        (b"\xff\xff", "not a valid message"),
+        (b"\xff\xff", "its entry in the index is damaged"),
     ],
 )
 def test_hostile_entries_are_refused_by_name(tmp_path, bad, problem):
@@ -563,7 +563,7 @@ def test_name_that_is_not_text_is_refused(tmp_path):
         (header(min_consumer=2), "only version 1 is supported"),
         (header(bad_consumers=[1]), "only version 1 is supported"),
         (header(producer=-1), "only version 1 is supported"),
-        (b"\xff", "header is not a valid message"),
+        (b"\xff", "the header is damaged"),
     ],
 )
 def test_hostile_headers_are_refused(tmp_path, head, problem):
@@ -576,7 +576,7 @@ def test_table_that_is_no_checkpoint_is_refused(tmp_path):
     for entries in ([], [(b"a", b"1")]):
         with Path(f"{prefix}.index").open("wb") as file:
             write_table(file, entries)
-        with pytest.raises(SourceError, match="does not start with a checkpoint's header"):
+        with pytest.raises(SourceError, match="this is not the index of a checkpoint"):
             TensorBundle(prefix)
 
 
