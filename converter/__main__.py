@@ -66,6 +66,10 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 def _work(arguments: argparse.Namespace) -> int:
     if arguments.to == "tensorflow" and arguments.format:
         raise UsageError("--format is the format of a state_dict; it does not go with --to tensorflow.")
+    if arguments.output and not arguments.all_steps:
+        from converter.output_names import check_ending
+
+        check_ending(arguments.output, _output_format(arguments))  # before a download of 0.2 GB
     # Without this the interpreter searches all of torch for cycles as it exits: 4.9 s instead of 4.0 s.
     atexit.register(gc.freeze)
     source = command_line.locate(arguments, arguments.source)
@@ -145,7 +149,7 @@ def _convert_folder(arguments: argparse.Namespace, source: Path) -> int:
 def _output_format(arguments: argparse.Namespace) -> OutputFormat:
     if arguments.to == "tensorflow":
         return "tensorflow"
-    if arguments.format is None and arguments.output and arguments.output.suffix == ".safetensors":
+    if arguments.format is None and arguments.output and arguments.output.suffix.lower() == ".safetensors":
         return "safetensors"
     return arguments.format or "pt"
 

@@ -87,6 +87,19 @@ class AtomicFiles:
         shutil.rmtree(self._hidden, ignore_errors=True)
 
 
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all; an older one is replaced, behind a symbolic link too.
+
+    Raises:
+        UsageError: The folder does not exist or cannot be written to, or the path is a folder.
+        OSError: The file cannot be written.
+    """
+    target = path.resolve()
+    with AtomicFiles(target.parent, overwrite=True) as files:
+        files.stage(target.name).write_bytes(content)
+        files.commit()
+
+
 def _rename_new(hidden: Path, path: Path) -> None:
     """Rename without replacing: a link fails if the name is taken, a rename does not."""
     taken = UsageError(f"{path} has appeared while it was being written. Nothing was replaced.")

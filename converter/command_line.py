@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import codecs
+import io
 import json
 import math
 import os
@@ -16,12 +18,35 @@ from typing import Any
 
 from rich.console import Console
 
-from converter.atomic import AtomicFiles
+from converter.atomic import AtomicFiles, replace_file
 from converter.errors import PortError, RequirementError, UsageError
 from converter.progress import ProgressBar
 
+ESCAPE = "facenet-port-escape"
+"""Name of an error handler for encoding text that may name files: see `_escape`."""
+
 UNFORESEEN = 3  # exit code for an unforeseen error, which an odd input is likely to cause
 INTERRUPTED = 130  # 128 + SIGINT, as in shells
+
+
+def _escape(error: UnicodeError) -> tuple[str | bytes, int]:
+    r"""Write a byte of a path that is not UTF-8 as \xff, as shells do, and other characters as Python does.
+
+    Python keeps such a byte as one of the surrogates U+DC80 to U+DCFF (PEP 383), which no encoding has.
+    """
+    if isinstance(error, UnicodeEncodeError) and 0xDC80 <= ord(error.object[error.start]) <= 0xDCFF:
+        return f"\\x{ord(error.object[error.start]) - 0xDC00:02x}", error.start + 1
+    return codecs.backslashreplace_errors(error)
+
+
+codecs.register_error(ESCAPE, _escape)
+
+
+def _let_paths_be_printed() -> None:
+    """Let stdout and stderr show names of files that are not UTF-8, or not in the terminal's encoding."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=ESCAPE)
 
 
 class _Console(Console):
@@ -127,6 +152,7 @@ class Command:
             0 proven; 1 a difference was found; 2 wrong usage; 3 the input is unreadable, corrupt or not this
             network; 4 something that is needed is missing; 130 interrupted.
         """
+        _let_paths_be_printed()
         parser = self.parser(program)
         arguments, extra = parser.parse_known_args(argv)
         if extra:
@@ -138,7 +164,7 @@ class Command:
         arguments.command = shlex.join([*parser.prog.split(), *typed])
         try:
             if arguments.json:
-                _check_json(arguments.json)
+                check_result_file("--json", arguments.json, (".json",), b"{")
             return self.work(arguments)
         except (Exception, KeyboardInterrupt) as error:
             message, code = _explain(error)
@@ -172,17 +198,43 @@ def write_json(path: Path, result: Mapping[str, Any]) -> None:
 
     JSON has neither infinity nor NaN: both become null.
     """
-    with AtomicFiles(path.parent, overwrite=True) as files:
-        files.stage(path.name).write_text(json.dumps(_finite(result), indent=1, allow_nan=False) + "\n")
-        files.commit()
+    replace_file(path, f"{json.dumps(_finite(result), indent=1, allow_nan=False)}\n".encode())
 
 
-def _check_json(path: Path) -> None:
-    """Refuse an unsuitable path of `--json` before the work begins."""
+def check_result_file(option: str, path: Path, endings: Sequence[str], start: bytes) -> None:
+    """Refuse the file of an option such as --json before the work begins, if it cannot be written.
+
+    An older result is left: the new one replaces it when it is complete. A file with another ending is an
+    older result, too, if it is empty or starts as results do.
+
+    Args:
+        option: The option, for the message.
+        path: The file that the user gave.
+        endings: The endings of such files, in lower case.
+        start: The first bytes of such a file, in lower case.
+
+    Raises:
+        UsageError: The file exists and is something else, or its folder does not exist or cannot be written to.
+    """
     if not path.parent.is_dir():
-        raise UsageError(f"--json {path}: there is no folder {path.parent}. Create it first.")
-    if path.is_dir() or (path.exists() and path.suffix != ".json"):
-        raise UsageError(f"--json {path}: it exists and is not a .json file. Give another name.")
+        raise UsageError(f"{option} {path}: there is no folder {path.parent}. Create it first.")
+    if path.is_dir():
+        raise UsageError(f"{option} {path}: this is a folder. Give the name of a file in it.")
+    if path.exists() and not path.is_file():
+        raise UsageError(f"{option} {path}: this is not a regular file. Give the name of a file.")
+    if path.exists() and path.suffix.lower() not in endings and not _starts_with(path, start):
+        article = "an" if endings[0] == ".html" else "a"
+        raise UsageError(
+            f"{option} {path}: it exists and is not {article} {endings[0]} file. Give another name."
+        )
+    with AtomicFiles(path.resolve().parent, overwrite=True):
+        pass  # fails if the folder cannot be written to
+
+
+def _starts_with(path: Path, start: bytes) -> bool:
+    with path.open("rb") as file:
+        actual = file.read(len(start)).lower()
+    return actual in (b"", start)
 
 
 def _finite(value: Any) -> Any:

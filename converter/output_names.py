@@ -15,13 +15,32 @@ from converter.hub.catalog import BUILT_IN_BY_NAME
 OutputFormat = Literal["pt", "safetensors", "tensorflow"]
 
 _MODEL = re.compile(r"model-(?P<name>.+)\.ckpt(-\d+)?")  # the checkpoints of facenet's training scripts
-_ENDINGS = {
-    ".pt": "pt",
-    ".pth": "pt",
-    ".safetensors": "safetensors",
-    ".index": "a prefix",
-    ".meta": "a prefix",
+_ENDINGS = {".pt": "pt", ".pth": "pt", ".bin": "pt", ".safetensors": "safetensors", ".ckpt": "tensorflow"}
+_NUMBERED = re.compile(r"(?<=^\.ckpt|^\.data)-\d+(-of-\d+)?$")
+_OTHER_FORMATS = {
+    ".pb": "a TensorFlow graph",
+    ".pbtxt": "a TensorFlow graph",
+    ".h5": "Keras",
+    ".hdf5": "Keras",
+    ".keras": "Keras",
+    ".tflite": "TFLite",
+    ".onnx": "ONNX",
+    ".pt2": "torch.export",
+    ".ptl": "TorchScript",
+    ".torchscript": "TorchScript",
+    ".mlmodel": "Core ML",
+    ".mlpackage": "Core ML",
+    ".xml": "OpenVINO",
+    ".engine": "TensorRT",
+    ".npy": "NumPy",
+    ".npz": "NumPy",
+    ".pkl": "pickle",
+    ".pickle": "pickle",
+    ".zip": "an archive",
+    ".gz": "an archive",
+    ".json": "JSON",
 }
+"""The endings of formats that the converter does not write, and their names in messages."""
 
 
 def model_name(source: TensorSource) -> str:
@@ -60,11 +79,23 @@ def check_ending(output: Path, output_format: OutputFormat) -> None:
     Raises:
         UsageError: The ending contradicts the format.
     """
-    ending = _ENDINGS.get(output.suffix, output_format)
-    if ending != output_format:
+    suffix = _NUMBERED.sub("", output.suffix.lower())
+    if suffix in (".index", ".data", ".meta"):
         raise UsageError(
-            f"{output}: the ending says {ending}, but the format is {output_format}. Change one of them."
+            f"{output}: the ending says one file of a checkpoint. Give its prefix, such as {output.stem}, with "
+            "--to tensorflow."
         )
+    if suffix in _OTHER_FORMATS:
+        raise UsageError(
+            f"{output}: the ending says {_OTHER_FORMATS[suffix]}, which the converter does not write. Give a "
+            "name that ends in .pt or .safetensors, or with --to tensorflow a checkpoint prefix."
+        )
+    ending = _ENDINGS.get(suffix, output_format)
+    if ending != output_format:
+        advice = (
+            "Add --to tensorflow, or change the ending" if ending == "tensorflow" else "Change one of them"
+        )
+        raise UsageError(f"{output}: the ending says {ending}, but the format is {output_format}. {advice}.")
 
 
 def _with_dataset(name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -258,7 +259,7 @@ def _read_checkpoint(prefix: Path, shapes: Mapping[str, Any], weights: str) -> d
     If no BatchNorm statistic has an average, the statistics are read, which are moving averages already.
     """
     try:
-        reader = tf.train.load_checkpoint(str(prefix))
+        reader = tf1.train.NewCheckpointReader(os.fsencode(prefix))
         averaged = {name for name in shapes if weights == "average"}
         statistics = {name for name in averaged if name.endswith(STATISTICS)}
         if not any(reader.has_tensor(f"{name}/{AVERAGE}") for name in statistics):

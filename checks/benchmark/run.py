@@ -67,7 +67,7 @@ def run_benchmark(folder: Path, rounds: int) -> BenchmarkResult:
 
 def _measure(folder: Path, rounds: int) -> list[Figure]:
     small, large = _checkpoints(folder)
-    size = sum(file.stat().st_size for file in small.parent.glob(f"{small.name}.data-*"))
+    size = _data_file(small).stat().st_size
     python = (sys.executable, "-m")
     import_torch = (sys.executable, "-c", "import torch")
     convert = (*python, "converter", "--overwrite")
@@ -79,7 +79,7 @@ def _measure(folder: Path, rounds: int) -> list[Figure]:
         torch_runs.append(run_process(import_torch))
         small_runs.append(run_process(small_command))
         large_runs.append(run_process(large_command))
-    frozen = next(small.parent.glob("*.pb"))
+    frozen = small.with_name(f"{small.parent.name}.pb")
     compare = (*python, "checks.compare", "--every-layer", str(frozen))
     compare_runs = [run_process(compare) for _ in range(min(rounds, 2))]
 
@@ -112,14 +112,17 @@ def _pretrained_ratios(folder: Path, checkpoint: Path, rounds: int) -> list[floa
     hub = folder / "torch" / "hub" / "checkpoints"
     hub.mkdir(parents=True)
     catalog = folder / "catalog.toml"
-    (data,) = checkpoint.parent.glob(f"{checkpoint.name}.data-*")
-    catalog.write_text(_CATALOG.format(data=file_digest(data)))
+    catalog.write_text(_CATALOG.format(data=file_digest(_data_file(checkpoint))))
     weights = hub / "benchmark-faces.pt"
     run_process((sys.executable, "-m", "converter", str(checkpoint), "-o", str(weights)))
     environment = {**os.environ, "TORCH_HOME": str(folder / "torch"), "FACENET_PORT_CATALOG": str(catalog)}
     command = [sys.executable, "-c", _LOAD, str(weights), str(3 * rounds)]
     result = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)  # noqa: S603
     return [float(line) for line in result.stdout.split()]
+
+
+def _data_file(prefix: Path) -> Path:
+    return prefix.with_name(f"{prefix.name}.data-00000-of-00001")
 
 
 # The archive is not downloaded: the cache holds the state_dict, with the manifest of its conversion.

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from checks.core import thresholds
 from converter.errors import SourceError, UsageError
+from converter.stray_files import is_stray
 
 IMAGE_SIZE = 160  # pixels; the published networks were trained on this size
 ODD_SIZE = (147, 123)  # height and width: odd and unequal, so that sizes of maps are rounded
@@ -90,7 +91,7 @@ def _smooth(random: np.random.Generator, count: int) -> NDArray[Any]:
 
 
 def find_photographs(folder: str | Path) -> list[Path]:
-    """Find all photographs of a folder and its subfolders, sorted by name.
+    """Find all photographs of a folder and its subfolders, sorted by name; stray files are left out.
 
     Raises:
         UsageError: There is no such folder.
@@ -99,7 +100,11 @@ def find_photographs(folder: str | Path) -> list[Path]:
     folder = Path(folder)
     if not folder.is_dir():
         raise UsageError(f"{folder}: there is no such folder. Give a folder of photographs.")
-    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in _PHOTOGRAPHS)
+    files = sorted(
+        file
+        for file in folder.rglob("*")
+        if file.suffix.lower() in _PHOTOGRAPHS and not is_stray(file.relative_to(folder))
+    )
     if not files:
         kinds = ", ".join(sorted(_PHOTOGRAPHS))
         raise SourceError(folder, "it holds no photographs", next_step=f"Give a folder with {kinds} files")

@@ -7,11 +7,9 @@ import importlib.util
 from pathlib import Path
 
 from converter import command_line
-from converter.atomic import AtomicFiles
 from converter.errors import RequirementError, UsageError
 
 _REPORT_PACKAGES = ("matplotlib", "jinja2")
-_PAGE_SUFFIXES = (".html", ".htm")
 
 
 def add_source_options(parser: argparse.ArgumentParser) -> None:
@@ -102,14 +100,7 @@ def check_report(arguments: argparse.Namespace) -> None:
             f"--report needs {' and '.join(missing)}, not installed here: "
             "pip install 'facenet-port[report]'. The command works without --report."
         )
-    if not path.parent.is_dir():
-        raise UsageError(f"--report {path}: there is no folder {path.parent}. Create it first.")
-    if path.is_dir():
-        raise UsageError(f"--report {path}: this is a folder. Give the name of a file in it.")
-    if path.exists() and path.suffix.lower() not in _PAGE_SUFFIXES:
-        raise UsageError(f"--report {path}: it exists and is not an .html file. Give another name.")
+    command_line.check_result_file("--report", path, (".html", ".htm"), b"<!doctype html")
     for name, value in vars(arguments).items():
         if name != "report" and isinstance(value, Path) and value.resolve() == path.resolve():
             raise UsageError(f"--report {path}: --{name.replace('_', '-')} names the same file.")
-    with AtomicFiles(path.parent, overwrite=True):
-        pass  # fails if the folder cannot be written to

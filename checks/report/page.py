@@ -12,7 +12,8 @@ from markupsafe import Markup, escape
 
 from checks.report.content import Head
 from checks.report.provenance import Provenance
-from converter.atomic import AtomicFiles
+from converter.atomic import replace_file
+from converter.command_line import ESCAPE
 
 _KIT = Path(__file__).parent
 _NUMBER = re.compile(r"(\b\d(?:\.\d{1,3})?e[-+]\d{1,3}\b)")
@@ -42,11 +43,8 @@ def write_html(path: Path, template: str, head: Head, provenance: Provenance, **
     environment.globals |= {"split": split, "zip": zip}
     environment.filters["breakable"] = breakable
     page = environment.get_template(template).render(head=head, provenance=provenance, **content)
-    # A path need not be UTF-8: an escape such as \udcff stands for a byte that is not.
-    written = page.encode("utf-8", "backslashreplace")
-    with AtomicFiles(path.parent, overwrite=True) as files:
-        files.stage(path.name).write_bytes(written)
-        files.commit()
+    written = page.encode("utf-8", ESCAPE)
+    replace_file(path, written)
 
 
 def breakable(text: str) -> Markup:

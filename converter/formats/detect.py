@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from converter.formats.tensorflow.checkpoint_state import (
     find_state,
     read_latest,
 )
+from converter.stray_files import is_stray
 
 _SHARD = re.compile(r"(?P<prefix>.+)\.data-\d{5}-of-\d{5}")
 _TEXT_PICKLE_STARTS = b"c(]}"  # pickle protocols 0 and 1, which have no magic bytes
@@ -81,12 +82,11 @@ def _open_folder(folder: Path, step: int | None) -> TensorSource:
     if snapshots:
         return _open_file(choose(snapshots, folder, step=step, state=find_state(folder)).path, step)
     files = sorted(entry for entry in folder.iterdir() if entry.is_file())
-    candidates = [file for file in files if file.suffix in _SINGLE_FILES]
+    candidates = [file for file in files if file.suffix in _SINGLE_FILES and not is_stray(file.name)]
     if not candidates:
-        content = ", ".join(file.name for file in files[:5]) or "nothing"
         raise SourceError(
             folder,
-            f"no checkpoint in this folder (it holds {content})",
+            f"no checkpoint in this folder (it holds {_list_content(files)})",
             next_step="Give the folder that holds the .index and .data files, or the .pb",
         )
     if len(candidates) > 1:
@@ -95,6 +95,15 @@ def _open_folder(folder: Path, step: int | None) -> TensorSource:
             f"{folder}: {len(candidates)} checkpoints in one folder ({names}). Name one of these files."
         )
     return _open_file(candidates[0], step)
+
+
+def _list_content(files: Sequence[Path]) -> str:
+    """List the first files of a folder for a message, those that a tool left behind last."""
+    stray = [file.name for file in files if is_stray(file.name)]
+    names = [file.name for file in files if file.name not in stray]
+    if names or not stray:
+        return ", ".join(names[:5]) or "nothing"
+    return f"only what a system or an unfinished download left: {', '.join(stray[:5])}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +204,16 @@ def _refuse_web_page(path: Path, step: int | None) -> TensorSource:
     )
 
 
+def _refuse_macos_metadata(path: Path, step: int | None) -> TensorSource:
+    raise SourceError(
+        path,
+        "this is metadata of macOS (AppleDouble), not a model",
+        next_step=f"Give the file itself, {path.name.removeprefix('._')}"
+        if path.name.startswith("._")
+        else "Copy the file itself",
+    )
+
+
 def _open_keras(path: Path, step: int | None) -> TensorSource:
     from converter.formats.hdf5.keras import KerasHdf5
 
@@ -285,6 +304,8 @@ _FORMATS = (
         _refuse_table,
     ),
     _Format("web page", _is_web_page, _refuse_web_page),
+    # RFC 1740, appendix B: the magic number of AppleDouble, which macOS writes as ._NAME.
+    _Format("macOS metadata", _starts_with(b"\0\5\x16\7"), _refuse_macos_metadata),
     # HDF5 file format specification 3.0, section II.A.
     _Format("Keras HDF5", _starts_with(b"\x89HDF\r\n\x1a\n"), _open_keras),
     # numpy.lib.format.

@@ -39,6 +39,15 @@ def open_regular(path: Path) -> io.BufferedReader:
     return file
 
 
+def is_utf_8(path: Path) -> bool:
+    """Return whether every byte of a path is UTF-8; libraries in C++ take no other path."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def read_whole(path: Path, most_bytes: int, problem: str) -> bytes:
     """Read a regular file.
 

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from converter.atomic import sync
 from converter.errors import SourceError
+from converter.stray_files import is_stray
 
 MAX_MEMBERS = 64  # the published archives hold four files and a folder
 MAX_SIZE = 4 << 30  # bytes unpacked; a published checkpoint takes 0.2 GiB, one with optimiser slots 0.5 GiB
@@ -27,14 +28,12 @@ _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 # A file, in a folder or in none. Any other slash, a backslash, a drive's colon or a control character leads
 # outside the folder on some system.
 _NAME = re.compile(r"((?P<folder>[^/\\:\x00-\x1f\x7f]+)/)?(?P<file>[^/\\:\x00-\x1f\x7f]+)")
-# macOS adds files with attributes and the layout of a window.
-_BY_MACOS = re.compile(r"__MACOSX/.*|(.*/)?\.DS_Store")
 
 
 def unpack(archive: Path, folder: Path) -> dict[str, str]:
     """Unpack an archive of one model folder, or of bare files, into a new folder, flat.
 
-    The files that macOS adds are left out. Before anything is written, the archive is refused for
+    Stray files, such as those that macOS adds, are left out. Before anything is written, the archive is refused for
 
     - a name that leads outside the folder or into a second one,
     - two names that differ only in capitals,
@@ -87,7 +86,7 @@ def _checked_files(archive: Path, opened: zipfile.ZipFile) -> dict[str, zipfile.
     for info in infos:
         for problem in _problems(info):
             raise _refused(archive, f"member {info.orig_filename!r} {problem}")
-        if info.is_dir() or _BY_MACOS.fullmatch(info.filename):
+        if info.is_dir() or is_stray(info.filename):
             continue
         folder, _, name = info.filename.rpartition("/")
         if name.casefold() in names:
@@ -107,7 +106,9 @@ def _problems(info: zipfile.ZipInfo) -> Iterator[str]:
     name = info.orig_filename  # zipfile cuts `filename` at the first NUL
     match = _NAME.fullmatch(name.removesuffix("/"))
     plain = match is not None and not {".", ".."} & set(match.groupdict().values())
-    if not plain and not _BY_MACOS.fullmatch(name):  # files that macOS adds are never written
+    parts = name.removesuffix("/").split("/")
+    # A stray file is never written, so it may lie deeper, as in the tree that macOS adds.
+    if not plain and not (is_stray(name) and all(part not in ("", ".", "..") for part in parts)):
         yield "has a name that leads outside the folder, or into a second one"
     kind = stat.S_IFMT(info.external_attr >> 16)
     if kind not in (0, stat.S_IFDIR if info.is_dir() else stat.S_IFREG):

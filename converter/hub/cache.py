@@ -21,6 +21,7 @@ from pathlib import Path
 
 from converter.errors import SourceError
 from converter.hub.catalog_entry import CatalogEntry
+from converter.stray_files import is_stray
 
 VARIABLE = "FACENET_PORT_CACHE"
 """The environment variable that names the folder."""
@@ -130,12 +131,15 @@ def check_model_folder(folder: Path, entry: CatalogEntry) -> None:
 
     A published checkpoint of 0.2 GB takes 0.2 s.
 
+    Stray files that are not recorded, such as .DS_Store, are ignored: nothing reads them.
+
     Raises:
         SourceError: A file is missing, is not recorded, or differs from the record or the catalog.
         OSError: A file cannot be read.
     """
     recorded = recorded_digests(folder)
-    present = {path.name for path in folder.iterdir()} - {RECORD}
+    names = {path.name for path in folder.iterdir()} - {RECORD}
+    present = {name for name in names if name in recorded or not is_stray(name)}
     if present != set(recorded):
         name = min(present ^ set(recorded))
         problem = "is missing" if name in recorded else "did not come with the archive"

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from converter.errors import PortError, RequirementError, SourceError, UsageError
+from converter.formats.limits import is_utf_8
 from converter.formats.source import TensorInfo
 from converter.formats.torch.state_dict import map_state_dict
 from converter.hub import catalog
@@ -208,8 +209,11 @@ def _read(verified: _Candidate) -> dict[str, Tensor]:
     if verified.tensors is not None:
         return map_state_dict(verified.path, verified.tensors)
     mapped = zipfile.is_zipfile(verified.path)  # the format before PyTorch 1.6 cannot be mapped
-    loaded: dict[str, Tensor] = torch.load(verified.path, map_location="cpu", weights_only=True, mmap=mapped)
-    return loaded
+    path = verified.path
+    if is_utf_8(path):
+        return dict(torch.load(path, map_location="cpu", weights_only=True, mmap=mapped))
+    with path.open("rb") as file:  # PyTorch takes no other name
+        return dict(torch.load(file, map_location="cpu", weights_only=True))
 
 
 def _sha256(path: Path) -> str:

@@ -11,6 +11,7 @@ import pytest
 from checks.compare import __main__ as compare
 from converter import command_line
 from converter.__main__ import main
+from converter.output_names import check_ending
 from tests.conftest import random_bits
 
 
@@ -31,6 +32,42 @@ def test_json_replaces_an_older_result_and_nothing_else(source: Path, tmp_path: 
         assert command([str(source), "--json", str(tmp_path / "no" / "r.json")]) == 2
         assert "there is no folder" in capsys.readouterr().err
     assert (tmp_path / "w.pt").read_bytes() == weights
+
+
+@pytest.mark.parametrize("name", ["result", "result.txt", "result.JSON", "latest.json"])
+def test_a_second_run_replaces_the_json_of_the_first(name: str, tmp_path: Path, capsys) -> None:
+    path = tmp_path / name
+    if name == "latest.json":  # a link to another file, which is the one to replace
+        path.symlink_to(tmp_path / "of-today")
+    for _ in range(2):
+        assert main(["list", "--quiet", "--json", str(path)]) == 0
+        assert json.loads(path.read_text())["20180402-114759"]
+    assert path.is_symlink() == (name == "latest.json")
+    assert not [entry for entry in tmp_path.iterdir() if entry.name.startswith(".")]
+
+
+def test_an_empty_file_for_the_json_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "tmp.aX3f").touch()  # as mktemp makes it
+    assert main(["list", "--quiet", "--json", str(tmp_path / "tmp.aX3f")]) == 0
+    assert json.loads((tmp_path / "tmp.aX3f").read_text())["20180402-114759"]
+
+
+@pytest.mark.parametrize("name", ["weights.pt", "notes.txt", "graph.pb", "a.h5"])
+def test_json_never_replaces_what_is_no_result(name: str, tmp_path: Path, capsys) -> None:
+    (tmp_path / name).write_bytes(b"PK\3\4 weights")
+    assert main(["list", "--json", str(tmp_path / name)]) == 2
+    assert f"{name}: it exists and is not a .json file. Give another name." in capsys.readouterr().err
+    assert (tmp_path / name).read_bytes() == b"PK\3\4 weights"
+
+
+def test_json_is_refused_where_no_file_can_be_replaced(tmp_path: Path, capsys) -> None:
+    for path, problem in (
+        ("/dev/null", "this is not a regular file"),
+        (str(tmp_path), "this is a folder"),
+        ("/proc/r.json", "cannot be written to"),
+    ):
+        assert main(["list", "--json", path]) == 2
+        assert problem in capsys.readouterr().err
 
 
 def test_json_never_lands_on_the_output(source: Path, tmp_path: Path, capsys) -> None:
@@ -79,6 +116,37 @@ def test_an_ending_that_contradicts_the_format_is_refused(
     assert main([str(source), "-o", str(tmp_path / name), *options]) == 2
     assert "the ending says" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["w.onnx", "w.h5", "w.weights.h5", "w.keras", "w.pb", "w.ONNX", "w.tflite", "w.npz", "w.pt2", "w.zip"],
+)
+@pytest.mark.parametrize("options", [[], ["--to", "tensorflow"], ["--format", "safetensors"]])
+def test_an_ending_of_a_format_that_is_not_written_is_refused(
+    name: str, options: list[str], tmp_path: Path, capsys
+) -> None:
+    # The source does not exist: the name is refused before anything is read or downloaded.
+    assert main(["vggface2", "--offline", "-o", str(tmp_path / name), *options]) == 2
+    error = capsys.readouterr().err
+    assert f"{name}: the ending says" in error
+    assert "which the converter does not write. Give a name that ends in .pt or .safetensors" in error
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["model.ckpt", "model-x.ckpt-90", "model.CKPT"])
+def test_the_ending_of_a_checkpoint_needs_its_direction(name: str, tmp_path: Path, capsys) -> None:
+    assert main(["vggface2", "--offline", "-o", str(tmp_path / name)]) == 2
+    assert "Add --to tensorflow, or change the ending." in capsys.readouterr().err
+    assert main(["vggface2", "--offline", "-o", str(tmp_path / "m.ckpt-1.data-00000-of-00001")]) == 2
+    assert "one file of a checkpoint. Give its prefix, such as m.ckpt-1, with" in capsys.readouterr().err
+
+
+def test_other_endings_are_the_users_own() -> None:
+    for name in ("w", "w.bin", "w.pth.tar", "20180402-114759", "w.v1.2"):
+        check_ending(Path(name), "pt")
+    for name in ("model-x.ckpt", "model-x.ckpt-90", "model-1.5"):
+        check_ending(Path(name), "tensorflow")
 
 
 def test_the_ending_chooses_the_format_and_the_umask_the_mode(source: Path, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from checks.audit.graphs.graph import Graph
 from converter.child_process import AnswerError, ChildError, ChildProcess, limit_memory, serve
 from converter.errors import SourceError
+from converter.formats.limits import is_utf_8
 
 Array = NDArray[Any]
 Session = Callable[[str, Array], list[Array]]
@@ -100,12 +101,15 @@ def _open_onnx(path: Path, outputs: Sequence[str], as_written: bool) -> Session:
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 4
     model: str | bytes = str(path)
-    if as_written:
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        # onnxruntime fetches only the outputs that the model declares.
+    if as_written or not is_utf_8(path):
         changed = onnx.load(str(path))
-        known = {output.name for output in changed.graph.output}
-        changed.graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs if name not in known)
+        if as_written:
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+            # onnxruntime fetches only the outputs that the model declares.
+            known = {output.name for output in changed.graph.output}
+            changed.graph.output.extend(
+                onnx.ValueInfoProto(name=name) for name in outputs if name not in known
+            )
         model = changed.SerializeToString()
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
@@ -120,8 +124,10 @@ def _open_tflite(path: Path, outputs: Sequence[str], as_written: bool) -> Sessio
     from ai_edge_litert import interpreter as litert
 
     kinds = litert.OpResolverType
+    readable = is_utf_8(path)
     interpreter = litert.Interpreter(
-        str(path),
+        str(path) if readable else None,
+        None if readable else path.read_bytes(),
         num_threads=1,
         experimental_preserve_all_tensors=as_written,
         experimental_op_resolver_type=kinds.BUILTIN_WITHOUT_DEFAULT_DELEGATES if as_written else kinds.AUTO,

@@ -18,6 +18,7 @@ from google.protobuf import text_format
 from converter.errors import SourceError, UsageError
 from converter.formats.tensorflow.protos import CheckpointState
 from converter.formats.tensorflow.v1_checkpoint import is_v1_checkpoint
+from converter.stray_files import is_stray
 
 STATE_FILE = "checkpoint"
 """Name of the file that names the latest checkpoint (tf.train.latest_checkpoint, `latest_filename`)."""
@@ -57,14 +58,14 @@ class Snapshot:
 
 
 def find_snapshots(folder: Path) -> tuple[Snapshot, ...]:
-    """Find the checkpoints of a folder, sorted by model and step.
+    """Find the checkpoints of a folder, sorted by model and step; stray files are left out.
 
     If there is no .index, it looks for V1 checkpoints, which are recognised by their contents.
 
     Raises:
         OSError: The folder cannot be read.
     """
-    files = [entry for entry in folder.iterdir() if entry.is_file()]
+    files = [entry for entry in folder.iterdir() if not is_stray(entry.name) and entry.is_file()]
     indices = [file for file in files if file.suffix == ".index"]
     matches = map(Snapshot.of, indices or filter(is_v1_checkpoint, files))
     return tuple(sorted(matches, key=_by_model_and_step))

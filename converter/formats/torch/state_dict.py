@@ -261,8 +261,9 @@ def map_state_dict(path: Path, info: Mapping[str, TensorInfo]) -> dict[str, torc
     try:
         with open_regular(path) as file:
             archive = read_archive(path, file, verify=False)
-        whole = torch.UntypedStorage.from_file(str(path), shared=False, nbytes=path.stat().st_size)
-    except (OSError, RuntimeError) as error:
+        # Not UntypedStorage.from_file, which takes no name that is not UTF-8.
+        whole = torch.from_numpy(np.memmap(path, np.uint8, "c")).untyped_storage()
+    except (OSError, ValueError) as error:
         raise SourceError(path, f"the file cannot be mapped ({error})") from error
     dtypes = {dtype: getattr(torch, dtype.name) for dtype in {tensor.dtype for tensor in info.values()}}
     tensors = {}

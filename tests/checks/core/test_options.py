@@ -73,6 +73,14 @@ def test_an_older_report_is_left_for_the_new_one_to_replace(tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.parametrize("name", ["report", "report.xhtml", "report.HTML", "empty"])
+def test_a_page_of_any_name_is_replaced(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    check_report(argparse.Namespace(report=path))
+    path.write_text("" if name == "empty" else "<!DOCTYPE html>\n<html>older</html>")
+    check_report(argparse.Namespace(report=path))
+
+
 def test_a_folder_that_is_missing_or_may_not_be_written_to_is_refused(tmp_path: Path, capsys) -> None:
     assert "there is no folder" in _refused(compare, capsys, "--report", str(tmp_path / "no" / "r.html"))
     assert "cannot be written to" in _refused(compare, capsys, "--report", "/proc/r.html")
