@@ -106,9 +106,7 @@ def _problems(info: zipfile.ZipInfo) -> Iterator[str]:
     name = info.orig_filename  # zipfile cuts `filename` at the first NUL
     match = _NAME.fullmatch(name.removesuffix("/"))
     plain = match is not None and not {".", ".."} & set(match.groupdict().values())
-    parts = name.removesuffix("/").split("/")
-    # A stray file is never written, so it may lie deeper, as in the tree that macOS adds.
-    if not plain and not (is_stray(name) and all(part not in ("", ".", "..") for part in parts)):
+    if not plain and not _is_stray_inside(name):
         yield "has a name that leads outside the folder, or into a second one"
     kind = stat.S_IFMT(info.external_attr >> 16)
     if kind not in (0, stat.S_IFDIR if info.is_dir() else stat.S_IFREG):
@@ -119,6 +117,12 @@ def _problems(info: zipfile.ZipInfo) -> Iterator[str]:
         yield "has a comment, which may hide another member"
     if info.header_offset < 0:
         yield "lies outside the archive"
+
+
+def _is_stray_inside(name: str) -> bool:
+    """Return whether a member is a stray file inside the folder: it is not written, so it may lie deeper."""
+    inside = all(part not in ("", ".", "..") for part in name.removesuffix("/").split("/"))
+    return inside and is_stray(name) and not {"\\", ":", "\0"} & set(name)
 
 
 def _refused(archive: Path, problem: str) -> SourceError:
