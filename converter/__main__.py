@@ -16,6 +16,7 @@ from converter.hub import catalog
 from converter.progress import ProgressBar
 
 if TYPE_CHECKING:
+    from converter.convert_file import Conversion
     from converter.hub.catalog_entry import CatalogEntry
     from converter.output_names import OutputFormat
 
@@ -60,6 +61,10 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         help="refuse SOURCE unless the SHA-256 of each of its files is given; may be repeated",
     )  # fmt: skip
     command_line.add_network_options(parser)
+    parser.add_argument(
+        "--strict", action="store_true",
+        help="refuse weights that are NaN or infinite, and negative variances, instead of warning of them",
+    )  # fmt: skip
     parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
 
 
@@ -108,11 +113,13 @@ def _convert(arguments: argparse.Namespace, source: Path, named: CatalogEntry | 
             step=arguments.step,
             sha256=arguments.sha256,
             archive_sha256=None if named is None else named.archive_sha256,
+            strict=arguments.strict,
             overwrite=arguments.overwrite,
             progress=progress,
         )
     if not arguments.quiet:
         render.print_conversion(conversion)
+        _print_warnings(arguments, [conversion])
     if arguments.json:
         _check_json_path(arguments.json, conversion.outputs)
         command_line.write_json(arguments.json, render.conversion_as_json(conversion))
@@ -132,18 +139,26 @@ def _convert_folder(arguments: argparse.Namespace, source: Path) -> int:
             arguments.output or Path(),
             output_format=_output_format(arguments),
             weights=arguments.weights,
+            strict=arguments.strict,
             overwrite=arguments.overwrite,
             progress=progress,
         )
+    conversions = [step.conversion for step in result.steps if step.conversion is not None]
     if not arguments.quiet:
         render.print_folder(result)
+        _print_warnings(arguments, conversions)
     for step in result.failed:
         print(f"{arguments.program}: error: {step.error}", file=sys.stderr)
     if arguments.json:
-        conversions = [step.conversion for step in result.steps if step.conversion is not None]
         _check_json_path(arguments.json, [path for conversion in conversions for path in conversion.outputs])
         command_line.write_json(arguments.json, render.folder_as_json(result))
     return result.exit_code
+
+
+def _print_warnings(arguments: argparse.Namespace, conversions: Iterable[Conversion]) -> None:
+    for conversion in conversions:
+        if conversion.warning:
+            print(f"{arguments.program}: warning: {conversion.warning}", file=sys.stderr)
 
 
 def _output_format(arguments: argparse.Namespace) -> OutputFormat:

@@ -13,6 +13,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from converter.atomic import AtomicFiles
+from converter.broken_values import NEXT_STEP, BrokenValues, count_broken_values, state_broken_values
 from converter.casting import Cast, state_casts
 from converter.convert import convert_tensors, tensorflow_tensors
 from converter.errors import SourceError, UsageError
@@ -46,6 +47,7 @@ class Conversion:
         plan: The plan that was carried out.
         left_out: Every source tensor that is not in the output, with the reason.
         casts: Name of each source tensor that was cast to float32 to the effect of the cast.
+        broken: Name of each source tensor with values that no network computes with to their numbers.
         outputs: Every file written, manifests included, to its SHA-256.
         digests: state_dict key to the SHA-256 of the PyTorch tensor.
     """
@@ -59,6 +61,7 @@ class Conversion:
     plan: Plan
     left_out: tuple[LeftOut, ...]
     casts: Mapping[str, Cast]
+    broken: Mapping[str, BrokenValues]
     outputs: Mapping[Path, str]
     digests: Mapping[str, str]
 
@@ -66,6 +69,13 @@ class Conversion:
     def cast_statements(self) -> tuple[str, ...]:
         """A sentence for each dtype that was cast to float32: how many tensors, and what changed."""
         return state_casts(self.casts)
+
+    @property
+    def warning(self) -> str:
+        """A sentence on the source's broken values and one on the next step; empty without such values."""
+        if not self.broken:
+            return ""
+        return f"{self.source}: {state_broken_values(self.broken, len(self.plan.sources))}. {NEXT_STEP}."
 
 
 def convert_file(
@@ -78,6 +88,7 @@ def convert_file(
     step: int | None = None,
     sha256: Collection[str] = (),
     archive_sha256: str | None = None,
+    strict: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Conversion:
@@ -92,11 +103,13 @@ def convert_file(
         step: As in `open_source`.
         sha256: The expected SHA-256 of each file of the source, in hexadecimal; empty expects nothing.
         archive_sha256: SHA-256 of the archive that the source was unpacked from, for the manifest.
+        strict: Whether to refuse a source with values that are not finite, or with negative variances.
         overwrite: Whether to replace existing files.
         progress: Progress callback.
 
     Raises:
-        SourceError: The source is unreadable or corrupt, or the SHA-256 of a file of it is not expected.
+        SourceError: The source is unreadable or corrupt, the SHA-256 of a file of it is not expected, or
+            `strict` refuses it.
         MappingError: The source is not this network, or a value of it is beyond float32.
         UsageError: An output exists, its folder does not, its ending is that of another format, the source of
             `parts` has no logits, or `sha256` holds something else.
@@ -120,6 +133,9 @@ def convert_file(
             if isinstance(source, TensorBundle):
                 source.release()
             _check_source(source, source_hashes, expected)
+            if strict and converted.broken:
+                problem = state_broken_values(converted.broken, len(plan.sources))
+                raise SourceError(source.path, problem, next_step=NEXT_STEP)
             for part in outputs:
                 part.write(converted.state_dict, plan.variant, pool)
                 part.read_back(converted.state_dict, meter.advance)
@@ -191,11 +207,12 @@ def _check_source(source: TensorSource, hashes: Mapping[str, Future[str]], expec
 
 @dataclass(frozen=True, slots=True)
 class _Converted:
-    """The state_dict in memory, the digests of its tensors, which threads compute, and the casts."""
+    """The state_dict in memory, the digests of its tensors, which threads compute; casts, broken values."""
 
     state_dict: Mapping[str, NDArray[Any]]
     hashes: Mapping[str, Future[str]]
     casts: Mapping[str, Cast]
+    broken: Mapping[str, BrokenValues]
 
 
 def _convert(
@@ -204,14 +221,19 @@ def _convert(
     state_dict: dict[str, NDArray[Any]] = {}
     hashes: dict[str, Future[str]] = {}
     casts: dict[str, Cast] = {}
+    broken: dict[str, BrokenValues] = {}
     for tensor in convert_tensors(tensors, plan):
         row = tensor.row
         state_dict[row.key] = tensor.array
         hashes[row.key] = pool.submit(tensor_digest, tensor.array)
-        if isinstance(row, ConvertedRow) and tensor.cast is not None:
-            casts[plan.sources[row.variable]] = tensor.cast
+        if isinstance(row, ConvertedRow):
+            name = plan.sources[row.variable]
+            if tensor.cast is not None:
+                casts[name] = tensor.cast
+            if (values := count_broken_values(row, tensor.array)) is not None:
+                broken[name] = values
         meter.advance(tensor.array.nbytes)
-    return _Converted(state_dict, hashes, casts)
+    return _Converted(state_dict, hashes, casts, broken)
 
 
 def _describe(
@@ -232,6 +254,7 @@ def _describe(
         plan=plan,
         left_out=plan.left_out + _batch_counts(source, plan),
         casts=converted.casts,
+        broken=converted.broken,
         outputs={},
         digests=_results(converted.hashes),
     )

@@ -68,6 +68,7 @@ def convert_folder(
     jobs: int | None = None,
     output_format: OutputFormat = "pt",
     weights: Weights = "variable",
+    strict: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> FolderConversion:
@@ -85,6 +86,7 @@ def convert_folder(
             most `MOST_JOBS`, because a conversion keeps about two processors busy.
         output_format: As in `convert_file`.
         weights: As in `plan_conversion`.
+        strict: As in `convert_file`.
         overwrite: Whether to replace existing files. Otherwise their checkpoints fail.
         progress: Progress callback; called from several threads, one at a time.
 
@@ -98,7 +100,9 @@ def convert_folder(
     _check_folder(output_folder, "Give a folder for the outputs.")
     snapshots = _find_snapshots(folder)
     meter = _Meter(progress, len(snapshots))
-    convert = partial(convert_file, output_format=output_format, weights=weights, overwrite=overwrite)
+    convert = partial(
+        convert_file, output_format=output_format, weights=weights, strict=strict, overwrite=overwrite
+    )
     # Reading a state_dict back silences warnings for a moment, and threads could leave them silenced.
     with warnings.catch_warnings(), ThreadPoolExecutor(jobs or _default_jobs()) as pool:
         futures = []

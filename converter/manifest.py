@@ -67,7 +67,7 @@ def build_manifest(conversion: Conversion, rows: Sequence[Row], files: Mapping[s
     }
     if conversion.archive_sha256 is not None:
         source["archive"] = conversion.archive_sha256
-    tensors = []
+    tensors, broken = [], []
     for row in rows:
         entry: dict[str, Any] = {"key": row.key}
         if isinstance(row, ConvertedRow):
@@ -82,6 +82,8 @@ def build_manifest(conversion: Conversion, rows: Sequence[Row], files: Mapping[s
             entry["cast_from"] = asdict(casts[plan.sources[row.variable]])
         entry["sha256"] = conversion.digests[row.key]
         tensors.append(entry)
+        if isinstance(row, ConvertedRow) and (name := plan.sources[row.variable]) in conversion.broken:
+            broken.append({"name": name, "key": row.key, **asdict(conversion.broken[name])})
     sections = {
         "tool": {"name": "facenet-port", "version": __version__},
         "source": source,
@@ -95,6 +97,7 @@ def build_manifest(conversion: Conversion, rows: Sequence[Row], files: Mapping[s
         },
         "output": dict(files),
         "tensors": tensors,
+        "broken_values": broken,
         "left_out": [{"name": item.name, "reason": item.reason} for item in conversion.left_out],
     }
     return _format(sections).encode()

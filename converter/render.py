@@ -92,6 +92,7 @@ def conversion_as_json(conversion: Conversion) -> dict[str, object]:
         "converted": len(conversion.plan.converted),
         "synthesised": len(conversion.plan.synthesised),
         "casts": {name: asdict(cast) for name, cast in conversion.casts.items()},
+        "broken_values": {name: asdict(values) for name, values in conversion.broken.items()},
         "left_out": {item.name: item.reason for item in conversion.left_out},
         "outputs": {str(path): digest for path, digest in conversion.outputs.items()},
     }

@@ -19,7 +19,8 @@ torch.hub. SOURCE may be any source of `facenet-port convert`, or det1.npy, det2
 of MTCNN. A published port needs no --against.
 
 exit codes: 0 the port is faithful; 1 the port differs; 2 wrong usage; 3 an input is unreadable, corrupt or
-another network; 4 a requirement such as onnxruntime is missing; 130 interrupted
+another network, or the source's values are not finite; 4 a requirement such as onnxruntime is missing;
+130 interrupted
 """
 
 
@@ -73,7 +74,7 @@ def _work(arguments: argparse.Namespace) -> int:
         from checks.audit.page import write_page
 
         write_page(arguments.report, result, command=arguments.command)
-    return 0 if result.passed else 1
+    return result.exit_code
 
 
 COMMAND = command_line.Command(

@@ -112,10 +112,16 @@ def holds_residual_scale(layer: Layer, tensors: Tensors, source: SourceWeights) 
     expected, actual = _source_kernel(layer, source), tensors["weights"].channels_first()
     if actual is None or actual.shape != expected.shape or actual.dtype not in FLOATS:
         return False
-    # A median, because a damaged value does not move it.
-    expected_size = float(np.median(np.abs(expected)))
-    actual_size = float(np.nanmedian(np.abs(actual.astype(np.float64))))
+    expected_size, actual_size = _typical_size(expected), _typical_size(actual)
+    if expected_size is None or actual_size is None:  # no value tells
+        return expected_size is actual_size
     return expected_size > 0 and abs(actual_size / expected_size - scale) < abs(1 - scale) / 2
+
+
+def _typical_size(weights: Array) -> float | None:
+    """The median of all finite magnitudes, which a damaged value does not move; None without one."""
+    finite = weights[np.isfinite(weights)]
+    return float(np.median(np.abs(finite.astype(np.float64)))) if finite.size else None
 
 
 def compare_scaled_residual(layer: Layer, tensors: Tensors, source: SourceWeights) -> Iterator[TensorResult]:

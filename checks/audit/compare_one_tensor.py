@@ -17,7 +17,7 @@ from checks.core.network import KEYS, stage_of
 from checks.diagnosis.causes import Cause
 from checks.diagnosis.explain_tensor import explain
 from converter.casting import FLOAT32, HALVES
-from converter.same_bits import same_bits
+from converter.same_bits import differing_bits, same_bits
 
 Array = NDArray[Any]
 FLOATS = (*HALVES, FLOAT32, np.dtype(np.float64))
@@ -63,9 +63,11 @@ def compare_exactly(tensor: PortTensor, expected: Array, place: TensorPlace) -> 
     if actual.dtype not in FLOATS:
         return uncompared(tensor, place, "differs", f"weights cannot be {actual.dtype}")
     exact = layout.apply(expected)
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         nearest = exact.astype(actual.dtype)
         single = actual.astype(np.float32)
+    if actual.dtype != FLOAT32:
+        nearest = _with_nans_of(actual, nearest)
     if same_bits(actual, nearest):
         return measure(tensor, nearest, place, "rounded" if actual.dtype in HALVES else "equal")
     result = measure(tensor, nearest, place, "differs")
@@ -88,15 +90,16 @@ def compare_with_prediction(
         detail: A clause on the factors that are folded in.
     """
     actual = tensor.array
-    nearest = prediction.exact.astype(actual.dtype)
-    hits = (actual == prediction.values) & (np.signbit(actual) == np.signbit(prediction.values))
+    nearest = _with_nans_of(actual, prediction.exact.astype(actual.dtype))
+    prediction = replace(prediction, values=_with_nans_of(actual, prediction.values))
+    hits = ~differing_bits(actual, prediction.values)
     if hits.all() and prediction.is_unique:
         return measure(tensor, prediction.values, place, "folded", detail)
     if hits.all():
         return measure(tensor, nearest, place, "approximate", f"{detail}, within rounding")
     if actual.dtype in HALVES and _is_raised(actual, prediction.values, prediction.exact):
         return measure(tensor, prediction.values, place, "approximate", f"{detail}, {_RAISED}")
-    is_near = np.abs(actual.astype(np.float64) - prediction.exact) <= prediction.margin
+    is_near = (np.abs(actual.astype(np.float64) - prediction.exact) <= prediction.margin) | hits
     is_other_formula = hits.mean() < KNOWN_SHARE or not prediction.is_unique
     if is_other_formula and is_near.all():
         return measure(tensor, nearest, place, "approximate", f"{detail}, by an unknown formula")
@@ -128,9 +131,8 @@ def measure(
     """Make a result from the distances of the values; `expected` has the dtype and shape of the tensor."""
     actual = tensor.array
     steps = ulp_distance(actual, expected)
-    differs = (actual != expected) | (np.signbit(actual) != np.signbit(expected))
-    both_nan = np.isnan(actual.astype(np.float64)) & np.isnan(expected.astype(np.float64))
-    differs &= ~(both_nan & (steps == 0))
+    differs = differing_bits(actual, expected)
+    finite = np.isfinite(steps)
     result = TensorResult(
         name=tensor.name,
         variable=place.variable,
@@ -141,7 +143,8 @@ def measure(
         status=status,
         values=actual.size,
         differing=int(differs.sum()),
-        max_ulp=int(steps.max(initial=0)),
+        not_finite=int((~finite).sum()),
+        max_ulp=int(steps.max(initial=0, where=finite)),
         ulp_histogram=ulp_histogram(steps) if steps.size else (),
         detail=detail,
         key=place.key,
@@ -168,6 +171,11 @@ def _explain(result: TensorResult, tensor: PortTensor, key: str, source: SourceW
     if explanation is None or explanation[0] is Cause.VALUES:
         return result  # which has the first value that differs, and the number of those that do
     return replace(result, detail="; ".join(filter(None, (explanation[1], result.detail))))
+
+
+def _with_nans_of(actual: Array, expected: Array) -> Array:
+    """Give computed NaNs the bits of the port's: a tool and NumPy may make NaNs of other bits."""
+    return np.where(np.isnan(actual) & np.isnan(expected), actual, expected)
 
 
 def _is_raised(actual: Array, nearest: Array, exact: Array) -> bool:

@@ -27,6 +27,7 @@ Tensors = Mapping[Role, PortTensor]
 Names = Mapping[Role, str]
 
 
+@np.errstate(all="ignore")  # NaNs and infinities of either side are compared, not warned of
 def compare_tensors(port: PortWeights, source: SourceWeights) -> tuple[TensorResult, ...]:
     """Compare every tensor of a port with the source's.
 

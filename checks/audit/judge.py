@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
@@ -9,7 +10,9 @@ from checks.audit.result import GraphRun, Status, TensorResult
 from checks.core import thresholds
 from checks.core.inputs import NOISE
 from checks.core.judgement import Judgement
+from checks.core.metrics import figure
 from checks.core.network import short_name
+from checks.core.source_tensors import BrokenSource
 
 _FAITHFUL_STATUS: Mapping[Status, str] = {
     "equal": "equal bit for bit",
@@ -56,7 +59,11 @@ def describe_fault(result: TensorResult) -> str:
 
 def describe_difference(result: TensorResult) -> str:
     """Say how many values of a tensor differ, and by how much."""
-    differ = f"{result.differing} of {result.values} values differ"
+    differ = (
+        f"{result.differing} of {result.values} values {'differs' if result.differing == 1 else 'differ'}"
+    )
+    if result.not_finite:
+        return f"{differ}, {result.not_finite} of them not finite on one side"
     if result.max_ulp > _OTHER_MAGNITUDE:
         return f"{differ}, some in sign or in magnitude"
     steps = "1 step" if result.max_ulp == 1 else f"{result.max_ulp:,} steps"
@@ -107,12 +114,12 @@ def judge_arithmetic(run: GraphRun) -> Judgement:
             first = batch.diverging[0]
             others = f" and {len(batch.diverging) - 1} more" if len(batch.diverging) > 1 else ""
             details.append(
-                f"{batch.name}: {short_name(first.activation)}{others}: {first.error:.1e} from float64, "
+                f"{batch.name}: {short_name(first.activation)}{others}: {figure(first.error)} from float64, "
                 f"PyTorch {first.floor:.1e}"
             )
         if not batch.error <= batch.runtime_factor * batch.floor:
             details.append(
-                f"{batch.name}: embeddings: {batch.error:.1e} from float64, PyTorch {batch.floor:.1e}"
+                f"{batch.name}: embeddings: {figure(batch.error)} from float64, PyTorch {batch.floor:.1e}"
             )
     layer, layer_limit = max(
         ((layer.error / layer.floor, batch.factor) for batch in run.inputs for layer in batch.layers),
@@ -122,11 +129,16 @@ def judge_arithmetic(run: GraphRun) -> Judgement:
         ((batch.error / batch.floor, batch.runtime_factor) for batch in run.inputs),
         key=lambda pair: pair[0] / pair[1],
     )
+    worst_layer = _times(layer, " PyTorch's")
     statement = (
-        f"{run.arithmetic} error {layer:.2f} times PyTorch's at the worst layer (limit {layer_limit:g}), "
-        f"{whole:.2f} times in the embeddings (limit {whole_limit:g})"
+        f"{run.arithmetic} error {worst_layer} at the worst layer (limit {layer_limit:g}), "
+        f"{_times(whole)} in the embeddings (limit {whole_limit:g})"
     )
     return Judgement("arithmetic", not details, statement, tuple(details))
+
+
+def _times(ratio: float, whose: str = "") -> str:
+    return f"{ratio:.2f} times{whose}" if math.isfinite(ratio) else figure(ratio)
 
 
 def judge_distance(run: GraphRun) -> Judgement:
@@ -135,16 +147,28 @@ def judge_distance(run: GraphRun) -> Judgement:
     precision = "float32" if (run.weights, run.arithmetic) == ("float32", "float32") else "float16"
     limit = thresholds.GRAPH_DISTANCE[precision]
     statement = (
-        f"five embeddings {batch.distance:.2e} from the source's in float64 (limit {limit:.0e}), the "
-        f"farthest single one {batch.row_distance:.1e}"
+        f"five embeddings {figure(batch.distance, '.2e')} from the source's in float64 (limit {limit:.0e}), "
+        f"the farthest single one {figure(batch.row_distance)}"
     )
     return Judgement("distance", batch.distance <= limit, statement)
 
 
 def write_verdict(
-    results: Sequence[TensorResult], judgements: Sequence[Judgement], run: GraphRun | None
+    results: Sequence[TensorResult],
+    judgements: Sequence[Judgement],
+    run: GraphRun | None,
+    broken: BrokenSource | None = None,
 ) -> str:
     """Write the verdict, a sentence or two."""
+    if broken is not None:
+        port = _write_port_verdict(results, judgements, run)
+        return f"The source is broken: {broken.statement}. {port} {broken.next_step}"
+    return _write_port_verdict(results, judgements, run)
+
+
+def _write_port_verdict(
+    results: Sequence[TensorResult], judgements: Sequence[Judgement], run: GraphRun | None
+) -> str:
     faults = [result for result in results if not result.is_faithful]
     if len(faults) > 1:
         others = len(faults) - 1

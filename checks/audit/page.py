@@ -13,6 +13,7 @@ from checks.audit.result import AuditResult, GraphRun, InputRun, Status, TensorR
 from checks.audit.table import STATUS_MEANINGS
 from checks.core import thresholds
 from checks.core.inputs import NOISE
+from checks.core.metrics import figure
 from checks.core.network import short_name
 from checks.report.charts import Chart, Drawer
 from checks.report.content import Head, Row, Table
@@ -102,7 +103,7 @@ def _head(result: AuditResult, unfaithful: Sequence[TensorResult]) -> Head:
     return Head(
         command="audit",
         passed=result.passed,
-        word="Sound" if result.passed else "Differs",
+        word="Sound" if result.passed else "Differs" if result.differs else "Broken source",
         sentence=result.verdict,
         facts=(
             ("port", shown_path(result.port)),
@@ -166,7 +167,7 @@ def _tensor_table(tensors: Sequence[TensorResult]) -> Table:
     for tensor in tensors:
         cells = (
             f"{tensor.differing} of {tensor.values}" if tensor.differing else "",
-            str(tensor.max_ulp) if tensor.max_ulp else "",
+            "not finite" if tensor.not_finite else str(tensor.max_ulp) if tensor.max_ulp else "",
             "" if tensor.index is None else ", ".join(map(str, tensor.index)),
             "" if tensor.actual is None else f"{tensor.actual:.9g}",
             "" if tensor.expected is None else f"{tensor.expected:.9g}",
@@ -211,7 +212,7 @@ def _depth(run: GraphRun, batch: InputRun) -> Depth:
         finding = f"it diverges first at {name}"
     else:
         mark = None
-        finding = f"the largest error is {max(errors):.1e}"
+        finding = f"the largest error is {figure(max(errors))}"
     return Depth(
         description=f"Error at {len(activations)} layers on {batch.name} inputs, log scale: {finding}.",
         series=(
@@ -235,7 +236,7 @@ def _inputs(run: GraphRun) -> Table:
         if batch.name == NOISE and not judge_distance(run).passed:
             failed.append(headings.index("distance\nfrom source"))
         figures = (batch.error, batch.floor, batch.distance, batch.row_distance)
-        cells = tuple(f"{figure:.1e}" for figure in figures)
+        cells = tuple(map(figure, figures))
         rows.append(Row(batch.name, cells, "fault" if failed else "", tuple(failed)))
     explanations = (
         "distance of the embeddings from float64 with the graph's own weights (relative L2)",

@@ -95,6 +95,13 @@ class PortWeights:
     leftovers: tuple[Leftover, ...] = ()
     prefix: str = ""
 
+    @property
+    def is_finite(self) -> bool:
+        """True if no tensor of a layer holds a NaN or an infinity, so that the port can be run."""
+        return all(
+            np.isfinite(tensor.array).all() for tensors in self.layers.values() for tensor in tensors.values()
+        )
+
 
 def printable(name: str) -> str:
     """Escape the characters of a file's name for a tensor that would act on a terminal."""

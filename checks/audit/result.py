@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from checks.core import thresholds
 from checks.core.judgement import Judgement
+from converter.errors import SourceError
+
+if TYPE_CHECKING:  # a result is read without NumPy
+    from checks.core.source_tensors import BrokenSource
 
 Status = Literal["equal", "folded", "rounded", "approximate", "differs", "missing", "extra", "not judged"]
 """The status of one tensor of a port.
@@ -40,6 +44,7 @@ class TensorResult:
         status: Its status.
         values: The number of its elements.
         differing: The number of elements that differ from the expected ones.
+        not_finite: The number of those that are NaN or infinite on one side; they have no distance.
         max_ulp: Largest difference from the expected value, in units in the last place of `dtype`: the
             number of steps from one value of the dtype to the next.
         ulp_histogram: The number of elements that are 0, 1, 2, 3-4, 5-8, 9-16, ... such units away, counted
@@ -61,6 +66,7 @@ class TensorResult:
     status: Status
     values: int = 0
     differing: int = 0
+    not_finite: int = 0
     max_ulp: int = 0
     ulp_histogram: tuple[int, ...] = ()
     detail: str = ""
@@ -179,6 +185,7 @@ class AuditResult:
         files: The path of every file of the port and the source, to its SHA-256.
         seed: The seed of the inputs.
         environment: The result of `checks.core.environment.environment`, with the runtimes of graphs.
+        broken: What is broken in the source, so that no graph is run; None for a sound source.
     """
 
     port: str
@@ -193,8 +200,19 @@ class AuditResult:
     files: Mapping[str, str]
     seed: int
     environment: Mapping[str, Any]
+    broken: BrokenSource | None = None
 
     @property
     def passed(self) -> bool:
-        """True if every judgement holds."""
-        return all(judgement.passed for judgement in self.judgements)
+        """True if every judgement holds and the source is sound."""
+        return self.broken is None and not self.differs
+
+    @property
+    def differs(self) -> bool:
+        """True if a judgement fails."""
+        return not all(judgement.passed for judgement in self.judgements)
+
+    @property
+    def exit_code(self) -> int:
+        """0 faithful; 1 the port differs; 3 it does not, but its source is broken."""
+        return 1 if self.differs else 0 if self.passed else SourceError.exit_code

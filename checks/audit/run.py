@@ -43,8 +43,10 @@ from checks.core.environment import environment
 from checks.core.judgement import Judgement
 from checks.core.network import LOGITS, describe_network
 from checks.core.source_tensors import (
+    BrokenSource,
     alternative_state_dict,
     expected_state_dict,
+    find_broken_source,
     float32_variables,
     plan_tensors,
 )
@@ -129,6 +131,7 @@ class _Findings:
     tensors: tuple[TensorResult, ...]
     judgements: tuple[Judgement, ...]
     run: GraphRun | None = None
+    broken: BrokenSource | None = None
 
 
 def _make_result(
@@ -149,10 +152,11 @@ def _make_result(
         tensors=findings.tensors,
         run=findings.run,
         judgements=findings.judgements,
-        verdict=write_verdict(findings.tensors, findings.judgements, findings.run),
+        verdict=write_verdict(findings.tensors, findings.judgements, findings.run, findings.broken),
         files=files,
         seed=seed,
         environment=environment() | runtimes,
+        broken=findings.broken,
     )
 
 
@@ -183,7 +187,8 @@ def _find(
 def _read_source(source: TensorSource, weights: Weights) -> SourceWeights:
     tensors, plan = plan_tensors(source, weights)
     state_dict = SourceTensors(expected_state_dict(tensors, plan), alternative_state_dict(tensors, weights))
-    return source_weights(float32_variables(source, tensors, plan), plan.variant, state_dict)
+    variables = float32_variables(source, tensors, plan)
+    return source_weights(variables, plan.variant, state_dict, find_broken_source(variables, plan))
 
 
 def _audit_graph(graph: Graph, source: SourceWeights, trained: str | None, seed: int, say: Say) -> _Findings:
@@ -192,18 +197,20 @@ def _audit_graph(graph: Graph, source: SourceWeights, trained: str | None, seed:
     _refuse_quantised(graph, layers)
     say("comparing")
     results = compare_tensors(layers.weights, source)
+    judgements = (
+        judge_tensors(results, _remarks(layers.weights, source)),
+        judge_structure(layers.remarks, len(layers.weights.layers)),
+    )
+    network = describe_network(source.variant)
+    if source.broken is not None or not layers.weights.is_finite:  # the run would show nothing
+        return _Findings(network, results, judgements, broken=source.broken)
     say("starting the graph's runtime")
     with RuntimeProcess(graph) as process:
         session = OnnxTfliteSession(graph, layers, process)
         build_own = partial(network_from_graph, layers)
         fold = find_folded_standardisation(layers.weights, source)
         run = run_graph(session, build_own, _source_network(source), fold, seed, say)
-    judgements = (
-        judge_tensors(results, _remarks(layers.weights, source)),
-        judge_structure(layers.remarks, len(layers.weights.layers)),
-        *_judge_run(run, trained),
-    )
-    return _Findings(describe_network(source.variant), results, judgements, run)
+    return _Findings(network, results, (*judgements, *_judge_run(run, trained)), run)
 
 
 def _audit_weights(
@@ -216,11 +223,12 @@ def _audit_weights(
     remarks = list(_remarks(weights, source))
     judgements: list[Judgement] = []
     run: GraphRun | None = None
-    if port.naming == "tensorflow" and importlib.util.find_spec("tensorflow") is None:
+    can_run = port.naming == "tensorflow" and source.broken is None and weights.is_finite
+    if can_run and importlib.util.find_spec("tensorflow") is None:
         remarks.append(
             "its graph was not run, which needs TensorFlow: pip install 'facenet-port[tensorflow]'"
         )
-    elif port.naming == "tensorflow":
+    elif can_run:
         try:
             run = _run_own_graph(port, source, seed, say)
         except Exception as error:  # TensorFlow raises anything on a foreign graph
@@ -229,7 +237,7 @@ def _audit_weights(
     if run is not None:
         judgements += _judge_run(run, trained)
     judgements.insert(0, judge_tensors(results, remarks))
-    return _Findings(describe_network(source.variant), results, tuple(judgements), run)
+    return _Findings(describe_network(source.variant), results, tuple(judgements), run, source.broken)
 
 
 def _run_own_graph(port: TensorSource, source: SourceWeights, seed: int, say: Say) -> GraphRun | None:

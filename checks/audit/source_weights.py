@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from checks.audit.folding_formulas import BatchNorm
 from checks.audit.port_layers import BATCH_NORM, Role
 from checks.core.network import stage_of
+from checks.core.source_tensors import BrokenSource
 from checks.diagnosis.explain_tensor import SourceTensors
 from converter.layer_map import BOTTLENECK_SCOPES, ConvertedRow, Variant, table
 
@@ -42,11 +43,13 @@ class SourceWeights:
         variant: The variant of the network.
         tensors: Variable to float32 array in TensorFlow's layout. The Bottleneck is under its newer scope.
         state_dict: The same tensors under the keys of the state_dict, with the moving averages.
+        broken: The broken values among them; None without any.
     """
 
     variant: Variant
     tensors: Mapping[str, Array]
     state_dict: SourceTensors
+    broken: BrokenSource | None = None
 
     def tensor(self, scope: str, role: Role) -> Array | None:
         """Return a tensor of a layer; a gamma that the source lacks is all ones."""
@@ -73,7 +76,10 @@ class SourceWeights:
 
 
 def source_weights(
-    variables: Mapping[str, Array], variant: Variant, state_dict: SourceTensors
+    variables: Mapping[str, Array],
+    variant: Variant,
+    state_dict: SourceTensors,
+    broken: BrokenSource | None = None,
 ) -> SourceWeights:
     """Make the weights of a source from its float32 variables."""
     new, old = BOTTLENECK_SCOPES
@@ -82,7 +88,7 @@ def source_weights(
             f"{new}{name.removeprefix(old)}" if name.startswith(f"{old}/") else name: array
             for name, array in variables.items()
         }
-    return SourceWeights(variant, variables, state_dict)
+    return SourceWeights(variant, variables, state_dict, broken)
 
 
 def variable_name(scope: str, role: Role) -> str:

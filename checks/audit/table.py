@@ -11,6 +11,7 @@ from rich.table import Table
 
 from checks.audit.judge import describe_difference, describe_first_value
 from checks.audit.result import AuditResult, GraphRun, Status, TensorResult
+from checks.core.metrics import figure
 from checks.core.network import short_name
 from checks.core.render import from_home, print_judgements
 from converter import command_line
@@ -155,10 +156,10 @@ def _run_table(run: GraphRun) -> Table:
         worst = max(batch.layers, key=lambda layer: layer.error / layer.floor)
         table.add_row(
             batch.name,
-            f"{batch.error:.1e}",
-            f"{batch.floor:.1e}",
-            f"{batch.distance:.2e}",
-            f"{worst.error / worst.floor:.2f}",
+            figure(batch.error),
+            figure(batch.floor),
+            figure(batch.distance, ".2e"),
+            figure(worst.error / worst.floor, ".2f"),
             short_name(worst.activation),
         )
     return table

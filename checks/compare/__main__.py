@@ -20,7 +20,8 @@ _EPILOG = """\
 Without SOURCE the built-in checkpoint is compared; the first time it is written to the user's cache.
 
 exit codes: 0 all four judgements hold; 1 a difference was found; 2 wrong usage; 3 an input is unreadable,
-corrupt or another network; 4 something that is needed, such as TensorFlow, is missing; 130 interrupted
+corrupt or another network, or the source's values are not finite; 4 something that is needed, such as
+TensorFlow, is missing; 130 interrupted
 """
 
 
@@ -90,7 +91,7 @@ def _work(arguments: argparse.Namespace) -> int:
         from checks.compare.page import write_page
 
         write_page(arguments.report, result, command=arguments.command)
-    return 0 if result.passed else 1
+    return result.exit_code
 
 
 def _check_usage(arguments: argparse.Namespace) -> None:

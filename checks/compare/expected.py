@@ -10,7 +10,9 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from checks.compare.judge import judge_tensors
 from checks.core.judgement import Judgement
+from checks.core.source_tensors import BrokenSource
 from checks.core.tensorflow_side import Activations
 from checks.core.types import Arrays
 from converter.formats.source import TensorSource
@@ -68,6 +70,7 @@ class Facts:
     files: tuple[str, ...]
     seed: int
     variant: Variant
+    broken: BrokenSource | None = None
 
 
 class Expected(ABC):
@@ -89,3 +92,42 @@ class Expected(ABC):
     @abstractmethod
     def diagnosis_reference(self) -> DiagnosisReference | str:
         """Give the input of a diagnosis; or a message that says why there is none, and what to run."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExpectedFromBrokenSource(Expected):
+    """The expected side of a source with broken values: its tensors, which are compared without a run.
+
+    Attributes:
+        checkpoint: The checkpoint.
+        reason: Its broken values.
+        seed: Seed of the inputs, had they been run.
+    """
+
+    checkpoint: Checkpoint
+    reason: BrokenSource
+    seed: int
+
+    @property
+    def facts(self) -> Facts:
+        """The attributes of the result that do not depend on the port."""
+        return Facts(
+            source=str(self.checkpoint.path),
+            own_graph=None,
+            files=tuple(map(str, self.checkpoint.source.files)),
+            seed=self.seed,
+            variant=self.checkpoint.plan.variant,
+            broken=self.reason,
+        )
+
+    def judge_tensors(self, state_dict: Arrays) -> Judgement:
+        """Judge against the checkpoint's tensors, as this project reads them."""
+        return judge_tensors(state_dict, self.checkpoint.tensors, self.checkpoint.plan, {})
+
+    def activations(self) -> Iterator[Activations]:
+        """Give none."""
+        return iter(())
+
+    def diagnosis_reference(self) -> str:
+        """Say that there is none."""
+        return "the source is broken"

@@ -8,6 +8,7 @@ from checks.compare.result import CompareResult
 from checks.core.network import short_name
 
 if TYPE_CHECKING:
+    from checks.core.source_tensors import BrokenSource
     from checks.diagnosis.result import Finding
 
 Line = tuple[str, str]
@@ -20,7 +21,20 @@ def explain(result: CompareResult) -> list[Line]:
     """Explain why a port failed, in at most eight lines; give none for an exact port."""
     if result.passed:
         return []
+    if result.broken is not None:
+        return [*_broken(result.broken), *_where(result)]
     return [*_where(result), *_causes(result), *_extent(result)]
+
+
+def verdict(result: CompareResult) -> str:
+    """The verdict, a clause."""
+    if result.broken is None:
+        return "The port is exact" if result.passed else "The port differs"
+    return "The port differs, and the source is broken" if result.differs else "The source is broken"
+
+
+def _broken(broken: BrokenSource) -> list[Line]:
+    return [("Source", broken.statement), ("Next", broken.next_step)]
 
 
 def _where(result: CompareResult) -> list[Line]:
@@ -33,7 +47,8 @@ def _where(result: CompareResult) -> list[Line]:
     details = [judgement.details[0] for judgement in failed if judgement.details]
     if not details:
         return []
-    return [("Where", details[0] if result.inputs else details[-1])]
+    loads = result.inputs or result.broken
+    return [("Where", details[0] if loads else details[-1])]
 
 
 def _causes(result: CompareResult) -> list[Line]:

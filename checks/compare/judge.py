@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from checks.compare.result import InputMeasurement
 from checks.core import thresholds
 from checks.core.inputs import NOISE
 from checks.core.judgement import Judgement
+from checks.core.metrics import figure
 from checks.core.network import short_name
 from converter.casting import to_float32
 from converter.convert import synthesise
 from converter.layer_map import LOGITS_SCOPE, SynthesisedRow
 from converter.plan import Plan
-from converter.same_bits import same_bits
+from converter.same_bits import differing_bits, same_bits
 
 
 def judge_tensors(
@@ -40,23 +43,22 @@ def judge_tensors(
         if row.key not in state_dict:
             continue
         actual = state_dict[row.key]
-        if isinstance(row, SynthesisedRow):
-            if not same_bits(actual, synthesise(row)):
-                details.append(f"{row.key}: not {row.fill} throughout")
-            continue
-        expected = to_float32(source[plan.sources[row.variable]])
         if (actual.dtype, actual.shape) != (row.info.dtype, row.info.shape):
             stated = f"{actual.dtype} {actual.shape}, expected {row.info.dtype} {row.info.shape}"
             details.append(f"{row.key}: {stated}")
-        elif not same_bits(row.layout.inverse.apply(actual), expected):
-            changed = int((row.layout.inverse.apply(actual) != expected).sum())
-            details.append(f"{row.key}: {changed} of {expected.size} values differ from {row.variable}")
+        elif isinstance(row, SynthesisedRow):
+            if not same_bits(actual, synthesise(row)):
+                details.append(f"{row.key}: not {row.fill} throughout")
+        else:
+            expected = to_float32(source[plan.sources[row.variable]])
+            difference = _describe_difference(row.layout.inverse.apply(actual), expected)
+            if difference:
+                details.append(f"{row.key}: {difference} {row.variable}")
     if own:
         details += _judge_readers(source, plan, own)
     converted, synthesised = len(plan.converted), len(plan.synthesised)
     if details:
-        count = f"{len(details)} tensors differ" if len(details) > 1 else "1 tensor differs"
-        statement = f"{count} from the source"
+        statement = f"{_tensors_differ(len(details))} from the source"
     else:
         statement = f"{converted} converted bit for bit, {synthesised} synthesised as stated"
         if plan.casts:
@@ -65,6 +67,17 @@ def judge_tensors(
         if own:
             statement += f"; TensorFlow's own reader gives the same {len(own)} of {converted}"
     return Judgement("tensors", not details, statement, tuple(details))
+
+
+def _describe_difference(actual: NDArray[Any], expected: NDArray[Any]) -> str:
+    """Count the values whose bits differ, as "1 of 32 values differs from"; empty if none does."""
+    if same_bits(actual, expected):
+        return ""
+    differing = differing_bits(actual, expected)
+    count = int(differing.sum())
+    broken = int((differing & ~np.isfinite(actual) & np.isfinite(expected)).sum())
+    what = f" ({broken} {'is' if broken == 1 else 'are'} not finite)" if broken else ""
+    return f"{count} of {actual.size} values {'differs' if count == 1 else 'differ'}{what} from"
 
 
 def _judge_readers(
@@ -100,7 +113,7 @@ def judge_stored_tensors(digests: Mapping[str, str], stored: Mapping[str, str]) 
     ]
     statement = f"{len(stored)} tensors have the dtype, shape and SHA-256 stored with the activations"
     if details:
-        statement = f"{len(details)} tensors differ from those stored with the activations"
+        statement = f"{_tensors_differ(len(details))} from those stored with the activations"
     return Judgement("tensors", not details, statement, tuple(details))
 
 
@@ -110,16 +123,16 @@ def judge_mapping(inputs: Sequence[InputMeasurement]) -> Judgement:
     details = []
     for batch in inputs:
         if not batch.distance64 <= limit:
-            details.append(f"{batch.name}: embeddings are {batch.distance64:.1e} apart")
+            details.append(f"{batch.name}: embeddings are {_apart(batch.distance64)}")
         first = next((measured for measured in batch.activations if measured.diverges), None)
         if first is not None:
             place = short_name(first.activation)
-            details.append(f"{batch.name}: first at {place}, relative L2 {first.float64.relative_l2:.1e}")
+            details.append(f"{batch.name}: first at {place}, relative L2 {figure(first.float64.relative_l2)}")
     distance = max(batch.distance64 for batch in inputs)
     measured = [measured for batch in inputs for measured in batch.activations]
     worst = max(measured, key=lambda measured: measured.float64.relative_l2)
     statement = (
-        f"float64: embeddings {distance:.1e} apart, worst activation {worst.float64.relative_l2:.1e} "
+        f"float64: embeddings {_apart(distance)}, worst activation {figure(worst.float64.relative_l2)} "
         f"({short_name(worst.activation)}); limit {limit:.0e}"
     )
     return Judgement("mapping", not details, statement, tuple(details))
@@ -130,8 +143,8 @@ def judge_rounding(inputs: Sequence[InputMeasurement]) -> Judgement:
     details = []
     for batch in inputs:
         details += [
-            f"{batch.name}: {short_name(measured.activation)}: PyTorch is {measured.excess:.2f} times as far "
-            f"from float64 as TensorFlow (limit {batch.rounding_factor:g})"
+            f"{batch.name}: {short_name(measured.activation)}: {_describe_excess(measured.excess)} (limit "
+            f"{batch.rounding_factor:g})"
             for measured in batch.activations
             if not measured.excess <= batch.rounding_factor
         ]
@@ -171,9 +184,23 @@ def _worst_excess(inputs: Sequence[InputMeasurement]) -> str:
         if excesses:
             kind = " on few values" if few_values else " TensorFlow's"
             worst = max(excesses)
-            times = f"{worst:.2f}" if worst < 1000 else f"{worst:.0e}"
-            parts.append(f"{times} times{kind} (limit {limit:g})")
-    return ", ".join(parts)
+            times = figure(worst, ".2f" if worst < 1000 else ".0e")
+            parts.append(f"{times} times{kind} (limit {limit:g})" if math.isfinite(worst) else times)
+    return ", ".join(dict.fromkeys(parts))
+
+
+def _describe_excess(excess: float) -> str:
+    if not math.isfinite(excess):
+        return "PyTorch's values are not finite"
+    return f"PyTorch is {excess:.2f} times as far from float64 as TensorFlow"
+
+
+def _apart(distance: float) -> str:
+    return f"{distance:.1e} apart" if math.isfinite(distance) else "not finite"
+
+
+def _tensors_differ(count: int) -> str:
+    return "1 tensor differs" if count == 1 else f"{count} tensors differ"
 
 
 def judge_headline(inputs: Sequence[InputMeasurement]) -> Judgement:
@@ -181,7 +208,7 @@ def judge_headline(inputs: Sequence[InputMeasurement]) -> Judgement:
     noise = next(batch for batch in inputs if batch.name == NOISE)
     passed = noise.distance32 <= thresholds.HEADLINE and noise.row_distance32 <= thresholds.HEADLINE_ROW
     statement = (
-        f"float32 distance {noise.distance32:.3e} (limit {thresholds.HEADLINE:.0e}), largest row "
-        f"{noise.row_distance32:.1e} (limit {thresholds.HEADLINE_ROW:.0e})"
+        f"float32 distance {figure(noise.distance32, '.3e')} (limit {thresholds.HEADLINE:.0e}), largest row "
+        f"{figure(noise.row_distance32)} (limit {thresholds.HEADLINE_ROW:.0e})"
     )
     return Judgement("headline", passed, statement)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import zip_longest
 from pathlib import Path
 
-from checks.compare.explanation import explain
+from checks.compare.explanation import explain, verdict
 from checks.compare.result import ActivationMeasurement, CompareResult, InputMeasurement
 from checks.compare.table import (
     ACTIVATION_COLUMNS,
@@ -19,6 +19,7 @@ from checks.compare.table import (
 )
 from checks.core import thresholds
 from checks.core.activations import LAYERS, STAGES
+from checks.core.metrics import figure
 from checks.core.network import EMBEDDINGS, describe_network, short_name
 from checks.report.charts import Drawer
 from checks.report.content import Head, Row, Table
@@ -46,7 +47,16 @@ def write_page(path: Path, result: CompareResult, *, command: str) -> None:
     drawer = Drawer()
     shown = result.diverging or next(iter(result.inputs), None)
     content = {} if shown is None else _measured(result, shown, drawer)
-    write_html(path, "compare/page.html", _head(result), foot, shown=shown, repair=result.repair, **content)
+    write_html(
+        path,
+        "compare/page.html",
+        _head(result),
+        foot,
+        shown=shown,
+        repair=result.repair,
+        broken=result.broken,
+        **content,
+    )
 
 
 def _head(result: CompareResult) -> Head:
@@ -55,8 +65,8 @@ def _head(result: CompareResult) -> Head:
         place = short_name(result.diverging.first_divergence or "")
     elif result.diagnosis is not None and result.diagnosis.findings:
         place = short_name(result.diagnosis.findings[0].activation)
-    if result.passed:
-        sentence = "The port is exact."
+    if result.passed or result.broken is not None:
+        sentence = f"{verdict(result)}."
     elif place:
         sentence = "The port differs, first at"
     elif not result.inputs:
@@ -69,7 +79,7 @@ def _head(result: CompareResult) -> Head:
     return Head(
         command="compare",
         passed=result.passed,
-        word="Proven" if result.passed else "Differs",
+        word="Proven" if result.passed else "Differs" if result.differs else "Broken source",
         sentence=sentence,
         facts=_facts(result),
         judgements=result.judgements,
@@ -84,7 +94,10 @@ def _facts(result: CompareResult) -> tuple[tuple[str, str], ...]:
         ("judged", judged),
         ("against", shown_path(result.source)),
         ("network", describe_network(result.variant)),
-        ("TensorFlow graph", result.own_graph or "none in the source; rebuilt from scratch"),
+        (
+            "TensorFlow graph",
+            "not run" if result.broken else result.own_graph or "none in the source; rebuilt from scratch",
+        ),
     )
 
 
@@ -112,7 +125,7 @@ def _depth(batch: InputMeasurement, *, lower: bool = False) -> Depth:
     floor = tuple(measured.tensorflow_error for measured in batch.activations)
     if batch.first_divergence is None:
         worst = _worst(batch)
-        finding = f"the largest float64 error is {worst.float64.relative_l2:.1e}"
+        finding = f"the largest float64 error is {figure(worst.float64.relative_l2)}"
         mark = None
     else:
         place = short_name(batch.first_divergence)

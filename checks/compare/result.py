@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from checks.core import thresholds
 from checks.core.judgement import Judgement
+from converter.errors import SourceError
 
 if TYPE_CHECKING:  # a result is read without NumPy and PyTorch
     from checks.core.metrics import Difference
+    from checks.core.source_tensors import BrokenSource
     from checks.diagnosis.result import Diagnosis
     from converter.layer_map import Variant
 
@@ -111,8 +113,8 @@ class CompareResult:
         state_dict: The file that was judged; None if the source was converted and the result judged.
         own_graph: The file of the checkpoint's own graph; None if only the rebuilt graph ran.
         variant: The variant of the network.
-        judgements: tensors, mapping, rounding, headline.
-        inputs: The figures of each input; empty if the state_dict does not load.
+        judgements: tensors, mapping, rounding, headline; of a broken source, tensors alone.
+        inputs: The figures of each input; empty if the state_dict does not load or the source is broken.
         environment: As `checks.core.environment.environment` gives it.
         diagnosis: The wrong layers and their causes; None if every judgement holds or nothing was diagnosed.
         undiagnosed: The reason why nothing was diagnosed, and what to run; empty otherwise.
@@ -120,6 +122,7 @@ class CompareResult:
         saved: The file of stored activations; None if none was asked for, or the state_dict does not load.
         files: Every file that was read, except photographs.
         seed: Seed of the inputs.
+        broken: What is broken in the source, so that only the tensors are judged; None for a sound source.
     """
 
     source: str
@@ -135,11 +138,22 @@ class CompareResult:
     saved: SavedActivations | None = None
     files: tuple[str, ...] = ()
     seed: int = 0
+    broken: BrokenSource | None = None
 
     @property
     def passed(self) -> bool:
-        """True if every judgement holds."""
-        return all(judgement.passed for judgement in self.judgements)
+        """True if every judgement holds and the source is sound."""
+        return self.broken is None and not self.differs
+
+    @property
+    def differs(self) -> bool:
+        """True if a judgement fails."""
+        return not all(judgement.passed for judgement in self.judgements)
+
+    @property
+    def exit_code(self) -> int:
+        """0 proven; 1 the port differs; 3 it does not, but its source is broken."""
+        return 1 if self.differs else 0 if self.passed else SourceError.exit_code
 
     @property
     def diverging(self) -> InputMeasurement | None:

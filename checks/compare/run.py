@@ -8,7 +8,7 @@ from pathlib import Path
 
 from checks.compare import repair as repairing
 from checks.compare.activation_file import ActivationFile
-from checks.compare.expected import Checkpoint, Expected
+from checks.compare.expected import Checkpoint, Expected, ExpectedFromBrokenSource
 from checks.compare.expected_from_file import ExpectedFromFile
 from checks.compare.expected_from_tensorflow import ExpectedFromTensorFlow
 from checks.compare.judge import judge_headline, judge_mapping, judge_rounding
@@ -19,8 +19,9 @@ from checks.core.environment import environment
 from checks.core.inputs import find_photographs
 from checks.core.judgement import Judgement
 from checks.core.models import Port, build_misshapen, build_port, load_state_dict
-from checks.core.source_tensors import float32_variables, plan_source
-from checks.core.tensorflow_side import TensorFlowSide, require_tensorflow
+from checks.core.network import short_name
+from checks.core.source_tensors import BrokenSource, find_broken_source, float32_variables, plan_source
+from checks.core.tensorflow_side import Activations, TensorFlowSide, require_tensorflow
 from checks.core.types import Arrays, Say
 from checks.diagnosis.diagnose import diagnose
 from checks.diagnosis.result import Diagnosis
@@ -138,8 +139,11 @@ def _start_tensorflow(
     opened, plan = checkpoint.source, checkpoint.plan
     say("converting")
     port = load_state_dict(state_dict, opened.path, weights)
-    say("starting TensorFlow")
     variables = float32_variables(opened, checkpoint.tensors, plan)
+    broken = find_broken_source(variables, plan)
+    if broken is not None:
+        return ExpectedFromBrokenSource(checkpoint, broken, options.seed), port
+    say("starting TensorFlow")
     tensorflow = stack.enter_context(TensorFlowSide(opened, variables, weights, own_graph=not plan.casts))
     expected = ExpectedFromTensorFlow(
         checkpoint, tensorflow, options.every_layer, options.seed, photographs, options.save, say
@@ -194,6 +198,9 @@ class _Comparison:
         """Judge a state_dict; if it fails, find the causes, and write a corrected one to `repair`."""
         port = build_port(arrays, self.expected.facts.variant)
         result = self._judge(arrays, port)
+        if result.broken is not None:
+            kept = Repair(None, (), "a broken source repairs nothing. Nothing was written.")
+            return result if repair is None else replace(result, repair=kept)
         if result.passed:
             unneeded = Repair(None, (), "nothing to repair: the port is exact. Nothing was written.")
             return result if repair is None else replace(result, repair=unneeded)
@@ -206,17 +213,21 @@ class _Comparison:
         return result if repair is None else replace(result, repair=self._repair(arrays, diagnosis, repair))
 
     def _judge(self, arrays: Arrays, port: Port | str) -> CompareResult:
+        facts = self.expected.facts
         inputs: tuple[InputMeasurement, ...] = ()
         judgements = [self.expected.judge_tensors(arrays)]
-        if isinstance(port, str):
+        broken = facts.broken
+        if broken is None and isinstance(port, Port):
+            inputs, broken = self._measure(port)
+        if broken is not None:
+            inputs = ()
+        elif isinstance(port, str):
             judgements.append(
                 Judgement("mapping", False, "not judged: the state_dict does not load strictly", (port,))
             )
             judgements += [Judgement(name, False, "not judged") for name in ("rounding", "headline")]
         else:
-            inputs = tuple(run_and_measure(port, batch) for batch in self.expected.activations())
             judgements += [judge_mapping(inputs), judge_rounding(inputs), judge_headline(inputs)]
-        facts = self.expected.facts
         judged = () if self.state_dict is None else (str(self.state_dict),)
         return CompareResult(
             source=facts.source,
@@ -228,7 +239,18 @@ class _Comparison:
             environment=environment(),
             files=tuple(dict.fromkeys((*facts.files, *judged))),
             seed=facts.seed,
+            broken=broken,
         )
+
+    def _measure(self, port: Port) -> tuple[tuple[InputMeasurement, ...], BrokenSource | None]:
+        """Run the port on every input; stop where TensorFlow's own activations are not finite."""
+        inputs = []
+        for activations in self.expected.activations():
+            place = activations.first_not_finite
+            if place is not None:
+                return (), _overflow(activations, place)
+            inputs.append(run_and_measure(port, activations))
+        return tuple(inputs), None
 
     def _diagnose(self, arrays: Arrays, port: Port | str) -> Diagnosis | str:
         variant = self.expected.facts.variant
@@ -268,3 +290,12 @@ class _Comparison:
         repairing.write_state_dict_file(path, repaired)
         message = f"{len(keys)} tensors corrected; all four judgements hold on the result: {path}"
         return Repair(str(path), keys, message)
+
+
+def _overflow(activations: Activations, place: str) -> BrokenSource:
+    """Describe finite weights from which TensorFlow computes values that are not finite."""
+    statement = (
+        f"TensorFlow's own values are not finite from {short_name(place)} on, on {activations.batch.name} "
+        "images, though every weight is finite"
+    )
+    return BrokenSource(statement, {})

@@ -9,10 +9,11 @@ from itertools import accumulate
 from rich.console import Console
 from rich.table import Table
 
-from checks.compare.explanation import explain
+from checks.compare.explanation import explain, verdict
 from checks.compare.result import ActivationMeasurement, CompareResult, InputMeasurement
 from checks.core import thresholds
 from checks.core.inputs import NOISE
+from checks.core.metrics import figure
 from checks.core.network import short_name
 from checks.core.render import from_home, print_judgements
 from converter import command_line
@@ -67,13 +68,13 @@ def print_result(result: CompareResult, *, verbose: bool = False) -> None:
         verbose: Whether to print the tables of activations and inputs, and every detail of a judgement.
     """
     console = command_line.console(_WIDTH)
-    verdict = "[bold green]The port is exact:[/]" if result.passed else "[bold red]The port differs:[/]"
-    console.print(verdict, end=" ")
+    console.print(f"{verdict(result)}:", style="bold green" if result.passed else "bold red", end=" ")
     source = from_home(result.source)
     judged = (
         f"converted from {source}" if result.state_dict is None else f"{result.state_dict} against {source}"
     )
-    console.print(f"{judged} (TensorFlow graph: {result.own_graph or 'rebuilt'})", markup=False)
+    graph = f"TensorFlow graph: {result.own_graph or 'rebuilt'}"
+    console.print(f"{judged} ({'only tensors are judged' if result.broken else graph})", markup=False)
     print_judgements(console, result.judgements, most_details=12 if verbose else 0)
     for label, sentence in explain(result):
         _print_line(console, label, sentence)
@@ -82,12 +83,14 @@ def print_result(result: CompareResult, *, verbose: bool = False) -> None:
     if result.saved is not None:
         size = f"{result.saved.size / 1e6:.1f} MB"
         _print_line(console, "Stored", f"{result.saved.path}, {size}, SHA-256 {result.saved.sha256}")
-    if not verbose:
+    if verbose and result.broken is not None:
+        for name, values in result.broken.tensors.items():
+            console.print(f"  {name}: {values}", markup=False)
+    if result.inputs and not verbose:
         console.print(
             "The figures of every activation and input: --verbose, or --report FILE.html", style="dim"
         )
-        return
-    if result.inputs:
+    elif result.inputs:
         shown = result.diverging or result.inputs[0]
         _print_activations(console, shown)
         _print_inputs(console, result.inputs)
@@ -140,10 +143,10 @@ def _print_table(console: Console, table: Table, columns: Columns) -> None:
 def activation_cells(measured: ActivationMeasurement) -> tuple[str, ...]:
     """Format the figures of an activation."""
     return (
-        f"{measured.float64.relative_l2:.1e}",
-        f"{measured.float32.relative_l2:.1e}",
-        f"{measured.float32.max_abs:.1e}",
-        f"{1 - measured.float32.cosine:.0e}",
+        figure(measured.float64.relative_l2),
+        figure(measured.float32.relative_l2),
+        figure(measured.float32.max_abs),
+        figure(1 - measured.float32.cosine, ".0e"),
         _short(measured.float32.median_ulp),
         _ulps_of_most(measured.float32.ulp_histogram),
         _times(measured.excess),
@@ -158,28 +161,28 @@ def failed_activation_cells(measured: ActivationMeasurement, batch: InputMeasure
 
 def _ulps_of_most(histogram: Sequence[int]) -> str:
     """The least bound of the histogram's bins that 99 of 100 values are within."""
-    if not histogram:  # an array of another shape
-        return "∞"
+    if not histogram:  # an array of another shape, or no value is finite
+        return figure(math.inf)
     enough = math.ceil(_ULP_SHARE * sum(histogram))
     index = next(index for index, below in enumerate(accumulate(histogram)) if below >= enough)
     return _short(2 ** (index - 1) if index else 0)
 
 
 def _short(steps: float) -> str:
-    return f"{steps:g}" if steps <= 9999 else f"{steps:.0e}"
+    return figure(steps, "g" if steps <= 9999 else ".0e")
 
 
 def _times(factor: float) -> str:
-    return f"{factor:.2f}" if factor < 1000 else f"{factor:.0e}"
+    return figure(factor, ".2f" if factor < 1000 else ".0e")
 
 
 def input_cells(batch: InputMeasurement) -> tuple[str, ...]:
     """Format the figures of an input."""
     return (
-        f"{batch.distance64:.1e}",
-        f"{max(measured.float64.relative_l2 for measured in batch.activations):.1e}",
-        f"{batch.distance32:.2e}",
-        f"{batch.row_distance32:.1e}",
+        figure(batch.distance64),
+        figure(max(measured.float64.relative_l2 for measured in batch.activations)),
+        figure(batch.distance32, ".2e"),
+        figure(batch.row_distance32),
         _times(max(measured.excess for measured in batch.activations)),
         "own" if batch.own_graph else "rebuilt",
     )

@@ -19,6 +19,7 @@ from checks.core.source_tensors import (
     expected_state_dict,
     float32_variables,
     plan_source,
+    refuse_broken_source,
 )
 from checks.core.tensorflow_side import Activations, TensorFlowSide
 from checks.gradients.train_tensorflow import TrainingReference, train_tensorflow
@@ -115,6 +116,7 @@ class ControlSource:
     def __init__(self, opened: TensorSource) -> None:
         tensors, self.plan = plan_source(opened, "variable")
         self.tensors = float32_variables(opened, tensors, self.plan)
+        refuse_broken_source(opened, self.tensors, self.plan)
         averages = alternative_state_dict(tensors, "variable")
         self.own_averages = bool(averages)
         self.arrays = expected_state_dict(self.tensors, self.plan)

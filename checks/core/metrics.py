@@ -18,7 +18,8 @@ class Difference:
         max_abs: Largest absolute difference.
         relative_l2: L2 norm of the difference over L2 norm of the reference.
         cosine: Smallest cosine between an image's activations and their reference.
-        max_ulp: Largest difference in units in the last place: the number of floats between.
+        max_ulp: Largest difference in units in the last place: the number of floats between. Infinite if a
+            value is not finite on one side.
         median_ulp: Median of the same.
         ulp_histogram: Distribution of the same, as `ulp_histogram` counts it.
     """
@@ -26,11 +27,21 @@ class Difference:
     max_abs: float
     relative_l2: float
     cosine: float
-    max_ulp: int
+    max_ulp: float
     median_ulp: float
     ulp_histogram: tuple[int, ...] = ()
 
 
+_quiet = np.errstate(over="ignore", invalid="ignore")
+"""NaNs and infinities are measured, as infinitely far; NumPy warns of them."""
+
+
+def figure(value: float, form: str = ".1e") -> str:
+    """Format a distance or a ratio; an infinite one is of a value that is not finite, or of another shape."""
+    return f"{value:{form}}" if math.isfinite(value) else "not finite"
+
+
+@_quiet
 def l2_norm(array: NDArray[Any]) -> float:
     """Euclidean norm of all elements in float64; infinite if an element is not finite."""
     # Not numpy.linalg.norm, whose sum runs on as many threads as there are cores.
@@ -38,6 +49,7 @@ def l2_norm(array: NDArray[Any]) -> float:
     return norm if math.isfinite(norm) else math.inf
 
 
+@_quiet
 def relative_l2(array: NDArray[Any], reference: NDArray[Any]) -> float:
     """L2 norm of `array - reference` over that of `reference`, computed in float64.
 
@@ -59,11 +71,15 @@ def ulp_distance(array: NDArray[Any], reference: NDArray[Any]) -> NDArray[Any]:
         reference: The same dtype and shape.
 
     Returns:
-        float64 array of the same shape: exact up to 2**53 steps.
+        float64 array of the same shape: exact up to 2**53 steps. Infinite where a value is not finite and the
+        other has other bits: there are no steps between them.
     """
     first, second = _ordered(array), _ordered(reference)
-    steps: NDArray[Any] = np.maximum(first, second) - np.minimum(first, second)
-    return steps.astype(np.float64)
+    steps = np.asarray((np.maximum(first, second) - np.minimum(first, second)).astype(np.float64))
+    if not (np.isfinite(array).all() and np.isfinite(reference).all()):
+        finite = np.isfinite(array) & np.isfinite(reference)
+        steps[~finite & (first != second)] = np.inf
+    return steps
 
 
 def ulp_histogram(steps: NDArray[Any]) -> tuple[int, ...]:
@@ -74,8 +90,9 @@ def ulp_histogram(steps: NDArray[Any]) -> tuple[int, ...]:
 
     Returns:
         The number of elements that are 0, 1, 2, 3-4, 5-8, 9-16, ... steps apart, up to the last count that is
-        above 0.
+        above 0. Elements that are infinitely far apart are not counted.
     """
+    steps = steps[np.isfinite(steps)]
     bins = np.where(steps > 0, np.ceil(np.log2(np.maximum(steps, 1))) + 1, 0)
     return tuple(int(count) for count in np.bincount(bins.astype(np.int64).reshape(-1)))
 
@@ -91,6 +108,7 @@ def _ordered(array: NDArray[Any]) -> NDArray[Any]:
     return np.where(bits < 0, zero - magnitude, zero + magnitude)
 
 
+@_quiet
 def cosine(array: NDArray[Any], reference: NDArray[Any]) -> float:
     """Smallest cosine between corresponding rows (first axis), in float64; two zero rows have cosine one."""
     rows = array.astype(np.float64).reshape(len(array), -1)
@@ -102,6 +120,7 @@ def cosine(array: NDArray[Any], reference: NDArray[Any]) -> float:
     return float(np.where(both_zero, 1.0, np.clip(cosines, -1.0, 1.0)).min())
 
 
+@_quiet
 def difference(array: NDArray[Any], reference: NDArray[Any]) -> Difference:
     """Measure an array against a reference of the same dtype and shape.
 
@@ -118,7 +137,7 @@ def difference(array: NDArray[Any], reference: NDArray[Any]) -> Difference:
         max_abs=gap if math.isfinite(gap) else math.inf,
         relative_l2=relative_l2(array, reference),
         cosine=cosine(array, reference),
-        max_ulp=int(steps.max()),
+        max_ulp=float(steps.max()),
         median_ulp=float(np.median(steps)),
         ulp_histogram=ulp_histogram(steps),
     )

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from numpy.typing import NDArray
 
 from checks.core.types import Arrays
+from converter.broken_values import NEXT_STEP, BrokenValues, count_broken_values, state_broken_values
 from converter.casting import to_float32
 from converter.convert import convert_tensors, tensorflow_tensors
 from converter.errors import SourceError, UsageError
@@ -58,6 +61,51 @@ def float32_variables(opened: TensorSource, tensors: Arrays, plan: Plan) -> dict
         except OverflowError as error:
             raise SourceError(opened.path, str(error), tensor=name) from error
     return used
+
+
+@dataclass(frozen=True, slots=True)
+class BrokenSource:
+    """A source that no port can be proven against: its own values, or those that it computes, are broken.
+
+    Attributes:
+        statement: What is broken, a clause.
+        tensors: Name of each tensor with broken values to their numbers; empty if the weights are sound, and
+            TensorFlow computes values from them that are not finite.
+    """
+
+    statement: str
+    tensors: Mapping[str, BrokenValues]
+
+    @property
+    def next_step(self) -> str:
+        """Advice to the user."""
+        return f"{NEXT_STEP}." if self.tensors else "The training diverged: take an earlier checkpoint."
+
+
+def find_broken_source(variables: Arrays, plan: Plan) -> BrokenSource | None:
+    """Find NaNs, infinities and negative variances in a source; None if there are none.
+
+    Args:
+        variables: Variable to float32 array, as `float32_variables` gives them.
+        plan: The plan of the source's conversion.
+    """
+    broken = {
+        plan.sources[row.variable]: values
+        for row in plan.converted
+        if (values := count_broken_values(row, variables[row.variable])) is not None
+    }
+    return BrokenSource(state_broken_values(broken, len(plan.sources)), broken) if broken else None
+
+
+def refuse_broken_source(opened: TensorSource, variables: Arrays, plan: Plan) -> None:
+    """Refuse a source with broken values, which nothing can be computed with.
+
+    Raises:
+        SourceError: It has NaNs, infinities or negative variances.
+    """
+    broken = find_broken_source(variables, plan)
+    if broken is not None:
+        raise SourceError(opened.path, f"the source is broken: {broken.statement}", next_step=NEXT_STEP)
 
 
 def expected_state_dict(tensors: Arrays, plan: Plan) -> dict[str, NDArray[Any]]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+import numpy as np
 from numpy.typing import NDArray
 
 from checks.core.inputs import InputBatch
@@ -61,6 +62,18 @@ class Activations:
     own_graph: bool
     rebuilt: Mapping[str, float]
     rebuilt_error: Mapping[str, float]
+
+    @property
+    def first_not_finite(self) -> str | None:
+        """The first activation that TensorFlow itself computes a NaN or an infinity in; None without one."""
+        return next(
+            (
+                name
+                for name in self.float64
+                if not (np.isfinite(self.float32[name]).all() and np.isfinite(self.float64[name]).all())
+            ),
+            None,
+        )
 
 
 class TensorFlowSide:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from checks.core import thresholds
+from checks.core.metrics import figure
 from checks.core.network import NETWORK, LayerKind, NetworkLayer
 from checks.diagnosis import explain_input, explain_module, explain_tensor
 from checks.diagnosis.causes import Cause, Explanation
@@ -132,7 +133,9 @@ class _Search:
         if wrong_module is not None:
             findings.append(Finding(layer.activation, gap, *wrong_module))
         if not findings:
-            statement = output if isinstance(output, str) else f"relative L2 {gap:.1e}; no known cause fits"
+            statement = (
+                output if isinstance(output, str) else f"relative L2 {figure(gap)}; no known cause fits"
+            )
             findings.append(Finding(layer.activation, gap, None, statement))
         return findings
 
@@ -161,7 +164,7 @@ class _Search:
             explanation = explain_input.explain_images(seen, whole, self._pixels)
         else:
             explanation = explain_input.explain_connection(layer, seen, own)
-        return inputs, explanation or (None, f"its input differs, relative L2 {gap:.1e}")
+        return inputs, explanation or (None, f"its input differs, relative L2 {figure(gap)}")
 
     # Tensors
 
@@ -174,8 +177,8 @@ class _Search:
             exactly = f"to {agreement:.0e}" if agreement else "bit for bit"
             return self._wrong_tensors(layer, gap, f"with the source's tensors the layer agrees {exactly}")
         statement = (
-            f"the source's own tensors give relative L2 {agreement:.1e}: the fault is in the layer map or "
-            "the reader of the source, not in the port"
+            f"the source's own tensors give relative L2 {figure(agreement)}: the fault is in the layer map "
+            "or the reader of the source, not in the port"
         )
         return [Finding(layer.activation, gap, None, statement, in_weights=True)]
 

@@ -75,6 +75,7 @@ def explain(key: str, actual: Array, source: SourceTensors) -> Explanation | Non
         lambda: _other_tensor(key, actual, source.tensors),
         lambda: _permuted(key, actual, expected),
         lambda: _precision(actual, expected),
+        lambda: _not_finite(actual),
         lambda: _single_values(actual, expected),
         lambda: _scaled(actual, expected),
         lambda: _initial(actual),
@@ -90,7 +91,11 @@ def _constant(actual: Array, expected: Array, role: str) -> Explanation | None:
     low, high = actual.min(), actual.max()
     if role == "gamma" and (expected == 1).all() and 0 <= low < 0.5 < high <= 1:
         return Cause.UNLOADED, f"is {low:g} to {high:g}, not 1, as PyTorch drew it before 1.2"
-    return (Cause.UNLOADED, f"is {low:g} throughout") if actual.size > 1 and low == high else None
+    return (
+        (Cause.UNLOADED, f"is {low:g} throughout")
+        if actual.size > 1 and low == high and np.isfinite(low)
+        else None
+    )
 
 
 def _layout(actual: Array, expected: Array) -> Explanation | None:
@@ -228,8 +233,8 @@ def _precision(actual: Array, expected: Array) -> Explanation | None:
                 actual, np.round(expected.astype(np.float64), decimals).astype(np.float32)
             ):
                 return Cause.PRECISION, f"was stored with {decimals} decimals"
-    scale = float(np.abs(expected).max()) or 1.0
-    coarse = float(np.linalg.norm(actual - expected)) <= _COARSE * float(np.linalg.norm(expected))
+        scale = float(np.abs(expected).max()) or 1.0
+        coarse = float(np.linalg.norm(actual - expected)) <= _COARSE * float(np.linalg.norm(expected))
     if coarse or gap <= scale / 100:
         distinct, before = np.unique(actual).size, np.unique(expected).size
         if distinct <= _FEWER * before:
@@ -244,15 +249,25 @@ def _bfloat16(array: Array) -> Array:
     return (rounded & np.uint32(0xFFFF0000)).view(np.float32)
 
 
+def _not_finite(actual: Array) -> Explanation | None:
+    places = np.argwhere(~np.isfinite(actual))
+    if not len(places):
+        return None
+    verb = "is" if len(places) == 1 else "are"
+    where = ", ".join(map(str, places[0].tolist()))
+    statement = f"has {len(places)} of {actual.size} values that {verb} not finite, the first at [{where}]"
+    return Cause.VALUES, statement
+
+
 def _single_values(actual: Array, expected: Array) -> Explanation | None:
     if actual.shape != expected.shape:
         return None
     differing = np.argwhere(_bits(actual) != _bits(expected))
     changed = len(differing)
-    steps = int(ulp_distance(actual, expected).max())
+    steps = float(ulp_distance(actual, expected).max())
     where = ", ".join(map(str, differing[0].tolist()))
     if steps <= _FEW_STEPS:
-        count = "one float32 step" if steps <= 1 else f"at most {steps} float32 steps"
+        count = "one float32 step" if steps <= 1 else f"at most {steps:.0f} float32 steps"
         return Cause.VALUES, f"has {changed} of {actual.size} values off by {count}, the first at [{where}]"
     if changed <= max(4, _FEW_VALUES * actual.size) and changed < actual.size:
         return Cause.VALUES, f"has {changed} of {actual.size} values changed, the first at [{where}]"

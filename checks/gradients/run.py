@@ -16,7 +16,12 @@ from torch import Tensor
 from checks.core.activations import one_thread
 from checks.core.builtin_checkpoint import built_in_checkpoint
 from checks.core.environment import environment
-from checks.core.source_tensors import expected_state_dict, float32_variables, plan_source
+from checks.core.source_tensors import (
+    expected_state_dict,
+    float32_variables,
+    plan_source,
+    refuse_broken_source,
+)
 from checks.core.tensorflow_side import require_tensorflow
 from checks.core.types import Arrays, Say
 from checks.gradients.judge import judge_gradients, judge_steps
@@ -113,11 +118,12 @@ def _both_sides(
 ) -> tuple[Variant, dict[str, NDArray[Any]], InceptionResnetV1]:
     """The variant, the float32 variables for TensorFlow, and the port in float64."""
     tensors, plan = plan_source(source, weights)
-    variant = plan.variant
+    variant, variables = plan.variant, float32_variables(source, tensors, plan)
+    refuse_broken_source(source, variables, plan)
     model = InceptionResnetV1(num_classes=variant.num_classes, embedding_size=variant.embedding_size)
     state_dict = expected_state_dict(tensors, plan)
     model.load_state_dict({key: torch.from_numpy(array) for key, array in state_dict.items()})
-    return variant, float32_variables(source, tensors, plan), model.double()
+    return variant, variables, model.double()
 
 
 def _measure(
