@@ -10,6 +10,8 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from converter.counts import counted
+
 FLOAT32 = np.dtype(np.float32)
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 HALVES = (np.dtype(np.float16), BFLOAT16)
@@ -77,8 +79,10 @@ def _settle_special_values(
         nan = np.isnan(original)
     if overflown.size:
         largest = max(overflown.tolist(), key=abs)
+        are = "is" if overflown.size == 1 else "are"
         raise OverflowError(
-            f"{overflown.size} of {array.size} values are beyond float32, the largest is {largest:g}"
+            f"{overflown.size} of {counted(array.size, 'value')} {are} beyond float32, the largest is "
+            f"{largest:g}"
         )
     bits = original.view(f"u{original.itemsize}")
     if array.dtype == np.float16:
@@ -123,7 +127,7 @@ def state_casts(casts: Mapping[str, Cast]) -> tuple[str, ...]:
 
 
 def _state_dtype(dtype: str, casts: Mapping[str, Cast]) -> str:
-    what = f"{len(casts)} {'tensor' if len(casts) == 1 else 'tensors'} of {dtype}"
+    what = f"{counted(len(casts), 'tensor')} of {dtype}"
     elements = _sum(cast.elements for cast in casts.values())
     if dtype != "float64":
         return f"{what} widened to float32, which holds each of the {elements} values exactly"

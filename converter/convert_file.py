@@ -266,7 +266,9 @@ def _batch_counts(source: TensorSource, plan: Plan) -> tuple[LeftOut, ...]:
         return ()
     counters = (row for row in plan.synthesised if row.dtype == "int64")
     return tuple(
-        LeftOut(row.key, f"{count:.15g} batches counted; written as {row.fill}")
+        LeftOut(
+            row.key, f"{count:.15g} {'batch' if count == 1 else 'batches'} counted; written as {row.fill}"
+        )
         for row in counters
         if (count := float(source[row.key])) != row.fill
     )

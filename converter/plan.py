@@ -92,9 +92,11 @@ class MappingError(PortError):
         missing = [problem.name for problem in problems if problem.kind == "missing"]
         if len(missing) == expected:
             example = f"an expected name, such as {missing[0]}"
-            head = f"not an Inception-ResNet-v1: none of its {actual} tensors has {example}"
+            none = "its only tensor does not have" if actual == 1 else f"none of its {actual} tensors has"
+            head = f"not an Inception-ResNet-v1: {none} {example}"
         else:
-            head = f"{len(problems)} of the tensors do not fit Inception-ResNet-v1 (the source has {actual})"
+            fit = "does not fit" if len(problems) == 1 else "do not fit"
+            head = f"{len(problems)} of the tensors {fit} Inception-ResNet-v1 (the source has {actual})"
         lines = [head if path is None else f"{path}: {head}"]
         for kind in dict.fromkeys(problem.kind for problem in problems):
             group = [problem for problem in problems if problem.kind == kind]

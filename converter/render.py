@@ -11,6 +11,7 @@ from rich.table import Table
 from converter.command_line import console as make_console
 from converter.convert_file import Conversion
 from converter.convert_folder import FolderConversion
+from converter.counts import counted
 from converter.layer_map import NETWORK_SCOPE
 
 
@@ -18,7 +19,7 @@ def print_conversion(conversion: Conversion) -> None:
     """Print the files read, the layer map by module, and the files written."""
     console = make_console()
     plan, variant = conversion.plan, conversion.plan.variant
-    classes = "no logits" if variant.num_classes is None else f"{variant.num_classes} classes"
+    classes = "no logits" if variant.num_classes is None else counted(variant.num_classes, "class", "classes")
     gamma = "with gamma" if variant.gamma else "no gamma"
     console.print(f"[bold]{escape(str(conversion.source))}[/] ({conversion.source_format})")
     for name, digest in conversion.source_digests.items():
@@ -115,7 +116,7 @@ def print_folder(result: FolderConversion) -> None:
                     table.add_row(number, "converted", escape(str(path)), digest)
     console.print(table)
     count = len(result.steps)
-    console.print(f"\n{count - len(result.failed)} of {count} checkpoints converted and read back")
+    console.print(f"\n{count - len(result.failed)} of {counted(count, 'checkpoint')} converted and read back")
     statements = Counter(
         statement for step in result.steps if step.conversion for statement in step.conversion.cast_statements
     )

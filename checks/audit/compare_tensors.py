@@ -19,6 +19,7 @@ from checks.audit.port_layers import Leftover, PortTensor, PortWeights, Role
 from checks.audit.result import TensorResult
 from checks.audit.source_weights import SourceWeights, TensorPlace, variable_name
 from checks.core.network import LOGITS, network_layers, residual_scale, short_name, stage_of
+from converter.counts import counted
 from converter.layer_map import Layer
 from converter.same_bits import same_bits
 
@@ -109,7 +110,7 @@ def _compare_counter(tensor: PortTensor, place: TensorPlace) -> TensorResult:
     count = tensor.array.reshape(-1)[0]
     if count == 0:
         return uncompared(tensor, place, "equal")
-    return uncompared(tensor, place, "differs", f"counts {count} batches, expected 0")
+    return uncompared(tensor, place, "differs", f"counts {counted(count, 'batch', 'batches')}, expected 0")
 
 
 def _compare_residual_scale(tensor: PortTensor, layer: Layer) -> TensorResult:

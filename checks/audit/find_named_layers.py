@@ -63,9 +63,11 @@ def find_named_layers(source: TensorSource) -> PortWeights:
         layers.setdefault(scope, {})[role] = PortTensor(printable(name), np.array(source[name]), layout)
     if not layers:
         first = ", ".join(list(source.info)[:3])
+        none = "its only tensor" if len(source) == 1 else f"none of its {len(source)} tensors"
+        has = "does not have" if len(source) == 1 else "has"
         raise SourceError(
             source.path,
-            f"not an Inception-ResNet-v1: none of its {len(source)} tensors ({first}, ...) has an "
+            f"not an Inception-ResNet-v1: {none} ({first}, ...) {has} an "
             f"expected name, such as {names[network_layers(Variant())[0].scope]['weights']}",
             next_step="Give the weights of a FaceNet port under the names of facenet-pytorch, Keras or slim",
         )

@@ -63,7 +63,7 @@ def describe_difference(result: TensorResult) -> str:
         f"{result.differing} of {result.values} values {'differs' if result.differing == 1 else 'differ'}"
     )
     if result.not_finite:
-        return f"{differ}, {result.not_finite} of them not finite on one side"
+        return f"{differ}, {result.not_finite} of them not finite"
     if result.max_ulp > _OTHER_MAGNITUDE:
         return f"{differ}, some in sign or in magnitude"
     steps = "1 step" if result.max_ulp == 1 else f"{result.max_ulp:,} steps"
@@ -75,7 +75,8 @@ def describe_first_value(result: TensorResult) -> str:
     if result.index is None:
         return ""
     index = ", ".join(map(str, result.index))
-    return f"[{index}] is {result.actual:.9g}, expected {result.expected:.9g}"
+    text = f"[{index}] is {result.actual:.9g}, expected {result.expected:.9g}".replace("nan", "NaN")
+    return text.replace("expected NaN", "expected other bits") if "is NaN" in text else text
 
 
 def judge_structure(remarks: Sequence[str], layers: int) -> Judgement:
@@ -162,7 +163,7 @@ def write_verdict(
     """Write the verdict, a sentence or two."""
     if broken is not None:
         port = _write_port_verdict(results, judgements, run)
-        return f"The source is broken: {broken.statement}. {port} {broken.next_step}"
+        return f"The source is broken: {broken.statement}. {port} {broken.next_step}."
     return _write_port_verdict(results, judgements, run)
 
 

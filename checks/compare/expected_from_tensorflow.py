@@ -72,7 +72,7 @@ class ExpectedFromTensorFlow(Expected):
             for batch in chain(seeded_inputs(self.seed), photograph_inputs(self.photographs)):
                 self.say(f"comparing: {batch.name}")
                 activations = self.tensorflow.run(batch, names)
-                if writer is not None and activations.first_not_finite is None:
+                if writer is not None and activations.broken is None:
                     writer.add(activations)
                 yield activations
 

@@ -34,7 +34,7 @@ def verdict(result: CompareResult) -> str:
 
 
 def _broken(broken: BrokenSource) -> list[Line]:
-    return [("Source", broken.statement), ("Next", broken.next_step)]
+    return [("Source", broken.statement), ("Next", f"{broken.next_step}.")]
 
 
 def _where(result: CompareResult) -> list[Line]:
@@ -87,8 +87,9 @@ def _extent(result: CompareResult) -> list[Line]:
     diverging = [batch for batch in result.inputs if batch.first_divergence is not None]
     if diverging:
         activations = sum(measured.diverges for measured in diverging[0].activations)
+        verb = "differs" if activations == 1 else "differ"
         counted.append(
-            f"{activations} of {len(diverging[0].activations)} activations differ, on {len(diverging)} of "
+            f"{activations} of {len(diverging[0].activations)} activations {verb}, on {len(diverging)} of "
             f"{len(result.inputs)} inputs"
         )
     tensors = next(judgement for judgement in result.judgements if judgement.name == "tensors")

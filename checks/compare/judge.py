@@ -17,6 +17,7 @@ from checks.core.metrics import figure
 from checks.core.network import short_name
 from converter.casting import to_float32
 from converter.convert import synthesise
+from converter.counts import counted
 from converter.layer_map import LOGITS_SCOPE, SynthesisedRow
 from converter.plan import Plan
 from converter.same_bits import differing_bits, same_bits
@@ -200,7 +201,7 @@ def _apart(distance: float) -> str:
 
 
 def _tensors_differ(count: int) -> str:
-    return "1 tensor differs" if count == 1 else f"{count} tensors differ"
+    return f"{counted(count, 'tensor')} {'differs' if count == 1 else 'differ'}"
 
 
 def judge_headline(inputs: Sequence[InputMeasurement]) -> Judgement:

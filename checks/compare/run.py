@@ -19,12 +19,12 @@ from checks.core.environment import environment
 from checks.core.inputs import find_photographs
 from checks.core.judgement import Judgement
 from checks.core.models import Port, build_misshapen, build_port, load_state_dict
-from checks.core.network import short_name
 from checks.core.source_tensors import BrokenSource, find_broken_source, float32_variables, plan_source
-from checks.core.tensorflow_side import Activations, TensorFlowSide, require_tensorflow
+from checks.core.tensorflow_side import TensorFlowSide, require_tensorflow
 from checks.core.types import Arrays, Say
 from checks.diagnosis.diagnose import diagnose
 from checks.diagnosis.result import Diagnosis
+from converter.counts import counted
 from converter.errors import UsageError
 from converter.formats.detect import open_source
 from converter.hub.locate import locate
@@ -246,9 +246,8 @@ class _Comparison:
         """Run the port on every input; stop where TensorFlow's own activations are not finite."""
         inputs = []
         for activations in self.expected.activations():
-            place = activations.first_not_finite
-            if place is not None:
-                return (), _overflow(activations, place)
+            if activations.broken is not None:
+                return (), activations.broken
             inputs.append(run_and_measure(port, activations))
         return tuple(inputs), None
 
@@ -283,19 +282,9 @@ class _Comparison:
         again = self._judge(repaired, build_port(repaired, self.expected.facts.variant))
         if not again.passed:
             failed = ", ".join(judgement.name for judgement in again.judgements if not judgement.passed)
-            message = (
-                f"with {len(keys)} tensors corrected the port still fails ({failed}). Nothing was written."
-            )
+            corrected = counted(len(keys), "tensor")
+            message = f"with {corrected} corrected the port still fails ({failed}). Nothing was written."
             return Repair(None, keys, message)
         repairing.write_state_dict_file(path, repaired)
-        message = f"{len(keys)} tensors corrected; all four judgements hold on the result: {path}"
+        message = f"{counted(len(keys), 'tensor')} corrected; all four judgements hold on the result: {path}"
         return Repair(str(path), keys, message)
-
-
-def _overflow(activations: Activations, place: str) -> BrokenSource:
-    """Describe finite weights from which TensorFlow computes values that are not finite."""
-    statement = (
-        f"TensorFlow's own values are not finite from {short_name(place)} on, on {activations.batch.name} "
-        "images, though every weight is finite"
-    )
-    return BrokenSource(statement, {})

@@ -13,7 +13,6 @@ from checks.compare.explanation import explain, verdict
 from checks.compare.result import ActivationMeasurement, CompareResult, InputMeasurement
 from checks.core import thresholds
 from checks.core.inputs import NOISE
-from checks.core.metrics import figure
 from checks.core.network import short_name
 from checks.core.render import from_home, print_judgements
 from converter import command_line
@@ -143,10 +142,10 @@ def _print_table(console: Console, table: Table, columns: Columns) -> None:
 def activation_cells(measured: ActivationMeasurement) -> tuple[str, ...]:
     """Format the figures of an activation."""
     return (
-        figure(measured.float64.relative_l2),
-        figure(measured.float32.relative_l2),
-        figure(measured.float32.max_abs),
-        figure(1 - measured.float32.cosine, ".0e"),
+        _cell(measured.float64.relative_l2),
+        _cell(measured.float32.relative_l2),
+        _cell(measured.float32.max_abs),
+        _cell(1 - measured.float32.cosine, ".0e"),
         _short(measured.float32.median_ulp),
         _ulps_of_most(measured.float32.ulp_histogram),
         _times(measured.excess),
@@ -159,30 +158,35 @@ def failed_activation_cells(measured: ActivationMeasurement, batch: InputMeasure
     return tuple(index for index, fails in failed.items() if fails)
 
 
+def _cell(value: float, form: str = ".1e") -> str:
+    """Format a figure; a dash stands for one of values that are not finite, or of another shape."""
+    return f"{value:{form}}" if math.isfinite(value) else "-"
+
+
 def _ulps_of_most(histogram: Sequence[int]) -> str:
     """The least bound of the histogram's bins that 99 of 100 values are within."""
     if not histogram:  # an array of another shape, or no value is finite
-        return figure(math.inf)
+        return _cell(math.inf)
     enough = math.ceil(_ULP_SHARE * sum(histogram))
     index = next(index for index, below in enumerate(accumulate(histogram)) if below >= enough)
     return _short(2 ** (index - 1) if index else 0)
 
 
 def _short(steps: float) -> str:
-    return figure(steps, "g" if steps <= 9999 else ".0e")
+    return _cell(steps, "g" if steps <= 9999 else ".0e")
 
 
 def _times(factor: float) -> str:
-    return figure(factor, ".2f" if factor < 1000 else ".0e")
+    return _cell(factor, ".2f" if factor < 1000 else ".0e")
 
 
 def input_cells(batch: InputMeasurement) -> tuple[str, ...]:
     """Format the figures of an input."""
     return (
-        figure(batch.distance64),
-        figure(max(measured.float64.relative_l2 for measured in batch.activations)),
-        figure(batch.distance32, ".2e"),
-        figure(batch.row_distance32),
+        _cell(batch.distance64),
+        _cell(max(measured.float64.relative_l2 for measured in batch.activations)),
+        _cell(batch.distance32, ".2e"),
+        _cell(batch.row_distance32),
         _times(max(measured.excess for measured in batch.activations)),
         "own" if batch.own_graph else "rebuilt",
     )

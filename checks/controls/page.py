@@ -15,6 +15,7 @@ from checks.core.network import short_name
 from checks.report.content import Head
 from checks.report.page import write_html
 from checks.report.provenance import digests, provenance, shown_path
+from converter.counts import counted
 
 _ORDER = ("tensors", "mapping", "rounding", "headline", "run", "gradients", "SGD", "Adam")
 """The order of the judgements: of the state_dict, of inference, then of training."""
@@ -102,6 +103,8 @@ def _head(result: ControlsResult) -> Head:
         sentence = "The checks miss a planted fault:"
     else:
         sentence = "The checks do not keep a promise."
+    classes = len({site.fault for site in result.sites})
+    planted = f"{counted(len(result.applicable), 'fault')} in {counted(classes, 'class', 'classes')}"
     averages = "the checkpoint's own" if result.own_averages else "none; its weights moved by about 1e-3"
     return Head(
         command="controls",
@@ -110,7 +113,7 @@ def _head(result: ControlsResult) -> Head:
         sentence=sentence,
         facts=(
             ("source", shown_path(result.source)),
-            ("planted", f"{len(result.applicable)} faults in {len({s.fault for s in result.sites})} classes"),
+            ("planted", planted),
             ("clean runs", str(len(result.clean)) if result.clean else "none"),
             ("moving averages", averages),
         ),

@@ -16,6 +16,7 @@ from checks.core.judgement import Judgement
 from checks.core.network import short_name
 from checks.core.render import from_home, print_judgements
 from converter import command_line
+from converter.counts import counted
 
 _WIDTH = 110  # columns; a line may wrap, a figure is not cut off
 _MOST_PROBLEMS = 6  # so that verdict, judgements and problems fit in 15 lines
@@ -75,7 +76,7 @@ def summary(result: ControlsResult) -> list[Judgement]:
     classes = len({site.fault for site in result.sites})
     killed = sum(site.killed for site in sites)
     left_out = len(result.sites) - count
-    statement = f"{killed} of {count} faults, in {classes} {'class' if classes == 1 else 'classes'}"
+    statement = f"{killed} of {count} faults, in {counted(classes, 'class', 'classes')}"
     if left_out:
         statement += f"; {left_out} more are in layers that this checkpoint does not have"
     judgements = [Judgement("killed", not result.surviving, statement)]
@@ -91,7 +92,8 @@ def summary(result: ControlsResult) -> list[Judgement]:
     )
     judgements.append(Judgement("cause", result.enough_causes, cause))
     if result.clean:
-        alarms = f"{len(result.false_alarms)} false alarms in {len(result.clean)} clean runs"
+        alarms = counted(len(result.false_alarms), "false alarm")
+        alarms += f" in {counted(len(result.clean), 'clean run')}"
         judgements.append(Judgement("clean", not result.false_alarms, alarms))
     return judgements
 

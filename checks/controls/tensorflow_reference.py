@@ -17,6 +17,7 @@ from checks.core.network import EMBEDDINGS
 from checks.core.source_tensors import (
     alternative_state_dict,
     expected_state_dict,
+    find_broken_source,
     float32_variables,
     plan_source,
     refuse_broken_source,
@@ -116,7 +117,8 @@ class ControlSource:
     def __init__(self, opened: TensorSource) -> None:
         tensors, self.plan = plan_source(opened, "variable")
         self.tensors = float32_variables(opened, tensors, self.plan)
-        refuse_broken_source(opened, self.tensors, self.plan)
+        self._path = opened.path
+        refuse_broken_source(self._path, find_broken_source(self.tensors, self.plan))
         averages = alternative_state_dict(tensors, "variable")
         self.own_averages = bool(averages)
         self.arrays = expected_state_dict(self.tensors, self.plan)
@@ -149,8 +151,7 @@ class ControlSource:
             *((batch.name, batch.images[:1], None, "fixed") for batch in (smooth, constant, near_black)),
         )
         return tuple(
-            ControlInput(self._tensorflow.run(InputBatch(name, given), self.activations), raw, kind)
-            for name, given, raw, kind in images
+            ControlInput(self._run(InputBatch(name, given)), raw, kind) for name, given, raw, kind in images
         )
 
     def reference(self, seed: int, *, training: bool, say: Callable[[str], None]) -> ControlReference:
@@ -173,10 +174,15 @@ class ControlSource:
             trained = train_tensorflow(self.tensors, batch, modes=("training",), steps=1, say=say)
         return ControlReference(
             self.inputs(seed),
-            ControlInput(self._tensorflow.run(odd, self.activations)),
+            ControlInput(self._run(odd)),
             _tiny(random, self.plan.variant.embedding_size),
             trained,
         )
+
+    def _run(self, batch: InputBatch) -> Activations:
+        activations = self._tensorflow.run(batch, self.activations)
+        refuse_broken_source(self._path, activations.broken)
+        return activations
 
     def close(self) -> None:
         """Release TensorFlow's sessions."""

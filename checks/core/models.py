@@ -12,6 +12,7 @@ from torch import nn
 
 from checks.core.types import Arrays
 from converter.convert_file import convert_file
+from converter.counts import counted
 from converter.errors import UsageError
 from converter.formats.detect import open_source
 from converter.layer_map import Variant
@@ -57,7 +58,9 @@ def build_port(arrays: Arrays, variant: Variant) -> Port | str:
     misfits = _misfits(arrays, single)
     if any(misfits.values()):
         return "; ".join(
-            f"{len(keys)} keys {problem}, {keys[0]!r} first" for problem, keys in misfits.items() if keys
+            f"{counted(len(keys), 'key')} {problem}, {keys[0]!r} first"
+            for problem, keys in misfits.items()
+            if keys
         )
     loaded = {key: torch.from_numpy(array) for key, array in arrays.items()}
     single.load_state_dict(loaded)

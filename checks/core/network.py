@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Literal
 
+from converter.counts import counted
 from converter.layer_map import (
     BLOCKS,
     BOTTLENECK_INPUTS,
@@ -186,7 +187,9 @@ def network_layers(variant: Variant) -> tuple[Layer, ...]:
 
 def describe_network(variant: Variant) -> str:
     """Describe a variant of the network in one line."""
-    classes = "no classifier" if variant.num_classes is None else f"{variant.num_classes} classes"
+    classes = (
+        "no classifier" if variant.num_classes is None else counted(variant.num_classes, "class", "classes")
+    )
     return f"Inception-ResNet-v1, {variant.embedding_size}-d embedding, {classes}"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
@@ -78,8 +79,8 @@ class BrokenSource:
 
     @property
     def next_step(self) -> str:
-        """Advice to the user."""
-        return f"{NEXT_STEP}." if self.tensors else "The training diverged: take an earlier checkpoint."
+        """Advice to the user, a clause."""
+        return NEXT_STEP if self.tensors else "The training diverged: take an earlier checkpoint"
 
 
 def find_broken_source(variables: Arrays, plan: Plan) -> BrokenSource | None:
@@ -97,15 +98,14 @@ def find_broken_source(variables: Arrays, plan: Plan) -> BrokenSource | None:
     return BrokenSource(state_broken_values(broken, len(plan.sources)), broken) if broken else None
 
 
-def refuse_broken_source(opened: TensorSource, variables: Arrays, plan: Plan) -> None:
-    """Refuse a source with broken values, which nothing can be computed with.
+def refuse_broken_source(path: Path, broken: BrokenSource | None) -> None:
+    """Refuse a broken source, if it is one.
 
     Raises:
-        SourceError: It has NaNs, infinities or negative variances.
+        SourceError: `broken` says why nothing can be computed with the source.
     """
-    broken = find_broken_source(variables, plan)
     if broken is not None:
-        raise SourceError(opened.path, f"the source is broken: {broken.statement}", next_step=NEXT_STEP)
+        raise SourceError(path, f"the source is broken: {broken.statement}", next_step=broken.next_step)
 
 
 def expected_state_dict(tensors: Arrays, plan: Plan) -> dict[str, NDArray[Any]]:

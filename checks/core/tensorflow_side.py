@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 from checks.core.inputs import InputBatch
 from checks.core.metrics import relative_l2
+from checks.core.network import short_name
+from checks.core.source_tensors import BrokenSource
 from converter.errors import RequirementError, SourceError
 from converter.formats.source import TensorSource
 from converter.plan import Weights
@@ -64,16 +66,16 @@ class Activations:
     rebuilt_error: Mapping[str, float]
 
     @property
-    def first_not_finite(self) -> str | None:
-        """The first activation that TensorFlow itself computes a NaN or an infinity in; None without one."""
-        return next(
-            (
-                name
-                for name in self.float64
-                if not (np.isfinite(self.float32[name]).all() and np.isfinite(self.float64[name]).all())
-            ),
-            None,
-        )
+    def broken(self) -> BrokenSource | None:
+        """The first activation in which TensorFlow itself computes a NaN or an infinity; None without one."""
+        for name in self.float64:
+            if not (np.isfinite(self.float32[name]).all() and np.isfinite(self.float64[name]).all()):
+                statement = (
+                    f"TensorFlow's own values are not finite from {short_name(name)} on, on "
+                    f"{self.batch.name} images, though every weight is finite"
+                )
+                return BrokenSource(statement, {})
+        return None
 
 
 class TensorFlowSide:

@@ -18,6 +18,7 @@ from checks.core.builtin_checkpoint import built_in_checkpoint
 from checks.core.environment import environment
 from checks.core.source_tensors import (
     expected_state_dict,
+    find_broken_source,
     float32_variables,
     plan_source,
     refuse_broken_source,
@@ -119,7 +120,7 @@ def _both_sides(
     """The variant, the float32 variables for TensorFlow, and the port in float64."""
     tensors, plan = plan_source(source, weights)
     variant, variables = plan.variant, float32_variables(source, tensors, plan)
-    refuse_broken_source(source, variables, plan)
+    refuse_broken_source(source.path, find_broken_source(variables, plan))
     model = InceptionResnetV1(num_classes=variant.num_classes, embedding_size=variant.embedding_size)
     state_dict = expected_state_dict(tensors, plan)
     model.load_state_dict({key: torch.from_numpy(array) for key, array in state_dict.items()})

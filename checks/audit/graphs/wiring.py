@@ -7,6 +7,7 @@ from graphlib import CycleError, TopologicalSorter
 
 from checks.audit.graphs.graph import ForeignGraphError, Graph, Node, Op
 from checks.audit.port_layers import printable
+from converter.counts import counted
 
 _FEWEST_INPUTS: Mapping[Op, int] = {
     "conv": 2, "dense": 2, "batch_norm": 5, "add": 2, "subtract": 2, "multiply": 2, "divide": 2,
@@ -30,7 +31,7 @@ class Wiring:
         self._consumers: dict[str, list[Node]] = {}
         for node in graph.nodes:
             if len(node.inputs) < _FEWEST_INPUTS.get(node.op, 0):
-                raise ForeignGraphError(graph, f"{label(node)} has only {len(node.inputs)} inputs")
+                raise ForeignGraphError(graph, f"{label(node)} has only {counted(len(node.inputs), 'input')}")
             for name in node.inputs:
                 self._consumers.setdefault(name, []).append(node)
         self._refuse_cycles()
