@@ -108,11 +108,9 @@ def convert_file(
         progress: Progress callback.
 
     Raises:
-        SourceError: The source is unreadable or corrupt, the SHA-256 of a file of it is not expected, or
-            `strict` refuses it.
+        SourceError: The source is unreadable or corrupt, a SHA-256 is not expected, or `strict` refuses it.
         MappingError: The source is not this network, or a value of it is beyond float32.
-        UsageError: An output exists, its folder does not, its ending is that of another format, the source of
-            `parts` has no logits, or `sha256` holds something else.
+        UsageError: An output exists or has no folder, or its ending, `parts` or `sha256` does not fit.
         RequirementError: An output cannot be written, for example because the disk is full.
         DifferenceError: An output reads back different from what was written.
     """
@@ -129,13 +127,9 @@ def convert_file(
         with AtomicFiles(destination.parent, overwrite=overwrite) as files:
             outputs = [Output(path, rows, output_format, files) for path, rows in rows_of.items()]
             with _naming_file(source.path):
-                converted = _convert(tensors, plan, pool, meter)
-            if isinstance(source, TensorBundle):
-                source.release()
+                converted = _convert(source, tensors, plan, pool, meter)
             _check_source(source, source_hashes, expected)
-            if strict and converted.broken:
-                problem = state_broken_values(converted.broken, len(plan.sources))
-                raise SourceError(source.path, problem, next_step=NEXT_STEP)
+            _check_values(source, plan, converted.broken if strict else {})
             for part in outputs:
                 part.write(converted.state_dict, plan.variant, pool)
                 part.read_back(converted.state_dict, meter.advance)
@@ -205,6 +199,12 @@ def _check_source(source: TensorSource, hashes: Mapping[str, Future[str]], expec
             )
 
 
+def _check_values(source: TensorSource, plan: Plan, refused: Mapping[str, BrokenValues]) -> None:
+    if refused:
+        problem = state_broken_values(refused, len(plan.sources))
+        raise SourceError(source.path, problem, next_step=NEXT_STEP)
+
+
 @dataclass(frozen=True, slots=True)
 class _Converted:
     """The state_dict in memory, the digests of its tensors, which threads compute; casts, broken values."""
@@ -216,7 +216,11 @@ class _Converted:
 
 
 def _convert(
-    tensors: Mapping[str, NDArray[Any]], plan: Plan, pool: ThreadPoolExecutor, meter: _Meter
+    source: TensorSource,
+    tensors: Mapping[str, NDArray[Any]],
+    plan: Plan,
+    pool: ThreadPoolExecutor,
+    meter: _Meter,
 ) -> _Converted:
     state_dict: dict[str, NDArray[Any]] = {}
     hashes: dict[str, Future[str]] = {}
@@ -233,6 +237,8 @@ def _convert(
             if (values := count_broken_values(row, tensor.array)) is not None:
                 broken[name] = values
         meter.advance(tensor.array.nbytes)
+    if isinstance(source, TensorBundle):
+        source.release()
     return _Converted(state_dict, hashes, casts, broken)
 
 

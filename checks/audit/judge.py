@@ -10,7 +10,7 @@ from checks.audit.result import GraphRun, Status, TensorResult
 from checks.core import thresholds
 from checks.core.inputs import NOISE
 from checks.core.judgement import Judgement
-from checks.core.metrics import figure
+from checks.core.metrics import exact_value, figure
 from checks.core.network import short_name
 from checks.core.source_tensors import BrokenSource
 
@@ -75,8 +75,9 @@ def describe_first_value(result: TensorResult) -> str:
     if result.index is None:
         return ""
     index = ", ".join(map(str, result.index))
-    text = f"[{index}] is {result.actual:.9g}, expected {result.expected:.9g}".replace("nan", "NaN")
-    return text.replace("expected NaN", "expected other bits") if "is NaN" in text else text
+    assert result.actual is not None and result.expected is not None  # as `index` is not None
+    actual, expected = exact_value(result.actual), exact_value(result.expected)
+    return f"[{index}] is {actual}, expected {'other bits' if actual == expected == 'NaN' else expected}"
 
 
 def judge_structure(remarks: Sequence[str], layers: int) -> Judgement:

@@ -13,7 +13,7 @@ from checks.audit.result import AuditResult, GraphRun, InputRun, Status, TensorR
 from checks.audit.table import STATUS_MEANINGS
 from checks.core import thresholds
 from checks.core.inputs import NOISE
-from checks.core.metrics import figure
+from checks.core.metrics import exact_value, figure
 from checks.core.network import short_name
 from checks.report.charts import Chart, Drawer
 from checks.report.content import Head, Row, Table
@@ -169,8 +169,8 @@ def _tensor_table(tensors: Sequence[TensorResult]) -> Table:
             f"{tensor.differing} of {tensor.values}" if tensor.differing else "",
             "not finite" if tensor.not_finite else str(tensor.max_ulp) if tensor.max_ulp else "",
             "" if tensor.index is None else ", ".join(map(str, tensor.index)),
-            "" if tensor.actual is None else f"{tensor.actual:.9g}",
-            "" if tensor.expected is None else f"{tensor.expected:.9g}",
+            "" if tensor.actual is None else exact_value(tensor.actual),
+            "" if tensor.expected is None else exact_value(tensor.expected),
             tensor.status,
             tensor.detail,
             ("×".join(map(str, tensor.shape)) or "scalar") if tensor.dtype else "",  # noqa: RUF001

@@ -39,7 +39,9 @@ from checks.audit.published_ports import (
 )
 from checks.audit.result import AuditResult, GraphRun, TensorResult
 from checks.audit.source_weights import SourceWeights, source_weights
+from checks.core.activations import activation_names, run_pytorch
 from checks.core.environment import environment
+from checks.core.inputs import seeded_inputs
 from checks.core.judgement import Judgement
 from checks.core.network import LOGITS, describe_network
 from checks.core.source_tensors import (
@@ -47,6 +49,7 @@ from checks.core.source_tensors import (
     alternative_state_dict,
     expected_state_dict,
     find_broken_source,
+    find_overflow,
     float32_variables,
     plan_tensors,
 )
@@ -202,8 +205,9 @@ def _audit_graph(graph: Graph, source: SourceWeights, trained: str | None, seed:
         judge_structure(layers.remarks, len(layers.weights.layers)),
     )
     network = describe_network(source.variant)
-    if source.broken is not None or not layers.weights.is_finite:  # the run would show nothing
-        return _Findings(network, results, judgements, broken=source.broken)
+    broken = source.broken or _find_overflow(source, seed)
+    if broken is not None or not layers.weights.is_finite:  # a run would show nothing
+        return _Findings(network, results, judgements, broken=broken)
     say("starting the graph's runtime")
     with RuntimeProcess(graph) as process:
         session = OnnxTfliteSession(graph, layers, process)
@@ -223,7 +227,10 @@ def _audit_weights(
     remarks = list(_remarks(weights, source))
     judgements: list[Judgement] = []
     run: GraphRun | None = None
-    can_run = port.naming == "tensorflow" and source.broken is None and weights.is_finite
+    broken = source.broken
+    if port.naming == "tensorflow":
+        broken = broken or _find_overflow(source, seed)
+    can_run = port.naming == "tensorflow" and broken is None and weights.is_finite
     if can_run and importlib.util.find_spec("tensorflow") is None:
         remarks.append(
             "its graph was not run, which needs TensorFlow: pip install 'facenet-port[tensorflow]'"
@@ -237,7 +244,7 @@ def _audit_weights(
     if run is not None:
         judgements += _judge_run(run, trained)
     judgements.insert(0, judge_tensors(results, remarks))
-    return _Findings(describe_network(source.variant), results, tuple(judgements), run, source.broken)
+    return _Findings(describe_network(source.variant), results, tuple(judgements), run, broken)
 
 
 def _run_own_graph(port: TensorSource, source: SourceWeights, seed: int, say: Say) -> GraphRun | None:
@@ -285,6 +292,14 @@ def _remarks(port: PortWeights, source: SourceWeights) -> tuple[str, ...]:
     if source.variant.num_classes is not None and LOGITS not in port.layers:
         remarks.append("without the source's classifier")
     return tuple(remarks)
+
+
+def _find_overflow(source: SourceWeights, seed: int) -> BrokenSource | None:
+    """Run the source in float32 on images of noise; find the first activation that is not finite."""
+    network = _build_network(source.state_dict.tensors, source.variant, torch.float32)
+    noise = seeded_inputs(seed)[0]
+    names = activation_names(every_layer=False, logits=source.variant.num_classes is not None)
+    return find_overflow(run_pytorch(network, noise.images, names), "the source's", noise.name)
 
 
 def _source_network(source: SourceWeights) -> InceptionResnetV1:

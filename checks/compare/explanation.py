@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from checks.compare.result import CompareResult
+from checks.core.metrics import exact_value
 from checks.core.network import short_name
 
 if TYPE_CHECKING:
@@ -74,10 +75,10 @@ def _first_value(findings: tuple[Finding, ...]) -> list[Line]:
     lines = [("Tensor", f"{finding.key} (TensorFlow variable: {variable})")]
     if finding.index is not None:
         index = ", ".join(map(str, finding.index))
+        assert finding.expected is not None and finding.actual is not None  # as `index` is not None
+        expected, actual = exact_value(finding.expected), exact_value(finding.actual)
         values = f"{finding.count} {'value differs' if finding.count == 1 else 'values differ'}"
-        lines.append(
-            ("Value", f"[{index}] expected {finding.expected:.9g}, actual {finding.actual:.9g}; {values}")
-        )
+        lines.append(("Value", f"[{index}] expected {expected}, actual {actual}; {values}"))
     return lines
 
 

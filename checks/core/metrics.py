@@ -41,6 +41,13 @@ def figure(value: float, form: str = ".1e") -> str:
     return f"{value:{form}}" if math.isfinite(value) else "not finite"
 
 
+def exact_value(value: float) -> str:
+    """Format a value of a tensor so that no float32 is written like another one."""
+    if math.isnan(value):
+        return "NaN"
+    return f"{value:.9g}".replace("inf", "infinity")
+
+
 @_quiet
 def l2_norm(array: NDArray[Any]) -> float:
     """Euclidean norm of all elements in float64; infinite if an element is not finite."""

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
+from checks.core.network import short_name
 from checks.core.types import Arrays
 from converter.broken_values import NEXT_STEP, BrokenValues, count_broken_values, state_broken_values
 from converter.casting import to_float32
@@ -96,6 +98,21 @@ def find_broken_source(variables: Arrays, plan: Plan) -> BrokenSource | None:
         if (values := count_broken_values(row, variables[row.variable])) is not None
     }
     return BrokenSource(state_broken_values(broken, len(plan.sources)), broken) if broken else None
+
+
+def find_overflow(activations: Arrays, whose: str, images: str) -> BrokenSource | None:
+    """Find the first activation of a source with finite weights that is not finite; None without one.
+
+    Args:
+        activations: Activation to array, in the order of evaluation.
+        whose: The side that computes them, such as "TensorFlow's".
+        images: The name of the input.
+    """
+    for name, array in activations.items():
+        if not np.isfinite(array).all():
+            place = f"{whose} own values are not finite from {short_name(name)} on, on {images} images"
+            return BrokenSource(f"{place}, though every weight is finite", {})
+    return None
 
 
 def refuse_broken_source(path: Path, broken: BrokenSource | None) -> None:

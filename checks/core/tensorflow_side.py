@@ -10,13 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-import numpy as np
 from numpy.typing import NDArray
 
 from checks.core.inputs import InputBatch
 from checks.core.metrics import relative_l2
-from checks.core.network import short_name
-from checks.core.source_tensors import BrokenSource
+from checks.core.source_tensors import BrokenSource, find_overflow
 from converter.errors import RequirementError, SourceError
 from converter.formats.source import TensorSource
 from converter.plan import Weights
@@ -68,14 +66,9 @@ class Activations:
     @property
     def broken(self) -> BrokenSource | None:
         """The first activation in which TensorFlow itself computes a NaN or an infinity; None without one."""
-        for name in self.float64:
-            if not (np.isfinite(self.float32[name]).all() and np.isfinite(self.float64[name]).all()):
-                statement = (
-                    f"TensorFlow's own values are not finite from {short_name(name)} on, on "
-                    f"{self.batch.name} images, though every weight is finite"
-                )
-                return BrokenSource(statement, {})
-        return None
+        sides = (self.float32, self.float64)
+        found = (find_overflow(side, "TensorFlow's", self.batch.name) for side in sides)
+        return next(filter(None, found), None)
 
 
 class TensorFlowSide:

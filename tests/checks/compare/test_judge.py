@@ -139,6 +139,8 @@ def _faulty(change: str) -> dict[str, NDArray[Any]]:
         state_dict["conv2d_1a.bn.bias"].view(np.uint32)[7] ^= 1
     elif change == "minus zero":
         state_dict["conv2d_1a.conv.weight"][0, 0, 0, 0] *= -1
+    elif change == "not a number":
+        state_dict["conv2d_1a.bn.bias"][7] = np.nan
     elif change == "flipped":
         state_dict["conv2d_1a.conv.weight"] = state_dict["conv2d_1a.conv.weight"][:, :, ::-1].copy()
     elif change == "scale":
@@ -163,6 +165,30 @@ def test_tensors_fail_on_any_change_of_the_state_dict(change: str) -> None:
     judgement = judge_tensors(_faulty(change), SMALL, _small_plan(), {})
     assert not judgement.passed
     assert len(judgement.details) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "statement", "detail"),
+    [
+        ("one bit", "1 tensor differs from the source", "1 of 32 values differs from"),
+        ("minus zero", "1 tensor differs from the source", "1 of 864 values differs from"),
+        ("not a number", "1 tensor differs from the source", "1 of 32 values differs (1 is not finite) from"),
+    ],
+)
+def test_counts_are_of_bits_and_agree_with_their_nouns(change: str, statement: str, detail: str) -> None:
+    judgement = judge_tensors(_faulty(change), SMALL, _small_plan(), {})
+    assert judgement.statement == statement
+    assert detail in judgement.details[0]
+
+
+def test_a_scale_of_ones_in_half_precision_is_of_another_dtype() -> None:
+    halves = {
+        key: array.astype(np.float16) if array.dtype == np.float32 else array
+        for key, array in _small_state_dict().items()
+    }
+    details = judge_tensors(halves, SMALL, _small_plan(), {}).details
+    assert any(".bn.weight: float16 " in detail and "expected float32" in detail for detail in details)
+    assert not any("throughout" in detail for detail in details)
 
 
 def test_tensors_fail_where_the_two_readers_differ() -> None:

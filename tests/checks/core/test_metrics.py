@@ -56,4 +56,12 @@ def test_difference_refuses_what_it_cannot_compare() -> None:
     assert (measured.max_ulp, measured.median_ulp, measured.max_abs) == (1, 1.0, 2.0**-23)
     poisoned = single.copy()
     poisoned[0, 0] = np.nan
-    assert difference(poisoned, single).max_abs == float("inf")
+    measured = difference(poisoned, single)
+    assert measured.max_abs == measured.max_ulp == float("inf")
+    assert measured.ulp_histogram == (5,)  # the NaN is no number of steps away
+
+
+def test_there_are_no_steps_to_a_nan_but_none_between_equal_bits() -> None:
+    first = np.array([np.nan, np.nan, np.inf, np.inf, 1.0], np.float32)
+    second = np.array([np.nan, 1.0, np.inf, -np.inf, np.inf], np.float32)
+    assert ulp_distance(first, second).tolist() == [0.0, np.inf, 0.0, np.inf, np.inf]
