@@ -65,7 +65,7 @@ def test_every_bfloat16_is_widened_exactly():
 def test_float64_goes_to_the_nearest_float32_or_is_refused(number):
     expected = python_float32(number)
     if expected is None:
-        with pytest.raises(OverflowError, match="1 of 2 values are beyond float32, the largest is"):
+        with pytest.raises(OverflowError, match="1 of 2 values is beyond float32, the largest is"):
             to_float32(np.array([0.5, number]))
     else:
         assert to_float32(np.array([0.5, number]))[1].tobytes() == expected

@@ -336,7 +336,7 @@ def test_values_beyond_float32_are_refused_in_one_report(tensors):
         Problem(
             "out of range",
             beta,
-            "1 of 32 values are beyond float32, the largest is 1e+39 (for conv2d_1a.bn.bias)",
+            "1 of 32 values is beyond float32, the largest is 1e+39 (for conv2d_1a.bn.bias)",
         ),
     )
     assert caught.value.exit_code == 3

@@ -176,7 +176,7 @@ def test_one_bit_is_found_and_named(source, state_dict, tmp_path, key, bit):
     assert sum(tensor.ulp_histogram) == tensor.values
     assert tensor.ulp_histogram[0] == tensor.values - 1
     assert result.verdict == f"The port differs: {key} is not the source's."
-    assert result.judgements[0].details[0].startswith(f"{key}: 1 of {tensor.values} values differ")
+    assert result.judgements[0].details[0].startswith(f"{key}: 1 of {tensor.values} values differs")
 
 
 def test_a_batch_counter_above_zero_is_a_difference(source, state_dict, tmp_path):
@@ -407,7 +407,7 @@ def test_the_command_prints_the_verdict_first_and_writes_json(source, state_dict
         f"tensor      {KERNEL}, float32 [32, 32, 3, 3]",
         f"TensorFlow  {variable}",
         f"first       [0, 0, 0, 0] is {actual:.9g}, expected {expected:.9g}",
-        "in all      1 of 9216 values differ, by up to 16 steps from one float32 to the next",
+        "in all      1 of 9216 values differs, by up to 16 steps from one float32 to the next",
     ]
     result = json.loads((tmp_path / "audit.json").read_text())
     assert result["passed"] is False

@@ -80,7 +80,7 @@ def test_the_keras_file_is_the_checkpoints_to_the_last_bit(
     name = flip_in_place(changed, "Block17_10_Branch_1_Conv2d_0c_7x1", result)
     assert main([str(changed), "--against", str(real_checkpoint)]) == 1
     out = capsys.readouterr().out
-    assert "1 of 114688 values differ" in out
+    assert "1 of 114688 values differs" in out
     assert f"The port differs: {name} is not the source's." in out
     assert "nyoki-mtl" not in out  # the file is no longer the published one
 
@@ -209,7 +209,7 @@ def test_one_bit_of_an_onnx_file_fails_the_command(
     assert main([str(tmp_path / "changed.onnx"), "--against", str(real_checkpoint)]) == 1
     out = capsys.readouterr().out
     assert "The port differs: mixed_7a.branch1.1.conv.weight is not the source's." in out
-    assert "1 of 589824 values differ, by up to 1 step from one float16 to the next" in out
+    assert "1 of 589824 values differs, by up to 1 step from one float16 to the next" in out
 
 
 def test_one_bit_of_a_tflite_file_fails_the_command(
@@ -224,7 +224,7 @@ def test_one_bit_of_a_tflite_file_fails_the_command(
     assert main([str(tmp_path / "changed.tflite"), "--against", str(real_checkpoint)]) == 1
     out = capsys.readouterr().out
     assert f"The port differs: {kernel.rpartition('#')[0]} is not the source's." in out
-    assert "1 of 864 values differ, by up to 1 step from one float32 to the next" in out
+    assert "1 of 864 values differs, by up to 1 step from one float32 to the next" in out
 
 
 @pytest.mark.parametrize("name", MTCNN_FILES)

@@ -199,7 +199,7 @@ def test_a_state_dict_that_does_not_load_fails_every_judgement(
     assert "conv2d_1a.bn.bias: not in the state_dict" in result.judgements[0].details
     assert any("(128, 128, 7, 1), expected" in detail for detail in result.judgements[0].details)
     assert "does not load" in result.judgements[1].statement
-    assert result.judgements[1].details[0].startswith("1 keys missing, 'conv2d_1a.bn.bias' first")
+    assert result.judgements[1].details[0].startswith("1 key missing, 'conv2d_1a.bn.bias' first")
 
 
 def test_a_difference_ends_with_exit_code_1_and_names_the_place(

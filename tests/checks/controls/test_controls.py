@@ -245,7 +245,7 @@ def test_the_command_writes_what_it_prints(tmp_path, capsys):
     assert controls.main(["--only", "one-ulp", "--clean", "1", "--json", str(path)]) == 0
     printed = capsys.readouterr().out
     assert "4 of 4 faults, in 1 class" in printed
-    assert "0 false alarms in 1 clean runs" in printed
+    assert "0 false alarms in 1 clean run" in printed
     written = json.loads(path.read_text())
     assert written["passed"]
     assert [site["status"] for site in written["sites"]] == ["killed"] * 4
