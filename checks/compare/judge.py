@@ -144,8 +144,8 @@ def judge_rounding(inputs: Sequence[InputMeasurement]) -> Judgement:
     details = []
     for batch in inputs:
         details += [
-            f"{batch.name}: {short_name(measured.activation)}: {_describe_excess(measured.excess)} (limit "
-            f"{batch.rounding_factor:g})"
+            f"{batch.name}: {short_name(measured.activation)}: "
+            f"{_describe_excess(measured.excess, batch.rounding_factor)}"
             for measured in batch.activations
             if not measured.excess <= batch.rounding_factor
         ]
@@ -190,10 +190,10 @@ def _worst_excess(inputs: Sequence[InputMeasurement]) -> str:
     return ", ".join(dict.fromkeys(parts))
 
 
-def _describe_excess(excess: float) -> str:
+def _describe_excess(excess: float, limit: float) -> str:
     if not math.isfinite(excess):
         return "PyTorch's values are not finite"
-    return f"PyTorch is {excess:.2f} times as far from float64 as TensorFlow"
+    return f"PyTorch is {excess:.2f} times as far from float64 as TensorFlow (limit {limit:g})"
 
 
 def _apart(distance: float) -> str:
