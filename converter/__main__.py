@@ -60,6 +60,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "--sha256", metavar="DIGEST", action="append", default=[],
         help="refuse SOURCE unless the SHA-256 of each of its files is given; may be repeated",
     )  # fmt: skip
+    command_line.add_ignore_option(parser)
     command_line.add_network_options(parser)
     parser.add_argument(
         "--strict", action="store_true",
@@ -111,6 +112,7 @@ def _convert(arguments: argparse.Namespace, source: Path, named: CatalogEntry | 
             parts=arguments.parts,
             weights=arguments.weights,
             step=arguments.step,
+            ignore=arguments.ignore,
             sha256=arguments.sha256,
             archive_sha256=None if named is None else named.archive_sha256,
             strict=arguments.strict,
@@ -139,6 +141,7 @@ def _convert_folder(arguments: argparse.Namespace, source: Path) -> int:
             arguments.output or Path(),
             output_format=_output_format(arguments),
             weights=arguments.weights,
+            ignore=arguments.ignore,
             strict=arguments.strict,
             overwrite=arguments.overwrite,
             progress=progress,

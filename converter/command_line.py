@@ -88,6 +88,17 @@ def add_network_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_ignore_option(parser: argparse.ArgumentParser) -> None:
+    """Add --ignore, which may be repeated."""
+    parser.add_argument(
+        "--ignore",
+        metavar="PATTERN",
+        action="append",
+        default=[],
+        help="leave out tensors that the network does not have, such as 'Logits_finetune/*'; may be repeated",
+    )
+
+
 def locate(arguments: argparse.Namespace, source: Path) -> Path:
     """Find a command's source: an unchanged path, or the folder of a named model in the cache.
 

@@ -13,7 +13,9 @@ from converter.casting import BFLOAT16, CASTABLE, FLOAT32, Cast, measure_cast, t
 from converter.formats.source import TensorInfo, TensorSource
 from converter.keras_layer_map import keras_names
 from converter.layer_map import ConvertedRow, Row, SynthesisedRow, Variant, table
+from converter.network_names import COUNTER, NetworkTensors, find_prefix, network_name
 from converter.plan import (
+    NO_BOTTLENECK,
     MappingError,
     Plan,
     Problem,
@@ -55,7 +57,7 @@ def to_numpy_state_dict(
     Args:
         tensors: Variable name to array, kernels in HWIO; or an open source of any format, from which only
             the tensors in use are read, one by one. float32 keeps every bit; `to_float32` casts float16,
-            bfloat16 and float64.
+            bfloat16 and float64. A prefix of an open source's names is taken off, as `find_prefix` says.
         weights: As in `plan_conversion`.
 
     Returns:
@@ -67,9 +69,30 @@ def to_numpy_state_dict(
         SourceError: A tensor of an open source is corrupt.
     """
     if isinstance(tensors, TensorSource):
-        tensors = tensorflow_tensors(tensors)
-    plan = plan_conversion(describe(tensors), weights=weights)
+        tensors, plan = plan_tensors(tensors, weights)
+    else:
+        plan = plan_conversion(describe(tensors), weights=weights)
     return {tensor.row.key: tensor.array for tensor in convert_tensors(tensors, plan)}
+
+
+def plan_tensors(
+    source: TensorSource, weights: Weights = "variable"
+) -> tuple[Mapping[str, NDArray[Any]], Plan]:
+    """Give the tensors of a source TensorFlow's names, and plan their conversion.
+
+    Args:
+        source: An open source of any format, or `NetworkTensors` of one.
+        weights: As in `plan_conversion`.
+
+    Raises:
+        UsageError: The source holds two networks.
+        MappingError: The tensors are not those of this network.
+        SourceError: A tensor is corrupt.
+    """
+    named = source if isinstance(source, NetworkTensors) else NetworkTensors(source)
+    with named.naming_errors():
+        tensors = tensorflow_tensors(named)
+        return tensors, plan_conversion(describe(tensors), weights=weights)
 
 
 def to_tensorflow(
@@ -78,8 +101,8 @@ def to_tensorflow(
     """Turn a PyTorch state_dict back into TensorFlow tensors: the inverse of `to_pytorch`, bit for bit.
 
     Args:
-        state_dict: Key to tensor or NumPy array: float32, float16, bfloat16 or float64, with batch counters
-            of int64.
+        state_dict: Key to tensor or NumPy array: float32, float16, bfloat16 or float64. Batch counters are
+            of int64, or absent. A prefix such as `module.` is taken off, as `find_prefix` says.
         variant: The variant that `infer_variant` reads from TensorFlow tensors. A state_dict does not state
             whether BatchNorm has a gamma, nor the scope of the Bottleneck. Without a variant, gammas are
             written if any BatchNorm weight differs from one, and the Bottleneck is in the network's scope.
@@ -89,16 +112,20 @@ def to_tensorflow(
         have no variable and are dropped.
 
     Raises:
+        UsageError: The keys of two networks stand under two prefixes.
         MappingError: The state_dict does not belong to this network.
     """
     arrays = _as_arrays(state_dict)
+    if prefix := find_prefix(arrays, "pytorch"):
+        arrays = {network_name(key, prefix): array for key, array in arrays.items()}
     info = describe(arrays)
     if variant is None:
         plain = state_dict_variant(info)
         gamma = any(_is_other_scale(row, arrays, info) for row in table(plain))
         variant = state_dict_variant(info, gamma=gamma)
     rows = {row.key: row for row in table(variant)}
-    problems = [Problem("missing", key) for key in rows if key not in info]
+    missing = [key for key in rows if key not in info and not key.endswith(COUNTER)]
+    problems = [Problem("missing", key) for key in missing]
     problems += [
         Problem("unexpected", key, f"{actual.dtype} {actual.shape}")
         for key, actual in info.items()
@@ -114,11 +141,9 @@ def to_tensorflow(
         if _is_other_scale(row, arrays, info):
             problems.append(Problem("unexpected", key, "a BatchNorm scale other than one, without a gamma"))
     if problems:
-        hint = ""
-        prefix = next(iter(info)).partition(".")[0] + "." if info else ""
-        if f"{prefix}conv2d_1a.conv.weight" in info and all(name.startswith(prefix) for name in info):
-            hint = f"Every key begins with {prefix!r}: save the state_dict of the model inside the wrapper."
-        raise MappingError(problems, len(info), len(rows), hint)
+        bottleneck = [key for key in missing if key.startswith(("last_linear.", "last_bn."))]
+        summary, hint = NO_BOTTLENECK if bottleneck == missing and len(missing) >= 4 else ("", "")
+        raise MappingError(problems, len(info), len(rows), hint, summary=summary)
     variables = {}
     for key, row in rows.items():
         if isinstance(row, ConvertedRow):
@@ -128,7 +153,7 @@ def to_tensorflow(
 
 
 def tensorflow_tensors(source: TensorSource) -> Mapping[str, NDArray[Any]]:
-    """Give the tensors of a source TensorFlow's names and layouts.
+    """Give the tensors of a source TensorFlow's names and layouts; a prefix has been taken off.
 
     A source with TensorFlow's names is returned unread. Keras has TensorFlow's layouts; a name that does not
     belong to this network stays unchanged, and `plan_conversion` reports it.
@@ -203,6 +228,13 @@ def convert_tensors(tensors: Mapping[str, NDArray[Any]], plan: Plan) -> Iterator
 def synthesise(row: SynthesisedRow) -> NDArray[Any]:
     """Make the value of a state_dict entry that TensorFlow does not have."""
     return np.full(row.shape, row.fill, row.dtype)
+
+
+def with_counters(state_dict: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Add the batch counters that a state_dict of before PyTorch 0.4.1 does not have, as zeros."""
+    variant = state_dict_variant(describe(state_dict))
+    missing = (row for row in table(variant) if row.key.endswith(COUNTER) and row.key not in state_dict)
+    return {**state_dict, **{row.key: synthesise(row) for row in missing if isinstance(row, SynthesisedRow)}}
 
 
 def _is_other_scale(row: Row, state_dict: Mapping[str, NDArray[Any]], info: Mapping[str, TensorInfo]) -> bool:

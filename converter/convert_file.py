@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 from converter.atomic import AtomicFiles
 from converter.broken_values import NEXT_STEP, BrokenValues, count_broken_values, state_broken_values
 from converter.casting import Cast, state_casts
-from converter.convert import convert_tensors, tensorflow_tensors
+from converter.convert import convert_tensors, plan_tensors
 from converter.errors import SourceError, UsageError
 from converter.formats.detect import open_source
 from converter.formats.source import TensorSource
@@ -24,8 +23,9 @@ from converter.hub.identify import find_namesake, identify
 from converter.hub.locate import locate
 from converter.layer_map import ConvertedRow, Row
 from converter.manifest import file_digest, tensor_digest
+from converter.network_names import NetworkTensors, check_ignore
 from converter.output_names import OutputFormat, check_ending, default_output, model_name
-from converter.plan import LeftOut, MappingError, Plan, Weights, describe, plan_conversion
+from converter.plan import LeftOut, Plan, Weights
 from converter.write_output import Output, explain_write_errors
 
 Progress = Callable[[int, int], None]
@@ -39,6 +39,9 @@ class Conversion:
     Attributes:
         source: The file, folder or prefix that was opened.
         source_format: Its format, for people.
+        source_key: The entry of a training file that the tensors are from; empty without one.
+        prefix: The prefix that was taken off the source's names; empty without one.
+        names: A sentence for everything that was done to find the tensors in the source.
         source_digests: Name of each file read to its SHA-256.
         archive_sha256: SHA-256 of the archive that they were unpacked from, if the caller gave one.
         published: Name of the published checkpoint with the same digests, or None.
@@ -54,6 +57,9 @@ class Conversion:
 
     source: Path
     source_format: str
+    source_key: str
+    prefix: str
+    names: tuple[str, ...]
     source_digests: Mapping[str, str]
     archive_sha256: str | None
     published: str | None
@@ -88,6 +94,7 @@ def convert_file(
     step: int | None = None,
     sha256: Collection[str] = (),
     archive_sha256: str | None = None,
+    ignore: Sequence[str] = (),
     strict: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -103,6 +110,7 @@ def convert_file(
         step: As in `open_source`.
         sha256: The expected SHA-256 of each file of the source, in hexadecimal; empty expects nothing.
         archive_sha256: SHA-256 of the archive that the source was unpacked from, for the manifest.
+        ignore: Shell patterns of tensors of the source to leave out.
         strict: Whether to refuse a source with values that are not finite, or with negative variances.
         overwrite: Whether to replace existing files.
         progress: Progress callback.
@@ -110,7 +118,8 @@ def convert_file(
     Raises:
         SourceError: The source is unreadable or corrupt, a SHA-256 is not expected, or `strict` refuses it.
         MappingError: The source is not this network, or a value of it is beyond float32.
-        UsageError: An output exists or has no folder, or its ending, `parts` or `sha256` does not fit.
+        UsageError: An output exists or has no folder; or its ending, `parts`, `sha256` or `ignore` does not fit;
+            or the source holds two networks.
         RequirementError: An output cannot be written, for example because the disk is full.
         DifferenceError: An output reads back different from what was written.
     """
@@ -120,39 +129,26 @@ def convert_file(
     # Hashing releases the interpreter lock, so other threads compute digests beside the conversion.
     with open_source(locate(path), step=step) as source, ThreadPoolExecutor(2) as pool:
         source_hashes = {file.name: pool.submit(file_digest, file) for file in source.files}
-        tensors, plan = _plan(source, weights)
+        named = NetworkTensors(source, ignore)
+        check_ignore(ignore, named)
+        tensors, plan = plan_tensors(named, weights)
         destination = Path(output) if output is not None else default_output(source, output_format)
         rows_of = _split(plan, destination, output_format, parts)
         meter = _Meter(progress, [plan.rows, *rows_of.values()])
         with AtomicFiles(destination.parent, overwrite=overwrite) as files:
             outputs = [Output(path, rows, output_format, files) for path, rows in rows_of.items()]
-            with _naming_file(source.path):
+            with named.naming_errors():
                 converted = _convert(source, tensors, plan, pool, meter)
             _check_source(source, source_hashes, expected)
             _check_values(source, plan, converted.broken if strict else {})
             for part in outputs:
                 part.write(converted.state_dict, plan.variant, pool)
                 part.read_back(converted.state_dict, meter.advance)
-            result = _describe(source, _results(source_hashes), archive_sha256, plan, converted)
+            result = _describe(named, _results(source_hashes), archive_sha256, plan, converted)
             written = [part.write_manifest(result) for part in outputs]
             with explain_write_errors(destination):
                 files.commit()
     return replace(result, outputs={path: digest for digests in written for path, digest in digests.items()})
-
-
-def _plan(source: TensorSource, weights: Weights) -> tuple[Mapping[str, NDArray[Any]], Plan]:
-    with _naming_file(source.path):
-        tensors = tensorflow_tensors(source)
-        return tensors, plan_conversion(describe(tensors), weights=weights)
-
-
-@contextmanager
-def _naming_file(path: Path) -> Iterator[None]:
-    """Add the file to a MappingError."""
-    try:
-        yield
-    except MappingError as error:
-        raise error.named(path) from None
 
 
 def _normalise_digests(sha256: Collection[str]) -> frozenset[str]:
@@ -243,7 +239,7 @@ def _convert(
 
 
 def _describe(
-    source: TensorSource,
+    source: NetworkTensors,
     digests: Mapping[str, str],
     archive_sha256: str | None,
     plan: Plan,
@@ -253,12 +249,15 @@ def _describe(
     return Conversion(
         source=source.path,
         source_format=source.format,
+        source_key=source.key,
+        prefix=source.prefix,
+        names=source.statements,
         source_digests=digests,
         archive_sha256=archive_sha256,
         published=identify(digests),
         namesake=find_namesake(model_name(source), digests),
         plan=plan,
-        left_out=plan.left_out + _batch_counts(source, plan),
+        left_out=_left_out(source, plan),
         casts=converted.casts,
         broken=converted.broken,
         outputs={},
@@ -266,14 +265,22 @@ def _describe(
     )
 
 
-def _batch_counts(source: TensorSource, plan: Plan) -> tuple[LeftOut, ...]:
+def _left_out(source: NetworkTensors, plan: Plan) -> tuple[LeftOut, ...]:
+    """List every tensor of the source that is not in the output, under the source's names."""
+    planned = (LeftOut(source.original(item.name), item.reason) for item in plan.left_out)
+    ignored = (LeftOut(name, f"--ignore {pattern!r}") for name, pattern in source.ignored.items())
+    return (*planned, *ignored, *_batch_counts(source, plan))
+
+
+def _batch_counts(source: NetworkTensors, plan: Plan) -> tuple[LeftOut, ...]:
     """List the batch counters of a state_dict that are not zero; TensorFlow has no variables for them."""
     if source.naming != "pytorch":
         return ()
-    counters = (row for row in plan.synthesised if row.dtype == "int64")
+    counters = (row for row in plan.synthesised if row.dtype == "int64" and row.key in source)
     return tuple(
         LeftOut(
-            row.key, f"{count:.15g} {'batch' if count == 1 else 'batches'} counted; written as {row.fill}"
+            source.original(row.key),
+            f"{count:.15g} {'batch' if count == 1 else 'batches'} counted; written as {row.fill}",
         )
         for row in counters
         if (count := float(source[row.key])) != row.fill

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import partial
@@ -68,6 +68,7 @@ def convert_folder(
     jobs: int | None = None,
     output_format: OutputFormat = "pt",
     weights: Weights = "variable",
+    ignore: Sequence[str] = (),
     strict: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -86,6 +87,7 @@ def convert_folder(
             most `MOST_JOBS`, because a conversion keeps about two processors busy.
         output_format: As in `convert_file`.
         weights: As in `plan_conversion`.
+        ignore: As in `convert_file`.
         strict: As in `convert_file`.
         overwrite: Whether to replace existing files. Otherwise their checkpoints fail.
         progress: Progress callback; called from several threads, one at a time.
@@ -101,7 +103,12 @@ def convert_folder(
     snapshots = _find_snapshots(folder)
     meter = _Meter(progress, len(snapshots))
     convert = partial(
-        convert_file, output_format=output_format, weights=weights, strict=strict, overwrite=overwrite
+        convert_file,
+        output_format=output_format,
+        weights=weights,
+        ignore=ignore,
+        strict=strict,
+        overwrite=overwrite,
     )
     # Reading a state_dict back silences warnings for a moment, and threads could leave them silenced.
     with warnings.catch_warnings(), ThreadPoolExecutor(jobs or _default_jobs()) as pool:

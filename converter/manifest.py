@@ -65,6 +65,10 @@ def build_manifest(conversion: Conversion, rows: Sequence[Row], files: Mapping[s
         "files": dict(conversion.source_digests),
         "published": conversion.published,
     }
+    if conversion.source_key:
+        source["key"] = conversion.source_key
+    if conversion.prefix:
+        source["prefix"] = conversion.prefix
     if conversion.archive_sha256 is not None:
         source["archive"] = conversion.archive_sha256
     tensors, broken = [], []

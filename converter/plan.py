@@ -47,6 +47,13 @@ TRAINING_STATE = {
     "centers": "class centres of the centre loss, used in training only",
 }
 
+NO_BOTTLENECK = (
+    "this is the network of before February 2017: it has no Bottleneck (in PyTorch last_linear and last_bn), "
+    "and its embeddings are the 1792 numbers of the average pool",
+    "That network is not ported; give a model with a Bottleneck, such as those that `facenet-port list` shows.",
+)
+"""The clause and the advice on a network whose only missing tensors are those of the Bottleneck."""
+
 ProblemKind = Literal["missing", "unexpected", "misshapen", "wrong dtype", "duplicate", "out of range"]
 
 
@@ -74,6 +81,7 @@ class MappingError(PortError):
         expected: Number of tensors in the network.
         hint: Advice for the user, a sentence.
         path: The file at fault, if known.
+        summary: A clause that says it all, instead of the list of problems.
     """
 
     exit_code = 3
@@ -86,9 +94,16 @@ class MappingError(PortError):
         expected: int,
         hint: str = "",
         path: Path | None = None,
+        *,
+        summary: str = "",
     ) -> None:
         self.problems = tuple(problems)
-        self._counts_and_hint = (actual, expected, hint)
+        self._counts = (actual, expected)
+        self._hint, self._summary = hint, summary
+        where = "" if path is None else f"{path}: "
+        if summary:
+            super().__init__(f"{where}{summary}. {hint}")
+            return
         missing = [problem.name for problem in problems if problem.kind == "missing"]
         if len(missing) == expected:
             example = f"an expected name, such as {missing[0]}"
@@ -97,7 +112,7 @@ class MappingError(PortError):
         else:
             fit = "does not fit" if len(problems) == 1 else "do not fit"
             head = f"{len(problems)} of the tensors {fit} Inception-ResNet-v1 (the source has {actual})"
-        lines = [head if path is None else f"{path}: {head}"]
+        lines = [where + head]
         for kind in dict.fromkeys(problem.kind for problem in problems):
             group = [problem for problem in problems if problem.kind == kind]
             lines.append(f"  {kind} ({len(group)}):")
@@ -109,9 +124,9 @@ class MappingError(PortError):
                 lines.append(f"    ... and {len(group) - self._most} more")
         super().__init__("\n".join([*lines, hint] if hint else lines))
 
-    def named(self, path: Path) -> MappingError:
-        """Return the same error with its file."""
-        return MappingError(self.problems, *self._counts_and_hint, path)
+    def named(self, path: Path, problems: Sequence[Problem], hint: str) -> MappingError:
+        """Return the same error with its file, the file's own names, and a hint if it has none."""
+        return MappingError(problems, *self._counts, self._hint or hint, path, summary=self._summary)
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +225,7 @@ def plan_conversion(info: Mapping[str, TensorInfo], *, weights: Weights = "varia
         MappingError: Tensors are missing, unexpected, misshapen, duplicate, or of a dtype that is not cast to
             float32; the error names all of them.
     """
-    variant = infer_variant(info)
+    variant = infer_variant({name.removesuffix(f"/{AVERAGE}"): info[name] for name in info} | dict(info))
     rows = table(variant)
     variables = {row.variable: row for row in rows if isinstance(row, ConvertedRow)}
     sources = _choose_sources(info, variables, weights)
@@ -241,8 +256,25 @@ def plan_conversion(info: Mapping[str, TensorInfo], *, weights: Weights = "varia
         else:
             problems.append(Problem("unexpected", name, f"{info[name].dtype} {info[name].shape}"))
     if problems:
-        raise MappingError(problems, len(info), len(variables), _hint(info, weights, problems))
+        missing = [name for name in variables if sources[name] not in info]
+        summary, advice = _recognise(info, weights, missing, variant)
+        hint = advice or _hint(info, weights, problems)
+        raise MappingError(problems, len(info), len(variables), hint, summary=summary)
     return Plan(variant, weights, rows, sources, tuple(left_out), casts)
+
+
+def _recognise(
+    info: Mapping[str, TensorInfo], weights: Weights, missing: Sequence[str], variant: Variant
+) -> tuple[str, str]:
+    """Recognise a source that lacks tensors for one reason: a clause that says so, and advice; else empty."""
+    if missing and weights == "variable" and all(f"{name}/{AVERAGE}" in info for name in missing):
+        count = "a variable" if len(missing) == 1 else f"{len(missing)} variables"
+        return (
+            f"it holds only the moving averages of {count}, under the names NAME/{AVERAGE}",
+            "Take the averages: --weights average.",
+        )
+    bottleneck = [name for name in missing if name.startswith(f"{variant.bottleneck_scope}/")]
+    return NO_BOTTLENECK if bottleneck and bottleneck == missing and len(missing) >= 4 else ("", "")
 
 
 def _choose_sources(

@@ -30,6 +30,8 @@ def print_conversion(conversion: Conversion) -> None:
         console.print(
             f"  this is [bold]not[/] the published checkpoint {conversion.namesake}, by its SHA-256"
         )
+    for statement in conversion.names:
+        console.print(f"  {statement}", markup=False)
     console.print(f"  {variant.embedding_size}-d embedding, {classes}, {gamma}, from the {plan.weights}s\n")
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("TensorFlow scope", no_wrap=True)
@@ -83,6 +85,9 @@ def conversion_as_json(conversion: Conversion) -> dict[str, object]:
     return {
         "source": str(conversion.source),
         "format": conversion.source_format,
+        "key": conversion.source_key,
+        "prefix": conversion.prefix,
+        "names": list(conversion.names),
         "source_sha256": dict(conversion.source_digests),
         "published": conversion.published,
         "namesake": conversion.namesake,

@@ -95,7 +95,11 @@ class OwnGraph:
 
     @classmethod
     def from_checkpoint(
-        cls, meta: str | Path, prefix: str | Path, weights: Literal["variable", "average"] = "variable"
+        cls,
+        meta: str | Path,
+        prefix: str | Path,
+        weights: Literal["variable", "average"] = "variable",
+        scope: str = "",
     ) -> Self:
         """Open the graph of a `.meta` file with the values of a checkpoint.
 
@@ -103,6 +107,7 @@ class OwnGraph:
             meta: The MetaGraphDef file.
             prefix: The checkpoint: its `.index` file without the suffix.
             weights: Whether each variable gets its own value or its exponential moving average.
+            scope: The prefix of the network's names, such as `resnet/`, which is taken off.
 
         Raises:
             GraphError: The file is not a MetaGraphDef or holds another network, or the checkpoint lacks a
@@ -110,23 +115,32 @@ class OwnGraph:
         """
         path = Path(meta)
         meta_graph = _parse(path, tf1.MetaGraphDef())
+        _take_off(scope, meta_graph.graph_def)
         graph_def, logits = _cut_to_inference(path, meta_graph.graph_def)
         shapes = {n.name: n.attr["shape"].shape for n in graph_def.node if n.op in VARIABLES}
-        tensors = _read_checkpoint(Path(prefix), shapes, weights)
+        tensors = _read_checkpoint(Path(prefix), shapes, weights, scope)
         return cls(path, graph_def, logits, tensors, meta_graph.meta_info_def.stripped_op_list)
 
     @classmethod
-    def from_frozen(cls, pb: str | Path) -> Self:
+    def from_frozen(
+        cls, pb: str | Path, weights: Literal["variable", "average"] = "variable", scope: str = ""
+    ) -> Self:
         """Open a frozen graph, whose variables have become constants.
 
         Args:
             pb: The GraphDef file.
+            weights: "average" opens a graph that computes with the averages, which are its constants.
+            scope: As in `from_checkpoint`.
 
         Raises:
             GraphError: The file is not a GraphDef, holds another network, or holds no weights.
         """
         path = Path(pb)
-        return cls._from_constants(path, _parse(path, tf1.GraphDef()))
+        graph_def = _parse(path, tf1.GraphDef())
+        _take_off(scope, graph_def)
+        if weights == "average":
+            _name_averages_as_variables(graph_def)
+        return cls._from_constants(path, graph_def)
 
     @classmethod
     def _from_constants(cls, path: Path, graph_def: Any) -> Self:
@@ -244,6 +258,30 @@ def _name_folded_variables(graph_def: Any) -> None:
     )
 
 
+def _take_off(scope: str, graph_def: Any) -> None:
+    """Take a prefix off the names of all nodes; one whose shorter name exists keeps its name."""
+    if scope:
+        names = {node.name for node in graph_def.node}
+        rename_nodes(
+            graph_def,
+            {
+                name: name.removeprefix(scope)
+                for name in names
+                if name.startswith(scope) and name.removeprefix(scope) not in names
+            },
+        )
+
+
+def _name_averages_as_variables(graph_def: Any) -> None:
+    """Give constants that are moving averages the names of their variables, which the graph does not have."""
+    names = {node.name for node in graph_def.node}
+    averages = {
+        node.name for node in graph_def.node if node.op == "Const" and node.name.endswith(f"/{AVERAGE}")
+    }
+    variables = {name: name.removesuffix(f"/{AVERAGE}") for name in averages}
+    rename_nodes(graph_def, {name: variable for name, variable in variables.items() if variable not in names})
+
+
 def _parse(path: Path, message: Any) -> Any:
     """Fill a protobuf message from a file."""
     try:
@@ -253,7 +291,9 @@ def _parse(path: Path, message: Any) -> Any:
     return message
 
 
-def _read_checkpoint(prefix: Path, shapes: Mapping[str, Any], weights: str) -> dict[str, NDArray[Any]]:
+def _read_checkpoint(
+    prefix: Path, shapes: Mapping[str, Any], weights: str, scope: str
+) -> dict[str, NDArray[Any]]:
     """Read variables or their averages with TensorFlow's reader.
 
     If no BatchNorm statistic has an average, the statistics are read, which are moving averages already.
@@ -262,9 +302,9 @@ def _read_checkpoint(prefix: Path, shapes: Mapping[str, Any], weights: str) -> d
         reader = tf1.train.NewCheckpointReader(os.fsencode(prefix))
         averaged = {name for name in shapes if weights == "average"}
         statistics = {name for name in averaged if name.endswith(STATISTICS)}
-        if not any(reader.has_tensor(f"{name}/{AVERAGE}") for name in statistics):
+        if not any(reader.has_tensor(f"{scope}{name}/{AVERAGE}") for name in statistics):
             averaged -= statistics
-        stored = {name: f"{name}/{AVERAGE}" if name in averaged else name for name in shapes}
+        stored = {name: f"{scope}{name}/{AVERAGE}" if name in averaged else scope + name for name in shapes}
         missing = [name for name in stored.values() if not reader.has_tensor(name)]
         if missing:
             raise GraphError(prefix, f"the checkpoint lacks {', '.join(missing)}")

@@ -1,14 +1,41 @@
-"""Published weights by name: building the network with them, and loading them into an existing network."""
+"""Weights of a file or of a published name: the network that they need, or an existing network."""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import nn
 
 from converter.hub.pretrained import load_pretrained
+from converter.hub.weights_file import load_weights_file
 from reference.inception_resnet_v1 import InceptionResnetV1
+
+
+def load(path: str | Path, *, ignore: Sequence[str] = ()) -> InceptionResnetV1:
+    """Build the network that a file's weights need, with these weights, in evaluation mode.
+
+    The embedding size and the number of classes are those of the file. Its keys may have a prefix, and a
+    training file may hold the state_dict beside an optimiser.
+
+    Args:
+        path: A .pt or .safetensors file. If its manifest (`weights.pt.json`) stands beside it, its SHA-256
+            must be the one in the manifest.
+        ignore: Shell patterns of tensors to leave out, such as `arcface.*`.
+
+    Raises:
+        UsageError: The file is not a state_dict, holds two networks, or a pattern matches nothing or a tensor
+            that the network needs.
+        SourceError: The file is unreadable, corrupt or not the one of its manifest.
+        MappingError: The tensors are not those of this network; the message lists them.
+    """
+    weights = load_weights_file(path, ignore=ignore)
+    with torch.device("meta"):  # no memory and no initial values, which the weights replace
+        model = InceptionResnetV1(num_classes=weights.num_classes, embedding_size=weights.embedding_size)
+    model.load_state_dict(weights.state_dict, assign=True)
+    return model.to(torch.get_default_device(), torch.get_default_dtype()).eval()
 
 
 def load_weights(model: InceptionResnetV1, name: str, *, offline: bool = False) -> None:

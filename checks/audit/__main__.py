@@ -35,6 +35,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_step_option(parser)
     command_line.add_network_options(parser)
     options.add_weights_option(parser)
+    command_line.add_ignore_option(parser)
     parser.add_argument(
         "--seed",
         type=command_line.natural_number,
@@ -61,6 +62,7 @@ def _work(arguments: argparse.Namespace) -> int:
             against,
             weights=arguments.weights,
             step=arguments.step,
+            ignore=arguments.ignore,
             seed=arguments.seed,
             say=progress.label,
         )

@@ -9,20 +9,18 @@ from checks.audit.port_layers import PortTensor
 from checks.audit.result import TensorResult
 from checks.audit.source_weights import TensorPlace
 from converter.errors import SourceError
-from converter.formats.source import TensorSource
 from converter.layer_map import ConvertedRow
 from converter.layouts import Layout
 from converter.mtcnn_layer_map import NETWORKS, network_of_keys, network_of_variables
+from converter.network_names import NetworkTensors
 
 
-def network_name(source: TensorSource) -> str | None:
+def network_name(source: NetworkTensors) -> str | None:
     """Name the MTCNN network of a file; None for another network."""
-    if source.naming == "pytorch":
-        return network_of_keys([name.removeprefix(_prefix(source)) for name in source])
-    return network_of_variables(list(source))
+    return network_of_keys(list(source)) if source.naming == "pytorch" else network_of_variables(list(source))
 
 
-def compare_mtcnn(port: TensorSource, source: TensorSource) -> tuple[TensorResult, ...]:
+def compare_mtcnn(port: NetworkTensors, source: NetworkTensors) -> tuple[TensorResult, ...]:
     """Compare every tensor of an MTCNN network with the source's.
 
     Args:
@@ -44,23 +42,17 @@ def compare_mtcnn(port: TensorSource, source: TensorSource) -> tuple[TensorResul
     return tuple(_compare_row(row, port, source) for row in NETWORKS[expected])
 
 
-def _compare_row(row: ConvertedRow, port: TensorSource, source: TensorSource) -> TensorResult:
+def _compare_row(row: ConvertedRow, port: NetworkTensors, source: NetworkTensors) -> TensorResult:
     to_port, name = _layout_and_name(row, port)
     to_source, original = _layout_and_name(row, source)
     expected = to_source.inverse.apply(np.array(source[original]))
-    tensor = PortTensor(name, np.array(port[name]), to_port)
+    tensor = PortTensor(port.original(name), np.array(port[name]), to_port)
     return compare_exactly(tensor, expected, TensorPlace(row.scope, row.variable, row.key))
 
 
-def _layout_and_name(row: ConvertedRow, file: TensorSource) -> tuple[Layout, str]:
+def _layout_and_name(row: ConvertedRow, file: NetworkTensors) -> tuple[Layout, str]:
     """Find the layout and the name of a tensor in a file."""
     if file.naming == "pytorch":
-        return row.layout, _prefix(file) + row.key
+        return row.layout, row.key
     axes = row.layout.name.partition("->")[0]
     return Layout(f"{axes}->{axes}", tuple(range(len(row.shape)))), row.variable
-
-
-def _prefix(source: TensorSource) -> str:
-    """Find the prefix of every key, such as `pnet.`; empty if the keys share none."""
-    prefixes = {name.partition(".")[0] + "." for name in source if name.count(".") > 1}
-    return prefixes.pop() if len(prefixes) == 1 and all(name.count(".") > 1 for name in source) else ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from functools import cache
 
@@ -17,12 +16,13 @@ from checks.audit.port_layers import (
     printable,
 )
 from checks.core.network import BOTTLENECK, network_layers
-from converter.errors import SourceError, UsageError
-from converter.formats.source import Naming, TensorSource
+from converter.errors import SourceError
+from converter.formats.source import Naming
 from converter.keras_layer_map import keras_names, keras_weight
 from converter.layer_map import BOTTLENECK_SCOPES, Layer, Variant
 from converter.layouts import CONVOLUTION, FULLY_CONNECTED, VECTOR, Layout
-from converter.plan import reason_to_leave_out
+from converter.network_names import NetworkTensors, known_names
+from converter.plan import AVERAGE, reason_to_leave_out
 
 _SCALAR = Layout("->", ())
 _AS_TENSORFLOW = {4: Layout("HWIO->HWIO", (0, 1, 2, 3)), 2: Layout("IO->IO", (0, 1)), 1: VECTOR}
@@ -35,32 +35,35 @@ _PYTORCH = {
 }
 
 
-def find_named_layers(source: TensorSource) -> PortWeights:
+def find_named_layers(source: NetworkTensors, *, averages: bool = False) -> PortWeights:
     """Find the layer and the role of every tensor of an open file.
 
     A convolution with its BatchNorm folded in has a bias, which the network does not have. Its name is the
     one that PyTorch, Keras or slim would give it.
 
+    Args:
+        source: The open file, under the network's names.
+        averages: Whether moving averages stand for their variables, which the file does not have.
+
     Raises:
         SourceError: No tensor has a name of this network, or a tensor is corrupt.
-        UsageError: The file holds two networks.
     """
     names = expected_names(source.naming)
     places = {name: (scope, role) for scope, roles in names.items() for role, name in roles.items()}
     aliases = _aliases(source.naming)
-    prefix = _find_prefix(source, places) if source.naming == "pytorch" else ""
     layers: dict[str, dict[Role, PortTensor]] = {}
     leftovers: list[Leftover] = []
     for name, info in source.info.items():
-        known = name.removeprefix(prefix) if name.startswith(prefix) else ""
+        known = name.removesuffix(f"/{AVERAGE}") if averages else name
         place = places.get(aliases.get(known, known))
+        shown = printable(source.original(name))
         if place is None or place[1] in layers.get(place[0], {}):
             reason = _reason(source.naming, name)
-            leftovers.append(Leftover(printable(name), str(info.dtype), info.shape, reason))
+            leftovers.append(Leftover(shown, str(info.dtype), info.shape, reason))
             continue
         scope, role = place
         layout = _layout(source.naming, role, len(info.shape))
-        layers.setdefault(scope, {})[role] = PortTensor(printable(name), np.array(source[name]), layout)
+        layers.setdefault(scope, {})[role] = PortTensor(shown, np.array(source[name]), layout)
     if not layers:
         first = ", ".join(list(source.info)[:3])
         none = "its only tensor" if len(source) == 1 else f"none of its {len(source)} tensors"
@@ -71,7 +74,18 @@ def find_named_layers(source: TensorSource) -> PortWeights:
             f"expected name, such as {names[network_layers(Variant())[0].scope]['weights']}",
             next_step="Give the weights of a FaceNet port under the names of facenet-pytorch, Keras or slim",
         )
-    return PortWeights(layers, names, tuple(leftovers), prefix)
+    full_names: dict[str, dict[Role, str]] = {
+        scope: {role: source.prefix + name for role, name in roles.items()} for scope, roles in names.items()
+    }
+    return PortWeights(layers, full_names, tuple(leftovers))
+
+
+def holds_averages_only(source: NetworkTensors) -> bool:
+    """Return whether a file has the moving averages of the convolutions' weights, but not the weights."""
+    weights = [name for name in known_names(source.naming) if name.endswith("/weights")]
+    return not any(name in source for name in weights) and any(
+        f"{name}/{AVERAGE}" in source for name in weights
+    )
 
 
 @cache
@@ -139,25 +153,3 @@ def _reason(naming: Naming, name: str) -> str:
 @cache
 def _variables() -> frozenset[str]:
     return frozenset(name for roles in expected_names("tensorflow").values() for name in roles.values())
-
-
-def _find_prefix(source: TensorSource, places: Mapping[str, object]) -> str:
-    """Find the prefix of the keys of a state_dict, such as `module.`.
-
-    Raises:
-        UsageError: Two prefixes are equally frequent, because the file holds two networks.
-    """
-    counts: Counter[str] = Counter()
-    for name in source.info:
-        parts = name.split(".")
-        for number in range(len(parts)):
-            if ".".join(parts[number:]) in places:
-                counts[".".join([*parts[:number], ""]) if number else ""] += 1
-                break
-    ranked = counts.most_common(2)
-    if len(ranked) == 2 and ranked[0][1] == ranked[1][1]:
-        raise UsageError(
-            f"{source.path}: it holds two networks, under {ranked[0][0]!r} and {ranked[1][0]!r}. Save one "
-            "of them in a file of its own."
-        )
-    return ranked[0][0] if ranked else ""

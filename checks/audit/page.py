@@ -110,6 +110,7 @@ def _head(result: AuditResult, unfaithful: Sequence[TensorResult]) -> Head:
             ("format", result.format),
             ("against", shown_path(result.source)),
             ("network", result.network),
+            *(("names", statement) for statement in result.names),
         ),
         judgements=result.judgements,
         place="" if result.passed else place,

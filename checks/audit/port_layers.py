@@ -87,13 +87,11 @@ class PortWeights:
         names: TensorFlow scope to the names of the layer's tensors in this format; empty for a graph, whose
             names mean nothing.
         leftovers: The tensors that belong to no layer.
-        prefix: The prefix of every name, before the name in the published files.
     """
 
     layers: Mapping[str, Mapping[Role, PortTensor]]
     names: Mapping[str, Mapping[Role, str]] = field(default_factory=dict)
     leftovers: tuple[Leftover, ...] = ()
-    prefix: str = ""
 
     @property
     def is_finite(self) -> bool:

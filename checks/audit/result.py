@@ -176,6 +176,8 @@ class AuditResult:
         format: The format of the port.
         source: The path of the source.
         network: A description of the network and its variant.
+        names: Sentences on how the tensors were found: a prefix that was taken off, tensors left out by
+            --ignore, the entry of a training file; with extra tensors, advice on --ignore.
         recognised: A sentence on the published port with this SHA-256; empty where there is none.
         tensors: The result for each tensor, in the order of the network. Tensors that belong to no layer
             come last.
@@ -192,6 +194,7 @@ class AuditResult:
     format: str
     source: str
     network: str
+    names: tuple[str, ...]
     recognised: str
     tensors: tuple[TensorResult, ...]
     run: GraphRun | None

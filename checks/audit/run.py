@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -12,7 +13,7 @@ import torch
 
 from checks.audit.compare_mtcnn import compare_mtcnn, network_name
 from checks.audit.compare_tensors import compare_tensors
-from checks.audit.find_named_layers import find_named_layers
+from checks.audit.find_named_layers import find_named_layers, holds_averages_only
 from checks.audit.folded_standardisation import FoldedStandardisation, find_folded_standardisation
 from checks.audit.graphs.find_layers import GraphLayers, find_layers
 from checks.audit.graphs.graph import Graph
@@ -51,17 +52,17 @@ from checks.core.source_tensors import (
     find_broken_source,
     find_overflow,
     float32_variables,
-    plan_tensors,
 )
 from checks.core.tensorflow_side import open_own_graph
 from checks.core.types import Arrays, Say
 from checks.diagnosis.explain_tensor import SourceTensors
+from converter.convert import plan_tensors
 from converter.errors import SourceError, UsageError
 from converter.formats.detect import open_source
-from converter.formats.source import TensorSource
 from converter.hub.locate import locate
 from converter.layer_map import Variant
 from converter.manifest import file_digest
+from converter.network_names import NetworkTensors, advise_to_ignore, check_ignore
 from converter.plan import MappingError, Weights
 from reference import InceptionResnetV1
 
@@ -74,6 +75,7 @@ def audit(
     *,
     weights: Weights = "variable",
     step: int | None = None,
+    ignore: Sequence[str] = (),
     seed: int = 0,
     say: Say = lambda _: None,
 ) -> AuditResult:
@@ -95,6 +97,7 @@ def audit(
             or MTCNN's det1.npy, det2.npy or det3.npy. None finds the checkpoint of a published port.
         weights: The weights of the source: the variables, or their moving averages ("average").
         step: As in `open_source`, for the source.
+        ignore: Shell patterns of tensors to leave out, of the port and of the source.
         seed: The seed of the inputs for a graph.
         say: Progress callback.
 
@@ -102,7 +105,8 @@ def audit(
         The result; `passed` is the verdict.
 
     Raises:
-        UsageError: The port is the source, or `against` is None and the port is not a published one.
+        UsageError: The port is the source, `against` is None and the port is not a published one, a file
+            holds two networks, or a pattern of `ignore` matches nothing or a tensor that is needed.
         SourceError: The port or the source is unreadable, corrupt or another network.
         RequirementError: A package that reads or runs a graph is not installed, or a published checkpoint
             cannot be downloaded.
@@ -114,16 +118,19 @@ def audit(
         raise UsageError(f"{port}: a port cannot judge itself. Give its checkpoint with --against.")
     with ExitStack() as closing:
         say("reading the port")
-        opened: Graph | TensorSource
+        opened: Graph | NetworkTensors
         if graph_format is None:
-            opened = closing.enter_context(open_source(port_path))
+            opened = NetworkTensors(closing.enter_context(open_source(port_path)), ignore)
         else:
             opened = graph_format.read(port_path)
         say("reading the source")
-        source = closing.enter_context(open_source(source_path, step=step))
+        source = NetworkTensors(closing.enter_context(open_source(source_path, step=step)), ignore)
+        named = [source] if isinstance(opened, Graph) else [opened, source]
+        check_ignore(ignore, *named)
         findings = _find(opened, source, weights, seed, say)
         files = {str(file): file_digest(file) for file in (*opened.files, *source.files)}
-    return _make_result(findings, opened, str(source_path), files, seed)
+    names = tuple(f"{each.path.name}: {said}" for each in named for said in each.statements)
+    return _make_result(findings, opened, str(source_path), names, files, seed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,18 +146,23 @@ class _Findings:
 
 def _make_result(
     findings: _Findings,
-    port: Graph | TensorSource,
+    port: Graph | NetworkTensors,
     source: str,
+    names: tuple[str, ...],
     files: dict[str, str],
     seed: int,
 ) -> AuditResult:
     published = find_published_port(files[str(port.files[0])])
+    extra = [tensor.name for tensor in findings.tensors if tensor.status == "extra"]
+    if extra and isinstance(port, NetworkTensors):
+        names += (advise_to_ignore(extra, port.source.info, port.naming),)
     runtimes = format_of(port).versions() if isinstance(port, Graph) else {}
     return AuditResult(
         port=str(port.path),
         format=port.format,
         source=source,
         network=findings.network,
+        names=names,
         recognised="" if published is None else published.statement,
         tensors=findings.tensors,
         run=findings.run,
@@ -164,7 +176,7 @@ def _make_result(
 
 
 def _find(
-    port: Graph | TensorSource, source: TensorSource, weights: Weights, seed: int, say: Say
+    port: Graph | NetworkTensors, source: NetworkTensors, weights: Weights, seed: int, say: Say
 ) -> _Findings:
     """Compare an open port with its open source, by the network and the format of the port."""
     mtcnn = network_name(source)
@@ -174,7 +186,7 @@ def _find(
             raise SourceError(port.path, problem, next_step="Give the network's weights, such as pnet.pt")
         results = compare_mtcnn(port, source)
         return _Findings(f"{mtcnn} of MTCNN", results, (judge_tensors(results),))
-    if isinstance(port, TensorSource) and (mtcnn := network_name(port)) is not None:
+    if isinstance(port, NetworkTensors) and (mtcnn := network_name(port)) is not None:
         raise SourceError(
             port.path,
             f"the {mtcnn} of MTCNN, but {source.path} is another network",
@@ -184,10 +196,10 @@ def _find(
     trained = training_standardisation(source.files)
     if isinstance(port, Graph):
         return _audit_graph(port, expected, trained, seed, say)
-    return _audit_weights(port, expected, trained, seed, say)
+    return _audit_weights(port, expected, _weights_of(port, weights), trained, seed, say)
 
 
-def _read_source(source: TensorSource, weights: Weights) -> SourceWeights:
+def _read_source(source: NetworkTensors, weights: Weights) -> SourceWeights:
     tensors, plan = plan_tensors(source, weights)
     state_dict = SourceTensors(expected_state_dict(tensors, plan), alternative_state_dict(tensors, weights))
     variables = float32_variables(source, tensors, plan)
@@ -217,11 +229,30 @@ def _audit_graph(graph: Graph, source: SourceWeights, trained: str | None, seed:
     return _Findings(network, results, (*judgements, *_judge_run(run, trained)), run)
 
 
+def _weights_of(port: NetworkTensors, weights: Weights) -> Weights:
+    """The weights of a port: its variables, or its averages if it has nothing else and they were asked for.
+
+    Raises:
+        SourceError: It holds only averages, and they were not asked for.
+    """
+    if not holds_averages_only(port):
+        return "variable"
+    if weights == "variable":
+        problem = "it holds only moving averages: the variables themselves are not there"
+        raise SourceError(port.path, problem, next_step="Take the averages: --weights average")
+    return "average"
+
+
 def _audit_weights(
-    port: TensorSource, source: SourceWeights, trained: str | None, seed: int, say: Say
+    port: NetworkTensors,
+    source: SourceWeights,
+    port_weights: Weights,
+    trained: str | None,
+    seed: int,
+    say: Say,
 ) -> _Findings:
     """Compare named weights, and run the graph of a TensorFlow checkpoint."""
-    weights = find_named_layers(port)
+    weights = find_named_layers(port, averages=port_weights == "average")
     say("comparing")
     results = compare_tensors(weights, source)
     remarks = list(_remarks(weights, source))
@@ -237,7 +268,7 @@ def _audit_weights(
         )
     elif can_run:
         try:
-            run = _run_own_graph(port, source, seed, say)
+            run = _run_own_graph(port, source, port_weights, seed, say)
         except Exception as error:  # TensorFlow raises anything on a foreign graph
             message = " ".join(str(error).split())[:_LONGEST_MESSAGE]
             judgements.append(Judgement("arithmetic", False, f"its own graph: {message}"))
@@ -247,14 +278,16 @@ def _audit_weights(
     return _Findings(describe_network(source.variant), results, tuple(judgements), run, broken)
 
 
-def _run_own_graph(port: TensorSource, source: SourceWeights, seed: int, say: Say) -> GraphRun | None:
+def _run_own_graph(
+    port: NetworkTensors, source: SourceWeights, port_weights: Weights, seed: int, say: Say
+) -> GraphRun | None:
     """Run a checkpoint's own graph; return None if it has no graph, or not the weights of the network."""
     try:
-        tensors, plan = plan_tensors(port, "variable")
+        tensors, plan = plan_tensors(port, port_weights)
     except MappingError:
         return None  # the judgement of the tensors names the fault
     say("starting TensorFlow")
-    graph = open_own_graph(port, "variable")
+    graph = open_own_graph(port, port_weights)
     if graph is None:
         return None
     with graph:
@@ -287,8 +320,6 @@ def _refuse_quantised(graph: Graph, layers: GraphLayers) -> None:
 def _remarks(port: PortWeights, source: SourceWeights) -> tuple[str, ...]:
     """Describe deviations from the published files that are no faults."""
     remarks = []
-    if port.prefix:
-        remarks.append(f"every name begins with {port.prefix!r}")
     if source.variant.num_classes is not None and LOGITS not in port.layers:
         remarks.append("without the source's classifier")
     return tuple(remarks)

@@ -48,6 +48,8 @@ def print_result(result: AuditResult, *, verbose: bool = False) -> None:
     console.print(result.verdict, style="bold green" if result.passed else "bold red", markup=False)
     console.print(f"  port     {from_home(result.port)} ({result.format})", markup=False)
     console.print(f"  against  {from_home(result.source)} ({result.network})", markup=False)
+    for statement in result.names:
+        console.print(f"  {statement}", markup=False)
     if result.recognised:
         console.print(f"  {result.recognised}", markup=False)
     print_judgements(console, result.judgements, most_details=0)

@@ -30,6 +30,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     # Only to be refused with advice: many type `compare CHECKPOINT weights.pt` first.
     parser.add_argument("state_dicts", nargs="*", type=command_line.path, help=argparse.SUPPRESS)
     options.add_weights_option(parser)
+    command_line.add_ignore_option(parser)
     parser.add_argument(
         "--state-dict", metavar="FILE", type=command_line.path, help="judge this .pt or .safetensors file"
     )
@@ -73,6 +74,7 @@ def _work(arguments: argparse.Namespace) -> int:
             state_dict=arguments.state_dict,
             weights=arguments.weights,
             step=arguments.step,
+            ignore=arguments.ignore,
             every_layer=arguments.every_layer or (arguments.report is not None and not stored),
             seed=arguments.seed or 0,
             images=arguments.images,

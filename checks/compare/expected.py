@@ -15,8 +15,8 @@ from checks.core.judgement import Judgement
 from checks.core.source_tensors import BrokenSource
 from checks.core.tensorflow_side import Activations
 from checks.core.types import Arrays
-from converter.formats.source import TensorSource
 from converter.layer_map import Variant
+from converter.network_names import NetworkTensors
 from converter.plan import Plan
 
 DIAGNOSED_IMAGES = 2  # of an input: one image shows a wrong layer, the second rules out luck
@@ -28,13 +28,13 @@ class Checkpoint:
 
     Attributes:
         path: Its path as the user gave it.
-        source: The open file.
+        source: The open file, under the network's names.
         tensors: TensorFlow name to array.
         plan: The plan of its conversion.
     """
 
     path: Path
-    source: TensorSource
+    source: NetworkTensors
     tensors: Arrays
     plan: Plan
 
@@ -42,6 +42,11 @@ class Checkpoint:
     def logits(self) -> bool:
         """True if it has a classifier."""
         return self.plan.variant.num_classes is not None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Sentences on how its tensors were found, as in `CompareResult`."""
+        return tuple(f"{self.source.path.name}: {said}" for said in self.source.statements)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +76,7 @@ class Facts:
     seed: int
     variant: Variant
     broken: BrokenSource | None = None
+    names: tuple[str, ...] = ()
 
 
 class Expected(ABC):

@@ -111,6 +111,7 @@ class ExpectedFromFile(Expected):
             files=tuple(map(str, (*files, self.path))),
             seed=stored["seed"],
             variant=Variant(**stored["variant"]),
+            names=() if self.checkpoint is None else self.checkpoint.names,
         )
 
     def judge_tensors(self, state_dict: Arrays) -> Judgement:

@@ -53,6 +53,7 @@ class ExpectedFromTensorFlow(Expected):
             files=tuple(map(str, files if graph is None else (*files, graph))),
             seed=self.seed,
             variant=self.checkpoint.plan.variant,
+            names=self.checkpoint.names,
         )
 
     def judge_tensors(self, state_dict: Arrays) -> Judgement:

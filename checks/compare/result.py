@@ -121,6 +121,8 @@ class CompareResult:
         repair: The outcome of `--repair`; None without it.
         saved: The file of stored activations; None if none was asked for, or the state_dict does not load.
         files: Every file that was read, except photographs.
+        names: Sentences on how the tensors of the files were found: a prefix that was taken off, tensors left
+            out by --ignore, the entry of a training file.
         seed: Seed of the inputs.
         broken: What is broken in the source, so that only the tensors are judged; None for a sound source.
     """
@@ -137,6 +139,7 @@ class CompareResult:
     repair: Repair | None = None
     saved: SavedActivations | None = None
     files: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
     seed: int = 0
     broken: BrokenSource | None = None
 

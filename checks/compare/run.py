@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from checks.core.builtin_checkpoint import built_in_checkpoint
 from checks.core.environment import environment
 from checks.core.inputs import find_photographs
 from checks.core.judgement import Judgement
-from checks.core.models import Port, build_misshapen, build_port, load_state_dict
+from checks.core.models import LoadedPort, Port, build_misshapen, build_port, load_state_dict, unexpected_keys
 from checks.core.source_tensors import BrokenSource, find_broken_source, float32_variables, plan_source
 from checks.core.tensorflow_side import TensorFlowSide, require_tensorflow
 from checks.core.types import Arrays, Say
@@ -29,6 +30,7 @@ from converter.errors import UsageError
 from converter.formats.detect import open_source
 from converter.hub.locate import locate
 from converter.manifest import file_digest
+from converter.network_names import NetworkTensors, advise_to_ignore, check_ignore
 from converter.plan import Weights
 
 __all__ = ["CompareResult", "compare"]
@@ -40,6 +42,7 @@ def compare(
     state_dict: str | Path | None = None,
     weights: Weights = "variable",
     step: int | None = None,
+    ignore: Sequence[str] = (),
     every_layer: bool = False,
     seed: int = 0,
     images: str | Path | None = None,
@@ -64,6 +67,7 @@ def compare(
         state_dict: The .pt or .safetensors file to judge. None converts the source and judges the result.
         weights: As in `plan.plan_conversion`.
         step: As in `open_source`.
+        ignore: Shell patterns of tensors to leave out, of the checkpoint and of the state_dict.
         every_layer: Compare each of the 132 convolutions as well as the stages.
         seed: Seed of the built-in inputs.
         images: A folder of photographs to compare on as well.
@@ -82,15 +86,14 @@ def compare(
     out = _path(repair)
     if out is not None:
         repairing.check_output(out)
-    judged = _path(state_dict)
+    files = _Files(_path(source), _path(state_dict), weights, step, ignore)
     with ExitStack() as stack:
         if activations is not None:
-            stored = Path(activations)
-            expected, port = _open_stored(stack, stored, _path(source), judged, weights, step, say)
+            expected, port = _open_stored(stack, Path(activations), files, say)
         else:
             tensorflow = _TensorFlowOptions(every_layer, seed, _path(images), _path(save_activations))
-            expected, port = _start_tensorflow(stack, tensorflow, _path(source), judged, weights, step, say)
-        result = _Comparison(expected, judged, say).result(port, out)
+            expected, port = _start_tensorflow(stack, tensorflow, files, say)
+        result = _Comparison(expected, files.state_dict, port.source, say).result(port.arrays, out)
     return result if save_activations is None else replace(result, saved=_saved(Path(save_activations)))
 
 
@@ -102,6 +105,33 @@ def _saved(path: Path) -> SavedActivations | None:
 
 def _path(path: str | Path | None) -> Path | None:
     return None if path is None else Path(path)
+
+
+@dataclass(frozen=True, slots=True)
+class _Files:
+    """The arguments of `compare` that say what is read; `source` is its path."""
+
+    source: Path | None
+    state_dict: Path | None
+    weights: Weights
+    step: int | None
+    ignore: Sequence[str]
+
+    def open_checkpoint(self, stack: ExitStack, path: Path) -> Checkpoint:
+        """Open the checkpoint at this path."""
+        opened = stack.enter_context(open_source(locate(path), step=self.step))
+        named = NetworkTensors(opened, self.ignore)
+        tensors, plan = plan_source(named, self.weights)
+        return Checkpoint(path, named, tensors, plan)
+
+    def load_port(self, checkpoint: Checkpoint | None) -> LoadedPort:
+        """Load the state_dict to judge, or the converted checkpoint without one; check the patterns."""
+        converted = self.state_dict if checkpoint is None else checkpoint.source.path
+        assert converted is not None  # one of the two is given
+        port = load_state_dict(self.state_dict, converted, self.weights, self.ignore)
+        sources = (None if checkpoint is None else checkpoint.source, port.source)
+        check_ignore(self.ignore, *(source for source in sources if source is not None))
+        return port
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,12 +147,9 @@ class _TensorFlowOptions:
 def _start_tensorflow(
     stack: ExitStack,
     options: _TensorFlowOptions,
-    path: Path | None,
-    state_dict: Path | None,
-    weights: Weights,
-    step: int | None,
+    files: _Files,
     say: Say,
-) -> tuple[Expected, Arrays]:
+) -> tuple[Expected, LoadedPort]:
     """Open the checkpoint, load the port and start TensorFlow."""
     require_tensorflow(
         "to compare with", "A comparison with stored activations (--activations FILE) works without it."
@@ -132,19 +159,22 @@ def _start_tensorflow(
     photographs = [] if options.images is None else find_photographs(options.images)
     if options.save is not None:
         _refuse_activations(options.save)
+    path = files.source
     if path is None:
         say("looking for the built-in checkpoint")
         path = built_in_checkpoint()
-    checkpoint = _open_checkpoint(stack, path, weights, step)
+    checkpoint = files.open_checkpoint(stack, path)
     opened, plan = checkpoint.source, checkpoint.plan
     say("converting")
-    port = load_state_dict(state_dict, opened.path, weights)
+    port = files.load_port(checkpoint)
     variables = float32_variables(opened, checkpoint.tensors, plan)
     broken = find_broken_source(variables, plan)
     if broken is not None:
         return ExpectedFromBrokenSource(checkpoint, broken, options.seed), port
     say("starting TensorFlow")
-    tensorflow = stack.enter_context(TensorFlowSide(opened, variables, weights, own_graph=not plan.casts))
+    tensorflow = stack.enter_context(
+        TensorFlowSide(opened, variables, files.weights, own_graph=not plan.casts)
+    )
     expected = ExpectedFromTensorFlow(
         checkpoint, tensorflow, options.every_layer, options.seed, photographs, options.save, say
     )
@@ -154,29 +184,23 @@ def _start_tensorflow(
 def _open_stored(
     stack: ExitStack,
     activations: Path,
-    path: Path | None,
-    state_dict: Path | None,
-    weights: Weights,
-    step: int | None,
+    files: _Files,
     say: Say,
-) -> tuple[Expected, Arrays]:
+) -> tuple[Expected, LoadedPort]:
     """Open the stored activations, open the checkpoint if there is one, and load the port."""
     stored = stack.enter_context(ActivationFile(activations))
-    if path is None and state_dict is None:
+    path = files.source
+    if path is None and files.state_dict is None:
         path = built_in_checkpoint()
     say("converting")
-    checkpoint = None if path is None else _open_checkpoint(stack, path, weights, step)
+    checkpoint = None if path is None else files.open_checkpoint(stack, path)
     expected = ExpectedFromFile(activations, stored, checkpoint, say)
-    expected.check(weights)
-    converted = state_dict if checkpoint is None else checkpoint.source.path
-    assert converted is not None  # one of the two is given
-    return expected, load_state_dict(state_dict, converted, weights)
+    expected.check(files.weights)
+    return expected, files.load_port(checkpoint)
 
 
-def _open_checkpoint(stack: ExitStack, path: Path, weights: Weights, step: int | None) -> Checkpoint:
-    opened = stack.enter_context(open_source(locate(path), step=step))
-    tensors, plan = plan_source(opened, weights)
-    return Checkpoint(path, opened, tensors, plan)
+def _statements(source: NetworkTensors | None) -> tuple[str, ...]:
+    return () if source is None else tuple(f"{source.path.name}: {said}" for said in source.statements)
 
 
 def _refuse_activations(path: Path) -> None:
@@ -192,6 +216,7 @@ class _Comparison:
 
     expected: Expected
     state_dict: Path | None
+    source: NetworkTensors | None  # of the state_dict
     say: Say
 
     def result(self, arrays: Arrays, repair: Path | None) -> CompareResult:
@@ -236,6 +261,7 @@ class _Comparison:
             variant=facts.variant,
             judgements=tuple(judgements),
             inputs=inputs,
+            names=(*facts.names, *_statements(self.source)),
             environment=environment(),
             files=tuple(dict.fromkeys((*facts.files, *judged))),
             seed=facts.seed,
@@ -254,6 +280,13 @@ class _Comparison:
     def _diagnose(self, arrays: Arrays, port: Port | str) -> Diagnosis | str:
         variant = self.expected.facts.variant
         model = port.float64 if isinstance(port, Port) else build_misshapen(arrays, variant)
+        if model is None and self.source is not None and (extra := unexpected_keys(arrays, variant)):
+            keys = [self.source.original(key) for key in extra]
+            return (
+                f"the state_dict holds {len(keys)} {'tensor' if len(keys) == 1 else 'tensors'} that the network "
+                "does not have. "
+                f"{advise_to_ignore(keys, self.source.source.info, 'pytorch')}"
+            )
         if model is None:
             return (
                 "the state_dict does not load. To list every tensor that differs: facenet-port audit "
@@ -287,4 +320,6 @@ class _Comparison:
             return Repair(None, keys, message)
         repairing.write_state_dict_file(path, repaired)
         message = f"{counted(len(keys), 'tensor')} corrected; all four judgements hold on the result: {path}"
+        if self.source is not None and self.source.prefix:
+            message += f" (its keys are without {self.source.prefix!r})"
         return Repair(str(path), keys, message)

@@ -74,6 +74,8 @@ def print_result(result: CompareResult, *, verbose: bool = False) -> None:
     )
     graph = f"TensorFlow graph: {result.own_graph or 'rebuilt'}"
     console.print(f"{judged} ({'only tensors are judged' if result.broken else graph})", markup=False)
+    for statement in result.names:
+        _print_line(console, "Names", statement)
     print_judgements(console, result.judgements, most_details=12 if verbose else 0)
     for label, sentence in explain(result):
         _print_line(console, label, sentence)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,11 +12,13 @@ import torch
 from torch import nn
 
 from checks.core.types import Arrays
+from converter.convert import with_counters
 from converter.convert_file import convert_file
 from converter.counts import counted
 from converter.errors import UsageError
 from converter.formats.detect import open_source
 from converter.layer_map import Variant
+from converter.network_names import NetworkTensors
 from converter.plan import Weights
 from reference import InceptionResnetV1
 
@@ -28,28 +31,47 @@ class Port:
     float64: InceptionResnetV1
 
 
-def load_state_dict(state_dict: str | Path | None, source: str | Path, weights: Weights) -> Arrays:
+@dataclass(frozen=True, slots=True)
+class LoadedPort:
+    """The state_dict to judge, under the network's keys.
+
+    Attributes:
+        arrays: Key to array, with batch counters of zero if the file has none. A key outside the prefix of
+            the others, or not of the network, is among them.
+        source: The file; None if the state_dict was converted.
+    """
+
+    arrays: Arrays
+    source: NetworkTensors | None = None
+
+
+def load_state_dict(
+    state_dict: str | Path | None, source: str | Path, weights: Weights, ignore: Sequence[str] = ()
+) -> LoadedPort:
     """Load the port's tensors as a user would.
 
     Args:
         state_dict: A .pt or .safetensors file; None converts `source` and loads the result.
         source: The checkpoint.
         weights: As in `plan.plan_conversion`.
+        ignore: As in `convert_file`.
 
     Raises:
-        UsageError: `state_dict` is not a state_dict.
+        UsageError: `state_dict` is not a state_dict, or `NetworkTensors` refuses it.
         SourceError: It is unreadable or corrupt.
     """
     if state_dict is not None:
         with open_source(Path(state_dict)) as opened:
             if opened.naming != "pytorch":
                 raise UsageError(f"--state-dict {state_dict}: this is a {opened.format}, not a state_dict.")
-            return {key: np.array(opened[key]) for key in opened}
+            named = NetworkTensors(opened, ignore)
+            arrays = {key: np.array(named[key]) for key in named}
+        return LoadedPort(with_counters(arrays), named)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "converted.pt"
-        convert_file(Path(source), path, weights=weights)
+        convert_file(Path(source), path, weights=weights, ignore=ignore)
         loaded = torch.load(path, weights_only=True)
-        return {key: tensor.numpy() for key, tensor in loaded.items()}
+        return LoadedPort({key: tensor.numpy() for key, tensor in loaded.items()})
 
 
 def build_port(arrays: Arrays, variant: Variant) -> Port | str:
@@ -94,6 +116,13 @@ def build_misshapen(arrays: Arrays, variant: Variant) -> InceptionResnetV1 | Non
 def _empty(variant: Variant) -> InceptionResnetV1:
     """A model of a variant, with random weights."""
     return InceptionResnetV1(num_classes=variant.num_classes, embedding_size=variant.embedding_size)
+
+
+def unexpected_keys(arrays: Arrays, variant: Variant) -> list[str]:
+    """List the keys without which a state_dict would load strictly; empty if there is another misfit."""
+    misfits = _misfits(arrays, _empty(variant))
+    unexpected = misfits.pop("unexpected")
+    return [] if any(misfits.values()) else unexpected
 
 
 _MISSHAPEN = "of another shape or dtype"

@@ -14,25 +14,10 @@ from checks.core.network import short_name
 from checks.core.types import Arrays
 from converter.broken_values import NEXT_STEP, BrokenValues, count_broken_values, state_broken_values
 from converter.casting import to_float32
-from converter.convert import convert_tensors, tensorflow_tensors
+from converter.convert import convert_tensors, plan_tensors
 from converter.errors import SourceError, UsageError
 from converter.formats.source import TensorSource
 from converter.plan import MappingError, Plan, Weights, describe, plan_conversion
-
-
-def plan_tensors(opened: TensorSource, weights: Weights) -> tuple[Arrays, Plan]:
-    """Read the tensors of any source under TensorFlow's names, and plan their conversion.
-
-    The source may be a state_dict too.
-
-    Raises:
-        MappingError: The tensors are not those of this network.
-    """
-    try:
-        tensors = tensorflow_tensors(opened)
-        return tensors, plan_conversion(describe(tensors), weights=weights)
-    except MappingError as error:
-        raise error.named(opened.path) from None
 
 
 def plan_source(opened: TensorSource, weights: Weights) -> tuple[Arrays, Plan]:

@@ -17,6 +17,7 @@ from checks.core.metrics import relative_l2
 from checks.core.source_tensors import BrokenSource, find_overflow
 from converter.errors import RequirementError, SourceError
 from converter.formats.source import TensorSource
+from converter.network_names import NetworkTensors
 from converter.plan import Weights
 
 if TYPE_CHECKING:
@@ -167,12 +168,14 @@ def open_own_graph(source: TensorSource, weights: Weights) -> OwnGraph | None:
     from facenet_tf.graph_nodes import GraphError
     from facenet_tf.own_graph import OwnGraph
 
+    named = source if isinstance(source, NetworkTensors) else NetworkTensors(source)
+    opened, scope = named.source, named.prefix
     try:
-        if isinstance(source, FrozenGraph):
-            return OwnGraph.from_frozen(source.path)
-        if isinstance(source, TensorBundle):
-            meta = find_meta(source.path)
-            return None if meta is None else OwnGraph.from_checkpoint(meta, source.path, weights)
+        if isinstance(opened, FrozenGraph):
+            return OwnGraph.from_frozen(opened.path, weights, scope)
+        if isinstance(opened, TensorBundle):
+            meta = find_meta(opened.path)
+            return None if meta is None else OwnGraph.from_checkpoint(meta, opened.path, weights, scope)
     except GraphError as error:
         raise SourceError(
             error.path,

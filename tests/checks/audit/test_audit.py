@@ -84,7 +84,7 @@ def test_a_prefix_is_found_and_stated(source, state_dict, tmp_path, prefix):
     port = save(tmp_path / "port.safetensors", {prefix + key: array for key, array in state_dict.items()})
     result = audit(port, source)
     assert result.verdict == EXACT
-    assert f"every name begins with '{prefix}'" in result.judgements[0].statement
+    assert f"port.safetensors: every name begins with '{prefix}', which is taken off" in result.names
 
 
 def test_two_networks_in_one_file_are_refused(source, state_dict, tmp_path):

@@ -1,0 +1,64 @@
+"""The weights of a state_dict file: verified by the manifest beside it, complete, in float32."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from converter.convert import convert_tensors, plan_tensors
+from converter.errors import SourceError, UsageError
+from converter.formats.detect import open_source
+from converter.hub.pretrained import PretrainedWeights
+from converter.manifest import file_digest, manifest_path, read_manifest
+from converter.network_names import COUNTER, NetworkTensors, check_ignore
+
+
+def load_weights_file(path: Path | str, *, ignore: Sequence[str] = ()) -> PretrainedWeights:
+    """Load the state_dict of a .pt or .safetensors file, as the converter reads it.
+
+    Args:
+        path: The file. If its manifest stands beside it, its SHA-256 must be the one in the manifest.
+        ignore: Shell patterns of tensors to leave out.
+
+    Returns:
+        The weights, which belong to the caller: every key of the network, without a prefix, in float32. Batch
+        counters that the file does not have are zero.
+
+    Raises:
+        UsageError: The file is not a state_dict, holds two networks, or a pattern matches nothing or a tensor
+            that the network needs.
+        SourceError: The file is unreadable, corrupt or not the one of its manifest.
+        MappingError: The tensors are not those of this network.
+    """
+    with open_source(path) as source:
+        if source.naming != "pytorch":
+            raise UsageError(
+                f"{path}: this is a {source.format}, not a state_dict. Convert it first: "
+                f"facenet-port convert {path} -o weights.pt"
+            )
+        _verify(source.files[0])
+        named = NetworkTensors(source, ignore)
+        check_ignore(ignore, named)
+        tensors, plan = plan_tensors(named)
+        with named.naming_errors():
+            arrays = {tensor.row.key: tensor.array for tensor in convert_tensors(tensors, plan)}
+        arrays |= {key: np.array(named[key], np.int64) for key in named if key.endswith(COUNTER)}
+    state_dict = {key: torch.from_numpy(array) for key, array in arrays.items()}
+    return PretrainedWeights(state_dict, plan.variant.embedding_size, plan.variant.num_classes)
+
+
+def _verify(path: Path) -> None:
+    """Check the SHA-256 of a file against the manifest beside it, if there is one."""
+    beside = manifest_path(path)
+    if not beside.exists():
+        return
+    digest = file_digest(path)
+    if digest not in read_manifest(beside).output.values():
+        raise SourceError(
+            path,
+            f"its SHA-256 is {digest}, not the one in {beside.name}: it is not the file that was converted",
+            next_step="Convert the checkpoint again, or remove the manifest if it belongs to another file",
+        )

@@ -1,0 +1,259 @@
+"""The names of a source's tensors: the one rule for prefixes, and what --ignore leaves out.
+
+The rule. A prefix is what stands before a network's name, up to a `.` in a state_dict and up to a `/`
+elsewhere. If the network's tensors stand under one prefix, such as `module.` or `import/`, it is taken off.
+A name outside the prefix is not the network's.
+"""
+
+from __future__ import annotations
+
+import glob
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
+from functools import cache
+from typing import Any
+
+from numpy.typing import NDArray
+
+from converter.errors import UsageError
+from converter.formats.source import Naming, TensorSource
+from converter.keras_layer_map import keras_names
+from converter.layer_map import BOTTLENECK_SCOPES, ConvertedRow, Variant, table
+from converter.mtcnn_layer_map import network_of_keys, network_of_variables
+from converter.plan import AVERAGE, TRAINING_STATE, MappingError, Problem
+
+COUNTER = "num_batches_tracked"
+"""The last part of a key that carries no information: PyTorch before 0.4.1 had none."""
+
+_MOST_PARTS = 8  # of a name of the network
+_MOST_PATTERNS = 4  # that a message suggests
+
+
+def separator(naming: Naming) -> str:
+    """The character between the parts of a name."""
+    return "." if naming == "pytorch" else "/"
+
+
+@cache
+def known_names(naming: Naming) -> frozenset[str]:
+    """Every name that a tensor of the network may have, moving averages included."""
+    if naming == "keras":
+        return frozenset(keras_names())
+    if naming == "pytorch":
+        return frozenset(row.key for row in table(Variant(num_classes=1)))
+    variables = {
+        row.variable
+        for scope in BOTTLENECK_SCOPES
+        for row in table(Variant(num_classes=1, gamma=True, bottleneck_scope=scope))
+        if isinstance(row, ConvertedRow)
+    }
+    return frozenset(variables | {f"{name}/{AVERAGE}" for name in variables})
+
+
+def find_prefix(names: Collection[str], naming: Naming) -> str:
+    """Find the prefix of a network's names by the rule above; empty without one.
+
+    Args:
+        names: The names of all tensors of a file.
+        naming: Their kind.
+
+    Raises:
+        UsageError: The names of two networks stand under two prefixes.
+    """
+    mark, known = separator(naming), known_names(naming)
+    counts: Counter[str] = Counter()
+    for name in names:
+        parts = name.rsplit(mark, _MOST_PARTS)
+        for index in range(len(parts)):
+            if mark.join(parts[index:]) in known:
+                counts[mark.join([*parts[:index], ""])] += 1
+                break
+    if not counts:
+        return _mtcnn_prefix(names, naming)
+    (first, most), *others = counts.most_common(2)
+    # A few names outside the prefix are listed as unexpected. Half a network or more is a second one.
+    if others and 2 * others[0][1] >= most:
+        second = others[0][0]
+        options = [f"--ignore {glob.escape(prefix) + '*'!r}" for prefix in (first, second) if prefix]
+        raise UsageError(
+            f"it holds two networks, under {first!r} and {second!r}. Leave one of them out: "
+            f"{' or '.join(options)}"
+        )
+    return first
+
+
+def _mtcnn_prefix(names: Collection[str], naming: Naming) -> str:
+    """The prefix that all names share, if the rest is a network of MTCNN."""
+    mark = separator(naming)
+    network = network_of_keys if naming == "pytorch" else network_of_variables
+    parts = next(iter(names), "").split(mark)[:_MOST_PARTS]
+    for index in range(1, len(parts)):
+        prefix = mark.join([*parts[:index], ""])
+        if all(name.startswith(prefix) for name in names) and network(
+            [name.removeprefix(prefix) for name in names]
+        ):
+            return prefix
+    return ""
+
+
+def network_name(name: str, prefix: str) -> str:
+    """Take the prefix off a name; add a remark to a name outside it, so that it cannot be the network's."""
+    if name.startswith(prefix):
+        return name.removeprefix(prefix)
+    return name if name in TRAINING_STATE else f"{name} (not under {prefix!r})"
+
+
+class NetworkTensors(TensorSource):
+    """An open source under the network's names: without the prefix, and without what --ignore leaves out.
+
+    A name outside the prefix is followed by a remark, so that it is not taken for a name of the network.
+
+    Args:
+        source: The open source, which stays the caller's to close.
+        ignore: Shell patterns of tensors to leave out, for the names as they are in the file.
+
+    Attributes:
+        source: The open source.
+        prefix: The prefix that was taken off, such as `module.`; empty without one.
+        ignored: Name in the file of each tensor left out, to the pattern that it matches.
+
+    Raises:
+        UsageError: The source holds two networks, or a pattern would take a tensor that the network needs.
+    """
+
+    def __init__(self, source: TensorSource, ignore: Sequence[str] = ()) -> None:
+        self.source = source
+        self.path, self.format, self.naming, self.files = (
+            source.path,
+            source.format,
+            source.naming,
+            source.files,
+        )
+        self.key, self.beside = source.key, source.beside
+        self.ignored = {
+            name: pattern
+            for name in source.info
+            if (pattern := next((each for each in ignore if fnmatchcase(name, each)), None)) is not None
+        }
+        kept = [name for name in source.info if name not in self.ignored]
+        try:
+            self.prefix = find_prefix(kept, self.naming)
+            self._check_needed(kept)
+        except UsageError as error:
+            raise UsageError(f"{self.path}: {error}") from None
+        self._names = {network_name(name, self.prefix): name for name in kept}
+        self.info = {name: source.info[original] for name, original in self._names.items()}
+
+    def _check_needed(self, kept: Sequence[str]) -> None:
+        """Check that --ignore leaves the network whole; averages and batch counters are not needed."""
+        known = known_names(self.naming)
+        is_left = any(network_name(name, self.prefix) in known for name in kept)
+        prefix = self.prefix if is_left else find_prefix(list(self.source.info), self.naming)
+        needed = [
+            name
+            for name in self.ignored
+            if network_name(name, prefix) in known and not name.endswith((AVERAGE, COUNTER))
+        ]
+        if needed:
+            others = f" and {len(needed) - 1} more" if len(needed) > 1 else ""
+            raise UsageError(
+                f"--ignore {self.ignored[needed[0]]!r} would leave out {needed[0]!r}{others}, which the network "
+                "needs. Give a narrower pattern."
+            )
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        """Read and check one tensor, as the source does.
+
+        Raises:
+            KeyError: There is no tensor of this name.
+            SourceError: The tensor is corrupt.
+        """
+        return self.source[self._names[name]]
+
+    def original(self, name: str) -> str:
+        """The name in the file of a tensor; of a missing one, the name that it would have."""
+        return self._names.get(name) or (self.prefix if name in known_names(self.naming) else "") + name
+
+    @property
+    def statements(self) -> tuple[str, ...]:
+        """A sentence for everything that was done to find the network's tensors in the file."""
+        said = []
+        if self.key:
+            beside = f"; beside it, not read: {_listed(self.beside)}" if self.beside else ""
+            said.append(f"the state_dict under {self.key!r} is used{beside}")
+        if self.prefix:
+            said.append(f"every name begins with {self.prefix!r}, which is taken off")
+        for pattern, count in Counter(self.ignored.values()).items():
+            tensors = "1 tensor is" if count == 1 else f"{count} tensors are"
+            said.append(f"{tensors} left out by --ignore {pattern!r}")
+        if self.naming == "pytorch" and not any(name.endswith(f".{COUNTER}") for name in self.info):
+            said.append(f"there is no {COUNTER}, which carries no information")
+        return tuple(said)
+
+    @contextmanager
+    def naming_errors(self) -> Iterator[None]:
+        """Turn the names in a MappingError into those of the file, and add the file and advice."""
+        try:
+            yield
+        except MappingError as error:
+            problems = [
+                Problem(problem.kind, self.original(problem.name), problem.detail)
+                for problem in error.problems
+            ]
+            hint = ""
+            if {problem.kind for problem in problems} == {"unexpected"}:
+                hint = advise_to_ignore([problem.name for problem in problems], self.source.info, self.naming)
+            raise error.named(self.path, problems, hint) from None
+
+    def close(self) -> None:
+        """Close the source."""
+        self.source.close()
+
+
+def check_ignore(ignore: Sequence[str], *sources: NetworkTensors) -> None:
+    """Check that every pattern of --ignore matches a tensor of one of the sources.
+
+    Raises:
+        UsageError: A pattern matches none.
+    """
+    for pattern in ignore:
+        names = [name for source in sources for name in source.source.info]
+        if not any(fnmatchcase(name, pattern) for name in names):
+            files = " or ".join(str(source.path) for source in sources)
+            raise UsageError(
+                f"--ignore {pattern!r} matches no tensor of {files}. Give a name as the file has it, such as "
+                f"{names[0]!r}; * stands for any text."
+            )
+
+
+def advise_to_ignore(unexpected: Collection[str], names: Iterable[str], naming: Naming) -> str:
+    """Advise to leave out the tensors of a file that the network does not have.
+
+    Args:
+        unexpected: Their names in the file.
+        names: The names of all tensors of the file.
+        naming: Their kind.
+    """
+    patterns = _patterns(unexpected, set(names) - set(unexpected), separator(naming))
+    options = " ".join(f"--ignore {pattern!r}" for pattern in patterns[:_MOST_PATTERNS])
+    more = " ..." if len(patterns) > _MOST_PATTERNS else ""
+    return f"To leave out what the network does not have, give --ignore PATTERN (may be repeated): {options}{more}"
+
+
+def _patterns(unexpected: Collection[str], needed: Collection[str], mark: str) -> list[str]:
+    """Find patterns that take the unexpected names and no other; a whole scope where possible."""
+    scopes = {name[: index + 1] for name in needed for index, each in enumerate(name) if each == mark}
+    patterns: dict[str, None] = {}
+    for name in unexpected:
+        ends = [index + 1 for index, each in enumerate(name) if each == mark]
+        scope = next((name[:end] for end in ends if name[:end] not in scopes), None)
+        patterns[glob.escape(name) if scope is None else f"{glob.escape(scope)}*"] = None
+    return list(patterns)
+
+
+def _listed(names: Sequence[str]) -> str:
+    most = 6
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(name if name.isprintable() else repr(name) for name in names[:most]) + more
