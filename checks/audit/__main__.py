@@ -20,7 +20,7 @@ of MTCNN. A published port needs no --against.
 
 exit codes: 0 the port is faithful; 1 the port differs; 2 wrong usage; 3 an input is unreadable, corrupt or
 another network, or the source's values are not finite; 4 a requirement such as onnxruntime is missing;
-130 interrupted
+5 weaker proof: a graph is not understood, but its embeddings are the source's; 130 interrupted
 """
 
 
@@ -71,7 +71,8 @@ def _work(arguments: argparse.Namespace) -> int:
 
         print_result(result, verbose=arguments.verbose)
     if arguments.json:
-        command_line.write_json(arguments.json, {"passed": result.passed, **asdict(result)})
+        summary = {"passed": result.passed, "exit_code": result.exit_code}
+        command_line.write_json(arguments.json, {**summary, **asdict(result)})
     if arguments.report:
         from checks.audit.page import write_page
 

@@ -84,7 +84,7 @@ def compare_batch_norm_folded(
     detail = "BatchNorm folded in"
     if not fold.is_identity:
         detail = f"BatchNorm and the standardisation x / {fold.divisor:g} - {fold.offset:g} folded in"
-    folded = fold_kernel(actual, expected, norm.factor() / fold.divisor)
+    folded = fold_kernel(actual, expected, norm, fold.divisor)
     result = compare_with_prediction(
         kernel, _as_stored(folded.kernel, kernel), source.place(layer.scope, "weights"), detail
     )
@@ -181,7 +181,7 @@ def _explain_other_factor(layer: Layer, actual: Array, expected: Array, norm: Ba
         return f"folded with an epsilon of {epsilon:g}"
     if layer.inputs == 3:
         reversed_input = np.ascontiguousarray(expected[:, ::-1])
-        values = fold_kernel(actual, reversed_input, norm.factor()).kernel.values
+        values = fold_kernel(actual, reversed_input, norm).kernel.values
         if np.mean(values == actual) >= KNOWN_SHARE:
             return "its input channels are reversed, for BGR images"
     return ""

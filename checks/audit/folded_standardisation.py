@@ -90,7 +90,7 @@ def _explains(
     fold: FoldedStandardisation, kernel: Array, bias: Array | None, weights: Array, norm: BatchNorm
 ) -> bool:
     """Return True if a fold of the source's tensors gives most of the kernel and most of the bias."""
-    pairs = [(kernel, fold_kernel(kernel, weights, norm.factor() / fold.divisor).kernel)]
+    pairs = [(kernel, fold_kernel(kernel, weights, norm, fold.divisor).kernel)]
     if bias is not None:
         pairs.append((bias, fold_offset(bias, weights, norm, fold.offset)))
     return all(

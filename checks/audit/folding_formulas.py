@@ -34,6 +34,11 @@ class BatchNorm:
         with np.errstate(divide="ignore"):
             return np.asarray(self.gamma / root)
 
+    def factor_of_rounded_sum(self) -> Array:
+        """The factor with variance + epsilon rounded to float32 first, in float64."""
+        with np.errstate(all="ignore"):
+            return np.asarray(self.gamma / np.sqrt((self.variance + np.float32(EPSILON)).astype(np.float64)))
+
     def summand(self) -> Array:
         """The summand in inference, in float64."""
         return np.asarray(self.beta - self.mean * self.factor())
@@ -57,8 +62,16 @@ class Multiplication:
     stored: np.dtype
     divides: bool
 
-    def candidates(self, factor: Array) -> Array:
-        """List the floats around each factor, or its reciprocal, likeliest first: (candidates, channels)."""
+    def candidates(self, norm: BatchNorm, divisor: float = 1.0) -> Array:
+        """List the floats around each factor, or its reciprocal, likeliest first: (candidates, channels).
+
+        Args:
+            norm: The BatchNorm.
+            divisor: Divides the factors, as in `FoldedStandardisation`.
+        """
+        if self.inner == np.float64:
+            return norm.factor_of_rounded_sum()[None] / divisor
+        factor = norm.factor() / divisor
         with np.errstate(all="ignore"):
             middle = (1.0 / factor if self.divides else factor).astype(self.inner)
         bits = middle.view(f"i{self.inner.itemsize}")
@@ -80,6 +93,8 @@ def multiplications(stored: np.dtype) -> Iterator[Multiplication]:
         yield Multiplication(stored, stored, divides=False)
     else:
         yield Multiplication(FLOAT32, stored, divides=True)
+        # fold_batch_norms of TensorFlow's optimize_for_inference_lib.
+        yield Multiplication(np.dtype(np.float64), stored, divides=False)
 
 
 def factor_formulas(norm: BatchNorm) -> Iterator[Array]:
@@ -88,7 +103,7 @@ def factor_formulas(norm: BatchNorm) -> Iterator[Array]:
     with np.errstate(all="ignore"):
         yield norm.gamma / np.sqrt(total)
         yield norm.gamma * (np.float32(1) / np.sqrt(total))
-        yield (norm.gamma / np.sqrt(total.astype(np.float64))).astype(np.float32)
+        yield norm.factor_of_rounded_sum().astype(np.float32)
         yield norm.factor().astype(np.float32)
         gamma, variance = norm.gamma.astype(np.float16), norm.variance.astype(np.float16)
         yield gamma / np.sqrt(variance + np.float16(EPSILON))

@@ -146,13 +146,42 @@ def _times(ratio: float, whose: str = "") -> str:
 def judge_distance(run: GraphRun) -> Judgement:
     """Judge the distance of a graph's embeddings from the source's in float64, on five images of noise."""
     batch = next(batch for batch in run.inputs if batch.name == NOISE)
-    precision = "float32" if (run.weights, run.arithmetic) == ("float32", "float32") else "float16"
-    limit = thresholds.GRAPH_DISTANCE[precision]
+    limit = _distance_limit(run)
     statement = (
         f"five embeddings {figure(batch.distance, '.2e')} from the source's in float64 (limit {limit:.0e}), "
         f"the farthest single one {figure(batch.row_distance)}"
     )
     return Judgement("distance", batch.distance <= limit, statement)
+
+
+def judge_embeddings(run: GraphRun) -> Judgement:
+    """Judge the distance of a graph's embeddings, on every input of many values."""
+    limit = _distance_limit(run)
+    distances = {batch.name: batch.distance for batch in run.inputs if not batch.few_values}
+    details = tuple(
+        f"{name}: {figure(distance, '.2e')} from the source's"
+        for name, distance in distances.items()
+        if not distance <= limit
+    )
+    statement = (
+        f"{figure(max(distances.values()), '.2e')} from the source's in float64 on "
+        f"{' and '.join(distances)} inputs (limit {limit:.0e})"
+    )
+    return Judgement("embeddings", not details, statement, details)
+
+
+def _distance_limit(run: GraphRun) -> float:
+    is_single = (run.weights, run.arithmetic) == ("float32", "float32")
+    return thresholds.GRAPH_DISTANCE["float32" if is_single else "float16"]
+
+
+def write_embeddings_verdict(judgements: Sequence[Judgement]) -> str:
+    """Write the verdict on a graph of which only the embeddings were compared."""
+    reason = "Its weights were not compared, because its graph is not understood."
+    failed = [judgement.name for judgement in judgements if not judgement.passed]
+    if failed:
+        return f"The port differs in its {' and its '.join(failed)}. {reason}"
+    return f"Weaker proof: the port gives the source's embeddings on a few images. {reason}"
 
 
 def write_verdict(

@@ -9,7 +9,7 @@ from itertools import zip_longest
 from pathlib import Path
 
 from checks.audit.judge import describe_fault, describe_first_value, judge_distance
-from checks.audit.result import AuditResult, GraphRun, InputRun, Status, TensorResult
+from checks.audit.result import ONLY_EMBEDDINGS, AuditResult, GraphRun, InputRun, Status, TensorResult
 from checks.audit.table import STATUS_MEANINGS
 from checks.core import thresholds
 from checks.core.inputs import NOISE
@@ -98,12 +98,15 @@ def _head(result: AuditResult, unfaithful: Sequence[TensorResult]) -> Head:
     if result.run is not None and result.run.first_divergence is not None:
         place = place or short_name(result.run.first_divergence)
         reasons.append(("First divergence", f"{short_name(result.run.first_divergence)}, when run"))
+    if result.not_understood:
+        reasons.append(("Not understood", result.not_understood))
     if result.recognised:
         reasons.append(("Recognised", result.recognised))
     return Head(
         command="audit",
         passed=result.passed,
-        word="Sound" if result.passed else "Differs" if result.differs else "Broken source",
+        word=_word(result),
+        is_weaker=result.exit_code == ONLY_EMBEDDINGS,
         sentence=result.verdict,
         facts=(
             ("port", shown_path(result.port)),
@@ -116,6 +119,13 @@ def _head(result: AuditResult, unfaithful: Sequence[TensorResult]) -> Head:
         place="" if result.passed else place,
         reasons=tuple(reasons),
     )
+
+
+def _word(result: AuditResult) -> str:
+    """The verdict in a word or two."""
+    if result.broken is not None and not result.differs:
+        return "Broken source"
+    return {0: "Sound", ONLY_EMBEDDINGS: "Weaker proof"}.get(result.exit_code, "Differs")
 
 
 def _reasons(tensor: TensorResult) -> list[tuple[str, str]]:
@@ -232,7 +242,7 @@ def _inputs(run: GraphRun) -> Table:
     rows = []
     for batch in run.inputs:
         failed = []
-        if not batch.error <= batch.runtime_factor * batch.floor:
+        if batch.layers and not batch.error <= batch.runtime_factor * batch.floor:
             failed.append(headings.index("float64\nerror"))
         if batch.name == NOISE and not judge_distance(run).passed:
             failed.append(headings.index("distance\nfrom source"))

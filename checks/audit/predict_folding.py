@@ -72,16 +72,17 @@ class FoldedKernel:
     divides: bool
 
 
-def fold_kernel(actual: Array, weights: Array, factor: Array) -> FoldedKernel:
+def fold_kernel(actual: Array, weights: Array, norm: BatchNorm, divisor: float = 1.0) -> FoldedKernel:
     """Predict a kernel with a factor folded into each channel.
 
     Args:
         actual: The port's kernel, (channels, ...), float32 or half precision.
         weights: The source's kernel in the same layout, float32.
-        factor: The exact factors, (channels,), float64.
+        norm: The BatchNorm.
+        divisor: Divides the factors, as in `FoldedStandardisation`.
     """
     rows, stored = weights.reshape(len(weights), -1), actual.reshape(len(weights), -1)
-    multiplication, factors, fits = _find_factors(rows, stored, factor)
+    multiplication, factors, fits = _find_factors(rows, stored, norm, divisor)
     values = multiplication.multiply(rows, _pick(factors, fits.argmax(axis=0))[:, None])
     # In half precision several factors may give the sample; the whole channel decides between them.
     for channel in np.flatnonzero(fits.sum(axis=0) > 1):
@@ -92,7 +93,7 @@ def fold_kernel(actual: Array, weights: Array, factor: Array) -> FoldedKernel:
         values[channel] = products[misses.argmin()]
     # A channel that no factor gives leaves the factor of its bias open.
     fits[:, (values == stored).mean(axis=1) < KNOWN_SHARE] = True
-    exact = (rows.astype(np.float64) * factor[:, None]).reshape(actual.shape)
+    exact = (rows.astype(np.float64) * (norm.factor() / divisor)[:, None]).reshape(actual.shape)
     margin = rounding_margin(np.abs(exact), actual.dtype)
     prediction = Prediction(values.reshape(actual.shape), exact, margin)
     return FoldedKernel(prediction, factors, fits, multiplication.divides)
@@ -145,7 +146,7 @@ def fold_affine(scale: Array, shift: Array, norm: BatchNorm) -> tuple[Prediction
     case the summand decides, because it holds the product of the mean and the factor.
     """
     exact = norm.factor()
-    candidates = Multiplication(FLOAT32, scale.dtype, divides=False).candidates(exact)
+    candidates = Multiplication(FLOAT32, scale.dtype, divides=False).candidates(norm)
     stored = candidates.astype(scale.dtype)
     agrees = _agreement(shift, norm, candidates)
     formulas = np.stack([formula.astype(scale.dtype) for formula in factor_formulas(norm)])
@@ -177,13 +178,16 @@ def find_epsilon(actual: Array, weights: Array, norm: BatchNorm) -> float | None
     return None
 
 
-def _find_factors(rows: Array, stored: Array, factor: Array) -> tuple[Multiplication, Array, Mask]:
+def _find_factors(
+    rows: Array, stored: Array, norm: BatchNorm, divisor: float
+) -> tuple[Multiplication, Array, Mask]:
     """Find the way to multiply that gives most of the largest weights.
 
     Args:
         rows: The source's weights, (channels, weights).
         stored: The port's weights, of the same shape.
-        factor: The exact factors, (channels,), float64.
+        norm: The BatchNorm.
+        divisor: Divides the factors.
 
     Returns:
         The way, its candidates for the factors, and whether a candidate gives most of a channel's sample.
@@ -192,7 +196,7 @@ def _find_factors(rows: Array, stored: Array, factor: Array) -> tuple[Multiplica
     sample, expected = (np.take_along_axis(array, largest, 1) for array in (rows, stored))
     best: tuple[int, Multiplication, Array, Mask] | None = None
     for multiplication in multiplications(stored.dtype):
-        factors = multiplication.candidates(factor)
+        factors = multiplication.candidates(norm, divisor)
         hits = (multiplication.multiply(sample[None], factors[:, :, None]) == expected[None]).sum(axis=2)
         most = hits.max(axis=0)
         if best is None or most.sum() > best[0]:

@@ -30,6 +30,10 @@ FAITHFUL: frozenset[Status] = frozenset({"equal", "folded", "rounded", "approxim
 """Statuses that count as faithful."""
 
 
+ONLY_EMBEDDINGS = 5
+"""Exit code: the embeddings are the source's, but the weights could not be compared."""
+
+
 @dataclass(frozen=True, slots=True)
 class TensorResult:
     """The result for one tensor of a port.
@@ -188,6 +192,8 @@ class AuditResult:
         seed: The seed of the inputs.
         environment: The result of `checks.core.environment.environment`, with the runtimes of graphs.
         broken: What is broken in the source, so that no graph is run; None for a sound source.
+        not_understood: The place where a graph is not understood, so that only its embeddings were compared;
+            empty if every tensor was compared.
     """
 
     port: str
@@ -204,11 +210,12 @@ class AuditResult:
     seed: int
     environment: Mapping[str, Any]
     broken: BrokenSource | None = None
+    not_understood: str = ""
 
     @property
     def passed(self) -> bool:
-        """True if every judgement holds and the source is sound."""
-        return self.broken is None and not self.differs
+        """True if every tensor was compared, every judgement holds and the source is sound."""
+        return self.exit_code == 0
 
     @property
     def differs(self) -> bool:
@@ -217,5 +224,9 @@ class AuditResult:
 
     @property
     def exit_code(self) -> int:
-        """0 faithful; 1 the port differs; 3 it does not, but its source is broken."""
-        return 1 if self.differs else 0 if self.passed else SourceError.exit_code
+        """0 faithful; 1 the port differs; 3 it does not, but its source is broken; or `ONLY_EMBEDDINGS`."""
+        if self.differs:
+            return 1
+        if self.broken is not None:
+            return SourceError.exit_code
+        return ONLY_EMBEDDINGS if self.not_understood else 0

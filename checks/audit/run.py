@@ -15,20 +15,24 @@ from checks.audit.compare_mtcnn import compare_mtcnn, network_name
 from checks.audit.compare_tensors import compare_tensors
 from checks.audit.find_named_layers import find_named_layers, holds_averages_only
 from checks.audit.folded_standardisation import FoldedStandardisation, find_folded_standardisation
-from checks.audit.graphs.find_layers import GraphLayers, find_layers
-from checks.audit.graphs.graph import Graph
+from checks.audit.graphs.find_layers import find_layers
+from checks.audit.graphs.graph import Graph, NotUnderstoodError
 from checks.audit.graphs.graph_formats import find_graph_format, format_of
 from checks.audit.graphs.network_from_graph import network_from_graph
 from checks.audit.graphs.onnx_tflite_session import OnnxTfliteSession
+from checks.audit.graphs.quantisation import refuse_quantised
 from checks.audit.graphs.run_graph import run_graph
+from checks.audit.graphs.run_whole import run_whole
 from checks.audit.graphs.runtime_process import RuntimeProcess
 from checks.audit.graphs.tensorflow_session import TensorFlowSession
 from checks.audit.judge import (
     judge_arithmetic,
     judge_distance,
+    judge_embeddings,
     judge_preprocessing,
     judge_structure,
     judge_tensors,
+    write_embeddings_verdict,
     write_verdict,
 )
 from checks.audit.port_layers import PortWeights
@@ -142,6 +146,7 @@ class _Findings:
     judgements: tuple[Judgement, ...]
     run: GraphRun | None = None
     broken: BrokenSource | None = None
+    not_understood: str = ""
 
 
 def _make_result(
@@ -157,6 +162,10 @@ def _make_result(
     if extra and isinstance(port, NetworkTensors):
         names += (advise_to_ignore(extra, port.source.info, port.naming),)
     runtimes = format_of(port).versions() if isinstance(port, Graph) else {}
+    if findings.not_understood:
+        verdict = write_embeddings_verdict(findings.judgements)
+    else:
+        verdict = write_verdict(findings.tensors, findings.judgements, findings.run, findings.broken)
     return AuditResult(
         port=str(port.path),
         format=port.format,
@@ -167,11 +176,12 @@ def _make_result(
         tensors=findings.tensors,
         run=findings.run,
         judgements=findings.judgements,
-        verdict=write_verdict(findings.tensors, findings.judgements, findings.run, findings.broken),
+        verdict=verdict,
         files=files,
         seed=seed,
         environment=environment() | runtimes,
         broken=findings.broken,
+        not_understood=findings.not_understood,
     )
 
 
@@ -208,8 +218,11 @@ def _read_source(source: NetworkTensors, weights: Weights) -> SourceWeights:
 
 def _audit_graph(graph: Graph, source: SourceWeights, trained: str | None, seed: int, say: Say) -> _Findings:
     """Compare the weights of an ONNX or TFLite graph, judge its structure, and run it."""
-    layers = find_layers(graph)
-    _refuse_quantised(graph, layers)
+    refuse_quantised(graph)
+    try:
+        layers = find_layers(graph)
+    except NotUnderstoodError as error:
+        return _compare_embeddings(graph, source, trained, seed, say, error)
     say("comparing")
     results = compare_tensors(layers.weights, source)
     judgements = (
@@ -227,6 +240,32 @@ def _audit_graph(graph: Graph, source: SourceWeights, trained: str | None, seed:
         fold = find_folded_standardisation(layers.weights, source)
         run = run_graph(session, build_own, _source_network(source), fold, seed, say)
     return _Findings(network, results, (*judgements, *_judge_run(run, trained)), run)
+
+
+def _compare_embeddings(
+    graph: Graph,
+    source: SourceWeights,
+    trained: str | None,
+    seed: int,
+    say: Say,
+    problem: NotUnderstoodError,
+) -> _Findings:
+    """Run a graph whose layers are not found, and compare its embeddings alone."""
+    without = f"its graph is not understood: {problem.place}. Nor can its embeddings be compared: "
+    broken = source.broken or _find_overflow(source, seed)
+    if broken is not None:
+        reason = f"the source is broken: {broken.statement}"
+        raise SourceError(graph.path, f"{without}{reason}", next_step=broken.next_step)
+    say("starting the graph's runtime")
+    with RuntimeProcess(graph) as process:
+        try:
+            run = run_whole(graph, process, _source_network(source), seed, say)
+        except SourceError as error:
+            reason = str(error).removeprefix(f"{graph.path}: ").removesuffix(".")
+            raise SourceError(graph.path, f"{without}{reason}") from error
+    judgements = judge_preprocessing(run, trained), judge_embeddings(run)
+    network = describe_network(source.variant)
+    return _Findings(network, (), judgements, run, not_understood=problem.place)
 
 
 def _weights_of(port: NetworkTensors, weights: Weights) -> Weights:
@@ -298,23 +337,6 @@ def _run_own_graph(
 
 def _judge_run(run: GraphRun, trained: str | None) -> tuple[Judgement, ...]:
     return judge_preprocessing(run, trained), judge_arithmetic(run), judge_distance(run)
-
-
-def _refuse_quantised(graph: Graph, layers: GraphLayers) -> None:
-    """Refuse weights that are integers.
-
-    Raises:
-        SourceError: A weight is an integer.
-    """
-    for tensors in layers.weights.layers.values():
-        for tensor in tensors.values():
-            if tensor.array.dtype.kind in "iub":
-                raise SourceError(
-                    graph.path,
-                    f"quantised to {tensor.array.dtype}; quantised weights are not audited",
-                    tensor=tensor.name,
-                    next_step="Give the port before quantisation",
-                )
 
 
 def _remarks(port: PortWeights, source: SourceWeights) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from checks.audit.judge import describe_difference, describe_first_value
-from checks.audit.result import AuditResult, GraphRun, Status, TensorResult
+from checks.audit.result import ONLY_EMBEDDINGS, AuditResult, GraphRun, Status, TensorResult
 from checks.core.metrics import figure
 from checks.core.network import short_name
 from checks.core.render import from_home, print_judgements
@@ -45,13 +45,16 @@ def print_result(result: AuditResult, *, verbose: bool = False) -> None:
         verbose: Whether to print the tables and every detail as well.
     """
     console = command_line.console(_WIDTH)
-    console.print(result.verdict, style="bold green" if result.passed else "bold red", markup=False)
+    style = {0: "bold green", ONLY_EMBEDDINGS: "bold yellow"}.get(result.exit_code, "bold red")
+    console.print(result.verdict, style=style, markup=False)
     console.print(f"  port     {from_home(result.port)} ({result.format})", markup=False)
     console.print(f"  against  {from_home(result.source)} ({result.network})", markup=False)
     for statement in result.names:
         console.print(f"  {statement}", markup=False)
     if result.recognised:
         console.print(f"  {result.recognised}", markup=False)
+    if result.not_understood:
+        console.print(f"  not understood: {result.not_understood}", markup=False)
     print_judgements(console, result.judgements, most_details=0)
     if not result.passed:
         for line in _first_difference(result):
@@ -109,9 +112,10 @@ def _print_details(console: Console, result: AuditResult) -> None:
         "most steps": _STEPS,
         "layout": "order of axes, TensorFlow's to the port's",
     }
-    console.print("\nTensors by stage of the network:")
-    _explain_columns(console, columns)
-    console.print(_stage_table(result.tensors, statuses))
+    if result.tensors:
+        console.print("\nTensors by stage of the network:")
+        _explain_columns(console, columns)
+        console.print(_stage_table(result.tensors, statuses))
     if result.run is not None:
         run = result.run
         console.print(f"\nRun by {run.runtime} in {run.arithmetic}; it takes {run.feed}:", markup=False)
@@ -155,13 +159,13 @@ def _run_table(run: GraphRun) -> Table:
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("its name", no_wrap=True)
     for batch in run.inputs:
-        worst = max(batch.layers, key=lambda layer: layer.error / layer.floor)
+        worst = max(batch.layers, key=lambda layer: layer.error / layer.floor, default=None)
         table.add_row(
             batch.name,
             figure(batch.error),
             figure(batch.floor),
             figure(batch.distance, ".2e"),
-            figure(worst.error / worst.floor, ".2f"),
-            short_name(worst.activation),
+            "-" if worst is None else figure(worst.error / worst.floor, ".2f"),
+            "" if worst is None else short_name(worst.activation),
         )
     return table

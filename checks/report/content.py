@@ -20,6 +20,7 @@ class Head:
         judgements: The judgements, in order.
         place: The place of the fault; empty without one.
         reasons: The label and the sentence of each cause.
+        is_weaker: Whether everything that was compared is the same, but too little was compared to pass.
     """
 
     command: str
@@ -30,6 +31,7 @@ class Head:
     judgements: tuple[Judgement, ...]
     place: str = ""
     reasons: tuple[tuple[str, str], ...] = ()
+    is_weaker: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 
@@ -100,3 +101,75 @@ def export_tflite(
             converter.target_spec.supported_types = [tf.float16]
         path.write_bytes(converter.convert())
     return path
+
+
+def inference_graph(tensors: Arrays) -> Any:
+    """Freeze the rebuilt TensorFlow graph for inference, without Identity nodes; returns a GraphDef."""
+    from facenet_tf import import_tensorflow
+    from facenet_tf.graph import build
+    from facenet_tf.session import legacy_graph, open_session
+    from facenet_tf.variables import infer_options, load_variables
+
+    tf1 = import_tensorflow().compat.v1
+    features = {name: array for name, array in tensors.items() if not name.startswith("Logits/")}
+    with legacy_graph() as graph:
+        images = tf1.placeholder("float32", (None, 160, 160, 3), name="input")
+        build(images, **infer_options(features)._asdict())
+    with open_session(graph) as session:
+        load_variables(session, features)
+        frozen = tf1.graph_util.convert_variables_to_constants(session, graph.as_graph_def(), ["embeddings"])
+    return tf1.graph_util.remove_training_nodes(frozen, ["embeddings"])
+
+
+def fold_batch_norms(definition: Any, *, in_float32: bool = False) -> Any:
+    """Do what fold_batch_norms of TensorFlow's optimize_for_inference_lib does, in seconds, not minutes.
+
+    Its loop takes every weight alone. The names and the arithmetic are its own; a test compares both.
+
+    Args:
+        definition: A GraphDef.
+        in_float32: Whether to compute in float32 and add the bias by AddV2, as the graph transform tool does.
+    """
+    import tensorflow as tf
+
+    def value(name: str) -> NDArray[Any]:
+        return tf.make_ndarray(nodes[name].attr["value"].tensor)
+
+    def add(node: Any) -> None:
+        folded.node.add().CopyFrom(node)
+
+    def constant(name: str, array: NDArray[Any]) -> None:
+        node = folded.node.add(name=name, op="Const")
+        node.attr["dtype"].type = tf.float32.as_datatype_enum
+        node.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(array, tf.float32, array.shape))
+
+    nodes = {node.name: node for node in definition.node}
+    folded = tf.compat.v1.GraphDef(versions=definition.versions)
+    norms = {
+        node.input[0]: node
+        for node in definition.node
+        if node.op == "FusedBatchNormV3" and nodes[node.input[0]].op == "Conv2D"
+    }
+    replaced = {node.name for node in norms.values()}
+    for node in definition.node:
+        if node.name in replaced:
+            continue
+        if node.name not in norms:
+            add(node)
+            continue
+        norm = norms[node.name]
+        gamma, beta, mean, variance = (value(name) for name in norm.input[1:5])
+        precision = np.float32 if in_float32 else np.float64
+        scale = (1 / np.sqrt((variance + norm.attr["epsilon"].f).astype(precision))) * gamma
+        constant(f"{node.name}_weights", (value(node.input[1]) * scale).astype(np.float32))
+        constant(f"{node.name}_bn_offset", (-mean * scale) + beta)
+        convolution = folded.node.add()
+        convolution.CopyFrom(node)
+        convolution.input[1] = f"{node.name}_weights"
+        bias = folded.node.add(name=norm.name, op="BiasAdd", input=[node.name, f"{node.name}_bn_offset"])
+        bias.attr["T"].CopyFrom(node.attr["T"])
+        if in_float32:
+            bias.op, bias.input[:] = "AddV2", [f"{node.name}_bn_offset", node.name]
+        else:
+            bias.attr["data_format"].CopyFrom(node.attr["data_format"])
+    return tf.compat.v1.graph_util.extract_sub_graph(folded, [definition.node[-1].name])

@@ -9,8 +9,8 @@ of the graph and goes back, stage by stage, to the image:
    of such a concatenation. The shapes of its kernels identify a branch.
 4. The stem: six convolutions in a row, with a max pool after the third.
 
-A graph with another structure is refused, and the message names the node. A wrong order of branches, a wrong
-stride or an extra ReLU is a fault of the port, and becomes a remark on the structure.
+A graph with another structure is not understood, and the message names the node. A wrong order of branches, a
+wrong stride or an extra ReLU is a fault of the port, and becomes a remark on the structure.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from checks.audit.graphs.check_structure import (
     remarks_on_unit,
     remarks_on_window,
 )
-from checks.audit.graphs.graph import ForeignGraphError, Graph, Node
+from checks.audit.graphs.graph import Graph, Node, NotUnderstoodError
 from checks.audit.graphs.linear_units import LinearUnit, find_units
 from checks.audit.graphs.wiring import Wiring, label, plain_name
 from checks.audit.port_layers import PortTensor, PortWeights, Role
@@ -72,18 +72,18 @@ def find_layers(graph: Graph) -> GraphLayers:
     """Find every layer of a graph.
 
     Raises:
-        ForeignGraphError: The graph is another network; the message names the node at which the search ends.
+        NotUnderstoodError: The layers are not found; the message names the node at which the search ends.
     """
     wiring = Wiring(graph)
     units = find_units(wiring)
-    problems: list[ForeignGraphError] = []
+    problems: list[NotUnderstoodError] = []
     searches: list[_Search] = []
     for output in graph.outputs:
         search = _Search(wiring, units, output.name)
         try:
             search.run()
             searches.append(search)
-        except ForeignGraphError as error:
+        except NotUnderstoodError as error:
             problems.append(error)
     if not searches:
         raise max(problems, key=lambda error: error.reached)
@@ -129,7 +129,7 @@ class _Search:
         """Find every layer.
 
         Raises:
-            ForeignGraphError: The graph is another network.
+            NotUnderstoodError: The layers are not found.
         """
         tensor = self._average_pool(self._head(self.output))
         for scope, _, layers in reversed(BLOCKS[1:]):
@@ -152,7 +152,7 @@ class _Search:
         if len(self._wiring.nearest_linear(last.input)) == 1:
             bottleneck = self._last_unit_before(last.input)
         if bottleneck is None or (bottleneck.inputs, bottleneck.outputs) != (BOTTLENECK_INPUTS, last.inputs):
-            raise self._foreign(
+            raise self._not_understood(
                 f"{label(last.linear)}, the last layer before the output {plain_name(output)!r}, takes "
                 f"{last.inputs} values, expected {BOTTLENECK_INPUTS}"
             )
@@ -164,16 +164,18 @@ class _Search:
         """Find the linear unit before a tensor, with every affine operation that follows the unit."""
         nodes = self._wiring.nearest_linear(name)
         if len(nodes) != 1:
-            raise self._foreign(f"{len(nodes)} layers with weights end in {plain_name(name)!r}, expected 1")
+            raise self._not_understood(
+                f"{len(nodes)} layers with weights end in {plain_name(name)!r}, expected 1"
+            )
         units = [unit for unit in self._units.values() if unit.linear is nodes[0] and unit.last.op != "relu"]
         if not units:
-            raise self._foreign(f"the weights or the bias of {label(nodes[0])} are not constants")
+            raise self._not_understood(f"the weights or the bias of {label(nodes[0])} are not constants")
         return max(units, key=lambda unit: unit.length)
 
     def _average_pool(self, tensor: str) -> str:
         pool = self._wiring.producer(tensor)
         if pool is None or pool.op != "mean":
-            raise self._foreign(f"{label(pool)} where the average pool should be")
+            raise self._not_understood(f"{label(pool)} where the average pool should be")
         self.activations[AVERAGE_POOL] = pool.output
         return pool.inputs[0]
 
@@ -187,7 +189,7 @@ class _Search:
         if node is not None and node.op == "relu":
             node = self._wiring.producer(node.inputs[0])
         if node is None or node.op != "add" or len(node.inputs) != 2:
-            raise self._foreign(f"{label(node)} where the sum of {short_name(block)} should be")
+            raise self._not_understood(f"{label(node)} where the sum of {short_name(block)} should be")
         first, second = node.inputs
         for residual, shortcut in ((first, second), (second, first)):
             projection = self._units.get(self._wiring.origin(residual))
@@ -199,7 +201,7 @@ class _Search:
                 block_input = self._wiring.origin(shortcut)
                 self._branches(concatenation, block, layers, block_input)
                 return block_input
-        raise self._foreign(
+        raise self._not_understood(
             f"{label(node)} does not add a 1x1 convolution of concatenated branches to the input of "
             f"{short_name(block)}"
         )
@@ -208,13 +210,13 @@ class _Search:
         """Find Mixed_6a or Mixed_7a: a concatenation of branches and a max pool."""
         concatenation = self._wiring.producer(tensor)
         if concatenation is None or concatenation.op != "concat":
-            raise self._foreign(
+            raise self._not_understood(
                 f"{label(concatenation)} where {short_name(block)} should concatenate its branches"
             )
         ends = [self._wiring.producer(name) for name in concatenation.inputs]
         pools = [node for node in ends if node is not None and node.op == "max_pool"]
         if len(pools) != 1:
-            raise self._foreign(
+            raise self._not_understood(
                 f"{label(concatenation)} at the end of {short_name(block)} takes {len(pools)} max pools, "
                 "expected 1"
             )
@@ -234,7 +236,7 @@ class _Search:
             shapes = "; ".join(
                 ", ".join(str(unit.kernel_shape) for unit in branch) or "none" for branch in actual
             )
-            raise self._foreign(
+            raise self._not_understood(
                 f"{label(concatenation)} at the end of {short_name(block)} joins branches with kernels "
                 f"({shapes}) that are not those of the network"
             )
@@ -253,7 +255,7 @@ class _Search:
             if node is not None and node.op == "max_pool" and not units:
                 return self._pool_branch(node, block, block_input)
             if unit is None or len(units) == _LONGEST_BRANCH:
-                raise self._foreign(f"{self._end(tensor)} in a branch of {short_name(block)}")
+                raise self._not_understood(f"{self._end(tensor)} in a branch of {short_name(block)}")
             units.insert(0, unit)
             name = unit.input
         return units
@@ -261,7 +263,9 @@ class _Search:
     def _pool_branch(self, pool: Node, block: str, block_input: str) -> list[LinearUnit]:
         """Check that a branch is a max pool of the block's input; it has no convolutions."""
         if self._wiring.origin(pool.inputs[0]) != block_input:
-            raise self._foreign(f"{label(pool)} in {short_name(block)} does not take the input of the block")
+            raise self._not_understood(
+                f"{label(pool)} in {short_name(block)} does not take the input of the block"
+            )
         return []
 
     # The stem.
@@ -273,7 +277,9 @@ class _Search:
             unit = self._units.get(self._wiring.origin(tensor))
             if unit is None or unit.kernel_shape != _kernel_shape(layer):
                 kernel = "" if unit is None else f", with a kernel of {unit.kernel_shape},"
-                raise self._foreign(f"{self._end(tensor)}{kernel} where {short_name(activation)} should be")
+                raise self._not_understood(
+                    f"{self._end(tensor)}{kernel} where {short_name(activation)} should be"
+                )
             self._keep(activation, unit)
             tensor = unit.input
             if NETWORK[activation].inputs == (MAX_POOL,):
@@ -283,7 +289,7 @@ class _Search:
     def _max_pool(self, tensor: str) -> str:
         pool = self._wiring.producer(tensor)
         if pool is None or pool.op != "max_pool":
-            raise self._foreign(f"{label(pool)} where {short_name(MAX_POOL)} should be")
+            raise self._not_understood(f"{label(pool)} where {short_name(MAX_POOL)} should be")
         self.activations[MAX_POOL] = pool.output
         self.remarks += remarks_on_window(short_name(MAX_POOL), pool.window, MAX_POOL)
         return pool.inputs[0]
@@ -305,7 +311,7 @@ class _Search:
         """Record a unit as a layer of the network."""
         self.layers[activation] = unit.tensors
         # The activation of a residual's last convolution is its output before the residual scale.
-        self.activations[activation] = unit.linear.output if "factor" in unit.constants else unit.output
+        self.activations[activation] = unit.unscaled or unit.output
         self.remarks += remarks_on_unit(unit, activation)
         # A node widens weights that are only stored in half precision.
         is_widened = unit.linear.inputs[1] in self._wiring.producers
@@ -318,8 +324,8 @@ class _Search:
             return label(node)
         return f"{label(node)} of {label(self._wiring.producer(node.inputs[0]))}"
 
-    def _foreign(self, problem: str) -> ForeignGraphError:
-        return ForeignGraphError(self._wiring.graph, problem, reached=len(self.layers))
+    def _not_understood(self, problem: str) -> NotUnderstoodError:
+        return NotUnderstoodError(self._wiring.graph, problem, reached=len(self.layers))
 
 
 def _match_branches(

@@ -101,29 +101,27 @@ class Graph:
         """Describe the graph for a message."""
         convolutions = sum(node.op == "conv" for node in self.nodes)
         takes = ", ".join(f"{value.name} {_extents(value.shape)}" for value in self.inputs)
-        quantised = any(
-            "INTEGER" in node.kind.upper() or "QLINEAR" in node.kind.upper() for node in self.nodes
-        )
-        subject = f"{'quantised, ' if quantised else ''}{self.title}, with {convolutions} convolutions"
-        return printable(f"{subject}, taking {takes}"[:_LONGEST_DESCRIPTION])
+        noun = "convolution" if convolutions == 1 else "convolutions"
+        description = f"{self.title}, with {convolutions} {noun}, taking {takes}"
+        return printable(description[:_LONGEST_DESCRIPTION])
 
 
-class ForeignGraphError(SourceError):
-    """A graph that is another network (exit code 3).
+class NotUnderstoodError(SourceError):
+    """The layers of a graph are not found: it is another network, or the same one written in another way.
 
     Args:
         graph: The graph.
         problem: A clause on the problem, which names the node.
         reached: The number of layers that the search found.
+
+    Attributes:
+        place: The problem, with a description of the graph.
     """
 
     def __init__(self, graph: Graph, problem: str, *, reached: int = 0) -> None:
         self.reached = reached
-        super().__init__(
-            graph.path,
-            f"not an Inception-ResNet-v1: {problem} ({graph.description()})",
-            next_step="Give the file of a FaceNet port, with its weights as constants",
-        )
+        self.place = f"{problem} ({graph.description()})"
+        super().__init__(graph.path, f"its graph is not understood: {self.place}")
 
 
 def _extents(shape: tuple[int | None, ...]) -> str:

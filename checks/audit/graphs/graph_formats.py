@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
 
-from checks.audit.graphs import onnx_file, tflite_file
+from checks.audit.graphs import onnx_file, tensorflow_file, tflite_file
 from checks.audit.graphs.graph import Graph
 from converter.errors import RequirementError
 
@@ -59,6 +59,14 @@ GRAPH_FORMATS = (
         tflite_file.is_tflite,
         tflite_file.read_tflite,
     ),
+    GraphFormat(
+        "TensorFlow",
+        "tensorflow",
+        {"tensorflow": "tensorflow"},
+        "TensorFlow",
+        tensorflow_file.is_folded_graph,
+        tensorflow_file.read_folded_graph,
+    ),
 )
 
 
@@ -80,7 +88,7 @@ def find_graph_format(path: Path) -> GraphFormat | None:
         ]
         if missing:
             raise RequirementError(
-                f"{path}: an audit of {graph_format.name} files needs {' and '.join(missing)}: "
+                f"{path}: an audit of {graph_format.name} graphs needs {' and '.join(missing)}: "
                 f"pip install 'facenet-port[{graph_format.extra}]'."
             )
         return graph_format

@@ -32,6 +32,7 @@ class LinearUnit:
         length: The number of nodes from `linear` to `last`.
         constants: Role to tensor: the weights, and the constants of the operations that follow.
         epsilon: The epsilon of the batch normalisation; None without one.
+        unscaled: The name of the output before a factor; empty without one.
     """
 
     linear: Node
@@ -39,6 +40,7 @@ class LinearUnit:
     length: int
     constants: Mapping[Role, PortTensor]
     epsilon: float | None = None
+    unscaled: str = ""
 
     @property
     def input(self) -> str:
@@ -146,5 +148,6 @@ def _extend_unit(
         role: Role = "shift" if node.op == "add" else "factor" if is_number else "scale"
         layout = _NUMBER if is_number else VECTOR
         tensor = PortTensor(plain_name(others[0]), array.reshape(-1), layout)
-        return replace(longer, constants={**unit.constants, role: tensor})
+        unscaled = unit.output if role == "factor" else unit.unscaled
+        return replace(longer, constants={**unit.constants, role: tensor}, unscaled=unscaled)
     return None

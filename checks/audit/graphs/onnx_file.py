@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from contextlib import contextmanager
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -41,7 +42,10 @@ _OPS: Mapping[str, Op] = {
     "Gemm": "dense",
     "MatMul": "dense",
     **dict.fromkeys(
-        ("Identity", "Cast", "Dropout", "Reshape", "Flatten", "Slice", "Squeeze", "Unsqueeze", "Transpose"),
+        (
+            "Cast", "Dropout", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Squeeze", "Transpose",
+            "Unsqueeze",
+        ),
         "same",
     ),
 }  # fmt: skip
@@ -65,15 +69,44 @@ def read_onnx(path: Path) -> Graph:
     Raises:
         SourceError: The file is not ONNX or is damaged, or the files with its weights cannot be read.
     """
+    model, files = load_onnx(path)
+    with _damage(path):
+        return _graph(path, model, files)
+
+
+def load_onnx(path: Path) -> tuple[Any, tuple[Path, ...]]:
+    """Load an ONNX file with the weights from the files beside it, so that a runtime opens no other file.
+
+    Returns:
+        The `onnx.ModelProto`, and the files.
+
+    Raises:
+        SourceError: As for `read_onnx`.
+    """
     import onnx
 
     content = read_whole(path, _MOST_BYTES, "over 2 GiB, which no ONNX file can be")
-    try:
+    with _damage(path):
         _check_size(content)
         model = onnx.ModelProto.FromString(content)
         if not model.graph.node or not model.graph.input or not model.graph.output:
             raise ValueError("no graph")
-        return _graph(path, model)
+        _check_names(model.graph)
+        files = [path]
+        claimed: dict[str, TensorInfo] = {}
+        for tensor in _tensors(path, model):
+            if tensor.data_location == _EXTERNAL:
+                tensor.raw_data = _read_external(path, tensor, files, claimed)
+                tensor.ClearField("external_data")
+                tensor.ClearField("data_location")
+        return model, tuple(files)
+
+
+@contextmanager
+def _damage(path: Path) -> Iterator[None]:
+    """Turn every exception into a `SourceError`."""
+    try:
+        yield
     except SourceError:
         raise
     except Exception as error:  # the library raises any exception on damage, and on a malformed node
@@ -95,24 +128,35 @@ def _check_size(content: bytes) -> None:
                 pass
 
 
-def _graph(path: Path, model: Any) -> Graph:
+def _check_names(graph: Any) -> None:
+    """Refuse names that are no UTF-8, which the library returns as bytes.
+
+    Raises:
+        ValueError: There is such a name.
+    """
+    named = (*graph.initializer, *graph.input, *graph.output, *graph.node)
+    names = [each.name for each in named]
+    for node in graph.node:
+        names += (node.op_type, node.domain, *node.input, *node.output)
+    if any(isinstance(name, bytes) for name in names):
+        raise ValueError("a name is no text")
+
+
+def _graph(path: Path, model: Any, files: tuple[Path, ...]) -> Graph:
     graph = model.graph
-    files = [path]
-    constants = dict(_constants(path, model, files))
+    constants = dict(_constants(path, model))
     inputs = tuple(_value(value) for value in graph.input if value.name not in constants)
     title = f"the graph {graph.name!r} of {model.producer_name or 'an unnamed producer'}"
     _fold_constants(graph.node, constants)
     return Graph(
-        path, tuple(files), "ONNX graph", f"{title} {model.producer_version}".rstrip(),
+        path, files, "ONNX graph", f"{title} {model.producer_version}".rstrip(),
         tuple(_node(node, constants) for node in graph.node if node.op_type != "Constant"),
         constants, inputs, tuple(_value(value) for value in graph.output), channels_last=False,
     )  # fmt: skip
 
 
-def _constants(path: Path, model: Any, files: list[Path]) -> Iterator[tuple[str, Array]]:
-    """Read every initialiser and Constant; append to `files` each file beside the model that holds one."""
-    from onnx import numpy_helper
-
+def _tensors(path: Path, model: Any) -> list[Any]:
+    """List the initialisers and the tensors of Constant nodes, under the names that other nodes use."""
     tensors = list(model.graph.initializer)
     for node in model.graph.node:
         if node.op_type == "Constant":
@@ -122,11 +166,13 @@ def _constants(path: Path, model: Any, files: list[Path]) -> Iterator[tuple[str,
                     tensors.append(attribute.t)
     if len(tensors) > MAX_TENSORS:
         raise SourceError(path, f"it holds {len(tensors)} tensors, more than {MAX_TENSORS}")
-    claimed: dict[str, TensorInfo] = {}
-    for tensor in tensors:
-        if tensor.data_location == _EXTERNAL:
-            yield tensor.name, _external(path, tensor, files, claimed)
-            continue
+    return tensors
+
+
+def _constants(path: Path, model: Any) -> Iterator[tuple[str, Array]]:
+    from onnx import numpy_helper
+
+    for tensor in _tensors(path, model):
         try:
             yield tensor.name, np.asarray(numpy_helper.to_array(tensor))
         except Exception as error:  # the library raises any exception on damage
@@ -135,8 +181,8 @@ def _constants(path: Path, model: Any, files: list[Path]) -> Iterator[tuple[str,
             ) from error
 
 
-def _external(path: Path, tensor: Any, files: list[Path], claimed: dict[str, TensorInfo]) -> Array:
-    """Read a tensor from a file beside the model; a path to another folder is refused.
+def _read_external(path: Path, tensor: Any, files: list[Path], claimed: dict[str, TensorInfo]) -> bytes:
+    """Read the data of a tensor from another file, which is appended to `files`.
 
     `claimed` holds the tensors so far: together they must not be much larger than their file.
     """
@@ -144,31 +190,52 @@ def _external(path: Path, tensor: Any, files: list[Path], claimed: dict[str, Ten
 
     entries = {entry.key: entry.value for entry in tensor.external_data}
     location = entries.get("location", "")
-    beside = path.with_name(location) if location and Path(location).name == location else None
-    if beside is None:
-        raise SourceError(
-            path, f"its data lies outside the folder of the model, in {location!r}", tensor=tensor.name
-        )
+    file_path = _external_file(path, tensor.name, location)
     try:
         dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type))
-        shape = tuple(tensor.dims)
         offset = int(entries.get("offset", 0))
-        with open_regular(beside) as file:
+        claimed[tensor.name] = info = TensorInfo(dtype, tuple(tensor.dims))
+        with open_regular(file_path) as file:
             size = os.fstat(file.fileno()).st_size
-            claimed[tensor.name] = TensorInfo(dtype, shape)
-            check_claims(beside, claimed, size)
-            nbytes = TensorInfo(dtype, shape).nbytes
-            if not 0 <= offset <= size - nbytes or int(entries.get("length", nbytes)) != nbytes:
-                raise SourceError(beside, "its data lies beyond the end of the file", tensor=tensor.name)
+            check_claims(file_path, claimed, size)
+            if (
+                not 0 <= offset <= size - info.nbytes
+                or int(entries.get("length", info.nbytes)) != info.nbytes
+            ):
+                raise SourceError(file_path, "its data lies beyond the end of the file", tensor=tensor.name)
             file.seek(offset)
-            array = np.frombuffer(file.read(nbytes), dtype).reshape(shape)
+            data = file.read(info.nbytes)
     except (OSError, ValueError, KeyError) as error:
-        raise SourceError(
-            path, f"its data in {beside.name} cannot be read ({error})", tensor=tensor.name
-        ) from error
-    if beside not in files:
-        files.append(beside)
-    return array
+        problem = f"its data in {location} cannot be read ({getattr(error, 'strerror', None) or error})"
+        next_step = f"Put {location} into the folder of the model"
+        raise SourceError(path, problem, tensor=tensor.name, next_step=next_step) from error
+    if file_path not in files:
+        files.append(file_path)
+    return data
+
+
+def _external_file(path: Path, tensor: str, location: str) -> Path:
+    """Find the file with the data of a tensor; it must lie in the folder of the model, or beside its target.
+
+    In the cache of huggingface_hub the model and its data are links, from snapshots/REVISION to blobs.
+
+    Raises:
+        SourceError: The file lies, or a link leads, elsewhere.
+    """
+    relative = PurePath(location)
+    if not location or relative.is_absolute() or ".." in relative.parts:
+        problem = f"its data lies outside the folder of the model, in {location!r}"
+        raise SourceError(path, problem, tensor=tensor, next_step="Export the model again, into one folder")
+    folders = [path.parent.resolve(), path.resolve().parent]
+    folders += [parent.parent / "blobs" for parent in folders[0].parents if parent.name == "snapshots"]
+    beside = next(
+        (folder / relative for folder in folders if (folder / relative).exists()), path.parent / relative
+    )
+    target = beside.resolve()
+    if not any(target.is_relative_to(folder) for folder in folders):
+        problem = f"its data in {location!r} is a link to {target}, outside the folder of the model"
+        raise SourceError(path, problem, tensor=tensor, next_step="Put the file itself there")
+    return beside
 
 
 def _fold_constants(nodes: Sequence[Any], constants: dict[str, Array]) -> None:
@@ -212,6 +279,10 @@ def _node(node: Any, constants: Mapping[str, Array]) -> Node:
     op: Op = _OPS.get(node.op_type, "other") if node.domain in ("", "ai.onnx") else "other"
     if attributes.get("training_mode", 0):
         op = "other"
+    # onnxruntime's own convolution with a ReLU. A fourth input would be added before the ReLU.
+    is_fused = (node.domain, node.op_type) == ("com.microsoft", "FusedConv") and len(node.input) < 4
+    if is_fused and attributes.get("activation") == b"Relu":
+        op = "conv"
     layout = None
     if op == "conv":
         layout = CONVOLUTION
@@ -223,7 +294,7 @@ def _node(node: Any, constants: Mapping[str, Array]) -> Node:
         if len(node.input) < 2 or node.input[1] not in constants:
             op = "other"
     return Node(
-        op, node.op_type, tuple(node.input), node.output[0] if node.output else "",
+        op, node.op_type, tuple(node.input), node.output[0] if node.output else "", is_fused,
         window=_window(attributes) if op in ("conv", "max_pool") else None,
         epsilon=attributes.get("epsilon", 1e-5) if op == "batch_norm" else None,
         layout=layout,

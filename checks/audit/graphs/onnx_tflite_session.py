@@ -59,7 +59,7 @@ class OnnxTfliteSession:
         self.runtime = format_of(graph).runtime_version()
         self.input_dtype = graph.inputs[0].dtype
         self.input_description = f"{'NHWC' if self._layout.channels_last else 'NCHW'} {self.input_dtype}"
-        dtypes = {tensor.array.dtype for role in layers.weights.layers.values() for tensor in role.values()}
+        dtypes = {array.dtype for array in graph.constants.values() if array.ndim > 1}
         self.weights_dtype = next((str(dtype) for dtype in HALVES if dtype in dtypes), "float32")
         self.computes_in_half = layers.computes_in_half
         self.activations = tuple(
@@ -136,6 +136,12 @@ def _image_layout(graph: Graph) -> _ImageLayout:
         SourceError: The graph does not take images of three channels.
     """
     value = graph.inputs[0]
+    if value.dtype in ("bfloat16", "float64"):
+        raise SourceError(
+            graph.path,
+            f"it computes in {value.dtype}, which its runtime does not do on a processor",
+            next_step="Export the model in float32 or in half precision: model.float() or model.half()",
+        )
     shape = value.shape if len(value.shape) == 4 else (None, None, None, None)
     channels_last = shape[3] == 3 if shape.count(3) == 1 else graph.channels_last
     channels, *extents = (shape[3], *shape[1:3]) if channels_last else shape[1:]

@@ -73,9 +73,11 @@ class Preprocessing:
     @property
     def statement(self) -> str:
         """A clause on the preprocessing."""
+        if not np.isfinite(self.distance):
+            return "unknown: the graph brings its images to another size"
         if not self.is_known:
             return (
-                f"unknown: no known way to prepare images gives the input of its first layer "
+                f"unknown: no known way to prepare images gives what its first layer takes "
                 f"({self.distance:.1e} off)"
             )
         order = "BGR" if self.reverses else "RGB"
@@ -84,6 +86,10 @@ class Preprocessing:
         if self.baked == PER_IMAGE:
             return f"{self.baked} is baked in: it takes {order} images of any scale"
         return f"{self.baked} is baked in: it takes {order} {self.feed}"
+
+    def to_network(self, pixels: Array) -> Array:
+        """Prepare images of whole pixels as for the first convolution, float32."""
+        return _BAKED[self.baked](pixels)
 
     def to_feed(self, pixels: Array) -> Array:
         """Prepare images of whole pixels for the graph's input, float32."""
@@ -95,15 +101,22 @@ def to_pixels(images: Array) -> Array:
     return np.clip(np.round(images.astype(np.float64) * 128.0 + 127.5), 0, 255)
 
 
-def detect_preprocessing(pixels: Array, prepare: Callable[[Array], Array], dtype: str) -> Preprocessing:
+def detect_preprocessing(
+    pixels: Array,
+    prepare: Callable[[Array], Array],
+    dtype: str,
+    embed: Callable[[Array], Array] = lambda images: images,
+) -> Preprocessing:
     """Find the known way to prepare an image that is nearest to a graph's.
 
     Args:
         pixels: (N, H, W, 3), whole numbers of 0 to 255.
-        prepare: Function from the graph's input to the input of its first convolution, both NHWC.
+        prepare: Function from the graph's input to the input of its first convolution, both NHWC, or to its
+            embeddings.
         dtype: The dtype of the graph's input.
+        embed: Function from the input of the first convolution to the embeddings, if `prepare` gives these.
     """
-    baked_images = {name: bake(pixels) for name, bake in _BAKED.items()}
+    baked_images = {name: embed(bake(pixels)) for name, bake in _BAKED.items()}
     takes_integers = dtype in ("uint8", "int8", "int32")
     best: Preprocessing | None = None
     for feed in (_BYTES,) if takes_integers else _FEEDS:

@@ -81,8 +81,7 @@ def run_graph(
     own = torch.float16 if session.computes_in_half else torch.float32
     networks = _Networks(build_own(torch.float64), build_own(own), source, fold)
     arithmetic = "float16" if session.computes_in_half else "float32"
-    # A graph is audited at its own image size, so the batch of odd size is left out.
-    batches = [batch for batch in seeded_inputs(seed) if not batch.name.startswith("odd size")]
+    batches = audited_batches(seed)
     say("detecting the preprocessing")
     pixels = to_pixels(session.fit_images(batches[1].images[:1]))
     preprocessing = detect_preprocessing(
@@ -102,6 +101,11 @@ def run_graph(
         feed=f"{preprocessing.feed}, {session.input_description}; gives {session.output_description}",
         inputs=tuple(runs),
     )
+
+
+def audited_batches(seed: int) -> list[InputBatch]:
+    """The seeded inputs but that of odd size, because a graph is audited at its own image size."""
+    return [batch for batch in seeded_inputs(seed) if not batch.name.startswith("odd size")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +142,7 @@ def _run_batch(
     names = tuple(dict.fromkeys((*session.activations, *session.outputs)))
     exact = run_pytorch(networks.exact, prepared, names)
     rounded = run_pytorch(networks.rounded, prepared, names)
-    floors = {name: _floor(rounded[name], exact[name], session.computes_in_half) for name in names}
+    floors = {name: floor_of(rounded[name], exact[name], session.computes_in_half) for name in names}
     layers = tuple(
         LayerError(name, _error(array, exact[name]), floors[name]) for name, array in actual.items()
     )
@@ -152,7 +156,7 @@ def _run_batch(
     expected = run_pytorch(networks.source, networks.fold.apply(prepared), (EMBEDDINGS,))[EMBEDDINGS]
     gap = np.full(expected.shape, np.inf)
     if embeddings.shape == expected.shape:
-        gap = _normalise(embeddings) - expected
+        gap = normalise(embeddings) - expected
     return InputRun(
         name=batch.name,
         few_values=batch.few_values,
@@ -169,14 +173,15 @@ def _error(actual: Array, expected: Array) -> float:
     return relative_l2(actual.reshape(expected.shape), expected) if actual.size == expected.size else np.inf
 
 
-def _floor(rounded: Array, exact: Array, in_half: bool) -> float:
+def floor_of(rounded: Array, exact: Array, in_half: bool) -> float:
     """PyTorch's own error, at least the roundoff of one operation."""
     roundoff = thresholds.HALF_ROUNDOFF if in_half else thresholds.UNIT_ROUNDOFF
     error = relative_l2(rounded, exact)
     return max(error, roundoff) if np.isfinite(error) else roundoff
 
 
-def _normalise(embeddings: Array) -> Array:
+def normalise(embeddings: Array) -> Array:
+    """Divide each embedding by its length, in float64."""
     exact = embeddings.astype(np.float64)
     lengths = np.sqrt(np.square(exact).sum(axis=1, keepdims=True))
     return np.asarray(exact / np.maximum(lengths, NORM_FLOOR))

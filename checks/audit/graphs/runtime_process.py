@@ -1,4 +1,4 @@
-"""Run onnxruntime or LiteRT in a process of its own, because a damaged file may crash it.
+"""Run onnxruntime, LiteRT or TensorFlow in a process of its own, because a damaged file may crash it.
 
 `RuntimeProcess` is the parent's side. The child runs this module with the arguments KIND and FILE.
 """
@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from checks.audit.graphs.graph import Graph
+from checks.audit.graphs.onnx_file import load_onnx
 from converter.child_process import AnswerError, ChildError, ChildProcess, limit_memory, serve
 from converter.errors import SourceError
 from converter.formats.limits import is_utf_8
@@ -38,7 +39,7 @@ class RuntimeProcess:
 
     def __init__(self, graph: Graph) -> None:
         self._graph = graph
-        kind = "tflite" if graph.channels_last else "onnx"
+        kind = graph.format.split()[0].lower()
         self._child = ChildProcess("checks.audit.graphs.runtime_process", kind, graph.path, seconds=SECONDS)
 
     def run(self, images: Array, outputs: Sequence[str], *, as_written: bool) -> list[Array]:
@@ -79,7 +80,7 @@ class RuntimeProcess:
 
 def run_child(kind: str, path: Path) -> None:
     """Answer requests with the outputs of a graph, opened once for each set of outputs."""
-    open_session = _open_tflite if kind == "tflite" else _open_onnx
+    open_session = {"onnx": _open_onnx, "tflite": _open_tflite, "tensorflow": _open_tensorflow}[kind]
     sessions: dict[tuple[tuple[str, ...], bool], Session] = {}
 
     def answer(request: Any, arrays: list[Array]) -> tuple[None, list[Array]]:
@@ -100,18 +101,15 @@ def _open_onnx(path: Path, outputs: Sequence[str], as_written: bool) -> Session:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 4
-    model: str | bytes = str(path)
-    if as_written or not is_utf_8(path):
-        changed = onnx.load(str(path))
-        if as_written:
-            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-            # onnxruntime fetches only the outputs that the model declares.
-            known = {output.name for output in changed.graph.output}
-            changed.graph.output.extend(
-                onnx.ValueInfoProto(name=name) for name in outputs if name not in known
-            )
-        model = changed.SerializeToString()
-    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    model, _ = load_onnx(path)
+    if as_written:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        # onnxruntime fetches only the outputs that the model declares.
+        known = {output.name for output in model.graph.output}
+        model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs if name not in known)
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
 
     def run(input_name: str, images: Array) -> list[Array]:
         return [np.asarray(array) for array in session.run(list(outputs), {input_name: images})]
@@ -143,6 +141,13 @@ def _open_tflite(path: Path, outputs: Sequence[str], as_written: bool) -> Sessio
         return [interpreter.get_tensor(output) for output in numbers]
 
     return run
+
+
+def _open_tensorflow(path: Path, outputs: Sequence[str], as_written: bool) -> Session:
+    """Open a frozen graph in TensorFlow."""
+    from facenet_tf.frozen import open_frozen
+
+    return open_frozen(path, outputs, as_written=as_written)
 
 
 def _tensor_number(name: str) -> int:

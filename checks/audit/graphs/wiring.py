@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from graphlib import CycleError, TopologicalSorter
 
-from checks.audit.graphs.graph import ForeignGraphError, Graph, Node, Op
+from checks.audit.graphs.graph import Graph, Node, NotUnderstoodError, Op
 from checks.audit.port_layers import printable
 from converter.counts import counted
 
@@ -22,7 +22,7 @@ class Wiring:
         graph: The graph.
 
     Raises:
-        ForeignGraphError: A node lacks inputs, or a node depends on its own output.
+        NotUnderstoodError: A node lacks inputs, or a node depends on its own output.
     """
 
     def __init__(self, graph: Graph) -> None:
@@ -31,7 +31,9 @@ class Wiring:
         self._consumers: dict[str, list[Node]] = {}
         for node in graph.nodes:
             if len(node.inputs) < _FEWEST_INPUTS.get(node.op, 0):
-                raise ForeignGraphError(graph, f"{label(node)} has only {counted(len(node.inputs), 'input')}")
+                raise NotUnderstoodError(
+                    graph, f"{label(node)} has only {counted(len(node.inputs), 'input')}"
+                )
             for name in node.inputs:
                 self._consumers.setdefault(name, []).append(node)
         self._refuse_cycles()
@@ -44,7 +46,7 @@ class Wiring:
             TopologicalSorter(edges).prepare()
         except CycleError as error:
             name = error.args[1][0]
-            raise ForeignGraphError(
+            raise NotUnderstoodError(
                 self.graph, f"{label(self.producers[name])} depends on its own output"
             ) from None
 

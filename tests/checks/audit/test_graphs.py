@@ -10,7 +10,6 @@ import subprocess
 import sys
 
 import numpy as np
-import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
@@ -19,7 +18,7 @@ from checks.audit.__main__ import main
 from checks.audit.compare_tensors import compare_tensors
 from checks.audit.graphs import onnx_file, tflite_file
 from checks.audit.graphs.find_layers import find_layers
-from checks.audit.graphs.graph import ForeignGraphError
+from checks.audit.graphs.graph import NotUnderstoodError
 from checks.audit.graphs.runtime_process import RuntimeProcess
 from checks.audit.run import audit
 from checks.audit.source_weights import source_weights
@@ -31,6 +30,7 @@ from converter.formats.tensorflow.bundle_writer import write_tensor_bundle
 from converter.plan import describe, infer_variant
 from tests.conftest import CLASSES
 from tests.support.graph_exports import export_onnx, export_tflite, network
+from tests.support.onnx_edit import Edit
 
 pytestmark = pytest.mark.slow
 
@@ -39,13 +39,6 @@ FAITHFUL = (
     "computes what the network does."
 )
 ACTIVATIONS = {*STAGES, *LAYERS}
-
-
-@pytest.fixture(scope="module")
-def source(tensors, tmp_path_factory):
-    prefix = tmp_path_factory.mktemp("source") / "model.ckpt-1"
-    write_tensor_bundle(prefix, tensors)
-    return prefix
 
 
 @pytest.fixture(scope="module")
@@ -58,21 +51,6 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("graphs")
 
 
-@pytest.fixture(scope="module")
-def folded(state_dict, folder):
-    return export_onnx(network(state_dict), folder / "folded.onnx")
-
-
-@pytest.fixture(scope="module")
-def plain(state_dict, folder):
-    return export_onnx(network(state_dict), folder / "plain.onnx", fold=False)
-
-
-@pytest.fixture(scope="module")
-def tflite(tensors, folder):
-    return export_tflite(tensors, folder / "single.tflite")
-
-
 def names(result, *statuses):
     return {tensor.name for tensor in result.tensors if tensor.status in statuses}
 
@@ -83,39 +61,6 @@ def judgement(result, name):
 
 def failed(result):
     return {each.name for each in result.judgements if not each.passed}
-
-
-class Edit:
-    """An ONNX model under change."""
-
-    def __init__(self, path):
-        self.model = onnx.load(path)
-        self.graph = self.model.graph
-        self.constants = {each.name: each for each in self.graph.initializer}
-
-    def save(self, path):
-        path.write_bytes(self.model.SerializeToString())
-        return path
-
-    def node(self, kind, number=0):
-        return [node for node in self.graph.node if node.op_type == kind][number]
-
-    def maker(self, name):
-        return next(node for node in self.graph.node if name in node.output)
-
-    def flip(self, name, index, bit):
-        array = np.array(numpy_helper.to_array(self.constants[name]))
-        bits = array.reshape(-1).view(f"u{array.itemsize}")
-        bits[index] ^= np.array(1 << bit, bits.dtype)
-        self.constants[name].CopyFrom(numpy_helper.from_array(array, name))
-
-    def prepend(self, *nodes, dtype=TensorProto.FLOAT, shape=("N", 3, 160, 160), **constants):
-        """Put nodes between a new input, `pixels`, and `images`, which the last node must output."""
-        for name, value in constants.items():
-            self.graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
-        self.graph.input[0].CopyFrom(helper.make_tensor_value_info("pixels", dtype, shape))
-        for node in reversed(nodes):
-            self.graph.node.insert(0, node)
 
 
 # Faithful graphs.
@@ -424,7 +369,7 @@ def mean_another_relu(edit):
 def test_operations_with_another_meaning_are_refused(plain, tmp_path, fault, message):
     edit = Edit(plain)
     fault(edit)
-    with pytest.raises(ForeignGraphError, match=message):
+    with pytest.raises(NotUnderstoodError, match=message):
         find_layers(onnx_file.read_onnx(edit.save(tmp_path / "fault.onnx")))
 
 
@@ -441,7 +386,8 @@ def test_quantised_weights_are_refused(tensors, source, folder, capsys):
     path = export_tflite(tensors, folder / "quantised.tflite", quantised=True)
     assert main([str(path), "--against", str(source)]) == 3
     message = capsys.readouterr().err
-    assert "quantised to int8; quantised weights are not audited" in message
+    assert "it is quantised (" in message
+    assert "Audit the float32 file that it was made from: facenet-port audit FLOAT32.tflite" in message
     assert "Traceback" not in message
 
 
@@ -531,25 +477,26 @@ def small_tflite(path):
     return path
 
 
-def test_another_network_is_refused_by_name(source, tmp_path, capsys):
+def test_another_network_is_refused_with_what_it_is(source, tmp_path, capsys):
     for path, title in (
         (small_onnx(tmp_path / "other.onnx"), "the graph 'mobilenet' of somebody"),
         (small_tflite(tmp_path / "other.tflite"), "the graph 'main'"),
     ):
         assert main([str(path), "--against", str(source)]) == 3
         message = capsys.readouterr().err
-        assert f"{path}: not an Inception-ResNet-v1: " in message
+        assert f"{path}: its graph is not understood: " in message
         assert title in message
-        assert "with 1 convolutions" in message
+        assert "with 1 convolution, taking" in message
+        assert "Nor can its embeddings be compared: " in message
 
 
-def test_a_refusal_names_the_node_and_the_place(folded):
+def test_the_message_names_the_node_and_the_place(folded, tmp_path):
     edit = Edit(folded)
     # One branch of a late block takes the images in place of the block's input.
     relu = edit.maker(edit.node("Concat", 20).input[0])
     edit.maker(relu.input[0]).input[0] = "images"
-    path = folded.with_name("elsewhere.onnx")
-    with pytest.raises(ForeignGraphError, match=r"in a branch of|where .* should be"):
+    path = tmp_path / "elsewhere.onnx"
+    with pytest.raises(NotUnderstoodError, match=r"in a branch of|where .* should be"):
         find_layers(onnx_file.read_onnx(edit.save(path)))
 
 

@@ -1,0 +1,122 @@
+"""Run a graph whose layers are not understood, and compare its embeddings with the source's.
+
+This proves less than the comparison of every weight: it shows what the graph computes on a few images.
+"""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from checks.audit.graphs.find_layers import GraphLayers
+from checks.audit.graphs.graph import Graph
+from checks.audit.graphs.onnx_tflite_session import OnnxTfliteSession
+from checks.audit.graphs.preprocessing import Preprocessing, detect_preprocessing, to_pixels
+from checks.audit.graphs.run_graph import audited_batches, floor_of, normalise
+from checks.audit.graphs.runtime_process import RuntimeProcess
+from checks.audit.port_layers import PortWeights
+from checks.audit.result import GraphRun, InputRun
+from checks.core.activations import run_pytorch
+from checks.core.inputs import InputBatch
+from checks.core.metrics import l2_norm, relative_l2
+from checks.core.network import EMBEDDINGS
+from checks.core.types import Say
+from converter.errors import SourceError
+from reference import InceptionResnetV1
+
+Array = NDArray[Any]
+
+
+def run_whole(
+    graph: Graph, process: RuntimeProcess, source: InceptionResnetV1, seed: int, say: Say
+) -> GraphRun:
+    """Run a graph on the seeded inputs, as its runtime does by default.
+
+    The preprocessing is the known one with which the embeddings of an image are nearest to the source's.
+
+    Args:
+        graph: The graph.
+        process: The process that runs it.
+        source: The network with the source's weights, in float64.
+        seed: The seed of the inputs.
+        say: Progress callback.
+
+    Raises:
+        SourceError: The graph does not take images, gives no embeddings of the source's size, or does not
+            run.
+    """
+    session = _open(graph, process, source.last_linear.out_features)
+    batches = audited_batches(seed)
+    say("detecting the preprocessing")
+    preprocessing = detect_preprocessing(
+        to_pixels(session.fit_images(batches[1].images[:1])),
+        lambda images: normalise(session.run(images)[0]),
+        session.input_dtype,
+        lambda images: _embed(source, images),
+    )
+    single = deepcopy(source).to(torch.float32)
+    runs = []
+    for batch in batches:
+        say(f"running: {batch.name}")
+        runs.append(_run_batch(session, source, single, preprocessing, batch))
+    arithmetic = "float16" if session.computes_in_half else "float32"
+    return GraphRun(
+        runtime=session.runtime,
+        weights=session.weights_dtype,
+        arithmetic=arithmetic,
+        preprocessing=preprocessing.statement,
+        baked=preprocessing.baked if preprocessing.is_known and preprocessing.is_baked_in else None,
+        is_prepared_exactly=preprocessing.is_known,
+        feed=f"{preprocessing.feed}, {session.input_description}; gives {session.output_description}",
+        inputs=tuple(runs),
+    )
+
+
+def _open(graph: Graph, process: RuntimeProcess, size: int) -> OnnxTfliteSession:
+    """Open a graph with its first output that has an embedding for each image."""
+    problems = []
+    for output in graph.outputs:
+        if output.shape and output.shape[-1] not in (None, size):
+            problems.append(f"{output.name!r} has rows of {output.shape[-1]}")
+            continue
+        layers = GraphLayers(PortWeights({}), {}, graph.inputs[0].name, (output.name,), False, ())
+        session = OnnxTfliteSession(graph, layers, process)
+        (rows,) = session.run(session.fit_images(audited_batches(0)[0].images[:1]))
+        if rows.shape[1] == size:
+            return session
+        problems.append(f"{output.name!r} has rows of {rows.shape[1]}")
+    raise SourceError(graph.path, f"no output is an embedding of {size} numbers ({'; '.join(problems)})")
+
+
+def _run_batch(
+    session: OnnxTfliteSession,
+    source: InceptionResnetV1,
+    single: InceptionResnetV1,
+    preprocessing: Preprocessing,
+    batch: InputBatch,
+) -> InputRun:
+    images = session.fit_images(batch.images)
+    prepared = images
+    if not preprocessing.takes_standardised:
+        pixels = to_pixels(images)
+        images, prepared = preprocessing.to_feed(pixels), preprocessing.to_network(pixels)
+    actual = normalise(session.run(images)[0])
+    expected = _embed(source, prepared)
+    gap = np.asarray(actual - expected)
+    return InputRun(
+        name=batch.name,
+        few_values=batch.few_values,
+        error=relative_l2(actual, expected),
+        floor=floor_of(_embed(single, prepared), expected, session.computes_in_half),
+        distance=l2_norm(gap),
+        row_distance=max(l2_norm(row) for row in gap),
+        layers=(),
+    )
+
+
+def _embed(network: InceptionResnetV1, images: Array) -> Array:
+    return run_pytorch(network, images, (EMBEDDINGS,))[EMBEDDINGS]

@@ -1,0 +1,49 @@
+"""The small network as a checkpoint and as graphs of the exporters; a test run writes each file once."""
+
+from __future__ import annotations
+
+import pytest
+
+from converter.convert import to_numpy_state_dict
+from converter.formats.tensorflow.bundle_writer import write_tensor_bundle
+from tests.support.graph_exports import export_onnx, export_tflite, network
+from tests.support.shared_files import shared_folder
+
+
+@pytest.fixture(scope="session")
+def source(tensors, tmp_path_factory):
+    """The prefix of a checkpoint without a graph."""
+    name = "model.ckpt-1"
+    folder = shared_folder(
+        tmp_path_factory, "audit-source", lambda folder: write_tensor_bundle(folder / name, tensors)
+    )
+    return folder / name
+
+
+@pytest.fixture(scope="session")
+def folded(tensors, tmp_path_factory):
+    """An ONNX graph by PyTorch with its BatchNorms folded in."""
+
+    def write(folder):
+        export_onnx(network(to_numpy_state_dict(tensors)), folder / "folded.onnx")
+
+    return shared_folder(tmp_path_factory, "folded-onnx", write) / "folded.onnx"
+
+
+@pytest.fixture(scope="session")
+def plain(tensors, tmp_path_factory):
+    """An ONNX graph by PyTorch with its BatchNorms as they are."""
+
+    def write(folder):
+        export_onnx(network(to_numpy_state_dict(tensors)), folder / "plain.onnx", fold=False)
+
+    return shared_folder(tmp_path_factory, "plain-onnx", write) / "plain.onnx"
+
+
+@pytest.fixture(scope="session")
+def tflite(tensors, tmp_path_factory):
+    """A TFLite graph by TensorFlow."""
+    folder = shared_folder(
+        tmp_path_factory, "tflite", lambda folder: export_tflite(tensors, folder / "single.tflite")
+    )
+    return folder / "single.tflite"

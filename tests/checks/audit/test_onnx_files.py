@@ -1,0 +1,269 @@
+"""ONNX files as people have them: by PyTorch's default exporter, quantised, with links to their data."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+
+from checks.audit.__main__ import main
+from checks.audit.graphs.onnx_file import read_onnx
+from checks.audit.graphs.runtime_process import RuntimeProcess
+from checks.audit.run import audit
+from converter.convert import to_numpy_state_dict
+from converter.errors import SourceError
+from tests.support.graph_exports import export_onnx, network
+from tests.support.onnx_edit import Edit
+
+
+class Wrapper(torch.nn.Module):
+    """Takes NHWC bytes of BGR, as OpenCV reads them, and standardises them."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, images):
+        return self.model((images.flip(3).permute(0, 3, 1, 2).float() - 127.5) / 128)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_model_in_channels_last_is_audited(tensors, source, tmp_path, wrapped):
+    model = network(to_numpy_state_dict(tensors)).to(memory_format=torch.channels_last)
+    images = torch.zeros(1, 3, 160, 160).to(memory_format=torch.channels_last)
+    if wrapped:
+        model, images = Wrapper(model).eval(), torch.zeros(1, 160, 160, 3, dtype=torch.uint8)
+    path = tmp_path / "port.onnx"
+    torch.onnx.export(model, (images,), path, dynamo=True, external_data=False, verbose=False)
+    kinds = {node.op_type for node in onnx.load(path).graph.node}
+    assert wrapped or "Gather" in kinds  # where the exporter writes as_strided, after the average pool
+    result = audit(path, source)
+    assert result.exit_code == 0, (result.not_understood, result.judgements)
+    expected = (
+        "(x - 127.5) / 128 is baked in: it takes BGR pixels of 0 to 255"
+        if wrapped
+        else "none baked in: it takes standardised RGB images"
+    )
+    assert result.run.preprocessing == expected
+
+
+@pytest.mark.slow
+def test_half_precision_within_a_float32_wrapper(tensors, source, tmp_path):
+    class Halved(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = network(to_numpy_state_dict(tensors)).half()
+
+        def forward(self, images):
+            return self.model(images.half()).float()
+
+    result = audit(export_onnx(Halved().eval(), tmp_path / "half.onnx"), source)
+    assert result.exit_code == 0, (result.not_understood, result.judgements)
+    assert (result.run.weights, result.run.arithmetic) == ("float16", "float16")
+
+
+@pytest.mark.slow
+def test_values_that_a_gather_reorders_are_found_when_it_is_run(plain, source, tmp_path):
+    """The search passes over a Gather; the run does not."""
+    edit = Edit(plain)
+    pool = edit.node("GlobalAveragePool")
+    order = np.arange(1792)
+    order[:2] = [1, 0]
+    edit.graph.initializer.append(numpy_helper.from_array(order, "order"))
+    gather = helper.make_node("Gather", [pool.output[0], "order"], ["reordered"], axis=1)
+    for node in edit.graph.node:
+        node.input[:] = ["reordered" if name == pool.output[0] else name for name in node.input]
+    edit.graph.node.insert(list(edit.graph.node).index(pool) + 1, gather)
+    result = audit(edit.save(tmp_path / "reordered.onnx"), source)
+    assert result.exit_code == 1
+    assert result.run.first_divergence == "InceptionResnetV1/Bottleneck"
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [(TensorProto.DOUBLE, "float64"), (TensorProto.BFLOAT16, "bfloat16")]
+)
+def test_arithmetic_that_onnxruntime_lacks_is_named(source, tmp_path, capsys, kind, name):
+    edit = Edit(small_model(tmp_path / "model.onnx"))
+    edit.graph.input[0].type.tensor_type.elem_type = kind
+    edit.graph.output[0].type.tensor_type.ClearField("shape")
+    assert main([str(edit.save(tmp_path / "other.onnx")), "--against", str(source)]) == 3
+    message = capsys.readouterr().err
+    assert f"it computes in {name}, which its runtime does not do on a processor" in message
+    assert "Export the model in float32 or in half precision: model.float() or model.half()" in message
+
+
+# Quantised by onnxruntime.
+
+
+def small_model(path, *, external=None):
+    """Write a model of one convolution; its weights may be in a file of this name beside it."""
+    random = np.random.default_rng(0)
+    weights = random.standard_normal((4, 3, 3, 3)).astype(np.float32)
+    graph = helper.make_graph(
+        [
+            helper.make_node("Conv", ["images", "weights"], ["map"]),
+            helper.make_node("GlobalAveragePool", ["map"], ["mean"]),
+            helper.make_node("Flatten", ["mean"], ["rows"]),
+            helper.make_node("Gemm", ["rows", "matrix"], ["embeddings"]),
+        ],
+        "small",
+        [helper.make_tensor_value_info("images", TensorProto.FLOAT, (1, 3, 80, 80))],
+        [helper.make_tensor_value_info("embeddings", TensorProto.FLOAT, (1, 8))],
+        [
+            numpy_helper.from_array(weights, "weights"),
+            numpy_helper.from_array(random.standard_normal((4, 8)).astype(np.float32), "matrix"),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    if external is None:
+        onnx.save(model, path)
+    else:
+        onnx.save(model, path, save_as_external_data=True, location=external, size_threshold=0)
+    return path
+
+
+def quantise_dynamic(float32, path):
+    from onnxruntime.quantization import quantize_dynamic
+
+    quantize_dynamic(float32, path)
+
+
+def quantise_dynamic_matrices_alone(float32, path):
+    from onnxruntime.quantization import quantize_dynamic
+
+    quantize_dynamic(float32, path, op_types_to_quantize=["Gemm", "MatMul"])
+
+
+class Calibration:
+    def __init__(self):
+        self.batches = iter([{"images": np.ones((1, 3, 80, 80), np.float32)}])
+
+    def get_next(self):
+        return next(self.batches, None)
+
+
+def quantise_static(float32, path):
+    from onnxruntime.quantization import QuantFormat, quantize_static
+
+    quantize_static(float32, path, Calibration(), quant_format=QuantFormat.QDQ)
+
+
+def quantise_static_in_operators(float32, path):
+    from onnxruntime.quantization import QuantFormat, quantize_static
+
+    quantize_static(float32, path, Calibration(), quant_format=QuantFormat.QOperator)
+
+
+@pytest.mark.parametrize(
+    ("quantise", "tool"),
+    [
+        (quantise_dynamic, "quantize_dynamic"),
+        (quantise_dynamic_matrices_alone, "quantize_dynamic"),
+        (quantise_static, "quantize_static"),
+        (quantise_static_in_operators, "quantize_static"),
+    ],
+)
+def test_a_quantised_file_is_named_with_the_step_that_works(source, tmp_path, capsys, quantise, tool):
+    path = tmp_path / "quantised.onnx"
+    quantise(small_model(tmp_path / "float32.onnx"), path)
+    assert main([str(path), "--against", str(source)]) == 3
+    message = capsys.readouterr().err
+    assert f"{path}: it is quantised by onnxruntime's {tool} (" in message
+    assert "Audit the float32 file that it was made from: facenet-port audit FLOAT32.onnx" in message
+
+
+# Data beside the model.
+
+
+@pytest.fixture
+def hub(tmp_path):
+    """A model in the layout of huggingface_hub's cache; returns the folder of the repository."""
+    repository = tmp_path / "hub" / "models--somebody--facenet"
+    snapshot, blobs = repository / "snapshots" / "0123abcd", repository / "blobs"
+    (snapshot / "onnx").mkdir(parents=True)
+    blobs.mkdir()
+    small_model(tmp_path / "model.onnx", external="model.onnx_data")
+    for name, blob in (("model.onnx", "a" * 64), ("model.onnx_data", "b" * 64)):
+        (tmp_path / name).rename(blobs / blob)
+        (snapshot / name).symlink_to(f"../../blobs/{blob}")
+        (snapshot / "onnx" / name).symlink_to(f"../../../blobs/{blob}")
+    return repository
+
+
+@pytest.mark.parametrize("place", ["snapshots/0123abcd", "snapshots/0123abcd/onnx"])
+def test_data_behind_the_links_of_the_hub_is_read_and_run(hub, place):
+    path = hub / place / "model.onnx"
+    graph = read_onnx(path)
+    assert graph.constants["weights"].shape == (4, 3, 3, 3)
+    assert [file.name for file in graph.files] == ["model.onnx", "model.onnx_data"]
+    images = np.ones((1, 3, 80, 80), np.float32)
+    with RuntimeProcess(graph) as process:
+        for as_written in (True, False):
+            (embeddings,) = process.run(images, ["embeddings"], as_written=as_written)
+            expected = graph.constants["weights"].sum(axis=(1, 2, 3)) @ graph.constants["matrix"]
+            np.testing.assert_allclose(embeddings[0], expected, atol=1e-3)
+
+
+def test_a_copied_model_finds_its_data_in_the_blobs(hub):
+    path = hub / "snapshots/0123abcd/model.onnx"
+    content = path.read_bytes()
+    path.unlink()
+    path.write_bytes(content)
+    assert read_onnx(path).constants["weights"].shape == (4, 3, 3, 3)
+
+
+def test_a_link_to_a_model_elsewhere_finds_the_data_beside_it(tmp_path):
+    folder = tmp_path / "v3"
+    folder.mkdir()
+    small_model(folder / "model.onnx", external="model.onnx.data")
+    (tmp_path / "current.onnx").symlink_to("v3/model.onnx")
+    assert read_onnx(tmp_path / "current.onnx").constants["weights"].shape == (4, 3, 3, 3)
+
+
+def test_a_link_out_of_the_cache_is_refused(hub, tmp_path, source, capsys):
+    secret = tmp_path / "secret"
+    secret.write_bytes(bytes(4096))
+    path = hub / "snapshots/0123abcd/model.onnx"
+    data = path.with_name("model.onnx_data")
+    for target in ("../../../../secret", str(secret), "../../blobs/out"):
+        data.unlink()
+        data.symlink_to(target)
+        (hub / "blobs" / "out").unlink(missing_ok=True)
+        (hub / "blobs" / "out").symlink_to(secret)
+        assert main([str(path), "--against", str(source)]) == 3
+        message = capsys.readouterr().err
+        assert f"is a link to {secret}, outside the folder of the model. Put the file itself there" in message
+
+
+@pytest.mark.parametrize("location", ["../../../../../etc/passwd", "/etc/passwd", "a/../../secret", ""])
+def test_a_location_outside_the_folder_is_refused(tmp_path, location):
+    folder = tmp_path / "inside"
+    folder.mkdir()
+    (tmp_path / "secret").write_bytes(bytes(4096))
+    path = small_model(folder / "model.onnx", external="model.onnx_data")
+    model = onnx.load(path, load_external_data=False)
+    for entry in model.graph.initializer[0].external_data:
+        if entry.key == "location":
+            entry.value = location
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(SourceError, match="its data lies outside the folder of the model"):
+        read_onnx(path)
+
+
+def test_data_in_a_folder_below_is_read_and_a_lost_file_is_named(tmp_path):
+    path = small_model(tmp_path / "model.onnx", external="model.onnx_data")
+    (tmp_path / "parts").mkdir()
+    model = onnx.load(path, load_external_data=False)
+    for tensor in model.graph.initializer:
+        next(entry for entry in tensor.external_data if entry.key == "location").value = "parts/data"
+    (tmp_path / "model.onnx_data").rename(tmp_path / "parts" / "data")
+    path.write_bytes(model.SerializeToString())
+    assert read_onnx(path).constants["weights"].shape == (4, 3, 3, 3)
+    (tmp_path / "parts" / "data").unlink()
+    with pytest.raises(
+        SourceError, match=r"its data in parts/data cannot be read \(No such file.*Put parts/data"
+    ):
+        read_onnx(path)
