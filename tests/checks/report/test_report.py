@@ -6,7 +6,6 @@ import math
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,9 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from checks.audit import __main__ as audit
 from checks.audit.result import AuditResult, GraphRun, InputRun, LayerError, TensorResult
 from checks.benchmark import __main__ as benchmark
 from checks.benchmark.result import BenchmarkResult, Figure
+from checks.compare import __main__ as compare
 from checks.controls import __main__ as controls
 from checks.core.activations import STAGES
 from checks.core.judgement import Judgement
@@ -211,10 +212,10 @@ def test_an_element_below_the_window_is_not_in_view(browser, tmp_path: Path) -> 
 
 @dataclass(frozen=True)
 class Pages:
-    """The pages that the commands wrote, each with its process."""
+    """The pages that the commands wrote, each with the exit code."""
 
     folder: Path
-    results: dict[str, subprocess.CompletedProcess[str]]
+    exit_codes: dict[str, int]
 
     def path(self, name: str) -> Path:
         return self.folder / f"{name}.html"
@@ -232,36 +233,27 @@ def pages(checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Pages:
     turned = {**state_dict, key: state_dict[key].flip(2)}  # upside down only
     arrays = {name: tensor.contiguous().numpy() for name, tensor in turned.items()}
     graph = export_onnx(network(arrays), folder / "faulty.onnx", fold=False)
+    stored = folder / "activations.h5"
     commands = {
-        "clean": ["checks.compare", str(source), "--seed", "3"],
-        "faulty": ["checks.compare", str(source), "--state-dict", str(faulty)],
-        "audit": ["checks.audit", str(graph), "--against", str(source)],
-        "controls": ["checks.controls", str(source), "--only", "kernel-flipped", "--clean", "0"],
+        "clean": (compare, [source, "--seed", "3", "--save-activations", stored]),
+        "faulty": (compare, [source, "--state-dict", faulty, "--activations", stored]),
+        "audit": (audit, [graph, "--against", source]),
+        "controls": (controls, [source, "--only", "kernel-flipped", "--clean", "0"]),
     }
-    # All at the same time, because each uses a single thread most of the time.
-    running = {
-        name: subprocess.Popen(
-            [sys.executable, "-m", *command, "--report", str(folder / f"{name}.html"), "--quiet"],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for name, command in commands.items()
+    exit_codes = {
+        name: command.main([*map(str, options), "--report", str(folder / f"{name}.html"), "--quiet"])
+        for name, (command, options) in commands.items()
     }
-    results = {}
-    for name, process in running.items():
-        stdout, stderr = process.communicate()
-        results[name] = subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
-    return Pages(folder, results)
+    return Pages(folder, exit_codes)
 
 
 def test_a_clean_comparison_is_reported_as_proven(browser, pages: Pages) -> None:
-    assert pages.results["clean"].returncode == 0, pages.results["clean"].stderr
+    assert pages.exit_codes["clean"] == 0
     look(browser, pages.path("clean"), place=None, holds=True)
 
 
 def test_a_planted_fault_is_seen_without_scrolling(browser, pages: Pages) -> None:
-    assert pages.results["faulty"].returncode == 1, pages.results["faulty"].stderr
+    assert pages.exit_codes["faulty"] == 1
     look(browser, pages.path("faulty"), place="Mixed_7a/Branch_2/Conv2d_0b_3x3", holds=False)
     page = open_page(browser, pages.path("faulty")).page
     assert "Cause: kernel flipped at Mixed_7a/" in page.locator("#reasons").inner_text()
@@ -270,7 +262,7 @@ def test_a_planted_fault_is_seen_without_scrolling(browser, pages: Pages) -> Non
 
 
 def test_a_graph_with_a_fault_is_reported_by_the_command(browser, pages: Pages) -> None:
-    assert pages.results["audit"].returncode == 1, pages.results["audit"].stderr
+    assert pages.exit_codes["audit"] == 1
     look(browser, pages.path("audit"), place="mixed_7a.branch2.1.conv.weight", holds=False)
     page = open_page(browser, pages.path("audit"), SIZES[1]).page
     assert page.locator(".grid .cell.differs").count() == 1
@@ -307,7 +299,7 @@ def test_names_of_files_come_out_as_text(browser, pages: Pages) -> None:
 
 
 def test_the_controls_are_reported_as_a_matrix(browser, pages: Pages) -> None:
-    assert pages.results["controls"].returncode == 0, pages.results["controls"].stderr
+    assert pages.exit_codes["controls"] == 0
     look(browser, pages.path("controls"), place=None, holds=True)
     page = open_page(browser, pages.path("controls")).page
     row = page.locator("tr", has=page.locator("th", has_text="kernel-flipped"))
