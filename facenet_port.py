@@ -11,7 +11,8 @@ import sys
 from collections.abc import Sequence
 
 from converter import __version__
-from converter.command_line import INTERRUPTED, Command, console
+from converter.command_line import Command, console, print_error
+from converter.stop_signals import StopSignals
 
 # Name: its module, the Command in it, and a line for the help.
 _COMMANDS = {
@@ -61,18 +62,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: The arguments; None takes those of the process.
     """
-    try:
-        return _run(sys.argv[1:] if argv is None else argv)
-    except KeyboardInterrupt:  # while the command is loaded
-        print("facenet-port: error: interrupted", file=sys.stderr)
-        return INTERRUPTED
+    with StopSignals(for_good=argv is None) as stop:
+        try:
+            return _run(sys.argv[1:] if argv is None else argv, stop)
+        except KeyboardInterrupt:  # while the command is loaded
+            print_error(f"facenet-port: error: {stop.cause}")
+            return stop.exit_code
 
 
-def _run(argv: Sequence[str]) -> int:
+def _run(argv: Sequence[str], stop: StopSignals) -> int:
     if "_ARGCOMPLETE" in os.environ:
         _complete()
     if argv and argv[0] in _COMMANDS:
-        return _load(argv[0]).main(argv[1:], program=f"facenet-port {argv[0]}")
+        return _load(argv[0]).run(argv[1:], stop, program=f"facenet-port {argv[0]}")
     if not argv or argv[0] in ("-h", "--help"):
         width = max(map(len, _COMMANDS)) + 2
         lines = (f"  {name:{width}}{summary}" for name, (_, _, summary) in _COMMANDS.items())

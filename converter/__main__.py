@@ -27,7 +27,8 @@ The format is detected from the file's contents. A file or folder goes before a 
 TensorFlow is not needed.
 
 exit codes: 0 converted and verified; 1 the output reads back different; 2 wrong usage;
-3 the source is unreadable, corrupt or another network; 4 something that is needed is missing; 130 interrupted
+3 the source is unreadable, corrupt or another network; 4 something that is needed is missing;
+130 interrupted, 143 by SIGTERM, 129 by SIGHUP
 """
 
 
@@ -197,9 +198,9 @@ LIST = command_line.Command(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    argv = sys.argv[1:] if argv is None else argv
-    if argv[:1] == ["list"] and not Path("list").exists():
-        return LIST.main(argv[1:])
+    given = sys.argv[1:] if argv is None else argv
+    if given[:1] == ["list"] and not Path("list").exists():
+        return LIST.main(given[1:])
     return COMMAND.main(argv)
 
 

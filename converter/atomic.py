@@ -1,14 +1,124 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and hidden folders that do not stay behind."""
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import shutil
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
 from converter.errors import UsageError
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""The error numbers of a disk without room."""
+
+_PREFIX = ".facenet-port-"
+_LOCK = ".lock"
+
+
+class HiddenFolder:
+    """A new hidden folder that is removed at the end. A context manager, which gives its path.
+
+    The process locks a file in it. If the process is killed, the system takes the lock away, and the next
+    process that makes a hidden folder beside this one removes it. The locks of flock(2) hold for other hosts
+    too, on NFS with its default options. On a file system without locks nothing is removed.
+
+    Args:
+        parent: The folder to make it in.
+    """
+
+    def __init__(self, parent: Path) -> None:
+        self._parent = parent
+        self._path: Path | None = None
+        self._lock: int | None = None
+
+    def __enter__(self) -> Path:
+        """Make it, and remove those of processes that were killed.
+
+        Raises:
+            OSError: The parent cannot be written to.
+        """
+        try:
+            _remove_abandoned(self._parent)
+            while self._lock is None:
+                self._path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=self._parent))
+                self._lock = _lock_new(self._path)
+        except BaseException:
+            self.__exit__()
+            raise
+        assert self._path is not None
+        return self._path
+
+    def __exit__(self, *exception: object) -> None:
+        try:
+            self._remove()
+        except KeyboardInterrupt:
+            self._remove()  # `StopSignals` interrupts once
+            raise
+
+    def _remove(self) -> None:
+        if self._path is not None:
+            shutil.rmtree(self._path, ignore_errors=True)
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+        if self._path is not None:
+            _remove_empty(self._path)
+
+
+def _lock_new(hidden: Path) -> int | None:
+    """Lock a new hidden folder; return the descriptor, or None if another process has just removed it."""
+    try:
+        lock = os.open(hidden / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:  # the other process is about to remove it
+        os.close(lock)
+        return None
+    except OSError:  # a file system without locks
+        return lock
+    if (hidden / _LOCK).exists():
+        return lock
+    os.close(lock)
+    return None
+
+
+def _remove_abandoned(parent: Path) -> None:
+    """Remove the hidden folders of a folder that no process holds the lock of."""
+    try:
+        with os.scandir(parent) as entries:
+            hidden = [
+                Path(entry)
+                for entry in entries
+                if entry.name.startswith(_PREFIX) and entry.is_dir(follow_symlinks=False)
+            ]
+    except OSError:
+        return
+    for path in hidden:
+        try:
+            lock = os.open(path / _LOCK, os.O_RDWR | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            _remove_empty(path)  # its process was killed before it made the lock
+            continue
+        except OSError:  # of another user
+            continue
+        with suppress(OSError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(path, ignore_errors=True)
+        os.close(lock)
+        _remove_empty(path)
+
+
+def _remove_empty(path: Path) -> None:
+    """Remove a folder if it is there and empty; NFS keeps a file that is open in it until it is closed."""
+    with suppress(OSError):
+        path.rmdir()
 
 
 class AtomicFiles:
@@ -20,24 +130,32 @@ class AtomicFiles:
     Args:
         folder: Folder of the files.
         overwrite: Whether to replace existing files.
-
-    Raises:
-        UsageError: The folder does not exist or cannot be written to.
     """
 
     def __init__(self, folder: Path, *, overwrite: bool) -> None:
         self._folder = folder
         self._overwrite = overwrite
         self._names: list[str] = []
-        if not folder.is_dir():
-            raise UsageError(f"{folder}: there is no such folder. Create it, or give another name.")
+        self._hidden_folder = HiddenFolder(folder)  # beside the files: a rename works in one file system only
+
+    def __enter__(self) -> Self:
+        """Make the hidden folder.
+
+        Raises:
+            UsageError: The folder does not exist or cannot be written to.
+        """
+        if not self._folder.is_dir():
+            raise UsageError(f"{self._folder}: there is no such folder. Create it, or give another name.")
         try:
-            # Beside the files to come: a rename is atomic only within one file system.
-            self._hidden = Path(tempfile.mkdtemp(prefix=".facenet-port-", dir=folder))
+            self._hidden = self._hidden_folder.__enter__()
         except OSError as error:
             raise UsageError(
-                f"{folder}: cannot be written to ({error.strerror}). Give another name."
+                f"{self._folder}: cannot be written to ({error.strerror}). Give another name."
             ) from error
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._hidden_folder.__exit__()
 
     def stage(self, name: str) -> Path:
         """Return the path to write the file `name` to.
@@ -66,25 +184,19 @@ class AtomicFiles:
         """
         for name in self._names:
             sync(self._hidden / name)
-        named: list[Path] = []
+        own = {name: (self._hidden / name).stat() for name in self._names}
         try:
             for name in self._names:
                 if self._overwrite:
                     (self._hidden / name).replace(self._folder / name)
                 else:
                     _rename_new(self._hidden / name, self._folder / name)
-                    named.append(self._folder / name)
         except BaseException:
-            for path in named:
-                path.unlink()
+            if not self._overwrite:
+                for name, status in own.items():
+                    _remove_own(self._folder / name, status)
             raise
         sync(self._folder)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        shutil.rmtree(self._hidden, ignore_errors=True)
 
 
 def replace_file(path: Path, content: bytes) -> None:
@@ -112,6 +224,13 @@ def _rename_new(hidden: Path, path: Path) -> None:
         if path.exists():
             raise taken from None
         hidden.rename(path)
+
+
+def _remove_own(path: Path, status: os.stat_result) -> None:
+    """Remove a file if it is the one with this status, and not another process's of the same name."""
+    with suppress(FileNotFoundError):
+        if os.path.samestat(path.stat(), status):
+            path.unlink()
 
 
 def sync(path: Path) -> None:

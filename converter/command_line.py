@@ -21,12 +21,12 @@ from rich.console import Console
 from converter.atomic import AtomicFiles, replace_file
 from converter.errors import PortError, RequirementError, UsageError
 from converter.progress import ProgressBar
+from converter.stop_signals import StopSignals
 
 ESCAPE = "facenet-port-escape"
 """Name of an error handler for encoding text that may name files: see `_escape`."""
 
 UNFORESEEN = 3  # exit code for an unforeseen error, which an odd input is likely to cause
-INTERRUPTED = 130  # 128 + SIGINT, as in shells
 
 
 def _escape(error: UnicodeError) -> tuple[str | bytes, int]:
@@ -161,8 +161,14 @@ class Command:
 
         Returns:
             0 proven; 1 a difference was found; 2 wrong usage; 3 the input is unreadable, corrupt or not this
-            network; 4 something that is needed is missing; 130 interrupted.
+            network; 4 something that is needed is missing; 130, 143 or 129 interrupted by Ctrl-C (SIGINT),
+            SIGTERM or SIGHUP.
         """
+        with StopSignals(for_good=argv is None) as stop:
+            return self.run(sys.argv[1:] if argv is None else argv, stop, program)
+
+    def run(self, argv: Sequence[str], stop: StopSignals, program: str | None = None) -> int:
+        """Do the work of `main`, under the signal handlers of the caller."""
         _let_paths_be_printed()
         parser = self.parser(program)
         arguments, extra = parser.parse_known_args(argv)
@@ -170,27 +176,38 @@ class Command:
             option = any(argument.startswith("-") for argument in extra) or not self.extra_hint
             hint = f". `{parser.prog} --help` lists the options." if option else f": {self.extra_hint}"
             parser.error(f"unexpected {' '.join(extra)}{hint}")
-        typed = sys.argv[1:] if argv is None else argv
         arguments.program = parser.prog
-        arguments.command = shlex.join([*parser.prog.split(), *typed])
+        arguments.command = shlex.join([*parser.prog.split(), *argv])
         try:
             if arguments.json:
                 check_result_file("--json", arguments.json, (".json",), b"{")
             return self.work(arguments)
         except (Exception, KeyboardInterrupt) as error:
-            message, code = _explain(error)
             if arguments.debug:
                 traceback.print_exception(error)
-        print(f"{parser.prog}: error: {message}", file=sys.stderr)
+            if stop.received or _is_interruption(error):
+                message, code = f"{stop.cause}; no file was left half written", stop.exit_code
+            else:
+                message, code = _explain(error)
+        print_error(f"{parser.prog}: error: {message}")
         return code
+
+
+def print_error(message: str) -> None:
+    """Print a line on stderr, which is gone if the terminal was closed."""
+    try:
+        print(message, file=sys.stderr)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
 def _explain(error: BaseException) -> tuple[str, int]:
     """Return the message and the exit code for an error."""
     if isinstance(error, PortError):
         return str(error), error.exit_code
-    if _is_interruption(error):
-        return "interrupted; no file was left half written", INTERRUPTED
+    if isinstance(error, OSError) and "temporary directory" in str(error):  # tempfile's or matplotlib's
+        problem = "no folder for temporary files can be written to"
+        return f"{problem}. Set TMPDIR to one with 500 MB free.", RequirementError.exit_code
     if isinstance(error, OSError):
         return f"{error}. Check the disk's free space and the permissions.", RequirementError.exit_code
     report = "Please report it, with the output of --debug."

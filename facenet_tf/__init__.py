@@ -26,6 +26,9 @@ def import_tensorflow() -> Any:
         ImportError: TensorFlow is not installed, or does not load on this machine.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    if os.path.expanduser("~") == "~":  # noqa: PTH111 - there is no home folder
+        # Keras comes with TensorFlow and would write its settings to a folder called ~ in this one.
+        os.environ.setdefault("KERAS_HOME", os.devnull)
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     sys.stderr.flush()
     stderr = os.dup(2)

@@ -20,7 +20,8 @@ of MTCNN. A published port needs no --against.
 
 exit codes: 0 the port is faithful; 1 the port differs; 2 wrong usage; 3 an input is unreadable, corrupt or
 another network, or the source's values are not finite; 4 a requirement such as onnxruntime is missing;
-5 weaker proof: a graph is not understood, but its embeddings are the source's; 130 interrupted
+5 weaker proof: a graph is not understood, but its embeddings are the source's;
+130 interrupted, 143 by SIGTERM, 129 by SIGHUP
 """
 
 

@@ -308,6 +308,8 @@ def _audit_weights(
     elif can_run:
         try:
             run = _run_own_graph(port, source, port_weights, seed, say)
+        except OSError:  # the machine's, not the port's
+            raise
         except Exception as error:  # TensorFlow raises anything on a foreign graph
             message = " ".join(str(error).split())[:_LONGEST_MESSAGE]
             judgements.append(Judgement("arithmetic", False, f"its own graph: {message}"))

@@ -21,7 +21,7 @@ Without SOURCE the built-in checkpoint is compared; the first time it is written
 
 exit codes: 0 all four judgements hold; 1 a difference was found; 2 wrong usage; 3 an input is unreadable,
 corrupt or another network, or the source's values are not finite; 4 something that is needed, such as
-TensorFlow, is missing; 130 interrupted
+TensorFlow, is missing; 130 interrupted, 143 by SIGTERM, 129 by SIGHUP
 """
 
 

@@ -43,7 +43,7 @@ class ActivationWriter:
     """
 
     def __init__(self, path: Path, provenance: Mapping[str, Any]) -> None:
-        self._files = AtomicFiles(path.parent, overwrite=False)
+        self._files = AtomicFiles(path.parent, overwrite=False).__enter__()
         try:
             self._file = h5py.File(self._files.stage(path.name), "w")
         except BaseException:

@@ -17,7 +17,8 @@ given several times. With --only, clean ports are judged only if --clean is give
 
 exit codes: 0 every fault is found and no clean port raises an alarm; 1 a fault is missed, or an alarm is
 false; 2 wrong usage; 3 an input is unreadable, corrupt or another network; 4 something that is needed, such
-as TensorFlow, is missing; 130 interrupted
+as TensorFlow, is missing;
+130 interrupted, 143 by SIGTERM, 129 by SIGHUP
 """
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +12,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from checks.core.inputs import seeded_inputs
+from converter.atomic import HiddenFolder
 from converter.convert import to_tensorflow
 from converter.errors import SourceError
-from converter.hub.cache import cache_folder
+from converter.hub.cache import cache_folder, explain_cache_errors
 from converter.layer_map import ConvertedRow, Variant, table
 from reference import InceptionResnetV1
 
@@ -26,11 +25,12 @@ VARIANT = Variant(embedding_size=512, num_classes=8631)  # as the published 2018
 _SEED = 20180402
 
 
+@explain_cache_errors()
 def built_in_checkpoint() -> Path:
     """The folder of the built-in checkpoint, written on first use.
 
     Raises:
-        RequirementError: It must be written and TensorFlow is not installed.
+        RequirementError: It must be written, and TensorFlow is not installed or the cache cannot be used.
         SourceError: The folder exists and holds something else.
     """
     folder = cache_folder() / MODEL_NAME
@@ -47,17 +47,14 @@ def built_in_checkpoint() -> Path:
 
     folder.parent.mkdir(parents=True, exist_ok=True)
     # Written beside the folder and renamed at the end: it appears whole or not at all.
-    hidden = Path(tempfile.mkdtemp(prefix=f".{MODEL_NAME}-", dir=folder.parent))
-    try:
-        write_checkpoint(hidden, built_in_tensors(), model_name=MODEL_NAME, step=STEP)
-        hidden.chmod(0o755)
+    with HiddenFolder(folder.parent) as hidden:
+        written = hidden / MODEL_NAME
+        write_checkpoint(written, built_in_tensors(), model_name=MODEL_NAME, step=STEP)
         try:
-            hidden.rename(folder)
+            written.rename(folder)
         except OSError:
             if not folder.is_dir():  # else another process was faster, with the same content
                 raise
-    finally:
-        shutil.rmtree(hidden, ignore_errors=True)
     return folder
 
 

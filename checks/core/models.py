@@ -12,10 +12,11 @@ import torch
 from torch import nn
 
 from checks.core.types import Arrays
+from converter.atomic import DISK_FULL, HiddenFolder
 from converter.convert import with_counters
 from converter.convert_file import convert_file
 from converter.counts import counted
-from converter.errors import UsageError
+from converter.errors import RequirementError, UsageError
 from converter.formats.detect import open_source
 from converter.layer_map import Variant
 from converter.network_names import NetworkTensors
@@ -59,6 +60,7 @@ def load_state_dict(
     Raises:
         UsageError: `state_dict` is not a state_dict, or `NetworkTensors` refuses it.
         SourceError: It is unreadable or corrupt.
+        RequirementError: The folder for temporary files has no room for the converted source.
     """
     if state_dict is not None:
         with open_source(Path(state_dict)) as opened:
@@ -67,9 +69,17 @@ def load_state_dict(
             named = NetworkTensors(opened, ignore)
             arrays = {key: np.array(named[key]) for key in named}
         return LoadedPort(with_counters(arrays), named)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "converted.pt"
-        convert_file(Path(source), path, weights=weights, ignore=ignore)
+    with HiddenFolder(Path(tempfile.gettempdir())) as folder:
+        path = folder / "converted.pt"
+        try:
+            convert_file(Path(source), path, weights=weights, ignore=ignore)
+        except RequirementError as error:
+            if not isinstance(error.__cause__, OSError) or error.__cause__.errno not in DISK_FULL:
+                raise
+            raise RequirementError(
+                f"{folder.parent}: the converted file does not fit on the disk. Make room there, or set TMPDIR "
+                "to a folder on another one."
+            ) from error
         loaded = torch.load(path, weights_only=True)
         return LoadedPort({key: tensor.numpy() for key, tensor in loaded.items()})
 

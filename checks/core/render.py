@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from checks.core.judgement import Judgement
+from converter.home_folder import home_folder
 
 
 def print_judgements(
@@ -34,5 +35,7 @@ def print_judgements(
 
 def from_home(path: str) -> str:
     """Shorten a path in the user's home folder to one that begins with ~."""
-    home = Path.home()
-    return str("~" / Path(path).relative_to(home)) if Path(path).is_relative_to(home) else path
+    home = home_folder()
+    if home is None or not home.name or not Path(path).is_relative_to(home):  # a home of / has no name
+        return path
+    return str("~" / Path(path).relative_to(home))

@@ -9,7 +9,7 @@ from typing import Any
 
 from checks.core.environment import DATE, MACHINE
 from converter import __version__
-from converter.hub.cache import cache_folder
+from converter.hub.cache import is_cached
 from converter.manifest import file_digest
 
 
@@ -75,4 +75,4 @@ def digests(files: Iterable[str]) -> dict[str, str]:
 
 def shown_path(path: str) -> str:
     """Return a path as it was given; of a path in the cache, which nobody typed, only the name."""
-    return Path(path).name if Path(path).is_relative_to(cache_folder()) else path
+    return Path(path).name if is_cached(Path(path)) else path

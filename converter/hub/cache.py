@@ -19,7 +19,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from converter.errors import SourceError
+from converter.atomic import DISK_FULL
+from converter.errors import RequirementError, SourceError
+from converter.home_folder import expand, home_folder
 from converter.hub.catalog_entry import CatalogEntry
 from converter.stray_files import is_stray
 
@@ -29,17 +31,30 @@ VARIABLE = "FACENET_PORT_CACHE"
 RECORD = "SHA256SUMS"
 """The file in a model folder that `sha256sum --check` reads."""
 
+_XDG, _TORCH = "XDG_CACHE_HOME", "TORCH_HOME"
 _MAX_RECORD = 1 << 16  # bytes; a file takes less than 512
 _RECORD_LINE = re.compile(r"(?P<digest>[0-9a-f]{64})  (?P<name>.+)")
 
 
 def cache_folder() -> Path:
-    """$FACENET_PORT_CACHE, or facenet-port in $XDG_CACHE_HOME, or in ~/.cache."""
+    """$FACENET_PORT_CACHE, or facenet-port in $XDG_CACHE_HOME, in ~/.cache, or without a home in $TORCH_HOME.
+
+    Raises:
+        RequirementError: None of these variables is set, and there is no home folder.
+    """
     named = os.environ.get(VARIABLE)
     if named:
-        return Path(named).expanduser()
-    root = os.environ.get("XDG_CACHE_HOME")
-    return (Path(root) if root else Path.home() / ".cache") / "facenet-port"
+        return expand(named, VARIABLE)
+    root = os.environ.get(_XDG)
+    return (Path(root) if root else _caches_at_home(_TORCH)) / "facenet-port"
+
+
+def is_cached(path: Path) -> bool:
+    """Return whether a path lies in the cache folder, if there is one."""
+    try:
+        return path.is_relative_to(cache_folder())
+    except RequirementError:
+        return False
 
 
 def archive_path(entry: CatalogEntry) -> Path:
@@ -61,10 +76,54 @@ def hub_checkpoints() -> Path:
     """The folder where torch.hub keeps downloaded files, such as facenet-pytorch's state_dicts.
 
     hub/checkpoints in $TORCH_HOME, or in torch in $XDG_CACHE_HOME, or in ~/.cache/torch, as `torch.hub`
-    documents it. It is computed here, since importing torch takes a second.
+    documents it; without a home folder in torch in $FACENET_PORT_CACHE. It is computed here, since importing
+    torch takes a second.
+
+    Raises:
+        RequirementError: None of these variables is set, and there is no home folder.
     """
-    root = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache"))
-    return Path(os.environ.get("TORCH_HOME", root / "torch")).expanduser() / "hub" / "checkpoints"
+    for variable, name in ((_TORCH, ""), (_XDG, "torch")):
+        if variable in os.environ:
+            return expand(os.environ[variable], variable) / name / "hub" / "checkpoints"
+    return _caches_at_home(VARIABLE) / "torch" / "hub" / "checkpoints"
+
+
+def _caches_at_home(other: str) -> Path:
+    """The folder of all caches, ~/.cache; without a home folder, that of the variable of another cache."""
+    home = home_folder()
+    if home is not None:
+        return home / ".cache"
+    if os.environ.get(other):
+        return expand(os.environ[other], other)
+    raise RequirementError(
+        "there is no folder for the cache: HOME is not set, and this user id has no home folder. Set one of "
+        f"{VARIABLE}, {_XDG}, {_TORCH} and HOME to a folder that can be written to."
+    )
+
+
+@contextmanager
+def explain_cache_errors(variables: str = VARIABLE) -> Iterator[None]:
+    """Turn an OSError into a message about the cache.
+
+    Args:
+        variables: Those that name another place, for the message.
+
+    Raises:
+        RequirementError: The cache cannot be read or written.
+    """
+    try:
+        yield
+    except OSError as error:
+        where = error.filename or cache_folder()
+        if error.errno in DISK_FULL:
+            reason, remedy = "the disk is full", "Make room on the disk, or set"
+        else:
+            reason = error.strerror or str(error)
+            remedy = "Change its permissions, or set" if isinstance(error, PermissionError) else "Set"
+        raise RequirementError(
+            f"{where}: the cache cannot be used ({reason}). {remedy} {variables} to a folder "
+            "that can be written to."
+        ) from None
 
 
 @contextmanager
@@ -75,18 +134,19 @@ def lock(name: str) -> Iterator[None]:
     stays.
 
     Raises:
-        OSError: The cache folder cannot be written to.
+        RequirementError: The cache folder cannot be written to.
     """
     from filelock import FileLock, Timeout
 
-    folder = cache_folder() / "locks"
-    folder.mkdir(parents=True, exist_ok=True)
-    held = FileLock(folder / f"{name}.lock")
-    try:
-        held.acquire(timeout=1)
-    except Timeout:
-        logging.getLogger(__name__).warning("%s: waiting for another process that works on it", name)
-        held.acquire()
+    with explain_cache_errors():
+        folder = cache_folder() / "locks"
+        folder.mkdir(parents=True, exist_ok=True)
+        held = FileLock(folder / f"{name}.lock")
+        try:
+            held.acquire(timeout=1)
+        except Timeout:
+            logging.getLogger(__name__).warning("%s: waiting for another process that works on it", name)
+            held.acquire()
     try:
         yield
     finally:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from converter.atomic import sync
@@ -26,7 +25,6 @@ MAX_ARCHIVE_SIZE = 2 << 30  # bytes, if the catalog states no size; the publishe
 _RETRIES = 2  # gdown waits at most 1 s, then 2 s
 _TIMEOUT = (20.0, 60.0)  # seconds: to connect, and between bytes
 _PATIENCE = 120.0  # seconds until the file begins; gdown would follow pages without end
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def model_folder(
@@ -56,7 +54,7 @@ def model_folder(
             be written to.
     """
     folder = cache.model_folder_path(entry)
-    with _cache_errors():
+    with cache.explain_cache_errors():
         if archive is not None:
             check_archive(archive, entry, next_step=f"Get the zip of {entry.name} from {entry.url}")
         if not folder.exists():
@@ -119,19 +117,6 @@ def _by_hand(entry: CatalogEntry) -> str:
         f"By hand: download {entry.url} with a browser, then run facenet-port convert {entry.name} "
         "--archive FILE"
     )
-
-
-@contextmanager
-def _cache_errors() -> Iterator[None]:
-    """Turn an OSError into a message that names the cache."""
-    try:
-        yield
-    except OSError as error:
-        reason = "the disk is full" if error.errno in _FULL else error.strerror or str(error)
-        raise RequirementError(
-            f"{cache.cache_folder()}: the cache cannot be used ({reason}). Make room on the disk, or set "
-            f"{cache.VARIABLE} to a folder on another one."
-        ) from None
 
 
 def _fill(

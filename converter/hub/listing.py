@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from converter.command_line import console
+from converter.errors import RequirementError
 from converter.hub import catalog
-from converter.hub.cache import archive_path, hub_checkpoints, model_folder_path
+from converter.hub.cache import archive_path, cache_folder, hub_checkpoints, model_folder_path
 from converter.hub.catalog_entry import CatalogEntry
 
 
@@ -39,16 +40,21 @@ def list_models() -> tuple[ListedModel, ...]:
     return tuple(
         ListedModel(
             entry,
-            _existing(archive_path(entry)),
-            _existing(model_folder_path(entry)),
-            _existing(hub_checkpoints() / entry.state_dict_name),
+            _find(archive_path, entry),
+            _find(model_folder_path, entry),
+            _find(lambda entry: hub_checkpoints() / entry.state_dict_name, entry),
         )
         for entry in catalog.all_entries()
     )
 
 
-def _existing(path: Path) -> Path | None:
-    return path if path.exists() else None
+def _find(path_of: Callable[[CatalogEntry], Path], entry: CatalogEntry) -> Path | None:
+    """Return the path of a cached file; None if it does not exist, the cache neither, or it is unreadable."""
+    try:
+        path = path_of(entry)
+        return path if path.exists() else None
+    except (RequirementError, PermissionError):
+        return None
 
 
 def as_json(models: Sequence[ListedModel]) -> dict[str, Any]:
@@ -116,13 +122,14 @@ def print_models(models: Sequence[ListedModel]) -> None:
         published = entry.state_dict
         digest = "not published" if published is None else published.sha256 or "no public hash"
         files.add_row(entry.state_dict_name, digest, "no" if model.state_dict is None else "yes")
-    # All models have the same caches.
-    cache, hub = model_folder_path(models[0].entry).parents[1], hub_checkpoints()
     out = console(width=132)
     out.print(checkpoints)
     out.print()
     out.print(files)
-    out.print(f"\nArchives are kept in {cache}, PyTorch files in {hub}.")
+    try:
+        out.print(f"\nArchives are kept in {cache_folder()}, PyTorch files in {hub_checkpoints()}.")
+    except RequirementError as error:
+        out.print(f"\nNothing is kept: {error}")
     out.print("`facenet-port convert NAME` downloads and converts one. By hand, with --archive FILE:")
     for model in models:
         out.print(f"  {model.entry.name}  {model.entry.url}")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import logging
 import mmap
+import os
 import shutil
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -21,8 +23,7 @@ from converter.formats.limits import is_utf_8
 from converter.formats.source import TensorInfo
 from converter.formats.torch.state_dict import map_state_dict
 from converter.hub import catalog
-from converter.hub.cache import VARIABLE as CACHE_VARIABLE
-from converter.hub.cache import hub_checkpoints, lock
+from converter.hub.cache import explain_cache_errors, hub_checkpoints, lock
 from converter.hub.catalog_entry import CatalogEntry
 from converter.layer_map import Variant, table
 from converter.manifest import Manifest, manifest_path, read_manifest
@@ -91,7 +92,7 @@ def load_pretrained(
         SourceError: The archive is damaged.
     """
     try:
-        with _cache_errors():
+        with explain_cache_errors("TORCH_HOME or XDG_CACHE_HOME"):
             return _load(_find_entry(name), offline, build or (lambda *sizes: None))
     except PortError as error:
         # The message says everything; the frames of the download would bury it.
@@ -144,6 +145,8 @@ def _make(entry: CatalogEntry, offline: bool) -> _Candidate:
             problem = "neither its SHA-256 nor a manifest beside it proves it"
             raise RequirementError(f"{destination}: {problem}. {error}") from None
         destination.parent.mkdir(parents=True, exist_ok=True)
+        if not os.access(destination.parent, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(destination.parent))
         with _set_aside(destination), ProgressBar(f"converting {entry.name}") as progress:
             convert_file(
                 folder,
@@ -223,18 +226,6 @@ def _sha256(path: Path) -> str:
             return hashlib.sha256().hexdigest()
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             return hashlib.sha256(content).hexdigest()
-
-
-@contextmanager
-def _cache_errors() -> Iterator[None]:
-    """Turn an OSError into a message that names the caches."""
-    try:
-        yield
-    except OSError as error:
-        raise RequirementError(
-            f"the cache cannot be used ({error}). Set TORCH_HOME and {CACHE_VARIABLE} to folders that can be "
-            "written to, on a disk with room."
-        ) from None
 
 
 @contextmanager

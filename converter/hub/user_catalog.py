@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from converter.errors import SourceError
+from converter.home_folder import expand, home_folder
 from converter.hub.catalog_entry import FIXED, PER_IMAGE, CatalogEntry
 
 VARIABLE = "FACENET_PORT_CATALOG"
@@ -44,13 +45,21 @@ _DIGEST = re.compile(r"[0-9a-f]{64}", re.IGNORECASE)
 _STANDARDISATIONS = {"fixed": FIXED, "per image": PER_IMAGE}
 
 
-def catalog_path() -> Path:
-    """$FACENET_PORT_CATALOG, or facenet-port/catalog.toml in $XDG_CONFIG_HOME, or in ~/.config."""
+def catalog_path() -> Path | None:
+    """$FACENET_PORT_CATALOG, or facenet-port/catalog.toml in $XDG_CONFIG_HOME, or in ~/.config.
+
+    None if no variable is set and there is no home folder.
+    """
     named = os.environ.get(VARIABLE)
     if named:
-        return Path(named).expanduser()
+        return expand(named, VARIABLE)
     root = os.environ.get("XDG_CONFIG_HOME")
-    return (Path(root) if root else Path.home() / ".config") / "facenet-port" / "catalog.toml"
+    if not root:
+        home = home_folder()
+        if home is None:
+            return None
+        root = str(home / ".config")
+    return Path(root) / "facenet-port" / "catalog.toml"
 
 
 def read_catalog(built_in: Iterable[CatalogEntry]) -> tuple[CatalogEntry, ...]:
@@ -64,8 +73,8 @@ def read_catalog(built_in: Iterable[CatalogEntry]) -> tuple[CatalogEntry, ...]:
             an unknown key, a missing one, a value of the wrong type or form, or a name that is taken.
     """
     path = catalog_path()
-    if not path.exists():
-        if not os.environ.get(VARIABLE):
+    if path is None or not _exists(path):
+        if path is None or not os.environ.get(VARIABLE):
             return ()
         raise SourceError(
             path,
@@ -86,6 +95,13 @@ def read_catalog(built_in: Iterable[CatalogEntry]) -> tuple[CatalogEntry, ...]:
             taken[label.casefold()] = name
         entries.append(entry)
     return tuple(entries)
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except PermissionError:  # the home folder of another user, as in a container that runs as any user
+        return False
 
 
 def _tables(path: Path) -> dict[str, Any]:

@@ -1,0 +1,29 @@
+"""The user's home folder, which a container or a batch job may lack."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from converter.errors import RequirementError
+
+
+def home_folder() -> Path | None:
+    """Return the home folder; None if HOME is not set and the user id has no name."""
+    try:
+        return Path.home()
+    except RuntimeError:
+        return None
+
+
+def expand(path: str, variable: str) -> Path:
+    """Replace a leading ~ or ~user in the value of an environment variable.
+
+    Raises:
+        RequirementError: There is no such home folder.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise RequirementError(
+            f"{variable}={path}: there is no home folder for the ~. Set {variable} to a path without it."
+        ) from None
