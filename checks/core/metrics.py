@@ -82,7 +82,9 @@ def ulp_distance(array: NDArray[Any], reference: NDArray[Any]) -> NDArray[Any]:
         other has other bits: there are no steps between them.
     """
     first, second = _ordered(array), _ordered(reference)
-    steps = np.asarray((np.maximum(first, second) - np.minimum(first, second)).astype(np.float64))
+    gap = np.maximum(first, second) - np.minimum(first, second)
+    # A gap that is too large for a signed integer has wrapped around; as an unsigned one it is exact.
+    steps = np.asarray(gap.view(f"u{gap.itemsize}").astype(np.float64))
     if not (np.isfinite(array).all() and np.isfinite(reference).all()):
         finite = np.isfinite(array) & np.isfinite(reference)
         steps[~finite & (first != second)] = np.inf
@@ -105,14 +107,12 @@ def ulp_histogram(steps: NDArray[Any]) -> tuple[int, ...]:
 
 
 def _ordered(array: NDArray[Any]) -> NDArray[Any]:
-    """The place of each float among all floats of its dtype, as uint64."""
+    """The place of each float among all floats of its dtype, counted from zero, as an integer of its size."""
     # IEEE 754: a float is a sign and a magnitude, and magnitudes sort as the values do.
     kind = np.dtype(f"i{array.dtype.itemsize}")
     # A scalar has no bits to view.
-    bits = np.ascontiguousarray(array).reshape(array.shape).view(kind).astype(np.int64)
-    magnitude = (bits & np.int64(np.iinfo(kind).max)).astype(np.uint64)
-    zero = np.uint64(2**63)
-    return np.where(bits < 0, zero - magnitude, zero + magnitude)
+    bits = np.ascontiguousarray(array).reshape(array.shape).view(kind)
+    return np.where(bits < 0, np.iinfo(kind).min - bits, bits)
 
 
 @_quiet
