@@ -32,10 +32,6 @@ class Difference:
     ulp_histogram: tuple[int, ...] = ()
 
 
-_quiet = np.errstate(over="ignore", invalid="ignore")
-"""NaNs and infinities are measured, as infinitely far; NumPy warns of them."""
-
-
 def figure(value: float, form: str = ".1e") -> str:
     """Format a distance or a ratio; an infinite one is of a value that is not finite, or of another shape."""
     return f"{value:{form}}" if math.isfinite(value) else "not finite"
@@ -48,7 +44,7 @@ def exact_value(value: float) -> str:
     return f"{value:.9g}".replace("inf", "infinity")
 
 
-@_quiet
+@np.errstate(over="ignore", invalid="ignore")  # a NaN or an infinity is infinitely far
 def l2_norm(array: NDArray[Any]) -> float:
     """Euclidean norm of all elements in float64; infinite if an element is not finite."""
     # Not numpy.linalg.norm, whose sum runs on as many threads as there are cores.
@@ -56,7 +52,7 @@ def l2_norm(array: NDArray[Any]) -> float:
     return norm if math.isfinite(norm) else math.inf
 
 
-@_quiet
+@np.errstate(over="ignore", invalid="ignore")  # a NaN or an infinity is infinitely far
 def relative_l2(array: NDArray[Any], reference: NDArray[Any]) -> float:
     """L2 norm of `array - reference` over that of `reference`, computed in float64.
 
@@ -115,7 +111,7 @@ def _ordered(array: NDArray[Any]) -> NDArray[Any]:
     return np.where(bits < 0, np.iinfo(kind).min - bits, bits)
 
 
-@_quiet
+@np.errstate(over="ignore", invalid="ignore")  # a NaN or an infinity is infinitely far
 def cosine(array: NDArray[Any], reference: NDArray[Any]) -> float:
     """Smallest cosine between corresponding rows (first axis), in float64; two zero rows have cosine one."""
     rows = array.astype(np.float64).reshape(len(array), -1)
@@ -127,7 +123,7 @@ def cosine(array: NDArray[Any], reference: NDArray[Any]) -> float:
     return float(np.where(both_zero, 1.0, np.clip(cosines, -1.0, 1.0)).min())
 
 
-@_quiet
+@np.errstate(over="ignore", invalid="ignore")  # a NaN or an infinity is infinitely far
 def difference(array: NDArray[Any], reference: NDArray[Any]) -> Difference:
     """Measure an array against a reference of the same dtype and shape.
 
