@@ -51,7 +51,7 @@ def describe_fault(result: TensorResult) -> str:
     variable = short_name(result.variable)
     if result.status == "missing":
         return f"{result.name}: missing" + (f", for {variable}" if variable else "")
-    if not result.ulp_histogram:
+    if result.index is None:
         return f"{result.name}: {result.detail}" + (f" (for {variable})" if variable else "")
     line = f"{result.name}: {describe_difference(result)}"
     return f"{line} ({result.detail})" if result.detail else line

@@ -183,6 +183,16 @@ def test_audit_blames_a_port_for_its_own_nan(sound, broken_port, tmp_path, capsy
     assert_plain(out, page, json.dumps(report))
 
 
+def test_a_port_that_is_nan_throughout_is_counted(sound, tensors, tmp_path):
+    state_dict = to_numpy_state_dict(tensors)
+    state_dict["conv2d_1a.bn.bias"].fill(np.nan)
+    save_file(state_dict, tmp_path / "port.safetensors")
+    result = audit(tmp_path / "port.safetensors", sound)
+    assert result.judgements[0].details == (
+        "conv2d_1a.bn.bias: 32 of 32 values differ, 32 of them not finite",
+    )
+
+
 @pytest.mark.parametrize("fold", [True, False])
 def test_the_graph_of_a_broken_source_is_not_run(one_nan, broken, sound, tmp_path, fold):
     graph = export_onnx(network(to_numpy_state_dict(one_nan)), tmp_path / "broken.onnx", fold=fold)
