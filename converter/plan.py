@@ -42,6 +42,7 @@ SLOTS = {
 TRAINING_STATE = {
     "global_step": "step counter",
     "Variable": "step counter, which facenet's training scripts leave without a name",
+    "save_counter": "number of checkpoints saved, of tf.train.Checkpoint",
     "beta1_power": "step state of the Adam optimiser",
     "beta2_power": "step state of the Adam optimiser",
     "centers": "class centres of the centre loss, used in training only",

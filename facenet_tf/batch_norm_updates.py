@@ -64,7 +64,7 @@ def read_variance_updates(path: str | Path, *, frozen: bool) -> dict[str, Varian
             tf1.GraphDef.FromString(content) if frozen else tf1.MetaGraphDef.FromString(content).graph_def
         )
     except DecodeError as error:
-        raise GraphError(path, f"not a graph: {error}") from error
+        raise GraphError(path, "the file is damaged, cut off or not a graph") from error
     nodes = GraphNodes(path, graph_def)
     roots = (f"{SCOPE}/", f"{OLD_BOTTLENECK}/")
     variables = [n for n in nodes.by_name if n.startswith(roots) and n.endswith("/moving_variance")]

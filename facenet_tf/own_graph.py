@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from facenet_tf import import_tensorflow
 from facenet_tf.find_activations import AVERAGE_POOL, find_activations, find_logits
 from facenet_tf.graph_nodes import REF_VARIABLES, VARIABLES, GraphError, GraphNodes, rename_nodes
+from facenet_tf.saved_model import read_saved_model
 from facenet_tf.session import check_activations, check_images, legacy_graph, open_session
 from facenet_tf.variables import OLD_BOTTLENECK, SCOPE, STATISTICS
 
@@ -158,6 +159,36 @@ class OwnGraph:
         }
         return cls(path, graph_def, logits, tensors)
 
+    @classmethod
+    def from_saved_model(
+        cls,
+        path: str | Path,
+        prefix: str | Path | None,
+        weights: Literal["variable", "average"] = "variable",
+        scope: str = "",
+    ) -> Self:
+        """Open the graph of a SavedModel.
+
+        Args:
+            path: The saved_model.pb.
+            prefix: Its checkpoint `variables/variables`; None if its weights are constants.
+            weights: As in `from_checkpoint`; of constants, as in `from_frozen`.
+            scope: As in `from_checkpoint`.
+
+        Raises:
+            GraphError: The file is not a SavedModel or holds another network, or TensorFlow does not load it.
+        """
+        path = Path(path)
+        graph_def = read_saved_model(path)
+        _take_off(scope, graph_def)
+        if prefix is None or not any(node.op in VARIABLES for node in graph_def.node):
+            if weights == "average":
+                _name_averages_as_variables(graph_def)
+            return cls._from_constants(path, graph_def)
+        graph_def, logits = _cut_to_inference(path, graph_def)
+        shapes = {n.name: n.attr["shape"].shape for n in graph_def.node if n.op in VARIABLES}
+        return cls(path, graph_def, logits, _read_checkpoint(Path(prefix), shapes, weights, scope))
+
     def supports(self, height: int, width: int) -> bool:
         """Return whether the graph takes this image size: a fixed average pool must cover the whole map."""
         return self.pool_size in (None, (_map_size(height), _map_size(width)))
@@ -287,7 +318,7 @@ def _parse(path: Path, message: Any) -> Any:
     try:
         message.ParseFromString(path.read_bytes())
     except DecodeError as error:
-        raise GraphError(path, f"not a {type(message).__name__}: {error}") from error
+        raise GraphError(path, "the file is damaged, cut off or not a graph") from error
     return message
 
 

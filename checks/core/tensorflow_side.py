@@ -16,6 +16,7 @@ from checks.core.inputs import InputBatch
 from checks.core.metrics import relative_l2
 from checks.core.source_tensors import BrokenSource, find_overflow
 from converter.errors import RequirementError, SourceError
+from converter.formats.neighbours import HEAD_BYTES, refuse_placeholder
 from converter.formats.source import TensorSource
 from converter.network_names import NetworkTensors
 from converter.plan import Weights
@@ -158,13 +159,14 @@ def find_meta(prefix: str | Path) -> Path | None:
 
 
 def open_own_graph(source: TensorSource, weights: Weights) -> OwnGraph | None:
-    """Open a source's own graph, a .pb or a checkpoint's .meta; None if it has none.
+    """Open a source's own graph, a .pb, a checkpoint's .meta or a SavedModel's; None if it has none.
 
     Raises:
         SourceError: The graph cannot be run.
     """
     from converter.formats.tensorflow.bundle import TensorBundle
     from converter.formats.tensorflow.frozen_graph import FrozenGraph
+    from converter.formats.tensorflow.saved_model import SavedModel
     from facenet_tf.graph_nodes import GraphError
     from facenet_tf.own_graph import OwnGraph
 
@@ -173,13 +175,20 @@ def open_own_graph(source: TensorSource, weights: Weights) -> OwnGraph | None:
     try:
         if isinstance(opened, FrozenGraph):
             return OwnGraph.from_frozen(opened.path, weights, scope)
+        if isinstance(opened, SavedModel) and opened.naming == "tensorflow":
+            return OwnGraph.from_saved_model(opened.graph, opened.variables, weights, scope)
         if isinstance(opened, TensorBundle):
             meta = find_meta(opened.path)
+            if meta is not None:
+                with meta.open("rb") as file:
+                    refuse_placeholder(meta, file.read(HEAD_BYTES))
             return None if meta is None else OwnGraph.from_checkpoint(meta, opened.path, weights, scope)
     except GraphError as error:
         raise SourceError(
             error.path,
             f"the checkpoint's own graph cannot be run ({error})",
-            next_step="Move the .meta away to compare with the rebuilt graph alone",
+            next_step="Move saved_model.pb away and give variables/ to compare with the rebuilt graph alone"
+            if isinstance(opened, SavedModel)
+            else "Move the .meta away to compare with the rebuilt graph alone",
         ) from error
     return None

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from converter.errors import SourceError, UsageError
+from converter.formats.neighbours import HEAD_BYTES, recognise, recognise_text, refuse_placeholder
 from converter.formats.source import TensorSource
 from converter.formats.tensorflow.checkpoint_state import (
     STATE_FILE,
@@ -26,6 +27,7 @@ from converter.stray_files import is_stray
 
 _SHARD = re.compile(r"(?P<prefix>.+)\.data-\d{5}-of-\d{5}")
 _TEXT_PICKLE_STARTS = b"c(]}"  # pickle protocols 0 and 1, which have no magic bytes
+_SAVED_MODEL = "saved_model.pb"  # cc/saved_model/constants.h: kSavedModelFilenamePb
 _SINGLE_FILES = (".pb", ".h5", ".hdf5", ".pt", ".pth", ".safetensors")
 
 
@@ -81,13 +83,17 @@ def _open_folder(folder: Path, step: int | None) -> TensorSource:
     snapshots = find_snapshots(folder)
     if snapshots:
         return _open_file(choose(snapshots, folder, step=step, state=find_state(folder)).path, step)
+    for name in (_SAVED_MODEL, f"{_SAVED_MODEL}txt"):
+        if (folder / name).is_file():
+            return _open_file(folder / name, step)
     files = sorted(entry for entry in folder.iterdir() if entry.is_file())
     candidates = [file for file in files if file.suffix in _SINGLE_FILES and not is_stray(file.name)]
     if not candidates:
         raise SourceError(
             folder,
             f"no checkpoint in this folder (it holds {_list_content(files)})",
-            next_step="Give the folder that holds the .index and .data files, or the .pb",
+            next_step=_folder_inside(folder)
+            or "Give the folder that holds the .index and .data files, or the .pb",
         )
     if len(candidates) > 1:
         names = ", ".join(file.name for file in candidates)
@@ -106,6 +112,14 @@ def _list_content(files: Sequence[Path]) -> str:
     return f"only what a system or an unfinished download left: {', '.join(stray[:5])}"
 
 
+def _folder_inside(folder: Path) -> str:
+    """Advise on SavedModels in numbered folders, as TensorFlow Serving keeps them; empty without one."""
+    names = sorted(graph.parent.name for graph in folder.glob(f"*/{_SAVED_MODEL}"))
+    return (
+        f"Give the SavedModel in it: {', '.join(str(folder / name) for name in names[:5])}" if names else ""
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class _File:
     """The parts of a file that its format is detected from.
@@ -113,7 +127,7 @@ class _File:
     Attributes:
         path: The file.
         size: Bytes.
-        head: The first 512 bytes.
+        head: The first `HEAD_BYTES`.
         tail: The last 8 bytes.
     """
 
@@ -126,11 +140,12 @@ class _File:
 def _open_file(path: Path, step: int | None) -> TensorSource:
     size = path.stat().st_size
     with path.open("rb") as opened:
-        head = opened.read(512)
+        head = opened.read(HEAD_BYTES)
         opened.seek(max(0, size - 8))
         tail = opened.read(8)
     if size == 0:
         raise SourceError(path, "the file is empty", next_step="Download or copy it again")
+    refuse_placeholder(path, head)
     file = _File(path, size, head, tail)
     return next(row.open for row in _FORMATS if row.matches(file))(path, step)
 
@@ -140,10 +155,6 @@ def _open_file(path: Path, step: int | None) -> TensorSource:
 
 def _starts_with(*magic: bytes) -> Callable[[_File], bool]:
     return lambda file: file.head.startswith(magic)
-
-
-def _is_web_page(file: _File) -> bool:
-    return file.head.lstrip().lower().startswith((b"<!doctype", b"<html"))
 
 
 def _is_text_pickle(file: _File) -> bool:
@@ -164,9 +175,17 @@ def _is_meta_graph(file: _File) -> bool:
 # Opening a file of a detected format
 
 
+def _open_saved_model(path: Path, step: int | None) -> TensorSource:
+    from converter.formats.tensorflow.saved_model import SavedModel
+
+    return SavedModel(path)
+
+
 def _open_index(path: Path, step: int | None) -> TensorSource:
     from converter.formats.tensorflow.bundle import TensorBundle
 
+    if path.name == "variables.index" and (graph := path.parent.with_name(_SAVED_MODEL)).is_file():
+        return _open_saved_model(graph, step)
     return TensorBundle(path.with_suffix(""))
 
 
@@ -195,13 +214,14 @@ def _refuse_table(path: Path, step: int | None) -> TensorSource:
     )
 
 
-def _refuse_web_page(path: Path, step: int | None) -> TensorSource:
-    raise SourceError(
-        path,
-        "this is a web page, not a model. Google Drive sends one when it asks for a confirmation or when its "
-        "quota is used up",
-        next_step="Open the link in a browser and save the file itself",
+def _refuse_neighbour(path: Path, step: int | None) -> TensorSource:
+    """Refuse a file that `converter.formats.neighbours` knows."""
+    with path.open("rb") as opened:
+        head = opened.read(HEAD_BYTES)
+    problem, next_step = (
+        recognise(path, head) or recognise_text(head) or ("it was changed while it was read", "")
     )
+    raise SourceError(path, problem, next_step=next_step)
 
 
 def _refuse_macos_metadata(path: Path, step: int | None) -> TensorSource:
@@ -303,9 +323,9 @@ _FORMATS = (
         lambda file: file.tail == struct.pack("<Q", 0xDB4775248B80FB57),
         _refuse_table,
     ),
-    _Format("web page", _is_web_page, _refuse_web_page),
     # RFC 1740, appendix B: the magic number of AppleDouble, which macOS writes as ._NAME.
     _Format("macOS metadata", _starts_with(b"\0\5\x16\7"), _refuse_macos_metadata),
+    _Format("neighbour", lambda file: recognise(file.path, file.head) is not None, _refuse_neighbour),
     # HDF5 file format specification 3.0, section II.A.
     _Format("Keras HDF5", _starts_with(b"\x89HDF\r\n\x1a\n"), _open_keras),
     # numpy.lib.format.
@@ -318,6 +338,9 @@ _FORMATS = (
     # The first field of a CheckpointState in protobuf's text format.
     _Format("list of checkpoints", lambda file: file.path.name == STATE_FILE, _open_beside_state),
     _Format("list of checkpoints", _starts_with(b"model_checkpoint_path:"), _open_beside_state),
+    _Format("text", lambda file: recognise_text(file.head) is not None, _refuse_neighbour),
+    # The version of a SavedModel, which is 1, and the start of its graph.
+    _Format("SavedModel", _starts_with(b"\x08\x01\x12"), _open_saved_model),
     # Protobuf has no magic bytes: whatever is left is read as a graph.
     _Format("graph without weights (.meta)", _is_meta_graph, _open_beside_meta),
     _Format("frozen graph (.pb)", lambda file: True, _open_frozen_graph),

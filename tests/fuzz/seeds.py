@@ -102,7 +102,27 @@ def checkpoint_seeds(folder: Path, ending: str) -> list[Seed]:
             apart(_save_with_tensorflow, prefix, tensors)
         else:
             write_tensor_bundle(prefix, tensors)
-    return [Seed(prefix.with_name(prefix.name + ending), tensors)]
+    seeds = [Seed(prefix.with_name(prefix.name + ending), tensors)]
+    if has_tensorflow():
+        seeds.append(_object_based_seed(folder / "object-based", ending))
+    return seeds
+
+
+def _object_based_seed(prefix: Path, ending: str) -> Seed:
+    """Write a checkpoint of TensorFlow 2, whose keys are not the names of its variables."""
+    tensors = {name: array for name, array in small_tensors().items() if array.dtype == np.float32}
+    if not prefix.with_name(prefix.name + ending).exists():
+        apart(_save_objects, prefix, tensors)
+    return Seed(prefix.with_name(prefix.name + ending), tensors)
+
+
+def _save_objects(prefix: Path, tensors: Tensors) -> None:
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    import tensorflow as tf
+
+    model = tf.Module()
+    model.held = [tf.Variable(array, name=name) for name, array in tensors.items()]
+    tf.train.Checkpoint(model=model).write(str(prefix))
 
 
 def _save_with_tensorflow(prefix: Path, tensors: Tensors) -> None:
@@ -125,7 +145,10 @@ def _save_with_tensorflow(prefix: Path, tensors: Tensors) -> None:
 
 
 def graph_seeds(folder: Path) -> list[Seed]:
-    """Write a frozen graph whose constants are stored as bytes, as a list, and as one repeated value."""
+    """Write a frozen graph whose constants are stored as bytes, as a list, and as one repeated value.
+
+    With TensorFlow it is also written as a SavedModel, in its graph and in a function of its library.
+    """
     tensors = small_tensors()
     listed = {f"{name}/listed": array for name, array in tensors.items() if array.size and array.ndim}
     repeated = {"splat": np.full((4, 5), 1.5, np.float32)}
@@ -135,7 +158,8 @@ def graph_seeds(folder: Path) -> list[Seed]:
         tensors |= listed | repeated
     else:
         path.write_bytes(_frozen(tensors))
-    return [Seed(path, tensors)]
+    saved = folder / "saved_model.pb"
+    return [Seed(path, tensors), *([Seed(saved, small_tensors())] if has_tensorflow() else [])]
 
 
 def _freeze_with_tensorflow(path: Path, tensors: Tensors, listed: Tensors) -> None:
@@ -154,6 +178,24 @@ def _freeze_with_tensorflow(path: Path, tensors: Tensors, listed: Tensors) -> No
         node.attr["value"].tensor.CopyFrom(proto)
         graph.node.add(name=f"{name}/read", op="Identity", input=[name])
     path.write_bytes(graph.SerializeToString())
+    _save_frozen(path.with_name("saved_model.pb"), graph, tensors)
+
+
+def _save_frozen(path: Path, graph: Any, tensors: Tensors) -> None:
+    """Write a SavedModel whose constants are in the graph and, in part, in a function as well."""
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    saved = saved_model_pb2.SavedModel(saved_model_schema_version=1)
+    meta_graph = saved.meta_graphs.add()
+    meta_graph.meta_info_def.tags.append("serve")
+    function = meta_graph.graph_def.library.function.add()
+    function.signature.name = "inference"
+    for node in graph.node:
+        if node.name.removesuffix("/read") in tensors:
+            meta_graph.graph_def.node.add().CopyFrom(node)
+            if node.name.endswith(("/weights", "/weights/read")):
+                function.node_def.add().CopyFrom(node)
+    path.write_bytes(saved.SerializeToString())
 
 
 # HDF5, PyTorch, safetensors, NumPy

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import mmap
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 
 from converter.errors import SourceError
 from converter.formats.limits import open_regular
+from converter.formats.neighbours import HEAD_BYTES, refuse_placeholder
 from converter.formats.source import DOWNLOAD_AGAIN, Naming, TensorInfo, TensorSource
 from converter.formats.tensorflow import sstable
 from converter.formats.tensorflow.bundle_index import (
@@ -28,6 +30,11 @@ from converter.formats.tensorflow.bundle_index import (
     EntryError,
     read_index,
 )
+from converter.formats.tensorflow.find_proto_fields import ProtoError
+from converter.formats.tensorflow.object_graph import MAX_BYTES, OBJECT_GRAPH, variable_names
+
+_MOST_POINTER_BYTES = 1 << 20  # of what stands for a data file: a pointer of Git LFS, a web page
+_KERAS = "/kernel"  # the last name of a kernel in Keras; tf-slim calls it weights
 
 
 class TensorBundle(TensorSource):
@@ -59,8 +66,15 @@ class TensorBundle(TensorSource):
         self._index.check_shards([(path, len(shard)) for path, shard in shards.items()])
         self._maps: list[mmap.mmap | bytes] | None = list(shards.values())
         self.files = (self._index.path, *shards)
-        variables = (entry for entry in self._index.entries.values() if not entry.is_slice)
-        self.info = {entry.name: TensorInfo(entry.dtype, entry.shape) for entry in variables}
+        variables = {entry.name: entry for entry in self._index.entries.values() if not entry.is_slice}
+        if OBJECT_GRAPH in variables:
+            self.format = "TensorFlow 2 checkpoint (object-based)"
+            variables = self._name_by_object_graph(variables)
+        if any(name.endswith(_KERAS) for name in variables):
+            self.naming = "keras"
+            variables = {f"{name}:0": entry for name, entry in variables.items()}
+        self._keys = {name: entry.name for name, entry in variables.items()}
+        self.info = {name: TensorInfo(entry.dtype, entry.shape) for name, entry in variables.items()}
 
     def __getitem__(self, name: str) -> NDArray[Any]:
         """Read and check one tensor.
@@ -78,16 +92,37 @@ class TensorBundle(TensorSource):
                 well-formed.
             ValueError: The source is closed.
         """
-        if name not in self.info:
-            raise KeyError(name)
-        entry = self._index.entries[name.encode()]
-        if name not in self._index.slices:
+        key = self._keys[name]
+        entry = self._index.entries[key.encode()]
+        if key not in self._index.slices:
             return self._read(entry)
         variable = np.empty(entry.shape, entry.dtype)
-        for region, part in self._index.slices[name]:
+        for region, part in self._index.slices[key]:
             variable[region] = self._read(part)
         variable.flags.writeable = False
         return variable
+
+    def _name_by_object_graph(self, variables: Mapping[str, BundleEntry]) -> dict[str, BundleEntry]:
+        """Put the variables' own names in place of their keys.
+
+        A SavedModel of Keras holds every variable twice; the copies have the same bytes, by their checksums.
+        A variable without a name, or with that of another one, keeps its key.
+        """
+        entry = variables[OBJECT_GRAPH]
+        try:
+            if entry.size > MAX_BYTES or not entry.dtype.hasobject or entry.shape:
+                raise ProtoError("not one string")
+            names = variable_names(self._read(entry).item())
+        except ProtoError as error:
+            problem = "the list of its variables is damaged"
+            raise SourceError(self.path, problem, tensor=OBJECT_GRAPH, next_step=DOWNLOAD_AGAIN) from error
+        named: dict[str, BundleEntry] = {}
+        for key, entry in variables.items():
+            known = named.setdefault(names.get(key, key), entry)
+            if known is not entry and not known.has_same_bytes(entry):
+                named[key] = entry
+        named.pop(OBJECT_GRAPH)
+        return named
 
     def release(self) -> None:
         """Give the pages of tensors read so far back to the system.
@@ -137,7 +172,10 @@ def _map_shards(prefix: Path, num_shards: int) -> dict[Path, mmap.mmap | bytes]:
         path = shard_path(prefix, shard, num_shards)
         try:
             with open_regular(path) as file:
-                is_empty = os.fstat(file.fileno()).st_size == 0
+                size = os.fstat(file.fileno()).st_size
+                if size < _MOST_POINTER_BYTES:
+                    refuse_placeholder(path, file.read(HEAD_BYTES))
+                is_empty = size == 0
                 maps[path] = b"" if is_empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except FileNotFoundError:
             problem = f"there is no such file, but the checkpoint has {num_shards} data file(s)"

@@ -83,6 +83,11 @@ class BundleEntry:
         """Position after the last byte in the data file."""
         return self.offset + self.size
 
+    def has_same_bytes(self, other: BundleEntry) -> bool:
+        """Return whether another tensor has the same type, shape and checksum."""
+        mine = self.dtype, self.shape, self.size, self.crc32c, self.slices
+        return mine == (other.dtype, other.shape, other.size, other.crc32c, other.slices)
+
 
 Slices = tuple[tuple[tuple[slice, ...], BundleEntry], ...]
 """The slices of a partitioned variable: the region of the variable that each fills, and its entry."""

@@ -99,16 +99,19 @@ class FrozenGraph(TensorSource):
         except NameTwiceError as error:
             raise SourceError(path, "the graph has this name twice", tensor=error.name[:200]) from None
         except ProtoError as error:
-            raise self._damaged(nodes) from error
+            raise self._damaged(nodes, in_saved_model=find_graph is not None) from error
         self._refuse_quantised(nodes)
         if not self._constants:
-            raise self._without_weights(nodes)
+            raise self._without_weights(nodes, in_saved_model=find_graph is not None)
         info = {name: self._describe(name, constant) for name, constant in self._constants.items()}
         self.info = {name: tensor for name, tensor in info.items() if tensor.shape or name in nodes.read}
         check_claims(path, self.info, len(content))
         self._refuse_folded(nodes)
 
-    def _damaged(self, nodes: GraphNodes) -> SourceError:
+    def _damaged(self, nodes: GraphNodes, *, in_saved_model: bool) -> SourceError:
+        if in_saved_model:
+            problem = "the graph of this SavedModel is damaged or cut off"
+            return SourceError(self.path, problem, next_step=DOWNLOAD_AGAIN)
         if not any(nodes.ops):
             return SourceError(
                 self.path,
@@ -118,13 +121,15 @@ class FrozenGraph(TensorSource):
         problem = f"the graph is damaged or cut off, after {nodes.ops.total()} of its nodes"
         return SourceError(self.path, problem, next_step=DOWNLOAD_AGAIN)
 
-    def _without_weights(self, nodes: GraphNodes) -> SourceError:
+    def _without_weights(self, nodes: GraphNodes, *, in_saved_model: bool) -> SourceError:
         """Explain why no constant is a weight."""
         if variables := sum(nodes.ops[op] for op in _VARIABLE_OPS):
             return SourceError(
                 self.path,
                 f"this is a graph without weights ({variables} variables, none of them frozen)",
-                next_step="Give the checkpoint beside it, or a graph frozen by freeze_graph",
+                next_step="Copy the whole SavedModel, with its folder variables/"
+                if in_saved_model
+                else "Give the checkpoint beside it, or a graph frozen by freeze_graph",
             )
         if nodes.ops["Conv2D"] and nodes.constants:
             folded = any(name.endswith(_OFFSETS) for name in nodes.constants)
