@@ -190,7 +190,7 @@ def test_other_shapes_of_images_are_refused(from_pb: OwnGraph, shape: tuple[int,
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"<!DOCTYPE html><title>Quota exceeded</title>", "damaged, cut off or not a graph"),
+        (b"<!DOCTYPE html><title>Quota exceeded</title>", "the file is damaged, cut off or not a graph"),
         (b"", "no node 'embeddings'"),
         (another_network, "0 convolutions have weights here, not 132"),
     ],
