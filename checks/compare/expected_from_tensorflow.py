@@ -7,6 +7,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
 
 from checks.compare.activation_file import ActivationWriter
 from checks.compare.expected import DIAGNOSED_IMAGES, Checkpoint, DiagnosisReference, Expected, Facts
@@ -29,7 +32,7 @@ class ExpectedFromTensorFlow(Expected):
         tensorflow: Its graphs.
         every_layer: Whether to compare every convolution as well as the stages.
         seed: Seed of the built-in inputs.
-        photographs: Files to compare on as well.
+        photographs: As `read_photographs` gives them, to compare on as well.
         save: File to store the activations in when they are first computed; None stores nothing.
         say: Progress callback.
     """
@@ -38,7 +41,7 @@ class ExpectedFromTensorFlow(Expected):
     tensorflow: TensorFlowSide
     every_layer: bool
     seed: int
-    photographs: Sequence[Path]
+    photographs: Sequence[NDArray[Any]]
     save: Path | None
     say: Say
 

@@ -17,7 +17,7 @@ from checks.compare.measure import run_and_measure
 from checks.compare.result import CompareResult, InputMeasurement, Repair, SavedActivations
 from checks.core.builtin_checkpoint import built_in_checkpoint
 from checks.core.environment import environment
-from checks.core.inputs import find_photographs
+from checks.core.inputs import find_photographs, read_photographs
 from checks.core.judgement import Judgement
 from checks.core.models import LoadedPort, Port, build_misshapen, build_port, load_state_dict, unexpected_keys
 from checks.core.source_tensors import BrokenSource, find_broken_source, float32_variables, plan_source
@@ -156,7 +156,7 @@ def _start_tensorflow(
     )
     if options.seed < 0:
         raise UsageError(f"--seed {options.seed}: a seed is not negative.")
-    photographs = [] if options.images is None else find_photographs(options.images)
+    photographs = [] if options.images is None else read_photographs(find_photographs(options.images))
     if options.save is not None:
         _refuse_activations(options.save)
     path = files.source

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from checks.core import thresholds
 from converter.errors import SourceError, UsageError
+from converter.formats.limits import open_regular
 from converter.stray_files import is_stray
 
 IMAGE_SIZE = 160  # pixels; the published networks were trained on this size
@@ -19,6 +21,7 @@ ODD_SIZE = (147, 123)  # height and width: odd and unequal, so that sizes of map
 BATCH = 5  # images
 NOISE = "standard normal"
 SEEDED = (NOISE, "smooth", "constant", "near-black", f"odd size {ODD_SIZE[0]}x{ODD_SIZE[1]}")
+_MOST_NAMED = 5  # files in a message
 _PHOTOGRAPHS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
 
 
@@ -111,33 +114,73 @@ def find_photographs(folder: str | Path) -> list[Path]:
     return files
 
 
-def photograph_inputs(files: Sequence[str | Path]) -> Iterator[InputBatch]:
-    """Read photographs in batches of five.
-
-    Each photograph is cropped to its central square, resized to 160x160 and standardised as for the networks
-    of 2018.
+def read_photographs(files: Sequence[str | Path]) -> list[NDArray[Any]]:
+    """Read photographs, each cropped to its central square and resized: (160, 160, 3), uint8.
 
     Raises:
-        SourceError: A photograph cannot be decoded, or has more than 8 bits a channel.
+        SourceError: Some cannot be decoded, are too large, or have more than 8 bits a channel.
     """
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    images, problems = [], []
+    for file in map(Path, files):
+        try:
+            images.append(_read_photograph(file))
+        except _PhotographError as error:
+            problems.append((file, error))
+    if problems:
+        file, first = problems[0]
+        others = [path.name for path, _ in problems[1:]]
+        next_step = f"{first.remedy} it from the folder"
+        if others:
+            named = ", ".join(others[:_MOST_NAMED]) + (" and others" if len(others) > _MOST_NAMED else "")
+            next_step += f". {len(others)} more cannot be used: {named}"
+        raise SourceError(file, str(first), next_step=next_step)
+    return images
 
-    for start in range(0, len(files), BATCH):
-        images = []
-        for file in map(Path, files[start : start + BATCH]):
-            try:
-                with Image.open(file) as image:
-                    if image.mode.startswith(("I", "F")):
-                        raise SourceError(
-                            file,
-                            "more than 8 bits a channel",
-                            next_step="Save it with 8 bits, or remove it from the folder",
-                        )
-                    square = ImageOps.fit(image.convert("RGB"), (IMAGE_SIZE, IMAGE_SIZE))
-            except (UnidentifiedImageError, OSError, ValueError) as error:
-                raise SourceError(
-                    file, "cannot be decoded as a photograph", next_step="Remove it from the folder"
-                ) from error
-            images.append(np.asarray(square))
-        name = f"photographs {start + 1}-{start + len(images)}"
-        yield InputBatch(name, standardise(np.stack(images)))
+
+class _PhotographError(Exception):
+    """A photograph cannot be used; `remedy` begins the advice."""
+
+    def __init__(self, problem: str, remedy: str = "Remove") -> None:
+        super().__init__(problem)
+        self.remedy = remedy
+
+
+def _read_photograph(file: Path) -> NDArray[Any]:
+    from PIL import Image, ImageOps
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of odd metadata
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        try:
+            with open_regular(file) as opened, Image.open(opened) as image:
+                if image.mode.startswith(("I", "F")):
+                    raise _PhotographError("more than 8 bits a channel", "Save it with 8 bits, or remove")
+                return np.asarray(ImageOps.fit(image.convert("RGB"), (IMAGE_SIZE, IMAGE_SIZE)))
+        except _PhotographError:
+            raise
+        except SourceError:
+            raise _PhotographError("this is not a regular file") from None
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+            limit = f"more than the {Image.MAX_IMAGE_PIXELS:,} pixels that Pillow takes"
+            raise _PhotographError(limit, "Make it smaller, or remove") from None
+        except OSError as error:
+            if error.errno is not None:
+                raise _PhotographError(f"cannot be read ({error.strerror})") from error
+            raise _PhotographError(_why_undecodable(file)) from error
+        except Exception as error:  # Pillow raises anything on a damaged file
+            raise _PhotographError(_why_undecodable(file)) from error
+
+
+def _why_undecodable(file: Path) -> str:
+    return "cannot be decoded as a photograph" + ("" if file.stat().st_size else ": it is empty")
+
+
+def photograph_inputs(photographs: Sequence[NDArray[Any]]) -> Iterator[InputBatch]:
+    """Standardise photographs as for the networks of 2018, in batches of five.
+
+    Args:
+        photographs: The result of `read_photographs`.
+    """
+    for start in range(0, len(photographs), BATCH):
+        images = photographs[start : start + BATCH]
+        yield InputBatch(f"photographs {start + 1}-{start + len(images)}", standardise(np.stack(images)))

@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors import safe_open
 
 from checks.audit.__main__ import main as audit
-from checks.core.inputs import find_photographs, photograph_inputs
+from checks.core.inputs import find_photographs, photograph_inputs, read_photographs
 from converter.__main__ import main
 from converter.convert import to_numpy_state_dict
 from converter.formats.detect import open_source
@@ -128,7 +128,7 @@ def test_tensorflow_reads_them(checkpoint, odd: Path) -> None:
 def test_photographs_of_such_names_are_read_and_named(odd: Path) -> None:
     with (odd / f"{NAME}.png").open("wb") as file:
         Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(file, "PNG")
-    (batch,) = photograph_inputs(find_photographs(odd))
+    (batch,) = photograph_inputs(read_photographs(find_photographs(odd)))
     assert batch.images.shape == (1, 160, 160, 3)
 
 

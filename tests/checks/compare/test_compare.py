@@ -22,7 +22,13 @@ from checks.compare.result import CompareResult
 from checks.compare.run import compare
 from checks.compare.table import ACTIVATION_COLUMNS, INPUT_COLUMNS
 from checks.core.activations import activation_names
-from checks.core.inputs import InputBatch, find_photographs, photograph_inputs, seeded_inputs
+from checks.core.inputs import (
+    InputBatch,
+    find_photographs,
+    photograph_inputs,
+    read_photographs,
+    seeded_inputs,
+)
 from checks.core.tensorflow_side import Activations
 from converter.convert_file import convert_file
 from converter.errors import SourceError, UsageError
@@ -389,14 +395,14 @@ def test_options_that_contradict_each_other_are_wrong_usage(
 
 def test_photographs_of_one_colour_have_few_values_and_of_many_bits_are_refused(tmp_path: Path) -> None:
     Image.new("RGB", (200, 180), (255, 255, 255)).save(tmp_path / "white.png")
-    (white,) = photograph_inputs(find_photographs(tmp_path))
+    (white,) = photograph_inputs(read_photographs(find_photographs(tmp_path)))
     assert white.few_values
     assert np.array_equal(white.images, np.full((1, 160, 160, 3), 127.5 / 128, np.float32))
     assert [batch.few_values for batch in seeded_inputs(0)] == [False, False, True, True, False]
     deep = tmp_path / "deep.png"
     Image.fromarray(np.full((90, 90), 4000, np.uint16)).save(deep)
     with pytest.raises(SourceError, match=r"deep\.png: more than 8 bits"):
-        list(photograph_inputs([deep]))
+        read_photographs([deep])
 
 
 def test_nothing_is_stored_of_a_port_that_does_not_load(main_job: MainJob, tmp_path: Path) -> None:

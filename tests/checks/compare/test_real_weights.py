@@ -21,7 +21,7 @@ from checks.compare.result import CompareResult
 from checks.compare.run import compare
 from checks.core.activations import STAGES
 from checks.core.builtin_checkpoint import built_in_tensors
-from checks.core.inputs import find_photographs, photograph_inputs, seeded_inputs
+from checks.core.inputs import find_photographs, photograph_inputs, read_photographs, seeded_inputs
 from converter.convert import tensorflow_tensors, to_numpy_state_dict, to_tensorflow
 from converter.convert_file import convert_file
 from converter.formats.detect import open_source
@@ -77,7 +77,7 @@ def test_the_keras_file_is_proven_at_every_convolution_and_on_photographs(
     assert names[-2:] == ["photographs 1-5", "photographs 6-10"]
     # Photographs of different people are further apart than noise: the embeddings mean something.
     model = _load(InceptionResnetV1(embedding_size=128), keras)
-    faces = _embed(model, next(photograph_inputs(find_photographs(photographs))).images)
+    faces = _embed(model, next(photograph_inputs(read_photographs(find_photographs(photographs)))).images)
     noise = _embed(model, seeded_inputs(0)[0].images)
     assert torch.cdist(faces, faces).max() > 2 * torch.cdist(noise, noise).max()
 
