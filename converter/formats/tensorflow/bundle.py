@@ -34,6 +34,10 @@ from converter.formats.tensorflow.find_proto_fields import ProtoError
 from converter.formats.tensorflow.object_graph import MAX_BYTES, OBJECT_GRAPH, variable_names
 
 _MOST_POINTER_BYTES = 1 << 20  # of what stands for a data file: a pointer of Git LFS, a web page
+# The last names of variables in tf-slim and Keras.
+_LEAVES = frozenset(
+    ["weights", "biases", "kernel", "bias", "beta", "gamma", "moving_mean", "moving_variance"]
+)
 _KERAS = "/kernel"  # the last name of a kernel in Keras; tf-slim calls it weights
 
 
@@ -122,6 +126,14 @@ class TensorBundle(TensorSource):
             if known is not entry and not known.has_same_bytes(entry):
                 named[key] = entry
         named.pop(OBJECT_GRAPH)
+        if named and not any(name.rpartition("/")[2] in _LEAVES for name in named):
+            raise SourceError(
+                self.path,
+                "this is a TensorFlow 2 checkpoint (object-based), and its variables do not have the names of this "
+                f"network: one is called {next(iter(named))[:200]!r}",
+                next_step="Restore it into the model that wrote it, and save its variables under the network's names "
+                "with tf.compat.v1.train.Saver({NAME: VARIABLE})",
+            )
         return named
 
     def release(self) -> None:

@@ -188,9 +188,11 @@ def test_a_checkpoint_of_keras(tf, keras_model, tmp_path):
 
 def test_two_variables_of_one_name_are_both_listed(tf, tmp_path):
     values = [np.zeros(3, np.float32), np.ones(3, np.float32)]
-    held = tf.train.Checkpoint(a=tf.Variable(values[0], name="w"), b=tf.Variable(values[1], name="w"))
+    held = tf.train.Checkpoint(
+        a=tf.Variable(values[0], name="x/beta"), b=tf.Variable(values[1], name="x/beta")
+    )
     held.write(str(tmp_path / "ckpt"))
-    expected = {"w": values[0], "b/.ATTRIBUTES/VARIABLE_VALUE": values[1]}
+    expected = {"x/beta": values[0], "b/.ATTRIBUTES/VARIABLE_VALUE": values[1]}
     holds(tmp_path, expected, "TensorFlow 2 checkpoint (object-based)")
 
 
@@ -209,6 +211,23 @@ def test_a_damaged_list_of_variables(tf, tmp_path, value):
 
 
 def test_names_that_are_not_of_the_network_are_listed(tf, capsys, tmp_path):
-    tf.train.Checkpoint(w=tf.Variable(KERNEL, name="conv/w")).write(str(tmp_path / "ckpt"))
+    tf.train.Checkpoint(w=tf.Variable(KERNEL, name="conv/kernel")).write(str(tmp_path / "ckpt"))
     assert main([str(tmp_path), "-o", str(tmp_path / "w.pt")]) == 3
-    assert "unexpected (1):\n    conv/w: float32 (3, 3, 3, 4)" in capsys.readouterr().err
+    assert "unexpected (1):\n    conv/kernel:0: float32 (3, 3, 3, 4)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["conv/w", "Variable", ""])
+def test_a_checkpoint_without_names_is_called_object_based(tf, capsys, tmp_path, name):
+    tf.train.Checkpoint(model=tf.train.Checkpoint(w=tf.Variable(KERNEL, name=name))).write(
+        str(tmp_path / "ckpt")
+    )
+    assert main([str(tmp_path), "-o", str(tmp_path / "w.pt")]) == 3
+    message = capsys.readouterr().err
+    assert (
+        "this is a TensorFlow 2 checkpoint (object-based), and its variables do not have the names of"
+        in message
+    )
+    assert (
+        "save its variables under the network's names with tf.compat.v1.train.Saver({NAME: VARIABLE})"
+        in message
+    )
