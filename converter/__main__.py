@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _EPILOG = """\
 SOURCE is the name of a published model (`facenet-port list` shows them), a model folder or its `checkpoint`
-file, a checkpoint prefix, an .index, .data or .meta file, a frozen .pb, a Keras .h5, a .pt or a .safetensors.
+file, a checkpoint prefix, an .index, .data or .meta file, a frozen .pb, a Keras .h5 or .keras, a .pt or a .safetensors.
 The format is detected from the file's contents. A file or folder goes before a model of the same name.
 TensorFlow is not needed.
 

@@ -53,6 +53,16 @@ def same_bits(actual, expected):
     return same_type and actual.tobytes() == expected.tobytes()
 
 
+def keras_layer(scope):
+    """Name the layer of a TensorFlow scope as facenet_keras.h5 does, independently of the converter."""
+    parts = [part for part in scope.removeprefix(f"{NETWORK_SCOPE}/").split("/") if part[:6] != "Repeat"]
+    if parts[0] == "Block8":
+        parts[0] = "block8_6"
+    if parts[0].startswith("block"):
+        parts[0] = parts[0].capitalize()
+    return "_".join(parts)
+
+
 def write_keras(path, tensors, *, full_model=True, rename=lambda layer: layer):
     """Write tensors with h5py as Keras 2 does: `model.save` (full model) or `save_weights`.
 
@@ -62,14 +72,7 @@ def write_keras(path, tensors, *, full_model=True, rename=lambda layer: layer):
     layers = {}
     for name, array in tensors.items():
         scope, _, leaf = name.rpartition("/")
-        batch_norm = scope.endswith("/BatchNorm")
-        scope = scope.removesuffix("/BatchNorm").removeprefix(f"{NETWORK_SCOPE}/")
-        parts = [part for part in scope.split("/") if not part.startswith("Repeat")]
-        if parts[0] == "Block8":
-            parts[0] = "block8_6"
-        if parts[0].startswith("block"):
-            parts[0] = parts[0].capitalize()
-        layer = rename("_".join(parts) + ("_BatchNorm" if batch_norm else ""))
+        layer = rename(keras_layer(scope))
         layers.setdefault(layer, {})[f"{layer}/{ends.get(leaf, leaf)}:0"] = array
     with h5py.File(path, "w") as file:
         root = file.create_group("model_weights") if full_model else file

@@ -94,7 +94,7 @@ def audit(
             assert result.passed, result.verdict
 
     Args:
-        port: A state_dict (.pt, .safetensors), a Keras .h5, a TensorFlow checkpoint or .pb, an ONNX or a
+        port: A state_dict (.pt, .safetensors), a Keras .h5 or .keras, a TensorFlow checkpoint or .pb, an ONNX or a
             TFLite file, or weights of MTCNN; or a published name such as "vggface2", for the state_dict in
             the cache of torch.hub.
         against: The checkpoint that the port was made from: any source of the converter, a published name,

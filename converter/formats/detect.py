@@ -26,9 +26,10 @@ from converter.formats.tensorflow.checkpoint_state import (
 from converter.stray_files import is_stray
 
 _SHARD = re.compile(r"(?P<prefix>.+)\.data-\d{5}-of-\d{5}")
+_MOST_OF_DIRECTORY = 1024  # bytes at the end of a .keras archive, whose directory has three entries
 _TEXT_PICKLE_STARTS = b"c(]}"  # pickle protocols 0 and 1, which have no magic bytes
 _SAVED_MODEL = "saved_model.pb"  # cc/saved_model/constants.h: kSavedModelFilenamePb
-_SINGLE_FILES = (".pb", ".h5", ".hdf5", ".pt", ".pth", ".safetensors")
+_SINGLE_FILES = (".pb", ".h5", ".hdf5", ".keras", ".pt", ".pth", ".safetensors")
 
 
 def open_source(path: Path | str, *, step: int | None = None) -> TensorSource:
@@ -37,7 +38,7 @@ def open_source(path: Path | str, *, step: int | None = None) -> TensorSource:
     Args:
         path: A model folder or its `checkpoint` file (the latest checkpoint is opened, as `choose` says), a
             checkpoint prefix, an .index, a .data shard, a .meta (its sibling checkpoint is opened), a frozen
-            .pb, a Keras .h5, a .pt, a .safetensors or the .npy of a network of MTCNN.
+            .pb, a Keras .h5 or .keras, a .pt, a .safetensors or the .npy of a network of MTCNN.
             `converter.hub.locate` turns the name of a published model into such a path.
         step: The training step to take from a folder of several. A path to one checkpoint must be of this
             step.
@@ -70,7 +71,7 @@ def _open(path: Path, step: int | None) -> TensorSource:
     raise SourceError(
         path,
         "no such file, folder or checkpoint prefix",
-        next_step="Give a model folder, a checkpoint prefix, an .index, .data, .meta, .pb, .h5, .pt or "
+        next_step="Give a model folder, a checkpoint prefix, an .index, .data, .meta, .pb, .h5, .keras, .pt or "
         ".safetensors file, or a name that `facenet-port list` shows",
     )
 
@@ -164,6 +165,15 @@ def _is_text_pickle(file: _File) -> bool:
 def _has_json_header(file: _File) -> bool:
     """Return whether the file starts with the length of a JSON object and the object, as safetensors does."""
     return file.head[8:9] == b"{" and int.from_bytes(file.head[:8], "little") <= file.size - 8
+
+
+def _is_keras_archive(file: _File) -> bool:
+    """Return whether a zip archive has the weights of Keras 3 in its directory, which is at its end."""
+    if not file.head.startswith(b"PK\3\4"):
+        return False
+    with file.path.open("rb") as opened:
+        opened.seek(max(0, file.size - _MOST_OF_DIRECTORY))
+        return b"model.weights.h5" in opened.read()
 
 
 def _is_meta_graph(file: _File) -> bool:
@@ -330,6 +340,7 @@ _FORMATS = (
     _Format("Keras HDF5", _starts_with(b"\x89HDF\r\n\x1a\n"), _open_keras),
     # numpy.lib.format.
     _Format("NumPy .npy", _starts_with(b"\x93NUMPY"), _open_numpy),
+    _Format("Keras archive", _is_keras_archive, _open_keras),
     # torch.save: a zip archive; before PyTorch 1.6 a bare pickle, of protocol 2 unless asked otherwise.
     _Format("PyTorch: zip", _starts_with(b"PK\x03\x04"), _open_state_dict),
     _Format("PyTorch: pickle", _starts_with(b"\x80\2", b"\x80\3", b"\x80\4", b"\x80\5"), _open_state_dict),

@@ -1,6 +1,7 @@
-"""Keras HDF5 files: the weights of a full model (`model.save`) or of `save_weights`, and nothing else.
+"""Keras files: the weights of a full model (`model.save`) or of `save_weights`, and nothing else.
 
-The model's configuration, which may hold marshalled Python code in its Lambda layers, is never read. libhdf5
+Keras 2 and 3 write `.h5`, Keras 3 also `.weights.h5` and `.keras`, an archive. Of the model's configuration,
+which may hold marshalled Python code in its Lambda layers, only the names of layers are read. libhdf5
 runs in a child process (see `read_in_child_process`), which describes the weights. A weight whose bytes are
 the same in the file and in memory, as Keras writes them, is then read without libhdf5.
 """
@@ -27,13 +28,13 @@ _SECONDS = 60.0  # for one answer: a slow disk may take its time, but not this m
 
 
 class KerasHdf5(TensorSource):
-    """The weights of a Keras HDF5 file under their Keras names (`Conv2d_1a_3x3/kernel:0`).
+    """The weights of a Keras file under the names of Keras 2 (`Conv2d_1a_3x3/kernel:0`), whatever wrote it.
 
     Args:
         path: The file.
 
     Raises:
-        SourceError: The file is not HDF5, is damaged, has no Keras weights, or claims more data than its size
+        SourceError: The file is not HDF5, is damaged, has no Keras weights, has layers without names, or claims more data than its size
             justifies; or a weight is missing, named twice, kept outside the file, not stored whole, not of a
             standard integer or float type, or stored with a filter other than gzip, shuffle and fletcher32.
         RequirementError: The process that reads HDF5 cannot be started.
@@ -49,6 +50,8 @@ class KerasHdf5(TensorSource):
             self._file = open_regular(path)
         except OSError as error:
             raise SourceError(path, f"the file cannot be read ({error.strerror})") from error
+        if self._file.read(2) == b"PK":
+            self.format = "Keras archive"
         try:
             self._child = ChildProcess(_CHILD, path.absolute(), seconds=_SECONDS)
         except BaseException:

@@ -8,21 +8,25 @@ and processor time.
 from __future__ import annotations
 
 import math
+import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
 
 from converter.child_process import AnswerError, Arrays, allow_processor_time, limit_memory, serve
+from converter.formats.hdf5.keras_3_variables import find_variables, is_keras_3, open_archive
 
 _OPEN_SECONDS = 1.0  # of processor time; 490 weights take 0.15
 _TENSOR_SECONDS = 0.01
 _BYTES_PER_SECOND = 20 << 20  # slower than any gzip
 _SPARE_MEMORY = 200 << 20
 _FILTERS = {1: "gzip", 2: "shuffle", 3: "fletcher32"}  # H5Zpublic.h, H5Z_FILTER_...
+_NUMBERED = re.compile(r"(.*/)?(conv2d|batch_normalization|dense)(_\d+)?")
 _MAX_RANK = 32  # H5S_MAX_RANK
 
 
@@ -56,17 +60,26 @@ class _Child:
             raise AnswerError(f"this HDF5 file is damaged ({str(error)[:300]})") from None
 
     def _open(self) -> _KerasFile:
-        limit_memory(2 * self._path.stat().st_size + _SPARE_MEMORY)
+        size = self._path.stat().st_size
+        limit_memory(2 * size + _SPARE_MEMORY)
         allow_processor_time(_OPEN_SECONDS)
+        content: Path | BinaryIO = self._path
+        config: Any = None
+        start: int | None = 0
+        with self._path.open("rb") as opened:
+            is_archive = opened.read(2) == b"PK"
+        if is_archive:
+            allow_processor_time(_OPEN_SECONDS + size / _BYTES_PER_SECOND)
+            content, config, start = open_archive(self._path, size + _SPARE_MEMORY // 2)
         try:
-            file = h5py.File(self._path, "r")
+            file = h5py.File(content, "r")
         except OSError as error:
             raise AnswerError(f"this file cannot be read as HDF5 ({str(error)[:300]})") from None
-        return _KerasFile(file)
+        return _KerasFile(file, config, start)
 
 
 class _KerasFile:
-    """The weights that the Keras index of an HDF5 file names.
+    """The weights that the Keras index of an HDF5 file, or the names of its layers in Keras 3, tell.
 
     Attributes:
         weights: Name, dtype string, shape and offset in the file of each weight. The offset is None if the
@@ -74,19 +87,23 @@ class _KerasFile:
 
     Args:
         file: The open file.
+        config: The parsed config.json of a .keras archive, or None.
+        start: The position of the HDF5 file in the file that the user gave; None if it is compressed there.
 
     Raises:
         AnswerError: The file has no Keras weights, or a weight is not a plain array inside the file.
         RuntimeError, OSError, KeyError, TypeError, ValueError, AttributeError: The file is damaged.
     """
 
-    def __init__(self, file: h5py.File) -> None:
-        self._file = file
+    def __init__(self, file: h5py.File, config: Any = None, start: int | None = 0) -> None:
+        self._file, self._config = file, config
         self._datasets: list[Any] = []
         self.weights = []
         for name, dataset in self._index().items():
             self._check(name, dataset)
-            self.weights.append([name, dataset.dtype.str, dataset.shape, dataset.id.get_offset()])
+            offset = dataset.id.get_offset()
+            offset = None if offset is None or start is None else start + offset
+            self.weights.append([name, dataset.dtype.str, dataset.shape, offset])
             self._datasets.append(dataset)
 
     def read(self, number: int) -> NDArray[Any]:
@@ -96,6 +113,29 @@ class _KerasFile:
         return np.asarray(dataset[()])
 
     def _index(self) -> dict[str, Any]:
+        if is_keras_3(self._file):
+            pairs = list(find_variables(self._file, self._config, self._get))
+        else:
+            pairs = list(self._indexed())
+        datasets: dict[str, Any] = {}
+        for name, dataset in pairs:
+            if not isinstance(dataset, h5py.Dataset):
+                raise AnswerError("the file names this weight, but does not hold it", tensor=name)
+            full = name if name.endswith(":0") else _as_in_keras_2(name)
+            if full in datasets:
+                raise AnswerError("the file names this weight twice", tensor=name)
+            datasets[full] = dataset
+        layers = list(dict.fromkeys(name.rpartition("/")[0] for name in datasets))
+        if layers and all(_NUMBERED.fullmatch(layer) for layer in layers):
+            raise AnswerError(
+                f"its layers have no names of their own: Keras numbered them ({', '.join(layers[:3])}, ...), and "
+                "a layer is not found by its number",
+                next_step="Build the network with the layer names of facenet_keras.h5, such as Conv2d_1a_3x3 "
+                "and Conv2d_1a_3x3_BatchNorm, load these weights into it and save it again",
+            )
+        return datasets
+
+    def _indexed(self) -> Iterator[tuple[str, Any]]:
         root = self._get(self._file, "model_weights") if "model_weights" in self._file else self._file
         indices = ("layer_names", "layer_names0")
         if not isinstance(root, h5py.Group) or not any(index in root.attrs for index in indices):
@@ -103,19 +143,12 @@ class _KerasFile:
                 "this HDF5 file has no Keras weights",
                 next_step="Give a file written by model.save or save_weights",
             )
-        datasets: dict[str, Any] = {}
         for layer in self._names(root, "layer_names"):
             group = self._get(root, layer)
             if not isinstance(group, h5py.Group):
                 raise AnswerError("the file names this layer, but does not hold it", tensor=layer)
             for name in self._names(group, "weight_names"):
-                dataset = self._get(group, name)
-                if not isinstance(dataset, h5py.Dataset):
-                    raise AnswerError("the file names this weight, but does not hold it", tensor=name)
-                if name in datasets:
-                    raise AnswerError("the file names this weight twice", tensor=name)
-                datasets[name] = dataset
-        return datasets
+                yield name, self._get(group, name)
 
     def _get(self, group: Any, name: str) -> Any:
         """Return an object by a path of hard links, or None; soft and external links may lead anywhere."""
@@ -172,6 +205,11 @@ class _KerasFile:
             )
         if not _is_stored_whole(dataset, has_filters=bool(filters)):
             raise AnswerError("not all of its data is stored in the file", tensor=name)
+
+
+def _as_in_keras_2(name: str) -> str:
+    """Give a weight of Keras 3 the name of Keras 2: its layer and role, without the models around the layer."""
+    return f"{'/'.join(name.split('/')[-2:])}:0"
 
 
 def _is_stored_whole(dataset: h5py.Dataset, *, has_filters: bool) -> bool:

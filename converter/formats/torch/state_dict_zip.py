@@ -114,6 +114,7 @@ def _find_directory(path: Path, file: io.BufferedReader, size: int) -> int:
 
 def _check_members(path: Path, members: list[zipfile.ZipInfo]) -> None:
     names = [member.filename for member in members]
+    _refuse_programs(path, {name.partition("/")[2] for name in names})
     if not any(name.partition("/")[2] == "data.pkl" for name in names):
         raise SourceError(
             path,
@@ -123,12 +124,6 @@ def _check_members(path: Path, members: list[zipfile.ZipInfo]) -> None:
     if len(members) > 2 * MAX_TENSORS:
         raise SourceError(path, f"it holds {len(members)} members, more than torch.save writes")
     folders = {name.partition("/")[0] for name in names}
-    if any(_is_torchscript(name) for name in names):
-        raise SourceError(
-            path,
-            "this is a TorchScript file: it holds code beside the weights",
-            next_step="Load it with torch.jit.load and save its state_dict with torch.save",
-        )
     # PyTorch ignores the case of a member's name, and takes the folder from the first member.
     if len({name.lower() for name in names}) != len(names) or len(folders) != 1:
         raise SourceError(
@@ -147,9 +142,35 @@ def _check_members(path: Path, members: list[zipfile.ZipInfo]) -> None:
             raise SourceError(path, f"{_DAMAGED} (member {shown} has two sizes)", next_step=DOWNLOAD_AGAIN)
 
 
-def _is_torchscript(name: str) -> bool:
-    inner = name.partition("/")[2]
-    return inner == "constants.pkl" or inner.startswith("code/")
+def _refuse_programs(path: Path, members: set[str]) -> None:
+    """Refuse TorchScript and exported programs by name: they hold a program beside the weights.
+
+    Args:
+        path: The file, for messages.
+        members: The names of the archive's members below its folder.
+    """
+    load = ""
+    if "data/weights/model_weights_config.json" in members or "archive_format" in members:
+        what = "an exported program (torch.export)"
+        load = f"torch.export.load({path.name!r}).state_dict"
+    elif "constants.pkl" in members or any(name.startswith("code/") for name in members):
+        what = "a TorchScript file"
+        if any(name.startswith("data/") for name in members):
+            load = f'torch.jit.load({path.name!r}, map_location="cpu").state_dict()'
+    else:
+        return
+    if load:
+        raise SourceError(
+            path,
+            f"this is {what}: it holds code beside the weights",
+            next_step=f'If you trust it, write its weights with: torch.save({load}, "weights.pt")',
+        )
+    raise SourceError(
+        path,
+        f"this is {what} whose weights have become constants without names (torch.jit.freeze)",
+        next_step="Ask its author for the model from before it was frozen, or export it as ONNX and run "
+        "`facenet-port audit` on that",
+    )
 
 
 def _check_extents(
