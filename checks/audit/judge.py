@@ -12,6 +12,7 @@ from checks.core.inputs import NOISE
 from checks.core.judgement import Judgement
 from checks.core.metrics import exact_value, figure
 from checks.core.network import short_name
+from checks.core.rounding import describe_worst, worst_share
 from checks.core.source_tensors import BrokenSource
 
 _FAITHFUL_STATUS: Mapping[Status, str] = {
@@ -105,42 +106,40 @@ def judge_preprocessing(run: GraphRun, trained: str | None) -> Judgement:
     if trained is not None:
         statement += f"; in training it was {trained}"
     matches_training = trained is None or run.baked is None or run.baked == trained
-    return Judgement("preprocessing", run.is_prepared_exactly and matches_training, statement)
+    share = None if run.prepared is None else run.prepared / thresholds.PREPARED[run.arithmetic]
+    passed = run.is_prepared_exactly and matches_training
+    return Judgement("preprocessing", passed, statement, share=share)
 
 
 def judge_arithmetic(run: GraphRun) -> Judgement:
-    """Judge the errors of a graph with its own weights, in multiples of PyTorch's."""
+    """Judge the arithmetic of a graph with its own weights.
+
+    Every layer, run as written and measured on its own input, errs by no more than rounding allows; and so do
+    the embeddings that the runtime computes by default, in multiples of PyTorch's error.
+    """
     details = []
     for batch in run.inputs:
         if batch.diverging:
             first = batch.diverging[0]
             others = f" and {len(batch.diverging) - 1} more" if len(batch.diverging) > 1 else ""
             details.append(
-                f"{batch.name}: {short_name(first.activation)}{others}: {figure(first.error)} from float64, "
-                f"PyTorch {first.floor:.1e}"
+                f"{batch.name}: {short_name(first.activation)}{others}: {figure(first.error)} from the "
+                f"float64 result of the same input; rounding allows {first.bound:.1e}"
             )
         if not batch.error <= batch.runtime_factor * batch.floor:
             details.append(
                 f"{batch.name}: embeddings: {figure(batch.error)} from float64, PyTorch {batch.floor:.1e}"
             )
-    layer, layer_limit = max(
-        ((layer.error / layer.floor, batch.factor) for batch in run.inputs for layer in batch.layers),
-        key=lambda pair: pair[0] / pair[1],
-    )
-    whole, whole_limit = max(
+    layer = max(worst_share(batch.layers) for batch in run.inputs)
+    whole, limit = max(
         ((batch.error / batch.floor, batch.runtime_factor) for batch in run.inputs),
         key=lambda pair: pair[0] / pair[1],
     )
-    worst_layer = _times(layer, " PyTorch's")
-    statement = (
-        f"{run.arithmetic} error {worst_layer} at the worst layer (limit {layer_limit:g}), "
-        f"{_times(whole)} in the embeddings (limit {whole_limit:g})"
-    )
-    return Judgement("arithmetic", not details, statement, tuple(details))
-
-
-def _times(ratio: float, whose: str = "") -> str:
-    return f"{ratio:.2f} times{whose}" if math.isfinite(ratio) else figure(ratio)
+    embeddings = "are not finite"
+    if math.isfinite(whole):
+        embeddings = f"have {whole:.2f} times PyTorch's error (limit {limit:g})"
+    statement = f"{run.arithmetic}: the worst layer has {describe_worst(layer)}; the embeddings {embeddings}"
+    return Judgement("arithmetic", not details, statement, tuple(details), max(layer, whole / limit))
 
 
 def judge_distance(run: GraphRun) -> Judgement:
@@ -151,7 +150,7 @@ def judge_distance(run: GraphRun) -> Judgement:
         f"five embeddings {figure(batch.distance, '.2e')} from the source's in float64 (limit {limit:.0e}), "
         f"the farthest single one {figure(batch.row_distance)}"
     )
-    return Judgement("distance", batch.distance <= limit, statement)
+    return Judgement("distance", batch.distance <= limit, statement, share=batch.distance / limit)
 
 
 def judge_embeddings(run: GraphRun) -> Judgement:
@@ -167,7 +166,7 @@ def judge_embeddings(run: GraphRun) -> Judgement:
         f"{figure(max(distances.values()), '.2e')} from the source's in float64 on "
         f"{' and '.join(distances)} inputs (limit {limit:.0e})"
     )
-    return Judgement("embeddings", not details, statement, details)
+    return Judgement("embeddings", not details, statement, details, max(distances.values()) / limit)
 
 
 def _distance_limit(run: GraphRun) -> float:

@@ -215,7 +215,7 @@ def _runs(drawer: Drawer, run: GraphRun) -> list[tuple[InputRun, Chart]]:
 def _depth(run: GraphRun, batch: InputRun) -> Depth:
     activations = [layer.activation for layer in batch.layers]
     errors = tuple(layer.error for layer in batch.layers)
-    floors = tuple(layer.floor for layer in batch.layers)
+    bounds = tuple(layer.bound for layer in batch.layers)
     if batch.diverging:
         first = batch.diverging[0].activation
         name = short_name(first)
@@ -225,15 +225,17 @@ def _depth(run: GraphRun, batch: InputRun) -> Depth:
         mark = None
         finding = f"the largest error is {figure(max(errors))}"
     return Depth(
-        description=f"Error at {len(activations)} layers on {batch.name} inputs, log scale: {finding}.",
+        description=(
+            f"Error of {len(activations)} layers, each on its own input, on {batch.name} inputs, log scale: "
+            f"{finding}."
+        ),
         series=(
-            Series("PyTorch float32: the rounding floor", floors, "floor", "broad"),
+            Series("the largest that rounding allows", bounds, "floor", "broad"),
             Series("the port's graph", errors, "pytorch", "circles"),
         ),
         groups=activation_groups(activations),
         limits=(SINGLE, _HALF) if "float16" in (run.weights, run.arithmetic) else (SINGLE,),
         mark=mark,
-        band=(floors, batch.factor),
     )
 
 

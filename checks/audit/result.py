@@ -11,6 +11,7 @@ from checks.core.judgement import Judgement
 from converter.errors import SourceError
 
 if TYPE_CHECKING:  # a result is read without NumPy
+    from checks.core.rounding import LayerRounding
     from checks.core.source_tensors import BrokenSource
 
 Status = Literal["equal", "folded", "rounded", "approximate", "differs", "missing", "extra", "not judged"]
@@ -86,21 +87,6 @@ class TensorResult:
 
 
 @dataclass(frozen=True, slots=True)
-class LayerError:
-    """The error of a graph after one layer: its distance from float64, with the graph's own weights.
-
-    Attributes:
-        activation: TensorFlow scope of the layer, as in `checks.core.activations`.
-        error: Relative L2 of the graph's activation from the float64 one.
-        floor: The error of PyTorch in the graph's precision.
-    """
-
-    activation: str
-    error: float
-    floor: float
-
-
-@dataclass(frozen=True, slots=True)
 class InputRun:
     """A graph run on one batch of images.
 
@@ -112,7 +98,7 @@ class InputRun:
         floor: The error of PyTorch in the graph's precision.
         distance: Frobenius distance of the graph's normalised embeddings from the source's in float64.
         row_distance: The largest distance of a single embedding.
-        layers: The error of each layer, in the order of evaluation.
+        layers: The rounding of each layer on its own input, for the first image, in the order of evaluation.
     """
 
     name: str
@@ -121,22 +107,17 @@ class InputRun:
     floor: float
     distance: float
     row_distance: float
-    layers: tuple[LayerError, ...]
-
-    @property
-    def factor(self) -> float:
-        """The largest error that a layer may have, in multiples of PyTorch's."""
-        return thresholds.ROUNDING_FEW_VALUES if self.few_values else thresholds.ROUNDING
+    layers: tuple[LayerRounding, ...]
 
     @property
     def runtime_factor(self) -> float:
-        """The same for the embeddings that the runtime computes by default."""
+        """The largest error of the embeddings, as the runtime computes them by default, over `floor`."""
         return thresholds.RUNTIME * (2 if self.few_values else 1)
 
     @property
-    def diverging(self) -> tuple[LayerError, ...]:
-        """The layers whose error is larger than it may be, in the order of evaluation."""
-        return tuple(layer for layer in self.layers if not layer.error <= self.factor * layer.floor)
+    def diverging(self) -> tuple[LayerRounding, ...]:
+        """The layers with a larger error than rounding allows, in the order of evaluation."""
+        return tuple(layer for layer in self.layers if layer.exceeds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +135,8 @@ class GraphRun:
             describes.
         feed: A clause on the graph's input and outputs.
         inputs: The run on each input.
+        prepared: Relative L2 of the prepared images from those that `preprocessing` describes; None where
+            only embeddings are compared.
     """
 
     runtime: str
@@ -164,10 +147,11 @@ class GraphRun:
     is_prepared_exactly: bool
     feed: str
     inputs: tuple[InputRun, ...]
+    prepared: float | None = None
 
     @property
     def first_divergence(self) -> str | None:
-        """The first layer whose error is larger than it may be; None where there is none."""
+        """The first layer with a larger error than rounding allows; None where there is none."""
         return next((layer.activation for run in self.inputs for layer in run.diverging), None)
 
 

@@ -21,7 +21,7 @@ from checks.audit.graphs.graph_formats import find_graph_format, format_of
 from checks.audit.graphs.network_from_graph import network_from_graph
 from checks.audit.graphs.onnx_tflite_session import OnnxTfliteSession
 from checks.audit.graphs.quantisation import refuse_quantised
-from checks.audit.graphs.run_graph import run_graph
+from checks.audit.graphs.run_graph import audited_batches, run_graph
 from checks.audit.graphs.run_whole import run_whole
 from checks.audit.graphs.runtime_process import RuntimeProcess
 from checks.audit.graphs.tensorflow_session import TensorFlowSession
@@ -238,7 +238,7 @@ def _audit_graph(graph: Graph, source: SourceWeights, trained: str | None, seed:
         session = OnnxTfliteSession(graph, layers, process)
         build_own = partial(network_from_graph, layers)
         fold = find_folded_standardisation(layers.weights, source)
-        run = run_graph(session, build_own, _source_network(source), fold, seed, say)
+        run = run_graph(session, build_own, _source_network(source), fold, audited_batches(seed), say)
     return _Findings(network, results, (*judgements, *_judge_run(run, trained)), run)
 
 
@@ -334,7 +334,9 @@ def _run_own_graph(
     with graph:
         build_own = partial(_build_network, expected_state_dict(tensors, plan), plan.variant)
         session = TensorFlowSession(graph)
-        return run_graph(session, build_own, _source_network(source), FoldedStandardisation(), seed, say)
+        return run_graph(
+            session, build_own, _source_network(source), FoldedStandardisation(), audited_batches(seed), say
+        )
 
 
 def _judge_run(run: GraphRun, trained: str | None) -> tuple[Judgement, ...]:

@@ -14,6 +14,7 @@ from checks.audit.result import ONLY_EMBEDDINGS, AuditResult, GraphRun, Status, 
 from checks.core.metrics import figure
 from checks.core.network import short_name
 from checks.core.render import from_home, print_judgements
+from checks.core.rounding import describe_share
 from converter import command_line
 
 _WIDTH = 110  # columns; a line may wrap, a figure is not cut off
@@ -32,7 +33,7 @@ _RUN_COLUMNS = {
     "error": "distance of the embeddings from float64 with the graph's own weights (relative L2)",
     "PyTorch's error": "distance of PyTorch's embeddings, in the graph's precision, from the same",
     "from the source": "distance of the normalised embeddings from the source's in float64 (Frobenius)",
-    "worst layer": "the graph's error over PyTorch's, at the layer where it is largest",
+    "worst layer": "the largest error of a layer on its own input, as a share of what rounding allows",
     "its name": "that layer",
 }
 
@@ -159,13 +160,13 @@ def _run_table(run: GraphRun) -> Table:
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("its name", no_wrap=True)
     for batch in run.inputs:
-        worst = max(batch.layers, key=lambda layer: layer.error / layer.floor, default=None)
+        worst = max(batch.layers, key=lambda layer: layer.share, default=None)
         table.add_row(
             batch.name,
             figure(batch.error),
             figure(batch.floor),
             figure(batch.distance, ".2e"),
-            "-" if worst is None else figure(worst.error / worst.floor, ".2f"),
+            "-" if worst is None else describe_share(worst.share),
             "" if worst is None else short_name(worst.activation),
         )
     return table

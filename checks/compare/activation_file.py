@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any, Self
 
@@ -23,11 +24,12 @@ from numpy.typing import NDArray
 
 from checks.core.inputs import InputBatch
 from checks.core.network import LOGITS
+from checks.core.rounding import LayerRounding
 from checks.core.tensorflow_side import Activations
 from converter.atomic import AtomicFiles
 from converter.errors import SourceError
 
-_FORMAT = "facenet-port activations 2"
+_FORMAT = "facenet-port activations 3"
 _STORE_AGAIN = "Store the activations again with --save-activations"
 
 
@@ -59,7 +61,7 @@ class ActivationWriter:
         group.attrs["name"] = batch.name
         group.attrs["own_graph"] = activations.own_graph
         group.attrs["rebuilt"] = json.dumps(activations.rebuilt)
-        group.attrs["rebuilt_error"] = json.dumps(activations.rebuilt_error)
+        group.attrs["own_rounding"] = json.dumps([astuple(layer) for layer in activations.own_rounding])
         _store(group, "images", batch.images)
         for index, (name, exact) in enumerate(activations.float64.items()):
             steps = _steps(exact, activations.float32[name])
@@ -154,10 +156,13 @@ class ActivationFile:
                     {name: _add_steps(exact[name], array) for name, array in steps.items()},
                     bool(group.attrs["own_graph"]),
                     json.loads(group.attrs["rebuilt"]),
-                    json.loads(group.attrs["rebuilt_error"]),
+                    tuple(
+                        LayerRounding(str(name), float(error), float(bound))
+                        for name, error, bound in json.loads(group.attrs["own_rounding"])
+                    ),
                 )
                 self._check_activations(activations)
-            except (OSError, KeyError, ValueError) as error:
+            except (OSError, KeyError, TypeError, ValueError) as error:
                 raise SourceError(
                     self._path, f"input {name} is damaged ({error})", next_step=_STORE_AGAIN
                 ) from error
@@ -169,7 +174,7 @@ class ActivationFile:
             raise ValueError("activations are missing")
         # A frozen graph has no Logits of its own.
         compared = [names, [name for name in names if name != LOGITS]] if read.own_graph else [[]]
-        if list(read.rebuilt) not in compared or list(read.rebuilt_error) not in compared:
+        if list(read.rebuilt) not in compared or bool(read.own_rounding) is not read.own_graph:
             raise ValueError("the comparison of the two TensorFlow graphs is missing")
 
     def close(self) -> None:

@@ -15,6 +15,7 @@ from checks.core.inputs import NOISE
 from checks.core.judgement import Judgement
 from checks.core.metrics import figure
 from checks.core.network import short_name
+from checks.core.rounding import describe_share, describe_worst, worst_share
 from converter.casting import to_float32
 from converter.convert import synthesise
 from converter.counts import counted
@@ -136,64 +137,41 @@ def judge_mapping(inputs: Sequence[InputMeasurement]) -> Judgement:
         f"float64: embeddings {_apart(distance)}, worst activation {figure(worst.float64.relative_l2)} "
         f"({short_name(worst.activation)}); limit {limit:.0e}"
     )
-    return Judgement("mapping", not details, statement, tuple(details))
+    share = max(distance, worst.float64.relative_l2) / limit
+    return Judgement("mapping", not details, statement, tuple(details), share)
 
 
 def judge_rounding(inputs: Sequence[InputMeasurement]) -> Judgement:
-    """Judge float32 errors from float64: PyTorch's against TensorFlow's, and graph against graph."""
+    """Judge the float32 rounding of every layer on its own input, in PyTorch and in the checkpoint's own graph.
+
+    The own graph is measured from the network that the checkpoint was converted to, so this also shows that
+    its graph computes that network.
+    """
     details = []
     for batch in inputs:
-        details += [
-            f"{batch.name}: {short_name(measured.activation)}: "
-            f"{_describe_excess(measured.excess, batch.rounding_factor)}"
-            for measured in batch.activations
-            if not measured.excess <= batch.rounding_factor
-        ]
-        details += _judge_graphs(batch)
-    statement = f"float32: PyTorch's error is {_worst_excess(inputs)}"
+        for layers, subject in (
+            (batch.rounding, "PyTorch"),
+            (batch.own_rounding, "the checkpoint's own graph"),
+        ):
+            details += [
+                f"{batch.name}: {short_name(layer.activation)}: {subject} is {figure(layer.error)} from the "
+                f"float64 result of the same input; rounding allows {layer.bound:.1e}"
+                for layer in layers
+                if layer.exceeds
+            ]
+    shares = [worst_share(batch.rounding) for batch in inputs]
+    own = [worst_share(batch.own_rounding) for batch in inputs if batch.own_rounding]
+    statement = f"float32: PyTorch's worst layer has {describe_worst(max(shares))}"
     compared = [value for batch in inputs for value in batch.rebuilt.values()]
     if compared:
         same = sum(value == 0.0 for value in compared)
+        statement += f", TensorFlow's {describe_share(max(own))}"
         statement += f"; own and rebuilt graph equal at {same} of {len(compared)} activations"
         if same < len(compared):
             statement += f", at most {max(compared):.1e} apart"
     else:
         statement += "; there is only the rebuilt graph"
-    return Judgement("rounding", not details, statement, tuple(details))
-
-
-def _judge_graphs(batch: InputMeasurement) -> list[str]:
-    """A line for each activation at which the own and the rebuilt graph do not round alike."""
-    own_error = {measured.activation: measured.tensorflow_error for measured in batch.activations}
-    details = []
-    for name, error in batch.rebuilt_error.items():
-        low, high = sorted((error, own_error[name]))
-        if not high <= batch.rounding_factor * max(low, thresholds.UNIT_ROUNDOFF):
-            details.append(
-                f"{batch.name}: {short_name(name)}: the rebuilt graph is {error:.1e} from float64, the "
-                f"checkpoint's own {own_error[name]:.1e}"
-            )
-    return details
-
-
-def _worst_excess(inputs: Sequence[InputMeasurement]) -> str:
-    """The largest excess on inputs of many values and on inputs of few, each with its limit."""
-    parts = []
-    for few_values, limit in ((False, thresholds.ROUNDING), (True, thresholds.ROUNDING_FEW_VALUES)):
-        chosen = [batch for batch in inputs if batch.few_values is few_values]
-        excesses = [measured.excess for batch in chosen for measured in batch.activations]
-        if excesses:
-            kind = " on few values" if few_values else " TensorFlow's"
-            worst = max(excesses)
-            times = figure(worst, ".2f" if worst < 1000 else ".0e")
-            parts.append(f"{times} times{kind} (limit {limit:g})" if math.isfinite(worst) else times)
-    return ", ".join(dict.fromkeys(parts))
-
-
-def _describe_excess(excess: float, limit: float) -> str:
-    if not math.isfinite(excess):
-        return "PyTorch's values are not finite"
-    return f"PyTorch is {excess:.2f} times as far from float64 as TensorFlow (limit {limit:g})"
+    return Judgement("rounding", not details, statement, tuple(details), max([*shares, *own]))
 
 
 def _apart(distance: float) -> str:
@@ -207,9 +185,9 @@ def _tensors_differ(count: int) -> str:
 def judge_headline(inputs: Sequence[InputMeasurement]) -> Judgement:
     """Judge the float32 distance that other ports quote, on five standard normal images."""
     noise = next(batch for batch in inputs if batch.name == NOISE)
-    passed = noise.distance32 <= thresholds.HEADLINE and noise.row_distance32 <= thresholds.HEADLINE_ROW
+    share = max(noise.distance32 / thresholds.HEADLINE, noise.row_distance32 / thresholds.HEADLINE_ROW)
     statement = (
         f"float32 distance {figure(noise.distance32, '.3e')} (limit {thresholds.HEADLINE:.0e}), largest row "
         f"{figure(noise.row_distance32)} (limit {thresholds.HEADLINE_ROW:.0e})"
     )
-    return Judgement("headline", passed, statement)
+    return Judgement("headline", share <= 1, statement, share=share)

@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from checks.compare.result import ActivationMeasurement, InputMeasurement
-from checks.core import thresholds
-from checks.core.activations import run_pytorch
+from checks.core.activations import activation_names, run_pytorch
 from checks.core.metrics import Difference, difference, l2_norm, relative_l2
 from checks.core.models import Port
-from checks.core.network import EMBEDDINGS
+from checks.core.network import EMBEDDINGS, LOGITS
+from checks.core.rounding import LayerRounding, first_image, measure_rounding
 from checks.core.tensorflow_side import Activations
 from checks.core.types import Arrays
 
@@ -27,9 +27,10 @@ def run_and_measure(port: Port, expected: Activations) -> InputMeasurement:
     """Run both models of a port on an input and measure them against TensorFlow."""
     names = tuple(expected.float64)
     images = expected.batch.images
-    return measure(
-        expected, run_pytorch(port.float32, images, names), run_pytorch(port.float64, images, names)
-    )
+    every_layer = activation_names(every_layer=True, logits=LOGITS in names)
+    float32 = run_pytorch(port.float32, images, every_layer)
+    rounding = measure_rounding(port.float64, *first_image(images, float32))
+    return measure(expected, float32, run_pytorch(port.float64, images, names), rounding=rounding)
 
 
 def measure(
@@ -39,6 +40,7 @@ def measure(
     *,
     judged_only: bool = False,
     measured: Sequence[ActivationMeasurement] | None = None,
+    rounding: tuple[LayerRounding, ...] = (),
 ) -> InputMeasurement:
     """Measure PyTorch's activations against TensorFlow's.
 
@@ -50,6 +52,7 @@ def measure(
         float64: Activation to array of PyTorch in float64.
         judged_only: As in `measure_activation`.
         measured: The measurements of the activations; None makes them.
+        rounding: As in `InputMeasurement`.
     """
     if measured is None:
         measured = [
@@ -60,14 +63,14 @@ def measure(
     gap64 = _gap(float64.get(EMBEDDINGS), expected.float64[EMBEDDINGS])
     return InputMeasurement(
         name=expected.batch.name,
-        few_values=expected.batch.few_values,
         own_graph=expected.own_graph,
         activations=tuple(measured),
         distance64=l2_norm(gap64),
         distance32=l2_norm(gap32),
         row_distance32=max(l2_norm(row) for row in gap32),
         rebuilt=expected.rebuilt,
-        rebuilt_error=expected.rebuilt_error,
+        own_rounding=expected.own_rounding,
+        rounding=rounding,
     )
 
 
@@ -90,15 +93,12 @@ def measure_activation(
             most, are then NaN.
     """
     single, exact = expected.float32[name], expected.float64[name]
-    pytorch_error = _relative(float32, exact)
-    tensorflow_error = relative_l2(single, exact)
     return ActivationMeasurement(
         activation=name,
         float32=_UNMEASURED if judged_only else _difference(float32, single),
         float64=_relative_only(float64, exact) if judged_only else _difference(float64, exact),
-        pytorch_error=pytorch_error,
-        tensorflow_error=tensorflow_error,
-        excess=pytorch_error / max(tensorflow_error, thresholds.UNIT_ROUNDOFF),
+        pytorch_error=_relative(float32, exact),
+        tensorflow_error=relative_l2(single, exact),
     )
 
 

@@ -141,7 +141,7 @@ def _depth(batch: InputMeasurement, *, lower: bool = False) -> Depth:
                 "pytorch",
                 "circles",
             ),
-            Series("TensorFlow float32, from float64: the rounding floor", floor, "floor", "broad"),
+            Series("TensorFlow float32, from float64", floor, "floor", "broad"),
             Series(
                 "PyTorch float64, from TensorFlow float64",
                 tuple(measured.float64.relative_l2 for measured in batch.activations),
@@ -157,7 +157,6 @@ def _depth(batch: InputMeasurement, *, lower: bool = False) -> Depth:
             DOUBLE,
         ),
         mark=mark,
-        band=(floor, batch.rounding_factor),
         lower=lower,
     )
 
@@ -202,7 +201,7 @@ def _activations(batch: InputMeasurement) -> Table:
         failed = failed_activation_cells(measured, batch)
         is_stage = measured.activation not in LAYERS or measured.activation in STAGES
         kind = "fault" if failed else "strong" if is_stage else ""
-        rows.append(Row(short_name(measured.activation), activation_cells(measured), kind, failed))
+        rows.append(Row(short_name(measured.activation), activation_cells(measured, batch), kind, failed))
     return _table("activation", ACTIVATION_COLUMNS, rows)
 
 

@@ -12,6 +12,7 @@ from converter.errors import SourceError
 
 if TYPE_CHECKING:  # a result is read without NumPy and PyTorch
     from checks.core.metrics import Difference
+    from checks.core.rounding import LayerRounding
     from checks.core.source_tensors import BrokenSource
     from checks.diagnosis.result import Diagnosis
     from converter.layer_map import Variant
@@ -27,7 +28,6 @@ class ActivationMeasurement:
         float64: PyTorch from TensorFlow, both in float64.
         pytorch_error: Relative L2 of PyTorch's float32 from TensorFlow's float64.
         tensorflow_error: Relative L2 of TensorFlow's float32 from TensorFlow's float64.
-        excess: `pytorch_error` over `tensorflow_error`, which counts as at least one unit roundoff.
     """
 
     activation: str
@@ -35,7 +35,6 @@ class ActivationMeasurement:
     float64: Difference
     pytorch_error: float
     tensorflow_error: float
-    excess: float
 
     @property
     def diverges(self) -> bool:
@@ -49,25 +48,25 @@ class InputMeasurement:
 
     Attributes:
         name: The input.
-        few_values: As in `InputBatch`.
         own_graph: As in `Activations`.
         activations: In the order of evaluation.
         distance64: Frobenius distance of the embeddings in float64.
         distance32: Frobenius distance of the embeddings in float32.
         row_distance32: Largest distance of a single embedding in float32.
         rebuilt: As in `Activations`.
-        rebuilt_error: As in `Activations`.
+        own_rounding: As in `Activations`.
+        rounding: The rounding of every layer of PyTorch's float32 network, on the first image.
     """
 
     name: str
-    few_values: bool
     own_graph: bool
     activations: tuple[ActivationMeasurement, ...]
     distance64: float
     distance32: float
     row_distance32: float
     rebuilt: Mapping[str, float]
-    rebuilt_error: Mapping[str, float]
+    own_rounding: tuple[LayerRounding, ...]
+    rounding: tuple[LayerRounding, ...]
 
     @property
     def first_divergence(self) -> str | None:
@@ -75,9 +74,9 @@ class InputMeasurement:
         return next((measured.activation for measured in self.activations if measured.diverges), None)
 
     @property
-    def rounding_factor(self) -> float:
-        """The bound of `excess` on this input."""
-        return thresholds.ROUNDING_FEW_VALUES if self.few_values else thresholds.ROUNDING
+    def rounding_shares(self) -> Mapping[str, float]:
+        """Activation to its rounding as a share of the bound."""
+        return {layer.activation: layer.share for layer in self.rounding}
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from checks.core import thresholds
 from checks.core.inputs import NOISE
 from checks.core.network import short_name
 from checks.core.render import from_home, print_judgements
+from checks.core.rounding import describe_share, worst_share
 from converter import command_line
 
 _WIDTH = 118  # columns; a line may wrap, a figure is not cut off
@@ -31,8 +32,8 @@ ACTIVATION_COLUMNS = (
     ("ULP\nmedian", "half of the float32 values are at most this many floats apart"),
     ("ULP\n99 %", "99 of 100 float32 values are at most this many floats apart; most others are near 0"),
     (
-        "times\nTF's",
-        "PyTorch's float32 distance from float64, over TensorFlow's; the rounding judgement bounds it",
+        "rounding",
+        "the layer's error in float32 on its own input, as a share of what rounding allows",
     ),
 )
 """Heading and explanation of each of `activation_cells`."""
@@ -48,7 +49,7 @@ INPUT_COLUMNS = (
     ),
     ("float32\ndistance", "of the embeddings, both in float32 (Frobenius); the headline judgement bounds it"),
     ("largest row,\nfloat32", "the largest float32 distance of one image's embedding"),
-    ("worst times\nTF's", "the largest of the activations' figures of this name"),
+    ("worst\nrounding", "the largest of the layers' figures of this name"),
     (
         "TensorFlow's\nfloat32 graph",
         "the checkpoint's own graph, or the graph that is rebuilt from its weights",
@@ -106,7 +107,7 @@ def _print_activations(console: Console, batch: InputMeasurement) -> None:
     table = _table(f"activation ({batch.name})", ACTIVATION_COLUMNS)
     for measured in batch.activations:
         failed = failed_activation_cells(measured, batch)
-        _add_row(table, short_name(measured.activation), activation_cells(measured), failed)
+        _add_row(table, short_name(measured.activation), activation_cells(measured, batch), failed)
     _print_table(console, table, ACTIVATION_COLUMNS)
 
 
@@ -141,8 +142,8 @@ def _print_table(console: Console, table: Table, columns: Columns) -> None:
         console.print(f"  {name:<{width}}  {explanation}", markup=False)
 
 
-def activation_cells(measured: ActivationMeasurement) -> tuple[str, ...]:
-    """Format the figures of an activation."""
+def activation_cells(measured: ActivationMeasurement, batch: InputMeasurement) -> tuple[str, ...]:
+    """Format the figures of an activation on an input."""
     return (
         _cell(measured.float64.relative_l2),
         _cell(measured.float32.relative_l2),
@@ -150,13 +151,14 @@ def activation_cells(measured: ActivationMeasurement) -> tuple[str, ...]:
         _cell(1 - measured.float32.cosine, ".0e"),
         _short(measured.float32.median_ulp),
         _ulps_of_most(measured.float32.ulp_histogram),
-        _times(measured.excess),
+        describe_share(batch.rounding_shares.get(measured.activation, 0.0)),
     )
 
 
 def failed_activation_cells(measured: ActivationMeasurement, batch: InputMeasurement) -> tuple[int, ...]:
     """Find the indices of the `activation_cells` that fail a judgement."""
-    failed = {0: measured.diverges, 6: not measured.excess <= batch.rounding_factor}
+    rounding = batch.rounding_shares.get(measured.activation, 0.0)
+    failed = {0: measured.diverges, 6: not rounding <= 1}
     return tuple(index for index, fails in failed.items() if fails)
 
 
@@ -178,10 +180,6 @@ def _short(steps: float) -> str:
     return _cell(steps, "g" if steps <= 9999 else ".0e")
 
 
-def _times(factor: float) -> str:
-    return _cell(factor, ".2f" if factor < 1000 else ".0e")
-
-
 def input_cells(batch: InputMeasurement) -> tuple[str, ...]:
     """Format the figures of an input."""
     return (
@@ -189,7 +187,7 @@ def input_cells(batch: InputMeasurement) -> tuple[str, ...]:
         _cell(max(measured.float64.relative_l2 for measured in batch.activations)),
         _cell(batch.distance32, ".2e"),
         _cell(batch.row_distance32),
-        _times(max(measured.excess for measured in batch.activations)),
+        describe_share(worst_share(batch.rounding)),
         "own" if batch.own_graph else "rebuilt",
     )
 
@@ -202,6 +200,6 @@ def failed_input_cells(batch: InputMeasurement) -> tuple[int, ...]:
         1: batch.first_divergence is not None,
         2: headline and not batch.distance32 <= thresholds.HEADLINE,
         3: headline and not batch.row_distance32 <= thresholds.HEADLINE_ROW,
-        4: any(not measured.excess <= batch.rounding_factor for measured in batch.activations),
+        4: any(layer.exceeds for layer in batch.rounding),
     }
     return tuple(index for index, fails in failed.items() if fails)

@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 
 from checks.core import options
 from converter import command_line
@@ -33,6 +34,14 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         type=command_line.natural_number,
         help="judge a clean port on the inputs of N seeds (default: 5)",
     )
+    parser.add_argument(
+        "--graph",
+        metavar="FILE",
+        type=Path,
+        action="append",
+        default=[],
+        help="judge this ONNX or TFLite export of SOURCE on the inputs of the clean runs; may be repeated",
+    )
     options.add_verbose_option(parser)
     options.add_report_option(parser)
 
@@ -47,14 +56,25 @@ def _work(arguments: argparse.Namespace) -> int:
     source = options.locate(arguments)
     with ProgressBar("starting", quiet=arguments.quiet) as progress:
         result = run_controls(
-            source, faults=faults, step=arguments.step, clean=clean, say=progress.label, progress=progress
+            source,
+            faults=faults,
+            step=arguments.step,
+            clean=clean,
+            graphs=arguments.graph,
+            say=progress.label,
+            progress=progress,
         )
     if not arguments.quiet:
         from checks.controls.table import print_result
 
         print_result(result, verbose=arguments.verbose)
     if arguments.json:
-        figures = {"passed": result.passed, "places": result.places, "causes": result.causes}
+        figures = {
+            "passed": result.passed,
+            "places": result.places,
+            "causes": result.causes,
+            "margins": [{**asdict(margin), "holds": margin.holds} for margin in result.margins],
+        }
         shipped = {fault.name: fault.shipped for fault in faults}
         sites = [
             {**asdict(site), "exact": site.exact, "explained": site.explained, "shipped": shipped[site.fault]}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -13,13 +13,16 @@ from numpy.typing import NDArray
 from checks.compare.judge import judge_headline, judge_mapping, judge_rounding, judge_tensors
 from checks.compare.measure import measure, measure_activation
 from checks.compare.result import ActivationMeasurement, InputMeasurement
+from checks.controls.margins import FAR, Shares, largest, shares_of
 from checks.controls.port_pipeline import Pipeline
 from checks.controls.port_snapshot import same_bits
 from checks.controls.tensorflow_reference import ControlInput, TinyEmbeddings, tiny_activations
+from checks.core import thresholds
 from checks.core.activations import run_pytorch
 from checks.core.inputs import NOISE
 from checks.core.judgement import Judgement
-from checks.core.network import EMBEDDINGS
+from checks.core.network import BOTTLENECK, EMBEDDINGS
+from checks.core.rounding import LayerRounding, first_image, measure_rounding
 from checks.core.tensorflow_side import Activations
 from converter.layer_map import ConvertedRow, Row
 from converter.plan import Plan
@@ -37,12 +40,14 @@ class Verdict:
         place: An activation; in training also `LOSS` or `OPTIMISER`.
         inputs: Number of inputs that were run until one showed the difference.
         control: The input that showed it; None if none did, or a diagnosis cannot use it.
+        shares: Judgement to its share of the bound, as in `Judgement`.
     """
 
     judgements: tuple[str, ...] = ()
     place: str | None = None
     inputs: int = 0
     control: ControlInput | None = None
+    shares: Shares = field(default_factory=dict)
 
     @property
     def killed(self) -> bool:
@@ -58,6 +63,7 @@ class _CleanOutputs:
     float32: Outputs
     float64: Outputs
     measured: Mapping[str, ActivationMeasurement]
+    rounding: tuple[LayerRounding, ...]
 
     def measure(
         self, name: str, float64: NDArray[Any], float32: NDArray[Any] | None = None
@@ -75,6 +81,14 @@ class _CleanOutputs:
             return self.measured[name]
         single = clean if float32 is None else float32
         return measure_activation(name, self.expected, single, float64, judged_only=True)
+
+    def measure_rounding(
+        self, port: Pipeline, images: NDArray[Any], float32: Outputs
+    ) -> tuple[LayerRounding, ...]:
+        """Measure the rounding of another port; if it has the clean port's bits, reuse its measurement."""
+        if all(np.array_equal(float32[name], array) for name, array in self.float32.items()):
+            return self.rounding
+        return measure_rounding(port.float64, *first_image(images, float32))
 
 
 class InferenceJudge:
@@ -94,18 +108,30 @@ class InferenceJudge:
         """Run the inputs, or the first `most` of them, until one shows that the port differs."""
         tensors = () if tensors_hold(port, self._port) else ("tensors",)
         inputs = list(zip(self._inputs, self._clean, strict=True))[:most]
+        verdict = Verdict(tensors, None, len(inputs))
         for count, (control, clean) in enumerate(inputs, start=1):
-            failed, place = _judge_input(port, control, clean)
-            if failed:
-                return Verdict((*tensors, *failed), place, count, control)
-        return Verdict(tensors, None, len(inputs))
+            failed, place, shares = _judge_input(port, control, clean)
+            if failed and verdict.control is None:
+                verdict = Verdict((*tensors, *failed), place, count, control, shares)
+            else:
+                verdict = replace(verdict, shares=largest(verdict.shares, shares))
+            # Other inputs may show a fault more clearly, which matters for a fault near its bound.
+            if verdict.control is not None and max(verdict.shares.values(), default=FAR) >= FAR:
+                break
+        return verdict
 
 
 def _run_clean(port: Pipeline, control: ControlInput) -> _CleanOutputs:
     names = tuple(control.activations.float64)
     float32, float64 = (run_pytorch(model, control.given(port), names) for model in port.models)
     measured = measure(control.activations, float32, float64, judged_only=True).activations
-    return _CleanOutputs(control.activations, float32, float64, {each.activation: each for each in measured})
+    return _CleanOutputs(
+        control.activations,
+        float32,
+        float64,
+        {each.activation: each for each in measured},
+        measure_rounding(port.float64, *first_image(control.given(port), float32)),
+    )
 
 
 def tensors_hold(port: Pipeline, clean: Pipeline | None = None) -> bool:
@@ -137,30 +163,35 @@ def _origin(plan: Plan, row: Row) -> str | None:
 
 def _judge_input(
     port: Pipeline, control: ControlInput, clean: _CleanOutputs
-) -> tuple[tuple[str, ...], str | None]:
-    """Find the judgements that fail on one input, and the activation at which the port first differs."""
+) -> tuple[tuple[str, ...], str | None, Shares]:
+    """Find the judgements that fail on one input, where the port first differs, and all shares."""
     expected, images = control.activations, control.given(port)
     names = tuple(expected.float64)
     measured: dict[str, ActivationMeasurement] = {}
 
     def diverges(name: str, float64: NDArray[Any]) -> bool:
         measured[name] = clean.measure(name, float64)
-        return measured[name].diverges
+        return not measured[name].float64.relative_l2 <= FAR * thresholds.MAPPING
 
     # The mapping judges float64 alone, and fails at the first activation that diverges.
     try:
         float64 = run_pytorch(port.float64, images, names, stop=diverges)
     except (RuntimeError, ValueError):  # PyTorch's, if shapes do not fit
-        return ("run",), next((name for name in names if name not in measured), None)
+        return ("run",), next((name for name in names if name not in measured), None), {}
     measurements = [measured.get(name) or clean.measure(name, array) for name, array in float64.items()]
     result = measure(expected, clean.float32, float64, measured=measurements)
-    if not judge_mapping([result]).passed:
-        return ("mapping",), result.first_divergence
+    mapping = judge_mapping([result])
+    if not mapping.passed:
+        if len(measurements) == len(names):
+            return ("mapping",), result.first_divergence, shares_of([mapping])
+        return ("mapping",), result.first_divergence, {"mapping": FAR}  # at least
     float32 = run_pytorch(port.float32, images, names)
     measurements = [clean.measure(name, float64[name], float32[name]) for name in names]
-    result = measure(expected, float32, float64, measured=measurements)
-    failed = tuple(judgement.name for judgement in _judge(result) if not judgement.passed)
-    return failed, _place(result) if failed else None
+    rounding = clean.measure_rounding(port, images, float32)
+    result = measure(expected, float32, float64, measured=measurements, rounding=rounding)
+    judgements = _judge(result)
+    failed = tuple(judgement.name for judgement in judgements if not judgement.passed)
+    return failed, _place(result) if failed else None, shares_of(judgements)
 
 
 def _judge(measured: InputMeasurement) -> list[Judgement]:
@@ -171,29 +202,31 @@ def _judge(measured: InputMeasurement) -> list[Judgement]:
 
 def _place(measured: InputMeasurement) -> str | None:
     """The activation at which a port first differs: in float64, else in its rounding."""
-    rounding = (
-        each.activation for each in measured.activations if not each.excess <= measured.rounding_factor
-    )
+    rounding = (layer.activation for layer in measured.rounding if layer.exceeds)
     return measured.first_divergence or next(rounding, None)
 
 
-def judge_whole(port: Pipeline, inputs: Iterable[ControlInput]) -> list[str]:
+def judge_whole(port: Pipeline, inputs: Iterable[ControlInput]) -> tuple[list[str], Shares]:
     """Judge every activation of every input.
 
     Returns:
-        A line for each judgement that fails; none for a clean port.
+        A line for each judgement that fails, none for a clean port; and the largest shares.
     """
     alarms = [] if tensors_hold(port) else ["tensors"]
+    shares: Shares = {}
     for control in inputs:
         names = tuple(control.activations.float64)
         float32, float64 = (run_pytorch(model, control.given(port), names) for model in port.models)
-        judgements = _judge(measure(control.activations, float32, float64, judged_only=True))
+        rounding = measure_rounding(port.float64, *first_image(control.given(port), float32))
+        measured = measure(control.activations, float32, float64, judged_only=True, rounding=rounding)
+        judgements = _judge(measured)
+        shares = largest(shares, shares_of(judgements))
         alarms += [
             f"{judgement.name}: {control.activations.batch.name}: {judgement.statement}"
             for judgement in judgements
             if not judgement.passed
         ]
-    return alarms
+    return alarms, shares
 
 
 def judge_tiny(port: Pipeline, tiny: TinyEmbeddings) -> Verdict:
@@ -202,8 +235,12 @@ def judge_tiny(port: Pipeline, tiny: TinyEmbeddings) -> Verdict:
     with torch.inference_mode():
         float32 = {EMBEDDINGS: port.float32.head(prelogits.float()).numpy()}
         float64 = {EMBEDDINGS: port.float64.head(prelogits).numpy()}
-    measured = measure(tiny_activations(tiny), float32, float64, judged_only=True)
-    failed = [judgement.name for judgement in _judge(measured) if not judgement.passed]
+    layer = {BOTTLENECK: tiny.prelogits.astype(np.float32), **float32}
+    rounding = measure_rounding(port.float64, None, layer)
+    measured = measure(tiny_activations(tiny), float32, float64, judged_only=True, rounding=rounding)
+    judgements = _judge(measured)
+    failed = [judgement.name for judgement in judgements if not judgement.passed]
     if "mapping" in failed:  # the later judgements say nothing new then
         failed = ["mapping"]
-    return Verdict(tuple(failed), _place(measured) if failed else None, 1)
+    place = _place(measured) if failed else None
+    return Verdict(tuple(failed), place, 1, shares=shares_of(judgements))

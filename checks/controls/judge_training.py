@@ -46,21 +46,28 @@ def judge_training(port: Pipeline, reference: TrainingReference) -> TrainingVerd
         reference: TensorFlow's side: gradients in training mode, and one step of each optimiser.
     """
     gradients = measure_gradients(port.float64, reference, "training", loss=port.loss)
-    same = judge_gradients(gradients).passed
+    judgement = judge_gradients(gradients)
+    shares = {"gradients": judgement.share or 0.0}
+    same = judgement.passed
     if not same:
         missing = [gradient.key for gradient in gradients.gradients if math.isinf(gradient.distance)]
         if missing:
-            return TrainingVerdict(Verdict(("gradients",), _first_layer(missing), 1), Cause.FROZEN)
+            verdict = Verdict(("gradients",), _first_layer(missing), 1, shares=shares)
+            return TrainingVerdict(verdict, Cause.FROZEN)
         if _evenly_scaled(gradients):
-            return TrainingVerdict(Verdict(("gradients",), LOSS, 1), Cause.GRADIENT_SCALE)
+            return TrainingVerdict(Verdict(("gradients",), LOSS, 1, shares=shares), Cause.GRADIENT_SCALE)
     steps = _steps(port, reference, "sgd")
-    if not same or not judge_steps(steps).passed:
+    judgement = judge_steps(steps)
+    shares["SGD"] = judgement.share or 0.0
+    if not same or not judgement.passed:
         failed = ("SGD",) if same else ("gradients", "SGD")
         place, cause = _explain(port, reference, steps, same)
-        return TrainingVerdict(Verdict(failed, place, 2), cause)
-    if judge_steps(_steps(port, reference, "adam")).passed:
-        return TrainingVerdict(Verdict(inputs=3))
-    return TrainingVerdict(Verdict(("Adam",), OPTIMISER, 3), Cause.OPTIMISER)
+        return TrainingVerdict(Verdict(failed, place, 2, shares=shares), cause)
+    judgement = judge_steps(_steps(port, reference, "adam"))
+    shares["Adam"] = judgement.share or 0.0
+    if judgement.passed:
+        return TrainingVerdict(Verdict(inputs=3, shares=shares))
+    return TrainingVerdict(Verdict(("Adam",), OPTIMISER, 3, shares=shares), Cause.OPTIMISER)
 
 
 def _steps(port: Pipeline, reference: TrainingReference, name: Any) -> StepsMeasurement:

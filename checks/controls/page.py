@@ -9,10 +9,11 @@ from pathlib import Path
 
 from checks.controls.plant_faults import WORKERS
 from checks.controls.result import ControlsResult, SiteResult
-from checks.controls.table import remarks, summary
+from checks.controls.table import false_alarms, remarks, summary, times
+from checks.core import thresholds
 from checks.core.environment import environment
 from checks.core.network import short_name
-from checks.report.content import Head
+from checks.report.content import Head, Row, Table
 from checks.report.page import write_html
 from checks.report.provenance import digests, provenance, shown_path
 from converter.counts import counted
@@ -83,20 +84,33 @@ def write_page(path: Path, result: ControlsResult, *, command: str) -> None:
         columns=columns,
         kinds=kinds,
         remarks=[remark for site in result.applicable for remark in remarks(site)],
-        alarms=_alarms(result),
-        clean=len(result.clean),
+        alarms=false_alarms(result),
+        clean=len(result.clean) + len(result.graphs),
+        margins=_margins(result),
     )
 
 
-def _alarms(result: ControlsResult) -> list[str]:
-    return [f"seed {run.seed}: {alarm}" for run in result.false_alarms for alarm in run.alarms]
+def _margins(result: ControlsResult) -> Table:
+    rows = []
+    for margin in result.margins:
+        cells = (times(margin.clean), times(margin.fault), margin.command, margin.nearest)
+        failed = (
+            ()
+            if margin.holds
+            else tuple(
+                index for index, side in enumerate((margin.clean, margin.fault)) if side < thresholds.MARGIN
+            )
+        )
+        rows.append(Row(margin.judgement, cells, "fault" if failed else "", failed))
+    headings = ("bound over\nclean", "fault over\nbound", "command", "nearest fault")
+    return Table("judgement", headings, tuple(rows), text_columns=2)
 
 
 def _head(result: ControlsResult) -> Head:
     survivors = result.surviving
     place = f"{survivors[0].fault} at {short_name(survivors[0].site)}" if survivors else ""
     reasons = [("Survived" if not site.killed else "Place", remarks(site)[0]) for site in survivors]
-    reasons += [("False alarm", alarm) for alarm in _alarms(result)]
+    reasons += [("False alarm", alarm) for alarm in false_alarms(result)]
     if result.passed:
         sentence = "The checks find every fault that was planted."
     elif place:

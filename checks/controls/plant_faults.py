@@ -9,12 +9,15 @@ from contextlib import contextmanager
 from typing import Any
 
 from checks.controls.faults.fault import Fault, Site
+from checks.controls.judge_graph import PortJudge, clean_inputs
 from checks.controls.judge_inference import InferenceJudge, Verdict, judge_tiny, judge_whole
 from checks.controls.judge_training import judge_training
+from checks.controls.margins import FLOAT32_FAULTS, Shares, largest, shares_of
 from checks.controls.port_pipeline import Pipeline
 from checks.controls.port_snapshot import Snapshot
 from checks.controls.result import CleanRun, SiteResult, Status
 from checks.controls.tensorflow_reference import ControlInput, ControlReference, ControlSource
+from checks.core.inputs import InputBatch
 from checks.core.network import LOGITS
 from checks.diagnosis.causes import Cause
 from checks.diagnosis.diagnose import diagnose
@@ -44,6 +47,7 @@ class FaultPlanter:
             self._ports.put((port, Snapshot(port, clean)))
         self._inference = InferenceJudge(clean, reference.inference)
         self._odd = InferenceJudge(clean, [reference.odd])
+        self._audit = PortJudge(clean)
 
     def run(
         self, faults: Sequence[Fault], seeds: Sequence[int], progress: Progress
@@ -89,23 +93,32 @@ class FaultPlanter:
         """Judge a clean port in inference, on the inputs of one seed."""
         inputs = self._checkpoint.inputs(seed)
         with self._port(f"clean run {seed}") as port:
-            return CleanRun(seed, tuple(judge_whole(port, inputs)))
+            alarms, shares = judge_whole(port, inputs)
+            return self._with_audit(seed, port, alarms, shares)
+
+    def _with_audit(self, seed: int, port: Pipeline, alarms: Sequence[str], shares: Shares) -> CleanRun:
+        """Judge a clean port as an audit does, and add that to the other judgements on it."""
+        audited = self._audit.judge(port, clean_inputs(seed))
+        alarms = [*alarms, *(f"audit: {each.name}: {each.statement}" for each in audited if not each.passed)]
+        return CleanRun(seed, tuple(alarms), largest(shares, shares_of(audited)))
 
     def clean_everywhere(self, seed: int) -> CleanRun:
         """Judge a clean port in every setting, and diagnose it."""
-        alarms = []
         with self._port(f"clean run {seed}") as port:
             reference = self._reference
-            alarms += judge_whole(port, (*reference.inference, reference.odd))
-            alarms += [f"tiny embeddings: {name}" for name in judge_tiny(port, reference.tiny).judgements]
+            alarms, shares = judge_whole(port, (*reference.inference, reference.odd))
+            tiny = judge_tiny(port, reference.tiny)
+            alarms += [f"tiny embeddings: {name}" for name in tiny.judgements]
+            shares = largest(shares, tiny.shares)
             if reference.training is not None:
                 trained = judge_training(port, reference.training).verdict
                 alarms += [f"training: {name}" for name in trained.judgements]
+                shares = largest(shares, trained.shares)
             noise = reference.inference[0].activations
             source = self._checkpoint.arrays
             findings = diagnose(port.float64, noise.float64, noise.batch.images, source=source).findings
             alarms += [f"diagnosis: {finding.activation}: {finding.statement}" for finding in findings]
-        return CleanRun(seed, tuple(alarms))
+            return self._with_audit(seed, port, alarms, shares)
 
     def plant(self, fault: Fault, site: Site) -> SiteResult:
         """Plant a fault at a site, run the checks, and take it out again.
@@ -135,14 +148,37 @@ class FaultPlanter:
                 else:
                     named = self._diagnose(port, verdict, site.activation)
                 status = "killed" if verdict.killed else "survived"
+            shares = largest(verdict.shares, self._audit_shares(fault, site, port))
         return SiteResult(
             status=status,
             judgements=verdict.judgements,
             place=verdict.place,
             named=named,
             inputs=verdict.inputs,
+            shares=shares,
             **described,
         )
+
+    def _audit_shares(self, fault: Fault, site: Site, port: Pipeline) -> Shares:
+        """Judge a faulty port as an audit does, at the first site of a class; a layer's arithmetic at all.
+
+        An audit reads the weights apart, so their faults are judged exactly. A network that does not run, and
+        preprocessing that is recognised as another, fail whatever the bound.
+        """
+        arithmetic = fault.kind == "hyperparameters" and site.setting == "inference"
+        if not (arithmetic or fault.kind == "preprocessing"):
+            return {}
+        if site is not fault.sites[0] and fault.name not in FLOAT32_FAULTS:
+            return {}
+        noise = self._reference.inference[0].activations.batch
+        try:
+            judgements = self._audit.judge(port, [InputBatch(noise.name, noise.images[:1])])
+        except (RuntimeError, ValueError):  # PyTorch's, if shapes do not fit
+            return {}
+        preprocessing, arithmetics, distance = judgements
+        if arithmetic:
+            return shares_of([arithmetics, distance])
+        return shares_of([preprocessing]) if preprocessing.share and preprocessing.share > 1 else {}
 
     def _judge_in(self, site: Site, port: Pipeline) -> tuple[Verdict, Cause | None]:
         """Judge a port in a setting other than inference, and name the cause."""

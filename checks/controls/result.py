@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from checks.controls.faults.fault import Kind, Setting
+from checks.controls.margins import COMMANDS, FLOAT32_FAULTS, Margin, Shares, largest
 from checks.core import thresholds
+from checks.core.network import short_name
 from converter.layer_map import Variant
 
 Status = Literal["killed", "survived", "not equivalent", "does not apply"]
@@ -29,6 +32,7 @@ class SiteResult:
         cause: The cause that the diagnosis should name; None if it has no name for it.
         named: The cause that the diagnosis names.
         inputs: Number of inputs that were run in the setting until one showed the fault.
+        shares: Judgement to the share of its bound that the fault reaches; `FAR` is at least as much.
     """
 
     fault: str
@@ -42,6 +46,7 @@ class SiteResult:
     cause: str | None = None
     named: str | None = None
     inputs: int = 0
+    shares: Shares = field(default_factory=dict)
 
     @property
     def killed(self) -> bool:
@@ -52,6 +57,20 @@ class SiteResult:
     def exact(self) -> bool:
         """True if the checks found the fault at its place."""
         return self.killed and self.place == self.true_place
+
+    def is_for(self, judgement: str) -> bool:
+        """Return True if a judgement is there to find this fault, so that its margin counts.
+
+        The mapping finds every fault of inference but those of float32 arithmetic, which float64 cannot show.
+        Rounding, headline and distance are for these. A fault of training counts for the first that finds it.
+        """
+        if self.setting == "training":
+            return self.judgements[:1] == (judgement,)
+        if self.fault in FLOAT32_FAULTS:
+            return judgement in ("rounding", "headline", "arithmetic", "distance")
+        if judgement in ("arithmetic", "preprocessing"):
+            return judgement in self.shares
+        return judgement == "mapping" and self.judgements != ("run",)
 
     @property
     def explained(self) -> bool:
@@ -66,10 +85,29 @@ class CleanRun:
     Attributes:
         seed: The seed.
         alarms: The judgements that failed; each is a false alarm.
+        shares: Judgement to the share of its bound.
     """
 
     seed: int
     alarms: tuple[str, ...]
+    shares: Shares = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class GraphCleanRun:
+    """A file of a graph without a fault, judged as in an audit on the inputs of one seed.
+
+    Attributes:
+        path: The file.
+        seed: The seed.
+        alarms: The judgements that failed; each is a false alarm.
+        shares: Judgement to the share of its bound.
+    """
+
+    path: str
+    seed: int
+    alarms: tuple[str, ...]
+    shares: Shares
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +124,7 @@ class ControlsResult:
         files: Every file that was read.
         seed: Seed of the inputs that the faults are judged on.
         classes: Number of all classes of faults.
+        graphs: The clean runs of files of graphs.
     """
 
     source: str
@@ -97,6 +136,7 @@ class ControlsResult:
     files: tuple[str, ...] = ()
     seed: int = 0
     classes: int = 0
+    graphs: tuple[GraphCleanRun, ...] = ()
 
     @property
     def applicable(self) -> tuple[SiteResult, ...]:
@@ -109,9 +149,26 @@ class ControlsResult:
         return tuple(site for site in self.applicable if not site.killed)
 
     @property
-    def false_alarms(self) -> tuple[CleanRun, ...]:
+    def false_alarms(self) -> tuple[CleanRun | GraphCleanRun, ...]:
         """Clean runs that raised an alarm."""
-        return tuple(run for run in self.clean if run.alarms)
+        runs: tuple[CleanRun | GraphCleanRun, ...] = (*self.clean, *self.graphs)
+        return tuple(run for run in runs if run.alarms)
+
+    @property
+    def margins(self) -> tuple[Margin, ...]:
+        """The margin of every judgement that clean runs and planted faults were measured by."""
+        clean = largest(*(run.shares for run in self.clean), *(run.shares for run in self.graphs))
+        margins = []
+        for command, judgements in COMMANDS.items():
+            for judgement in judgements:
+                sites = [site for site in self.applicable if site.is_for(judgement)]
+                if sites and judgement in clean:
+                    nearest = min(sites, key=lambda site: site.shares.get(judgement, 0.0))
+                    fault = nearest.shares.get(judgement, 0.0)
+                    room = 1 / clean[judgement] if clean[judgement] else math.inf
+                    place = f"{nearest.fault} at {short_name(nearest.site)}"
+                    margins.append(Margin(command, judgement, room, fault, place))
+        return tuple(margins)
 
     @property
     def places(self) -> float:
@@ -135,8 +192,9 @@ class ControlsResult:
 
     @property
     def passed(self) -> bool:
-        """True if the checks find every fault, place and name enough of them, and raise no false alarm."""
+        """True if the checks find every fault, with margin, name enough of them, and raise no false alarm."""
         enough = self.places >= thresholds.PLACES and self.enough_causes
+        enough = enough and all(margin.holds for margin in self.margins)
         return enough and not self.surviving and not self.false_alarms
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from checks.controls.faults.all_faults import ALL_FAULTS
 from checks.controls.faults.fault import Fault
+from checks.controls.judge_graph import judge_graphs, read_graphs
 from checks.controls.plant_faults import FaultPlanter, Progress
 from checks.controls.result import ControlsResult
 from checks.controls.tensorflow_reference import ControlSource
@@ -43,6 +44,7 @@ def run_controls(
     faults: Sequence[Fault] = ALL_FAULTS,
     step: int | None = None,
     clean: int = CLEAN_RUNS,
+    graphs: Sequence[str | Path] = (),
     seed: int = 0,
     say: Say = lambda _: None,
     progress: Progress = lambda done, total: None,
@@ -56,6 +58,8 @@ def run_controls(
         step: As in `open_source`.
         clean: Number of clean runs. The first is on the inputs of the faults, in every setting. The others
             are in inference, each with a seed of its own.
+        graphs: ONNX or TFLite files that an exporter made from the source. Each is judged as in an audit on
+            the inputs of every clean run.
         seed: Seed of the inputs that the faults are judged on; the clean runs take it and the next ones.
         say: Progress callback.
         progress: Takes the number of sites and clean runs that are done, and the total.
@@ -69,6 +73,7 @@ def run_controls(
     """
     require_tensorflow("to run the controls")
     started = time.monotonic()
+    opened_graphs = read_graphs([Path(path) for path in graphs])
     if source is None:
         say("looking for the built-in checkpoint")
         source = built_in_checkpoint()
@@ -79,7 +84,12 @@ def run_controls(
         say("planting faults")
         with one_thread():
             planter = FaultPlanter(checkpoint, reference)
-            results, runs = planter.run(faults, range(seed, seed + clean), progress)
+            seeds = range(seed, seed + clean)
+            results, runs = planter.run(faults, seeds, progress)
+            graph_runs = []
+            for run in judge_graphs(opened_graphs, checkpoint, seeds):
+                graph_runs.append(run)
+                say(f"judged {run.path} on the inputs of seed {run.seed}")
         return ControlsResult(
             str(source),
             checkpoint.plan.variant,
@@ -90,4 +100,5 @@ def run_controls(
             tuple(map(str, opened.files)),
             seed,
             len(ALL_FAULTS),
+            tuple(graph_runs),
         )

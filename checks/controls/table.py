@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import groupby
+from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from checks.controls.result import ControlsResult, SiteResult
+from checks.controls.margins import FAR, Margin
+from checks.controls.result import ControlsResult, GraphCleanRun, SiteResult
 from checks.core import thresholds
 from checks.core.judgement import Judgement
 from checks.core.network import short_name
@@ -19,7 +21,8 @@ from converter import command_line
 from converter.counts import counted
 
 _WIDTH = 110  # columns; a line may wrap, a figure is not cut off
-_MOST_PROBLEMS = 6  # so that verdict, judgements and problems fit in 15 lines
+_LINES = 15
+_MOST_PROBLEMS = 6  # so that verdict, judgements and problems fit in these lines
 
 
 def print_result(result: ControlsResult, *, verbose: bool = False) -> None:
@@ -33,9 +36,14 @@ def print_result(result: ControlsResult, *, verbose: bool = False) -> None:
     sentence = "The checks hold" if result.passed else "The checks do not hold"
     style = "bold green" if result.passed else "bold red"
     console.print(f"[{style}]{sentence}[/] on {escape(from_home(result.source))} ({result.seconds:.0f} s)")
-    print_judgements(console, summary(result))
+    judgements = summary(result)
+    print_judgements(console, judgements)
+    margins = margin_lines(result.margins)
+    for line in margins:
+        console.print(line, markup=False)
     lines = problems(result)
-    shown = lines if verbose else lines[:_MOST_PROBLEMS]
+    room = _LINES - len(judgements) - len(margins) - 2  # the verdict, and the count of the others
+    shown = lines if verbose else lines[: min(_MOST_PROBLEMS, room)]
     for line in shown:
         console.print(line, markup=False, overflow="ignore", crop=False, no_wrap=True)
     if len(shown) < len(lines):
@@ -48,8 +56,17 @@ def problems(result: ControlsResult) -> list[str]:
     """A line for each fault not found, not placed or not named, and each false alarm; the worst first."""
     sites = sorted(result.applicable, key=lambda site: (site.killed, site.exact))
     lines = [line for site in sites if not site.exact for line in remarks(site)]
-    lines += [f"false alarm, seed {run.seed}: {alarm}" for run in result.false_alarms for alarm in run.alarms]
+    lines += [f"false alarm, {alarm}" for alarm in false_alarms(result)]
     return lines + [line for site in sites if site.exact for line in remarks(site)]
+
+
+def false_alarms(result: ControlsResult) -> list[str]:
+    """A line for each false alarm: the seed, the file of a graph, and the judgement."""
+    return [
+        f"seed {run.seed}: {f'{Path(run.path).name}: ' if isinstance(run, GraphCleanRun) else ''}{alarm}"
+        for run in result.false_alarms
+        for alarm in run.alarms
+    ]
 
 
 def remarks(site: SiteResult) -> list[str]:
@@ -93,9 +110,40 @@ def summary(result: ControlsResult) -> list[Judgement]:
     judgements.append(Judgement("cause", result.enough_causes, cause))
     if result.clean:
         alarms = counted(len(result.false_alarms), "false alarm")
-        alarms += f" in {counted(len(result.clean), 'clean run')}"
+        alarms += f" in {counted(len(result.clean) + len(result.graphs), 'clean run')}"
         judgements.append(Judgement("clean", not result.false_alarms, alarms))
+    if result.margins:
+        judgements.append(_margins(result.margins))
     return judgements
+
+
+def _margins(margins: Sequence[Margin]) -> Judgement:
+    """The judgement on the margins."""
+    clean, fault = (min(getattr(margin, side) for margin in margins) for side in ("clean", "fault"))
+    statement = (
+        f"bound over clean ports at least {times(clean)}, planted faults over bound at least {times(fault)} "
+        f"(both at least {thresholds.MARGIN:g})"
+    )
+    return Judgement("margins", all(margin.holds for margin in margins), statement)
+
+
+def margin_lines(margins: Sequence[Margin]) -> list[str]:
+    """A line for each command, with the two margins of each of its judgements; none without margins."""
+    if not margins:
+        return []
+    lines = []
+    for command, of_command in groupby(margins, key=lambda margin: margin.command):
+        parts = (
+            f"{each.judgement} {times(each.clean)} and {times(each.fault)}{'' if each.holds else ' (!)'}"
+            for each in of_command
+        )
+        lines.append(f"       {command:<10} {', '.join(parts)}")
+    return [*lines, "       tensors, structure and statistics count bits and places, which have no margin"]
+
+
+def times(factor: float) -> str:
+    """Format a margin; beyond `FAR` it is not measured."""
+    return f"{factor:.2f}" if factor < 10 else f"{factor:.0f}" if factor < FAR else f"over {FAR:g}"
 
 
 def _equivalent(sites: Sequence[SiteResult], elsewhere: Counter[str]) -> Judgement:

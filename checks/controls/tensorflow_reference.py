@@ -199,7 +199,7 @@ def tiny_activations(tiny: TinyEmbeddings) -> Activations:
     """TensorFlow's side of tiny embeddings: the normalisation alone, as one activation."""
     batch = InputBatch("tiny embeddings", tiny.prelogits.astype(np.float32))
     single = {EMBEDDINGS: tiny.embeddings.astype(np.float32)}
-    return Activations(batch, {EMBEDDINGS: tiny.embeddings}, single, False, {}, {})
+    return Activations(batch, {EMBEDDINGS: tiny.embeddings}, single, False, {}, ())
 
 
 def _tiny(random: np.random.Generator, size: int) -> TinyEmbeddings:

@@ -14,9 +14,12 @@ class Judgement:
         passed: Whether it holds.
         statement: The result with its figures, one line.
         details: A line for each difference; empty if it holds.
+        share: The largest measured value as a share of its bound: above 1 the judgement fails. None if it
+            counts bits or places, which are equal or not.
     """
 
     name: str
     passed: bool
     statement: str
     details: tuple[str, ...] = ()
+    share: float | None = None

@@ -12,14 +12,18 @@ from typing import TYPE_CHECKING, Any, Self
 
 from numpy.typing import NDArray
 
+from checks.core.activations import activation_names
 from checks.core.inputs import InputBatch
 from checks.core.metrics import relative_l2
+from checks.core.models import Port, build_port
+from checks.core.rounding import LayerRounding, measure_rounding
 from checks.core.source_tensors import BrokenSource, find_overflow
+from converter.convert import to_numpy_state_dict
 from converter.errors import RequirementError, SourceError
 from converter.formats.neighbours import HEAD_BYTES, refuse_placeholder
 from converter.formats.source import TensorSource
 from converter.network_names import NetworkTensors
-from converter.plan import Weights
+from converter.plan import Weights, describe, infer_variant
 
 if TYPE_CHECKING:
     from facenet_tf.own_graph import OwnGraph
@@ -54,8 +58,8 @@ class Activations:
         own_graph: Whether `float32` is from the checkpoint's own graph.
         rebuilt: Activation to the relative L2 of the rebuilt float32 graph from the checkpoint's own; empty
             without an own graph.
-        rebuilt_error: Activation to the relative L2 of the rebuilt float32 graph from float64; empty without
-            an own graph.
+        own_rounding: The rounding of every layer of the checkpoint's own graph, on the first image, from the
+            network with the same weights; empty without an own graph.
     """
 
     batch: InputBatch
@@ -63,7 +67,7 @@ class Activations:
     float32: Mapping[str, NDArray[Any]]
     own_graph: bool
     rebuilt: Mapping[str, float]
-    rebuilt_error: Mapping[str, float]
+    own_rounding: tuple[LayerRounding, ...]
 
     @property
     def broken(self) -> BrokenSource | None:
@@ -101,6 +105,8 @@ class TensorFlowSide:
     ) -> None:
         from facenet_tf.rebuilt_network import RebuiltNetwork
 
+        self._variables = tensors
+        self._port: Port | None = None
         self._closing = ExitStack()
         try:
             self._exact = self._closing.enter_context(RebuiltNetwork(tensors, "float64"))
@@ -124,7 +130,7 @@ class TensorFlowSide:
         rebuilt = self._single.run(batch.images, activations)
         height, width = batch.images.shape[1:3]
         if self._own is None or not self._own.supports(height, width):
-            return Activations(batch, exact, rebuilt, False, {}, {})
+            return Activations(batch, exact, rebuilt, False, {}, ())
         own = self._own.run(
             batch.images, [activation for activation in activations if activation in self._own.activations]
         )
@@ -134,8 +140,20 @@ class TensorFlowSide:
             {activation: own.get(activation, rebuilt[activation]) for activation in activations},
             True,
             {activation: relative_l2(rebuilt[activation], own[activation]) for activation in own},
-            {activation: relative_l2(rebuilt[activation], exact[activation]) for activation in own},
+            self._own_rounding(batch.images[:1]),
         )
+
+    def _own_rounding(self, images: NDArray[Any]) -> tuple[LayerRounding, ...]:
+        """Measure the rounding of every layer of the own graph, with the converted weights in float64."""
+        assert self._own is not None
+        if self._port is None:
+            variant = infer_variant(describe(self._variables))
+            port = build_port(to_numpy_state_dict(self._variables), variant)
+            assert isinstance(port, Port)  # converted variables load
+            self._port = port
+        names = activation_names(every_layer=True, logits=True)
+        layers = self._own.run(images, [name for name in names if name in self._own.activations])
+        return measure_rounding(self._port.float64, images, layers)
 
     def close(self) -> None:
         """Release the sessions."""

@@ -25,7 +25,8 @@ def judge_gradients(measurement: GradientMeasurement) -> Judgement:
         apart = f"the losses are {measurement.loss:.1e} apart"
         statement += f"; {apart}"
         details.insert(0, apart)
-    return Judgement(measurement.mode, not details, statement, tuple(details))
+    farthest = max(worst.distance, measurement.loss) / limit
+    return Judgement(measurement.mode, not details, statement, tuple(details), farthest)
 
 
 def judge_steps(measurement: StepsMeasurement) -> Judgement:
@@ -40,7 +41,8 @@ def judge_steps(measurement: StepsMeasurement) -> Judgement:
         f"{worst_tensor(measurement.state).distance:.1e}, their changes "
         f"{worst_tensor(measurement.change).distance:.1e}; limit {limit:.0e}"
     )
-    return Judgement(measurement.optimiser, not details, statement, tuple(details))
+    share = max(worst_tensor(measurement.state).distance, worst_tensor(measurement.change).distance) / limit
+    return Judgement(measurement.optimiser, not details, statement, tuple(details), share)
 
 
 def worst_tensor(tensors: Sequence[TensorDistance]) -> TensorDistance:

@@ -74,7 +74,6 @@ class Depth:
         groups: The name and the first index of each part of the network, in order.
         limits: The horizontal lines.
         mark: The place to mark; None marks nothing.
-        band: Values, and the factor by which other values may exceed them.
         lower: Whether the chart is drawn at two thirds of the height.
     """
 
@@ -83,15 +82,12 @@ class Depth:
     groups: tuple[tuple[str, int], ...]
     limits: tuple[Limit, ...] = ()
     mark: Mark | None = None
-    band: tuple[tuple[float, ...], float] | None = None
     lower: bool = False
 
 
 def depth_legend(depth: Depth) -> tuple[LegendEntry, ...]:
     """The legend of a chart of error by depth."""
     legend = [LegendEntry(series.label, series.role, series.look) for series in depth.series]
-    if depth.band is not None:
-        legend.append(LegendEntry(f"allowed: up to {depth.band[1]:g} times the floor", "floor", "band"))
     if any(_places_beyond(series) for series in depth.series):
         legend.append(LegendEntry("beyond the limit", "fault", "cross"))
     rules = (LegendEntry(f"{limit.tag} {limit.label}", limit.role, "rule") for limit in depth.limits)
@@ -153,10 +149,6 @@ def draw_depth(depth: Depth) -> Figure:
             color=colour(limit.role),
             fontsize=FONT_SIZE,
         )
-    if depth.band is not None:
-        values, factor = depth.band
-        low, high = ([scale(times * value) for value in values] for times in (1, factor))
-        axes.fill_between(range(count), low, high, color=colour("floor"), alpha=0.28, linewidth=0, zorder=2)
     for series in depth.series:
         _draw_series(axes, series, scale)
     if depth.mark is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 
 from checks.audit.folded_standardisation import FoldedStandardisation
 from checks.audit.graphs.preprocessing import Preprocessing, detect_preprocessing, to_pixels
-from checks.audit.result import GraphRun, InputRun, LayerError
+from checks.audit.result import GraphRun, InputRun
 from checks.core import thresholds
 from checks.core.activations import run_pytorch
 from checks.core.inputs import InputBatch, seeded_inputs
 from checks.core.metrics import l2_norm, relative_l2
 from checks.core.network import BOTTLENECK, EMBEDDINGS, LOGITS, NORM_FLOOR
+from checks.core.rounding import first_image, measure_rounding
 from checks.core.types import Say
 from reference import InceptionResnetV1
 
@@ -62,17 +63,17 @@ def run_graph(
     build_own: Callable[[torch.dtype], InceptionResnetV1],
     source: InceptionResnetV1,
     fold: FoldedStandardisation,
-    seed: int,
-    say: Say,
+    batches: Sequence[InputBatch],
+    say: Say = lambda _: None,
 ) -> GraphRun:
-    """Run a graph on the seeded inputs.
+    """Run a graph on some inputs.
 
     Args:
         session: The graph.
         build_own: Builds the network with the graph's own weights, in a dtype.
         source: The network with the source's weights, in float64.
         fold: The standardisation that is folded into the graph's first convolution.
-        seed: The seed of the inputs.
+        batches: The inputs, of which one is noise; `audited_batches` gives those of an audit.
         say: Progress callback.
 
     Raises:
@@ -81,9 +82,8 @@ def run_graph(
     own = torch.float16 if session.computes_in_half else torch.float32
     networks = _Networks(build_own(torch.float64), build_own(own), source, fold)
     arithmetic = "float16" if session.computes_in_half else "float32"
-    batches = audited_batches(seed)
     say("detecting the preprocessing")
-    pixels = to_pixels(session.fit_images(batches[1].images[:1]))
+    pixels = to_pixels(session.fit_images(batches[min(1, len(batches) - 1)].images[:1]))
     preprocessing = detect_preprocessing(
         pixels, lambda images: fold.apply(session.run_layers(images)[0]), session.input_dtype
     )
@@ -98,6 +98,7 @@ def run_graph(
         preprocessing=preprocessing.statement,
         baked=preprocessing.baked if preprocessing.is_known and preprocessing.is_baked_in else None,
         is_prepared_exactly=preprocessing.distance <= thresholds.PREPARED[arithmetic],
+        prepared=preprocessing.distance,
         feed=f"{preprocessing.feed}, {session.input_description}; gives {session.output_description}",
         inputs=tuple(runs),
     )
@@ -138,21 +139,23 @@ def _run_batch(
         images = preprocessing.to_feed(to_pixels(images))
     prepared, arrays = session.run_layers(images)
     actual = dict(zip(session.activations, arrays, strict=True))
-    outputs = list(zip(session.outputs, session.run(images), strict=True))
-    names = tuple(dict.fromkeys((*session.activations, *session.outputs)))
+    outputs = list(zip(session.outputs, session.run(images), strict=True)) or [
+        (BOTTLENECK, actual[BOTTLENECK])
+    ]
+    roundoff = thresholds.HALF_ROUNDOFF if session.computes_in_half else thresholds.UNIT_ROUNDOFF
+    layers = measure_rounding(networks.exact, *first_image(prepared, actual), roundoff)
+    names = tuple(dict.fromkeys(name for name, _ in outputs))
     exact = run_pytorch(networks.exact, prepared, names)
     rounded = run_pytorch(networks.rounded, prepared, names)
-    floors = {name: floor_of(rounded[name], exact[name], session.computes_in_half) for name in names}
-    layers = tuple(
-        LayerError(name, _error(array, exact[name]), floors[name]) for name, array in actual.items()
-    )
-    output_errors = [(_error(array, exact[name]), floors[name]) for name, array in outputs]
     error, floor = max(
-        output_errors or [(layers[-1].error, layers[-1].floor)], key=lambda pair: pair[0] / pair[1]
+        (
+            (_error(array, exact[name]), floor_of(rounded[name], exact[name], session.computes_in_half))
+            for name, array in outputs
+        ),
+        key=lambda pair: pair[0] / pair[1],
     )
-    embeddings = next(
-        (array for name, array in outputs if name != LOGITS), actual[BOTTLENECK].reshape(len(images), -1)
-    )
+    embeddings = next((array for name, array in outputs if name != LOGITS), actual[BOTTLENECK])
+    embeddings = embeddings.reshape(len(images), -1)
     expected = run_pytorch(networks.source, networks.fold.apply(prepared), (EMBEDDINGS,))[EMBEDDINGS]
     gap = np.full(expected.shape, np.inf)
     if embeddings.shape == expected.shape:

@@ -298,9 +298,7 @@ def _reduced_products() -> Fault:
         "On Ampere and later, PyTorch by default lets cuDNN multiply float32 in TF32: neither float64 nor a "
         "gate on the weights shows it.",
         None,
-        *_forwards(
-            _tf32, "Conv2d_2b_3x3", "Repeat_1/block17_5/Branch_1/Conv2d_0b_1x7", part="conv", only32=True
-        ),
+        *_forwards(_tf32, "Conv2d_2b_3x3", "Mixed_6a/Branch_0/Conv2d_1a_3x3", part="conv", only32=True),
         *_forwards(_tf32, "Repeat_2/block8_2/Conv2d_1x1", only32=True),
         Site("Bottleneck", activation_of("Bottleneck"), forward_replaced("last_linear", _tf32, only32=True)),
     )

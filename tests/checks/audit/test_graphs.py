@@ -79,6 +79,7 @@ def test_pytorchs_export_is_faithful(folded, source):
     assert run.feed == "standardised images, NCHW float32; gives embeddings of length one"
     assert [batch.name for batch in run.inputs] == ["standard normal", "smooth", "constant", "near-black"]
     assert {layer.activation for layer in run.inputs[0].layers} == ACTIVATIONS
+    assert judgement(result, "arithmetic").share <= 0.5
     assert "without the source's classifier" in judgement(result, "tensors").statement
 
 
@@ -445,6 +446,11 @@ def test_a_fault_that_only_a_run_shows_is_found(plain, source, tmp_path):
     assert failed(result) >= {"arithmetic"}
     assert judgement(result, "structure").passed
     assert result.run.first_divergence is not None
+    # It is found with a margin, at the layers that take the rounded values and nowhere else.
+    for batch in result.run.inputs:
+        shares = sorted(layer.share for layer in batch.layers)
+        assert shares[-1] >= 2
+        assert not any(0.5 < share < 2 for share in shares)
 
 
 # Other networks and bad files.

@@ -274,7 +274,7 @@ def test_float32_activations_are_stored_bit_for_bit(tmp_path: Path) -> None:
     exact = random.standard_normal(shape)
     bits = random.integers(0, 1 << 32, shape, np.uint32).view(np.float32)  # NaNs, infinities, -0.0
     images = random.standard_normal((5, 4, 4, 3)).astype(np.float32)
-    activations = Activations(InputBatch("any", images), {"one": exact}, {"one": bits}, False, {}, {})
+    activations = Activations(InputBatch("any", images), {"one": exact}, {"one": bits}, False, {}, ())
     with ActivationWriter(tmp_path / "a.h5", {"activations": ["one"]}) as writer:
         writer.add(activations)
     with ActivationFile(tmp_path / "a.h5") as file:

@@ -19,6 +19,7 @@ from checks.compare.measure import measure
 from checks.compare.result import InputMeasurement
 from checks.core import thresholds
 from checks.core.inputs import NOISE, InputBatch
+from checks.core.rounding import LayerRounding
 from checks.core.tensorflow_side import Activations
 from converter.layer_map import Variant, table
 from converter.plan import Plan
@@ -42,13 +43,10 @@ def _measured(
     pytorch: Mapping[str, NDArray] | None = None,
     tensorflow: Mapping[str, NDArray] | None = None,
     pytorch64: Mapping[str, NDArray] | None = None,
-    *,
-    few_values: bool = False,
 ) -> InputMeasurement:
     # float32 activations are kept in float64 here, so that errors far below a float32 step can be set.
-    pixels = np.zeros(48) if few_values else np.linspace(0, 1, 48)
-    batch = InputBatch(NOISE, np.broadcast_to(pixels.reshape(1, 4, 4, 3), (5, 4, 4, 3)))
-    expected = Activations(batch, _exact(), tensorflow or _exact(), False, {}, {})
+    batch = InputBatch(NOISE, np.zeros((5, 4, 4, 3)))
+    expected = Activations(batch, _exact(), tensorflow or _exact(), False, {}, ())
     return measure(expected, pytorch or _exact(), pytorch64 or _exact())
 
 
@@ -72,31 +70,22 @@ def test_mapping_fails_on_nan() -> None:
     assert not judge_mapping([measured]).passed
 
 
-@pytest.mark.parametrize(("few_values", "factor"), [(False, 2.0), (True, 4.0)])
-def test_rounding_compares_with_tensorflows_own_error(few_values: bool, factor: float) -> None:
-    tensorflow = _moved(1e-6)
-    inside = _measured(_moved(0.99e-6 * factor), tensorflow, few_values=few_values)
-    outside = _measured(_moved(1.01e-6 * factor), tensorflow, few_values=few_values)
+def _layer(share: float) -> tuple[LayerRounding, ...]:
+    return (LayerRounding("InceptionResnetV1/Conv2d_1a_3x3", share * 2e-6, 2e-6),)
+
+
+@pytest.mark.parametrize("field", ["rounding", "own_rounding"])
+def test_rounding_bounds_every_layer_of_pytorch_and_of_the_own_graph(field: str) -> None:
+    inside = replace(_measured(), **{field: _layer(0.99)})
     assert judge_rounding([inside]).passed
-    judgement = judge_rounding([outside])
+    assert judge_rounding([inside]).share == pytest.approx(0.99)
+    judgement = judge_rounding([inside, replace(_measured(), **{field: _layer(1.01)})])
     assert not judgement.passed
-    assert "second" in judgement.details[0]
-
-
-def test_rounding_allows_a_unit_roundoff_where_tensorflow_is_exact_by_luck() -> None:
-    assert judge_rounding([_measured(_moved(1.9 * 2**-24))]).passed
-    assert not judge_rounding([_measured(_moved(2.1 * 2**-24))]).passed
-
-
-@pytest.mark.parametrize("rebuilt", [0.4e-6, 2.1e-6])
-def test_rounding_fails_where_the_two_tensorflow_graphs_do_not_round_alike(rebuilt: float) -> None:
-    measured = _measured(_moved(1e-6), _moved(1e-6))
-    agreeing = replace(measured, rebuilt={"second": 0.0}, rebuilt_error={"second": 1e-6})
-    assert judge_rounding([agreeing]).passed
-    differing = replace(measured, rebuilt={"second": 1e-6}, rebuilt_error={"second": rebuilt})
-    judgement = judge_rounding([differing])
-    assert not judgement.passed
-    assert "rebuilt graph" in judgement.details[0]
+    subject = "PyTorch" if field == "rounding" else "the checkpoint's own graph"
+    assert judgement.details == (
+        f"standard normal: Conv2d_1a_3x3: {subject} is 2.0e-06 from the float64 result of the same input; "
+        "rounding allows 2.0e-06",
+    )
 
 
 def test_headline_bounds_the_distance_and_the_largest_row() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -20,17 +21,19 @@ from checks.controls.judge_inference import InferenceJudge, judge_whole, tensors
 from checks.controls.plant_faults import FaultPlanter
 from checks.controls.port_pipeline import Pipeline
 from checks.controls.port_snapshot import Snapshot
-from checks.controls.result import CleanRun, ControlsResult
+from checks.controls.result import CleanRun, ControlsResult, GraphCleanRun, SiteResult
 from checks.controls.run import choose, run_controls
-from checks.controls.table import print_result
+from checks.controls.table import print_result, problems
 from checks.controls.tensorflow_reference import ControlReference, ControlSource
 from checks.core import thresholds
 from checks.core.activations import one_thread, run_pytorch
 from checks.core.builtin_checkpoint import built_in_checkpoint
+from converter.convert import to_numpy_state_dict
 from converter.errors import DifferenceError, UsageError
 from converter.formats.detect import open_source
 from converter.layer_map import LOGITS_SCOPE, Variant
 from tests.conftest import write_keras
+from tests.support.graph_exports import export_onnx, network
 from tests.support.package_index import KERAS_FACENET, IndexUnreachableError, download, extract
 
 pytestmark = pytest.mark.slow
@@ -132,12 +135,14 @@ def test_one_site_of_every_class_is_killed_at_its_place(planting):
 
 def test_a_clean_port_raises_no_alarm_and_one_ulp_does(checkpoint, port):
     inputs = checkpoint.inputs(3)
-    assert judge_whole(port, inputs) == []
+    alarms, shares = judge_whole(port, inputs)
+    assert alarms == []
+    assert 0 < max(shares.values()) <= 1 / thresholds.MARGIN
     with _site("one-ulp").apply(port):
-        alarms = judge_whole(port, inputs)
+        alarms, _ = judge_whole(port, inputs)
     assert [alarm.partition(":")[0] for alarm in alarms[:2]] == ["tensors", "mapping"]
     with _site("tf32-products").apply(port):
-        alarms = judge_whole(port, inputs)
+        alarms, _ = judge_whole(port, inputs)
     assert {alarm.partition(":")[0] for alarm in alarms} <= {"rounding", "headline"}
     assert alarms
 
@@ -224,6 +229,65 @@ def test_an_alarm_in_a_clean_run_fails_the_controls(planting):
     result = planting.plant(CLASSES["bgr-for-rgb"], _site("bgr-for-rgb"))
     assert _report([result]).passed
     assert not _report([result], clean=(CleanRun(1, ("mapping: ...",)),)).passed
+
+
+# Margins
+
+
+def _with_shares(clean: float, planted: float, judgement: str = "mapping") -> ControlsResult:
+    site = SiteResult("f", "weights", "a", "inference", "killed", (judgement,), "p", "p", "c", "c")
+    run = CleanRun(0, (), {judgement: clean})
+    return _report([replace(site, shares={judgement: planted})], clean=(run,), classes=2)
+
+
+@pytest.mark.parametrize(
+    ("clean", "planted", "holds"), [(0.5, 2.0, True), (0.51, 5.0, False), (0.2, 1.99, False)]
+)
+def test_a_margin_below_two_on_either_side_fails_the_controls(clean, planted, holds, capsys):
+    result = _with_shares(clean, planted)
+    (margin,) = result.margins
+    assert (margin.command, margin.judgement, margin.nearest) == ("compare", "mapping", "f at a")
+    assert (margin.clean, margin.fault) == pytest.approx((1 / clean, planted))
+    assert margin.holds is result.passed is holds
+    print_result(result)
+    shown = capsys.readouterr().out
+    assert f"compare    mapping {1 / clean:.2f} and {planted:.2f}{'' if holds else ' (!)'}" in shown
+    assert ("FAILS  margins" in shown) is not holds
+
+
+def test_a_file_of_a_graph_counts_for_the_margins_and_raises_alarms():
+    result = _with_shares(0.1, 10.0, "arithmetic")
+    assert result.margins[0].clean == pytest.approx(10)
+    graph = GraphCleanRun("/there/port.onnx", 3, ("arithmetic: ...",), {"arithmetic": 0.4})
+    result = replace(result, graphs=(graph,))
+    assert result.margins[0].clean == pytest.approx(2.5)
+    assert not result.passed
+    assert problems(result)[0] == "false alarm, seed 3: port.onnx: arithmetic: ..."
+
+
+def test_arithmetic_in_lower_precision_counts_for_rounding_headline_and_distance():
+    reached = {"rounding": 9.0, "headline": 8.0, "distance": 7.0, "arithmetic": 6.0, "mapping": 0.0}
+    site = SiteResult("tf32-products", "hyperparameters", "a", "inference", "killed", shares=reached)
+    run = CleanRun(0, (), dict.fromkeys(reached, 0.1))
+    margins = {margin.judgement: margin.fault for margin in _report([site], clean=(run,)).margins}
+    assert margins == {name: share for name, share in reached.items() if name != "mapping"}
+
+
+def test_an_exporters_file_is_judged_as_in_an_audit(tensors, tmp_path, capsys):
+    pytest.importorskip("tensorflow")
+    features = {name: array for name, array in tensors.items() if not name.startswith(f"{LOGITS_SCOPE}/")}
+    source = write_keras(tmp_path / "features.h5", features)
+    port = export_onnx(network(to_numpy_state_dict(features)), tmp_path / "port.onnx")
+    options = ["--only", "tf32-products", "--clean", "1", "--graph"]
+    assert controls.main([str(source), *options, str(tmp_path / "features.h5")]) == 2
+    assert "features.h5: not an ONNX or a TFLite file" in capsys.readouterr().err
+    assert controls.main([str(source), *options, str(port), "--json", str(tmp_path / "c.json")]) == 0
+    shown = capsys.readouterr().out
+    assert "0 false alarms in 2 clean runs" in shown
+    assert re.search(r"audit      arithmetic \S+ and \S.*, distance \S+ and ", shown)
+    (run,) = json.loads((tmp_path / "c.json").read_text())["graphs"]
+    assert (run["path"], run["seed"], run["alarms"]) == (str(port), 0, [])
+    assert 0 < run["shares"]["arithmetic"] <= 0.5
 
 
 # The command

@@ -121,6 +121,6 @@ def test_an_array_of_another_shape_is_infinitely_far() -> None:
     other = {EMBEDDINGS: np.eye(5, 4)}
     batch = InputBatch(SEEDED[0], np.zeros((5, 2, 2, 3), np.float32))
     single = {EMBEDDINGS: exact[EMBEDDINGS].astype(np.float32)}
-    measured = measure(Activations(batch, exact, single, False, {}, {}), other, other)
+    measured = measure(Activations(batch, exact, single, False, {}, ()), other, other)
     assert measured.first_divergence == EMBEDDINGS
     assert measured.distance64 == measured.distance32 == np.inf

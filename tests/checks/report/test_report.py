@@ -14,13 +14,14 @@ import pytest
 import torch
 
 from checks.audit import __main__ as audit
-from checks.audit.result import AuditResult, GraphRun, InputRun, LayerError, TensorResult
+from checks.audit.result import AuditResult, GraphRun, InputRun, TensorResult
 from checks.benchmark import __main__ as benchmark
 from checks.benchmark.result import BenchmarkResult, Figure
 from checks.compare import __main__ as compare
 from checks.controls import __main__ as controls
 from checks.core.activations import STAGES
 from checks.core.judgement import Judgement
+from checks.core.rounding import LayerRounding
 from checks.gradients import __main__ as gradients
 from checks.gradients.judge import judge_gradients, judge_steps
 from checks.gradients.result import (
@@ -403,7 +404,7 @@ def audit_result(*, sound: bool) -> AuditResult:
         tensors[8] = replace(tensors[8], status="missing")
         tensors.append(TensorResult(HOSTILE, "", "", "", "float32", (2,), "extra", 2))
     layers = tuple(
-        LayerError(activation, 1e-3 if not sound and n >= 9 else 6e-7, 6e-7)
+        LayerRounding(activation, 1e-3 if not sound and n >= 9 else 6e-7, 6e-6)
         for n, activation in enumerate(activations)
     )
     run = GraphRun(

@@ -1,0 +1,142 @@
+"""Judges ports and files of graphs as an audit judges a graph: preprocessing, arithmetic, distance."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cache, partial
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from checks.audit.folded_standardisation import FoldedStandardisation, find_folded_standardisation
+from checks.audit.graphs.find_layers import GraphLayers, find_layers
+from checks.audit.graphs.graph import Graph
+from checks.audit.graphs.graph_formats import find_graph_format
+from checks.audit.graphs.network_from_graph import network_from_graph
+from checks.audit.graphs.onnx_tflite_session import OnnxTfliteSession
+from checks.audit.graphs.run_graph import audited_batches, run_graph
+from checks.audit.graphs.runtime_process import RuntimeProcess
+from checks.audit.judge import judge_arithmetic, judge_distance, judge_preprocessing
+from checks.audit.result import GraphRun
+from checks.audit.source_weights import source_weights
+from checks.controls.margins import shares_of
+from checks.controls.port_pipeline import Pipeline
+from checks.controls.result import GraphCleanRun
+from checks.controls.tensorflow_reference import ControlSource
+from checks.core.activations import activation_names, run_pytorch
+from checks.core.inputs import InputBatch
+from checks.core.judgement import Judgement
+from checks.core.network import EMBEDDINGS
+from checks.diagnosis.explain_tensor import SourceTensors
+from converter.errors import UsageError
+from converter.hub.catalog_entry import FIXED
+
+_LAYERS = activation_names(every_layer=True, logits=False)[:-1]  # without the embeddings
+
+
+class PortSession:
+    """A port from its pixels on, as a graph that is open in its runtime: a `run_graph.GraphSession`.
+
+    Args:
+        port: The port.
+    """
+
+    runtime = "PyTorch"
+    input_description = "NHWC uint8"
+    input_dtype = "uint8"
+    output_description = "embeddings of length one"
+    weights_dtype = "float32"
+    computes_in_half = False
+    activations: tuple[str, ...] = _LAYERS
+    outputs: tuple[str, ...] = (EMBEDDINGS,)
+
+    def __init__(self, port: Pipeline) -> None:
+        self._port = port
+
+    def fit_images(self, images: NDArray[Any]) -> NDArray[Any]:
+        """Return the images unchanged."""
+        return images
+
+    def run(self, images: NDArray[Any]) -> list[NDArray[Any]]:
+        """Run the network; return the embeddings."""
+        return [run_pytorch(self._port.float32, self._prepare(images), self.outputs)[EMBEDDINGS]]
+
+    def run_layers(self, images: NDArray[Any]) -> tuple[NDArray[Any], list[NDArray[Any]]]:
+        """Run the network; return the prepared images and every activation."""
+        prepared = self._prepare(images)
+        outputs = run_pytorch(self._port.float32, prepared, self.activations)
+        return prepared, [outputs[name] for name in self.activations]
+
+    def _prepare(self, images: NDArray[Any]) -> NDArray[Any]:
+        return self._port.prepare["fixed"](images.astype(np.uint8))
+
+
+class PortJudge:
+    """Judges ports as graphs, against a clean port. Several threads may call it at once.
+
+    Args:
+        clean: A clean port, which must stay clean.
+    """
+
+    def __init__(self, clean: Pipeline) -> None:
+        self._clean = clean
+        self._lock = Lock()  # hooks on the clean networks record what every thread runs
+
+    def judge(self, port: Pipeline, batches: Sequence[InputBatch]) -> tuple[Judgement, ...]:
+        """Run a port on some inputs, of which one is noise, and judge it."""
+        networks = {torch.float32: self._clean.float32, torch.float64: self._clean.float64}
+        with self._lock:
+            run = run_graph(
+                PortSession(port), networks.__getitem__, self._clean.float64, FoldedStandardisation(), batches
+            )
+        return _judge(run, FIXED)
+
+
+def clean_inputs(seed: int) -> list[InputBatch]:
+    """The inputs of an audit: the noise whole, which the distance needs, and one image of the others."""
+    noise, *others = audited_batches(seed)
+    return [noise, *(InputBatch(batch.name, batch.images[:1]) for batch in others)]
+
+
+def read_graphs(paths: Sequence[Path]) -> list[tuple[Graph, GraphLayers]]:
+    """Read files of graphs and find their layers.
+
+    Raises:
+        UsageError: A file is not a graph.
+        SourceError: A file is unreadable, corrupt or another network.
+        RequirementError: A package that reads or runs a file is not installed.
+    """
+    graphs = []
+    for path in paths:
+        graph_format = find_graph_format(path)
+        if graph_format is None:
+            raise UsageError(f"--graph {path}: not an ONNX or a TFLite file.")
+        graph = graph_format.read(path)
+        graphs.append((graph, find_layers(graph)))
+    return graphs
+
+
+def judge_graphs(
+    graphs: Sequence[tuple[Graph, GraphLayers]], checkpoint: ControlSource, seeds: Sequence[int]
+) -> Iterator[GraphCleanRun]:
+    """Judge graphs that were made from the checkpoint, on the inputs of several seeds."""
+    state_dict = SourceTensors(checkpoint.arrays, checkpoint.averages)
+    weights = source_weights(checkpoint.tensors, checkpoint.plan.variant, state_dict)
+    source = checkpoint.port().float64
+    for graph, layers in graphs:
+        build_own = cache(partial(network_from_graph, layers))
+        fold = find_folded_standardisation(layers.weights, weights)
+        with RuntimeProcess(graph) as process:
+            session = OnnxTfliteSession(graph, layers, process)
+            for seed in seeds:
+                judgements = _judge(run_graph(session, build_own, source, fold, clean_inputs(seed)), None)
+                alarms = (f"{each.name}: {each.statement}" for each in judgements if not each.passed)
+                yield GraphCleanRun(str(graph.path), seed, tuple(alarms), shares_of(judgements))
+
+
+def _judge(run: GraphRun, trained: str | None) -> tuple[Judgement, ...]:
+    return judge_preprocessing(run, trained), judge_arithmetic(run), judge_distance(run)
