@@ -291,7 +291,7 @@ def test_a_checkpoint_of_another_network(command, tmp_path):
         says=[
             prefix,
             "not an Inception-ResNet-v1",
-            "tensors has an expected name, such as InceptionResnetV1/Conv2d_1a_3x3/weights",
+            "an expected name, such as InceptionResnetV1/Conv2d_1a_3x3/weights",
             "resnet/conv1/kernel",
         ],
     )

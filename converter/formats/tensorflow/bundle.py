@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import mmap
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,6 @@ _MOST_POINTER_BYTES = 1 << 20  # of what stands for a data file: a pointer of Gi
 _LEAVES = frozenset(
     ["weights", "biases", "kernel", "bias", "beta", "gamma", "moving_mean", "moving_variance"]
 )
-_KERAS = "/kernel"  # the last name of a kernel in Keras; tf-slim calls it weights
 
 
 class TensorBundle(TensorSource):
@@ -71,10 +70,11 @@ class TensorBundle(TensorSource):
         self._maps: list[mmap.mmap | bytes] | None = list(shards.values())
         self.files = (self._index.path, *shards)
         variables = {entry.name: entry for entry in self._index.entries.values() if not entry.is_slice}
-        if OBJECT_GRAPH in variables:
+        object_based = OBJECT_GRAPH in variables
+        if object_based:
             self.format = "TensorFlow 2 checkpoint (object-based)"
             variables = self._name_by_object_graph(variables)
-        if any(name.endswith(_KERAS) for name in variables):
+        if _is_keras(variables, object_based):
             self.naming = "keras"
             variables = {f"{name}:0": entry for name, entry in variables.items()}
         self._keys = {name: entry.name for name, entry in variables.items()}
@@ -170,6 +170,16 @@ class TensorBundle(TensorSource):
             raise SourceError(path, str(error), tensor=entry.name, next_step=DOWNLOAD_AGAIN) from None
         array.flags.writeable = False
         return array
+
+
+def _is_keras(names: Collection[str], object_based: bool) -> bool:
+    """Return whether variables are called as Keras calls them: it has kernels where tf-slim has weights.
+
+    In a checkpoint of TensorFlow 1 only `LAYER/kernel` is a name of Keras; others have such layers of their own.
+    """
+    if any(name.endswith("/weights") for name in names):
+        return False
+    return any(name.endswith("/kernel") and (object_based or name.count("/") == 1) for name in names)
 
 
 def shard_path(prefix: Path, shard: int, num_shards: int) -> Path:

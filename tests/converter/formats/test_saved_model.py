@@ -11,6 +11,7 @@ import pytest
 from converter.__main__ import main
 from converter.errors import SourceError
 from converter.formats.detect import open_source
+from converter.formats.tensorflow.bundle_writer import write_tensor_bundle
 from tests.conftest import same_bits
 
 UNIT = "InceptionResnetV1/Conv2d_1a_3x3"
@@ -231,3 +232,20 @@ def test_a_checkpoint_without_names_is_called_object_based(tf, capsys, tmp_path,
         "save its variables under the network's names with tf.compat.v1.train.Saver({NAME: VARIABLE})"
         in message
     )
+
+
+def test_layers_of_keras_in_a_checkpoint_of_tensorflow_1(tf, tmp_path):
+    names = [name.removesuffix(":0") for name in KERAS_VALUES]
+    tf.raw_ops.SaveV2(
+        prefix=str(tmp_path / "ckpt"),
+        tensor_names=names,
+        shape_and_slices=[""] * len(names),
+        tensors=[tf.constant(value) for value in KERAS_VALUES.values()],
+    )
+    assert holds(tmp_path, KERAS_VALUES, "TensorFlow checkpoint (TensorBundle)").naming == "keras"
+
+
+def test_a_head_by_tf_layers_beside_the_network_of_slim(tmp_path):
+    tensors = VALUES | {"Logits_finetune/kernel": np.zeros((4, 2), np.float32)}
+    write_tensor_bundle(tmp_path / "model.ckpt-1", tensors)
+    assert holds(tmp_path, tensors, "TensorFlow checkpoint (TensorBundle)").naming == "tensorflow"
