@@ -18,7 +18,7 @@ from checks.audit.__main__ import main
 from checks.audit.published_ports import find_source
 from checks.audit.run import audit
 from converter.convert import to_numpy_state_dict
-from converter.errors import SourceError, UsageError
+from converter.errors import PortError, SourceError, UsageError
 from converter.formats.tensorflow.bundle_writer import write_tensor_bundle
 from converter.layer_map import Variant, table
 from reference import InceptionResnetV1
@@ -91,6 +91,49 @@ def test_two_networks_in_one_file_are_refused(source, state_dict, tmp_path):
     both = {prefix + key: array for prefix in ("a.", "b.") for key, array in state_dict.items()}
     with pytest.raises(UsageError, match=r"it holds two networks, under 'a\.' and 'b\.'"):
         audit(save(tmp_path / "port.safetensors", both), source)
+
+
+def test_extras_are_differences_unless_they_are_ignored(source, state_dict, tmp_path, capsys):
+    wrapped = {f"module.{key}": array for key, array in state_dict.items()}
+    port = save(tmp_path / "port.safetensors", wrapped | {"module.head.weight": np.ones(3, np.float32)})
+    command = [str(port), "--against", str(source)]
+    assert main(command) == 1
+    screen = capsys.readouterr().out
+    assert screen.startswith("The port differs: module.head.weight is not of this network.")
+    assert "--ignore 'module.head.*'" in screen
+    assert main([*command, "--ignore", "module.head.*"]) == 0
+    screen = capsys.readouterr().out
+    assert screen.startswith(EXACT)
+    assert "  port.safetensors: 1 tensor is left out by --ignore 'module.head.*'\n" in screen
+    for pattern, problem in (("head.*", "matches no tensor"), ("module.*", "which the network needs")):
+        assert main([*command, "--ignore", pattern]) == 2
+        assert problem in capsys.readouterr().err
+
+
+def test_prefixes_of_checkpoints_and_what_one_of_them_lacks(source, tensors, state_dict, tmp_path):
+    scoped = {f"resnet/{name}": array for name, array in tensors.items()}
+    write_tensor_bundle(tmp_path / "scoped.ckpt-1", scoped)
+    port = save(tmp_path / "port.safetensors", state_dict)
+    result = audit(port, tmp_path / "scoped.ckpt-1")
+    assert result.verdict == EXACT
+    assert result.names == ("scoped.ckpt-1: every name begins with 'resnet/', which is taken off",)
+    del scoped["resnet/InceptionResnetV1/Conv2d_1a_3x3/BatchNorm/beta"]
+    write_tensor_bundle(tmp_path / "lacking.ckpt-1", scoped)
+    result = audit(tmp_path / "lacking.ckpt-1", source)
+    assert [*with_status(result, "missing")] == ["resnet/InceptionResnetV1/Conv2d_1a_3x3/BatchNorm/beta"]
+
+
+def test_a_port_of_averages_only(tensors, state_dict, tmp_path):
+    averages = {f"import/{name}/ExponentialMovingAverage": array for name, array in tensors.items()}
+    write_tensor_bundle(tmp_path / "averages.ckpt-1", averages)
+    for source, port in (("averages.ckpt-1", "port.safetensors"), ("port.safetensors", "averages.ckpt-1")):
+        save(tmp_path / "port.safetensors", state_dict)
+        with pytest.raises(PortError, match=r"only .*moving averages.*--weights average"):
+            audit(tmp_path / port, tmp_path / source)
+    assert audit(tmp_path / "port.safetensors", tmp_path / "averages.ckpt-1", weights="average").passed
+    write_tensor_bundle(tmp_path / "same.ckpt-1", averages)
+    result = audit(tmp_path / "averages.ckpt-1", tmp_path / "same.ckpt-1", weights="average")
+    assert result.verdict == EXACT
 
 
 def test_a_port_needs_no_classifier(source, state_dict, tmp_path):

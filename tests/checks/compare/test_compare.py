@@ -208,6 +208,61 @@ def test_a_state_dict_that_does_not_load_fails_every_judgement(
     assert result.judgements[1].details[0].startswith("1 key missing, 'conv2d_1a.bn.bias' first")
 
 
+@pytest.fixture(scope="module")
+def training_file(clean: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The clean port as a wrapped model of before PyTorch 0.4.1 with a head of its own."""
+    path = tmp_path_factory.mktemp("training") / "epoch.pt"
+    state_dict = torch.load(clean, weights_only=True)
+    inside = {
+        f"net.module.{key}": each for key, each in state_dict.items() if not key.endswith("batches_tracked")
+    }
+    inside["net.arcface.weight"] = torch.ones(3)
+    torch.save({"epoch": 3, "model": inside, "best": np.float64(0.5)}, path)
+    return path
+
+
+def test_a_training_file_with_a_prefix_and_extras(
+    main_job: MainJob, training_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--state-dict", str(training_file), "--activations", str(main_job.activations)]
+    assert compare_command.main(options) == 1
+    screen = capsys.readouterr().out
+    assert "the state_dict holds 1 tensor that the network does not have." in screen
+    assert "--ignore 'net.arcface.*'" in screen
+    assert compare_command.main([*options, "--ignore", "net.arcface.*"]) == 0
+    screen = capsys.readouterr().out
+    for statement in (
+        "the state_dict under 'model' is used; beside it, not read: epoch, best",
+        "every name begins with 'net.module.', which is taken off",
+        "1 tensor is left out by --ignore 'net.arcface.*'",
+        "there is no num_batches_tracked, which carries no information",
+    ):
+        assert f"Names    epoch.pt: {statement}\n" in screen
+    assert compare_command.main([*options, "--ignore", "arcface"]) == 2
+    assert "--ignore 'arcface' matches no tensor of" in capsys.readouterr().err
+
+
+def test_the_repair_of_a_wrapped_model_is_a_plain_state_dict(
+    main_job: MainJob, clean: Path, training_file: Path, tmp_path: Path
+) -> None:
+    content = torch.load(training_file, weights_only=False)
+    weight = content["model"]["net.module.conv2d_1a.conv.weight"]
+    content["model"]["net.module.conv2d_1a.conv.weight"] = weight.flip(2)
+    torch.save(content, tmp_path / "faulty.pt")
+    result = compare(
+        main_job.checkpoint,
+        state_dict=tmp_path / "faulty.pt",
+        activations=main_job.activations,
+        ignore=["net.arcface.*"],
+        repair=tmp_path / "repaired.pt",
+    )
+    assert result.repair is not None
+    assert result.repair.statement.endswith("repaired.pt (its keys are without 'net.module.')")
+    repaired, expected = (torch.load(path, weights_only=True) for path in (tmp_path / "repaired.pt", clean))
+    assert repaired.keys() == expected.keys()
+    assert all(torch.equal(repaired[key], expected[key]) for key in expected)
+
+
 def test_a_difference_ends_with_exit_code_1_and_names_the_place(
     main_job: MainJob, clean: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
