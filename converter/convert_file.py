@@ -118,20 +118,15 @@ def convert_file(
     Raises:
         SourceError: The source is unreadable or corrupt, a SHA-256 is not expected, or `strict` refuses it.
         MappingError: The source is not this network, or a value of it is beyond float32.
-        UsageError: An output exists or has no folder; or its ending, `parts`, `sha256` or `ignore` does not fit;
-            or the source holds two networks.
+        UsageError: An output exists or has no folder, an option does not fit, or the source has two networks.
         RequirementError: An output cannot be written, for example because the disk is full.
         DifferenceError: An output reads back different from what was written.
     """
-    if output is not None:
-        check_ending(Path(output), output_format)
-    expected = _normalise_digests(sha256)
+    expected = _check_options(output, output_format, sha256)
     # Hashing releases the interpreter lock, so other threads compute digests beside the conversion.
     with open_source(locate(path), step=step) as source, ThreadPoolExecutor(2) as pool:
         source_hashes = {file.name: pool.submit(file_digest, file) for file in source.files}
-        named = NetworkTensors(source, ignore)
-        check_ignore(ignore, named)
-        tensors, plan = plan_tensors(named, weights)
+        named, tensors, plan = _plan(source, weights, ignore)
         destination = Path(output) if output is not None else default_output(source, output_format)
         rows_of = _split(plan, destination, output_format, parts)
         meter = _Meter(progress, [plan.rows, *rows_of.values()])
@@ -151,7 +146,20 @@ def convert_file(
     return replace(result, outputs={path: digest for digests in written for path, digest in digests.items()})
 
 
-def _normalise_digests(sha256: Collection[str]) -> frozenset[str]:
+def _plan(
+    source: TensorSource, weights: Weights, ignore: Sequence[str]
+) -> tuple[NetworkTensors, Mapping[str, NDArray[Any]], Plan]:
+    named = NetworkTensors(source, ignore)
+    check_ignore(ignore, named)
+    return named, *plan_tensors(named, weights)
+
+
+def _check_options(
+    output: Path | str | None, output_format: OutputFormat, sha256: Collection[str]
+) -> frozenset[str]:
+    """Check the options that need no source; returns the expected digests in lower case."""
+    if output is not None:
+        check_ending(Path(output), output_format)
     for digest in sha256:
         if not re.fullmatch("[0-9A-Fa-f]{64}", digest):
             raise UsageError(f"{digest!r} is not a SHA-256, which has 64 hexadecimal digits.")

@@ -6,7 +6,7 @@ import os
 import threading
 import warnings
 from collections.abc import Callable, Sequence
-from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -117,14 +117,19 @@ def convert_folder(
             output = output_folder / step_output(snapshot, output_format)
             advance = partial(meter.advance, number)
             futures.append(pool.submit(_convert_step, convert, snapshot, output, advance))
-        try:
-            for future in as_completed(futures):
-                future.result()
-        except BaseException:
-            meter.stop()
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+        _wait(futures, meter, pool)
     return FolderConversion(tuple(future.result() for future in futures))
+
+
+def _wait(futures: Sequence[Future[StepConversion]], meter: _Meter, pool: ThreadPoolExecutor) -> None:
+    """Wait for every conversion; an error or an interruption ends the others."""
+    try:
+        for future in as_completed(futures):
+            future.result()
+    except BaseException:
+        meter.stop()
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
 
 
 def _convert_step(

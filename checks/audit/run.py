@@ -109,8 +109,7 @@ def audit(
         The result; `passed` is the verdict.
 
     Raises:
-        UsageError: The port is the source, `against` is None and the port is not a published one, a file
-            holds two networks, or a pattern of `ignore` matches nothing or a tensor that is needed.
+        UsageError: The source is not known or is the port, `ignore` does not fit, or a file has two networks.
         SourceError: The port or the source is unreadable, corrupt or another network.
         RequirementError: A package that reads or runs a graph is not installed, or a published checkpoint
             cannot be downloaded.
@@ -122,19 +121,18 @@ def audit(
         raise UsageError(f"{port}: a port cannot judge itself. Give its checkpoint with --against.")
     with ExitStack() as closing:
         say("reading the port")
-        opened: Graph | NetworkTensors
-        if graph_format is None:
-            opened = NetworkTensors(closing.enter_context(open_source(port_path)), ignore)
-        else:
-            opened = graph_format.read(port_path)
+        opened = (
+            NetworkTensors(closing.enter_context(open_source(port_path)), ignore)
+            if graph_format is None
+            else graph_format.read(port_path)
+        )
         say("reading the source")
         source = NetworkTensors(closing.enter_context(open_source(source_path, step=step)), ignore)
-        named = [source] if isinstance(opened, Graph) else [opened, source]
+        named = (source,) if isinstance(opened, Graph) else (opened, source)
         check_ignore(ignore, *named)
         findings = _find(opened, source, weights, seed, say)
         files = {str(file): file_digest(file) for file in (*opened.files, *source.files)}
-    names = tuple(f"{each.path.name}: {said}" for each in named for said in each.statements)
-    return _make_result(findings, opened, str(source_path), names, files, seed)
+    return _make_result(findings, opened, str(source_path), named, files, seed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,11 +151,12 @@ def _make_result(
     findings: _Findings,
     port: Graph | NetworkTensors,
     source: str,
-    names: tuple[str, ...],
+    named: Sequence[NetworkTensors],
     files: dict[str, str],
     seed: int,
 ) -> AuditResult:
     published = find_published_port(files[str(port.files[0])])
+    names = tuple(f"{each.path.name}: {said}" for each in named for said in each.statements)
     extra = [tensor.name for tensor in findings.tensors if tensor.status == "extra"]
     if extra and isinstance(port, NetworkTensors):
         names += (advise_to_ignore(extra, port.source.info, port.naming),)
