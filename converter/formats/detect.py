@@ -115,7 +115,8 @@ def _list_content(files: Sequence[Path]) -> str:
 
 def _folder_inside(folder: Path) -> str:
     """Advise on SavedModels in numbered folders, as TensorFlow Serving keeps them; empty without one."""
-    names = sorted(graph.parent.name for graph in folder.glob(f"*/{_SAVED_MODEL}"))
+    graphs = [graph for graph in folder.glob(f"*/{_SAVED_MODEL}") if not is_stray(graph.parent.name)]
+    names = sorted(graph.parent.name for graph in graphs)
     return (
         f"Give the SavedModel in it: {', '.join(str(folder / name) for name in names[:5])}" if names else ""
     )

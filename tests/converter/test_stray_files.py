@@ -78,6 +78,15 @@ def test_a_folder_with_nothing_else_says_so(tmp_path: Path, capsys) -> None:
         open_source(tmp_path)
 
 
+def test_advice_on_saved_models_leaves_out_what_is_left(tmp_path: Path) -> None:
+    for name in ("1", ".ipynb_checkpoints", "__MACOSX"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "saved_model.pb").write_bytes(b"graph")
+    with pytest.raises(SourceError) as caught:
+        open_source(tmp_path)
+    assert str(caught.value).endswith(f"Give the SavedModel in it: {tmp_path / '1'}.")
+
+
 def test_macos_metadata_that_is_named_is_called_that(tmp_path: Path, capsys) -> None:
     for name in ("._20180402-114759.pb", "._weights.pt"):
         (tmp_path / name).write_bytes(APPLE_DOUBLE)
