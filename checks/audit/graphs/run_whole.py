@@ -89,7 +89,11 @@ def _open(graph: Graph, process: RuntimeProcess, size: int) -> OnnxTfliteSession
         if rows.shape[1] == size:
             return session
         problems.append(f"{output.name!r} has rows of {rows.shape[1]}")
-    raise SourceError(graph.path, f"no output is an embedding of {size} numbers ({'; '.join(problems)})")
+    raise SourceError(
+        graph.path,
+        f"no output is an embedding of {size} numbers ({'; '.join(problems)})",
+        next_step="Export it with its embeddings as an output, or give its own checkpoint with --against",
+    )
 
 
 def _run_batch(

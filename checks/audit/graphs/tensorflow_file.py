@@ -40,8 +40,12 @@ _OPS: Mapping[str, Op] = {
     **dict.fromkeys(("Concat", "ConcatV2"), "concat"),
     "MaxPool": "max_pool",
     **dict.fromkeys(("AvgPool", "Mean"), "mean"),
+    # The first input of a Merge is the branch without training.
     **dict.fromkeys(
-        ("Cast", "ExpandDims", "Identity", "Reshape", "Slice", "Squeeze", "StopGradient", "StridedSlice"),
+        (
+            "Cast", "ExpandDims", "Identity", "Merge", "Reshape", "Slice", "Squeeze", "StopGradient",
+            "StridedSlice", "Switch",
+        ),
         "same",
     ),
 }  # fmt: skip

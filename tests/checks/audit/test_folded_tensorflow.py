@@ -169,6 +169,28 @@ def test_a_fault_in_the_structure_is_named(folded, tmp_path, change, remark):
     assert layers.remarks == ((remark,) if remark else ())
 
 
+def test_dropout_behind_phase_train_is_passed_over(folded, source, tmp_path):
+    import tensorflow as tf
+
+    changed = copy.deepcopy(folded)
+    matrix = next(node for node in changed.node if node.op == "MatMul")
+    nodes = (
+        ("phase_train", "Placeholder", []),
+        ("cond/Switch", "Switch", [matrix.input[0], "phase_train"]),
+        ("cond/off", "Identity", ["cond/Switch"]),
+        ("cond/on", "Relu", ["cond/Switch:1"]),
+        ("cond/Merge", "Merge", ["cond/off", "cond/on"]),
+    )
+    for name, op, inputs in nodes:
+        node = changed.node.add(name=name, op=op, input=inputs)
+        kind = tf.bool if op == "Placeholder" else tf.float32
+        node.attr["dtype" if op == "Placeholder" else "T"].type = kind.as_datatype_enum
+    changed.node[-1].attr["N"].i = 2
+    matrix.input[0] = "cond/Merge"
+    result = audit(save(changed, tmp_path / "dropout.pb"), source)
+    assert result.exit_code == 0, (result.not_understood, result.judgements)
+
+
 def test_height_and_width_exchanged_are_not_understood_at_their_place(folded, tmp_path):
     name = "InceptionResnetV1/Repeat_1/block17_10/Branch_1/Conv2d_0b_1x7/Conv2D_weights"
     path = save(
