@@ -412,7 +412,7 @@ def audit_result(*, sound: bool) -> AuditResult:
         (InputRun("standard normal", False, 1e-6, 1e-6, 1e-6, 1e-6, layers),),
     )  # fmt: skip
     return AuditResult(
-        port=f"{HOSTILE}.onnx", format="ONNX", source="here", network="the network", recognised="",
+        port=f"{HOSTILE}.onnx", format="ONNX", source="here", network="the network", recognised="", names=(),
         tensors=tuple(tensors), run=run, judgements=(Judgement("tensors", sound, HOSTILE),),
         verdict="The port is the source." if sound else "The port is not the source.",
         files={HOSTILE: "00" * 32}, seed=0, environment=ENVIRONMENT,
