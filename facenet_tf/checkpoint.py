@@ -7,6 +7,8 @@ averages. TensorFlow's own Saver writes the values.
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -90,6 +92,7 @@ def write_checkpoint(
     Raises:
         ValueError: A variable is missing, unexpected or of another shape.
         FileExistsError: A file of that name exists; nothing is written.
+        OSError: The folder cannot be written to, or the disk is full.
     """
     folder = Path(folder)
     files = _checkpoint_files(folder, model_name, step, frozen)
@@ -104,9 +107,7 @@ def write_checkpoint(
             saver = tf1.train.Saver(_training_graph(tensors), max_to_keep=3)
             with open_session(graph) as session:
                 load_variables(session, tensors)
-                saver.save(
-                    session, str(scratch / files.prefix.name), write_meta_graph=False, write_state=False
-                )
+                _save(saver, session, scratch / files.prefix.name)
             meta = _export(graph, saver.saver_def)
         (scratch / files.meta.name).write_bytes(meta.SerializeToString(deterministic=True))
         if files.frozen is not None:
@@ -117,6 +118,13 @@ def write_checkpoint(
     finally:
         shutil.rmtree(scratch)
     return files
+
+
+def _save(saver: Any, session: Any, prefix: Path) -> None:
+    try:
+        saver.save(session, str(prefix), write_meta_graph=False, write_state=False)
+    except tf.errors.ResourceExhaustedError as error:  # TensorFlow's error for a disk without room
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
 
 
 def _checkpoint_files(folder: Path, model_name: str, step: int, frozen: bool) -> CheckpointFiles:

@@ -219,3 +219,22 @@ def test_a_full_folder_for_temporary_files(checkpoint, monkeypatch, capsys):
     err = capsys.readouterr().err
     assert "the converted file does not fit on the disk" in err
     assert "set TMPDIR" in err
+
+
+def test_a_full_cache_is_a_full_disk(monkeypatch, tmp_path, capsys):
+    import facenet_tf.checkpoint as writer
+    from checks.core import builtin_checkpoint
+
+    class Saver:
+        def save(self, *_, **__):
+            raise writer.tf.errors.ResourceExhaustedError(None, None, "No space left on device")
+
+    monkeypatch.setenv("FACENET_PORT_CACHE", str(tmp_path))
+    monkeypatch.setattr(builtin_checkpoint, "built_in_tensors", dict)
+    monkeypatch.setattr(
+        writer, "write_checkpoint", lambda folder, *_, **__: writer._save(Saver(), None, folder)
+    )
+    assert compare([]) == 4
+    err = capsys.readouterr().err
+    assert f"{tmp_path}: the cache cannot be used (the disk is full). Make room on the disk, or set" in err
+    assert list(tmp_path.iterdir()) == []
