@@ -15,7 +15,7 @@ import pytest
 
 from checks.audit.run import audit
 from checks.compare.run import compare
-from checks.gradients.run import compare_gradients
+from checks.gradients import run as gradients
 from facenet_tf import import_tensorflow
 from tests.fuzz.sandbox import ROOT
 from tests.support.shared_files import shared_folder
@@ -51,10 +51,12 @@ def test_slims_own_graph_and_the_rebuilt_one_agree_bit_for_bit(slim: Path) -> No
     assert set(rebuilt) == {0.0}
 
 
-def test_training_goes_on_as_in_slims_graph(slim: Path) -> None:
-    result = compare_gradients(slim)
-    assert result.passed, result.judgements
-    assert "FusedBatchNorm" in result.judgements[0].statement
+def test_slims_statistics_move_as_pytorchs(slim: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of `gradients`, the part that reads the graph; the rest takes a minute and depends on the weights alone."""
+    monkeypatch.setattr(gradients, "_measure", lambda *_: ((), ()))
+    (statistics,) = gradients.compare_gradients(slim).judgements
+    assert statistics.passed, statistics
+    assert statistics.statement.startswith("112 running variances move as PyTorch's do (FusedBatchNormV3 in")
 
 
 def test_slims_frozen_graph_is_audited(slim: Path) -> None:
