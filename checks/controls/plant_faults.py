@@ -170,9 +170,11 @@ class FaultPlanter:
             return {}
         if site is not fault.sites[0] and fault.name not in FLOAT32_FAULTS:
             return {}
-        noise = self._reference.inference[0].activations.batch
+        noise = clean_inputs(0)[0]
+        if fault.name not in FLOAT32_FAULTS:  # the distance is of five images, the rest of any
+            noise = InputBatch(noise.name, noise.images[:1])
         try:
-            judgements = self._audit.judge(port, [InputBatch(noise.name, noise.images[:1])])
+            judgements = self._audit.judge(port, [noise])
         except (RuntimeError, ValueError):  # PyTorch's, if shapes do not fit
             return {}
         preprocessing, arithmetics, distance = judgements
