@@ -34,16 +34,19 @@ def import_tensorflow() -> Any:
     stderr = os.dup(2)
     with tempfile.TemporaryFile() as aside:
         os.dup2(aside.fileno(), 2)
-        loaded = False
+        failed = True
         try:
             import tensorflow
 
-            loaded = True
+            failed = False
+        except KeyboardInterrupt:
+            failed = False
+            raise
         finally:
             sys.stderr.flush()
             os.dup2(stderr, 2)
             os.close(stderr)
-            if not loaded:
+            if failed:
                 aside.seek(0)
                 os.write(2, aside.read())
     return tensorflow

@@ -144,6 +144,21 @@ def test_a_stopped_comparison_leaves_no_converted_file(checkpoint, tmp_path):
 
 
 @pytest.mark.slow
+def test_while_tensorflow_is_imported_its_own_lines_are_not_shown(checkpoint, tmp_path):
+    place = (
+        "class Finder:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'tensorflow.python.platform':\n"
+        "            os.write(2, b'oneDNN custom operations are on\\n')\n"
+        "            stop()\n"
+        "sys.meta_path.insert(0, Finder())"
+    )
+    done = run(place, signal.SIGTERM, "compare", checkpoint.frozen, folder=tmp_path)
+    assert done.stderr == f"facenet-port compare: error: {MESSAGES[signal.SIGTERM]}\n"
+    assert done.returncode == 143
+
+
+@pytest.mark.slow
 def test_a_stopped_audit_is_one_line(checkpoint, single_files, tmp_path):
     place = "import checks.audit.run as run; stop_at(run, 'compare_tensors')"
     arguments = ["audit", single_files / "weights.pt", "--against", checkpoint.prefix, "--json", "a.json"]
