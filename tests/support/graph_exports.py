@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from reference import InceptionResnetV1
 
 Arrays = Mapping[str, NDArray[Any]]
+SIZE = 107
+"""Height and width of the images, in pixels: an audit takes half the time that it takes at 160."""
 
 
 def network(state_dict: Arrays) -> InceptionResnetV1:
@@ -36,8 +38,9 @@ def export_onnx(
     fold: bool = True,
     fixed_batch: bool = False,
     external: bool = False,
+    size: int = SIZE,
 ) -> Path:
-    """Export a model for images (N, 3, 160, 160).
+    """Export a model for images (N, 3, size, size).
 
     Args:
         model: The model, in evaluation mode.
@@ -47,8 +50,9 @@ def export_onnx(
         fold: Whether the older exporter folds BatchNorm into the convolutions, as it does by default.
         fixed_batch: Whether the graph takes exactly one image.
         external: Whether the weights go into a file beside the graph.
+        size: Height and width of the images.
     """
-    images = torch.zeros(1, 3, 160, 160)
+    images = torch.zeros(1, 3, size, size)
     if half:
         model, images = model.half(), images.half()
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
@@ -69,7 +73,13 @@ def export_onnx(
 
 
 def export_tflite(
-    tensors: Arrays, path: Path, *, half: bool = False, quantised: bool = False, from_bytes: bool = False
+    tensors: Arrays,
+    path: Path,
+    *,
+    half: bool = False,
+    quantised: bool = False,
+    from_bytes: bool = False,
+    size: int = SIZE,
 ) -> Path:
     """Convert the rebuilt TensorFlow graph, with these variables, by TensorFlow's own converter.
 
@@ -79,6 +89,7 @@ def export_tflite(
         half: Whether to store the weights in half precision.
         quantised: Whether to store the weights as integers.
         from_bytes: Whether the graph takes bytes and standardises them as (x - 127.5) / 128.
+        size: Height and width of the images.
     """
     from facenet_tf import import_tensorflow
     from facenet_tf.graph import build
@@ -89,7 +100,7 @@ def export_tflite(
     features = {name: array for name, array in tensors.items() if not name.startswith("Logits/")}
     with legacy_graph() as graph:
         dtype = tf.uint8 if from_bytes else tf.float32
-        placeholder = tf.compat.v1.placeholder(dtype, (None, 160, 160, 3), name="input")
+        placeholder = tf.compat.v1.placeholder(dtype, (None, size, size, 3), name="input")
         images = (tf.cast(placeholder, tf.float32) - 127.5) / 128.0 if from_bytes else placeholder
         embeddings = build(images, **infer_options(features)._asdict())["embeddings"]
     with open_session(graph) as session:
@@ -113,7 +124,7 @@ def inference_graph(tensors: Arrays) -> Any:
     tf1 = import_tensorflow().compat.v1
     features = {name: array for name, array in tensors.items() if not name.startswith("Logits/")}
     with legacy_graph() as graph:
-        images = tf1.placeholder("float32", (None, 160, 160, 3), name="input")
+        images = tf1.placeholder("float32", (None, SIZE, SIZE, 3), name="input")
         build(images, **infer_options(features)._asdict())
     with open_session(graph) as session:
         load_variables(session, features)

@@ -6,6 +6,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from tests.support.graph_exports import SIZE
+
 
 class Edit:
     """An ONNX model under change."""
@@ -31,7 +33,7 @@ class Edit:
         bits[index] ^= np.array(1 << bit, bits.dtype)
         self.constants[name].CopyFrom(numpy_helper.from_array(array, name))
 
-    def prepend(self, *nodes, dtype=TensorProto.FLOAT, shape=("N", 3, 160, 160), **constants):
+    def prepend(self, *nodes, dtype=TensorProto.FLOAT, shape=("N", 3, SIZE, SIZE), **constants):
         """Put nodes between a new input, `pixels`, and `images`, which the last node must output."""
         for name, value in constants.items():
             self.graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))

@@ -29,7 +29,7 @@ from converter.errors import SourceError
 from converter.formats.tensorflow.bundle_writer import write_tensor_bundle
 from converter.plan import describe, infer_variant
 from tests.conftest import CLASSES
-from tests.support.graph_exports import export_onnx, export_tflite, network
+from tests.support.graph_exports import SIZE, export_onnx, export_tflite, network
 from tests.support.onnx_edit import Edit
 
 pytestmark = pytest.mark.slow
@@ -183,7 +183,7 @@ def test_pixels_that_the_graph_standardises_itself(plain, source, tmp_path):
         helper.make_node("Transpose", ["pixels"], ["planes"], perm=[0, 3, 1, 2]),
         helper.make_node("Sub", ["planes", "grey"], ["centred"]),
         helper.make_node("Div", ["centred", "range"], ["images"]),
-        shape=("N", 160, 160, 3),
+        shape=("N", SIZE, SIZE, 3),
         grey=np.float32(127.5),
         range=np.float32(128),
     )
@@ -557,7 +557,7 @@ def test_a_runtime_that_refuses_or_crashes_is_a_refusal(folded, tmp_path):
     edit = Edit(folded)
     edit.node("Relu").op_type = "Nonsense"
     graph = onnx_file.read_onnx(edit.save(tmp_path / "nonsense.onnx"))
-    images = np.zeros((1, 3, 160, 160), np.float32)
+    images = np.zeros((1, 3, SIZE, SIZE), np.float32)
     with RuntimeProcess(graph) as process, pytest.raises(SourceError, match=r"it does not run \(.*Nonsense"):
         process.run(images, ["embeddings"], as_written=False)
     with RuntimeProcess(onnx_file.read_onnx(folded)) as process:

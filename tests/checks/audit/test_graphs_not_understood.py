@@ -11,6 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from checks.audit.__main__ import main
 from checks.audit.run import audit
 from checks.core.network import MAX_POOL, short_name
+from tests.support.graph_exports import SIZE
 from tests.support.onnx_edit import Edit
 
 pytestmark = pytest.mark.slow
@@ -22,15 +23,15 @@ VERDICT = (
 
 
 def sum_instead_of_mean(edit):
-    """Write the average over 3x3 pixels as a sum and a product, as a converter may."""
+    """Write the average over 2x2 pixels as a sum and a product, as a converter may."""
     pool = edit.node("GlobalAveragePool")
     output = pool.output[0]
     pool.op_type, pool.output[0] = "ReduceSum", "sum"
     pool.input.append("axes")
     edit.graph.initializer.append(numpy_helper.from_array(np.array([2, 3]), "axes"))
-    edit.graph.initializer.append(numpy_helper.from_array(np.float32(1 / 9), "ninth"))
+    edit.graph.initializer.append(numpy_helper.from_array(np.float32(1 / 4), "quarter"))
     place = list(edit.graph.node).index(pool) + 1
-    edit.graph.node.insert(place, helper.make_node("Mul", ["sum", "ninth"], [output]))
+    edit.graph.node.insert(place, helper.make_node("Mul", ["sum", "quarter"], [output]))
     return edit
 
 
@@ -91,7 +92,7 @@ def test_the_preprocessing_is_found_from_the_embeddings(plain, source, tmp_path)
         helper.make_node("Sub", ["turned", "grey"], ["centred"]),
         helper.make_node("Div", ["centred", "range"], ["images"]),
         dtype=TensorProto.UINT8,
-        shape=("N", 160, 160, 3),
+        shape=("N", SIZE, SIZE, 3),
         order=np.array([2, 1, 0]),
         grey=np.float32(127.5),
         range=np.float32(128),

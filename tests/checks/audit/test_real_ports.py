@@ -54,9 +54,11 @@ def graphs(real_tensors: dict[str, NDArray], tmp_path_factory: pytest.TempPathFa
     folder = tmp_path_factory.mktemp("graphs")
     state_dict = to_numpy_state_dict(real_tensors)
     return {
-        name: export_tflite(real_tensors, folder / name, half=name.startswith("half"))
+        name: export_tflite(real_tensors, folder / name, half=name.startswith("half"), size=160)
         if name.endswith(".tflite")
-        else export_onnx(network(state_dict), folder / name, half=name.startswith("half"), dynamo=True)
+        else export_onnx(
+            network(state_dict), folder / name, half=name.startswith("half"), dynamo=True, size=160
+        )
         for name in FORMATS
     }
 
