@@ -212,11 +212,11 @@ def test_bgr_bytes_and_another_range_are_detected(plain, source, tmp_path):
 
 def test_unknown_preprocessing_fails(plain, source, tmp_path):
     edit = Edit(plain)
-    edit.prepend(helper.make_node("Neg", ["pixels"], ["images"]))
-    result = audit(edit.save(tmp_path / "negative.onnx"), source)
+    edit.prepend(helper.make_node("Abs", ["pixels"], ["images"]))
+    result = audit(edit.save(tmp_path / "absolute.onnx"), source)
     assert "preprocessing" in failed(result)
     assert result.run.preprocessing.startswith("unknown")
-    assert "Neg before the first layer, which a run cannot judge" in judgement(result, "structure").details
+    assert "Abs before the first layer, which a run cannot judge" in judgement(result, "structure").details
 
 
 def test_per_image_whitening_is_detected_and_its_rounding_is_not_a_fault(plain, source, tmp_path):
