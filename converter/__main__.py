@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 _EPILOG = """\
 SOURCE is the name of a published model (`facenet-port list` shows them), a model folder or its `checkpoint`
-file, a checkpoint prefix, an .index, .data or .meta file, a frozen .pb, a Keras .h5 or .keras, a .pt or a .safetensors.
-The format is detected from the file's contents. A file or folder goes before a model of the same name.
-TensorFlow is not needed.
+file, a checkpoint prefix, an .index, .data or .meta file, a frozen .pb, a Keras .h5 or .keras, a .pt or a
+.safetensors. The format is detected from the file's contents. A file or folder goes before a model of the
+same name. TensorFlow is not needed.
 
 exit codes: 0 converted and verified; 1 the output reads back different; 2 wrong usage;
 3 the source is unreadable, corrupt or another network; 4 something that is needed is missing;

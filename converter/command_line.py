@@ -242,7 +242,8 @@ def check_result_file(option: str, path: Path, endings: Sequence[str], start: by
         start: The first bytes of such a file, in lower case.
 
     Raises:
-        UsageError: The file exists and is something else, or its folder does not exist or cannot be written to.
+        UsageError: The file exists and is something else, or its folder does not exist or cannot be written
+            to.
     """
     if not path.parent.is_dir():
         raise UsageError(f"{option} {path}: there is no folder {path.parent}. Create it first.")

@@ -159,8 +159,8 @@ class NetworkTensors(TensorSource):
         if needed:
             others = f" and {len(needed) - 1} more" if len(needed) > 1 else ""
             raise UsageError(
-                f"--ignore {self.ignored[needed[0]]!r} would leave out {needed[0]!r}{others}, which the network "
-                "needs. Give a narrower pattern."
+                f"--ignore {self.ignored[needed[0]]!r} would leave out {needed[0]!r}{others}, which the "
+                "network needs. Give a narrower pattern."
             )
 
     def __getitem__(self, name: str) -> NDArray[Any]:
@@ -239,7 +239,8 @@ def advise_to_ignore(unexpected: Collection[str], names: Iterable[str], naming: 
     patterns = _patterns(unexpected, set(names) - set(unexpected), separator(naming))
     options = " ".join(f"--ignore {pattern!r}" for pattern in patterns[:_MOST_PATTERNS])
     more = " ..." if len(patterns) > _MOST_PATTERNS else ""
-    return f"To leave out what the network does not have, give --ignore PATTERN (may be repeated): {options}{more}"
+    advice = "To leave out what the network does not have, give --ignore PATTERN (may be repeated)"
+    return f"{advice}: {options}{more}"
 
 
 def _patterns(unexpected: Collection[str], needed: Collection[str], mark: str) -> list[str]:

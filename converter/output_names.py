@@ -82,8 +82,8 @@ def check_ending(output: Path, output_format: OutputFormat) -> None:
     suffix = _NUMBERED.sub("", output.suffix.lower())
     if suffix in (".index", ".data", ".meta"):
         raise UsageError(
-            f"{output}: the ending says one file of a checkpoint. Give its prefix, such as {output.stem}, with "
-            "--to tensorflow."
+            f"{output}: the ending says one file of a checkpoint. Give its prefix, such as {output.stem}, "
+            "with --to tensorflow."
         )
     if suffix in _OTHER_FORMATS:
         raise UsageError(

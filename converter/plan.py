@@ -51,7 +51,8 @@ TRAINING_STATE = {
 NO_BOTTLENECK = (
     "this is the network of before February 2017: it has no Bottleneck (in PyTorch last_linear and last_bn), "
     "and its embeddings are the 1792 numbers of the average pool",
-    "That network is not ported; give a model with a Bottleneck, such as those that `facenet-port list` shows.",
+    "That network is not ported; give a model with a Bottleneck, such as those that `facenet-port list` "
+    "shows.",
 )
 """The clause and the advice on a network whose only missing tensors are those of the Bottleneck."""
 

@@ -121,7 +121,7 @@ def _name_variables(graph_def: Any, variables: Mapping[str, str]) -> None:
 
 
 def _name_signature(graph_def: Any, inputs: Iterable[_Argument], outputs: Iterable[_Argument]) -> None:
-    """Name the nodes of a signature `input`, `phase_train`, `batch_size` and `embeddings`, where none has it."""
+    """Name the nodes of a signature `input`, `phase_train`, `batch_size` and `embeddings` where none is."""
     taken = {node.name for node in graph_def.node}
     names: dict[str, str] = {}
     floats = tf.float32.as_datatype_enum

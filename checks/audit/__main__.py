@@ -13,10 +13,10 @@ from converter import command_line
 from converter.progress import ProgressBar
 
 _EPILOG = """\
-PORT may be a state_dict (.pt, .safetensors; its keys may have a prefix), a Keras .h5 or .keras, a TensorFlow checkpoint
-or .pb, an ONNX or a TFLite file, or a published name such as vggface2, for the state_dict in the cache of
-torch.hub. SOURCE may be any source of `facenet-port convert`, or det1.npy, det2.npy or det3.npy for a network
-of MTCNN. A published port needs no --against.
+PORT may be a state_dict (.pt, .safetensors; its keys may have a prefix), a Keras .h5 or .keras, a TensorFlow
+checkpoint or .pb, an ONNX or a TFLite file, or a published name such as vggface2, for the state_dict in the
+cache of torch.hub. SOURCE may be any source of `facenet-port convert`, or det1.npy, det2.npy or det3.npy for
+a network of MTCNN. A published port needs no --against.
 
 exit codes: 0 the port is faithful; 1 the port differs; 2 wrong usage; 3 an input is unreadable, corrupt or
 another network, or the source's values are not finite; 4 a requirement such as onnxruntime is missing;

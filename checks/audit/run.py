@@ -94,9 +94,9 @@ def audit(
             assert result.passed, result.verdict
 
     Args:
-        port: A state_dict (.pt, .safetensors), a Keras .h5 or .keras, a TensorFlow checkpoint or .pb, an ONNX or a
-            TFLite file, or weights of MTCNN; or a published name such as "vggface2", for the state_dict in
-            the cache of torch.hub.
+        port: A state_dict (.pt, .safetensors), a Keras .h5 or .keras, a TensorFlow checkpoint or .pb, an ONNX
+            or a TFLite file, or weights of MTCNN; or a published name such as "vggface2", for the state_dict
+            in the cache of torch.hub.
         against: The checkpoint that the port was made from: any source of the converter, a published name,
             or MTCNN's det1.npy, det2.npy or det3.npy. None finds the checkpoint of a published port.
         weights: The weights of the source: the variables, or their moving averages ("average").

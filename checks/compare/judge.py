@@ -142,7 +142,7 @@ def judge_mapping(inputs: Sequence[InputMeasurement]) -> Judgement:
 
 
 def judge_rounding(inputs: Sequence[InputMeasurement]) -> Judgement:
-    """Judge the float32 rounding of every layer on its own input, in PyTorch and in the checkpoint's own graph.
+    """Judge the float32 rounding of every layer on its own input, in PyTorch and in the own graph.
 
     The own graph is measured from the network that the checkpoint was converted to, so this also shows that
     its graph computes that network.

@@ -283,8 +283,8 @@ class _Comparison:
         if model is None and self.source is not None and (extra := unexpected_keys(arrays, variant)):
             keys = [self.source.original(key) for key in extra]
             return (
-                f"the state_dict holds {len(keys)} {'tensor' if len(keys) == 1 else 'tensors'} that the network "
-                "does not have. "
+                f"the state_dict holds {len(keys)} {'tensor' if len(keys) == 1 else 'tensors'} that the "
+                "network does not have. "
                 f"{advise_to_ignore(keys, self.source.source.info, 'pytorch')}"
             )
         if model is None:

@@ -77,8 +77,8 @@ def load_state_dict(
             if not isinstance(error.__cause__, OSError) or error.__cause__.errno not in DISK_FULL:
                 raise
             raise RequirementError(
-                f"{folder.parent}: the converted file does not fit on the disk. Make room there, or set TMPDIR "
-                "to a folder on another one."
+                f"{folder.parent}: the converted file does not fit on the disk. Make room there, or set "
+                "TMPDIR to a folder on another one."
             ) from error
         loaded = torch.load(path, weights_only=True)
         return LoadedPort({key: tensor.numpy() for key, tensor in loaded.items()})

@@ -57,8 +57,8 @@ float32."""
 
 GRAPH_DISTANCE = {"float32": 1e-5, "float16": 2e-2}
 """Audit: largest distance of a graph's five embeddings from those of the source's weights in float64, by the
-precision of its stored weights. float32 includes the rounding of a folded BatchNorm; TFLite's runtime comes to
-3e-6 on published weights."""
+precision of its stored weights. float32 includes the rounding of a folded BatchNorm; TFLite's runtime comes
+to 3e-6 on published weights."""
 
 HALF_ROUNDOFF = 2.0**-11
 """Relative error of one float16 rounding (IEEE 754)."""

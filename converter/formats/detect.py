@@ -71,7 +71,8 @@ def _open(path: Path, step: int | None) -> TensorSource:
     raise SourceError(
         path,
         "no such file, folder or checkpoint prefix",
-        next_step="Give a model folder, a checkpoint prefix, an .index, .data, .meta, .pb, .h5, .keras, .pt or "
+        next_step="Give a model folder, a checkpoint prefix, an .index, .data, .meta, .pb, .h5, .keras, "
+        ".pt or "
         ".safetensors file, or a name that `facenet-port list` shows",
     )
 

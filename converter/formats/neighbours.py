@@ -1,4 +1,4 @@
-"""Files that are taken for a checkpoint and are none: recognised by their contents, with the step that works."""
+"""Files that people take for a checkpoint: recognised by their contents, with the step that works."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ def refuse_placeholder(path: Path, head: bytes) -> None:
     if text.startswith((b"<!doctype", b"<html")):
         raise SourceError(
             path,
-            "this is a web page, not a model. Google Drive sends one when it asks for a confirmation or when its "
-            "quota is used up",
+            "this is a web page, not a model. Google Drive sends one when it asks for a confirmation or when "
+            "its quota is used up",
             next_step="Open the link in a browser and save the file itself",
         )
     if text.startswith(b"<?xml") and b"<error" in text:

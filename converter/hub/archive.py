@@ -33,7 +33,8 @@ _NAME = re.compile(r"((?P<folder>[^/\\:\x00-\x1f\x7f]+)/)?(?P<file>[^/\\:\x00-\x
 def unpack(archive: Path, folder: Path) -> dict[str, str]:
     """Unpack an archive of one model folder, or of bare files, into a new folder, flat.
 
-    Stray files, such as those that macOS adds, are left out. Before anything is written, the archive is refused for
+    Stray files, such as those that macOS adds, are left out. Before anything is written, the archive is
+    refused for
 
     - a name that leads outside the folder or into a second one,
     - two names that differ only in capitals,

@@ -82,7 +82,8 @@ def test_a_folder_that_is_not_of_this_tool_stays(tmp_path):
     with HiddenFolder(tmp_path):
         pass
     assert {path.name for path in tmp_path.iterdir()} == {
-        "elsewhere", ".facenet-port-notes", ".facenet-port-link", ".facenet-port-file", ".facenet-port-linked",
+        "elsewhere", ".facenet-port-notes", ".facenet-port-link", ".facenet-port-file",
+        ".facenet-port-linked",
     }  # fmt: skip
     assert (elsewhere / ".lock").exists()
 

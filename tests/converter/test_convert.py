@@ -398,8 +398,8 @@ def test_a_long_report_counts_what_it_does_not_show():
 def test_another_network_is_called_so():
     other = {"resnet/conv1/kernel": TensorInfo(np.dtype("float32"), (7, 7, 3, 64))}
     assert (
-        "not an Inception-ResNet-v1: its only tensor does not have an expected name, such as InceptionResnetV1/"
-        in str(problems_of(other))
+        "not an Inception-ResNet-v1: its only tensor does not have an expected name, such as "
+        "InceptionResnetV1/" in str(problems_of(other))
     )
     assert "not an Inception-ResNet-v1" not in str(problems_of(info_of(Variant()) | other))
 

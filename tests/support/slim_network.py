@@ -1,4 +1,4 @@
-"""Training graphs and checkpoints of FaceNet built with tf-slim's own layers: a judge that this project did not write.
+"""Training graphs and checkpoints of FaceNet by tf-slim's own layers: a judge from outside this project.
 
 The network follows `src/models/inception_resnet_v1.py` of davidsandberg/facenet, the graph around it
 `src/train_softmax.py`, and the frozen graph `src/freeze_graph.py`.

@@ -34,9 +34,10 @@ class KerasHdf5(TensorSource):
         path: The file.
 
     Raises:
-        SourceError: The file is not HDF5, is damaged, has no Keras weights, has layers without names, or claims more data than its size
-            justifies; or a weight is missing, named twice, kept outside the file, not stored whole, not of a
-            standard integer or float type, or stored with a filter other than gzip, shuffle and fletcher32.
+        SourceError: The file is not HDF5, is damaged, has no Keras weights, has layers without names, or
+            claims more data than its size justifies; or a weight is missing, named twice, kept outside the
+            file, not stored whole, not of a standard integer or float type, or stored with a filter other
+            than gzip, shuffle and fletcher32.
         RequirementError: The process that reads HDF5 cannot be started.
     """
 

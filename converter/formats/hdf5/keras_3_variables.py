@@ -1,9 +1,9 @@
 """The weights of a Keras 3 file: `.weights.h5`, and the archive `.keras` around one.
 
-Such a file has no index. Each layer is a group whose path says how the layers are nested and counts those of a
-class (`layers/conv2d_3`). Its variables are in a group `vars`, under their numbers, in the order of the layer's
-class. An attribute of `vars` holds the layer's name; before Keras 3.4 it stands in config.json alone, which only
-the archive has. See keras/src/saving/saving_lib.py: _save_state, _save_container_state, H5IOStore.
+Such a file has no index. Each layer is a group whose path says how the layers are nested and counts those of
+a class (`layers/conv2d_3`). Its variables are in a group `vars`, under their numbers, in the order of the
+layer's class. An attribute of `vars` holds the layer's name; before Keras 3.4 it stands in config.json alone,
+which only the archive has. See keras/src/saving/saving_lib.py: _save_state, _save_container_state, H5IOStore.
 """
 
 from __future__ import annotations
@@ -100,8 +100,8 @@ def find_variables(
         found += _name_variables(name, kind, variables, settings_of.get(name, {}), get)
     if nameless:
         raise AnswerError(
-            f"the names of {len(nameless)} layers are missing ({', '.join(nameless[:3])}, ...): Keras before 3.4 "
-            "writes them into config.json alone, and a layer is not found by its number",
+            f"the names of {len(nameless)} layers are missing ({', '.join(nameless[:3])}, ...): Keras before "
+            "3.4 writes them into config.json alone, and a layer is not found by its number",
             next_step="Load it into its model with load_weights and save the whole model: "
             'model.save("facenet.keras")',
         )

@@ -128,8 +128,8 @@ class _KerasFile:
         layers = list(dict.fromkeys(name.rpartition("/")[0] for name in datasets))
         if layers and all(_NUMBERED.fullmatch(layer) for layer in layers):
             raise AnswerError(
-                f"its layers have no names of their own: Keras numbered them ({', '.join(layers[:3])}, ...), and "
-                "a layer is not found by its number",
+                f"its layers have no names of their own: Keras numbered them ({', '.join(layers[:3])}, ...), "
+                "and a layer is not found by its number",
                 next_step="Build the network with the layer names of facenet_keras.h5, such as Conv2d_1a_3x3 "
                 "and Conv2d_1a_3x3_BatchNorm, load these weights into it and save it again",
             )
@@ -208,7 +208,7 @@ class _KerasFile:
 
 
 def _as_in_keras_2(name: str) -> str:
-    """Give a weight of Keras 3 the name of Keras 2: its layer and role, without the models around the layer."""
+    """Give a weight of Keras 3 the name of Keras 2: its layer and role, without the models around it."""
     return f"{'/'.join(name.split('/')[-2:])}:0"
 
 

@@ -129,9 +129,10 @@ class TensorBundle(TensorSource):
         if named and not any(name.rpartition("/")[2] in _LEAVES for name in named):
             raise SourceError(
                 self.path,
-                "this is a TensorFlow 2 checkpoint (object-based), and its variables do not have the names of this "
-                f"network: one is called {next(iter(named))[:200]!r}",
-                next_step="Restore it into the model that wrote it, and save its variables under the network's names "
+                "this is a TensorFlow 2 checkpoint (object-based), and its variables do not have the names "
+                f"of this network: one is called {next(iter(named))[:200]!r}",
+                next_step="Restore it into the model that wrote it, and save its variables under the "
+                "network's names "
                 "with tf.compat.v1.train.Saver({NAME: VARIABLE})",
             )
         return named
@@ -175,7 +176,8 @@ class TensorBundle(TensorSource):
 def _is_keras(names: Collection[str], object_based: bool) -> bool:
     """Return whether variables are called as Keras calls them: it has kernels where tf-slim has weights.
 
-    In a checkpoint of TensorFlow 1 only `LAYER/kernel` is a name of Keras; others have such layers of their own.
+    In a checkpoint of TensorFlow 1 only `LAYER/kernel` is a name of Keras; others have such layers of their
+    own.
     """
     if any(name.endswith("/weights") for name in names):
         return False

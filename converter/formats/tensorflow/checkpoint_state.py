@@ -144,7 +144,8 @@ def choose(
         candidates: At least one checkpoint, in the order of `find_snapshots`.
         where: The path that the user gave, for messages.
         step: The training step to choose; None for the latest.
-        state: The `checkpoint` file, if there is one. A damaged one matters only if there is a choice to make.
+        state: The `checkpoint` file, if there is one. A damaged one matters only if there is a choice to
+            make.
 
     Raises:
         UsageError: No checkpoint is of that step, or it is unknown which of several models is meant.

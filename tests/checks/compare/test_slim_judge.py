@@ -1,7 +1,7 @@
 """A judge that this project did not write: training and frozen graphs by tf-slim, with real weights.
 
-davidsandberg/facenet was written with tf-slim. Its layers, its training conditionals and its averages stand here
-beside the graph that this project rebuilds.
+davidsandberg/facenet was written with tf-slim. Its layers, its training conditionals and its averages stand
+here beside the graph that this project rebuilds.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def test_slims_own_graph_and_the_rebuilt_one_agree_bit_for_bit(slim: Path) -> No
 
 
 def test_slims_statistics_move_as_pytorchs(slim: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of `gradients`, the part that reads the graph; the rest takes a minute and depends on the weights alone."""
+    """The part of `gradients` that reads the graph; the rest takes a minute and depends on the weights."""
     monkeypatch.setattr(gradients, "_measure", lambda *_: ((), ()))
     (statistics,) = gradients.compare_gradients(slim).judgements
     assert statistics.passed, statistics

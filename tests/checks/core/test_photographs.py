@@ -87,8 +87,8 @@ def test_all_of_them_are_named_at_once(tmp_path):
     with pytest.raises(SourceError) as caught:
         read_photographs(find_photographs(tmp_path))
     assert str(caught.value) == (
-        f"{tmp_path}/0.jpg: cannot be decoded as a photograph: it is empty. Remove it from the folder. 7 more "
-        "cannot be used: 1.jpg, 2.jpg, 3.jpg, 4.jpg, 5.jpg and others."
+        f"{tmp_path}/0.jpg: cannot be decoded as a photograph: it is empty. Remove it from the folder. 7 "
+        "more cannot be used: 1.jpg, 2.jpg, 3.jpg, 4.jpg, 5.jpg and others."
     )
 
 

@@ -40,7 +40,7 @@ def build(tf, *, fused=True, resource=False):
 
 @pytest.fixture(scope="module")
 def freeze(tf):
-    """A function that builds and freezes the unit; it returns the GraphDef and the values of the variables."""
+    """A function that builds and freezes the unit; it returns the GraphDef and the variables' values."""
 
     def freeze(**options):
         v1 = tf.compat.v1
@@ -233,8 +233,9 @@ def test_batch_norms_folded_under_the_names_of_the_weights(tf, freeze, tmp_path)
             graph.node.remove(node)
     path = tmp_path / "folded.pb"
     assert refusal(path, graph).startswith(
-        f"{path}: its BatchNorms are folded into the convolutions (1 of 1), as graph transforms do, and cannot "
-        f"be taken apart again. Give the checkpoint, or the graph before the transform. `facenet-port audit "
+        f"{path}: its BatchNorms are folded into the convolutions (1 of 1), as graph transforms do, and "
+        f"cannot be taken apart again. Give the checkpoint, or the graph before the transform. `facenet-port "
+        "audit "
     )
 
 
@@ -256,8 +257,8 @@ def test_quantised_weights_are_named(tf, freeze, tmp_path, op):
     kernel.op = op
     path = tmp_path / "quantised.pb"
     assert refusal(path, graph) == (
-        f"{path}: its weights are quantised to integers (operations: 1 of {op}); the float32 weights are gone. "
-        "Give the checkpoint, or the graph before its weights were quantised."
+        f"{path}: its weights are quantised to integers (operations: 1 of {op}); the float32 weights are "
+        "gone. Give the checkpoint, or the graph before its weights were quantised."
     )
 
 
