@@ -166,8 +166,8 @@ class FaultPlanter:
         preprocessing that is recognised as another, fail whatever the bound.
         """
         arithmetic = fault.kind == "hyperparameters" and site.setting == "inference"
-        if not (arithmetic or fault.kind == "preprocessing"):
-            return {}
+        if not (arithmetic or fault.kind == "preprocessing") or site.activation == LOGITS:
+            return {}  # as a graph, the port gives embeddings only
         if site is not fault.sites[0] and fault.name not in FLOAT32_FAULTS:
             return {}
         noise = clean_inputs(0)[0]
