@@ -184,7 +184,7 @@ class NetworkTensors(TensorSource):
             beside = f"; beside it, not read: {_listed(self.beside)}" if self.beside else ""
             said.append(f"the state_dict under {self.key!r} is used{beside}")
         if self.prefix:
-            said.append(f"every name begins with {self.prefix!r}, which is taken off")
+            said.append(f"the names of the network begin with {self.prefix!r}, which is taken off")
         for pattern, count in Counter(self.ignored.values()).items():
             tensors = "1 tensor is" if count == 1 else f"{count} tensors are"
             said.append(f"{tensors} left out by --ignore {pattern!r}")

@@ -98,13 +98,14 @@ def compare_batch_norm_folded(
         yield uncompared(bias, bias_place, "differs", _shape_problem(bias, norm.beta.shape))
 
 
-def holds_residual_scale(layer: Layer, tensors: Tensors, source: SourceWeights) -> bool:
+def holds_residual_scale(layer: Layer, tensors: Tensors, source: SourceWeights, *, in_graph: bool) -> bool:
     """Return True if the weights of a residual block's last convolution seem to hold the residual scale.
 
     Args:
         layer: The convolution.
         tensors: The port's tensors of it.
         source: The source.
+        in_graph: Whether the port is a graph, which must hold the scale somewhere.
     """
     scale = residual_scale(layer.scope)
     if scale == 1.0 or "factor" in tensors or not {"weights", "biases"} <= set(tensors):
@@ -114,7 +115,7 @@ def holds_residual_scale(layer: Layer, tensors: Tensors, source: SourceWeights) 
         return False
     expected_size, actual_size = _typical_size(expected), _typical_size(actual)
     if expected_size is None or actual_size is None:  # no value tells
-        return expected_size is actual_size
+        return in_graph and expected_size is actual_size
     return expected_size > 0 and abs(actual_size / expected_size - scale) < abs(1 - scale) / 2
 
 

@@ -64,7 +64,7 @@ def _compare_layer(
         yield from compare_batch_norm_beside(layer, tensors, source)
     elif not has_batch_norm and "weights" in tensors and {"biases", "shift"} & set(tensors):
         yield from compare_batch_norm_folded(layer, tensors, source)
-    elif not layer.batch_norm and holds_residual_scale(layer, tensors, source):
+    elif not layer.batch_norm and holds_residual_scale(layer, tensors, source, in_graph=not names):
         yield from compare_scaled_residual(layer, tensors, source)
     else:
         yield from _compare_as_stored(layer, tensors, names, source)

@@ -91,12 +91,12 @@ def _open_folder(folder: Path, step: int | None) -> TensorSource:
     files = sorted(entry for entry in folder.iterdir() if entry.is_file())
     candidates = [file for file in files if file.suffix in _SINGLE_FILES and not is_stray(file.name)]
     if not candidates:
-        raise SourceError(
-            folder,
-            f"no checkpoint in this folder (it holds {_list_content(files)})",
-            next_step=_folder_inside(folder)
-            or "Give the folder that holds the .index and .data files, or the .pb",
-        )
+        if inside := _saved_models_inside(folder):
+            problem, next_step = "no checkpoint in this folder itself", f"Give the SavedModel in it: {inside}"
+        else:
+            problem = f"no checkpoint in this folder (it holds {_list_content(files)})"
+            next_step = "Give the folder that holds the .index and .data files, or the .pb"
+        raise SourceError(folder, problem, next_step=next_step)
     if len(candidates) > 1:
         names = ", ".join(file.name for file in candidates)
         raise UsageError(
@@ -114,13 +114,10 @@ def _list_content(files: Sequence[Path]) -> str:
     return f"only what a system or an unfinished download left: {', '.join(stray[:5])}"
 
 
-def _folder_inside(folder: Path) -> str:
-    """Advise on SavedModels in numbered folders, as TensorFlow Serving keeps them; empty without one."""
+def _saved_models_inside(folder: Path) -> str:
+    """List the SavedModels in numbered folders, as TensorFlow Serving keeps them; empty without one."""
     graphs = [graph for graph in folder.glob(f"*/{_SAVED_MODEL}") if not is_stray(graph.parent.name)]
-    names = sorted(graph.parent.name for graph in graphs)
-    return (
-        f"Give the SavedModel in it: {', '.join(str(folder / name) for name in names[:5])}" if names else ""
-    )
+    return ", ".join(str(folder / name) for name in sorted(graph.parent.name for graph in graphs)[:5])
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,6 +62,16 @@ def refuse_placeholder(path: Path, head: bytes) -> None:
         raise SourceError(path, problem, next_step="Check the link and download the file again")
 
 
+def is_onnx(head: bytes) -> bool:
+    """Return whether a file starts as an ONNX model does; a SavedModel starts with a lower number."""
+    return _ONNX.match(head) is not None
+
+
+def is_tflite(head: bytes) -> bool:
+    """Return whether a file has the identifier of a TFLite model."""
+    return head[_TFLITE[0]] == _TFLITE[1]
+
+
 def recognise(path: Path, head: bytes) -> tuple[str, str] | None:
     """Recognise a format that is not read, by the start of a file.
 
@@ -73,7 +83,7 @@ def recognise(path: Path, head: bytes) -> tuple[str, str] | None:
             return f"this file is compressed ({name})", f"Unpack it ({command}) and give what is in it"
     if head[_TAR[0]] == _TAR[1]:
         return "this is a tar archive", "Unpack it (tar -xf) and give what is in it"
-    for name, matches in (("a TFLite", head[_TFLITE[0]] == _TFLITE[1]), ("an ONNX", _ONNX.match(head))):
+    for name, matches in (("a TFLite", is_tflite(head)), ("an ONNX", is_onnx(head))):
         if matches:
             audit = f"`facenet-port audit {path} --against CHECKPOINT` compares the two"
             return f"this is {name} graph, which is not converted", f"{_ORIGIN}. {audit}"

@@ -11,6 +11,7 @@ import torch
 from converter.convert import convert_tensors, plan_tensors
 from converter.errors import SourceError, UsageError
 from converter.formats.detect import open_source
+from converter.hub import catalog
 from converter.hub.pretrained import PretrainedWeights
 from converter.manifest import file_digest, manifest_path, read_manifest
 from converter.network_names import COUNTER, NetworkTensors, check_ignore
@@ -33,6 +34,11 @@ def load_weights_file(path: Path | str, *, ignore: Sequence[str] = ()) -> Pretra
         SourceError: The file is unreadable, corrupt or not the one of its manifest.
         MappingError: The tensors are not those of this network.
     """
+    if not Path(path).exists() and catalog.find_entry(str(path)) is not None:
+        raise UsageError(
+            f"{path} is the name of a model, not a file. Load it with "
+            f"InceptionResnetV1(pretrained={str(path)!r})."
+        )
     with open_source(path) as source:
         if source.naming != "pytorch":
             raise UsageError(

@@ -236,7 +236,7 @@ def test_a_training_file_with_a_prefix_and_extras_without_counters(
     screen = capsys.readouterr().out
     for statement in (
         "the state_dict under 'model' is used; beside it, not read: epoch, best",
-        "every name begins with 'net.module.', which is taken off",
+        "the names of the network begin with 'net.module.', which is taken off",
         "1 tensor is left out by --ignore 'net.arcface.*'",
         "there is no num_batches_tracked, which carries no information",
     ):
@@ -303,6 +303,12 @@ def test_load_verifies_the_manifest_beside_the_file(single_files, tmp_path):
     (tmp_path / "other.pt.json").write_text("{}")
     with pytest.raises(SourceError, match="not a manifest of this converter"):
         reference.load(other)
+
+
+def test_load_of_a_name_says_how_to_load_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=r"InceptionResnetV1\(pretrained='vggface2'\)"):
+        reference.load("vggface2")
 
 
 def test_load_refuses_what_is_no_state_dict(single_files):

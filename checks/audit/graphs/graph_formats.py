@@ -11,6 +11,7 @@ from pathlib import Path
 from checks.audit.graphs import onnx_file, tensorflow_file, tflite_file
 from checks.audit.graphs.graph import Graph
 from converter.errors import RequirementError
+from converter.formats.neighbours import HEAD_BYTES, refuse_placeholder
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +23,7 @@ class GraphFormat:
         extra: The extra of this project that installs the packages.
         packages: Module to package, for reading and running these files; the last package runs them.
         runtime: The name of the runtime.
-        detect: Function that returns True if a file has this format.
+        detect: Function that returns True if a file, given with its first bytes, has this format.
         read: Function that reads a file.
     """
 
@@ -30,7 +31,7 @@ class GraphFormat:
     extra: str
     packages: Mapping[str, str]
     runtime: str
-    detect: Callable[[Path], bool]
+    detect: Callable[[Path, bytes], bool]
     read: Callable[[Path], Graph]
 
     def versions(self) -> dict[str, str]:
@@ -74,12 +75,16 @@ def find_graph_format(path: Path) -> GraphFormat | None:
     """Find the format of a graph file; None if the file is not a graph.
 
     Raises:
+        SourceError: The file stands for another one, such as a pointer of Git LFS.
         RequirementError: A package that reads or runs the file is not installed.
     """
     if not path.is_file():
         return None
+    with path.open("rb") as file:
+        head = file.read(HEAD_BYTES)
+    refuse_placeholder(path, head)
     for graph_format in GRAPH_FORMATS:
-        if not graph_format.detect(path):
+        if not graph_format.detect(path, head):
             continue
         missing = [
             package

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from checks.audit.graphs.graph import Graph, Node, Op, Value, Window
 from converter.errors import SourceError
+from converter.formats import neighbours
 from converter.formats.limits import MAX_TENSORS, check_claims, open_regular, read_whole
 from converter.formats.source import TensorInfo
 from converter.formats.tensorflow.find_proto_fields import BYTES, ProtoScanner
@@ -22,7 +23,6 @@ Array = NDArray[Any]
 
 _MOST_BYTES = 2**31 - 1  # protobuf's own limit for a message
 _MOST_FIELDS = 100_000  # nodes, initialisers and the like; a graph of this network has under 2,000
-_LATEST_IR_VERSION = 32  # onnx.proto: Version; 14 in 2026
 _GRAPH_FIELD = 7  # onnx.proto: ModelProto.graph
 _EXTERNAL = 1  # onnx.proto: TensorProto.DataLocation.EXTERNAL
 _FULLY_CONNECTED_AS_TENSORFLOW = Layout("IO->IO", (0, 1))
@@ -51,16 +51,9 @@ _OPS: Mapping[str, Op] = {
 }  # fmt: skip
 
 
-def is_onnx(path: Path) -> bool:
-    """Return True if a file is an ONNX model, by its ending or its first fields.
-
-    A ModelProto begins with ir_version (1), a small number, and producer_name (2) or graph (7).
-    """
-    if path.suffix.lower() == ".onnx":
-        return True
-    with path.open("rb") as file:
-        head = file.read(3)
-    return len(head) == 3 and head[0] == 0x08 and 0 < head[1] < _LATEST_IR_VERSION and head[2] in (0x12, 0x3A)
+def is_onnx(path: Path, head: bytes) -> bool:
+    """Return True if a file is an ONNX model, by its ending or its first bytes."""
+    return path.suffix.lower() == ".onnx" or neighbours.is_onnx(head)
 
 
 def read_onnx(path: Path) -> Graph:

@@ -59,15 +59,14 @@ FED = frozenset({"phase_train", "batch_size"})
 """Placeholders beside the images, which `facenet_tf.frozen` feeds."""
 
 
-def is_folded_graph(path: Path) -> bool:
+def is_folded_graph(path: Path, head: bytes) -> bool:
     """Return True if a file is a GraphDef whose BatchNorms are folded: most convolutions have none.
 
     Other frozen graphs have their weights under the names of variables, by which they are audited. Quantised
     ones are left to `converter.formats.tensorflow.frozen_graph`, which names them.
     """
-    with path.open("rb") as file:
-        if file.read(1) != _FIRST_BYTE:
-            return False
+    if not head.startswith(_FIRST_BYTE):
+        return False
     try:
         nodes = _scan(read_whole(path, _MOST_BYTES, "over 2 GiB"))
     except (ProtoError, NameTwiceError):

@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from checks.audit.graphs.graph import Graph, Node, Op, Value, Window
 from converter.casting import HALVES
 from converter.errors import SourceError
+from converter.formats import neighbours
 from converter.formats.limits import MAX_TENSORS, check_claims, read_whole
 from converter.formats.source import TensorInfo
 from converter.layouts import FULLY_CONNECTED, Layout
 
 Array = NDArray[Any]
 
-_MAGIC = b"TFL3"  # schema.fbs of TensorFlow Lite: file_identifier, at byte 4
 _MOST_REFERENCES = 10 * MAX_TENSORS  # this network has 2,000
 _MOST_SIGNATURES = 8
 _MOST_BYTES = 2**31 - 1  # a flatbuffer's own limit
@@ -47,10 +47,9 @@ _RELU = 1  # schema.fbs: ActivationFunctionType.RELU
 _SAME = 0  # schema.fbs: Padding.SAME
 
 
-def is_tflite(path: Path) -> bool:
-    """Return True if a file is a TFLite model, by its identifier or its ending."""
-    with path.open("rb") as file:
-        return file.read(8)[4:] == _MAGIC or path.suffix.lower() == ".tflite"
+def is_tflite(path: Path, head: bytes) -> bool:
+    """Return True if a file is a TFLite model, by its ending or its identifier."""
+    return path.suffix.lower() == ".tflite" or neighbours.is_tflite(head)
 
 
 def read_tflite(path: Path) -> Graph:
@@ -75,7 +74,7 @@ def read_tflite(path: Path) -> Graph:
 def _graph(path: Path, content: bytes) -> Graph:
     from ai_edge_litert import schema_py_generated as schema
 
-    if content[4:8] != _MAGIC:
+    if not neighbours.is_tflite(content):
         raise ValueError("no TFL3")
     root = schema.Model.GetRootAs(content, 0)
     _check_size(root)

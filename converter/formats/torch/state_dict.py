@@ -32,6 +32,8 @@ _LEGACY_PROTOCOL = 1001
 STATE_DICT_KEYS = ("state_dict", "model", "model_state_dict", "net")
 """The entries of a training file that may be its state_dict."""
 
+# With `weights_only` torch.load refuses NumPy's numbers and whole models.
+_LOAD = 'torch.load({name!r}, map_location="cpu", weights_only=False)'
 _WRITE_WEIGHTS = 'torch.save(model.state_dict(), "weights.pt")'
 
 
@@ -93,8 +95,13 @@ class StateDictFile(TensorSource):
         file.seek(0)
         head = io.BytesIO(file.read(MAX_PICKLE_BYTES))
         walk = TorchPickleReader()
-        start = [self._read_pickle(walk, head) for _ in range(2)]
-        if start != [_LEGACY_MAGIC, _LEGACY_PROTOCOL]:
+        if self._read_pickle(walk, head) != _LEGACY_MAGIC:
+            raise SourceError(
+                self.path,
+                "this is a pickle that torch.save did not write",
+                next_step=f"If you trust it, load it where it was written, and save its weights: {_WRITE_WEIGHTS}",
+            )
+        if self._read_pickle(walk, head) != _LEGACY_PROTOCOL:
             raise DamagedPickleError("not that of a PyTorch file")
         system = self._read_pickle(walk, head)
         if not isinstance(system, dict) or system.get("little_endian") is not True:
@@ -132,7 +139,8 @@ class StateDictFile(TensorSource):
                 self.path,
                 f"it holds a whole pickled model, which is code ({error}); it was not run",
                 next_step="If you trust it, write its weights where the model's code is: "
-                f"model = torch.load({self.path.name!r}, weights_only=False); {_WRITE_WEIGHTS}",
+                f"model = {_LOAD.format(name=self.path.name)}; {_WRITE_WEIGHTS}. In a training file the model is "
+                "an entry of the dictionary that torch.load returns",
             ) from error
 
     def _find_state_dict(self, content: Any) -> dict[Any, Any]:
@@ -144,8 +152,8 @@ class StateDictFile(TensorSource):
             raise SourceError(
                 self.path,
                 f"it holds several state_dicts, under {' and '.join(map(repr, keys))}",
-                next_step="Save one of them in a file of its own: "
-                f'torch.save(torch.load({self.path.name!r})[{keys[0]!r}], "weights.pt")',
+                next_step="If you trust it, save one of them in a file of its own: "
+                f'torch.save({_LOAD.format(name=self.path.name)}[{keys[0]!r}], "weights.pt")',
             )
         if keys:
             self.key = keys[0]
@@ -158,8 +166,8 @@ class StateDictFile(TensorSource):
                 self.path,
                 f"this is a training file, with tensors under {', '.join(map(repr, others))[:200]}; a "
                 f"state_dict is looked for under {', '.join(STATE_DICT_KEYS)}",
-                next_step="Save the state_dict in a file of its own: "
-                f'torch.save(torch.load({self.path.name!r})[{str(others[0])[:200]!r}], "weights.pt")',
+                next_step="If you trust it, save the state_dict in a file of its own: "
+                f'torch.save({_LOAD.format(name=self.path.name)}[{str(others[0])[:200]!r}], "weights.pt")',
             )
         return content
 
@@ -169,7 +177,8 @@ class StateDictFile(TensorSource):
                 raise SourceError(
                     self.path,
                     f"{repr(name)[:200]} is a {_kind(value)}, not a tensor",
-                    next_step="Give the state_dict itself, not the training checkpoint around it",
+                    next_step="If this is a training file, save the state_dict in it in a file of its own: "
+                    'torch.save(STATE_DICT, "weights.pt")',
                 )
             if isinstance(value, Other):
                 problem = f"this is not a dense tensor ({value.function[:80]})"

@@ -72,6 +72,8 @@ _BESIDE_WEIGHTS = {
     "argparse.Namespace",
     "builtins.set",
     "collections.Counter",
+    "datetime.datetime",
+    "datetime.timedelta",
     "numpy._core.multiarray._reconstruct",
     "numpy._core.multiarray.scalar",
     "numpy._core.numeric._frombuffer",
@@ -80,6 +82,10 @@ _BESIDE_WEIGHTS = {
     "numpy.core.numeric._frombuffer",
     "numpy.dtype",
     "numpy.ndarray",
+    "pathlib.PosixPath",
+    "pathlib.PurePosixPath",
+    "pathlib.PureWindowsPath",
+    "pathlib.WindowsPath",
 }
 
 

@@ -116,6 +116,12 @@ def _check_members(path: Path, members: list[zipfile.ZipInfo]) -> None:
     names = [member.filename for member in members]
     _refuse_programs(path, {name.partition("/")[2] for name in names})
     if not any(name.partition("/")[2] == "data.pkl" for name in names):
+        if names and all(name.endswith(".npy") for name in names):
+            raise SourceError(
+                path,
+                f"this is an archive of NumPy arrays (.npz), not a PyTorch file (it holds {', '.join(names[:4])[:200]})",
+                next_step="Give the checkpoint that it was made from",
+            )
         raise SourceError(
             path,
             f"this is a zip archive, not a PyTorch file (it holds {', '.join(names[:4])[:200] or 'nothing'})",

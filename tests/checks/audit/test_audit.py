@@ -84,7 +84,10 @@ def test_a_prefix_is_found_and_stated(source, state_dict, tmp_path, prefix):
     port = save(tmp_path / "port.safetensors", {prefix + key: array for key, array in state_dict.items()})
     result = audit(port, source)
     assert result.verdict == EXACT
-    assert f"port.safetensors: every name begins with '{prefix}', which is taken off" in result.names
+    assert (
+        f"port.safetensors: the names of the network begin with '{prefix}', which is taken off"
+        in result.names
+    )
 
 
 def test_two_networks_in_one_file_are_refused(source, state_dict, tmp_path):
@@ -116,7 +119,9 @@ def test_prefixes_of_checkpoints_and_what_one_of_them_lacks(source, tensors, sta
     port = save(tmp_path / "port.safetensors", state_dict)
     result = audit(port, tmp_path / "scoped.ckpt-1")
     assert result.verdict == EXACT
-    assert result.names == ("scoped.ckpt-1: every name begins with 'resnet/', which is taken off",)
+    assert result.names == (
+        "scoped.ckpt-1: the names of the network begin with 'resnet/', which is taken off",
+    )
     del scoped["resnet/InceptionResnetV1/Conv2d_1a_3x3/BatchNorm/beta"]
     write_tensor_bundle(tmp_path / "lacking.ckpt-1", scoped)
     result = audit(tmp_path / "lacking.ckpt-1", source)

@@ -12,7 +12,8 @@ from checks.audit.__main__ import main
 from checks.audit.compare_tensors import compare_tensors
 from checks.audit.graphs.find_layers import find_layers
 from checks.audit.graphs.graph import NotUnderstoodError
-from checks.audit.graphs.tensorflow_file import is_folded_graph, read_folded_graph
+from checks.audit.graphs.graph_formats import find_graph_format
+from checks.audit.graphs.tensorflow_file import read_folded_graph
 from checks.audit.run import audit
 from checks.audit.source_weights import source_weights
 from checks.diagnosis.explain_tensor import SourceTensors
@@ -96,7 +97,7 @@ def test_a_folded_graph_is_judged_as_a_graph_and_to_the_last_bit(folded, source,
 
 def test_folding_in_float32_with_a_sum_is_judged_to_the_last_bit(tensors, tmp_path):
     path = save(fold_batch_norms(inference_graph(tensors), in_float32=True), tmp_path / "folded.bin")
-    assert is_folded_graph(path)
+    assert find_graph_format(path).name == "TensorFlow"
     assert unfaithful(path, tensors) == []
     layers = find_layers(read_folded_graph(path))
     assert layers.remarks == ()
@@ -212,8 +213,8 @@ def test_a_graph_that_writes_files_is_refused(folded, source, tmp_path, capsys):
 
 
 def test_graphs_with_their_batch_norms_are_audited_by_name(checkpoint):
-    assert not is_folded_graph(checkpoint.frozen)
-    assert not is_folded_graph(checkpoint.meta)
+    assert find_graph_format(checkpoint.frozen) is None
+    assert find_graph_format(checkpoint.meta) is None
 
 
 @pytest.mark.parametrize("share", [0.3, 0.9999])

@@ -19,6 +19,7 @@ from checks.audit.compare_tensors import compare_tensors
 from checks.audit.graphs import onnx_file, tflite_file
 from checks.audit.graphs.find_layers import find_layers
 from checks.audit.graphs.graph import NotUnderstoodError
+from checks.audit.graphs.graph_formats import find_graph_format
 from checks.audit.graphs.runtime_process import RuntimeProcess
 from checks.audit.run import audit
 from checks.audit.source_weights import source_weights
@@ -588,8 +589,22 @@ def test_a_missing_package_gives_exit_code_4_and_the_line_that_installs_it(tmp_p
     assert line in process.stderr
 
 
+@pytest.mark.parametrize("name", ["port.onnx", "port.tflite"])
+def test_a_pointer_of_git_lfs_is_called_that(tmp_path, name):
+    path = tmp_path / name
+    path.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n")
+    with pytest.raises(SourceError, match=r"a pointer of Git LFS.*`git lfs pull`"):
+        find_graph_format(path)
+
+
+def test_the_graph_of_a_saved_model_is_not_taken_for_onnx(tmp_path):
+    path = tmp_path / "saved_model.pb"
+    path.write_bytes(b"\x08\x01\x12\x02\x0a\x00")
+    assert find_graph_format(path) is None
+
+
 def test_tflite_is_detected_from_its_contents(tflite, tmp_path):
     renamed = tmp_path / "model.bin"
     shutil.copy(tflite, renamed)
-    assert tflite_file.is_tflite(renamed)
+    assert find_graph_format(renamed).name == "TFLite"
     assert len(find_layers(tflite_file.read_tflite(renamed)).weights.layers) == 133

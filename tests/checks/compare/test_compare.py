@@ -233,7 +233,7 @@ def test_a_training_file_with_a_prefix_and_extras(
     screen = capsys.readouterr().out
     for statement in (
         "the state_dict under 'model' is used; beside it, not read: epoch, best",
-        "every name begins with 'net.module.', which is taken off",
+        "the names of the network begin with 'net.module.', which is taken off",
         "1 tensor is left out by --ignore 'net.arcface.*'",
         "there is no num_batches_tracked, which carries no information",
     ):

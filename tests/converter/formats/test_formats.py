@@ -12,6 +12,8 @@ import subprocess
 import sys
 import zipfile
 from collections import OrderedDict
+from datetime import datetime
+from pathlib import Path
 
 import h5py
 import ml_dtypes
@@ -550,7 +552,7 @@ def test_compressed_members_are_refused(tmp_path):
 def test_a_torchscript_file_is_called_one(tmp_path):
     torch.jit.script(torch.nn.Linear(2, 2)).save(tmp_path / "script.pt")
     error = refuses(lambda: StateDictFile(tmp_path / "script.pt"), "this is a TorchScript file")
-    assert "save its state_dict with torch.save" in str(error)
+    assert "write its weights with: torch.save(torch.jit.load(" in str(error)
 
 
 @pytest.mark.parametrize(
@@ -608,12 +610,33 @@ def test_the_state_dict_of_a_training_file(tmp_path, key, protocol, legacy):
     ("content", "problem"),
     [
         ({"model": STATE, "net": STATE}, r"several state_dicts, under 'model' and 'net'.*\['model'\]"),
-        ({"backbone": STATE, "epoch": 1}, r"under 'backbone'; .*torch.load\('s.pt'\)\['backbone'\]"),
+        ({"backbone": STATE, "epoch": 1}, r"under 'backbone'; .*torch.load\('s.pt', .*\)\['backbone'\]"),
+        ({"model": {"weights": STATE}}, "'model' is a dict, not a tensor. If this is a training file, save"),
     ],
 )
 def test_a_training_file_that_leaves_a_choice(tmp_path, content, problem):
     path = save(tmp_path / "s.pt", content)
     refuses(lambda: StateDictFile(path), problem)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_paths_and_dates_beside_the_weights(tmp_path, legacy):
+    options = argparse.Namespace(folder=Path("runs"), began=datetime(2026, 1, 2))
+    path = save(tmp_path / "s.pt", {"state_dict": STATE, "args": options}, legacy)
+    with StateDictFile(path) as source:
+        assert source.beside == ("args",)
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_other_pickles_are_not_called_damaged(tmp_path, protocol):
+    path = tmp_path / "weights.pkl"
+    path.write_bytes(pickle.dumps({"w": 1.0}, protocol))
+    refuses(lambda: open_source(path), "this is a pickle that torch.save did not write")
+
+
+def test_an_archive_of_numpy_arrays_is_called_that(tmp_path):
+    np.savez(tmp_path / "w.npz", w=np.zeros(2))
+    refuses(lambda: open_source(tmp_path / "w.npz"), r"an archive of NumPy arrays \(.npz\)")
 
 
 @pytest.mark.filterwarnings("ignore:Couldn't retrieve source code")
@@ -622,7 +645,9 @@ def test_a_training_file_that_leaves_a_choice(tmp_path, content, problem):
 def test_a_whole_model_is_refused_with_the_line_to_write(tmp_path, wrap, legacy):
     path = save(tmp_path / "s.pt", wrap(torch.nn.Sequential(torch.nn.Linear(2, 2))), legacy)
     error = refuses(lambda: StateDictFile(path), "a whole pickled model, which is code.*it was not run")
-    assert "model = torch.load('s.pt', weights_only=False); torch.save(model.state_dict(), " in str(error)
+    load = "model = torch.load('s.pt', map_location=\"cpu\", weights_only=False); "
+    assert f"{load}torch.save(model.state_dict(), " in str(error)
+    assert "an entry of the dictionary that torch.load returns" in str(error)
 
 
 def test_written_state_dicts_are_pytorchs_and_always_the_same(tmp_path):
