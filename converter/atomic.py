@@ -167,8 +167,8 @@ class AtomicFiles:
             raise UsageError(f"{self._folder / name} is a folder. Give the name of a file in it with -o.")
         if (self._folder / name).exists() and not self._overwrite:
             raise UsageError(
-                f"{self._folder / name} exists. Give another name; the converter replaces it if --overwrite "
-                "is given."
+                f"{self._folder / name} exists. Give another name, or let the converter replace it with "
+                "--overwrite (in Python overwrite=True)."
             )
         self._names.append(name)
         return self._hidden / name

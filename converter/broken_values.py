@@ -38,7 +38,11 @@ class BrokenValues:
 
     def __str__(self) -> str:
         """The counts in words, such as "1 of 32 values is NaN"."""
-        kinds = {"NaN": self.nan, "infinite": self.infinite, "negative, which no variance is": self.negative}
+        kinds = {
+            "NaN": self.nan,
+            "infinite": self.infinite,
+            "negative, which a variance cannot be": self.negative,
+        }
         counts = [(count, kind) for kind, count in kinds.items() if count]
         first, *others = (f"{count} {'is' if count == 1 else 'are'} {kind}" for count, kind in counts)
         return ", ".join([first.replace(" ", f" of {self.values} values ", 1), *others])

@@ -124,6 +124,8 @@ class NetworkTensors(TensorSource):
     """
 
     def __init__(self, source: TensorSource, ignore: Sequence[str] = ()) -> None:
+        if isinstance(ignore, str):
+            raise UsageError(f"ignore is a list of patterns, not a string: ignore=[{ignore!r}]")
         self.source = source
         self.path, self.format, self.naming, self.files = (
             source.path,

@@ -124,7 +124,7 @@ class _Search:
         output, expected = self._runs.outputs[layer.activation], self._reference[layer.activation]
         gap = distance(output, expected)
         if gap <= thresholds.MAPPING:
-            return self._wrong_tensors(layer, gap, "the layer agrees all the same")
+            return self._wrong_tensors(layer, gap, "on the images of the diagnosis this does not show")
         inputs, wrong_input = self._inputs(layer)
         findings = [] if wrong_input is None else [Finding(layer.activation, gap, *wrong_input)]
         if layer.keys:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from converter.broken_values import NEXT_STEP, BrokenValues, count_broken_values, state_broken_values
 from converter.convert import convert_tensors, plan_tensors
 from converter.errors import SourceError, UsageError
 from converter.formats.detect import open_source
 from converter.hub import catalog
 from converter.hub.pretrained import PretrainedWeights
+from converter.layer_map import ConvertedRow
 from converter.manifest import file_digest, manifest_path, read_manifest
 from converter.network_names import COUNTER, NetworkTensors, check_ignore
 
@@ -27,6 +32,8 @@ def load_weights_file(path: Path | str, *, ignore: Sequence[str] = ()) -> Pretra
     Returns:
         The weights, which belong to the caller: every key of the network, without a prefix, in float32. Batch
         counters that the file does not have are zero.
+
+    A warning counts and names the tensors with values that are not finite.
 
     Raises:
         UsageError: The file is not a state_dict, holds two networks, or a pattern matches nothing or a tensor
@@ -49,9 +56,17 @@ def load_weights_file(path: Path | str, *, ignore: Sequence[str] = ()) -> Pretra
         named = NetworkTensors(source, ignore)
         check_ignore(ignore, named)
         tensors, plan = plan_tensors(named)
+        arrays: dict[str, NDArray[Any]] = {}
+        broken: dict[str, BrokenValues] = {}
         with named.naming_errors():
-            arrays = {tensor.row.key: tensor.array for tensor in convert_tensors(tensors, plan)}
+            for tensor in convert_tensors(tensors, plan):
+                arrays[tensor.row.key] = tensor.array
+                if isinstance(tensor.row, ConvertedRow):
+                    values = count_broken_values(tensor.row, tensor.array)
+                    broken |= {} if values is None else {named.original(tensor.row.key): values}
         arrays |= {key: np.array(named[key], np.int64) for key in named if key.endswith(COUNTER)}
+    if broken:
+        warnings.warn(f"{path}: {state_broken_values(broken, len(plan.sources))}. {NEXT_STEP}.", stacklevel=3)
     state_dict = {key: torch.from_numpy(array) for key, array in arrays.items()}
     return PretrainedWeights(state_dict, plan.variant.embedding_size, plan.variant.num_classes)
 

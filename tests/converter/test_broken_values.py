@@ -102,7 +102,7 @@ def test_quiet_says_nothing_and_the_manifest_everything(tensors, tmp_path, capsy
     [
         (KERNEL, (0, 0, 0, slice(0, 2)), np.inf, "(2 of 9216 values are infinite)"),
         (VARIANCE, 5, -1.0, "holds negative variances"),
-        (VARIANCE, 5, -1.0, "(1 of 32 values is negative, which no variance is)"),
+        (VARIANCE, 5, -1.0, "(1 of 32 values is negative, which a variance cannot be)"),
         ("Logits/weights", (0, 0), np.nan, "only the logits depend on them, the embeddings do not"),
     ],
 )

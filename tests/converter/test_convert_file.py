@@ -520,7 +520,7 @@ def test_nothing_is_overwritten_unasked(source, tmp_path, capsys, options, taken
     (tmp_path / taken).write_text("precious")
     assert main([str(source), "-o", str(tmp_path / "w"), *options]) == 2
     assert (
-        f"{tmp_path / taken} exists. Give another name; the converter replaces it if --overwrite"
+        f"{tmp_path / taken} exists. Give another name, or let the converter replace it with --overwrite"
         in capsys.readouterr().err
     )
     assert snapshot(tmp_path) == {taken: b"precious"}

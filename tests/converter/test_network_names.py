@@ -314,3 +314,28 @@ def test_load_of_a_name_says_how_to_load_it(tmp_path, monkeypatch):
 def test_load_refuses_what_is_no_state_dict(single_files):
     with pytest.raises(UsageError, match=r"this is a Keras HDF5, .*facenet-port convert .* -o weights\.pt"):
         reference.load(single_files / "weights.h5")
+
+
+def test_load_warns_of_values_that_are_not_finite(state_dict, tmp_path):
+    broken = {f"module.{key}": value.clone() for key, value in state_dict.items()}
+    broken["module.conv2d_1a.bn.running_var"][3] = float("nan")
+    torch.save(broken, tmp_path / "broken.pt")
+    message = r"1 of 492 tensors .*module\.conv2d_1a\.bn\.running_var \(1 of 32 values is NaN\)"
+    with pytest.warns(UserWarning, match=message) as warned:
+        reference.load(tmp_path / "broken.pt")
+    assert warned[0].filename == __file__
+
+
+def test_load_takes_a_list_of_patterns(training_file):
+    with pytest.raises(UsageError, match=r"ignore=\['net\.arcface\.\*'\]"):
+        reference.load(training_file, ignore="net.arcface.*")
+
+
+@pytest.mark.parametrize("options", [[], ["--overwrite"]])
+def test_a_source_is_not_its_own_output(single_files, tmp_path, monkeypatch, capsys, options):
+    monkeypatch.chdir(tmp_path)
+    content = (single_files / "weights.pt").read_bytes()
+    (tmp_path / "weights.pt").write_bytes(content)
+    assert main(["weights.pt", *options]) == 2
+    assert "weights.pt is the source itself. Give another name with -o." in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"weights.pt": content}

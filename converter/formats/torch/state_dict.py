@@ -99,7 +99,8 @@ class StateDictFile(TensorSource):
             raise SourceError(
                 self.path,
                 "this is a pickle that torch.save did not write",
-                next_step=f"If you trust it, load it where it was written, and save its weights: {_WRITE_WEIGHTS}",
+                next_step="If you trust it, load it where it was written, and save its weights: "
+                f"{_WRITE_WEIGHTS}",
             )
         if self._read_pickle(walk, head) != _LEGACY_PROTOCOL:
             raise DamagedPickleError("not that of a PyTorch file")
@@ -139,8 +140,8 @@ class StateDictFile(TensorSource):
                 self.path,
                 f"it holds a whole pickled model, which is code ({error}); it was not run",
                 next_step="If you trust it, write its weights where the model's code is: "
-                f"model = {_LOAD.format(name=self.path.name)}; {_WRITE_WEIGHTS}. In a training file the model is "
-                "an entry of the dictionary that torch.load returns",
+                f"model = {_LOAD.format(name=self.path.name)}; {_WRITE_WEIGHTS}. In a training file the "
+                "model is an entry of the dictionary that torch.load returns",
             ) from error
 
     def _find_state_dict(self, content: Any) -> dict[Any, Any]:

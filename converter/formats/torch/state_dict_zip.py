@@ -119,7 +119,8 @@ def _check_members(path: Path, members: list[zipfile.ZipInfo]) -> None:
         if names and all(name.endswith(".npy") for name in names):
             raise SourceError(
                 path,
-                f"this is an archive of NumPy arrays (.npz), not a PyTorch file (it holds {', '.join(names[:4])[:200]})",
+                "this is an archive of NumPy arrays (.npz), not a PyTorch file (it holds "
+                f"{', '.join(names[:4])[:200]})",
                 next_step="Give the checkpoint that it was made from",
             )
         raise SourceError(

@@ -127,7 +127,7 @@ def test_a_difference_that_does_not_show_is_found(
     (finding,) = diagnose(port, reference, IMAGES, source=clean).findings
     assert finding.cause == Cause.VALUES
     assert finding.activation.endswith(UNIT_ACTIVATION)
-    assert "the layer agrees all the same" in finding.statement
+    assert "on the images of the diagnosis this does not show" in finding.statement
     assert same_bytes(finding.repair[KERNEL], clean[KERNEL])
 
 
