@@ -236,7 +236,7 @@ def pages(checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Pages:
     graph = export_onnx(network(arrays), folder / "faulty.onnx", fold=False)
     stored = folder / "activations.h5"
     commands = {
-        "clean": (compare, [source, "--seed", "3", "--save-activations", stored]),
+        "clean": (compare, [source, "--save-activations", stored, "--seed", "3"]),
         "faulty": (compare, [source, "--state-dict", faulty, "--activations", stored]),
         "audit": (audit, [graph, "--against", source]),
         "controls": (controls, [source, "--only", "kernel-flipped", "--clean", "0"]),
