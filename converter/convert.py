@@ -124,7 +124,8 @@ def to_tensorflow(
         gamma = any(_is_other_scale(row, arrays, info) for row in table(plain))
         variant = state_dict_variant(info, gamma=gamma)
     rows = {row.key: row for row in table(variant)}
-    missing = [key for key in rows if key not in info and not key.endswith(COUNTER)]
+    required = [key for key in rows if not key.endswith(COUNTER)]
+    missing = [key for key in required if key not in info]
     problems = [Problem("missing", key) for key in missing]
     problems += [
         Problem("unexpected", key, f"{actual.dtype} {actual.shape}")
@@ -143,7 +144,7 @@ def to_tensorflow(
     if problems:
         bottleneck = [key for key in missing if key.startswith(("last_linear.", "last_bn."))]
         summary, hint = NO_BOTTLENECK if bottleneck == missing and len(missing) >= 4 else ("", "")
-        raise MappingError(problems, len(info), len(rows), hint, summary=summary)
+        raise MappingError(problems, len(info), len(required), hint, summary=summary)
     variables = {}
     for key, row in rows.items():
         if isinstance(row, ConvertedRow):

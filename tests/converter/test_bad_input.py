@@ -413,7 +413,7 @@ def test_a_training_checkpoint_of_pytorch(command, tmp_path):
     torch.save({"epoch": 3, "weights": {"w": torch.zeros(2)}}, path)
     command.refuses(path, says=[path, "a training file, with tensors under 'weights'", "['weights'], "])
     torch.save({"epoch": 3, "w": torch.zeros(2)}, path)
-    command.refuses(path, says=[path, "'epoch' is a int", "Give the state_dict"])
+    command.refuses(path, says=[path, "'epoch' is a int", "save the state_dict in it"])
 
 
 def test_a_flipped_bit_in_a_state_dict(command, tmp_path):

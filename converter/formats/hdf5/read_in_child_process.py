@@ -126,7 +126,7 @@ class _KerasFile:
                 raise AnswerError("the file names this weight twice", tensor=name)
             datasets[full] = dataset
         layers = list(dict.fromkeys(name.rpartition("/")[0] for name in datasets))
-        if layers and all(_NUMBERED.fullmatch(layer) for layer in layers):
+        if any("conv2d" in layer for layer in layers) and all(_NUMBERED.fullmatch(layer) for layer in layers):
             raise AnswerError(
                 f"its layers have no names of their own: Keras numbered them ({', '.join(layers[:3])}, ...), "
                 "and a layer is not found by its number",
