@@ -128,7 +128,8 @@ def convert_file(
         source_hashes = {file.name: pool.submit(file_digest, file) for file in source.files}
         named, tensors, plan = _plan(source, weights, ignore)
         destination = Path(output) if output is not None else default_output(source, output_format)
-        _check_destination(destination, source)
+        if output is None:
+            _check_default(destination, source)
         rows_of = _split(plan, destination, output_format, parts)
         meter = _Meter(progress, [plan.rows, *rows_of.values()])
         with AtomicFiles(destination.parent, overwrite=overwrite) as files:
@@ -147,7 +148,7 @@ def convert_file(
     return replace(result, outputs={path: digest for digests in written for path, digest in digests.items()})
 
 
-def _check_destination(destination: Path, source: TensorSource) -> None:
+def _check_default(destination: Path, source: TensorSource) -> None:
     if destination.resolve() in {file.resolve() for file in source.files}:
         raise UsageError(f"{destination} is the source itself. Give another name with -o.")
 
