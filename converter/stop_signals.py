@@ -48,7 +48,7 @@ class StopSignals:
 
     @property
     def cause(self) -> str:
-        """What the user is told."""
+        """A clause for the message, such as "ended by SIGTERM"."""
         if self.received in (None, signal.SIGINT):
             return "interrupted"
         return f"ended by {self.received.name}"

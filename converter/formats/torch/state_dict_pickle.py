@@ -9,6 +9,7 @@ torch/serialization.py, for the zip format and the format before it.
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,6 +66,12 @@ class Storage:
         return self.numel * self.itemsize
 
 
+# The names that torch.save itself writes: tensors, storages, dtypes, layouts and devices.
+_OF_TORCH = re.compile(
+    r"torch\.(_utils\._rebuild_\w+|_tensor\._rebuild_from_type_v2|serialization\._get_layout"
+    r"|nn\.parameter\.(Parameter|Buffer)|torch_version\.TorchVersion|Size|Tensor|device|\w+Storage"
+    r"|q?u?int\d+\w*|b?float\d+\w*|complex\d+|bool|per_\w+_affine\w*)"
+)
 # What training files hold beside the weights, with the names of NumPy 1 and 2, Python 2 and 3.
 _BESIDE_WEIGHTS = {
     "_codecs.encode",  # bytes
@@ -143,7 +150,8 @@ class TorchPickleReader(PickleReader):
             super()._step(opcode, argument, stack, memo)
 
     def _allows(self, name: str) -> bool:
-        return name.startswith("torch.") or name == "collections.OrderedDict" or name in _BESIDE_WEIGHTS
+        is_ordered = name == "collections.OrderedDict"
+        return is_ordered or name in _BESIDE_WEIGHTS or _OF_TORCH.fullmatch(name) is not None
 
     def _build(self, target: Any, state: Any) -> None:
         if isinstance(target, Other) and target.function in _BESIDE_WEIGHTS:

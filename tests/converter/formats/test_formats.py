@@ -650,6 +650,18 @@ def test_a_whole_model_is_refused_with_the_line_to_write(tmp_path, wrap, legacy)
     assert "an entry of the dictionary that torch.load returns" in str(error)
 
 
+class CallsTorch:
+    """Pickled as a call of a function of torch that downloads and runs code."""
+
+    def __reduce__(self):
+        return torch.hub.load, ("somebody/model", "model")
+
+
+def test_a_call_of_torch_beside_the_weights_is_refused(tmp_path):
+    path = save(tmp_path / "s.pt", {"state_dict": {"w": torch.zeros(2)}, "beside": CallsTorch()}, False)
+    refuses(lambda: StateDictFile(path), r"torch\.hub\.load")
+
+
 def test_written_state_dicts_are_pytorchs_and_always_the_same(tmp_path):
     arrays = {"w": random_bits((4, 3), 0), "n": np.zeros((), np.int64)}
     for name in ("one.pt", "other.pt"):
