@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -81,7 +81,6 @@ def run_graph(
     """
     own = torch.float16 if session.computes_in_half else torch.float32
     networks = _Networks(build_own(torch.float64), build_own(own), source, fold)
-    arithmetic = "float16" if session.computes_in_half else "float32"
     say("detecting the preprocessing")
     pixels = to_pixels(session.fit_images(batches[min(1, len(batches) - 1)].images[:1]))
     preprocessing = detect_preprocessing(
@@ -91,16 +90,28 @@ def run_graph(
     for batch in batches:
         say(f"running: {batch.name}")
         runs.append(_run_batch(session, networks, preprocessing, batch))
+    is_exact = preprocessing.distance <= thresholds.PREPARED[arithmetic_of(session)]
+    return replace(describe_run(session, preprocessing, is_exact, runs), prepared=preprocessing.distance)
+
+
+def arithmetic_of(session: GraphSession) -> str:
+    """The precision that a graph computes in."""
+    return "float16" if session.computes_in_half else "float32"
+
+
+def describe_run(
+    session: GraphSession, preprocessing: Preprocessing, is_prepared_exactly: bool, inputs: Sequence[InputRun]
+) -> GraphRun:
+    """Describe the run of a graph: its runtime, its preprocessing, and each input."""
     return GraphRun(
         runtime=session.runtime,
         weights=session.weights_dtype,
-        arithmetic=arithmetic,
+        arithmetic=arithmetic_of(session),
         preprocessing=preprocessing.statement,
         baked=preprocessing.baked if preprocessing.is_known and preprocessing.is_baked_in else None,
-        is_prepared_exactly=preprocessing.distance <= thresholds.PREPARED[arithmetic],
-        prepared=preprocessing.distance,
+        is_prepared_exactly=is_prepared_exactly,
         feed=f"{preprocessing.feed}, {session.input_description}; gives {session.output_description}",
-        inputs=tuple(runs),
+        inputs=tuple(inputs),
     )
 
 

@@ -16,7 +16,7 @@ from checks.audit.graphs.find_layers import GraphLayers
 from checks.audit.graphs.graph import Graph
 from checks.audit.graphs.onnx_tflite_session import OnnxTfliteSession
 from checks.audit.graphs.preprocessing import Preprocessing, detect_preprocessing, to_pixels
-from checks.audit.graphs.run_graph import audited_batches, floor_of, normalise
+from checks.audit.graphs.run_graph import audited_batches, describe_run, floor_of, normalise
 from checks.audit.graphs.runtime_process import RuntimeProcess
 from checks.audit.port_layers import PortWeights
 from checks.audit.result import GraphRun, InputRun
@@ -63,17 +63,7 @@ def run_whole(
     for batch in batches:
         say(f"running: {batch.name}")
         runs.append(_run_batch(session, source, single, preprocessing, batch))
-    arithmetic = "float16" if session.computes_in_half else "float32"
-    return GraphRun(
-        runtime=session.runtime,
-        weights=session.weights_dtype,
-        arithmetic=arithmetic,
-        preprocessing=preprocessing.statement,
-        baked=preprocessing.baked if preprocessing.is_known and preprocessing.is_baked_in else None,
-        is_prepared_exactly=preprocessing.is_known,
-        feed=f"{preprocessing.feed}, {session.input_description}; gives {session.output_description}",
-        inputs=tuple(runs),
-    )
+    return describe_run(session, preprocessing, preprocessing.is_known, runs)
 
 
 def _open(graph: Graph, process: RuntimeProcess, size: int) -> OnnxTfliteSession:

@@ -17,14 +17,12 @@ from converter.formats.limits import MAX_TENSORS, check_claims, read_whole
 from converter.formats.source import TensorInfo
 from converter.formats.tensorflow.data_types import numpy_dtype, shape_of
 from converter.formats.tensorflow.find_proto_fields import ProtoError, ProtoScanner
-from converter.formats.tensorflow.graph_def import GraphNodes, NameTwiceError
+from converter.formats.tensorflow.graph_def import MAX_FIELDS, MOST_BYTES, GraphNodes, NameTwiceError
 from converter.formats.tensorflow.protos import GraphDef
 from converter.layouts import FULLY_CONNECTED, Layout
 
 Array = NDArray[Any]
 
-_MOST_BYTES = 2**31 - 1  # protobuf's own limit for a message
-_MOST_FIELDS = 250_000  # of a graph; a published frozen graph of 5,893 nodes has 40,000
 _FIRST_BYTE = b"\x0a"  # the tag of the first node
 _KERNEL = Layout("HWIO->HWIO", (0, 1, 2, 3))
 _MATRIX = Layout("IO->IO", (0, 1))
@@ -68,17 +66,15 @@ def is_folded_graph(path: Path, head: bytes) -> bool:
     if not head.startswith(_FIRST_BYTE):
         return False
     try:
-        nodes = _scan(read_whole(path, _MOST_BYTES, "over 2 GiB"))
+        nodes = _scan(read_whole(path, MOST_BYTES, "over 2 GiB"))
     except (ProtoError, NameTwiceError):
         return False
-    variances = sum(name.endswith("/moving_variance") for name in nodes.constants)
-    is_quantised = any(op.startswith(("Dequantize", "Quantized")) for op in nodes.ops)
-    return nodes.ops["Conv2D"] > 2 * variances and not is_quantised
+    return nodes.has_folded_batch_norms and not nodes.quantised
 
 
 def _scan(content: bytes) -> GraphNodes:
     nodes = GraphNodes()
-    nodes.scan(ProtoScanner(content, _MOST_FIELDS), 0, len(content))
+    nodes.scan(ProtoScanner(content, MAX_FIELDS), 0, len(content))
     return nodes
 
 
@@ -88,7 +84,7 @@ def read_folded_graph(path: Path) -> Graph:
     Raises:
         SourceError: The file is damaged, or holds operations that are not arithmetic, so that it may not run.
     """
-    content = read_whole(path, _MOST_BYTES, "over 2 GiB, which no GraphDef can be")
+    content = read_whole(path, MOST_BYTES, "over 2 GiB, which no GraphDef can be")
     try:
         others = sorted(set(_scan(content).ops) - ARITHMETIC)
         if others:

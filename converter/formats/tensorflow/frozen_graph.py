@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,17 +16,20 @@ from converter.formats.limits import MAX_RANK, check_claims, read_whole
 from converter.formats.source import DOWNLOAD_AGAIN, Naming, TensorInfo, TensorSource
 from converter.formats.tensorflow.data_types import numpy_dtype
 from converter.formats.tensorflow.find_proto_fields import ProtoError, ProtoScanner
-from converter.formats.tensorflow.graph_def import Constant, GraphNodes, NameTwiceError
+from converter.formats.tensorflow.graph_def import (
+    MAX_FIELDS,
+    MOST_BYTES,
+    Constant,
+    GraphNodes,
+    NameTwiceError,
+)
 from converter.formats.tensorflow.protos import TensorProto
 
-_MOST_BYTES = 2**31 - 1  # protobuf's own limit for a message
 _MOST_REPEATED_BYTES = 2**26  # of a tensor stored as one value and a shape, which can claim any size
-_MAX_FIELDS = 250_000  # of a graph; a published frozen graph of 5,893 nodes has 40,000
 _VARIABLE_OPS = ("Variable", "VariableV2", "VarHandleOp")
 # The sums that replace a BatchNorm: tensorflow/python/tools/optimize_for_inference_lib.py and
 # tensorflow/tools/graph_transforms/fold_old_batch_norms.cc.
 _OFFSETS = ("_bn_offset", "_bias_offset")
-_QUANTISED = re.compile(r"Dequantize|Quantized\w+")
 # The fields of TensorProto for elements outside tensor_content (core/framework/tensor.proto).
 _VALUE_FIELDS = {
     "float32": "float_val",
@@ -89,8 +91,8 @@ class FrozenGraph(TensorSource):
     ) -> None:
         self.path = path
         self.files = (path,)
-        content = read_whole(path, _MOST_BYTES, "it has over 2 GiB, more than a graph can have")
-        self._scanner: ProtoScanner | None = ProtoScanner(content, _MAX_FIELDS)
+        content = read_whole(path, MOST_BYTES, "it has over 2 GiB, more than a graph can have")
+        self._scanner: ProtoScanner | None = ProtoScanner(content, MAX_FIELDS)
         nodes = GraphNodes()
         try:
             start, stop = find_graph(self._scanner) if find_graph else (0, len(content))
@@ -149,9 +151,8 @@ class FrozenGraph(TensorSource):
 
     def _refuse_quantised(self, nodes: GraphNodes) -> None:
         """Refuse weights that are stored as integers."""
-        quantised = {op: count for op, count in nodes.ops.items() if _QUANTISED.fullmatch(op)}
-        if quantised:
-            what = ", ".join(f"{count} of {op[:60]}" for op, count in sorted(quantised.items())[:3])
+        if nodes.quantised:
+            what = ", ".join(f"{count} of {op[:60]}" for op, count in sorted(nodes.quantised.items())[:3])
             raise SourceError(
                 self.path,
                 f"its weights are quantised to integers (operations: {what}); the float32 weights are gone",
@@ -172,14 +173,12 @@ class FrozenGraph(TensorSource):
         ]
         offsets = [name for name in nodes.constants if name.endswith(_OFFSETS)]
         if offsets or 2 * len(alone) > len(kernels):
-            variances = sum(name.endswith("/moving_variance") for name in self.info)
-            whole = nodes.ops["Conv2D"] > 2 * variances
             raise SourceError(
                 self.path,
                 f"its BatchNorms are folded into the convolutions ({max(len(offsets), len(alone))} of "
                 f"{nodes.ops['Conv2D']}), as graph transforms do, and cannot be taken apart again",
                 next_step="Give the checkpoint, or the graph before the transform"
-                + (f". {self._audit_instead()}" if whole else ""),
+                + (f". {self._audit_instead()}" if nodes.has_folded_batch_norms else ""),
             )
 
     def _audit_instead(self) -> str:

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 from converter.formats.tensorflow.find_proto_fields import BYTES, Field, ProtoError, ProtoScanner
 
+MOST_BYTES = 2**31 - 1  # protobuf's own limit for a message
+MAX_FIELDS = 250_000  # of a graph; a published frozen graph of 5,893 nodes has 40,000
 _MOST_LISTED_BYTES = 2**22  # of values outside tensor_content; TensorFlow lists only very few
 # Numbers of fields.
 _NODE, _LIBRARY = 1, 2
@@ -22,6 +24,7 @@ _KEY, _VALUE = 1, 2
 _TENSOR = 8
 _TENSOR_CONTENT = 4
 _LEAVES = frozenset({"weights", "biases", "beta", "gamma", "moving_mean", "moving_variance"})  # of tf-slim
+_QUANTISED = re.compile(r"Dequantize|Quantized\w+")
 _AVERAGE = "/ExponentialMovingAverage"  # tf.train.ExponentialMovingAverage
 # A transform that folds constants leaves the value under the name of the node that read it, with the suffix
 # of core/common_runtime/constant_folding.cc.
@@ -62,6 +65,17 @@ class GraphNodes:
         self.ops: Counter[str] = Counter()
         self.constants: dict[str, Constant] = {}
         self.read: set[str] = set()
+
+    @property
+    def quantised(self) -> dict[str, int]:
+        """Number of nodes of each operation on weights that are stored as integers."""
+        return {op: count for op, count in self.ops.items() if _QUANTISED.fullmatch(op)}
+
+    @property
+    def has_folded_batch_norms(self) -> bool:
+        """Whether most convolutions have no BatchNorm: a transform has folded it into them."""
+        variances = sum(name.endswith("/moving_variance") for name in self.constants)
+        return self.ops["Conv2D"] > 2 * variances
 
     def scan(self, scanner: ProtoScanner, start: int, stop: int) -> None:
         """Add the nodes of a GraphDef. After an error the nodes before it are there.
