@@ -114,7 +114,7 @@ def holds_residual_scale(layer: Layer, tensors: Tensors, source: SourceWeights, 
     if actual is None or actual.shape != expected.shape or actual.dtype not in FLOATS:
         return False
     expected_size, actual_size = _typical_size(expected), _typical_size(actual)
-    if expected_size is None or actual_size is None:  # no value tells
+    if expected_size is None or actual_size is None:  # no finite value to compare
         return in_graph and expected_size is actual_size
     return expected_size > 0 and abs(actual_size / expected_size - scale) < abs(1 - scale) / 2
 

@@ -98,7 +98,7 @@ def recognise(path: Path, head: bytes) -> tuple[str, str] | None:
             "tf.io.write_graph(graph_def, '.', 'frozen.pb', as_text=False)",
         )
     if len(head) == HEAD_BYTES and not any(head):
-        problem = "it begins with zeros only, as a download or copy does that was interrupted"
+        problem = "it begins with zeros only, like an interrupted download or copy"
         return problem, "Download or copy it again"
     return None
 
