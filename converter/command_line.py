@@ -161,8 +161,8 @@ class Command:
 
         Returns:
             0 proven; 1 a difference was found; 2 wrong usage; 3 the input is unreadable, corrupt or not this
-            network; 4 something that is needed is missing; 130, 143 or 129 interrupted by Ctrl-C (SIGINT),
-            SIGTERM or SIGHUP.
+            network; 4 something that is needed is missing; 5 only a weaker proof (`audit`); 130, 143 or 129
+            interrupted by Ctrl-C (SIGINT), SIGTERM or SIGHUP.
         """
         with StopSignals(for_good=argv is None) as stop:
             return self.run(sys.argv[1:] if argv is None else argv, stop, program)
