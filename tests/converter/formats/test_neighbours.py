@@ -99,9 +99,7 @@ def test_the_answer_of_a_server(refusal, tmp_path, ending, text):
 
 def test_a_download_that_was_interrupted(refusal, tmp_path):
     message = refusal(write(tmp_path / "model.pb", bytes(100_000)))
-    assert message.startswith(
-        "it begins with zeros only, like an interrupted download or copy. Download"
-    )
+    assert message.startswith("it begins with zeros only, like an interrupted download or copy. Download")
 
 
 # Compressed files and archives
