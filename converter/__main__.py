@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 _EPILOG = """\
 SOURCE is the name of a published model (`facenet-port list` shows them), a model folder or its `checkpoint`
 file, a checkpoint prefix, an .index, .data or .meta file, a frozen .pb, a Keras .h5 or .keras, a .pt or a
-.safetensors. The format is detected from the file's contents. A file or folder goes before a model of the
-same name. TensorFlow is not needed.
+.safetensors; or a network of MTCNN, such as det1.npy or pnet.pt. The format is detected from the file's
+contents. A file or folder goes before a model of the same name. TensorFlow is not needed.
 
 exit codes: 0 converted and verified; 1 the output reads back different; 2 wrong usage;
 3 the source is unreadable, corrupt or another network; 4 something that is needed is missing;
@@ -43,8 +43,11 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "--all-steps a folder (default: this one)",
     )  # fmt: skip
     parser.add_argument(
-        "--to", choices=("pytorch", "tensorflow"), default="pytorch", help="direction (default: pytorch)"
-    )
+        "--to",
+        choices=("pytorch", "tensorflow"),
+        default="pytorch",
+        help="direction (default: pytorch; tensorflow if OUT ends in .npy, the format of MTCNN's networks)",
+    )  # fmt: skip
     parser.add_argument("--format", choices=("pt", "safetensors"), help="state_dict format (default: pt)")
     parser.add_argument("--parts", action="store_true", help="also write <OUT>-features and <OUT>-logits")
     parser.add_argument(
@@ -166,9 +169,12 @@ def _print_warnings(arguments: argparse.Namespace, conversions: Iterable[Convers
 
 
 def _output_format(arguments: argparse.Namespace) -> OutputFormat:
+    ending = arguments.output.suffix.lower() if arguments.output else ""
+    if ending == ".npy" and arguments.format is None:
+        return "npy"
     if arguments.to == "tensorflow":
         return "tensorflow"
-    if arguments.format is None and arguments.output and arguments.output.suffix.lower() == ".safetensors":
+    if ending == ".safetensors" and arguments.format is None:
         return "safetensors"
     return arguments.format or "pt"
 

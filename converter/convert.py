@@ -13,6 +13,7 @@ from converter.casting import BFLOAT16, CASTABLE, FLOAT32, Cast, measure_cast, t
 from converter.formats.source import TensorInfo, TensorSource
 from converter.keras_layer_map import keras_names
 from converter.layer_map import ConvertedRow, Row, SynthesisedRow, Variant, table
+from converter.mtcnn_layer_map import Network, find_network, rows_of
 from converter.network_names import COUNTER, NetworkTensors, find_prefix, network_name
 from converter.plan import (
     NO_BOTTLENECK,
@@ -96,14 +97,14 @@ def plan_tensors(
 
 
 def to_tensorflow(
-    state_dict: Mapping[str, Tensor] | Mapping[str, NDArray[Any]], *, variant: Variant | None = None
+    state_dict: Mapping[str, Tensor] | Mapping[str, NDArray[Any]], *, variant: Network | None = None
 ) -> dict[str, NDArray[Any]]:
     """Turn a PyTorch state_dict back into TensorFlow tensors: the inverse of `to_pytorch`, bit for bit.
 
     Args:
         state_dict: Key to tensor or NumPy array: float32, float16, bfloat16 or float64. Batch counters are
             of int64, or absent. A prefix such as `module.` is taken off, as `find_prefix` says.
-        variant: The variant that `infer_variant` reads from TensorFlow tensors. A state_dict does not state
+        variant: The network that `plan_conversion` finds in TensorFlow tensors. A state_dict does not state
             whether BatchNorm has a gamma, nor the scope of the Bottleneck. Without a variant, gammas are
             written if any BatchNorm weight differs from one, and the Bottleneck is in the network's scope.
 
@@ -120,10 +121,8 @@ def to_tensorflow(
         arrays = {network_name(key, prefix): array for key, array in arrays.items()}
     info = describe(arrays)
     if variant is None:
-        plain = state_dict_variant(info)
-        gamma = any(_is_other_scale(row, arrays, info) for row in table(plain))
-        variant = state_dict_variant(info, gamma=gamma)
-    rows = {row.key: row for row in table(variant)}
+        variant = find_network(info, "pytorch") or _infer_variant(arrays, info)
+    rows = {row.key: row for row in rows_of(variant)}
     required = [key for key in rows if not key.endswith(COUNTER)]
     missing = [key for key in required if key not in info]
     problems = [Problem("missing", key) for key in missing]
@@ -144,7 +143,7 @@ def to_tensorflow(
     if problems:
         bottleneck = [key for key in missing if key.startswith(("last_linear.", "last_bn."))]
         summary, hint = NO_BOTTLENECK if bottleneck == missing and len(missing) >= 4 else ("", "")
-        raise MappingError(problems, len(info), len(required), hint, summary=summary)
+        raise MappingError(problems, len(info), len(required), hint, summary=summary, network=variant)
     variables = {}
     for key, row in rows.items():
         if isinstance(row, ConvertedRow):
@@ -233,9 +232,17 @@ def synthesise(row: SynthesisedRow) -> NDArray[Any]:
 
 def with_counters(state_dict: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
     """Add the batch counters that a state_dict of before PyTorch 0.4.1 does not have, as zeros."""
-    variant = state_dict_variant(describe(state_dict))
-    missing = (row for row in table(variant) if row.key.endswith(COUNTER) and row.key not in state_dict)
+    info = describe(state_dict)
+    rows = rows_of(find_network(info, "pytorch") or state_dict_variant(info))
+    missing = (row for row in rows if row.key.endswith(COUNTER) and row.key not in state_dict)
     return {**state_dict, **{row.key: synthesise(row) for row in missing if isinstance(row, SynthesisedRow)}}
+
+
+def _infer_variant(arrays: Mapping[str, NDArray[Any]], info: Mapping[str, TensorInfo]) -> Variant:
+    """Infer the variant of a state_dict; it has gammas if any BatchNorm weight differs from one."""
+    plain = state_dict_variant(info)
+    gamma = any(_is_other_scale(row, arrays, info) for row in table(plain))
+    return state_dict_variant(info, gamma=gamma)
 
 
 def _is_other_scale(row: Row, state_dict: Mapping[str, NDArray[Any]], info: Mapping[str, TensorInfo]) -> bool:

@@ -23,8 +23,9 @@ from converter.hub.identify import find_namesake, identify
 from converter.hub.locate import locate
 from converter.layer_map import ConvertedRow, Row
 from converter.manifest import file_digest, tensor_digest
+from converter.mtcnn_layer_map import MtcnnNetwork
 from converter.network_names import NetworkTensors, check_ignore
-from converter.output_names import OutputFormat, check_ending, default_output, model_name
+from converter.output_names import OutputFormat, check_ending, check_network, default_output, model_name
 from converter.plan import LeftOut, Plan, Weights
 from converter.write_output import Output, explain_write_errors
 
@@ -104,7 +105,8 @@ def convert_file(
     Args:
         path: Anything that `open_source` takes, or the name of a published model.
         output: The file to write, for `tensorflow` the checkpoint prefix; None takes `default_output`.
-        output_format: A PyTorch state_dict, the same as safetensors, or a TensorFlow checkpoint.
+        output_format: A PyTorch state_dict, the same as safetensors, or TensorFlow's: a checkpoint, of a
+            network of MTCNN facenet's .npy file.
         parts: Also write the state_dict in two parts, `-features` and `-logits`.
         weights: As in `plan_conversion`.
         step: As in `open_source`.
@@ -127,7 +129,10 @@ def convert_file(
     with open_source(locate(path), step=step) as source, ThreadPoolExecutor(2) as pool:
         source_hashes = {file.name: pool.submit(file_digest, file) for file in source.files}
         named, tensors, plan = _plan(source, weights, ignore)
-        destination = Path(output) if output is not None else default_output(source, output_format)
+        output_format = check_network(None if output is None else Path(output), output_format, plan.network)
+        destination = (
+            Path(output) if output is not None else default_output(source, output_format, plan.network)
+        )
         if output is None:
             _check_default(destination, source)
         rows_of = _split(plan, destination, output_format, parts)
@@ -139,7 +144,7 @@ def convert_file(
             _check_source(source, source_hashes, expected)
             _check_values(source, plan, converted.broken if strict else {})
             for part in outputs:
-                part.write(converted.state_dict, plan.variant, pool)
+                part.write(converted.state_dict, plan.network, pool)
                 part.read_back(converted.state_dict, meter.advance)
             result = _describe(named, _results(source_hashes), archive_sha256, plan, converted)
             written = [part.write_manifest(result) for part in outputs]
@@ -179,9 +184,9 @@ def _split(
     """Path of each output to the rows of the layer map that go into it."""
     if not parts:
         return {destination: plan.rows}
-    if output_format == "tensorflow":
+    if output_format in ("tensorflow", "npy"):
         raise UsageError("--parts splits a state_dict; it does not go with --to tensorflow.")
-    if plan.variant.num_classes is None:
+    if isinstance(plan.network, MtcnnNetwork) or plan.network.num_classes is None:
         raise UsageError("--parts needs a source with logits, and this one has none. Leave the option out.")
     stem, suffix = destination.stem, destination.suffix
     return {

@@ -17,6 +17,7 @@ from converter import __version__
 from converter.errors import SourceError
 from converter.formats.source import TensorInfo
 from converter.layer_map import ConvertedRow, Row
+from converter.mtcnn_layer_map import MtcnnNetwork, Network
 
 if TYPE_CHECKING:  # slow to import, and not needed to read a manifest
     from converter.convert_file import Conversion
@@ -91,20 +92,26 @@ def build_manifest(conversion: Conversion, rows: Sequence[Row], files: Mapping[s
     sections = {
         "tool": {"name": "facenet-port", "version": __version__},
         "source": source,
-        "network": {
-            "architecture": "InceptionResnetV1",
-            "embedding_size": plan.variant.embedding_size,
-            "num_classes": plan.variant.num_classes,
-            "gamma": plan.variant.gamma,
-            "bottleneck_scope": plan.variant.bottleneck_scope,
-            "weights": plan.weights,
-        },
+        "network": {**describe_network(plan.network), "weights": plan.weights},
         "output": dict(files),
         "tensors": tensors,
         "broken_values": broken,
         "left_out": [{"name": item.name, "reason": item.reason} for item in conversion.left_out],
     }
     return _format(sections).encode()
+
+
+def describe_network(network: Network) -> dict[str, Any]:
+    """Describe a network as JSON values: the class in `reference` that computes it, and its variant."""
+    if isinstance(network, MtcnnNetwork):
+        return {"architecture": network.class_name}
+    return {
+        "architecture": "InceptionResnetV1",
+        "embedding_size": network.embedding_size,
+        "num_classes": network.num_classes,
+        "gamma": network.gamma,
+        "bottleneck_scope": network.bottleneck_scope,
+    }
 
 
 def _format(sections: Mapping[str, Any]) -> str:
@@ -129,7 +136,7 @@ class Manifest:
     Attributes:
         source_files: Name of each file of the source to its SHA-256.
         archive: SHA-256 of the archive that they were unpacked from, or None.
-        embedding_size: Outputs of the bottleneck.
+        embedding_size: Outputs of the bottleneck; None for a network of MTCNN.
         num_classes: Outputs of the classifier; None if the output has no logits.
         output: Name of each file of the output to its SHA-256.
         tensors: Key of each tensor to its dtype and shape, in their order.
@@ -137,7 +144,7 @@ class Manifest:
 
     source_files: Mapping[str, str]
     archive: str | None
-    embedding_size: int
+    embedding_size: int | None
     num_classes: int | None
     output: Mapping[str, str]
     tensors: Mapping[str, TensorInfo]
@@ -161,11 +168,12 @@ def read_manifest(path: Path) -> Manifest:
     try:
         content = json.loads(text)
         network = content["network"]
+        is_inception = network["architecture"] == "InceptionResnetV1"
         return Manifest(
             _digests(content["source"]["files"]),
             content["source"].get("archive"),
-            _count(network["embedding_size"]),
-            None if network["num_classes"] is None else _count(network["num_classes"]),
+            _count(network["embedding_size"]) if is_inception else None,
+            _count(network["num_classes"]) if is_inception and network["num_classes"] is not None else None,
             _digests(content["output"]),
             {entry["key"]: _tensor_info(entry) for entry in content["tensors"]},
         )

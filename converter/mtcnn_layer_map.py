@@ -1,16 +1,22 @@
 """The tables of MTCNN's three networks: every TensorFlow variable and its PyTorch key.
 
-MTCNN finds the faces for the network of `layer_map`. Its networks are audited, not converted. TensorFlow
-names are those of davidsandberg/facenet: `PNet`, `RNet` and `ONet` in `src/align/detect_face.py`, with the
-weights det1.npy, det2.npy and det3.npy. PyTorch names are those of facenet-pytorch 2.6.0: `models/mtcnn.py`,
-with the weights pnet.pt, rnet.pt and onet.pt. Shapes are those of the files.
+MTCNN finds the faces for the network of `layer_map`. TensorFlow names are those of davidsandberg/facenet:
+`PNet`, `RNet` and `ONet` in `src/align/detect_face.py`, with the weights det1.npy, det2.npy and det3.npy.
+PyTorch names are those of facenet-pytorch 2.6.0: `models/mtcnn.py`, with the weights pnet.pt, rnet.pt and
+onet.pt. Shapes are those of the files.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
 
-from converter.layer_map import ConvertedRow
+import numpy as np
+from numpy.typing import NDArray
+
+from converter.formats.source import Naming
+from converter.layer_map import ConvertedRow, Row, Variant, table
 from converter.layouts import CONVOLUTION_WIDTH_FIRST, FULLY_CONNECTED, VECTOR
 
 # (TensorFlow scope, PyTorch module, shape of the weights in TensorFlow). The shape is (height, width, inputs,
@@ -73,16 +79,96 @@ NETWORKS: Mapping[str, tuple[ConvertedRow, ...]] = {
 """Name of a network to its tensors, in the order of the published state_dict."""
 
 
-def network_of_variables(variables: Collection[str]) -> str | None:
-    """Find the network that has exactly these TensorFlow variables; None if there is none."""
-    return next(
-        (name for name, rows in NETWORKS.items() if {row.variable for row in rows} == set(variables)), None
-    )
+_FILE_ORDER: Mapping[str, tuple[str, ...]] = {
+    "P-Net": ("conv4-2", "conv4-1", "conv3", "conv2", "conv1"),
+    "R-Net": ("conv5-2", "conv5-1", "conv3", "conv2", "conv1", "conv4"),
+    "O-Net": ("conv6-1", "conv6-2", "conv6-3", "conv3", "conv2", "conv1", "conv5", "conv4"),
+}
+"""Layers in the order of the .npy files, which a dict of Python 2 gave them; PReLUs follow in theirs."""
 
 
-def network_of_keys(keys: Collection[str]) -> str | None:
-    """Find the network whose state_dict has exactly these keys; None if there is none."""
-    return next((name for name, rows in NETWORKS.items() if {row.key for row in rows} == set(keys)), None)
+@dataclass(frozen=True, slots=True)
+class MtcnnNetwork:
+    """One of MTCNN's networks; in a plan it stands where `Variant` stands for Inception-ResNet-v1.
+
+    Attributes:
+        name: A key of `NETWORKS`.
+    """
+
+    name: str
+
+    @property
+    def rows(self) -> tuple[ConvertedRow, ...]:
+        """Its tensors, in the order of the published state_dict."""
+        return NETWORKS[self.name]
+
+    @property
+    def class_name(self) -> str:
+        """The name of its class, in `reference.mtcnn` as in davidsandberg/facenet and facenet-pytorch."""
+        return self.name.replace("-", "")
+
+    @property
+    def state_dict_stem(self) -> str:
+        """The name of the published state_dict without its ending."""
+        return self.class_name.lower()
+
+    @property
+    def npy_name(self) -> str:
+        """The name of the file of davidsandberg/facenet."""
+        return f"det{list(NETWORKS).index(self.name) + 1}.npy"
+
+    def __str__(self) -> str:
+        """The network in a sentence."""
+        return f"the {self.name} of MTCNN"
+
+
+Network = Variant | MtcnnNetwork
+"""A network that is converted."""
+
+
+def rows_of(network: Network) -> tuple[Row, ...]:
+    """List every tensor of a network's state_dict, in the published order."""
+    return network.rows if isinstance(network, MtcnnNetwork) else table(network)
+
+
+def names_of(network: str, naming: Naming) -> frozenset[str]:
+    """The names of a network's tensors; Keras has none."""
+    rows = () if naming == "keras" else NETWORKS[network]
+    return frozenset(row.key if naming == "pytorch" else row.variable for row in rows)
+
+
+def find_network(names: Collection[str], naming: Naming) -> MtcnnNetwork | None:
+    """Find the network that names belong to; None without one.
+
+    Over half of its names have to be there, and they have to be over a quarter of all: a larger network may
+    use some of them too, and a training adds slots. The networks share the names of their first layers, so
+    the one that fits best is taken.
+    """
+    given = frozenset(names)
+    common = {name: len(given & names_of(name, naming)) for name in NETWORKS}
+    best = max(common, key=lambda name: 2 * common[name] - len(NETWORKS[name]))
+    fits = 2 * common[best] > len(NETWORKS[best]) and 4 * common[best] > len(given)
+    return MtcnnNetwork(best) if fits else None
+
+
+def in_file_order(network: MtcnnNetwork, tensors: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Bring a network's variables into the order and the memory layout of facenet's .npy files.
+
+    The published state_dicts then give the bytes of those files. Their outputs' weights were transposed from
+    Caffe's without a copy, so they are in Fortran's memory order.
+
+    Args:
+        network: The network.
+        tensors: Variable to array, all of the network's.
+    """
+    scopes = dict.fromkeys([*_FILE_ORDER[network.name], *(row.scope for row in network.rows)])
+    ordered = [row for scope in scopes for row in network.rows if row.scope == scope]
+    return {
+        row.variable: np.asfortranarray(tensors[row.variable])
+        if "-" in row.scope and row.variable.endswith("/weights")
+        else np.ascontiguousarray(tensors[row.variable])
+        for row in ordered
+    }
 
 
 def _check_tables() -> None:

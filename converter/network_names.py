@@ -21,7 +21,7 @@ from converter.errors import UsageError
 from converter.formats.source import Naming, TensorSource
 from converter.keras_layer_map import keras_names
 from converter.layer_map import BOTTLENECK_SCOPES, ConvertedRow, Variant, table
-from converter.mtcnn_layer_map import network_of_keys, network_of_variables
+from converter.mtcnn_layer_map import NETWORKS, find_network, names_of
 from converter.plan import AVERAGE, TRAINING_STATE, MappingError, Problem
 
 COUNTER = "num_batches_tracked"
@@ -52,6 +52,12 @@ def known_names(naming: Naming) -> frozenset[str]:
     return frozenset(variables | {f"{name}/{AVERAGE}" for name in variables})
 
 
+@cache
+def mtcnn_names(naming: Naming) -> frozenset[str]:
+    """Every name that a tensor of a network of MTCNN may have."""
+    return frozenset().union(*(names_of(network, naming) for network in NETWORKS))
+
+
 def find_prefix(names: Collection[str], naming: Naming) -> str:
     """Find the prefix of a network's names by the rule above; empty without one.
 
@@ -62,20 +68,13 @@ def find_prefix(names: Collection[str], naming: Naming) -> str:
     Raises:
         UsageError: The names of two networks stand under two prefixes.
     """
-    mark, known = separator(naming), known_names(naming)
-    counts: Counter[str] = Counter()
-    for name in names:
-        parts = name.rsplit(mark, _MOST_PARTS)
-        for index in range(len(parts)):
-            if mark.join(parts[index:]) in known:
-                counts[mark.join([*parts[:index], ""])] += 1
-                break
-    if not counts:
+    groups = _group(names, naming, known_names(naming))
+    if not groups:
         return _mtcnn_prefix(names, naming)
-    (first, most), *others = counts.most_common(2)
+    first, *others = sorted(groups, key=lambda prefix: len(groups[prefix]), reverse=True)
     # A few names outside the prefix are listed as unexpected. Half a network or more is a second one.
-    if others and 2 * others[0][1] >= most:
-        second = others[0][0]
+    if others and 2 * len(groups[others[0]]) >= len(groups[first]):
+        second = others[0]
         options = [f"--ignore {glob.escape(prefix) + '*'!r}" for prefix in (first, second) if prefix]
         raise UsageError(
             f"it holds two networks, under {first!r} and {second!r}. Leave one of them out: "
@@ -84,18 +83,34 @@ def find_prefix(names: Collection[str], naming: Naming) -> str:
     return first
 
 
-def _mtcnn_prefix(names: Collection[str], naming: Naming) -> str:
-    """The prefix that all names share, if the rest is a network of MTCNN."""
+def _group(names: Iterable[str], naming: Naming, known: Collection[str]) -> dict[str, list[str]]:
+    """Group the names that end in a known name by what stands before it: prefix to known names."""
     mark = separator(naming)
-    network = network_of_keys if naming == "pytorch" else network_of_variables
-    parts = next(iter(names), "").split(mark)[:_MOST_PARTS]
-    for index in range(1, len(parts)):
-        prefix = mark.join([*parts[:index], ""])
-        if all(name.startswith(prefix) for name in names) and network(
-            [name.removeprefix(prefix) for name in names]
-        ):
-            return prefix
-    return ""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        parts = name.rsplit(mark, _MOST_PARTS)
+        for index in range(len(parts)):
+            if (end := mark.join(parts[index:])) in known:
+                groups.setdefault(mark.join([*parts[:index], ""]), []).append(end)
+                break
+    return groups
+
+
+def _mtcnn_prefix(names: Collection[str], naming: Naming) -> str:
+    """The prefix of a network of MTCNN; empty without one.
+
+    Raises:
+        UsageError: Several networks of MTCNN stand under prefixes of their own.
+    """
+    groups = _group(names, naming, mtcnn_names(naming))
+    prefixes = [prefix for prefix, ends in groups.items() if find_network(ends, naming) is not None]
+    if len(prefixes) > 1:
+        others = " ".join(f"--ignore {glob.escape(prefix) + '*'!r}" for prefix in prefixes[1:])
+        raise UsageError(
+            f"it holds {len(prefixes)} networks of MTCNN, under {', '.join(map(repr, prefixes))}. Take one "
+            f"and leave the others out, such as with {others}"
+        )
+    return prefixes[0] if prefixes else ""
 
 
 def network_name(name: str, prefix: str) -> str:
@@ -176,7 +191,8 @@ class NetworkTensors(TensorSource):
 
     def original(self, name: str) -> str:
         """The name in the file of a tensor; of a missing one, the name that it would have."""
-        return self._names.get(name) or (self.prefix if name in known_names(self.naming) else "") + name
+        is_known = name in known_names(self.naming) or name in mtcnn_names(self.naming)
+        return self._names.get(name) or (self.prefix if is_known else "") + name
 
     @property
     def statements(self) -> tuple[str, ...]:
@@ -190,7 +206,8 @@ class NetworkTensors(TensorSource):
         for pattern, count in Counter(self.ignored.values()).items():
             tensors = "1 tensor is" if count == 1 else f"{count} tensors are"
             said.append(f"{tensors} left out by --ignore {pattern!r}")
-        if self.naming == "pytorch" and not any(name.endswith(f".{COUNTER}") for name in self.info):
+        lacks_counters = not any(name.endswith(f".{COUNTER}") for name in self.info)
+        if self.naming == "pytorch" and lacks_counters and find_network(self.info, self.naming) is None:
             said.append(f"there is no {COUNTER}, which carries no information")
         return tuple(said)
 

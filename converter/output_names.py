@@ -11,11 +11,20 @@ from converter.formats.source import TensorSource
 from converter.formats.tensorflow.bundle import TensorBundle
 from converter.formats.tensorflow.checkpoint_state import Snapshot
 from converter.hub.catalog import BUILT_IN_BY_NAME
+from converter.mtcnn_layer_map import MtcnnNetwork, Network
 
-OutputFormat = Literal["pt", "safetensors", "tensorflow"]
+OutputFormat = Literal["pt", "safetensors", "tensorflow", "npy"]
+"""Formats of outputs; of a network of MTCNN, "npy" is TensorFlow's."""
 
 _MODEL = re.compile(r"model-(?P<name>.+)\.ckpt(-\d+)?")  # the checkpoints of facenet's training scripts
-_ENDINGS = {".pt": "pt", ".pth": "pt", ".bin": "pt", ".safetensors": "safetensors", ".ckpt": "tensorflow"}
+_ENDINGS = {
+    ".pt": "pt",
+    ".pth": "pt",
+    ".bin": "pt",
+    ".safetensors": "safetensors",
+    ".ckpt": "tensorflow",
+    ".npy": "npy",
+}
 _NUMBERED = re.compile(r"(?<=^\.ckpt|^\.data)-\d+(-of-\d+)?$")
 _OTHER_FORMATS = {
     ".pb": "a TensorFlow graph",
@@ -39,7 +48,6 @@ _OTHER_FORMATS = {
     ".pdparams": "PaddlePaddle",
     ".mat": "MATLAB",
     ".joblib": "pickle",
-    ".npy": "NumPy",
     ".npz": "NumPy",
     ".pkl": "pickle",
     ".pickle": "pickle",
@@ -59,11 +67,15 @@ def model_name(source: TensorSource) -> str:
     return name if isinstance(source, TensorBundle) else source.path.stem
 
 
-def default_output(source: TensorSource, output_format: OutputFormat) -> Path:
+def default_output(source: TensorSource, output_format: OutputFormat, network: Network) -> Path:
     """Name the output of a conversion: `<model>-<dataset>.pt` in the current folder.
 
-    Only published checkpoints have a known dataset; the name of any other model is `<model>.pt`.
+    Only published checkpoints have a known dataset; the name of any other model is `<model>.pt`. Networks of
+    MTCNN have the published names, such as pnet.pt and det1.npy.
     """
+    if isinstance(network, MtcnnNetwork):
+        is_npy = output_format == "npy"
+        return Path(network.npy_name if is_npy else f"{network.state_dict_stem}.{output_format}")
     name = model_name(source)
     if output_format == "tensorflow":
         return Path(f"model-{name}.ckpt-0")
@@ -98,11 +110,40 @@ def check_ending(output: Path, output_format: OutputFormat) -> None:
             "name that ends in .pt or .safetensors, or with --to tensorflow a checkpoint prefix."
         )
     ending = _ENDINGS.get(suffix, output_format)
-    if ending != output_format:
+    if ending != output_format and (ending, output_format) != ("npy", "tensorflow"):
         advice = (
             "Add --to tensorflow, or change the ending" if ending == "tensorflow" else "Change one of them"
         )
         raise UsageError(f"{output}: the ending says {ending}, but the format is {output_format}. {advice}.")
+
+
+def check_network(output: Path | None, output_format: OutputFormat, network: Network) -> OutputFormat:
+    """Find the format of a network: TensorFlow's is a checkpoint, but .npy for a network of MTCNN.
+
+    Args:
+        output: The file that the user named, which `check_ending` has checked; None without one.
+        output_format: The format that the user asked for.
+        network: The network that is written.
+
+    Raises:
+        UsageError: TensorFlow's format of this network is another one.
+    """
+    if output_format not in ("tensorflow", "npy"):
+        return output_format
+    is_npy = output_format == "npy" or (output is not None and output.suffix.lower() == ".npy")
+    if isinstance(network, MtcnnNetwork):
+        if output is not None and not is_npy:
+            raise UsageError(
+                f"{output}: facenet's detector reads {network} from a .npy file, not a checkpoint. Give a "
+                f"name such as {network.npy_name}."
+            )
+        return "npy"
+    if is_npy:
+        raise UsageError(
+            f"{output or 'npy'}: .npy is the format of MTCNN's networks. For Inception-ResNet-v1 give a "
+            "checkpoint prefix, such as model.ckpt-0, with --to tensorflow."
+        )
+    return output_format
 
 
 def _with_dataset(name: str) -> str:

@@ -20,9 +20,8 @@ from converter.layer_map import (
     Row,
     SynthesisedRow,
     Variant,
-    table,
 )
-from converter.mtcnn_layer_map import network_of_variables
+from converter.mtcnn_layer_map import MtcnnNetwork, Network, find_network, rows_of
 
 Weights = Literal["variable", "average"]
 
@@ -84,6 +83,7 @@ class MappingError(PortError):
         hint: Advice for the user, a sentence.
         path: The file at fault, if known.
         summary: A clause that says it all, instead of the list of problems.
+        network: The network that the tensors are not of; None stands for Inception-ResNet-v1.
     """
 
     exit_code = 3
@@ -98,22 +98,24 @@ class MappingError(PortError):
         path: Path | None = None,
         *,
         summary: str = "",
+        network: Network | None = None,
     ) -> None:
         self.problems = tuple(problems)
         self._counts = (actual, expected)
-        self._hint, self._summary = hint, summary
+        self._hint, self._summary, self._network = hint, summary, network
         where = "" if path is None else f"{path}: "
         if summary:
             super().__init__(f"{where}{summary}. {hint}")
             return
         missing = [problem.name for problem in problems if problem.kind == "missing"]
-        if len(missing) == expected:
+        if len(missing) == expected and not isinstance(network, MtcnnNetwork):
             example = f"an expected name, such as {missing[0]}"
             none = "its only tensor does not have" if actual == 1 else f"none of its {actual} tensors has"
             head = f"not an Inception-ResNet-v1: {none} {example}"
         else:
             fit = "does not fit" if len(problems) == 1 else "do not fit"
-            head = f"{len(problems)} of the tensors {fit} Inception-ResNet-v1 (the source has {actual})"
+            name = str(network) if isinstance(network, MtcnnNetwork) else "Inception-ResNet-v1"
+            head = f"{len(problems)} of the tensors {fit} {name} (the source has {actual})"
         lines = [where + head]
         for kind in dict.fromkeys(problem.kind for problem in problems):
             group = [problem for problem in problems if problem.kind == kind]
@@ -128,7 +130,9 @@ class MappingError(PortError):
 
     def named(self, path: Path, problems: Sequence[Problem], hint: str) -> MappingError:
         """Return the same error with its file, the file's own names, and a hint if it has none."""
-        return MappingError(problems, *self._counts, self._hint or hint, path, summary=self._summary)
+        return MappingError(
+            problems, *self._counts, self._hint or hint, path, summary=self._summary, network=self._network
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +148,7 @@ class Plan:
     """The use of every tensor of a source, planned before any is read.
 
     Attributes:
-        variant: The variant of the network that the tensors belong to.
+        network: The network that the tensors belong to.
         weights: Whether variables or their moving averages are used.
         rows: One row for each key of the state_dict, in its order.
         sources: Variable name to the name of the tensor to read; the two differ if the average is used.
@@ -152,12 +156,18 @@ class Plan:
         casts: Name of each tensor to cast to float32, to its dtype.
     """
 
-    variant: Variant
+    network: Network
     weights: Weights
     rows: tuple[Row, ...]
     sources: Mapping[str, str]
     left_out: tuple[LeftOut, ...]
     casts: Mapping[str, np.dtype]
+
+    @property
+    def variant(self) -> Variant:
+        """The variant of Inception-ResNet-v1, which the caller knows that the network is."""
+        assert isinstance(self.network, Variant)
+        return self.network
 
     @property
     def converted(self) -> tuple[ConvertedRow, ...]:
@@ -227,8 +237,9 @@ def plan_conversion(info: Mapping[str, TensorInfo], *, weights: Weights = "varia
         MappingError: Tensors are missing, unexpected, misshapen, duplicate, or of a dtype that is not cast to
             float32; the error names all of them.
     """
-    variant = infer_variant({name.removesuffix(f"/{AVERAGE}"): info[name] for name in info} | dict(info))
-    rows = table(variant)
+    plain = {name.removesuffix(f"/{AVERAGE}"): info[name] for name in info} | dict(info)
+    network = find_network(info, "tensorflow") or infer_variant(plain)
+    rows = rows_of(network)
     variables = {row.variable: row for row in rows if isinstance(row, ConvertedRow)}
     sources = _choose_sources(info, variables, weights)
     problems: list[Problem] = []
@@ -253,20 +264,20 @@ def plan_conversion(info: Mapping[str, TensorInfo], *, weights: Weights = "varia
         reason = reason_to_leave_out(name, variables)
         if reason is not None:
             left_out.append(LeftOut(name, reason))
-        elif _in_other_bottleneck(name, variant) in variables:
-            problems.append(Problem("duplicate", name, f"{variant.bottleneck_scope} exists as well"))
+        elif isinstance(network, Variant) and _in_other_bottleneck(name, network) in variables:
+            problems.append(Problem("duplicate", name, f"{network.bottleneck_scope} exists as well"))
         else:
             problems.append(Problem("unexpected", name, f"{info[name].dtype} {info[name].shape}"))
     if problems:
         missing = [name for name in variables if sources[name] not in info]
-        summary, advice = _recognise(info, weights, missing, variant)
+        summary, advice = _recognise(info, weights, missing, network)
         hint = advice or _hint(info, weights, problems)
-        raise MappingError(problems, len(info), len(variables), hint, summary=summary)
-    return Plan(variant, weights, rows, sources, tuple(left_out), casts)
+        raise MappingError(problems, len(info), len(variables), hint, summary=summary, network=network)
+    return Plan(network, weights, rows, sources, tuple(left_out), casts)
 
 
 def _recognise(
-    info: Mapping[str, TensorInfo], weights: Weights, missing: Sequence[str], variant: Variant
+    info: Mapping[str, TensorInfo], weights: Weights, missing: Sequence[str], network: Network
 ) -> tuple[str, str]:
     """Recognise a source that lacks tensors for one reason: a clause that says so, and advice; else empty."""
     if missing and weights == "variable" and all(f"{name}/{AVERAGE}" in info for name in missing):
@@ -275,7 +286,9 @@ def _recognise(
             f"it holds only the moving averages of {count}, under the names NAME/{AVERAGE}",
             "Take the averages: --weights average.",
         )
-    bottleneck = [name for name in missing if name.startswith(f"{variant.bottleneck_scope}/")]
+    if isinstance(network, MtcnnNetwork):
+        return "", ""
+    bottleneck = [name for name in missing if name.startswith(f"{network.bottleneck_scope}/")]
     return NO_BOTTLENECK if bottleneck and bottleneck == missing and len(missing) >= 4 else ("", "")
 
 
@@ -294,11 +307,6 @@ def _choose_sources(
 
 def _hint(info: Mapping[str, TensorInfo], weights: Weights, problems: Sequence[Problem]) -> str:
     """Advise the user on tensors that do not fit; empty without advice."""
-    if network := network_of_variables(info):
-        return (
-            f"This is the {network} of MTCNN, which is audited and not converted: run "
-            "`facenet-port audit PORT --against FILE`."
-        )
     if weights == "average" and not any(name.endswith(f"/{AVERAGE}") for name in info):
         return "This source has no moving averages: leave out --weights average."
     if any(problem.kind == "wrong dtype" for problem in problems):

@@ -13,14 +13,14 @@ from converter.convert_file import Conversion
 from converter.convert_folder import FolderConversion
 from converter.counts import counted
 from converter.layer_map import NETWORK_SCOPE
+from converter.manifest import describe_network
+from converter.mtcnn_layer_map import MtcnnNetwork, Network
 
 
 def print_conversion(conversion: Conversion) -> None:
     """Print the files read, the layer map by module, and the files written."""
     console = make_console()
-    plan, variant = conversion.plan, conversion.plan.variant
-    classes = "no logits" if variant.num_classes is None else counted(variant.num_classes, "class", "classes")
-    gamma = "with gamma" if variant.gamma else "no gamma"
+    plan = conversion.plan
     console.print(f"[bold]{escape(str(conversion.source))}[/] ({conversion.source_format})")
     for name, digest in conversion.source_digests.items():
         console.print(f"  sha256 {digest}  {escape(name)}")
@@ -32,7 +32,7 @@ def print_conversion(conversion: Conversion) -> None:
         )
     for statement in conversion.names:
         console.print(f"  {statement}", markup=False)
-    console.print(f"  {variant.embedding_size}-d embedding, {classes}, {gamma}, from the {plan.weights}s\n")
+    console.print(f"  {_describe_network(plan.network)}, from the {plan.weights}s\n")
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("TensorFlow scope", no_wrap=True)
     table.add_column("PyTorch module", no_wrap=True)
@@ -54,6 +54,13 @@ def print_conversion(conversion: Conversion) -> None:
     console.print("Read back and compared bit for bit:")
     for path, digest in conversion.outputs.items():
         console.print(f"  sha256 {digest}  {escape(str(path))}")
+
+
+def _describe_network(network: Network) -> str:
+    if isinstance(network, MtcnnNetwork):
+        return str(network)
+    classes = "no logits" if network.num_classes is None else counted(network.num_classes, "class", "classes")
+    return f"{network.embedding_size}-d embedding, {classes}, {'with gamma' if network.gamma else 'no gamma'}"
 
 
 def _groups(conversion: Conversion) -> list[tuple[str, str, int, int, str]]:
@@ -81,7 +88,6 @@ def _outer_scope(variable: str) -> str:
 
 def conversion_as_json(conversion: Conversion) -> dict[str, object]:
     """The result of one conversion in the form that `--json` writes."""
-    variant = conversion.plan.variant
     return {
         "source": str(conversion.source),
         "format": conversion.source_format,
@@ -91,9 +97,7 @@ def conversion_as_json(conversion: Conversion) -> dict[str, object]:
         "source_sha256": dict(conversion.source_digests),
         "published": conversion.published,
         "namesake": conversion.namesake,
-        "embedding_size": variant.embedding_size,
-        "num_classes": variant.num_classes,
-        "gamma": variant.gamma,
+        **describe_network(conversion.plan.network),
         "weights": conversion.plan.weights,
         "converted": len(conversion.plan.converted),
         "synthesised": len(conversion.plan.synthesised),

@@ -16,8 +16,9 @@ from converter.errors import DifferenceError, RequirementError, SourceError
 from converter.formats.detect import open_source
 from converter.formats.source import TensorSource
 from converter.formats.tensorflow.bundle_writer import write_tensor_bundle
-from converter.layer_map import Row, Variant
+from converter.layer_map import Row
 from converter.manifest import build_manifest, file_digest, manifest_path
+from converter.mtcnn_layer_map import MtcnnNetwork, Network, in_file_order
 from converter.output_names import OutputFormat
 from converter.plan import MappingError
 from converter.same_bits import same_bits
@@ -56,7 +57,7 @@ class Output:
         self._hashes: dict[str, Future[str]] = {}
 
     def write(
-        self, state_dict: Mapping[str, NDArray[Any]], variant: Variant, pool: ThreadPoolExecutor
+        self, state_dict: Mapping[str, NDArray[Any]], network: Network, pool: ThreadPoolExecutor
     ) -> None:
         """Write its part of a state_dict; threads then hash the files and sync them to the disk.
 
@@ -66,7 +67,13 @@ class Output:
         part = self._part(state_dict)
         with explain_write_errors(self.destination):
             if self._format == "tensorflow":
-                write_tensor_bundle(self._staged, to_tensorflow(part, variant=variant))
+                write_tensor_bundle(self._staged, to_tensorflow(part, variant=network))
+            elif self._format == "npy":
+                from converter.formats.numpy_arrays_writer import write_numpy_pickle
+
+                assert isinstance(network, MtcnnNetwork)  # as `check_network` says
+                tensors = to_tensorflow(part, variant=network)
+                write_numpy_pickle(self._staged, in_file_order(network, tensors))
             elif self._format == "safetensors":
                 from converter.formats.safetensors import write_safetensors
 
@@ -94,8 +101,8 @@ class Output:
         name = self.destination.name
         try:
             with self._open() as source:
-                is_bundle = self._format == "tensorflow"
-                actual: Mapping[str, NDArray[Any]] = to_numpy_state_dict(source) if is_bundle else source
+                has_variables = self._format in ("tensorflow", "npy")
+                actual: Mapping[str, NDArray[Any]] = to_numpy_state_dict(source) if has_variables else source
                 if set(actual) != set(part):
                     raise DifferenceError(f"{name}: it reads back with other tensors. {_FAILING}")
                 for key, expected in part.items():

@@ -11,14 +11,17 @@ from torch import nn
 
 from converter.hub.pretrained import load_pretrained
 from converter.hub.weights_file import load_weights_file
+from converter.mtcnn_layer_map import MtcnnNetwork, Network
 from reference.inception_resnet_v1 import InceptionResnetV1
+from reference.mtcnn import ONet, PNet, RNet
 
 
-def load(path: str | Path, *, ignore: Sequence[str] = ()) -> InceptionResnetV1:
+def load(path: str | Path, *, ignore: Sequence[str] = ()) -> InceptionResnetV1 | PNet | RNet | ONet:
     """Build the network that a file's weights need, with these weights, in evaluation mode.
 
-    The embedding size and the number of classes are those of the file. Its keys may have a prefix, and a
-    training file may hold the state_dict beside an optimiser.
+    The network is Inception-ResNet-v1 with the file's embedding size and number of classes, or one of MTCNN's
+    networks. The file's keys may have a prefix, and a training file may hold the state_dict beside an
+    optimiser.
 
     Args:
         path: A .pt or .safetensors file. If its manifest (`weights.pt.json`) stands beside it, its SHA-256
@@ -33,9 +36,17 @@ def load(path: str | Path, *, ignore: Sequence[str] = ()) -> InceptionResnetV1:
     """
     weights = load_weights_file(path, ignore=ignore)
     with torch.device("meta"):  # no memory and no initial values, which the weights replace
-        model = InceptionResnetV1(num_classes=weights.num_classes, embedding_size=weights.embedding_size)
+        model = build_network(weights.network)
     model.load_state_dict(weights.state_dict, assign=True)
     return model.to(torch.get_default_device(), torch.get_default_dtype()).eval()
+
+
+def build_network(network: Network) -> InceptionResnetV1 | PNet | RNet | ONet:
+    """Build a network of the layer maps, randomly initialised."""
+    if isinstance(network, MtcnnNetwork):
+        classes: dict[str, type[PNet | RNet | ONet]] = {"P-Net": PNet, "R-Net": RNet, "O-Net": ONet}
+        return classes[network.name]()
+    return InceptionResnetV1(num_classes=network.num_classes, embedding_size=network.embedding_size)
 
 
 def load_weights(model: InceptionResnetV1, name: str, *, offline: bool = False) -> None:

@@ -8,16 +8,13 @@ from checks.audit.compare_one_tensor import compare_exactly
 from checks.audit.port_layers import PortTensor
 from checks.audit.result import TensorResult
 from checks.audit.source_weights import TensorPlace
+from checks.core.types import Arrays
+from converter.convert import plan_tensors
 from converter.errors import SourceError
 from converter.layer_map import ConvertedRow
 from converter.layouts import Layout
-from converter.mtcnn_layer_map import NETWORKS, network_of_keys, network_of_variables
+from converter.mtcnn_layer_map import find_network
 from converter.network_names import NetworkTensors
-
-
-def network_name(source: NetworkTensors) -> str | None:
-    """Name the MTCNN network of a file; None for another network."""
-    return network_of_keys(list(source)) if source.naming == "pytorch" else network_of_variables(list(source))
 
 
 def compare_mtcnn(port: NetworkTensors, source: NetworkTensors) -> tuple[TensorResult, ...]:
@@ -29,30 +26,48 @@ def compare_mtcnn(port: NetworkTensors, source: NetworkTensors) -> tuple[TensorR
 
     Raises:
         SourceError: The port is not the same network.
+        MappingError: The source is not whole.
     """
-    expected, actual = network_name(source), network_name(port)
+    expected, actual = find_network(source, source.naming), find_network(port, port.naming)
     assert expected is not None
     if actual != expected:
-        problem = f"the {actual} of MTCNN" if actual else "not a network of MTCNN"
+        problem = str(actual) if actual else "not a network of MTCNN"
         raise SourceError(
             port.path,
-            f"{problem}, but {source.path.name} is the {expected} of MTCNN",
+            f"{problem}, but {source.path.name} is {expected}",
             next_step="P-Net goes with det1.npy, R-Net with det2.npy, O-Net with det3.npy",
         )
-    return tuple(_compare_row(row, port, source) for row in NETWORKS[expected])
+    tensors, plan = plan_tensors(source)
+    results = [_compare_row(row, port, tensors) for row in plan.converted]
+    known = {_name(row, port) for row in plan.converted}
+    return (*results, *(_extra(name, port) for name in port if name not in known))
 
 
-def _compare_row(row: ConvertedRow, port: NetworkTensors, source: NetworkTensors) -> TensorResult:
-    to_port, name = _layout_and_name(row, port)
-    to_source, original = _layout_and_name(row, source)
-    expected = to_source.inverse.apply(np.array(source[original]))
-    tensor = PortTensor(port.original(name), np.array(port[name]), to_port)
-    return compare_exactly(tensor, expected, TensorPlace(row.scope, row.variable, row.key))
+def _name(row: ConvertedRow, port: NetworkTensors) -> str:
+    return row.key if port.naming == "pytorch" else row.variable
 
 
-def _layout_and_name(row: ConvertedRow, file: NetworkTensors) -> tuple[Layout, str]:
-    """Find the layout and the name of a tensor in a file."""
-    if file.naming == "pytorch":
-        return row.layout, row.key
+def _compare_row(row: ConvertedRow, port: NetworkTensors, tensors: Arrays) -> TensorResult:
+    place, name = TensorPlace(row.scope, row.variable, row.key), _name(row, port)
+    if name not in port:
+        return TensorResult(
+            name=port.original(name), variable=row.variable, stage=row.scope, layout="", dtype="", shape=(),
+            status="missing", key=row.key,
+        )  # fmt: skip
+    layout = row.layout if port.naming == "pytorch" else _as_stored(row)
+    tensor = PortTensor(port.original(name), np.array(port[name]), layout)
+    return compare_exactly(tensor, np.array(tensors[row.variable]), place)
+
+
+def _as_stored(row: ConvertedRow) -> Layout:
+    """The layout of a port with TensorFlow's names, which has TensorFlow's order of axes."""
     axes = row.layout.name.partition("->")[0]
-    return Layout(f"{axes}->{axes}", tuple(range(len(row.shape)))), row.variable
+    return Layout(f"{axes}->{axes}", tuple(range(len(row.shape))))
+
+
+def _extra(name: str, port: NetworkTensors) -> TensorResult:
+    info = port.info[name]
+    return TensorResult(
+        name=port.original(name), variable="", stage="", layout="", dtype=str(info.dtype), shape=info.shape,
+        status="extra", detail="not a tensor of this network",
+    )  # fmt: skip

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from checks.audit.compare_mtcnn import compare_mtcnn, network_name
+from checks.audit.compare_mtcnn import compare_mtcnn
 from checks.audit.compare_tensors import compare_tensors
 from checks.audit.find_named_layers import find_named_layers, holds_averages_only
 from checks.audit.folded_standardisation import FoldedStandardisation, find_folded_standardisation
@@ -66,6 +66,7 @@ from converter.formats.detect import open_source
 from converter.hub.locate import locate
 from converter.layer_map import Variant
 from converter.manifest import file_digest
+from converter.mtcnn_layer_map import find_network
 from converter.network_names import NetworkTensors, advise_to_ignore, check_ignore
 from converter.plan import MappingError, Weights
 from reference import InceptionResnetV1
@@ -188,17 +189,17 @@ def _find(
     port: Graph | NetworkTensors, source: NetworkTensors, weights: Weights, seed: int, say: Say
 ) -> _Findings:
     """Compare an open port with its open source, by the network and the format of the port."""
-    mtcnn = network_name(source)
+    mtcnn = find_network(source, source.naming)
     if mtcnn is not None:
         if isinstance(port, Graph):
             problem = "a graph, but the source is a network of MTCNN, and graphs of MTCNN are not audited"
             raise SourceError(port.path, problem, next_step="Give the network's weights, such as pnet.pt")
         results = compare_mtcnn(port, source)
-        return _Findings(f"{mtcnn} of MTCNN", results, (judge_tensors(results),))
-    if isinstance(port, NetworkTensors) and (mtcnn := network_name(port)) is not None:
+        return _Findings(f"{mtcnn.name} of MTCNN", results, (judge_tensors(results),))
+    if isinstance(port, NetworkTensors) and (mtcnn := find_network(port, port.naming)) is not None:
         raise SourceError(
             port.path,
-            f"the {mtcnn} of MTCNN, but {source.path} is another network",
+            f"{mtcnn}, but {source.path} is another network",
             next_step="Give det1.npy, det2.npy or det3.npy with --against",
         )
     expected = _read_source(source, weights)

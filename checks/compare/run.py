@@ -20,7 +20,13 @@ from checks.core.environment import environment
 from checks.core.inputs import find_photographs, read_photographs
 from checks.core.judgement import Judgement
 from checks.core.models import LoadedPort, Port, build_misshapen, build_port, load_state_dict, unexpected_keys
-from checks.core.source_tensors import BrokenSource, find_broken_source, float32_variables, plan_source
+from checks.core.source_tensors import (
+    BrokenSource,
+    find_broken_source,
+    float32_variables,
+    plan_source,
+    refuse_mtcnn,
+)
 from checks.core.tensorflow_side import TensorFlowSide, require_tensorflow
 from checks.core.types import Arrays, Say
 from checks.diagnosis.diagnose import diagnose
@@ -122,6 +128,7 @@ class _Files:
         opened = stack.enter_context(open_source(locate(path), step=self.step))
         named = NetworkTensors(opened, self.ignore)
         tensors, plan = plan_source(named, self.weights)
+        refuse_mtcnn(named, plan)
         return Checkpoint(path, named, tensors, plan)
 
     def load_port(self, checkpoint: Checkpoint | None) -> LoadedPort:

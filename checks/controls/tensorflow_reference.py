@@ -21,6 +21,7 @@ from checks.core.source_tensors import (
     float32_variables,
     plan_source,
     refuse_broken_source,
+    refuse_mtcnn,
 )
 from checks.core.tensorflow_side import Activations, TensorFlowSide
 from checks.gradients.train_tensorflow import TrainingReference, train_tensorflow
@@ -116,6 +117,7 @@ class ControlSource:
 
     def __init__(self, opened: TensorSource) -> None:
         tensors, self.plan = plan_source(opened, "variable")
+        refuse_mtcnn(opened, self.plan)
         self.tensors = float32_variables(opened, tensors, self.plan)
         self._path = opened.path
         refuse_broken_source(self._path, find_broken_source(self.tensors, self.plan))

@@ -17,6 +17,7 @@ from converter.casting import to_float32
 from converter.convert import convert_tensors, plan_tensors
 from converter.errors import SourceError, UsageError
 from converter.formats.source import TensorSource
+from converter.mtcnn_layer_map import MtcnnNetwork
 from converter.plan import MappingError, Plan, Weights, describe, plan_conversion
 
 
@@ -33,6 +34,20 @@ def plan_source(opened: TensorSource, weights: Weights) -> tuple[Arrays, Plan]:
             "`facenet-port compare` takes this file with --state-dict."
         )
     return plan_tensors(opened, weights)
+
+
+def refuse_mtcnn(opened: TensorSource, plan: Plan) -> None:
+    """Refuse a network of MTCNN, in a check that is for Inception-ResNet-v1 only.
+
+    Raises:
+        SourceError: The source is one.
+    """
+    if isinstance(plan.network, MtcnnNetwork):
+        raise SourceError(
+            opened.path,
+            f"this is {plan.network}, and this command is for Inception-ResNet-v1",
+            next_step="`facenet-port compare`, `audit` and `convert` take it",
+        )
 
 
 def float32_variables(opened: TensorSource, tensors: Arrays, plan: Plan) -> dict[str, NDArray[Any]]:

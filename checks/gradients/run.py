@@ -22,6 +22,7 @@ from checks.core.source_tensors import (
     float32_variables,
     plan_source,
     refuse_broken_source,
+    refuse_mtcnn,
 )
 from checks.core.tensorflow_side import require_tensorflow
 from checks.core.types import Arrays, Say
@@ -119,6 +120,7 @@ def _both_sides(
 ) -> tuple[Variant, dict[str, NDArray[Any]], InceptionResnetV1]:
     """The variant, the float32 variables for TensorFlow, and the port in float64."""
     tensors, plan = plan_source(source, weights)
+    refuse_mtcnn(source, plan)
     variant, variables = plan.variant, float32_variables(source, tensors, plan)
     refuse_broken_source(source.path, find_broken_source(variables, plan))
     model = InceptionResnetV1(num_classes=variant.num_classes, embedding_size=variant.embedding_size)

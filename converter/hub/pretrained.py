@@ -178,6 +178,8 @@ def _by_manifest(path: Path, entry: CatalogEntry) -> _Candidate | None:
     except SourceError:
         return None
     size, classes = manifest.embedding_size, manifest.num_classes
+    if size is None:  # a network of MTCNN
+        return None
     tensors = {row.key: row.info for row in table(Variant(size, classes))}
     # The manifest deserves no more trust than the file: its tensors must be the network's, in order.
     if list(manifest.tensors.items()) != list(tensors.items()) or path.name not in manifest.output:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +17,32 @@ from converter.convert import convert_tensors, plan_tensors
 from converter.errors import SourceError, UsageError
 from converter.formats.detect import open_source
 from converter.hub import catalog
-from converter.hub.pretrained import PretrainedWeights
 from converter.layer_map import ConvertedRow
 from converter.manifest import file_digest, manifest_path, read_manifest
+from converter.mtcnn_layer_map import Network
 from converter.network_names import COUNTER, NetworkTensors, check_ignore
 
 
-def load_weights_file(path: Path | str, *, ignore: Sequence[str] = ()) -> PretrainedWeights:
+@dataclass(frozen=True, slots=True)
+class WeightsFile:
+    """The weights of a file.
+
+    Attributes:
+        state_dict: Key to tensor on the CPU, which belongs to the caller: every key of the network, without a
+            prefix, in float32. Batch counters that the file does not have are zero.
+        network: The network that they belong to.
+    """
+
+    state_dict: dict[str, torch.Tensor]
+    network: Network
+
+
+def load_weights_file(path: Path | str, *, ignore: Sequence[str] = ()) -> WeightsFile:
     """Load the state_dict of a .pt or .safetensors file, as the converter reads it.
 
     Args:
         path: The file. If its manifest stands beside it, its SHA-256 must be the one in the manifest.
         ignore: Shell patterns of tensors to leave out.
-
-    Returns:
-        The weights, which belong to the caller: every key of the network, without a prefix, in float32. Batch
-        counters that the file does not have are zero.
 
     A warning counts and names the tensors with values that are not finite.
 
@@ -68,7 +79,7 @@ def load_weights_file(path: Path | str, *, ignore: Sequence[str] = ()) -> Pretra
     if broken:
         warnings.warn(f"{path}: {state_broken_values(broken, len(plan.sources))}. {NEXT_STEP}.", stacklevel=3)
     state_dict = {key: torch.from_numpy(array) for key, array in arrays.items()}
-    return PretrainedWeights(state_dict, plan.variant.embedding_size, plan.variant.num_classes)
+    return WeightsFile(state_dict, plan.network)
 
 
 def _verify(path: Path) -> None:

@@ -84,7 +84,19 @@ def test_the_prefix_of_a_network_of_mtcnn(naming):
     names = [row.key if naming == "pytorch" else row.variable for row in rows]
     prefix = "module.pnet." if naming == "pytorch" else "pnet/"
     assert find_prefix([prefix + name for name in names], naming) == prefix
-    assert find_prefix([prefix + name for name in names[1:]], naming) == ""
+    assert find_prefix([prefix + name for name in names[1:]], naming) == prefix
+    assert find_prefix([prefix + name for name in names[: len(names) // 2]], naming) == ""
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_three_networks_of_mtcnn_in_one_file(prefix):
+    names = {network: [row.key for row in rows] for network, rows in NETWORKS.items()}
+    stems = {"P-Net": "pnet.", "R-Net": "rnet.", "O-Net": "onet."}
+    together = [prefix + stems[network] + key for network, keys in names.items() for key in keys]
+    message = r"it holds 3 networks of MTCNN, under '.*pnet.'.*--ignore '.*onet.\*'"
+    with pytest.raises(UsageError, match=message):
+        find_prefix(together, "pytorch")
+    assert find_prefix([name for name in together if "rnet." in name], "pytorch") == f"{prefix}rnet."
 
 
 def test_a_prefix_ends_at_a_separator():

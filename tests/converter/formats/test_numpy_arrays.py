@@ -11,12 +11,10 @@ from random import Random
 import numpy as np
 import pytest
 
-from converter.__main__ import main
 from converter.errors import SourceError
 from converter.formats.detect import open_source
 from converter.formats.limits import MAX_TENSORS
 from converter.formats.numpy_arrays import NumpyPickle
-from converter.mtcnn_layer_map import NETWORKS
 from tests.attacks.attack import ATTACKS, FOLDER, MARK
 from tests.attacks.make import readme
 from tests.conftest import random_bits, same_bits
@@ -276,32 +274,3 @@ def test_no_cut_and_no_changed_bit_does_harm(tmp_path, writer):
             assert len(str(error)) < 1000
             refused += 1
     assert 0 < refused < len(flips)
-
-
-# The command
-
-
-def network_of(name):
-    network = {}
-    for row in NETWORKS[name]:
-        layer, _, parameter = row.variable.partition("/")
-        network.setdefault(layer, {})[parameter] = np.zeros(row.shape, np.float32)
-    return network
-
-
-@pytest.mark.parametrize("name", NETWORKS)
-def test_a_network_of_mtcnn_is_not_converted(tmp_path, capsys, name):
-    path = written(tmp_path, by_python2(network_of(name)))
-    assert main([str(path), "-o", str(tmp_path / "out.pt")]) == 3
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert said.err.startswith(f"python -m converter: error: {path}: not an Inception-ResNet-v1: none of its")
-    assert f"This is the {name} of MTCNN, which is audited and not converted" in said.err
-    assert not (tmp_path / "out.pt").exists()
-
-
-def test_a_network_that_is_none_of_mtcnn_is_not_called_one(tmp_path, capsys):
-    network = network_of("P-Net")
-    del network["PReLU3"]
-    assert main([str(written(tmp_path, by_python2(network))), "-o", str(tmp_path / "out.pt")]) == 3
-    assert "MTCNN" not in capsys.readouterr().err
