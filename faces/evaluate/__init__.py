@@ -1,0 +1,1 @@
+"""Verification and classification of faces, measured by the protocol of davidsandberg/facenet."""
