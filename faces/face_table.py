@@ -1,0 +1,124 @@
+"""The table of faces, as CSV or Parquet: a row for each face, with its image, person and label."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from converter.counts import counted
+from converter.errors import RequirementError, SourceError
+from converter.formats.limits import read_whole
+
+ENDINGS = (".csv", ".parquet")
+_MOST_BYTES = 1 << 30
+_MOST_NAMED = 3  # files in a message
+
+
+@dataclass(frozen=True, slots=True)
+class FaceTable:
+    """A table of faces.
+
+    Attributes:
+        path: The file.
+        columns: Name of each column to its values, one for each row.
+    """
+
+    path: Path
+    columns: Mapping[str, Sequence[Any]]
+
+    def column(self, name: str) -> list[str]:
+        """The values of a column as text.
+
+        Raises:
+            SourceError: There is no such column, or a value of it is missing.
+        """
+        if name not in self.columns:
+            held = ", ".join(self.columns) or "no columns"
+            raise SourceError(
+                self.path,
+                f"it has no column {name}; its columns are {held}",
+                next_step="`facenet-port align` writes a table with the columns that every command needs",
+            )
+        values = self.columns[name]
+        missing = next((row for row, value in enumerate(values, 1) if value is None or value == ""), None)
+        if missing is not None:
+            raise SourceError(
+                self.path, f"row {missing} has no {name}", next_step="Fill it in, or remove the row"
+            )
+        return [str(value) for value in values]
+
+    def files(self) -> list[Path]:
+        """The image of each face: its crop_path if the table has this column, otherwise its image_path.
+
+        A relative path starts at the table's folder, or else at the current one.
+
+        Raises:
+            SourceError: There is no such column, or files are missing.
+        """
+        column = "crop_path" if "crop_path" in self.columns else "image_path"
+        paths = [self._locate(value) for value in self.column(column)]
+        missing = list(dict.fromkeys(str(path) for path in paths if not path.is_file()))
+        if missing:
+            named = ", ".join(missing[:_MOST_NAMED]) + (", ..." if len(missing) > _MOST_NAMED else "")
+            raise SourceError(
+                self.path,
+                f"{counted(len(missing), 'file')} of its column {column} cannot be found: {named}",
+                next_step="Relative paths start at the table's folder, or at the current one",
+            )
+        return paths
+
+    def _locate(self, value: str) -> Path:
+        beside = self.path.parent / value  # an absolute path stays as it is
+        return beside if beside.is_file() or not Path(value).is_file() else Path(value)
+
+
+def read_table(path: Path) -> FaceTable:
+    """Read a table.
+
+    Args:
+        path: A .csv file in UTF-8, with the names of its columns in the first line, or a .parquet file.
+
+    Raises:
+        SourceError: The file cannot be read, or holds no rows.
+        RequirementError: A .parquet file needs pyarrow, which is not installed.
+    """
+    columns = _read_parquet(path) if path.suffix.lower() == ".parquet" else _read_csv(path)
+    if not any(map(len, columns.values())):
+        raise SourceError(path, "the table has no rows", next_step="Give a table with a row for each face")
+    return FaceTable(path, columns)
+
+
+def _read_csv(path: Path) -> dict[str, list[Any]]:
+    content = read_whole(path, _MOST_BYTES, "it is larger than 1 GB")
+    step = "Give a table in UTF-8 with commas, and the names of its columns in the first line"
+    try:
+        header, *rows = csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""), strict=True)
+    except (UnicodeDecodeError, ValueError, csv.Error) as error:
+        raise SourceError(path, "this is not a CSV table", next_step=step) from error
+    rows = [row for row in rows if row]
+    for number, row in enumerate(rows, 1):
+        if len(row) != len(header):
+            problem = f"row {number} has {counted(len(row), 'field')}, the first line names {len(header)}"
+            raise SourceError(path, problem, next_step=step)
+    return {name.strip(): [row[place] for row in rows] for place, name in enumerate(header)}
+
+
+def _read_parquet(path: Path) -> dict[str, list[Any]]:
+    if importlib.util.find_spec("pyarrow") is None:
+        raise RequirementError(
+            f"{path}: pyarrow is needed for Parquet and is not installed: pip install 'facenet-port[faces]'. "
+            "A .csv needs nothing more."
+        )
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        return dict(pyarrow.parquet.read_table(path).to_pydict())
+    except (pyarrow.ArrowException, OSError) as error:
+        problem = f"cannot be read as a Parquet table ({str(error).splitlines()[0]})"
+        raise SourceError(path, problem, next_step="Write it again") from error

@@ -1,0 +1,205 @@
+"""The network that a command embeds faces with, by name or from a file, and the standardisation it needs."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from checks.core.inputs import prewhiten, standardise
+from checks.core.types import Arrays
+from converter.convert import tensorflow_tensors, to_numpy_state_dict
+from converter.errors import UsageError
+from converter.formats.detect import open_source
+from converter.hub import catalog
+from converter.hub.catalog_entry import FIXED, PER_IMAGE, CatalogEntry
+from converter.hub.identify import identify
+from converter.manifest import file_digest, manifest_path, read_manifest
+from converter.network_names import COUNTER, NetworkTensors
+from converter.plan import describe, state_dict_variant
+from reference import InceptionResnetV1, load
+
+DEFAULT_MODEL = "20170512-110547"
+"""The published model that is taken if none is named: a package index serves it."""
+
+Standardisation = Literal["fixed", "per-image"]
+
+STANDARDISATIONS: Mapping[Standardisation, Callable[[NDArray[Any]], NDArray[Any]]] = {
+    "fixed": standardise,
+    "per-image": prewhiten,
+}
+"""The functions from pixels of 0 to 255, (N, H, W, 3), to the network's input, float32."""
+
+_NAMES: Mapping[str | None, Standardisation] = {FIXED: "fixed", PER_IMAGE: "per-image"}
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A network in evaluation mode, and what is known of it.
+
+    Attributes:
+        name: The name of the published model, or the file as it was given.
+        network: The network, float32.
+        sha256: The digest of the weights, as `weights_digest` computes it.
+        standardisation: The standardisation of its images.
+        origin: Where the standardisation is stated: "the catalog", or "--standardise".
+        published: The model's entry in the catalog; None for other weights.
+    """
+
+    name: str
+    network: InceptionResnetV1
+    sha256: str
+    standardisation: Standardisation
+    origin: str
+    published: CatalogEntry | None
+
+    def standardise(self, pixels: NDArray[Any]) -> NDArray[Any]:
+        """Standardise pixels of 0 to 255: (N, H, W, 3) to the same shape in float32."""
+        return STANDARDISATIONS[self.standardisation](pixels)
+
+    @torch.inference_mode()
+    def embed(self, images: NDArray[Any]) -> NDArray[Any]:
+        """Compute the embeddings of standardised images: (N, H, W, 3) to (N, E), float32."""
+        embeddings: NDArray[Any] = self.network.head(self._prelogits(images)).cpu().numpy()
+        return embeddings
+
+    @property
+    def classifier(self) -> torch.nn.Linear:
+        """The layer that turns embeddings before normalisation into logits.
+
+        Raises:
+            UsageError: The network has none.
+        """
+        if self.network.logits is None:
+            raise UsageError(f"{self.name}: it has no classifier. Give a state_dict with logits.weight.")
+        return self.network.logits
+
+    @torch.inference_mode()
+    def logits(self, images: NDArray[Any]) -> NDArray[Any]:
+        """Compute the logits of standardised images: (N, H, W, 3) to (N, classes), float32.
+
+        Raises:
+            UsageError: The network has no classifier.
+        """
+        logits: NDArray[Any] = self.classifier(self._prelogits(images)).cpu().numpy()
+        return logits
+
+    def _prelogits(self, images: NDArray[Any]) -> torch.Tensor:
+        device = next(self.network.parameters()).device
+        channels_first = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+        return self.network.prelogits(torch.from_numpy(channels_first).to(device))
+
+
+def load_model(
+    model: str | Path = DEFAULT_MODEL,
+    *,
+    standardisation: Standardisation | None = None,
+    device: str = "cpu",
+    offline: bool = False,
+) -> Model:
+    """Load a network in evaluation mode.
+
+    Args:
+        model: The name of a published model, or a file: a state_dict, or a TensorFlow source, which is
+            converted. If both exist, the file wins.
+        standardisation: The standardisation of its images. None takes that of the published model, which a
+            file is recognised as by the SHA-256 in its manifest, or its own.
+        device: "cpu", "cuda" or "mps".
+        offline: Never download.
+
+    Raises:
+        UsageError: There is no such name or file, the standardisation is not known, or there is no such
+            device.
+        SourceError, MappingError: The file is unreadable, corrupt or not this network.
+        RequirementError: The model is not in the cache and cannot be downloaded.
+    """
+    _check_device(device)
+    path = Path(model)
+    entry = None if path.exists() else catalog.find_entry(str(model))
+    if entry is not None:
+        network = InceptionResnetV1(pretrained=entry.name, offline=offline)
+    elif not path.exists():
+        close = catalog.closest_name(str(model))
+        hint = f"Did you mean {close}?" if close else "`facenet-port list` shows the published models."
+        raise UsageError(f"{model}: there is no such file or published model. {hint}")
+    else:
+        network, entry = _load_file(path)
+    origin = "--standardise" if standardisation else "the catalog"
+    needed = standardisation or (_NAMES.get(entry.standardisation) if entry else None)
+    if needed is None:
+        raise UsageError(
+            f"{model}: neither the catalog nor a manifest beside it tells how its images are standardised. "
+            "Give --standardise fixed, (x - 127.5) / 128 as for the published models of 2018, or per-image."
+        )
+    name = entry.name if entry else str(model)
+    return Model(name, network.eval().to(device), weights_digest(network), needed, origin, entry)
+
+
+def _load_file(path: Path) -> tuple[InceptionResnetV1, CatalogEntry | None]:
+    """Load the network of a file, and recognise it if it is published."""
+    with open_source(path) as opened:
+        files = opened.files
+        if opened.naming == "pytorch":
+            network = load(path)
+            if not isinstance(network, InceptionResnetV1):
+                raise UsageError(
+                    f"{path}: this is {type(network).__name__} of MTCNN, which finds faces. Give FaceNet."
+                )
+        else:
+            network = build_network(to_numpy_state_dict(tensorflow_tensors(NetworkTensors(opened))))
+    return network, _find_published(files, is_state_dict=opened.naming == "pytorch")
+
+
+def build_network(state_dict: Arrays) -> InceptionResnetV1:
+    """Build the network of a complete state_dict of arrays."""
+    variant = state_dict_variant(describe(state_dict))
+    with torch.device("meta"):  # no memory and no initial values, which the weights replace
+        network = InceptionResnetV1(num_classes=variant.num_classes, embedding_size=variant.embedding_size)
+    tensors = {key: torch.from_numpy(np.ascontiguousarray(array)) for key, array in state_dict.items()}
+    network.load_state_dict(tensors, assign=True)
+    return network.eval()
+
+
+def _find_published(files: tuple[Path, ...], *, is_state_dict: bool) -> CatalogEntry | None:
+    """Find the published model that a file was converted from, or is, by SHA-256."""
+    digests = {file.name: file_digest(file) for file in files}
+    if is_state_dict and manifest_path(files[0]).exists():
+        digests = dict(
+            read_manifest(manifest_path(files[0])).source_files
+        )  # `load` has verified the file by it
+    elif is_state_dict:
+        (digest,) = digests.values()
+        return next((entry for entry in catalog.BUILT_IN if _is_port(entry, digest)), None)
+    name = identify(digests)
+    return None if name is None else catalog.find_entry(name)
+
+
+def _is_port(entry: CatalogEntry, digest: str) -> bool:
+    return entry.state_dict is not None and entry.state_dict.sha256 == digest
+
+
+def weights_digest(network: InceptionResnetV1) -> str:
+    """Compute the SHA-256 of the weights that the embeddings depend on, in hexadecimal.
+
+    It covers the key and the values of every tensor in the state_dict's order, little-endian, but for the
+    batch counters and the classifier. So it is the same for every file and format that holds these weights.
+    """
+    digest = hashlib.sha256()
+    for key, tensor in network.state_dict().items():
+        if not key.endswith(COUNTER) and not key.startswith("logits."):
+            digest.update(key.encode())
+            digest.update(tensor.detach().cpu().numpy().astype("<f4", copy=False).tobytes())
+    return digest.hexdigest()
+
+
+def _check_device(device: str) -> None:
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not available.get(device.partition(":")[0], False):
+        usable = ", ".join(name for name, there in available.items() if there)
+        raise UsageError(f"--device {device}: PyTorch has no such device here. Give one of: {usable}.")

@@ -1,0 +1,98 @@
+"""A threshold and what it belongs to: another model or distance is refused, and what is none."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from converter.errors import SourceError, UsageError
+from faces.threshold import Threshold, read_threshold
+
+MEASURED = Threshold(
+    value=0.75,
+    far=0.001,
+    distance="squared-euclidean",
+    subtract_mean=False,
+    mirrored=False,
+    model="vggface2",
+    model_sha256="a" * 64,
+    standardisation="fixed",
+    pairs=6000,
+    different=3000,
+    source="pairs.txt",
+)
+FITTING = {
+    "model": "mine.pt",
+    "model_sha256": "a" * 64,
+    "distance": "squared-euclidean",
+    "mirrored": False,
+}
+
+
+def written(path, content):
+    path.write_text(json.dumps({"measured_threshold": content}))
+    return path
+
+
+def test_a_threshold_is_read_as_it_was_written(tmp_path):
+    assert read_threshold(written(tmp_path / "r.json", MEASURED.as_json())) == MEASURED
+    MEASURED.check(**FITTING)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"model_sha256": "b" * 64},
+            "the threshold 0.75 was measured with vggface2, not mine.pt. Measure it for",
+        ),
+        (
+            {"distance": "arc-cosine"},
+            "the threshold 0.75 is of the distance squared-euclidean, not arc-cosine.",
+        ),
+        (
+            {"mirrored": True},
+            "squared-euclidean, not squared-euclidean of mirrored images too. Measure it for",
+        ),
+    ],
+)
+def test_a_threshold_of_another_model_or_distance(change, message):
+    with pytest.raises(UsageError) as caught:
+        MEASURED.check(**(FITTING | change))
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        None,
+        [],
+        {},
+        0.75,
+        {"value": 0.75},
+        {**MEASURED.as_json(), "value": "0.75"},
+        {**MEASURED.as_json(), "pairs": True},
+        {**MEASURED.as_json(), "distance": "manhattan"},
+        {**MEASURED.as_json(), "more": 1},
+    ],
+)
+def test_what_is_no_threshold(content, tmp_path):
+    with pytest.raises(SourceError, match=r"r.json: it holds no measured threshold. Give a file that"):
+        read_threshold(written(tmp_path / "r.json", content))
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff", b"[" * 100_000, b"3", b'{"measured_threshold": 1e999}'])
+def test_a_file_that_is_no_result(content, tmp_path):
+    (tmp_path / "r.json").write_bytes(content)
+    with pytest.raises(SourceError, match="it holds no measured threshold"):
+        read_threshold(tmp_path / "r.json")
+    with pytest.raises(SourceError, match="cannot be read"):
+        read_threshold(tmp_path / "none.json")
+
+
+def test_a_value_that_is_not_finite_is_none(tmp_path):
+    path = written(tmp_path / "r.json", replace(MEASURED, value=float("nan")).as_json())
+    with pytest.raises(SourceError, match="it holds no measured threshold"):
+        read_threshold(path)
