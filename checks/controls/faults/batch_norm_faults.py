@@ -22,22 +22,6 @@ _EPSILON = 1e-3
 # BatchNorm and biases
 
 
-def _standard_deviation() -> Fault:
-    return Fault(
-        "deviation-for-variance",
-        "weights",
-        "A BatchNorm stores a variance in one library, a deviation or its inverse in another: code that "
-        "copies the tensor forgets the square.",
-        Cause.STANDARD_DEVIATION,
-        in_variables(
-            np.sqrt,
-            "Repeat/block35_2/Branch_0/Conv2d_1x1/BatchNorm/moving_variance",
-            "Repeat_1/block17_7/Branch_0/Conv2d_1x1/BatchNorm/moving_variance",
-            "Bottleneck/BatchNorm/moving_variance",
-        ),
-    )
-
-
 def _statistics(name: str, shipped: str, order: Mapping[str, str], *scopes: str) -> Fault:
     sites = tuple(
         copied(
@@ -50,50 +34,12 @@ def _statistics(name: str, shipped: str, order: Mapping[str, str], *scopes: str)
     return Fault(name, "weights", shipped, Cause.STATISTICS, sites)
 
 
-def _offset_and_mean() -> Fault:
-    return _statistics(
-        "offset-and-mean",
-        "Beta and moving mean exchanged: both have the same shape and values around zero, so that nothing "
-        "looks wrong.",
-        {"beta": "moving_mean", "moving_mean": "beta"},
-        "Conv2d_1a_3x3",
-        "Repeat_1/block17_3/Branch_1/Conv2d_0c_7x1",
-        "Mixed_7a/Branch_2/Conv2d_0a_1x1",
-    )
+def _old_initial_scale(scope: str, seed: int) -> Site:
+    def changes(port: Pipeline) -> Arrays:
+        key = port.row(f"{scope}/BatchNorm/beta").key.removesuffix("bias") + "weight"
+        return {key: np.random.default_rng(seed).uniform(0, 1, port.state(key).shape).astype(np.float32)}
 
-
-def _mean_and_variance() -> Fault:
-    return _statistics(
-        "mean-and-variance",
-        "Keras lists beta, mean, variance and Caffe mean, variance, factor: positional loading exchanges "
-        "them.",
-        {"moving_mean": "moving_variance", "moving_variance": "moving_mean"},
-        "Conv2d_4b_3x3",
-        "Repeat/block35_5/Branch_1/Conv2d_0a_1x1",
-        "Bottleneck",
-    )
-
-
-def _scale() -> Fault:
-    def old_initial(scope: str, seed: int) -> Site:
-        def changes(port: Pipeline) -> Arrays:
-            key = port.row(f"{scope}/BatchNorm/beta").key.removesuffix("bias") + "weight"
-            return {key: np.random.default_rng(seed).uniform(0, 1, port.state(key).shape).astype(np.float32)}
-
-        return Site(scope, activation_of(scope), planted(changes))
-
-    return Fault(
-        "scale-left-random",
-        "weights",
-        "The checkpoints have no gamma, and until PyTorch 1.1 a BatchNorm's weight was drawn from U(0, 1): "
-        "a port that does not set it to one leaves it random.",
-        Cause.UNLOADED,
-        (
-            old_initial("Repeat_1/block17_2/Branch_0/Conv2d_1x1", 2),
-            old_initial("Repeat_2/block8_4/Branch_1/Conv2d_0a_1x1", 3),
-            old_initial("Bottleneck", 4),
-        ),
-    )
+    return Site(scope, activation_of(scope), planted(changes))
 
 
 def _drawn(values: NDArray[Any]) -> NDArray[Any]:
@@ -101,8 +47,76 @@ def _drawn(values: NDArray[Any]) -> NDArray[Any]:
     return np.random.default_rng(0).uniform(-bound, bound, values.shape)
 
 
-def _not_loaded() -> Fault:
-    return Fault(
+def _folded_with_epsilon(scope: str) -> Site:
+    def changes(port: Pipeline) -> Arrays:
+        kernel, mean = f"{scope}/weights", f"{scope}/BatchNorm/moving_mean"
+        variance = port.tensor(f"{scope}/BatchNorm/moving_variance").astype(np.float64)
+        factor = np.sqrt((variance + _EPSILON) / (variance + _OLD_EPSILON))
+        wide = factor.reshape(-1, *[1] * (port.tensor(kernel).ndim - 1))
+        return {
+            port.row(kernel).key: (port.tensor(kernel) * wide).astype(np.float32),
+            port.row(mean).key: (port.tensor(mean) * factor).astype(np.float32),
+        }
+
+    return Site(scope, activation_of(scope), planted(changes))
+
+
+# Averages
+
+
+def _from_averages(label: str, activation: str, select: Callable[[str], bool]) -> Site:
+    def changes(port: Pipeline) -> Arrays:
+        rows = [row for row in port.plan.converted if select(row.variable)]
+        return {row.key: row.layout.apply(port.source[f"{row.variable}/{AVERAGE}"]) for row in rows}
+
+    return Site(label, activation_of(activation), planted(changes))
+
+
+STATISTICS: tuple[Fault, ...] = (
+    Fault(
+        "deviation-for-variance",
+        "weights",
+        "A BatchNorm stores a variance in one library, a deviation or its inverse in another: code that "
+        "copies the tensor forgets the square.",
+        Cause.STANDARD_DEVIATION,
+        in_variables(
+            np.sqrt,
+            "Repeat/block35_2/Branch_0/Conv2d_1x1/BatchNorm/moving_variance",
+            "Repeat_1/block17_7/Branch_0/Conv2d_1x1/BatchNorm/moving_variance",
+            "Bottleneck/BatchNorm/moving_variance",
+        ),
+    ),
+    _statistics(
+        "offset-and-mean",
+        "Beta and moving mean exchanged: both have the same shape and values around zero, so that nothing "
+        "looks wrong.",
+        {"beta": "moving_mean", "moving_mean": "beta"},
+        "Conv2d_1a_3x3",
+        "Repeat_1/block17_3/Branch_1/Conv2d_0c_7x1",
+        "Mixed_7a/Branch_2/Conv2d_0a_1x1",
+    ),
+    _statistics(
+        "mean-and-variance",
+        "Keras lists beta, mean, variance and Caffe mean, variance, factor: positional loading exchanges "
+        "them.",
+        {"moving_mean": "moving_variance", "moving_variance": "moving_mean"},
+        "Conv2d_4b_3x3",
+        "Repeat/block35_5/Branch_1/Conv2d_0a_1x1",
+        "Bottleneck",
+    ),
+    Fault(
+        "scale-left-random",
+        "weights",
+        "The checkpoints have no gamma, and until PyTorch 1.1 a BatchNorm's weight was drawn from U(0, 1): "
+        "a port that does not set it to one leaves it random.",
+        Cause.UNLOADED,
+        (
+            _old_initial_scale("Repeat_1/block17_2/Branch_0/Conv2d_1x1", 2),
+            _old_initial_scale("Repeat_2/block8_4/Branch_1/Conv2d_0a_1x1", 3),
+            _old_initial_scale("Bottleneck", 4),
+        ),
+    ),
+    Fault(
         "not-loaded",
         "weights",
         "`load_state_dict(strict=False)` with a misspelled key leaves a statistic at zero or one, and a "
@@ -120,11 +134,8 @@ def _not_loaded() -> Fault:
             ),
             *in_variables(_drawn, "Mixed_7a/Branch_1/Conv2d_0a_1x1/weights"),
         ),
-    )
-
-
-def _bias_dropped() -> Fault:
-    return Fault(
+    ),
+    Fault(
         "bias-dropped",
         "weights",
         "Only the residual 1x1 convolutions and the classifier have a bias; a port that gives every "
@@ -137,74 +148,34 @@ def _bias_dropped() -> Fault:
             "Block8/Conv2d_1x1/biases",
             "Logits/biases",
         ),
-    )
-
-
-def _folded() -> Fault:
-    def folded(scope: str) -> Site:
-        def changes(port: Pipeline) -> Arrays:
-            kernel, mean = f"{scope}/weights", f"{scope}/BatchNorm/moving_mean"
-            variance = port.tensor(f"{scope}/BatchNorm/moving_variance").astype(np.float64)
-            factor = np.sqrt((variance + _EPSILON) / (variance + _OLD_EPSILON))
-            wide = factor.reshape(-1, *[1] * (port.tensor(kernel).ndim - 1))
-            return {
-                port.row(kernel).key: (port.tensor(kernel) * wide).astype(np.float32),
-                port.row(mean).key: (port.tensor(mean) * factor).astype(np.float32),
-            }
-
-        return Site(scope, activation_of(scope), planted(changes))
-
-    return Fault(
+    ),
+    Fault(
         "folded-with-another-epsilon",
         "weights",
         "BatchNorm folded into the kernel with PyTorch's default epsilon and unfolded with the correct one, "
         "as on the way through a runtime that folds.",
         Cause.FOLDED,
         (
-            folded("Conv2d_2b_3x3"),
-            folded("Repeat_1/block17_4/Branch_1/Conv2d_0b_1x7"),
-            folded("Bottleneck"),
+            _folded_with_epsilon("Conv2d_2b_3x3"),
+            _folded_with_epsilon("Repeat_1/block17_4/Branch_1/Conv2d_0b_1x7"),
+            _folded_with_epsilon("Bottleneck"),
         ),
-    )
-
-
-# Averages
-
-
-def _averages() -> Fault:
-    def averages(label: str, activation: str, select: Callable[[str], bool]) -> Site:
-        def changes(port: Pipeline) -> Arrays:
-            rows = [row for row in port.plan.converted if select(row.variable)]
-            return {row.key: row.layout.apply(port.source[f"{row.variable}/{AVERAGE}"]) for row in rows}
-
-        return Site(label, activation_of(activation), planted(changes))
-
-    return Fault(
+    ),
+    Fault(
         "averages-for-weights",
         "weights",
         "A checkpoint may hold an ExponentialMovingAverage beside every variable, and a port takes the "
         "average for the variable.",
         Cause.AVERAGES,
         (
-            averages("every tensor", "Conv2d_1a_3x3", lambda name: True),
-            averages("Mixed_6a", "Mixed_6a/Branch_0/Conv2d_1a_3x3", lambda name: "/Mixed_6a/" in name),
-            averages(
+            _from_averages("every tensor", "Conv2d_1a_3x3", lambda name: True),
+            _from_averages("Mixed_6a", "Mixed_6a/Branch_0/Conv2d_1a_3x3", lambda name: "/Mixed_6a/" in name),
+            _from_averages(
                 "kernels of Repeat_2",
                 "Repeat_2/block8_1/Branch_0/Conv2d_1x1",
                 lambda name: "/Repeat_2/" in name and name.endswith("/weights"),
             ),
         ),
-    )
-
-
-STATISTICS: tuple[Fault, ...] = (
-    _standard_deviation(),
-    _offset_and_mean(),
-    _mean_and_variance(),
-    _scale(),
-    _not_loaded(),
-    _bias_dropped(),
-    _folded(),
-    _averages(),
+    ),
 )
 """Every class of faults in statistics and biases."""

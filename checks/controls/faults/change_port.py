@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from checks.controls.faults.fault import Apply, Site, activation_of
+from checks.controls.faults.fault import Apply, Setting, Site, activation_of, batch_norm_of, module_of
 from checks.controls.port_pipeline import Pipeline
 from checks.core.types import Arrays
 from converter.layer_map import ConvertedRow, Row
@@ -186,6 +186,18 @@ def forward_replaced(path: str, forward: Forward, *, method: str = "forward", on
             yield
 
     return apply
+
+
+def in_forwards(
+    forward: Forward, *scopes: str, part: str = "", setting: Setting = "inference", only32: bool = False
+) -> tuple[Site, ...]:
+    """Sites in layers or stages, or in one part of each ("conv" or "bn"), with another forward."""
+
+    def site(scope: str) -> Site:
+        path = batch_norm_of(scope) if part == "bn" else ".".join(filter(None, (module_of(scope), part)))
+        return Site(scope, activation_of(scope), forward_replaced(path, forward, only32=only32), setting)
+
+    return tuple(map(site, scopes))
 
 
 def every_batch_norm(**values: Any) -> Apply:

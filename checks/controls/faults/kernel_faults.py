@@ -18,8 +18,65 @@ from converter.layouts import CONVOLUTION, FULLY_CONNECTED
 # Kernels
 
 
-def _height_width() -> Fault:
-    return Fault(
+def _reshaped(values: NDArray[Any]) -> NDArray[Any]:
+    layout = CONVOLUTION if values.ndim == 4 else FULLY_CONNECTED
+    return layout.inverse.apply(values).reshape(values.shape)
+
+
+def _blocks_exchanged(first: str, second: str) -> Site:
+    def changes(port: Pipeline) -> Arrays:
+        scopes = (f"{NETWORK_SCOPE}/{first}/", f"{NETWORK_SCOPE}/{second}/")
+        keys = {row.variable: row.key for row in port.plan.converted}
+        return {
+            keys[variable]: port.state(keys[variable.replace(here, there)]).copy()
+            for here, there in (scopes, scopes[::-1])
+            for variable in keys
+            if variable.startswith(here)
+        }
+
+    return Site(f"{first} and {second}", activation_of(f"{first}/Branch_0/Conv2d_1x1"), planted(changes))
+
+
+def _regrouped(variable: str, *sizes: int) -> Site:
+    def change(kernel: NDArray[Any]) -> NDArray[Any]:
+        groups = np.split(kernel, np.cumsum(sizes)[:-1], axis=1)
+        return np.concatenate(groups[::-1], axis=1)
+
+    return in_variable(change, variable)
+
+
+# Precision
+
+
+def _int8(values: NDArray[Any]) -> NDArray[Any]:
+    scale = np.abs(values).max() / 127 or 1.0
+    quantised: NDArray[Any] = np.clip(np.round(values / scale), -128, 127) * scale
+    return quantised
+
+
+# Single values
+
+
+def _one_step(values: NDArray[Any]) -> NDArray[Any]:
+    flat = values.reshape(-1)
+    # The largest value: a step of a tiny one may not show even in float64.
+    index = int(np.abs(flat).argmax())
+    flat[index] = np.nextafter(flat[index], np.float32(np.inf))
+    return values
+
+
+def _flipped_bit(values: NDArray[Any]) -> NDArray[Any]:
+    values[len(values) // 2 :][:1].view(np.uint32)[:] ^= np.uint32(1 << 20)  # a bit of the fraction
+    return values
+
+
+def _not_a_number(values: NDArray[Any]) -> NDArray[Any]:
+    values.reshape(-1)[-1] = np.nan
+    return values
+
+
+WEIGHTS: tuple[Fault, ...] = (
+    Fault(
         "kernel-height-width",
         "weights",
         "A transposition (3, 2, 1, 0) for (3, 2, 0, 1) reverses all four axes, which is what numpy's .T "
@@ -31,11 +88,8 @@ def _height_width() -> Fault:
             "Repeat/block35_3/Branch_2/Conv2d_0c_3x3/weights",
             "Mixed_7a/Branch_2/Conv2d_0b_3x3/weights",
         ),
-    )
-
-
-def _flipped() -> Fault:
-    return Fault(
+    ),
+    Fault(
         "kernel-flipped",
         "weights",
         "Theano convolves and TensorFlow correlates: converters from Theano flip every kernel, and Keras "
@@ -47,11 +101,8 @@ def _flipped() -> Fault:
             "Repeat_1/block17_6/Branch_1/Conv2d_0b_1x7/weights",
             "Repeat_2/block8_2/Branch_1/Conv2d_0c_3x1/weights",
         ),
-    )
-
-
-def _inputs_outputs() -> Fault:
-    return Fault(
+    ),
+    Fault(
         "kernel-inputs-outputs",
         "weights",
         "A transposition (2, 3, 0, 1) for (3, 2, 0, 1) loads wherever a layer has as many inputs as outputs.",
@@ -62,32 +113,22 @@ def _inputs_outputs() -> Fault:
             "Repeat_1/block17_9/Branch_1/Conv2d_0c_7x1/weights",
             "Block8/Branch_1/Conv2d_0b_1x3/weights",
         ),
-    )
-
-
-def _reshaped() -> Fault:
-    def kernel(values: NDArray[Any]) -> NDArray[Any]:
-        layout = CONVOLUTION if values.ndim == 4 else FULLY_CONNECTED
-        return layout.inverse.apply(values).reshape(values.shape)
-
-    return Fault(
+    ),
+    Fault(
         "reshaped",
         "weights",
         "`reshape` or `view` to PyTorch's shape in the place of a transposition is a beginner's port of "
         "every kernel: the shapes are correct and the numbers are not.",
         Cause.RESHAPED,
         in_variables(
-            kernel,
+            _reshaped,
             "Conv2d_4a_3x3/weights",
             "Repeat_1/block17_2/Branch_1/Conv2d_0b_1x7/weights",
             "Bottleneck/weights",
             "Logits/weights",
         ),
-    )
-
-
-def _other_layer() -> Fault:
-    return Fault(
+    ),
+    Fault(
         "another-layers-tensor",
         "weights",
         "A port that fills the state_dict by position, or by whatever shape fits, takes a sibling's tensor: "
@@ -105,39 +146,20 @@ def _other_layer() -> Fault:
             exchanged("Mixed_7a/Branch_0/Conv2d_0a_1x1/weights", "Mixed_7a/Branch_1/Conv2d_0a_1x1/weights"),
             exchanged("Repeat_2/block8_1/Conv2d_1x1/biases", "Repeat_2/block8_4/Conv2d_1x1/biases"),
         ),
-    )
-
-
-def _blocks() -> Fault:
-    def exchanged(first: str, second: str) -> Site:
-        def changes(port: Pipeline) -> Arrays:
-            scopes = (f"{NETWORK_SCOPE}/{first}/", f"{NETWORK_SCOPE}/{second}/")
-            keys = {row.variable: row.key for row in port.plan.converted}
-            return {
-                keys[variable]: port.state(keys[variable.replace(here, there)]).copy()
-                for here, there in (scopes, scopes[::-1])
-                for variable in keys
-                if variable.startswith(here)
-            }
-
-        return Site(f"{first} and {second}", activation_of(f"{first}/Branch_0/Conv2d_1x1"), planted(changes))
-
-    return Fault(
+    ),
+    Fault(
         "blocks-exchanged",
         "weights",
         "Two residual blocks of a repeat exchanged move the embeddings by 1 - cos = 2.8e-5, which passes a "
         "gate on cosines.",
         Cause.OTHER_TENSOR,
         (
-            exchanged("Repeat/block35_2", "Repeat/block35_4"),
-            exchanged("Repeat_1/block17_5", "Repeat_1/block17_8"),
-            exchanged("Repeat_2/block8_1", "Repeat_2/block8_3"),
+            _blocks_exchanged("Repeat/block35_2", "Repeat/block35_4"),
+            _blocks_exchanged("Repeat_1/block17_5", "Repeat_1/block17_8"),
+            _blocks_exchanged("Repeat_2/block8_1", "Repeat_2/block8_3"),
         ),
-    )
-
-
-def _permuted() -> Fault:
-    return Fault(
+    ),
+    Fault(
         "outputs-permuted",
         "weights",
         "Classes shifted by one for a background class, as TF-slim's ImageNet models have, and channels "
@@ -150,42 +172,20 @@ def _permuted() -> Fault:
             "Bottleneck/weights",
             "Logits/weights",
         ),
-    )
-
-
-def _concatenated() -> Fault:
-    def regrouped(variable: str, *sizes: int) -> Site:
-        def change(kernel: NDArray[Any]) -> NDArray[Any]:
-            groups = np.split(kernel, np.cumsum(sizes)[:-1], axis=1)
-            return np.concatenate(groups[::-1], axis=1)
-
-        return in_variable(change, variable)
-
-    return Fault(
+    ),
+    Fault(
         "concatenation-in-weights",
         "weights",
         "A port that concatenates its branches in another order, and rearranges its weights to fit, exports "
         "a state_dict that no other port can use.",
         Cause.BRANCH_ORDER,
         (
-            regrouped("Repeat/block35_4/Conv2d_1x1/weights", 32, 32, 32),
-            regrouped("Repeat_1/block17_1/Conv2d_1x1/weights", 128, 128),
-            regrouped("Repeat_2/block8_3/Conv2d_1x1/weights", 192, 192),
+            _regrouped("Repeat/block35_4/Conv2d_1x1/weights", 32, 32, 32),
+            _regrouped("Repeat_1/block17_1/Conv2d_1x1/weights", 128, 128),
+            _regrouped("Repeat_2/block8_3/Conv2d_1x1/weights", 192, 192),
         ),
-    )
-
-
-# Precision
-
-
-def _int8(values: NDArray[Any]) -> NDArray[Any]:
-    scale = np.abs(values).max() / 127 or 1.0
-    quantised: NDArray[Any] = np.clip(np.round(values / scale), -128, 127) * scale
-    return quantised
-
-
-def _float16() -> Fault:
-    return Fault(
+    ),
+    Fault(
         "stored-as-float16",
         "weights",
         "Re-exports of FaceNet for other runtimes come in half precision, and the way back to float32 keeps "
@@ -199,11 +199,8 @@ def _float16() -> Fault:
             ),
             in_every(lambda values: values.astype(np.float16), "every tensor"),
         ),
-    )
-
-
-def _decimals() -> Fault:
-    return Fault(
+    ),
+    Fault(
         "eight-decimals",
         "weights",
         "Weights that went through text with eight decimals, as C headers, CSV and numpy.savetxt('%.8f') do.",
@@ -216,11 +213,8 @@ def _decimals() -> Fault:
             ),
             in_every(lambda values: np.round(values.astype(np.float64), 8), "every tensor"),
         ),
-    )
-
-
-def _quantised() -> Fault:
-    return Fault(
+    ),
+    Fault(
         "stored-as-int8",
         "weights",
         "Networks for phones are quantised to eight bits a tensor, and converters back to float32 multiply "
@@ -232,90 +226,46 @@ def _quantised() -> Fault:
             "Mixed_7a/Branch_0/Conv2d_1a_3x3/weights",
             "Bottleneck/weights",
         ),
-    )
-
-
-# Single values
-
-
-def _one_step() -> Fault:
-    def change(values: NDArray[Any]) -> NDArray[Any]:
-        flat = values.reshape(-1)
-        # The largest value: a step of a tiny one may not show even in float64.
-        index = int(np.abs(flat).argmax())
-        flat[index] = np.nextafter(flat[index], np.float32(np.inf))
-        return values
-
-    return Fault(
+    ),
+    Fault(
         "one-ulp",
         "weights",
         "One float32 step in one weight: the trace of a different libm, a round trip through text, or a fold "
         "and unfold.",
         Cause.VALUES,
         in_variables(
-            change,
+            _one_step,
             "Repeat_1/block17_5/Branch_1/Conv2d_0b_1x7/weights",
             "Mixed_7a/Branch_1/Conv2d_1a_3x3/BatchNorm/beta",
             "Bottleneck/weights",
             "Logits/biases",
         ),
-    )
-
-
-def _flipped_bit() -> Fault:
-    def change(values: NDArray[Any]) -> NDArray[Any]:
-        values[len(values) // 2 :][:1].view(np.uint32)[:] ^= np.uint32(1 << 20)  # a bit of the fraction
-        return values
-
-    return Fault(
+    ),
+    Fault(
         "flipped-bit",
         "weights",
         "A .pb, an .h5 and a .safetensors carry no checksum: a flipped bit on disk or in memory loads in "
         "silence.",
         Cause.VALUES,
         in_variables(
-            change,
+            _flipped_bit,
             "Conv2d_2a_3x3/BatchNorm/moving_variance",
             "Repeat_1/block17_8/Branch_1/Conv2d_0a_1x1/BatchNorm/moving_mean",
             "Repeat_2/block8_5/Branch_0/Conv2d_1x1/BatchNorm/moving_variance",
         ),
-    )
-
-
-def _not_a_number() -> Fault:
-    def change(values: NDArray[Any]) -> NDArray[Any]:
-        values.reshape(-1)[-1] = np.nan
-        return values
-
-    return Fault(
+    ),
+    Fault(
         "not-a-number",
         "weights",
         "One NaN in one channel: comparisons such as max(abs(a - b)) > limit are false for NaN and pass it, "
         "and a ReLU written as a maximum can swallow it.",
         Cause.VALUES,
         in_variables(
-            change,
+            _not_a_number,
             "Conv2d_4a_3x3/weights",
             "Repeat/block35_1/Branch_2/Conv2d_0c_3x3/BatchNorm/beta",
             "Repeat_2/block8_1/Conv2d_1x1/biases",
         ),
-    )
-
-
-WEIGHTS: tuple[Fault, ...] = (
-    _height_width(),
-    _flipped(),
-    _inputs_outputs(),
-    _reshaped(),
-    _other_layer(),
-    _blocks(),
-    _permuted(),
-    _concatenated(),
-    _float16(),
-    _decimals(),
-    _quantised(),
-    _one_step(),
-    _flipped_bit(),
-    _not_a_number(),
+    ),
 )
 """Every class of faults in kernels and single values."""

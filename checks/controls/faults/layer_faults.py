@@ -8,8 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from checks.controls.faults.change_port import Forward, every_batch_norm, forward_replaced, modules_set
-from checks.controls.faults.fault import Fault, Site, activation_of, batch_norm_of, module_of
+from checks.controls.faults.change_port import (
+    Forward,
+    every_batch_norm,
+    forward_replaced,
+    in_forwards,
+    modules_set,
+)
+from checks.controls.faults.fault import Fault, Site, activation_of, batch_norm_of
 from checks.diagnosis.causes import Cause
 
 _EPSILON = 1e-5  # PyTorch's default for BatchNorm
@@ -20,32 +26,11 @@ def _fault(name: str, shipped: str, cause: Cause | None, *sites: Site) -> Fault:
     return Fault(name, "hyperparameters", shipped, cause, sites)
 
 
-def _forwards(forward: Forward, *scopes: str, part: str = "", only32: bool = False) -> tuple[Site, ...]:
-    """Sites in layers, or in one part of each, with another forward."""
-
-    def site(scope: str) -> Site:
-        path = batch_norm_of(scope) if part == "bn" else ".".join(filter(None, (module_of(scope), part)))
-        return Site(scope, activation_of(scope), forward_replaced(path, forward, only32=only32))
-
-    return tuple(site(scope) for scope in scopes)
-
-
 # BatchNorm
 
 
-def _another_epsilon() -> Fault:
-    def site(scope: str) -> Site:
-        return Site(scope, activation_of(scope), modules_set(batch_norm_of(scope), eps=_EPSILON))
-
-    return _fault(
-        "epsilon-of-pytorch",
-        "PyTorch's 1e-5 for slim's 1e-3. Left in the last BatchNorm alone it moves an embedding by 1.75e-5 "
-        "and passes a gate of 5e-5.",
-        Cause.EPSILON,
-        site("Repeat/block35_4/Branch_1/Conv2d_0b_3x3"),
-        site("Bottleneck"),
-        Site("every BatchNorm", activation_of("Conv2d_1a_3x3"), every_batch_norm(eps=_EPSILON)),
-    )
+def _another_epsilon_site(scope: str) -> Site:
+    return Site(scope, activation_of(scope), modules_set(batch_norm_of(scope), eps=_EPSILON))
 
 
 def _epsilon_outside(module: Any, x: Tensor) -> Tensor:
@@ -56,56 +41,12 @@ def _epsilon_outside(module: Any, x: Tensor) -> Tensor:
     return output
 
 
-def _epsilon_place() -> Fault:
-    return _fault(
-        "epsilon-outside-root",
-        "A BatchNorm written by hand as (x - mean) / (sqrt(variance) + epsilon), as it stands in optimisers.",
-        Cause.EPSILON_PLACE,
-        *_forwards(
-            _epsilon_outside,
-            "Conv2d_2b_3x3",
-            "Repeat_1/block17_3/Branch_1/Conv2d_0c_7x1",
-            "Bottleneck",
-            part="bn",
-        ),
-    )
-
-
-def _batch_norm_left_out() -> Fault:
-    return _fault(
-        "batch-norm-left-out",
-        "A unit written without its BatchNorm, or a fold that forgets one.",
-        Cause.BATCH_NORM,
-        *_forwards(
-            lambda module, x: x,
-            "Repeat/block35_1/Branch_1/Conv2d_0a_1x1",
-            "Repeat_1/block17_10/Branch_0/Conv2d_1x1",
-            "Bottleneck",
-            part="bn",
-        ),
-    )
-
-
-def _batch_statistics() -> Fault:
-    def site(scope: str) -> Site:
-        # track_running_stats=False keeps the statistics as they are.
-        return Site(
-            scope,
-            activation_of(scope),
-            modules_set(batch_norm_of(scope), training=True, track_running_stats=False),
-        )
-
-    return _fault(
-        "batch-statistics",
-        "A BatchNorm left in training mode: `eval()` forgotten, or phase_train fed as True.",
-        Cause.BATCH_STATISTICS,
-        site("Repeat_1/block17_6/Branch_1/Conv2d_0b_1x7"),
-        site("Bottleneck"),
-        Site(
-            "every BatchNorm",
-            activation_of("Conv2d_1a_3x3"),
-            every_batch_norm(training=True, track_running_stats=False),
-        ),
+def _batch_statistics_site(scope: str) -> Site:
+    # track_running_stats=False keeps the statistics as they are.
+    return Site(
+        scope,
+        activation_of(scope),
+        modules_set(batch_norm_of(scope), training=True, track_running_stats=False),
     )
 
 
@@ -123,17 +64,6 @@ def _no_relu_after_sum(module: Any, x: Tensor) -> Tensor:
     return output
 
 
-def _relu_missing() -> Fault:
-    return _fault(
-        "relu-missing",
-        "slim's conv2d includes a ReLU and PyTorch's Conv2d does not: a layer written without the wrapper "
-        "loses it.",
-        Cause.RELU,
-        *_forwards(_no_relu, "Conv2d_4b_3x3", "Mixed_6a/Branch_1/Conv2d_0b_3x3"),
-        *_forwards(_no_relu_after_sum, "Repeat/block35_3", "Repeat_2/block8_4"),
-    )
-
-
 def _linear_then_relu(module: Any, x: Tensor) -> Tensor:
     return F.relu(nn.Conv2d.forward(module, x))
 
@@ -142,54 +72,13 @@ def _relu_after_norm(module: Any, x: Tensor) -> Tensor:
     return F.relu(nn.BatchNorm1d.forward(module, x))
 
 
-def _relu_extra() -> Fault:
-    block8 = Site("Block8", activation_of("Block8"), modules_set("block8", relu=True))
-    return _fault(
-        "relu-too-many",
-        "The last block has no ReLU, but ports that repeat a Block8 six times give it one. slim's default "
-        "of a ReLU on every layer, applied to the residual 1x1 or the Bottleneck, is the same slip.",
-        Cause.RELU,
-        block8,
-        *_forwards(_linear_then_relu, "Repeat/block35_2/Conv2d_1x1", "Repeat_1/block17_7/Conv2d_1x1"),
-        *_forwards(_relu_after_norm, "Bottleneck", part="bn"),
-    )
-
-
 def _relu_first(module: Any, x: Tensor) -> Tensor:
     output: Tensor = module.bn(F.relu(module.conv(x)))
     return output
 
 
-def _relu_order() -> Fault:
-    return _fault(
-        "relu-before-batch-norm",
-        "Convolution, ReLU, BatchNorm, as in some Keras examples, instead of convolution, BatchNorm, ReLU.",
-        Cause.RELU_ORDER,
-        *_forwards(
-            _relu_first,
-            "Conv2d_2a_3x3",
-            "Repeat_1/block17_8/Branch_1/Conv2d_0c_7x1",
-            "Mixed_7a/Branch_2/Conv2d_0b_3x3",
-        ),
-    )
-
-
 def _leaky(module: Any, x: Tensor) -> Tensor:
     return F.leaky_relu(module.bn(module.conv(x)), _LEAK)
-
-
-def _relu_leaky() -> Fault:
-    return _fault(
-        "relu-leaky",
-        "PReLU and leaky ReLU of other face networks (MTCNN, SphereFace) in a shared convolution unit.",
-        Cause.RELU,
-        *_forwards(
-            _leaky,
-            "Conv2d_1a_3x3",
-            "Repeat/block35_5/Branch_2/Conv2d_0a_1x1",
-            "Repeat_2/block8_1/Branch_1/Conv2d_0b_1x3",
-        ),
-    )
 
 
 # Padding
@@ -199,22 +88,6 @@ def _shifted(module: Any, x: Tensor) -> Tensor:
     vertical, horizontal = module.padding
     padded = F.pad(x, (2 * horizontal, 0, 2 * vertical, 0))
     return F.conv2d(padded, module.weight, module.bias, module.stride)
-
-
-def _padding_shifted() -> Fault:
-    return _fault(
-        "padding-on-one-side",
-        "TensorFlow's SAME padding is uneven at stride 2: ports that pad unevenly at stride 1 as well shift "
-        "the map.",
-        Cause.PADDING,
-        *_forwards(
-            _shifted,
-            "Conv2d_2b_3x3",
-            "Repeat_1/block17_1/Branch_1/Conv2d_0b_1x7",
-            "Repeat_2/block8_3/Branch_1/Conv2d_0c_3x1",
-            part="conv",
-        ),
-    )
 
 
 def _same(module: Any, x: Tensor) -> Tensor:
@@ -227,16 +100,6 @@ def _same(module: Any, x: Tensor) -> Tensor:
     return F.conv2d(F.pad(x, pads), module.weight, module.bias, module.stride)
 
 
-def _padding_same() -> Fault:
-    return _fault(
-        "same-for-valid",
-        "slim's conv2d pads by default (SAME), and the stem and the reductions of this network say VALID: a "
-        "port that misses it gives larger maps.",
-        Cause.PADDING,
-        *_forwards(_same, "Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_4b_3x3", part="conv"),
-    )
-
-
 def _padding_mode(mode: str) -> Forward:
     def forward(module: Any, x: Tensor) -> Tensor:
         vertical, horizontal = module.padding
@@ -246,34 +109,8 @@ def _padding_mode(mode: str) -> Forward:
     return forward
 
 
-def _padding_filled() -> Fault:
-    return _fault(
-        "padding-not-of-zeros",
-        "Reflected or replicated borders, the default of image libraries, instead of TensorFlow's zeros.",
-        Cause.PADDING,
-        *_forwards(_padding_mode("reflect"), "Conv2d_2b_3x3", part="conv"),
-        *_forwards(_padding_mode("replicate"), "Repeat_1/block17_4/Branch_1/Conv2d_0c_7x1", part="conv"),
-        *_forwards(_padding_mode("circular"), "Mixed_7a/Branch_2/Conv2d_0b_3x3", part="conv"),
-    )
-
-
 def _turned(module: Any, x: Tensor) -> Tensor:
     return F.conv2d(x, module.weight.transpose(2, 3), module.bias, module.stride, module.padding[::-1])
-
-
-def _orientation() -> Fault:
-    return _fault(
-        "one-by-seven-turned",
-        "1x7 computed as 7x1: (width, height), the order of image libraries, instead of (height, width).",
-        Cause.HEIGHT_WIDTH,
-        *_forwards(
-            _turned,
-            "Repeat_1/block17_2/Branch_1/Conv2d_0b_1x7",
-            "Repeat_2/block8_4/Branch_1/Conv2d_0b_1x3",
-            "Block8/Branch_1/Conv2d_0c_3x1",
-            part="conv",
-        ),
-    )
 
 
 # Arithmetic
@@ -292,31 +129,139 @@ def _tf32(module: Any, x: Tensor) -> Tensor:
     return F.conv2d(truncated(x), kernel, module.bias, module.stride, module.padding)
 
 
-def _reduced_products() -> Fault:
-    return _fault(
+HYPERPARAMETERS: tuple[Fault, ...] = (
+    _fault(
+        "epsilon-of-pytorch",
+        "PyTorch's 1e-5 for slim's 1e-3. Left in the last BatchNorm alone it moves an embedding by 1.75e-5 "
+        "and passes a gate of 5e-5.",
+        Cause.EPSILON,
+        _another_epsilon_site("Repeat/block35_4/Branch_1/Conv2d_0b_3x3"),
+        _another_epsilon_site("Bottleneck"),
+        Site("every BatchNorm", activation_of("Conv2d_1a_3x3"), every_batch_norm(eps=_EPSILON)),
+    ),
+    _fault(
+        "epsilon-outside-root",
+        "A BatchNorm written by hand as (x - mean) / (sqrt(variance) + epsilon), as it stands in optimisers.",
+        Cause.EPSILON_PLACE,
+        *in_forwards(
+            _epsilon_outside,
+            "Conv2d_2b_3x3",
+            "Repeat_1/block17_3/Branch_1/Conv2d_0c_7x1",
+            "Bottleneck",
+            part="bn",
+        ),
+    ),
+    _fault(
+        "batch-norm-left-out",
+        "A unit written without its BatchNorm, or a fold that forgets one.",
+        Cause.BATCH_NORM,
+        *in_forwards(
+            lambda module, x: x,
+            "Repeat/block35_1/Branch_1/Conv2d_0a_1x1",
+            "Repeat_1/block17_10/Branch_0/Conv2d_1x1",
+            "Bottleneck",
+            part="bn",
+        ),
+    ),
+    _fault(
+        "batch-statistics",
+        "A BatchNorm left in training mode: `eval()` forgotten, or phase_train fed as True.",
+        Cause.BATCH_STATISTICS,
+        _batch_statistics_site("Repeat_1/block17_6/Branch_1/Conv2d_0b_1x7"),
+        _batch_statistics_site("Bottleneck"),
+        Site(
+            "every BatchNorm",
+            activation_of("Conv2d_1a_3x3"),
+            every_batch_norm(training=True, track_running_stats=False),
+        ),
+    ),
+    _fault(
+        "relu-missing",
+        "slim's conv2d includes a ReLU and PyTorch's Conv2d does not: a layer written without the wrapper "
+        "loses it.",
+        Cause.RELU,
+        *in_forwards(_no_relu, "Conv2d_4b_3x3", "Mixed_6a/Branch_1/Conv2d_0b_3x3"),
+        *in_forwards(_no_relu_after_sum, "Repeat/block35_3", "Repeat_2/block8_4"),
+    ),
+    _fault(
+        "relu-too-many",
+        "The last block has no ReLU, but ports that repeat a Block8 six times give it one. slim's default "
+        "of a ReLU on every layer, applied to the residual 1x1 or the Bottleneck, is the same slip.",
+        Cause.RELU,
+        Site("Block8", activation_of("Block8"), modules_set("block8", relu=True)),
+        *in_forwards(_linear_then_relu, "Repeat/block35_2/Conv2d_1x1", "Repeat_1/block17_7/Conv2d_1x1"),
+        *in_forwards(_relu_after_norm, "Bottleneck", part="bn"),
+    ),
+    _fault(
+        "relu-before-batch-norm",
+        "Convolution, ReLU, BatchNorm, as in some Keras examples, instead of convolution, BatchNorm, ReLU.",
+        Cause.RELU_ORDER,
+        *in_forwards(
+            _relu_first,
+            "Conv2d_2a_3x3",
+            "Repeat_1/block17_8/Branch_1/Conv2d_0c_7x1",
+            "Mixed_7a/Branch_2/Conv2d_0b_3x3",
+        ),
+    ),
+    _fault(
+        "relu-leaky",
+        "PReLU and leaky ReLU of other face networks (MTCNN, SphereFace) in a shared convolution unit.",
+        Cause.RELU,
+        *in_forwards(
+            _leaky,
+            "Conv2d_1a_3x3",
+            "Repeat/block35_5/Branch_2/Conv2d_0a_1x1",
+            "Repeat_2/block8_1/Branch_1/Conv2d_0b_1x3",
+        ),
+    ),
+    _fault(
+        "padding-on-one-side",
+        "TensorFlow's SAME padding is uneven at stride 2: ports that pad unevenly at stride 1 as well shift "
+        "the map.",
+        Cause.PADDING,
+        *in_forwards(
+            _shifted,
+            "Conv2d_2b_3x3",
+            "Repeat_1/block17_1/Branch_1/Conv2d_0b_1x7",
+            "Repeat_2/block8_3/Branch_1/Conv2d_0c_3x1",
+            part="conv",
+        ),
+    ),
+    _fault(
+        "same-for-valid",
+        "slim's conv2d pads by default (SAME), and the stem and the reductions of this network say VALID: a "
+        "port that misses it gives larger maps.",
+        Cause.PADDING,
+        *in_forwards(_same, "Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_4b_3x3", part="conv"),
+    ),
+    _fault(
+        "padding-not-of-zeros",
+        "Reflected or replicated borders, the default of image libraries, instead of TensorFlow's zeros.",
+        Cause.PADDING,
+        *in_forwards(_padding_mode("reflect"), "Conv2d_2b_3x3", part="conv"),
+        *in_forwards(_padding_mode("replicate"), "Repeat_1/block17_4/Branch_1/Conv2d_0c_7x1", part="conv"),
+        *in_forwards(_padding_mode("circular"), "Mixed_7a/Branch_2/Conv2d_0b_3x3", part="conv"),
+    ),
+    _fault(
+        "one-by-seven-turned",
+        "1x7 computed as 7x1: (width, height), the order of image libraries, instead of (height, width).",
+        Cause.HEIGHT_WIDTH,
+        *in_forwards(
+            _turned,
+            "Repeat_1/block17_2/Branch_1/Conv2d_0b_1x7",
+            "Repeat_2/block8_4/Branch_1/Conv2d_0b_1x3",
+            "Block8/Branch_1/Conv2d_0c_3x1",
+            part="conv",
+        ),
+    ),
+    _fault(
         "tf32-products",
         "On Ampere and later, PyTorch by default lets cuDNN multiply float32 in TF32: neither float64 nor a "
         "gate on the weights shows it.",
         None,
-        *_forwards(_tf32, "Conv2d_2b_3x3", "Mixed_6a/Branch_0/Conv2d_1a_3x3", part="conv", only32=True),
-        *_forwards(_tf32, "Repeat_2/block8_2/Conv2d_1x1", only32=True),
+        *in_forwards(_tf32, "Conv2d_2b_3x3", "Mixed_6a/Branch_0/Conv2d_1a_3x3", part="conv", only32=True),
+        *in_forwards(_tf32, "Repeat_2/block8_2/Conv2d_1x1", only32=True),
         Site("Bottleneck", activation_of("Bottleneck"), forward_replaced("last_linear", _tf32, only32=True)),
-    )
-
-
-HYPERPARAMETERS: tuple[Fault, ...] = (
-    _another_epsilon(),
-    _epsilon_place(),
-    _batch_norm_left_out(),
-    _batch_statistics(),
-    _relu_missing(),
-    _relu_extra(),
-    _relu_order(),
-    _relu_leaky(),
-    _padding_shifted(),
-    _padding_same(),
-    _padding_filled(),
-    _orientation(),
-    _reduced_products(),
+    ),
 )
 """Every class of faults in the layers."""

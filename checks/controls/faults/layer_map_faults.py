@@ -64,8 +64,55 @@ def _swapped(first: str, second: str) -> Site:
     return _scopes_exchanged(f"{first} and {second}", first, {first: second, second: first})
 
 
-def _height_width() -> Fault:
-    return Fault(
+def _from_another_variable(scope: str, leaf: str, other: str) -> Site:
+    def changes(port: Pipeline) -> Rows:
+        row, wrong = port.row(f"{scope}/{leaf}"), port.row(f"{other}/{leaf}")
+        return {row.key: _reads(row, wrong)}
+
+    return Site(f"{scope}/{leaf} from {other}", activation_of(scope), _planted(changes))
+
+
+def _counted_from_two(repeat: str, block: str, times: int) -> Site:
+    numbers = range(1, times + 1)
+    scopes = {f"{repeat}/{block}_{n}": f"{repeat}/{block}_{n % times + 1}" for n in numbers}
+    first = f"{repeat}/{block}_1/Branch_0/Conv2d_1x1"
+    return _scopes_exchanged(f"{repeat} from {block}_2 on", first, scopes)
+
+
+def _in_order(repeat: str, block: str, order: tuple[int, ...]) -> Site:
+    scopes = {
+        f"{repeat}/{block}_{n}": f"{repeat}/{block}_{other}"
+        for n, other in enumerate(order, start=1)
+        if n != other
+    }
+    first = next(iter(scopes))
+    return _scopes_exchanged(f"{repeat} as {order}", f"{first}/Branch_0/Conv2d_1x1", scopes)
+
+
+def _averages_site(label: str, activation: str, select: Callable[[str], bool]) -> Site:
+    @contextmanager
+    def apply(port: Pipeline) -> Iterator[None]:
+        rows = {row.key: row for row in port.plan.converted if select(row.variable)}
+        sources = {row.variable: f"{row.variable}/{AVERAGE}" for row in rows.values()}
+        with rows_changed(port, rows, sources):
+            yield
+
+    return Site(label, activation_of(activation), apply)
+
+
+def _filled(scope: str, fill: int) -> Site:
+    def changes(port: Pipeline) -> Rows:
+        key = port.row(f"{scope}/BatchNorm/beta").key.removesuffix("bias") + "weight"
+        row = next(row for row in port.plan.rows if row.key == key)
+        return {
+            key: SynthesisedRow(key, "float32", row.info.shape, fill, "a table that fills with another value")
+        }
+
+    return Site(f"{scope}: {fill}", activation_of(scope), _planted(changes))
+
+
+LAYER_MAP: tuple[Fault, ...] = (
+    Fault(
         "row-height-width",
         "layer map",
         "A table with H and W exchanged in one row is correct for 1x1 kernels and keeps the shape of all "
@@ -77,87 +124,55 @@ def _height_width() -> Fault:
             "Repeat/block35_5/Branch_2/Conv2d_0b_3x3",
             "Mixed_7a/Branch_2/Conv2d_1a_3x3",
         ),
-    )
-
-
-def _another_variable() -> Fault:
-    def site(scope: str, leaf: str, other: str) -> Site:
-        def changes(port: Pipeline) -> Rows:
-            row, wrong = port.row(f"{scope}/{leaf}"), port.row(f"{other}/{leaf}")
-            return {row.key: _reads(row, wrong)}
-
-        return Site(f"{scope}/{leaf} from {other}", activation_of(scope), _planted(changes))
-
-    return Fault(
+    ),
+    Fault(
         "row-another-variable",
         "layer map",
         "A row is copied and edited in part: one variable is read twice and another never, which a converter "
         "that does not count what it reads misses.",
         Cause.OTHER_TENSOR,
         (
-            site(
+            _from_another_variable(
                 "Repeat/block35_3/Branch_2/Conv2d_0c_3x3",
                 "weights",
                 "Repeat/block35_3/Branch_2/Conv2d_0b_3x3",
             ),
-            site(
+            _from_another_variable(
                 "Repeat_1/block17_8/Branch_1/Conv2d_0c_7x1",
                 "BatchNorm/beta",
                 "Repeat_1/block17_8/Branch_0/Conv2d_1x1",
             ),
-            site("Mixed_7a/Branch_2/Conv2d_1a_3x3", "weights", "Mixed_7a/Branch_1/Conv2d_1a_3x3"),
-            site("Block8/Conv2d_1x1", "biases", "Repeat_2/block8_5/Conv2d_1x1"),
+            _from_another_variable(
+                "Mixed_7a/Branch_2/Conv2d_1a_3x3", "weights", "Mixed_7a/Branch_1/Conv2d_1a_3x3"
+            ),
+            _from_another_variable("Block8/Conv2d_1x1", "biases", "Repeat_2/block8_5/Conv2d_1x1"),
         ),
-    )
-
-
-def _wrong_index() -> Fault:
-    def counted(repeat: str, block: str, times: int) -> Site:
-        numbers = range(1, times + 1)
-        scopes = {f"{repeat}/{block}_{n}": f"{repeat}/{block}_{n % times + 1}" for n in numbers}
-        first = f"{repeat}/{block}_1/Branch_0/Conv2d_1x1"
-        return _scopes_exchanged(f"{repeat} from {block}_2 on", first, scopes)
-
-    return Fault(
+    ),
+    Fault(
         "blocks-counted-from-two",
         "layer map",
         "TensorFlow counts the blocks of a repeat from 1 and PyTorch from 0; one shift too many loads, "
         "since all blocks of a repeat have the same shapes.",
         Cause.OTHER_TENSOR,
         (
-            counted("Repeat", "block35", 5),
-            counted("Repeat_1", "block17", 10),
-            counted("Repeat_2", "block8", 5),
+            _counted_from_two("Repeat", "block35", 5),
+            _counted_from_two("Repeat_1", "block17", 10),
+            _counted_from_two("Repeat_2", "block8", 5),
         ),
-    )
-
-
-def _sorted_names() -> Fault:
-    def by_bytes(repeat: str, block: str, order: tuple[int, ...]) -> Site:
-        scopes = {
-            f"{repeat}/{block}_{n}": f"{repeat}/{block}_{other}"
-            for n, other in enumerate(order, start=1)
-            if n != other
-        }
-        first = next(iter(scopes))
-        return _scopes_exchanged(f"{repeat} as {order}", f"{first}/Branch_0/Conv2d_1x1", scopes)
-
-    return Fault(
+    ),
+    Fault(
         "blocks-in-order-of-names",
         "layer map",
         "A checkpoint lists names sorted by bytes: block17_1, block17_10, block17_2. Ports that count along "
         "that list permute the blocks; others reverse them, reading a stack from its top.",
         Cause.OTHER_TENSOR,
         (
-            by_bytes("Repeat_1", "block17", (1, 10, 2, 3, 4, 5, 6, 7, 8, 9)),
-            by_bytes("Repeat", "block35", (5, 4, 3, 2, 1)),
-            by_bytes("Repeat_2", "block8", (1, 2, 4, 3, 5)),
+            _in_order("Repeat_1", "block17", (1, 10, 2, 3, 4, 5, 6, 7, 8, 9)),
+            _in_order("Repeat", "block35", (5, 4, 3, 2, 1)),
+            _in_order("Repeat_2", "block8", (1, 2, 4, 3, 5)),
         ),
-    )
-
-
-def _branches() -> Fault:
-    return Fault(
+    ),
+    Fault(
         "branches-misnamed",
         "layer map",
         "deepface's Keras files call branch 1 of Block17 and Block8 Branch_2 in places; a table that mends "
@@ -168,72 +183,36 @@ def _branches() -> Fault:
             _swapped("Repeat_1/block17_2/Branch_0/Conv2d_1x1", "Repeat_1/block17_2/Branch_1/Conv2d_0a_1x1"),
             _swapped("Repeat_2/block8_2/Branch_0/Conv2d_1x1", "Repeat_2/block8_2/Branch_1/Conv2d_0a_1x1"),
         ),
-    )
-
-
-def _averages() -> Fault:
-    def site(label: str, activation: str, select: Callable[[str], bool]) -> Site:
-        @contextmanager
-        def apply(port: Pipeline) -> Iterator[None]:
-            rows = {row.key: row for row in port.plan.converted if select(row.variable)}
-            sources = {row.variable: f"{row.variable}/{AVERAGE}" for row in rows.values()}
-            with rows_changed(port, rows, sources):
-                yield
-
-        return Site(label, activation_of(activation), apply)
-
-    return Fault(
+    ),
+    Fault(
         "rows-read-averages",
         "layer map",
         "A name that is matched by its beginning matches the variable and its ExponentialMovingAverage, and "
         "the last match wins: the average sorts behind the variable.",
         Cause.AVERAGES,
         (
-            site("Conv2d_2b_3x3", "Conv2d_2b_3x3", lambda name: "/Conv2d_2b_3x3/" in name),
-            site(
+            _averages_site("Conv2d_2b_3x3", "Conv2d_2b_3x3", lambda name: "/Conv2d_2b_3x3/" in name),
+            _averages_site(
                 "betas of Repeat_1",
                 "Repeat_1/block17_1/Branch_0/Conv2d_1x1",
                 lambda name: "/Repeat_1/" in name and name.endswith("/beta"),
             ),
-            site("Bottleneck/weights", "Bottleneck", lambda name: name.endswith("Bottleneck/weights")),
+            _averages_site(
+                "Bottleneck/weights", "Bottleneck", lambda name: name.endswith("Bottleneck/weights")
+            ),
         ),
-    )
-
-
-def _fill() -> Fault:
-    def site(scope: str, fill: int) -> Site:
-        def changes(port: Pipeline) -> Rows:
-            key = port.row(f"{scope}/BatchNorm/beta").key.removesuffix("bias") + "weight"
-            row = next(row for row in port.plan.rows if row.key == key)
-            return {
-                key: SynthesisedRow(
-                    key, "float32", row.info.shape, fill, "a table that fills with another value"
-                )
-            }
-
-        return Site(f"{scope}: {fill}", activation_of(scope), _planted(changes))
-
-    return Fault(
+    ),
+    Fault(
         "scale-filled-otherwise",
         "layer map",
         "The missing gamma is filled with zeros like every other missing tensor, or with another value than "
         "one.",
         Cause.UNLOADED,
         (
-            site("Repeat/block35_5/Branch_2/Conv2d_0c_3x3", 0),
-            site("Mixed_6a/Branch_0/Conv2d_1a_3x3", 2),
-            site("Bottleneck", 2),
+            _filled("Repeat/block35_5/Branch_2/Conv2d_0c_3x3", 0),
+            _filled("Mixed_6a/Branch_0/Conv2d_1a_3x3", 2),
+            _filled("Bottleneck", 2),
         ),
-    )
-
-
-LAYER_MAP: tuple[Fault, ...] = (
-    _height_width(),
-    _another_variable(),
-    _wrong_index(),
-    _sorted_names(),
-    _branches(),
-    _averages(),
-    _fill(),
+    ),
 )
 """Every class of faults in the layer map."""

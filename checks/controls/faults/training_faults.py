@@ -17,6 +17,7 @@ from checks.controls.faults.change_port import (
     attributes_set,
     every_batch_norm,
     forward_replaced,
+    in_forwards,
     modules_set,
 )
 from checks.controls.faults.fault import (
@@ -29,6 +30,7 @@ from checks.controls.faults.fault import (
     batch_norm_of,
     module_of,
 )
+from checks.controls.faults.structure_faults import dropout_mask
 from checks.controls.port_pipeline import Pipeline
 from checks.diagnosis.causes import Cause
 from checks.gradients.result import OptimiserName
@@ -48,10 +50,6 @@ def _fault(name: str, shipped: str, cause: Cause | None, *sites: Site) -> Fault:
 
 def _site(label: str, activation: str, apply: Apply) -> Site:
     return Site(label, activation, apply, "training")
-
-
-def _batch_norms(forward: Forward, *scopes: str) -> tuple[Site, ...]:
-    return tuple(_site(s, activation_of(s), forward_replaced(batch_norm_of(s), forward)) for s in scopes)
 
 
 # Running statistics
@@ -82,58 +80,17 @@ def _biased(module: Any, x: Tensor) -> Tensor:
     return F.batch_norm(x, None, None, module.weight, module.bias, True, eps=module.eps)
 
 
-def _biased_variance() -> Fault:
-    return _fault(
-        "biased-running-variance",
-        "TensorFlow's fused BatchNorm moves the variance towards n/(n-1) times the batch's, as PyTorch does; "
-        "unfused and handwritten ones take the batch's own.",
-        Cause.RUNNING_VARIANCE,
-        *_batch_norms(
-            _biased,
-            "Conv2d_1a_3x3",
-            "Block8/Branch_1/Conv2d_0c_3x1",
-            "Bottleneck",
-        ),
-    )
-
-
 def _frozen(module: Any, x: Tensor) -> Tensor:
     return F.batch_norm(
         x, module.running_mean, module.running_var, module.weight, module.bias, False, eps=module.eps
     )
 
 
-def _frozen_batch_norm() -> Fault:
-    return _fault(
-        "batch-norm-frozen",
-        "Keras' `trainable = False` puts a BatchNorm into inference mode, and so does code that freezes all "
-        "BatchNorms: fine-tuning then differs from facenet's.",
-        Cause.FROZEN,
-        *_batch_norms(
-            _frozen,
-            "Conv2d_2b_3x3",
-            "Repeat/block35_4/Branch_2/Conv2d_0b_3x3",
-            "Bottleneck",
-        ),
-    )
-
-
 # Dropout
 
 
-def _dropout_rate() -> Fault:
-    def rate(share: float) -> Site:
-        return _site(f"{share}", activation_of("Bottleneck"), modules_set("dropout", p=share))
-
-    return _fault(
-        "dropout-rate",
-        "TensorFlow 1 takes the share to keep and PyTorch the share to drop: facenet's keep_probability of "
-        "0.4 is a rate of 0.6.",
-        Cause.DROPOUT_RATE,
-        rate(0.4),
-        rate(0.5),
-        rate(0.2),
-    )
+def _dropout_rate_site(share: float) -> Site:
+    return _site(f"{share}", activation_of("Bottleneck"), modules_set("dropout", p=share))
 
 
 def _without_dropout(*further: Apply) -> Apply:
@@ -149,11 +106,8 @@ def _without_dropout(*further: Apply) -> Apply:
     return apply
 
 
-def _drop(x: Tensor, *, scaled: bool = True) -> Tensor:
-    rate = 0.6
-    drawn = torch.rand(x.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    kept = (drawn >= rate).to(x.dtype)
-    return x * kept / (1 - rate) if scaled else x * kept
+def _drop(x: Tensor) -> Tensor:
+    return x * dropout_mask(x, 0.6)
 
 
 def _dropping_after(norm: type[nn.Module]) -> Forward:
@@ -164,18 +118,8 @@ def _dropping_after(norm: type[nn.Module]) -> Forward:
     return forward
 
 
-def _dropout_elsewhere() -> Fault:
-    after = forward_replaced("last_bn", _dropping_after(nn.BatchNorm1d))
-    pooled = forward_replaced("avgpool_1a", _dropping_after(nn.AdaptiveAvgPool2d))
-    return _fault(
-        "dropout-elsewhere",
-        "Dropout behind the Bottleneck, as in many heads for fine-tuning, with another mask, or not at all.",
-        Cause.DROPOUT_RATE,
-        _site("none", activation_of("Bottleneck"), _without_dropout()),
-        _site("behind the Bottleneck", activation_of("Bottleneck"), _without_dropout(after)),
-        _site("twice", activation_of("Bottleneck"), pooled),
-    )
-
+_BEHIND = forward_replaced("last_bn", _dropping_after(nn.BatchNorm1d))
+_POOLED = forward_replaced("avgpool_1a", _dropping_after(nn.AdaptiveAvgPool2d))
 
 # Gradients
 
@@ -185,18 +129,8 @@ def _detached(module: Any, x: Tensor) -> Tensor:
     return output.detach()
 
 
-def _branch_detached() -> Fault:
-    def site(scope: str, path: str) -> Site:
-        return _site(scope.rpartition("/")[0], activation_of(scope), forward_replaced(path, _detached))
-
-    return _fault(
-        "branch-detached",
-        "A no_grad or detach left from debugging or from feature extraction: the loss falls all the same.",
-        Cause.FROZEN,
-        site("Repeat/block35_3/Branch_2/Conv2d_0a_1x1", "repeat_1.2.branch2"),
-        site("Repeat_1/block17_10/Branch_1/Conv2d_0a_1x1", "repeat_2.9.branch1"),
-        site("Mixed_7a/Branch_0/Conv2d_0a_1x1", "mixed_7a.branch0"),
-    )
+def _branch_detached_site(scope: str, path: str) -> Site:
+    return _site(scope.rpartition("/")[0], activation_of(scope), forward_replaced(path, _detached))
 
 
 def _not_trained(*keys: str) -> Apply:
@@ -214,45 +148,24 @@ def _not_trained(*keys: str) -> Apply:
     return apply
 
 
-def _layer_frozen() -> Fault:
-    def site(scope: str, *leaves: str) -> Site:
-        keys = [f"{module_of(scope)}.{leaf}" for leaf in leaves]
-        return _site(f"{scope}: {', '.join(leaves)}", activation_of(scope), _not_trained(*keys))
-
-    return _fault(
-        "layer-frozen",
-        "requires_grad_(False) for a list of names that matches too much, or a parameter stored as a buffer.",
-        Cause.FROZEN,
-        site("Conv2d_1a_3x3", "conv.weight", "bn.bias"),
-        site("Repeat_2/block8_2/Conv2d_1x1", "bias"),
-        _site("Bottleneck", activation_of("Bottleneck"), _not_trained("last_linear.weight")),
-    )
+def _layer_frozen_site(scope: str, *leaves: str) -> Site:
+    keys = [f"{module_of(scope)}.{leaf}" for leaf in leaves]
+    return _site(f"{scope}: {', '.join(leaves)}", activation_of(scope), _not_trained(*keys))
 
 
 # Loss and optimiser
 
 
-def _loss_scaled() -> Fault:
-    def site(label: str, factor: Callable[[TrainingBatch], float]) -> Site:
-        def loss(model: InceptionResnetV1, images: Tensor, batch: TrainingBatch) -> Tensor:
-            return training_loss(model, images, batch) * factor(batch)
+def _loss_scaled_site(label: str, factor: Callable[[TrainingBatch], float]) -> Site:
+    def loss(model: InceptionResnetV1, images: Tensor, batch: TrainingBatch) -> Tensor:
+        return training_loss(model, images, batch) * factor(batch)
 
-        @contextmanager
-        def apply(port: Pipeline) -> Iterator[None]:
-            with attributes_set(port, loss=loss):
-                yield
+    @contextmanager
+    def apply(port: Pipeline) -> Iterator[None]:
+        with attributes_set(port, loss=loss):
+            yield
 
-        return _site(label, LOSS, apply)
-
-    return _fault(
-        "loss-scaled",
-        "A sum over the batch instead of the mean, a second mean over devices, or a scale of mixed precision "
-        "that is not divided out again.",
-        Cause.GRADIENT_SCALE,
-        site("sum", lambda batch: float(len(batch.images))),
-        site("mean over two devices", lambda batch: 0.5),
-        site("scale of mixed precision", lambda batch: 2.0**16),
-    )
+    return _site(label, LOSS, apply)
 
 
 def _optimiser(label: str, make: Make) -> Site:
@@ -281,30 +194,6 @@ def _instead(name: OptimiserName, optimiser: Callable[[list[Parameter], float], 
     return make
 
 
-def _adam() -> Fault:
-    return _fault(
-        "adam-epsilon",
-        "TensorFlow adds epsilon before the bias correction of the second moment and PyTorch behind it: "
-        "with facenet's epsilon of 0.1 the first steps differ by a factor of thirty.",
-        Cause.OPTIMISER,
-        _optimiser("0.1 in PyTorch's place", _instead("adam", lambda p, lr: Adam(p, lr, eps=_ADAM_EPSILON))),
-        _optimiser("PyTorch's 1e-8", _instead("adam", lambda p, lr: Adam(p, lr))),
-        _optimiser("AdamW", _instead("adam", lambda p, lr: AdamW(p, lr, eps=_ADAM_EPSILON))),
-    )
-
-
-def _weight_decay() -> Fault:
-    return _fault(
-        "weight-decay-added",
-        "facenet adds L2 to the loss, on weights only; weight_decay in an optimiser falls on every bias and "
-        "beta as well, and comes on top.",
-        Cause.OPTIMISER,
-        _optimiser("SGD, 5e-4", _instead("sgd", lambda p, lr: SGD(p, lr, weight_decay=5e-4))),
-        _optimiser("SGD, 5e-5", _instead("sgd", lambda p, lr: SGD(p, lr, weight_decay=5e-5))),
-        _optimiser("SGD, weights only", _instead("sgd", _decaying_weights)),
-    )
-
-
 def _decaying_weights(parameters: list[Parameter], rate: float) -> Optimizer:
     groups: list[dict[str, Any]] = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": 5e-4},
@@ -313,25 +202,15 @@ def _decaying_weights(parameters: list[Parameter], rate: float) -> Optimizer:
     return SGD(groups, rate)
 
 
-def _scale_trained() -> Fault:
-    def scales(*modules: str) -> Make:
-        def make(port: Pipeline, name: OptimiserName, parameters: list[Parameter]) -> Optimizer:
-            known = {id(parameter) for parameter in parameters}
-            norms = (m for m in port.float64.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d))
-            chosen = [port.float64.get_submodule(path) for path in modules] or list(norms)
-            weights = [norm.get_parameter("weight") for norm in chosen]
-            return make_optimiser(name, [*parameters, *(w for w in weights if id(w) not in known)])
+def _scales(*modules: str) -> Make:
+    def make(port: Pipeline, name: OptimiserName, parameters: list[Parameter]) -> Optimizer:
+        known = {id(parameter) for parameter in parameters}
+        norms = (m for m in port.float64.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d))
+        chosen = [port.float64.get_submodule(path) for path in modules] or list(norms)
+        weights = [norm.get_parameter("weight") for norm in chosen]
+        return make_optimiser(name, [*parameters, *(w for w in weights if id(w) not in known)])
 
-        return make
-
-    return _fault(
-        "scale-trained",
-        "PyTorch's BatchNorm has a weight and trains it; the checkpoints have none, and cannot store it.",
-        Cause.OPTIMISER,
-        _optimiser("every BatchNorm", scales()),
-        _optimiser("Conv2d_4b_3x3", scales("conv2d_4b.bn")),
-        _optimiser("Bottleneck", scales("last_bn")),
-    )
+    return make
 
 
 TRAINING: tuple[Fault, ...] = (
@@ -346,15 +225,101 @@ TRAINING: tuple[Fault, ...] = (
         "almost everything at each step.",
         0.995,
     ),
-    _biased_variance(),
-    _frozen_batch_norm(),
-    _dropout_rate(),
-    _dropout_elsewhere(),
-    _branch_detached(),
-    _layer_frozen(),
-    _loss_scaled(),
-    _adam(),
-    _weight_decay(),
-    _scale_trained(),
+    _fault(
+        "biased-running-variance",
+        "TensorFlow's fused BatchNorm moves the variance towards n/(n-1) times the batch's, as PyTorch does; "
+        "unfused and handwritten ones take the batch's own.",
+        Cause.RUNNING_VARIANCE,
+        *in_forwards(
+            _biased,
+            "Conv2d_1a_3x3",
+            "Block8/Branch_1/Conv2d_0c_3x1",
+            "Bottleneck",
+            part="bn",
+            setting="training",
+        ),
+    ),
+    _fault(
+        "batch-norm-frozen",
+        "Keras' `trainable = False` puts a BatchNorm into inference mode, and so does code that freezes all "
+        "BatchNorms: fine-tuning then differs from facenet's.",
+        Cause.FROZEN,
+        *in_forwards(
+            _frozen,
+            "Conv2d_2b_3x3",
+            "Repeat/block35_4/Branch_2/Conv2d_0b_3x3",
+            "Bottleneck",
+            part="bn",
+            setting="training",
+        ),
+    ),
+    _fault(
+        "dropout-rate",
+        "TensorFlow 1 takes the share to keep and PyTorch the share to drop: facenet's keep_probability of "
+        "0.4 is a rate of 0.6.",
+        Cause.DROPOUT_RATE,
+        _dropout_rate_site(0.4),
+        _dropout_rate_site(0.5),
+        _dropout_rate_site(0.2),
+    ),
+    _fault(
+        "dropout-elsewhere",
+        "Dropout behind the Bottleneck, as in many heads for fine-tuning, with another mask, or not at all.",
+        Cause.DROPOUT_RATE,
+        _site("none", activation_of("Bottleneck"), _without_dropout()),
+        _site("behind the Bottleneck", activation_of("Bottleneck"), _without_dropout(_BEHIND)),
+        _site("twice", activation_of("Bottleneck"), _POOLED),
+    ),
+    _fault(
+        "branch-detached",
+        "A no_grad or detach left from debugging or from feature extraction: the loss falls all the same.",
+        Cause.FROZEN,
+        _branch_detached_site("Repeat/block35_3/Branch_2/Conv2d_0a_1x1", "repeat_1.2.branch2"),
+        _branch_detached_site("Repeat_1/block17_10/Branch_1/Conv2d_0a_1x1", "repeat_2.9.branch1"),
+        _branch_detached_site("Mixed_7a/Branch_0/Conv2d_0a_1x1", "mixed_7a.branch0"),
+    ),
+    _fault(
+        "layer-frozen",
+        "requires_grad_(False) for a list of names that matches too much, or a parameter stored as a buffer.",
+        Cause.FROZEN,
+        _layer_frozen_site("Conv2d_1a_3x3", "conv.weight", "bn.bias"),
+        _layer_frozen_site("Repeat_2/block8_2/Conv2d_1x1", "bias"),
+        _site("Bottleneck", activation_of("Bottleneck"), _not_trained("last_linear.weight")),
+    ),
+    _fault(
+        "loss-scaled",
+        "A sum over the batch instead of the mean, a second mean over devices, or a scale of mixed precision "
+        "that is not divided out again.",
+        Cause.GRADIENT_SCALE,
+        _loss_scaled_site("sum", lambda batch: float(len(batch.images))),
+        _loss_scaled_site("mean over two devices", lambda batch: 0.5),
+        _loss_scaled_site("scale of mixed precision", lambda batch: 2.0**16),
+    ),
+    _fault(
+        "adam-epsilon",
+        "TensorFlow adds epsilon before the bias correction of the second moment and PyTorch behind it: "
+        "with facenet's epsilon of 0.1 the first steps differ by a factor of thirty.",
+        Cause.OPTIMISER,
+        _optimiser("0.1 in PyTorch's place", _instead("adam", lambda p, lr: Adam(p, lr, eps=_ADAM_EPSILON))),
+        _optimiser("PyTorch's 1e-8", _instead("adam", lambda p, lr: Adam(p, lr))),
+        _optimiser("AdamW", _instead("adam", lambda p, lr: AdamW(p, lr, eps=_ADAM_EPSILON))),
+    ),
+    _fault(
+        "weight-decay-added",
+        "facenet adds L2 to the loss, on weights only; weight_decay in an optimiser falls on every bias and "
+        "beta as well, and comes on top.",
+        Cause.OPTIMISER,
+        _optimiser("SGD, 5e-4", _instead("sgd", lambda p, lr: SGD(p, lr, weight_decay=5e-4))),
+        _optimiser("SGD, 5e-5", _instead("sgd", lambda p, lr: SGD(p, lr, weight_decay=5e-5))),
+        _optimiser("SGD, weights only", _instead("sgd", _decaying_weights)),
+    ),
+    _fault(
+        "scale-trained",
+        "PyTorch's BatchNorm has a weight and trains it; the checkpoints have none, and cannot store it.",
+        Cause.OPTIMISER,
+        _optimiser("every BatchNorm", _scales()),
+        _optimiser("Conv2d_4b_3x3", _scales("conv2d_4b.bn")),
+        _optimiser("Bottleneck", _scales("last_bn")),
+    ),
 )
 """Every class of faults in training."""
