@@ -73,7 +73,7 @@ def path(text: str) -> Path:
 def natural_number(text: str) -> int:
     """Parse an argument that is a whole number, 0 or above."""
     if not text.isascii() or not text.isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, 0 or above")
     return int(text)
 
 

@@ -199,7 +199,7 @@ class NetworkTensors(TensorSource):
         """A sentence for everything that was done to find the network's tensors in the file."""
         said = []
         if self.key:
-            beside = f"; beside it, not read: {_listed(self.beside)}" if self.beside else ""
+            beside = f"; the other entries are not read: {_listed(self.beside)}" if self.beside else ""
             said.append(f"the state_dict under {self.key!r} is used{beside}")
         if self.prefix:
             said.append(f"the names of the network begin with {self.prefix!r}, which is taken off")

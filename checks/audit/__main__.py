@@ -37,12 +37,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     command_line.add_network_options(parser)
     options.add_weights_option(parser)
     command_line.add_ignore_option(parser)
-    parser.add_argument(
-        "--seed",
-        type=command_line.natural_number,
-        default=0,
-        help="seed of the inputs for a graph (default: 0)",
-    )
+    options.add_seed_option(parser, "the inputs for a graph")
     options.add_verbose_option(parser)
     options.add_report_option(parser)
 

@@ -88,7 +88,8 @@ def compare_batch_norm_folded(
     result = compare_with_prediction(
         kernel, _as_stored(folded.kernel, kernel), source.place(layer.scope, "weights"), detail
     )
-    if result.status == "differs" and result.differing > (1 - KNOWN_SHARE) * result.values:
+    most_differ = result.differing > (1 - KNOWN_SHARE) * result.values
+    if result.status == "differs" and most_differ and not result.not_finite and source.broken is None:
         result = replace(result, detail=_explain_other_factor(layer, actual, expected, norm) or result.detail)
     yield result
     if bias is not None and _fits(bias, norm.beta):

@@ -42,7 +42,9 @@ def compare_with_source(tensor: PortTensor, scope: str, role: Role, source: Sour
         return uncompared(tensor, TensorPlace(stage_of(scope)), "extra", "the layer has no such tensor")
     place = source.place(scope, role)
     result = compare_exactly(tensor, expected, place)
-    return result if result.is_faithful else _explain(result, tensor, place.key, source)
+    if result.is_faithful or source.broken is not None:  # broken values have no cause in the port
+        return result
+    return _explain(result, tensor, place.key, source)
 
 
 def compare_exactly(tensor: PortTensor, expected: Array, place: TensorPlace) -> TensorResult:
@@ -149,10 +151,14 @@ def measure(
         return result
     steps = ulp_distance(actual, expected)
     finite = np.isfinite(steps)
-    index = np.unravel_index(int(differs.argmax()), differs.shape)
+    with np.errstate(over="ignore", invalid="ignore"):
+        gap = np.abs(actual.astype(np.float64) - expected)
+    gap = np.where(differs, np.where(np.isnan(gap), np.inf, gap), -1.0)
+    index = np.unravel_index(int(gap.argmax()), gap.shape)
     return replace(
         result,
         not_finite=int((~finite).sum()),
+        max_abs=float(gap[index]),
         max_ulp=int(steps.max(initial=0, where=finite)),
         ulp_histogram=ulp_histogram(steps),
         index=tuple(map(int, index)),
@@ -165,6 +171,8 @@ def _explain(result: TensorResult, tensor: PortTensor, key: str, source: SourceW
     """Add the reason why a tensor differs, if it is a known cause."""
     expected = source.state_dict.tensors.get(key) if key in KEYS else None
     if tensor.array.dtype != FLOAT32 or expected is None or tensor.array.size != expected.size:
+        return result
+    if result.not_finite:  # a NaN may have come from anywhere
         return result
     actual = tensor.channels_first()
     with np.errstate(all="ignore"):  # damaged values overflow anywhere

@@ -71,14 +71,16 @@ def describe_difference(result: TensorResult) -> str:
     return f"{differ}, by up to {steps} from one {result.dtype} to the next"
 
 
-def describe_first_value(result: TensorResult) -> str:
-    """Show the first value that differs, with its index; empty where no value does or none was compared."""
+def describe_largest(result: TensorResult) -> str:
+    """Show the largest difference, as "3.7e-09 at [0, 1]: expected 1, actual 2"; empty without one."""
     if result.index is None:
         return ""
-    index = ", ".join(map(str, result.index))
     assert result.actual is not None and result.expected is not None  # as `index` is not None
+    index = ", ".join(map(str, result.index))
     actual, expected = exact_value(result.actual), exact_value(result.expected)
-    return f"[{index}] is {actual}, expected {'other bits' if actual == expected == 'NaN' else expected}"
+    size = f"{result.max_abs:.1e}" if math.isfinite(result.max_abs) else "not finite"
+    expected = "other bits" if actual == expected == "NaN" else expected
+    return f"{size} at [{index}]: expected {expected}, actual {actual}"
 
 
 def judge_structure(remarks: Sequence[str], layers: int) -> Judgement:

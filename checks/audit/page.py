@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 
-from checks.audit.judge import describe_fault, describe_first_value, judge_distance
+from checks.audit.judge import describe_fault, describe_largest
 from checks.audit.result import ONLY_EMBEDDINGS, AuditResult, GraphRun, InputRun, Status, TensorResult
-from checks.audit.table import STATUS_MEANINGS
+from checks.audit.table import STATUS_MEANINGS, run_table
 from checks.core import thresholds
-from checks.core.inputs import NOISE
 from checks.core.metrics import exact_value, figure
 from checks.core.network import short_name
+from checks.core.render import Row, Table
 from checks.report.charts import Chart, Drawer
-from checks.report.content import Head, Row, Table
+from checks.report.content import Head
 from checks.report.depth_chart import SINGLE, Depth, Limit, Mark, Series
 from checks.report.histogram_chart import Counts, Panel
 from checks.report.network_parts import activation_groups
@@ -32,7 +32,7 @@ _SIGNS: dict[Status, str] = {
 """The sign in a cell, for readers who do not see its colour."""
 
 _TENSOR_COLUMNS = (
-    "differing", "max ULP", "first at", "actual", "expected",
+    "differing", "max ULP", "largest\ndifference", "at", "expected", "actual",
     "status", "remark", "shape", "dtype", "layout", "PyTorch key", "TensorFlow variable",
 )  # fmt: skip
 _STATUS_COLUMN = _TENSOR_COLUMNS.index("status")
@@ -84,7 +84,7 @@ def write_page(path: Path, result: AuditResult, *, command: str) -> None:
         tensors=_tensor_table(shown),
         histogram=_histogram(drawer, result.tensors),
         runs=[] if run is None else _runs(drawer, run),
-        inputs=None if run is None else _inputs(run),
+        inputs=None if run is None else run_table(run),
     )
 
 
@@ -132,7 +132,7 @@ def _reasons(tensor: TensorResult) -> list[tuple[str, str]]:
     """Say what is wrong with a tensor, and name it as PyTorch and TensorFlow do."""
     reasons = {
         tensor.status.capitalize(): describe_fault(tensor),
-        "First value": describe_first_value(tensor),
+        "Largest difference": describe_largest(tensor),
         "TensorFlow variable": tensor.variable,
         "PyTorch key": "" if tensor.key == tensor.name else tensor.key,
     }
@@ -179,9 +179,10 @@ def _tensor_table(tensors: Sequence[TensorResult]) -> Table:
         cells = (
             f"{tensor.differing} of {tensor.values}" if tensor.differing else "",
             "not finite" if tensor.not_finite else str(tensor.max_ulp) if tensor.max_ulp else "",
+            "" if tensor.index is None else figure(tensor.max_abs),
             "" if tensor.index is None else ", ".join(map(str, tensor.index)),
-            "" if tensor.actual is None else exact_value(tensor.actual),
             "" if tensor.expected is None else exact_value(tensor.expected),
+            "" if tensor.actual is None else exact_value(tensor.actual),
             tensor.status,
             tensor.detail,
             ("×".join(map(str, tensor.shape)) or "scalar") if tensor.dtype else "",  # noqa: RUF001
@@ -190,8 +191,7 @@ def _tensor_table(tensors: Sequence[TensorResult]) -> Table:
             tensor.key,
             tensor.variable,
         )
-        failed = () if tensor.is_faithful else (_STATUS_COLUMN,)
-        rows.append(Row(tensor.name, cells, "fault" if failed else "", failed))
+        rows.append(Row(tensor.name, cells, () if tensor.is_faithful else (_STATUS_COLUMN,)))
     return Table("tensor", _TENSOR_COLUMNS, tuple(rows), text_columns=len(_TENSOR_COLUMNS) - _STATUS_COLUMN)
 
 
@@ -237,24 +237,3 @@ def _depth(run: GraphRun, batch: InputRun) -> Depth:
         limits=(SINGLE, _HALF) if "float16" in (run.weights, run.arithmetic) else (SINGLE,),
         mark=mark,
     )
-
-
-def _inputs(run: GraphRun) -> Table:
-    headings = ("float64\nerror", "PyTorch's\nfloat64 error", "distance\nfrom source", "largest\ndistance")
-    rows = []
-    for batch in run.inputs:
-        failed = []
-        if batch.layers and not batch.error <= batch.runtime_factor * batch.floor:
-            failed.append(headings.index("float64\nerror"))
-        if batch.name == NOISE and not judge_distance(run).passed:
-            failed.append(headings.index("distance\nfrom source"))
-        figures = (batch.error, batch.floor, batch.distance, batch.row_distance)
-        cells = tuple(map(figure, figures))
-        rows.append(Row(batch.name, cells, "fault" if failed else "", tuple(failed)))
-    explanations = (
-        "distance of the embeddings from float64 with the graph's own weights (relative L2)",
-        "distance of PyTorch's embeddings, in the graph's precision, from the same",
-        "distance of the normalised embeddings from the source's in float64 (Frobenius)",
-        "the largest such distance of a single embedding",
-    )
-    return Table("input", headings, tuple(rows), explanations=explanations)

@@ -50,14 +50,15 @@ class TensorResult:
         values: The number of its elements.
         differing: The number of elements that differ from the expected ones.
         not_finite: The number of those that are NaN or infinite on one side; they have no distance.
+        max_abs: Largest absolute difference; infinite if a value is NaN or infinite on one side alone.
         max_ulp: Largest difference from the expected value, in units in the last place of `dtype`: the
             number of steps from one value of the dtype to the next.
         ulp_histogram: The number of elements that are 0, 1, 2, 3-4, 5-8, 9-16, ... such units away, counted
             by `checks.core.metrics.ulp_histogram`; empty where no values were compared.
         detail: A remark, such as the cause of a difference; empty where there is none.
         key: Its key in the published state_dicts, or the module of several keys; empty where there is none.
-        index: The index of the first element that differs, in the port's tensor; None where no element
-            differs or no values were compared.
+        index: The index of the element with the difference `max_abs`, in the port's tensor; None where no
+            element differs or no values were compared.
         actual: The port's value at `index`.
         expected: The expected value at `index`.
     """
@@ -72,6 +73,7 @@ class TensorResult:
     values: int = 0
     differing: int = 0
     not_finite: int = 0
+    max_abs: float = 0.0
     max_ulp: int = 0
     ulp_histogram: tuple[int, ...] = ()
     detail: str = ""

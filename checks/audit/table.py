@@ -6,14 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
-from checks.audit.judge import describe_difference, describe_first_value
-from checks.audit.result import ONLY_EMBEDDINGS, AuditResult, GraphRun, Status, TensorResult
+from checks.audit.judge import describe_difference, describe_largest, judge_distance
+from checks.audit.result import FAITHFUL, ONLY_EMBEDDINGS, AuditResult, GraphRun, Status, TensorResult
+from checks.core.inputs import NOISE
 from checks.core.metrics import figure
 from checks.core.network import short_name
-from checks.core.render import from_home, print_judgements
+from checks.core.render import Row, Table, from_home, print_judgements, print_table
 from checks.core.rounding import describe_share
 from converter import command_line
 
@@ -29,13 +28,14 @@ STATUS_MEANINGS: Mapping[Status, str] = {
     "not judged": "not in the source",
 }
 _STEPS = "largest difference from the expected value, in steps from one value of the dtype to the next"
-_RUN_COLUMNS = {
-    "error": "distance of the embeddings from float64 with the graph's own weights (relative L2)",
-    "PyTorch's error": "distance of PyTorch's embeddings, in the graph's precision, from the same",
-    "from the source": "distance of the normalised embeddings from the source's in float64 (Frobenius)",
-    "worst layer": "the largest error of a layer on its own input, as a share of what rounding allows",
-    "its name": "that layer",
-}
+_RUN_COLUMNS = (
+    ("float64\nerror", "distance of the embeddings from float64 with the graph's own weights (relative L2)"),
+    ("PyTorch's\nfloat64 error", "distance of PyTorch's embeddings, in the graph's precision, from the same"),
+    ("distance\nfrom source", "of the normalised embeddings from the source's in float64 (Frobenius)"),
+    ("largest\ndistance", "the largest such distance of a single embedding"),
+    ("worst\nlayer", "the largest error of a layer on its own input, as a share of what rounding allows"),
+    ("its name", "that layer"),
+)
 
 
 def print_result(result: AuditResult, *, verbose: bool = False) -> None:
@@ -69,6 +69,11 @@ def _first_difference(result: AuditResult) -> Iterator[str]:
     faults = [tensor for tensor in result.tensors if not tensor.is_faithful]
     if faults:
         yield from _describe_tensor(faults[0])
+        largest = max(faults, key=lambda tensor: tensor.max_abs)
+        if largest.max_abs > faults[0].max_abs:
+            names = [name for name in (largest.key, largest.variable) if name not in ("", largest.name)]
+            also = f" ({', '.join(names)})" if names else ""
+            yield f"  of all      {describe_largest(largest)}; in {largest.name}{also}"
         if len(faults) > 1:
             yield f"{len(faults) - 1} more of {len(result.tensors)} tensors: --verbose lists them."
         return
@@ -80,7 +85,7 @@ def _first_difference(result: AuditResult) -> Iterator[str]:
 
 
 def _describe_tensor(tensor: TensorResult) -> Iterator[str]:
-    """Describe a tensor that is not faithful: its three names, its first wrong value, and the cause."""
+    """Describe a tensor that is not faithful: its names, its largest difference, and the cause."""
     stored = f", {tensor.dtype} {list(tensor.shape)}" if tensor.dtype else ""
     yield f"  tensor      {tensor.name}{stored}"
     if tensor.key and tensor.key != tensor.name:
@@ -88,7 +93,7 @@ def _describe_tensor(tensor: TensorResult) -> Iterator[str]:
     if tensor.variable:
         yield f"  TensorFlow  {tensor.variable}"
     if tensor.index is not None:
-        yield f"  first       {describe_first_value(tensor)}"
+        yield f"  largest     {describe_largest(tensor)}"
         yield f"  in all      {describe_difference(tensor)}"
     if tensor.detail or tensor.index is None:
         yield f"  cause       {tensor.detail or tensor.status}"
@@ -104,69 +109,54 @@ def _print_details(console: Console, result: AuditResult) -> None:
             console.print(f"\n{judgement.name}:", markup=False)
         for detail in judgement.details:
             console.print(f"  {detail}", markup=False)
-    statuses = [
-        status for status in STATUS_MEANINGS if any(tensor.status == status for tensor in result.tensors)
-    ]
-    columns: dict[str, str] = {
-        "tensors": "number of tensors of the stage, with those that the port lacks",
-        **{status: STATUS_MEANINGS[status] for status in statuses},
-        "most steps": _STEPS,
-        "layout": "order of axes, TensorFlow's to the port's",
-    }
     if result.tensors:
         console.print("\nTensors by stage of the network:")
-        _explain_columns(console, columns)
-        console.print(_stage_table(result.tensors, statuses))
+        print_table(console, _stage_table(result.tensors))
     if result.run is not None:
         run = result.run
         console.print(f"\nRun by {run.runtime} in {run.arithmetic}; it takes {run.feed}:", markup=False)
-        _explain_columns(console, _RUN_COLUMNS)
-        console.print(_run_table(run))
+        print_table(console, run_table(run))
 
 
-def _explain_columns(console: Console, columns: Mapping[str, str]) -> None:
-    width = max(map(len, columns))
-    for heading, meaning in columns.items():
-        console.print(f"  {heading:<{width}}  {meaning}", style="dim", markup=False)
-
-
-def _stage_table(tensors: Sequence[TensorResult], statuses: Sequence[Status]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("stage", no_wrap=True)
-    for heading in ("tensors", *statuses, "most steps"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("layout", no_wrap=True)
+def _stage_table(tensors: Sequence[TensorResult]) -> Table:
+    statuses = [status for status in STATUS_MEANINGS if any(tensor.status == status for tensor in tensors)]
+    columns = {
+        "tensors": "number of tensors of the stage, with those that the port lacks",
+        **{str(status): STATUS_MEANINGS[status] for status in statuses},
+        "most steps": _STEPS,
+        "layout": "order of axes, TensorFlow's to the port's",
+    }
     stages: dict[str, list[TensorResult]] = {}
     for tensor in tensors:
         stages.setdefault(tensor.stage.partition("/")[0] or "no layer", []).append(tensor)
+    rows = []
     for stage, group in stages.items():
         counts = [sum(tensor.status == status for tensor in group) for status in statuses]
         layouts = dict.fromkeys(tensor.layout for tensor in group if len(tensor.shape) > 1 and tensor.layout)
-        table.add_row(
-            escape(stage),
-            str(len(group)),
-            *(str(count or "-") for count in counts),
-            f"{max(tensor.max_ulp for tensor in group):,}",
-            ", ".join(layouts),
-            style=None if all(tensor.is_faithful for tensor in group) else "bold red",
-        )
-    return table
+        cells = (len(group), *(count or "-" for count in counts), f"{max(t.max_ulp for t in group):,}")
+        failed = [
+            1 + place for place, status in enumerate(statuses) if counts[place] and status not in FAITHFUL
+        ]
+        rows.append(Row(stage, (*map(str, cells), ", ".join(layouts)), tuple(failed)))
+    return Table("stage", tuple(columns), tuple(rows), 1, tuple(columns.values()))
 
 
-def _run_table(run: GraphRun) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("input", no_wrap=True)
-    for heading in ("error", "PyTorch's\nerror", "from the\nsource", "worst\nlayer"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("its name", no_wrap=True)
+def run_table(run: GraphRun) -> Table:
+    """Tabulate the errors and distances of a graph on every input."""
+    rows = []
     for batch in run.inputs:
         worst = max(batch.layers, key=lambda layer: layer.share, default=None)
-        table.add_row(
-            batch.name,
-            figure(batch.error),
-            figure(batch.floor),
-            figure(batch.distance, ".2e"),
+        figures = (batch.error, batch.floor, batch.distance, batch.row_distance)
+        cells = (
+            *map(figure, figures),
             "-" if worst is None else describe_share(worst.share),
             "" if worst is None else short_name(worst.activation),
         )
-    return table
+        failed = {
+            0: bool(batch.layers) and not batch.error <= batch.runtime_factor * batch.floor,
+            2: batch.name == NOISE and not judge_distance(run).passed,
+            4: bool(batch.diverging),
+        }
+        rows.append(Row(batch.name, cells, tuple(index for index, fails in failed.items() if fails)))
+    headings, explanations = zip(*_RUN_COLUMNS, strict=True)
+    return Table("input", headings, tuple(rows), 1, explanations)

@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from checks.benchmark.result import BenchmarkResult
+from checks.benchmark.table import figure_table
 from checks.core.judgement import Judgement
-from checks.report.content import Head, Row, Table
+from checks.report.content import Head
 from checks.report.page import write_html
 from checks.report.provenance import provenance
-
-_HEADINGS = ("median", "smallest", "largest", "at most")
 
 
 def write_page(path: Path, result: BenchmarkResult, *, command: str) -> None:
@@ -24,10 +23,6 @@ def write_page(path: Path, result: BenchmarkResult, *, command: str) -> None:
     Raises:
         UsageError: The folder does not exist, or cannot be written to.
     """
-    rows = []
-    for figure in result.figures:
-        cells = tuple(map(figure.show, (figure.value, figure.low, figure.high, figure.bound)))
-        rows.append(Row(figure.name, cells, "" if figure.held else "fault", () if figure.held else (0,)))
     over = [figure.name for figure in result.figures if not figure.held]
     held = len(result.figures) - len(over)
     judgement = Judgement(
@@ -46,4 +41,4 @@ def write_page(path: Path, result: BenchmarkResult, *, command: str) -> None:
         place="" if result.passed else over[0],
     )
     foot = provenance(command, {}, result.environment, seed=None)
-    write_html(path, "benchmark/page.html", head, foot, figures=Table("figure", _HEADINGS, tuple(rows)))
+    write_html(path, "benchmark/page.html", head, foot, figures=figure_table(result))

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from rich.table import Table
-
 from checks.benchmark.result import BenchmarkResult
+from checks.core.render import Row, Table, print_table
 from converter import command_line
 
 
@@ -14,13 +13,13 @@ def print_result(result: BenchmarkResult) -> None:
     console.print(
         "[bold green]Every bound is kept.[/]" if result.passed else "[bold red]A bound is not kept.[/]"
     )
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("", no_wrap=True)
-    table.add_column("figure", no_wrap=True)
-    for heading in ("median", "min", "max", "at most"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    print_table(console, figure_table(result))
+
+
+def figure_table(result: BenchmarkResult) -> Table:
+    """Tabulate the figures."""
+    rows = []
     for figure in result.figures:
-        mark = "[green]kept[/]" if figure.held else "[red]OVER[/]"
-        values = (figure.value, figure.low, figure.high, figure.bound)
-        table.add_row(mark, figure.name, *map(figure.show, values))
-    console.print(table)
+        cells = tuple(map(figure.show, (figure.value, figure.low, figure.high, figure.bound)))
+        rows.append(Row(figure.name, cells, () if figure.held else (0,)))
+    return Table("figure", ("median", "smallest", "largest", "at most"), tuple(rows))

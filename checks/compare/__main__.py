@@ -38,7 +38,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--images", metavar="FOLDER", type=command_line.path, help="compare on these photographs as well"
     )
-    parser.add_argument("--seed", type=int, help="seed of the inputs (default: 0)")
+    options.add_seed_option(parser, default=None)
     parser.add_argument(
         "--save-activations",
         metavar="FILE",

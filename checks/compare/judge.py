@@ -183,11 +183,12 @@ def _tensors_differ(count: int) -> str:
 
 
 def judge_headline(inputs: Sequence[InputMeasurement]) -> Judgement:
-    """Judge the float32 distance that other ports quote, on five standard normal images."""
+    """Judge the float32 distance that other ports quote, on the standard normal images."""
     noise = next(batch for batch in inputs if batch.name == NOISE)
     share = max(noise.distance32 / thresholds.HEADLINE, noise.row_distance32 / thresholds.HEADLINE_ROW)
     statement = (
-        f"float32 distance {figure(noise.distance32, '.3e')} (limit {thresholds.HEADLINE:.0e}), largest row "
-        f"{figure(noise.row_distance32)} (limit {thresholds.HEADLINE_ROW:.0e})"
+        f"float32 distance {figure(noise.distance32, '.3e')} on {noise.images} {noise.name} images (limit "
+        f"{thresholds.HEADLINE:.0e}), largest row {figure(noise.row_distance32)} (limit "
+        f"{thresholds.HEADLINE_ROW:.0e})"
     )
     return Judgement("headline", share <= 1, statement, share=share)

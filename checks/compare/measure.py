@@ -63,6 +63,7 @@ def measure(
     gap64 = _gap(float64.get(EMBEDDINGS), expected.float64[EMBEDDINGS])
     return InputMeasurement(
         name=expected.batch.name,
+        images=len(expected.batch.images),
         own_graph=expected.own_graph,
         activations=tuple(measured),
         distance64=l2_norm(gap64),

@@ -8,21 +8,13 @@ from pathlib import Path
 
 from checks.compare.explanation import explain, verdict
 from checks.compare.result import ActivationMeasurement, CompareResult, InputMeasurement
-from checks.compare.table import (
-    ACTIVATION_COLUMNS,
-    INPUT_COLUMNS,
-    Columns,
-    activation_cells,
-    failed_activation_cells,
-    failed_input_cells,
-    input_cells,
-)
+from checks.compare.table import activation_table, input_table
 from checks.core import thresholds
-from checks.core.activations import LAYERS, STAGES
+from checks.core.activations import STAGES
 from checks.core.metrics import figure
 from checks.core.network import EMBEDDINGS, describe_network, short_name
 from checks.report.charts import Drawer
-from checks.report.content import Head, Row, Table
+from checks.report.content import Head
 from checks.report.depth_chart import DOUBLE, SINGLE, Depth, Limit, Mark, Series
 from checks.report.histogram_chart import Counts, Panel
 from checks.report.network_parts import activation_groups
@@ -114,8 +106,8 @@ def _measured(result: CompareResult, shown: InputMeasurement, drawer: Drawer) ->
         ),
         "others": [(batch, drawer.depth(_depth(batch, lower=True))) for batch in drawn],
         "undrawn": len(others) - len(drawn),
-        "inputs": _inputs(result.inputs),
-        "activations": _activations(shown),
+        "inputs": input_table(result.inputs),
+        "activations": activation_table(shown),
         "every_layer": len(shown.activations) > len(STAGES) + 2,
         "mapping": f"{thresholds.MAPPING:.0e}",
     }
@@ -185,26 +177,3 @@ def _panel(title: str, activations: Sequence[ActivationMeasurement]) -> Panel:
 
 def _pooled(histograms: Sequence[Sequence[int]]) -> tuple[int, ...]:
     return tuple(map(sum, zip_longest(*histograms, fillvalue=0)))
-
-
-def _inputs(inputs: Sequence[InputMeasurement]) -> Table:
-    rows = []
-    for batch in inputs:
-        failed = failed_input_cells(batch)
-        rows.append(Row(batch.name, input_cells(batch), "fault" if failed else "", failed))
-    return _table("input", INPUT_COLUMNS, rows, text_columns=1)
-
-
-def _activations(batch: InputMeasurement) -> Table:
-    rows = []
-    for measured in batch.activations:
-        failed = failed_activation_cells(measured, batch)
-        is_stage = measured.activation not in LAYERS or measured.activation in STAGES
-        kind = "fault" if failed else "strong" if is_stage else ""
-        rows.append(Row(short_name(measured.activation), activation_cells(measured, batch), kind, failed))
-    return _table("activation", ACTIVATION_COLUMNS, rows)
-
-
-def _table(name: str, columns: Columns, rows: Sequence[Row], text_columns: int = 0) -> Table:
-    headings, explanations = zip(*columns, strict=True)
-    return Table(name, headings, tuple(rows), text_columns, explanations)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from checks.core import thresholds
 from checks.core.judgement import Judgement
+from converter.counts import counted
 from converter.errors import SourceError
 
 if TYPE_CHECKING:  # a result is read without NumPy and PyTorch
@@ -48,6 +49,7 @@ class InputMeasurement:
 
     Attributes:
         name: The input.
+        images: The number of its images.
         own_graph: As in `Activations`.
         activations: In the order of evaluation.
         distance64: Frobenius distance of the embeddings in float64.
@@ -59,6 +61,7 @@ class InputMeasurement:
     """
 
     name: str
+    images: int
     own_graph: bool
     activations: tuple[ActivationMeasurement, ...]
     distance64: float
@@ -67,6 +70,11 @@ class InputMeasurement:
     rebuilt: Mapping[str, float]
     own_rounding: tuple[LayerRounding, ...]
     rounding: tuple[LayerRounding, ...]
+
+    @property
+    def label(self) -> str:
+        """The input and the number of its images, such as "standard normal, 5 images"."""
+        return f"{self.name}, {counted(self.images, 'image')}"
 
     @property
     def first_divergence(self) -> str | None:

@@ -20,6 +20,7 @@ from checks.core.environment import environment
 from checks.core.inputs import find_photographs, read_photographs
 from checks.core.judgement import Judgement
 from checks.core.models import LoadedPort, Port, build_misshapen, build_port, load_state_dict, unexpected_keys
+from checks.core.render import from_home
 from checks.core.source_tensors import (
     BrokenSource,
     find_broken_source,
@@ -326,7 +327,8 @@ class _Comparison:
             message = f"with {corrected} corrected the port still fails ({failed}). Nothing was written."
             return Repair(None, keys, message)
         repairing.write_state_dict_file(path, repaired)
-        message = f"{counted(len(keys), 'tensor')} corrected; all four judgements hold on the result: {path}"
+        message = f"{counted(len(keys), 'tensor')} corrected; all four judgements hold on the result: "
+        message += from_home(str(path))
         if self.source is not None and self.source.prefix:
             message += f" (its keys are without {self.source.prefix!r})"
         return Repair(str(path), keys, message)

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from itertools import accumulate
 
 from rich.console import Console
-from rich.table import Table
 
 from checks.compare.explanation import explain, verdict
 from checks.compare.result import ActivationMeasurement, CompareResult, InputMeasurement
 from checks.core import thresholds
+from checks.core.activations import LAYERS, STAGES
 from checks.core.inputs import NOISE
 from checks.core.network import short_name
-from checks.core.render import from_home, print_judgements
+from checks.core.render import Row, Table, from_home, print_judgements, print_table
 from checks.core.rounding import describe_share, worst_share
 from converter import command_line
 
@@ -36,7 +36,7 @@ ACTIVATION_COLUMNS = (
         "the layer's error in float32 on its own input, as a share of what rounding allows",
     ),
 )
-"""Heading and explanation of each of `activation_cells`."""
+"""Heading and explanation of each of `_activation_cells`."""
 
 INPUT_COLUMNS = (
     (
@@ -55,7 +55,7 @@ INPUT_COLUMNS = (
         "the checkpoint's own graph, or the graph that is rebuilt from its weights",
     ),
 )
-"""Heading and explanation of each of `input_cells`."""
+"""Heading and explanation of each of `_input_cells`."""
 
 Columns = Sequence[tuple[str, str]]
 
@@ -71,7 +71,9 @@ def print_result(result: CompareResult, *, verbose: bool = False) -> None:
     console.print(f"{verdict(result)}:", style="bold green" if result.passed else "bold red", end=" ")
     source = from_home(result.source)
     judged = (
-        f"converted from {source}" if result.state_dict is None else f"{result.state_dict} against {source}"
+        f"converted from {source}"
+        if result.state_dict is None
+        else f"{from_home(result.state_dict)} against {source}"
     )
     graph = f"TensorFlow graph: {result.own_graph or 'rebuilt'}"
     console.print(f"{judged} ({'only tensors are judged' if result.broken else graph})", markup=False)
@@ -84,7 +86,8 @@ def print_result(result: CompareResult, *, verbose: bool = False) -> None:
         _print_line(console, "Repair", result.repair.statement)
     if result.saved is not None:
         size = f"{result.saved.size / 1e6:.1f} MB"
-        _print_line(console, "Stored", f"{result.saved.path}, {size}, SHA-256 {result.saved.sha256}")
+        path = from_home(result.saved.path)
+        _print_line(console, "Stored", f"{path}, {size}, SHA-256 {result.saved.sha256}")
     if verbose and result.broken is not None:
         for name, values in result.broken.tensors.items():
             console.print(f"  {name}: {values}", markup=False)
@@ -94,8 +97,8 @@ def print_result(result: CompareResult, *, verbose: bool = False) -> None:
         )
     elif result.inputs:
         shown = result.diverging or result.inputs[0]
-        _print_activations(console, shown)
-        _print_inputs(console, result.inputs)
+        print_table(console, activation_table(shown, f"activation ({shown.label})"))
+        print_table(console, input_table(result.inputs))
 
 
 def _print_line(console: Console, label: str, sentence: str) -> None:
@@ -103,46 +106,29 @@ def _print_line(console: Console, label: str, sentence: str) -> None:
     console.print(sentence, markup=False)
 
 
-def _print_activations(console: Console, batch: InputMeasurement) -> None:
-    table = _table(f"activation ({batch.name})", ACTIVATION_COLUMNS)
+def activation_table(batch: InputMeasurement, heading: str = "activation") -> Table:
+    """Tabulate the figures of every activation on an input; stages stand out among convolutions."""
+    rows = []
+    has_layers = len(batch.activations) > len(STAGES) + 2
     for measured in batch.activations:
-        failed = failed_activation_cells(measured, batch)
-        _add_row(table, short_name(measured.activation), activation_cells(measured, batch), failed)
-    _print_table(console, table, ACTIVATION_COLUMNS)
+        is_stage = measured.activation not in LAYERS or measured.activation in STAGES
+        name, cells = short_name(measured.activation), _activation_cells(measured, batch)
+        rows.append(Row(name, cells, _failed_activation_cells(measured, batch), has_layers and is_stage))
+    return _table(heading, ACTIVATION_COLUMNS, rows)
 
 
-def _print_inputs(console: Console, inputs: Sequence[InputMeasurement]) -> None:
-    table = _table("input", INPUT_COLUMNS)
-    for batch in inputs:
-        _add_row(table, batch.name, input_cells(batch), failed_input_cells(batch))
-    _print_table(console, table, INPUT_COLUMNS)
+def input_table(inputs: Sequence[InputMeasurement]) -> Table:
+    """Tabulate the figures of every input."""
+    rows = [Row(batch.label, _input_cells(batch), _failed_input_cells(batch)) for batch in inputs]
+    return _table("input", INPUT_COLUMNS, rows, text_columns=1)
 
 
-def _table(first: str, columns: Columns) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column(first, no_wrap=True)
-    for heading, _ in columns:
-        table.add_column(heading, justify="right", no_wrap=True)
-    return table
+def _table(name: str, columns: Columns, rows: Sequence[Row], text_columns: int = 0) -> Table:
+    headings, explanations = zip(*columns, strict=True)
+    return Table(name, headings, tuple(rows), text_columns, explanations)
 
 
-def _add_row(table: Table, name: str, cells: Sequence[str], failed: Sequence[int]) -> None:
-    """Add a row; mark each cell that fails a judgement, and then the row's name too."""
-    marked = [f"[bold red]✕ {cell}[/]" if index in failed else cell for index, cell in enumerate(cells)]
-    table.add_row(f"[bold red]{name}[/]" if failed else name, *marked)
-
-
-def _print_table(console: Console, table: Table, columns: Columns) -> None:
-    console.print()
-    console.print(table)
-    console.print()
-    names = [heading.replace("\n", " ") for heading, _ in columns]
-    width = max(map(len, names))
-    for name, (_, explanation) in zip(names, columns, strict=True):
-        console.print(f"  {name:<{width}}  {explanation}", markup=False)
-
-
-def activation_cells(measured: ActivationMeasurement, batch: InputMeasurement) -> tuple[str, ...]:
+def _activation_cells(measured: ActivationMeasurement, batch: InputMeasurement) -> tuple[str, ...]:
     """Format the figures of an activation on an input."""
     return (
         _cell(measured.float64.relative_l2),
@@ -155,8 +141,8 @@ def activation_cells(measured: ActivationMeasurement, batch: InputMeasurement) -
     )
 
 
-def failed_activation_cells(measured: ActivationMeasurement, batch: InputMeasurement) -> tuple[int, ...]:
-    """Find the indices of the `activation_cells` that fail a judgement."""
+def _failed_activation_cells(measured: ActivationMeasurement, batch: InputMeasurement) -> tuple[int, ...]:
+    """Find the indices of the `_activation_cells` that fail a judgement."""
     rounding = batch.rounding_shares.get(measured.activation, 0.0)
     failed = {0: measured.diverges, 6: not rounding <= 1}
     return tuple(index for index, fails in failed.items() if fails)
@@ -180,7 +166,7 @@ def _short(steps: float) -> str:
     return _cell(steps, "g" if steps <= 9999 else ".0e")
 
 
-def input_cells(batch: InputMeasurement) -> tuple[str, ...]:
+def _input_cells(batch: InputMeasurement) -> tuple[str, ...]:
     """Format the figures of an input."""
     return (
         _cell(batch.distance64),
@@ -192,8 +178,8 @@ def input_cells(batch: InputMeasurement) -> tuple[str, ...]:
     )
 
 
-def failed_input_cells(batch: InputMeasurement) -> tuple[int, ...]:
-    """Find the indices of the `input_cells` that fail a judgement."""
+def _failed_input_cells(batch: InputMeasurement) -> tuple[int, ...]:
+    """Find the indices of the `_input_cells` that fail a judgement."""
     headline = batch.name == NOISE
     failed = {
         0: not batch.distance64 <= thresholds.MAPPING,

@@ -9,11 +9,10 @@ from pathlib import Path
 
 from checks.controls.plant_faults import WORKERS
 from checks.controls.result import ControlsResult, SiteResult
-from checks.controls.table import false_alarms, remarks, summary, times
-from checks.core import thresholds
+from checks.controls.table import false_alarms, margin_table, remarks, summary
 from checks.core.environment import environment
 from checks.core.network import short_name
-from checks.report.content import Head, Row, Table
+from checks.report.content import Head
 from checks.report.page import write_html
 from checks.report.provenance import digests, provenance, shown_path
 from converter.counts import counted
@@ -86,24 +85,8 @@ def write_page(path: Path, result: ControlsResult, *, command: str) -> None:
         remarks=[remark for site in result.applicable for remark in remarks(site)],
         alarms=false_alarms(result),
         clean=len(result.clean) + len(result.graphs),
-        margins=_margins(result),
+        margins=margin_table(result.margins),
     )
-
-
-def _margins(result: ControlsResult) -> Table:
-    rows = []
-    for margin in result.margins:
-        cells = (times(margin.clean), times(margin.fault), margin.command, margin.nearest)
-        failed = (
-            ()
-            if margin.holds
-            else tuple(
-                index for index, side in enumerate((margin.clean, margin.fault)) if side < thresholds.MARGIN
-            )
-        )
-        rows.append(Row(margin.judgement, cells, "fault" if failed else "", failed))
-    headings = ("bound over\nclean", "fault over\nbound", "command", "nearest fault")
-    return Table("judgement", headings, tuple(rows), text_columns=2)
 
 
 def _head(result: ControlsResult) -> Head:

@@ -9,20 +9,27 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from checks.controls.margins import FAR, Margin
 from checks.controls.result import ControlsResult, GraphCleanRun, SiteResult
 from checks.core import thresholds
 from checks.core.judgement import Judgement
 from checks.core.network import short_name
-from checks.core.render import from_home, print_judgements
+from checks.core.render import Row, Table, from_home, print_judgements, print_table
 from converter import command_line
 from converter.counts import counted
 
 _WIDTH = 110  # columns; a line may wrap, a figure is not cut off
 _LINES = 15
 _MOST_PROBLEMS = 6  # so that verdict, judgements and problems fit in these lines
+_CLASS_COLUMNS = (
+    ("killed", "sites whose fault was found, in its own setting only"),
+    ("place\nexact", "sites where the first divergence is at the fault"),
+    ("cause\nnamed", "sites whose cause the diagnosis names"),
+    ("inputs\nrun", "the number of inputs that it took to find the fault"),
+    ("setting", "the setting that shows the fault"),
+    ("judgements", "the judgements that fail"),
+)
 
 
 def print_result(result: ControlsResult, *, verbose: bool = False) -> None:
@@ -141,6 +148,17 @@ def margin_lines(margins: Sequence[Margin]) -> list[str]:
     return [*lines, "       tensors, structure and statistics count bits and places, which have no margin"]
 
 
+def margin_table(margins: Sequence[Margin]) -> Table:
+    """Tabulate the margins of every judgement, with the fault that is nearest to its bound."""
+    rows = []
+    for margin in margins:
+        sides = (margin.clean, margin.fault)
+        failed = tuple(index for index, side in enumerate(sides) if side < thresholds.MARGIN)
+        rows.append(Row(margin.judgement, (*map(times, sides), margin.command, margin.nearest), failed))
+    headings = ("bound over\nclean", "fault over\nbound", "command", "nearest fault")
+    return Table("judgement", headings, tuple(rows), text_columns=2)
+
+
 def times(factor: float) -> str:
     """Format a margin; beyond `FAR` it is not measured."""
     return f"{factor:.2f}" if factor < 10 else f"{factor:.0f}" if factor < FAR else f"over {FAR:g}"
@@ -163,38 +181,24 @@ def _print_classes(console: Console, result: ControlsResult) -> None:
         )
     if not result.sites:
         return
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("class of faults", no_wrap=True)
-    for heading in ("killed", "place\nexact", "cause\nnamed", "inputs\nrun"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("setting", no_wrap=True)
-    table.add_column("judgements that fail", no_wrap=True)
+    rows = []
     for kind, of_kind in groupby(result.sites, key=lambda site: site.kind):
-        table.add_row(f"[bold]{kind}[/]")
-        for name, of_class in groupby(of_kind, key=lambda site: site.fault):
-            table.add_row(*_row(name, list(of_class)))
-    console.print()
-    console.print(table)
-    console.print(
-        "\nkilled: sites whose fault was found, in its own setting only"
-        "\nplace exact: sites where the first divergence is at the fault"
-        "\ncause named: sites whose cause the diagnosis names"
-        "\ninputs run: the number of inputs that it took to find the fault"
-    )
+        rows.append(Row(kind, ("",) * len(_CLASS_COLUMNS), strong=True))
+        rows += [_row(name, list(sites)) for name, sites in groupby(of_kind, key=lambda site: site.fault)]
+    headings, explanations = zip(*_CLASS_COLUMNS, strict=True)
+    print_table(console, Table("class of faults", headings, tuple(rows), 2, explanations))
 
 
-def _row(name: str, sites: Sequence[SiteResult]) -> tuple[str, ...]:
+def _row(name: str, sites: Sequence[SiteResult]) -> Row:
     applicable = [site for site in sites if site.status != "does not apply"]
     if not applicable:
-        return (f"  {name}", "-", "-", "-", "-", "not in this checkpoint", "")
+        return Row(f"  {name}", ("-", "-", "-", "-", "not in this checkpoint", ""))
     count = len(applicable)
     killed, exact, explained = (
         sum(getattr(site, figure) for site in applicable) for figure in ("killed", "exact", "explained")
     )
-    styled = f"  {name}" if killed == exact == count else f"  [bold red]{name}[/]"
     causes = f"{explained}/{count}" if any(site.cause for site in applicable) else "-"
-    return (
-        styled,
+    cells = (
         f"{killed}/{count}",
         f"{exact}/{count}",
         causes,
@@ -202,6 +206,8 @@ def _row(name: str, sites: Sequence[SiteResult]) -> tuple[str, ...]:
         _listed(site.setting for site in applicable),
         _listed(judgement for site in applicable for judgement in site.judgements),
     )
+    failed = tuple(index for index, number in enumerate((killed, exact)) if number < count)
+    return Row(f"  {name}", cells, failed)
 
 
 def _span(numbers: Iterable[int]) -> str:

@@ -1,4 +1,4 @@
-"""The command-line options that several checks share: SOURCE, --step, --weights, --verbose, --report."""
+"""The options that several checks share: SOURCE, --step, --seed, --weights, --verbose, --report."""
 
 from __future__ import annotations
 
@@ -33,6 +33,14 @@ def add_step_option(parser: argparse.ArgumentParser) -> None:
         type=command_line.natural_number,
         help="in a folder with several checkpoints, take step N (default: the latest)",
     )
+
+
+def add_seed_option(
+    parser: argparse.ArgumentParser, of: str = "the inputs", *, default: int | None = 0
+) -> None:
+    """Add --seed; a default of None stands for 0, and shows that it was not given."""
+    seed = command_line.natural_number
+    parser.add_argument("--seed", metavar="N", type=seed, default=default, help=f"seed of {of} (default: 0)")
 
 
 def add_weights_option(parser: argparse.ArgumentParser) -> None:

@@ -1,15 +1,83 @@
-"""Parts of the checks' output: judgements, and paths."""
+"""Parts of the checks' output: judgements, tables, and paths."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from rich import table as rich_table
 from rich.console import Console
 from rich.markup import escape
+from rich.text import Text
 
 from checks.core.judgement import Judgement
 from converter.home_folder import home_folder
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A row of a table.
+
+    Attributes:
+        name: The text of the first column.
+        cells: The texts of the other columns.
+        failed: The indices of the cells that fail a judgement; they are marked, and so is the row.
+        strong: Whether the row stands out among the others.
+    """
+
+    name: str
+    cells: tuple[str, ...]
+    failed: tuple[int, ...] = ()
+    strong: bool = False
+
+    @property
+    def kind(self) -> str:
+        """The look of the row: "fault", "strong" or neither."""
+        return "fault" if self.failed else "strong" if self.strong else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table: a name in the first column, figures in the others.
+
+    Attributes:
+        name: The heading of the first column.
+        headings: The headings of the other columns.
+        rows: The rows, in order.
+        text_columns: The number of columns at the end that hold text; the others hold figures.
+        explanations: A line on each heading, below the table; empty for none.
+    """
+
+    name: str
+    headings: tuple[str, ...]
+    rows: tuple[Row, ...]
+    text_columns: int = 0
+    explanations: tuple[str, ...] = ()
+
+
+def print_table(console: Console, table: Table) -> None:
+    """Print a table, a line on each of its columns, and the meaning of its marks."""
+    shown = rich_table.Table(box=None, pad_edge=False, header_style="bold")
+    shown.add_column(table.name, no_wrap=True)
+    figures = len(table.headings) - table.text_columns
+    for index, heading in enumerate(table.headings):
+        shown.add_column(heading, justify="right" if index < figures else "left", no_wrap=True)
+    for row in table.rows:
+        style = "bold red" if row.failed else "bold" if row.strong else ""
+        cells = [
+            Text(f"✕ {cell}", "bold red") if index in row.failed else Text(cell)
+            for index, cell in enumerate(row.cells)
+        ]
+        shown.add_row(Text(row.name, style), *cells)
+    console.print()
+    console.print(shown)
+    lines = dict(zip(table.headings, table.explanations, strict=True)) if table.explanations else {}
+    if any(row.failed for row in table.rows):
+        lines["✕"] = "fails a judgement"
+    width = max(map(len, lines), default=0)
+    for heading, explanation in lines.items():
+        console.print(f"  {heading.replace(chr(10), ' '):<{width}}  {explanation}", style="dim", markup=False)
 
 
 def print_judgements(

@@ -30,8 +30,10 @@ def plan_source(opened: TensorSource, weights: Weights) -> tuple[Arrays, Plan]:
     """
     if opened.naming == "pytorch":
         raise UsageError(
-            f"{opened.path}: a state_dict cannot judge itself. Give the checkpoint as SOURCE; "
-            "`facenet-port compare` takes this file with --state-dict."
+            f"{opened.path}: this is a PyTorch file; SOURCE has to be TensorFlow's, which is the judge. Give "
+            "its checkpoint (a folder, .index, .meta, .pb or Keras .h5) or a name that `facenet-port list` "
+            f"shows. `facenet-port compare SOURCE --state-dict {opened.path}` judges this file; "
+            f"`facenet-port audit PORT --against {opened.path}` compares another PyTorch file with it."
         )
     return plan_tensors(opened, weights)
 

@@ -23,7 +23,7 @@ corrupt or another network; 4 something that is needed, such as TensorFlow, is m
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_source_options(parser)
     options.add_weights_option(parser)
-    parser.add_argument("--seed", type=int, default=0, help="seed of the batch (default: 0)")
+    options.add_seed_option(parser, "the batch")
     options.add_report_option(parser)
     options.add_verbose_option(parser)
 
@@ -36,7 +36,11 @@ def _work(arguments: argparse.Namespace) -> int:
     source = options.locate(arguments)
     with ProgressBar("starting", quiet=arguments.quiet) as progress:
         result = compare_gradients(
-            source, weights=arguments.weights, step=arguments.step, seed=arguments.seed, say=progress.label
+            source,
+            weights=arguments.weights,
+            step=arguments.step,
+            seed=arguments.seed,
+            say=progress.label,
         )
     if not arguments.quiet:
         from checks.gradients.table import print_result

@@ -11,10 +11,11 @@ import numpy as np
 from checks.core import thresholds
 from checks.core.metrics import ulp_histogram
 from checks.core.network import describe_network
+from checks.core.render import Row, Table
 from checks.gradients.judge import worst_tensor
 from checks.gradients.result import GradientsResult, TensorDistance
 from checks.report.charts import Drawer
-from checks.report.content import Head, Row, Table
+from checks.report.content import Head
 from checks.report.depth_chart import DOUBLE, UNIT64, Depth, Limit, Mark, Series
 from checks.report.histogram_chart import Counts, Panel
 from checks.report.network_parts import key_groups
@@ -159,5 +160,5 @@ def _table(columns: Columns) -> Table:
             cells.append(f"{column[key].distance:.1e}" if key in column else "")
             if key in column and not column[key].distance <= limit:
                 failed.append(place)
-        rows.append(Row(key, tuple(cells), "fault" if failed else "", tuple(failed)))
+        rows.append(Row(key, tuple(cells), tuple(failed)))
     return Table("tensor", tuple(columns), tuple(rows))

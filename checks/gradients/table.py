@@ -6,10 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from rich.console import Console
-from rich.table import Table
 
 from checks.core import thresholds
-from checks.core.render import from_home, print_judgements
+from checks.core.render import Row, Table, from_home, print_judgements, print_table
 from checks.gradients.judge import describe_distance, worst_tensor
 from checks.gradients.result import INPUT, GradientsResult, TensorDistance
 from converter import command_line
@@ -18,6 +17,14 @@ from converter.layer_map import table as layer_table
 
 _WIDTH = 110  # columns; a line may wrap, a figure is not cut off
 _OPTIMISERS = {"sgd": "SGD", "adam": "Adam"}
+_EXPLANATIONS = {
+    "tensors": "number of tensors of the stage",
+    "inference": "the largest distance of a gradient in inference from TensorFlow's (relative L2)",
+    "training": "the same in training",
+    "of": "the parameter with that distance",
+    "state": "the largest distance of a tensor after the steps from TensorFlow's (relative L2)",
+    "change": "the same for its change over the steps",
+}
 _WORST = 2  # tensors to list if a judgement fails
 
 
@@ -92,43 +99,35 @@ def _print_tables(console: Console, result: GradientsResult) -> None:
         name = _OPTIMISERS[measured.optimiser]
         steps[f"{name},\nstate"] = measured.state
         steps[f"{name},\nchange"] = measured.change
-    console.print()
-    console.print(_table("gradients", gradients, keys=True))
-    console.print(
-        "tensors: parameters of the stage. inference, training: the largest relative L2 distance of a\n"
-        "gradient from TensorFlow's, in that mode. of: the parameter with that distance."
-    )
-    console.print()
-    console.print(_table(f"after {result.steps[0].steps} steps", steps, keys=False))
-    console.print(
-        "tensors: weights and running statistics of the stage. state: the largest relative L2 distance of\n"
-        "a tensor from TensorFlow's after the steps. change: the same for its change over the steps."
-    )
+    print_table(console, _table("gradients", gradients, thresholds.GRADIENT, keys=True))
+    title = f"after {result.steps[0].steps} steps"
+    print_table(console, _table(title, steps, thresholds.TRAINING_STEPS))
     for measured in result.steps:
         first, last = measured.losses
         name = _OPTIMISERS[measured.optimiser]
         console.print(f"loss with {name}: {first:.4g} in the first step, {last:.4g} in the last")
 
 
-def _table(title: str, columns: Mapping[str, tuple[TensorDistance, ...]], *, keys: bool) -> Table:
+def _table(
+    title: str, columns: Mapping[str, tuple[TensorDistance, ...]], limit: float, *, keys: bool = False
+) -> Table:
     """A row for each stage: its number of tensors, and the worst of them in every column."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column(title, no_wrap=True)
-    table.add_column("tensors", justify="right", no_wrap=True)
-    for heading in columns:
-        table.add_column(heading, justify="right", no_wrap=True)
-        if keys:
-            table.add_column("of", no_wrap=True)
     by_stage = [_by_stage(tensors) for tensors in columns.values()]
+    rows = []
     for stage, tensors in by_stage[0].items():
-        cells = []
+        cells, failed = [str(len(tensors))], []
         for column in by_stage:
             worst = worst_tensor(column[stage])
+            failed += [] if worst.distance <= limit else [len(cells)]
             cells.append(f"{worst.distance:.1e}")
             if keys:
                 cells.append(worst.key.removeprefix(stage).removeprefix("."))
-        table.add_row(stage, str(len(tensors)), *cells)
-    return table
+        rows.append(Row(stage, tuple(cells), tuple(failed)))
+    headings = ["tensors"]
+    for heading in columns:
+        headings += [heading, "of"] if keys else [heading]
+    explanations = [_EXPLANATIONS[heading.rpartition("\n")[2]] for heading in headings]
+    return Table(title, tuple(headings), tuple(rows), explanations=tuple(explanations))
 
 
 def _by_stage(tensors: Sequence[TensorDistance]) -> dict[str, list[TensorDistance]]:

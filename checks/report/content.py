@@ -1,4 +1,4 @@
-"""The head and the tables of a page, as plain data."""
+"""The head of a page, as plain data."""
 
 from __future__ import annotations
 
@@ -32,39 +32,3 @@ class Head:
     place: str = ""
     reasons: tuple[tuple[str, str], ...] = ()
     is_weaker: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """A row of a table.
-
-    Attributes:
-        name: The text of the first column.
-        cells: The texts of the other columns.
-        kind: The look of the row: "", "fault" or "strong".
-        failed: The indices of the cells that fail a judgement; the page marks them.
-    """
-
-    name: str
-    cells: tuple[str, ...]
-    kind: str = ""
-    failed: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """A table: a name in the first column, figures in the others.
-
-    Attributes:
-        name: The heading of the first column.
-        headings: The headings of the other columns.
-        rows: The rows, in order.
-        text_columns: The number of columns at the end that hold text; the others hold figures.
-        explanations: A line on each heading, below the table; empty for none.
-    """
-
-    name: str
-    headings: tuple[str, ...]
-    rows: tuple[Row, ...]
-    text_columns: int = 0
-    explanations: tuple[str, ...] = ()

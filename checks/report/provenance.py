@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from checks.core.environment import DATE, MACHINE
+from checks.core.render import from_home
 from converter import __version__
 from converter.hub.cache import is_cached
 from converter.manifest import file_digest
@@ -74,5 +75,5 @@ def digests(files: Iterable[str]) -> dict[str, str]:
 
 
 def shown_path(path: str) -> str:
-    """Return a path as it was given; of a path in the cache, which nobody typed, only the name."""
-    return Path(path).name if is_cached(Path(path)) else path
+    """Return a path as on the terminal; of a path in the cache, which nobody typed, only the name."""
+    return Path(path).name if is_cached(Path(path)) else from_home(path)

@@ -325,7 +325,11 @@ class _Format:
 _FORMATS = (
     # A checkpoint's files belong together by their names.
     _Format("checkpoint: data", lambda file: bool(_SHARD.fullmatch(file.path.name)), _open_shard),
-    _Format("checkpoint: index", lambda file: file.path.suffix == ".index", _open_index),
+    _Format(
+        "checkpoint: index",
+        lambda file: file.path.suffix == ".index" and recognise_text(file.head) is None,
+        _open_index,
+    ),
     # LevelDB, table/format.h: kTableMagicNumber, at the end of the file.
     _Format(
         "checkpoint under another name",

@@ -8,6 +8,7 @@ import warnings
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import save_file
 
 from checks.audit.__main__ import main as audit_main
@@ -21,6 +22,7 @@ from converter.convert import to_numpy_state_dict
 from converter.errors import SourceError
 from converter.formats.tensorflow.bundle_writer import write_tensor_bundle
 from converter.plan import describe, plan_conversion
+from reference import InceptionResnetV1
 from tests.support.graph_exports import export_onnx, network
 
 pytestmark = pytest.mark.slow
@@ -170,12 +172,26 @@ def test_audit_names_a_broken_source(broken, broken_port, tmp_path, capsys):
     assert_plain(out, page, json.dumps(report))
 
 
+def test_no_cause_is_named_on_a_broken_source(broken, one_nan, tmp_path, capsys):
+    """The port is as PyTorch initialises it, which is a cause where the source is sound."""
+    torch.manual_seed(0)
+    state_dict = to_numpy_state_dict(one_nan)
+    key = "repeat_1.2.branch1.1.conv.weight"
+    state_dict[key] = InceptionResnetV1().get_parameter(key).detach().numpy()
+    save_file(state_dict, tmp_path / "port.safetensors")
+    assert audit_main([str(tmp_path / "port.safetensors"), "--against", str(broken)]) == 1
+    out = capsys.readouterr().out
+    assert "tensor      repeat_1.2.branch1.1.conv.weight" in out
+    assert "  cause " not in out
+    assert "initial values" not in out
+
+
 def test_audit_blames_a_port_for_its_own_nan(sound, broken_port, tmp_path, capsys):
     code, report, page = reports(tmp_path, audit_main, broken_port, "--against", sound)
     out = capsys.readouterr().out
     assert code == 1
     assert out.startswith("The port differs: conv2d_1a.bn.running_var is not the source's.")
-    assert "[3] is NaN, expected" in out
+    assert "largest     not finite at [3]: expected " in out
     assert "1 of 32 values differs, 1 of them not finite" in out
     assert report["broken"] is None
     (fault,) = (tensor for tensor in report["tensors"] if tensor["status"] == "differs")

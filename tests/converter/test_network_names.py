@@ -247,7 +247,7 @@ def test_a_training_file_with_a_prefix_and_extras_without_counters(
     assert main([str(training_file), "-o", str(output), "--ignore", "net.arcface.*"]) == 0
     screen = capsys.readouterr().out
     for statement in (
-        "the state_dict under 'model' is used; beside it, not read: epoch, best",
+        "the state_dict under 'model' is used; the other entries are not read: epoch, best",
         "the names of the network begin with 'net.module.', which is taken off",
         "1 tensor is left out by --ignore 'net.arcface.*'",
         "there is no num_batches_tracked, which carries no information",

@@ -10,8 +10,15 @@ from pathlib import Path
 
 from checks.audit.graphs import onnx_file, tensorflow_file, tflite_file
 from checks.audit.graphs.graph import Graph
-from converter.errors import RequirementError
-from converter.formats.neighbours import HEAD_BYTES, refuse_placeholder
+from converter.errors import RequirementError, SourceError
+from converter.formats.neighbours import (
+    HEAD_BYTES,
+    is_onnx,
+    is_tflite,
+    recognise,
+    recognise_text,
+    refuse_placeholder,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +82,8 @@ def find_graph_format(path: Path) -> GraphFormat | None:
     """Find the format of a graph file; None if the file is not a graph.
 
     Raises:
-        SourceError: The file stands for another one, such as a pointer of Git LFS.
+        SourceError: The file stands for another one, such as a pointer of Git LFS, or is of another format
+            than its ending says.
         RequirementError: A package that reads or runs the file is not installed.
     """
     if not path.is_file():
@@ -86,6 +94,10 @@ def find_graph_format(path: Path) -> GraphFormat | None:
     for graph_format in GRAPH_FORMATS:
         if not graph_format.detect(path, head):
             continue
+        if not (is_onnx(head) or is_tflite(head)) and (
+            other := recognise(path, head) or recognise_text(head)
+        ):
+            raise SourceError(path, other[0], next_step=other[1])
         missing = [
             package
             for module, package in graph_format.packages.items()

@@ -52,8 +52,8 @@ _OPS: Mapping[str, Op] = {
 
 
 def is_onnx(path: Path, head: bytes) -> bool:
-    """Return True if a file is an ONNX model, by its ending or its first bytes."""
-    return path.suffix.lower() == ".onnx" or neighbours.is_onnx(head)
+    """Return True if a file is an ONNX model, by its first bytes, or else by its ending."""
+    return neighbours.is_onnx(head) or (path.suffix.lower() == ".onnx" and not neighbours.is_tflite(head))
 
 
 def read_onnx(path: Path) -> Graph:

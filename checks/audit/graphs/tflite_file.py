@@ -48,8 +48,8 @@ _SAME = 0  # schema.fbs: Padding.SAME
 
 
 def is_tflite(path: Path, head: bytes) -> bool:
-    """Return True if a file is a TFLite model, by its ending or its identifier."""
-    return path.suffix.lower() == ".tflite" or neighbours.is_tflite(head)
+    """Return True if a file is a TFLite model, by its identifier, or else by its ending."""
+    return neighbours.is_tflite(head) or path.suffix.lower() == ".tflite"
 
 
 def read_tflite(path: Path) -> Graph:

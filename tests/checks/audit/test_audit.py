@@ -432,6 +432,23 @@ def test_folding_takes_the_sources_gamma(state_dict, tmp_path):
     ).passed
 
 
+def test_the_largest_difference_is_shown_with_its_place_and_values(source, state_dict, tmp_path, capsys):
+    """The first tensor that differs, and the tensor with the largest difference of all."""
+    kernel, weight = np.array(state_dict[KERNEL]), np.array(state_dict["last_linear.weight"])
+    kernel[0, 0, 0, 0] += np.float32(0.25)
+    kernel[3, 1, 2, 0] += np.float32(0.5)
+    weight[7, 9] -= np.float32(2)
+    changed = {**state_dict, KERNEL: kernel, "last_linear.weight": weight}
+    port = {f"module.{key}": array for key, array in changed.items()}
+    assert main([str(save(tmp_path / "port.safetensors", port)), "--against", str(source)]) == 1
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    before, after = state_dict[KERNEL][3, 1, 2, 0], kernel[3, 1, 2, 0]
+    assert f"largest     5.0e-01 at [3, 1, 2, 0]: expected {before:.9g}, actual {after:.9g}" in lines
+    before, after = state_dict["last_linear.weight"][7, 9], weight[7, 9]
+    place = "module.last_linear.weight (last_linear.weight, InceptionResnetV1/Bottleneck/weights)"
+    assert f"of all      2.0e+00 at [7, 9]: expected {before:.9g}, actual {after:.9g}; in {place}" in lines
+
+
 # The command.
 
 
@@ -454,7 +471,8 @@ def test_the_command_prints_the_verdict_first_and_writes_json(source, state_dict
     assert [line.strip() for line in lines[4:]] == [
         f"tensor      {KERNEL}, float32 [32, 32, 3, 3]",
         f"TensorFlow  {variable}",
-        f"first       [0, 0, 0, 0] is {actual:.9g}, expected {expected:.9g}",
+        f"largest     {abs(actual - expected):.1e} at [0, 0, 0, 0]: expected {expected:.9g}, "
+        f"actual {actual:.9g}",
         "in all      1 of 9216 values differs, by up to 16 steps from one float32 to the next",
     ]
     result = json.loads((tmp_path / "audit.json").read_text())
@@ -462,6 +480,7 @@ def test_the_command_prints_the_verdict_first_and_writes_json(source, state_dict
     (kernel,) = [tensor for tensor in result["tensors"] if tensor["status"] == "differs"]
     assert (kernel["name"], kernel["key"], kernel["variable"]) == (KERNEL, KERNEL, variable)
     assert (kernel["index"], kernel["actual"], kernel["expected"]) == ([0, 0, 0, 0], actual, expected)
+    assert kernel["max_abs"] == abs(actual - expected)
     assert len(result["files"]) == 3
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+
 import numpy as np
 import onnx
 import pytest
@@ -173,6 +175,24 @@ def test_a_quantised_file_is_named_with_the_step_that_works(source, tmp_path, ca
     message = capsys.readouterr().err
     assert f"{path}: it is quantised by onnxruntime's {tool} (" in message
     assert "Audit the float32 file that it was made from: facenet-port audit FLOAT32.onnx" in message
+
+
+@pytest.mark.parametrize("ending", ["onnx", "tflite", "index"])
+def test_a_text_file_with_the_ending_of_a_model_is_called_text(source, tmp_path, capsys, ending):
+    path = tmp_path / f"text.{ending}"
+    path.write_text("see the release page\n")
+    assert main([str(path), "--against", str(source)]) == 3
+    message = capsys.readouterr().err
+    assert f"{path}: this is a text file, not a model; it begins with 'see the release page'" in message
+
+
+def test_a_file_of_another_format_than_its_ending_says_is_named_or_read(source, tmp_path, capsys):
+    (tmp_path / "model.onnx").write_bytes(gzip.compress(b"model"))
+    assert main([str(tmp_path / "model.onnx"), "--against", str(source)]) == 3
+    assert "this file is compressed (gzip)" in capsys.readouterr().err
+    (tmp_path / "lite.onnx").write_bytes(b"\x1c\0\0\0TFL3" + bytes(64))
+    assert main([str(tmp_path / "lite.onnx"), "--against", str(source)]) == 3
+    assert "not a readable TFLite file" in capsys.readouterr().err
 
 
 # Data beside the model.

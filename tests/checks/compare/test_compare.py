@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -86,6 +87,7 @@ def test_the_built_in_checkpoint_is_real_and_proven(main_job: MainJob) -> None:
     assert stdout.count("holds ") == 4
     assert "FAILS" not in stdout
     assert "492 converted bit for bit, 224 synthesised" in stdout
+    assert re.search(r"headline +float32 distance \S+ on 5 standard normal images \(limit 4e-06\)", stdout)
     digest = hashlib.sha256(main_job.activations.read_bytes()).hexdigest()
     size = f"{main_job.activations.stat().st_size / 1e6:.1f} MB"
     assert f"{main_job.activations}, {size}, SHA-256 {digest}" in stdout
@@ -232,7 +234,7 @@ def test_a_training_file_with_a_prefix_and_extras(
     assert compare_command.main([*options, "--ignore", "net.arcface.*"]) == 0
     screen = capsys.readouterr().out
     for statement in (
-        "the state_dict under 'model' is used; beside it, not read: epoch, best",
+        "the state_dict under 'model' is used; the other entries are not read: epoch, best",
         "the names of the network begin with 'net.module.', which is taken off",
         "1 tensor is left out by --ignore 'net.arcface.*'",
         "there is no num_batches_tracked, which carries no information",
@@ -291,6 +293,11 @@ def test_the_tables_explain_each_of_their_columns(
     for heading, explanation in (*ACTIVATION_COLUMNS, *INPUT_COLUMNS):
         assert any(" ".join(heading.split()) in line and explanation in line for line in lines)
     assert not any("…" in line for line in lines)  # no figure is cut off
+    assert any(line.startswith("activation (standard normal, 5 images)") for line in lines)
+    for batch in main_job.report["inputs"]:
+        count = "1 image" if batch["images"] == 1 else f"{batch['images']} images"
+        assert any(line.startswith(f"{batch['name']}, {count} ") for line in lines)
+    assert not any("✕" in line for line in lines)
 
 
 def test_the_cause_is_named_without_tensorflow_from_stored_stages(
@@ -349,11 +356,14 @@ def test_activations_of_another_checkpoint_are_refused(
         compare(tmp_path / "other", activations=main_job.activations)
 
 
-def test_a_state_dict_does_not_judge_itself(main_job: MainJob, clean: Path) -> None:
-    with pytest.raises(UsageError, match=r"clean\.pt: a state_dict cannot judge itself"):
-        compare(clean)
-    with pytest.raises(UsageError, match=r"clean\.pt: a state_dict cannot judge itself"):
-        compare(clean, activations=main_job.activations)
+def test_a_pytorch_file_is_no_source(main_job: MainJob, clean: Path) -> None:
+    message = (
+        r"clean\.pt: this is a PyTorch file; SOURCE has to be TensorFlow's.*`facenet-port compare SOURCE "
+        r"--state-dict .*clean\.pt`.*`facenet-port audit PORT --against .*clean\.pt`"
+    )
+    for options in ({}, {"state_dict": clean}, {"activations": main_job.activations}):
+        with pytest.raises(UsageError, match=message):
+            compare(clean, **options)
 
 
 def test_a_state_dict_of_another_size_or_dtype_is_a_difference(

@@ -399,7 +399,7 @@ def audit_result(*, sound: bool) -> AuditResult:
             tensors[number] = replace(tensors[number], status=status)
         tensors[7] = replace(
             tensors[7], status="differs", differing=3, max_ulp=4, ulp_histogram=(6, 1, 1, 1), detail=HOSTILE,
-            key="module.key", index=(1, 2), actual=1.5, expected=-0.25,
+            key="module.key", index=(1, 2), actual=1.5, expected=-0.25, max_abs=1.75,
         )  # fmt: skip
         tensors[8] = replace(tensors[8], status="missing")
         tensors.append(TensorResult(HOSTILE, "", "", "", "float32", (2,), "extra", 2))
@@ -436,10 +436,10 @@ def test_an_audit_is_reported_as_a_grid(browser, tmp_path: Path, sound: bool) ->
         assert len(titles) == 7
         reasons = page.locator("#reasons").inner_text()
         assert f"Differs: {KEYS[7]}: 3 of 9 values differ, by up to 4 steps" in reasons
-        assert "First value: [1, 2] is 1.5, expected -0.25" in reasons
+        assert "Largest difference: 1.8e+00 at [1, 2]: expected -0.25, actual 1.5" in reasons
         assert "TensorFlow variable: variable" in reasons
         texts = page.locator("tr.fault", has_text=KEYS[7]).first.locator("td").all_text_contents()
-        assert {"1, 2", "1.5", "-0.25", "module.key", "variable"} <= set(texts)
+        assert {"1, 2", "1.5", "-0.25", "1.8e+00", "module.key", "variable"} <= set(texts)
     assert page.locator("img, script").count() == 0
     page.close()
 
