@@ -7,14 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from google.protobuf.message import DecodeError
-
 from facenet_tf import import_tensorflow
 from facenet_tf.graph_nodes import READS, GraphError, GraphNodes, node_name
 from facenet_tf.variables import BOTTLENECK, OLD_BOTTLENECK, SCOPE
 
 tf = import_tensorflow()
-tf1 = tf.compat.v1
 
 PASSED = READS | {"Switch", "RefSwitch"}
 """Operations whose output is their first input."""
@@ -43,28 +40,20 @@ class VarianceUpdate:
     operation: str
 
 
-def read_variance_updates(path: str | Path, *, frozen: bool) -> dict[str, VarianceUpdate]:
+def read_variance_updates(path: Path, graph_def: Any) -> dict[str, VarianceUpdate]:
     """Read the updates of all moving variances of a graph.
 
     Args:
-        path: A .meta, or a frozen .pb.
-        frozen: Whether it is a .pb.
+        path: The graph's file, for messages.
+        graph_def: The graph, as `facenet_tf.own_graph.read_graph` gives it.
 
     Returns:
         The update of every BatchNorm by its scope; empty if the graph was frozen without its training
         branches.
 
     Raises:
-        GraphError: The file is not a graph of the network, or an update has an unknown form.
+        GraphError: It is not a graph of the network, or an update has an unknown form.
     """
-    path = Path(path)
-    content = path.read_bytes()
-    try:
-        graph_def = (
-            tf1.GraphDef.FromString(content) if frozen else tf1.MetaGraphDef.FromString(content).graph_def
-        )
-    except DecodeError as error:
-        raise GraphError(path, "the file is damaged, cut off or not a graph") from error
     nodes = GraphNodes(path, graph_def)
     roots = (f"{SCOPE}/", f"{OLD_BOTTLENECK}/")
     variables = [n for n in nodes.by_name if n.startswith(roots) and n.endswith("/moving_variance")]

@@ -37,6 +37,35 @@ FEEDS: Mapping[str, tuple[Any, Sequence[int | None]]] = {
 """The nodes to feed; the reduced graph does not compute them."""
 
 
+GraphKind = Literal["meta", "frozen", "saved_model"]
+
+
+def read_graph(
+    path: Path, kind: GraphKind, weights: Literal["variable", "average"] = "variable", scope: str = ""
+) -> Any:
+    """Read a whole graph, with its training, as a GraphDef under the network's names.
+
+    Args:
+        path: The file.
+        kind: A `.meta`, a frozen `.pb` or the `saved_model.pb` of a SavedModel.
+        weights: "average" gives constants that are moving averages the names of their variables.
+        scope: The prefix of the network's names, such as `resnet/`, which is taken off.
+
+    Raises:
+        GraphError: The file is damaged or another one, or TensorFlow does not load it.
+    """
+    if kind == "meta":
+        graph_def = _parse(path, tf1.MetaGraphDef()).graph_def
+    else:
+        graph_def = _parse(path, tf1.GraphDef()) if kind == "frozen" else read_saved_model(path)
+    _take_off(scope, graph_def)
+    if not any(node.op in VARIABLES for node in graph_def.node):
+        if weights == "average":
+            _name_averages_as_variables(graph_def)
+        _name_folded_variables(graph_def)
+    return graph_def
+
+
 class OwnGraph:
     """A context manager: a checkpoint's own graph with its weights, in inference.
 
@@ -137,16 +166,11 @@ class OwnGraph:
             GraphError: The file is not a GraphDef, holds another network, or holds no weights.
         """
         path = Path(pb)
-        graph_def = _parse(path, tf1.GraphDef())
-        _take_off(scope, graph_def)
-        if weights == "average":
-            _name_averages_as_variables(graph_def)
-        return cls._from_constants(path, graph_def)
+        return cls._from_constants(path, read_graph(path, "frozen", weights, scope))
 
     @classmethod
     def _from_constants(cls, path: Path, graph_def: Any) -> Self:
         """Open a graph whose variables have become constants."""
-        _name_folded_variables(graph_def)
         graph_def, logits = _cut_to_inference(path, graph_def)
         variables = [node.name for node in graph_def.node if node.op in VARIABLES]
         if variables:
@@ -179,11 +203,8 @@ class OwnGraph:
             GraphError: The file is not a SavedModel or holds another network, or TensorFlow does not load it.
         """
         path = Path(path)
-        graph_def = read_saved_model(path)
-        _take_off(scope, graph_def)
+        graph_def = read_graph(path, "saved_model", weights, scope)
         if prefix is None or not any(node.op in VARIABLES for node in graph_def.node):
-            if weights == "average":
-                _name_averages_as_variables(graph_def)
             return cls._from_constants(path, graph_def)
         graph_def, logits = _cut_to_inference(path, graph_def)
         shapes = {n.name: n.attr["shape"].shape for n in graph_def.node if n.op in VARIABLES}

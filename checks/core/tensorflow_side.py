@@ -22,11 +22,14 @@ from converter.convert import to_numpy_state_dict
 from converter.errors import RequirementError, SourceError
 from converter.formats.neighbours import HEAD_BYTES, refuse_placeholder
 from converter.formats.source import TensorSource
+from converter.formats.tensorflow.bundle import TensorBundle
+from converter.formats.tensorflow.frozen_graph import FrozenGraph
+from converter.formats.tensorflow.saved_model import SavedModel
 from converter.network_names import NetworkTensors
 from converter.plan import Weights, describe, infer_variant
 
 if TYPE_CHECKING:
-    from facenet_tf.own_graph import OwnGraph
+    from facenet_tf.own_graph import GraphKind, OwnGraph
 
 
 def require_tensorflow(purpose: str, otherwise: str = "") -> None:
@@ -176,37 +179,54 @@ def find_meta(prefix: str | Path) -> Path | None:
     return None
 
 
+WITHOUT_OWN_GRAPH: Mapping[GraphKind, str] = {
+    "meta": "Move the .meta away",
+    "frozen": "Give the checkpoint that it was frozen from, without its .meta,",
+    "saved_model": "Move saved_model.pb away and give variables/",
+}
+"""Kind of an own graph to the advice that leaves it out."""
+
+
+def find_own_graph(source: TensorSource) -> tuple[Path, GraphKind] | None:
+    """Find the file of an open source's own graph, and its kind; None if it has none.
+
+    Raises:
+        SourceError: The .meta stands for another file, such as a pointer of Git LFS.
+    """
+    if isinstance(source, FrozenGraph):
+        return source.path, "frozen"
+    if isinstance(source, SavedModel) and source.naming == "tensorflow":
+        return source.graph, "saved_model"
+    meta = find_meta(source.path) if isinstance(source, TensorBundle) else None
+    if meta is None:
+        return None
+    with meta.open("rb") as file:
+        refuse_placeholder(meta, file.read(HEAD_BYTES))
+    return meta, "meta"
+
+
 def open_own_graph(source: TensorSource, weights: Weights) -> OwnGraph | None:
     """Open a source's own graph, a .pb, a checkpoint's .meta or a SavedModel's; None if it has none.
 
     Raises:
         SourceError: The graph cannot be run.
     """
-    from converter.formats.tensorflow.bundle import TensorBundle
-    from converter.formats.tensorflow.frozen_graph import FrozenGraph
-    from converter.formats.tensorflow.saved_model import SavedModel
     from facenet_tf.graph_nodes import GraphError
     from facenet_tf.own_graph import OwnGraph
 
     named = source if isinstance(source, NetworkTensors) else NetworkTensors(source)
     opened, scope = named.source, named.prefix
+    file = find_own_graph(opened)
+    if file is None:
+        return None
+    path, kind = file
     try:
-        if isinstance(opened, FrozenGraph):
-            return OwnGraph.from_frozen(opened.path, weights, scope)
-        if isinstance(opened, SavedModel) and opened.naming == "tensorflow":
-            return OwnGraph.from_saved_model(opened.graph, opened.variables, weights, scope)
-        if isinstance(opened, TensorBundle):
-            meta = find_meta(opened.path)
-            if meta is not None:
-                with meta.open("rb") as file:
-                    refuse_placeholder(meta, file.read(HEAD_BYTES))
-            return None if meta is None else OwnGraph.from_checkpoint(meta, opened.path, weights, scope)
+        if isinstance(opened, SavedModel):
+            return OwnGraph.from_saved_model(path, opened.variables, weights, scope)
+        if kind == "frozen":
+            return OwnGraph.from_frozen(path, weights, scope)
+        return OwnGraph.from_checkpoint(path, opened.path, weights, scope)
     except GraphError as error:
-        raise SourceError(
-            error.path,
-            f"the checkpoint's own graph cannot be run ({error})",
-            next_step="Move saved_model.pb away and give variables/ to compare with the rebuilt graph alone"
-            if isinstance(opened, SavedModel)
-            else "Move the .meta away to compare with the rebuilt graph alone",
-        ) from error
-    return None
+        problem = f"the checkpoint's own graph cannot be run ({error})"
+        next_step = f"{WITHOUT_OWN_GRAPH[kind]} to compare with the rebuilt graph alone"
+        raise SourceError(error.path, problem, next_step=next_step) from error

@@ -50,6 +50,7 @@ from converter.formats.detect import open_source
 from converter.formats.source import TensorSource
 from converter.hub.locate import locate
 from converter.layer_map import Variant
+from converter.network_names import NetworkTensors
 from converter.plan import Weights
 from reference import InceptionResnetV1
 
@@ -94,9 +95,10 @@ def compare_gradients(
         source = built_in_checkpoint()
     say("converting")
     with open_source(locate(source), step=step) as opened:
-        variant, tensors, model = _both_sides(opened, weights)
+        named = NetworkTensors(opened)
+        variant, tensors, model = _both_sides(named, weights)
         say("reading the checkpoint's own graph")
-        updates, graph = read_updates(opened)
+        updates, graph = read_updates(named, weights)
         files = (*opened.files, *(() if graph is None else (graph,)))
     batch = draw_batch(variant, seed=seed)
     gradients, steps = _measure(tensors, model, variant, batch, say)

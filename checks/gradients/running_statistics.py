@@ -11,10 +11,11 @@ from torch import nn
 
 from checks.core.judgement import Judgement
 from checks.core.network import short_name
-from checks.core.tensorflow_side import find_meta
+from checks.core.tensorflow_side import WITHOUT_OWN_GRAPH, find_own_graph
 from converter.errors import SourceError
-from converter.formats.source import TensorSource
 from converter.layer_map import ConvertedRow, Variant, table
+from converter.network_names import NetworkTensors
+from converter.plan import Weights
 from reference import InceptionResnetV1
 
 if TYPE_CHECKING:
@@ -24,7 +25,9 @@ NAME = "statistics"
 """Name of the judgement."""
 
 
-def read_updates(source: TensorSource) -> tuple[Mapping[str, VarianceUpdate], Path | None]:
+def read_updates(
+    source: NetworkTensors, weights: Weights
+) -> tuple[Mapping[str, VarianceUpdate], Path | None]:
     """Read how the source's own graph moves its variances.
 
     Returns:
@@ -34,23 +37,20 @@ def read_updates(source: TensorSource) -> tuple[Mapping[str, VarianceUpdate], Pa
     Raises:
         SourceError: The graph's updates have an unknown form.
     """
-    from converter.formats.tensorflow.bundle import TensorBundle
-    from converter.formats.tensorflow.frozen_graph import FrozenGraph
     from facenet_tf.batch_norm_updates import read_variance_updates
     from facenet_tf.graph_nodes import GraphError
+    from facenet_tf.own_graph import read_graph
 
-    frozen = isinstance(source, FrozenGraph)
-    path = source.path if frozen else find_meta(source.path) if isinstance(source, TensorBundle) else None
-    if path is None:
+    file = find_own_graph(source.source)
+    if file is None:
         return {}, None
+    path, kind = file
     try:
-        return read_variance_updates(path, frozen=frozen), path
+        return read_variance_updates(path, read_graph(path, kind, weights, source.prefix)), path
     except GraphError as error:
-        raise SourceError(
-            path,
-            f"the updates of its running variances cannot be read ({error})",
-            next_step="Move the .meta away to check against slim's fused BatchNorm",
-        ) from error
+        problem = f"the updates of its running variances cannot be read ({error})"
+        next_step = f"{WITHOUT_OWN_GRAPH[kind]} to check against slim's fused BatchNorm"
+        raise SourceError(path, problem, next_step=next_step) from error
 
 
 def judge_statistics(

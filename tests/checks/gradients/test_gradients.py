@@ -45,6 +45,7 @@ pytest.importorskip("tensorflow")
 from facenet_tf.batch_norm_updates import VarianceUpdate, read_variance_updates
 from facenet_tf.checkpoint import CheckpointFiles
 from facenet_tf.graph_nodes import GraphError
+from facenet_tf.own_graph import GraphKind, read_graph
 from facenet_tf.session import legacy_graph, tf, tf1
 
 pytestmark = pytest.mark.slow
@@ -244,12 +245,16 @@ def test_a_gradient_that_vanishes_is_judged_by_the_whole(reference: TrainingRefe
 # How a graph moves its variances
 
 
+def variance_updates(path: Path, kind: GraphKind = "meta") -> dict[str, VarianceUpdate]:
+    return read_variance_updates(path, read_graph(path, kind))
+
+
 def test_a_training_graph_and_a_frozen_one_show_their_convention(
     checkpoint: CheckpointFiles, model: InceptionResnetV1
 ) -> None:
     assert checkpoint.frozen is not None
-    from_meta = read_variance_updates(checkpoint.meta, frozen=False)
-    assert read_variance_updates(checkpoint.frozen, frozen=True) == from_meta
+    from_meta = variance_updates(checkpoint.meta)
+    assert variance_updates(checkpoint.frozen, "frozen") == from_meta
     assert len(from_meta) == 112
     for scope, update in from_meta.items():
         assert update == VarianceUpdate(scope, False, pytest.approx(0.995, abs=1e-9), "FusedBatchNormV3")
@@ -264,7 +269,7 @@ def test_a_training_graph_and_a_frozen_one_show_their_convention(
 
 def test_plain_moments_are_read_as_biased(tmp_path: Path, model: InceptionResnetV1) -> None:
     meta = write_graph(tmp_path, lambda net: tf.nn.moments(net, [0, 1, 2])[1], 0.9)
-    (update,) = read_variance_updates(meta, frozen=False).values()
+    (update,) = variance_updates(meta).values()
     assert update == VarianceUpdate(SCOPE, True, pytest.approx(0.9, abs=1e-7), "Mean")
     everywhere = {f"{scope}/BatchNorm": replace(update, decay=0.995) for scope in SCOPES}
     judged = judge_statistics(everywhere, model, meta, VARIANT, 4)
@@ -279,21 +284,21 @@ def test_the_moments_of_early_releases_are_read_as_biased(tmp_path: Path) -> Non
         mean = tf.reduce_mean(net - shift, [0, 1, 2])
         return tf.reduce_mean(tf.math.squared_difference(net, shift), [0, 1, 2]) - tf.square(mean)
 
-    (update,) = read_variance_updates(write_graph(tmp_path, shifted), frozen=False).values()
+    (update,) = variance_updates(write_graph(tmp_path, shifted)).values()
     assert update.biased
 
 
 def test_a_variance_of_no_known_form_is_refused(tmp_path: Path) -> None:
     meta = write_graph(tmp_path, lambda net: 1.01 * tf.nn.moments(net, [0, 1, 2])[1])
     with pytest.raises(GraphError, match="neither a fused nor a plain variance"):
-        read_variance_updates(meta, frozen=False)
+        variance_updates(meta)
 
 
 def test_a_graph_that_updates_nothing_says_nothing(tmp_path: Path, model: InceptionResnetV1) -> None:
     with legacy_graph() as graph:
         tf1.get_variable(f"{SCOPE}/moving_variance", (32,), use_resource=False)
         (tmp_path / "frozen.pb").write_bytes(graph.as_graph_def().SerializeToString())
-    assert read_variance_updates(tmp_path / "frozen.pb", frozen=True) == {}
+    assert variance_updates(tmp_path / "frozen.pb", "frozen") == {}
     judged = judge_statistics({}, model, None, VARIANT, 4)
     assert judged.passed
     assert "assumed" in judged.statement
