@@ -231,6 +231,8 @@ def _faithful_verdict(statuses: set[Status], run: GraphRun | None) -> str:
     if "rounded" in statuses or (run is not None and run.weights == "float16"):
         changes.append("rounded to half precision")
     graph = "" if run is None else ", and its graph computes what the network does"
+    if run is not None and run.resized:
+        graph += f" with the images that it resizes {run.resized}"
     if not changes:
         return f"The port is exact: every tensor is the source's, bit for bit{graph}."
     exactness = "within rounding" if "approximate" in statuses else "bit for bit"

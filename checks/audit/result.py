@@ -137,6 +137,7 @@ class GraphRun:
             describes.
         feed: A clause on the graph's input and outputs.
         inputs: The run on each input.
+        resized: A clause on the sizes, if the graph resizes its images, such as "from 224x224 to 160x160".
         prepared: Relative L2 of the prepared images from those that `preprocessing` describes; None where
             only embeddings are compared.
     """
@@ -149,6 +150,7 @@ class GraphRun:
     is_prepared_exactly: bool
     feed: str
     inputs: tuple[InputRun, ...]
+    resized: str = ""
     prepared: float | None = None
 
     @property

@@ -12,16 +12,17 @@ SURROUNDING_OPERATIONS = frozenset((
     # ONNX
     "Add", "Cast", "Clip", "Concat", "ConstantOfShape", "Div", "Equal", "Expand", "Flatten", "Gather",
     "GatherND", "Identity", "LpNormalization", "Max", "Mul", "Pow", "Range", "Reciprocal", "ReduceL2",
-    "ReduceMean", "ReduceSum", "ReduceSumSquare", "Reshape", "Shape", "Slice", "Softmax", "Split", "Sqrt",
-    "Squeeze", "Sub", "Transpose", "Unsqueeze", "Where",
+    "ReduceMean", "ReduceSum", "ReduceSumSquare", "Reshape", "Resize", "Shape", "Slice", "Softmax", "Split",
+    "Sqrt", "Squeeze", "Sub", "Transpose", "Unsqueeze", "Where",
     # TFLite
     "ADD", "BROADCAST_TO", "CAST", "CONCATENATION", "DEQUANTIZE", "DIV", "EXPAND_DIMS", "GATHER",
-    "L2_NORMALIZATION", "MAXIMUM", "MEAN", "MUL", "PACK", "POW", "RESHAPE", "REVERSE_V2", "RSQRT", "SHAPE",
-    "SLICE", "SOFTMAX", "SPLIT", "SQRT", "SQUARE", "SQUARED_DIFFERENCE", "SQUEEZE", "STRIDED_SLICE", "SUB",
-    "SUM", "TRANSPOSE",
+    "L2_NORMALIZATION", "MAXIMUM", "MEAN", "MUL", "PACK", "POW", "RESHAPE", "RESIZE_BILINEAR",
+    "RESIZE_NEAREST_NEIGHBOR", "REVERSE_V2", "RSQRT", "SHAPE", "SLICE", "SOFTMAX", "SPLIT", "SQRT", "SQUARE",
+    "SQUARED_DIFFERENCE", "SQUEEZE", "STRIDED_SLICE", "SUB", "SUM", "TRANSPOSE",
     # TensorFlow
     "AddV2", "ConcatV2", "ExpandDims", "Fill", "Maximum", "Mean", "Minimum", "Neg", "Pack", "RealDiv",
-    "ReverseV2", "Rsqrt", "Square", "StopGradient", "StridedSlice", "Sum",
+    "ResizeArea", "ResizeBicubic", "ResizeBilinear", "ResizeNearestNeighbor", "ReverseV2", "Rsqrt", "Square",
+    "StopGradient", "StridedSlice", "Sum",
 ))  # fmt: skip
 """Operations that prepare an image or normalise an embedding. They treat every image alike, so a run on a few
 images is enough to judge them; it is not enough for other operations."""

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from checks.audit.graphs.find_layers import GraphLayers
 from checks.audit.graphs.graph import Graph
 from checks.audit.graphs.graph_formats import format_of
+from checks.audit.graphs.preprocessing import fit_size
 from checks.audit.graphs.runtime_process import RuntimeProcess
 from checks.core.activations import activation_names
 from checks.core.inputs import IMAGE_SIZE
@@ -79,10 +80,7 @@ class OnnxTfliteSession:
 
     def fit_images(self, images: Array) -> Array:
         """Cut or repeat images to the size that the graph takes."""
-        for axis, extent in ((1, self._layout.height), (2, self._layout.width)):
-            if extent is not None and extent != images.shape[axis]:
-                images = np.take(images, np.arange(extent) % images.shape[axis], axis=axis)
-        return images
+        return fit_size(images, self._layout.height, self._layout.width)
 
     def run(self, images: Array) -> list[Array]:
         """Run the graph as its runtime optimises it; return each of `outputs` as (N, size)."""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from checks.core.inputs import prewhiten, standardise
-from checks.core.metrics import relative_l2
+from checks.core.metrics import figure, relative_l2
 from converter.hub.catalog_entry import FIXED, PER_IMAGE
 
 Array = NDArray[Any]
@@ -19,6 +19,8 @@ Pixels = Callable[[Array], Array]
 RECOGNISED = 2e-3
 """Largest relative L2 at which an image counts as prepared in a known way. The two closest ways, by 127.5
 and by 128, are 4e-3 apart; half precision rounds by 5e-4."""
+
+_COLOUR = (40, 110, 200)  # channels that differ, so that their order shows
 
 _STANDARDISED = "standardised images"
 _BYTES = "pixels of 0 to 255"
@@ -48,12 +50,14 @@ class Preprocessing:
         baked: The input of the first convolution: one of the names of `_BAKED`.
         reverses: Whether the graph takes BGR.
         distance: Relative L2 of the actual input of the first convolution from this one.
+        resized: A clause on the sizes, such as "from 224x224 to 160x160"; empty if the size stays.
     """
 
     feed: str
     baked: str
     reverses: bool
     distance: float
+    resized: str = ""
 
     @property
     def is_known(self) -> bool:
@@ -73,13 +77,12 @@ class Preprocessing:
     @property
     def statement(self) -> str:
         """A clause on the preprocessing."""
-        if not np.isfinite(self.distance):
-            return "unknown: the graph brings its images to another size"
         if not self.is_known:
-            return (
-                f"unknown: no known way to prepare images gives what its first layer takes "
-                f"({self.distance:.1e} off)"
-            )
+            off = f"{figure(self.distance)} off"
+            return f"unknown: no known way to prepare images gives what its first layer takes ({off})"
+        if self.resized:
+            known = replace(self, resized="").statement
+            return f"{known}; it resizes them {self.resized}, which is not judged"
         order = "BGR" if self.reverses else "RGB"
         if not self.is_baked_in:
             return f"none baked in: it takes standardised {order} images"
@@ -130,6 +133,33 @@ def detect_preprocessing(
                     best = Preprocessing(feed, baked, reverses, distance)
     assert best is not None
     return best
+
+
+def detect_resized(pixels: Array, prepare: Callable[[Array], Array], dtype: str) -> Preprocessing:
+    """Find the known way to prepare an image for a graph that brings images to another size.
+
+    The arguments are those of `detect_preprocessing`, of which only the shape of `pixels` counts: the images
+    have one colour, which no resampling changes. So the way to resample stays unknown.
+    """
+    height, width = pixels.shape[1:3]
+    sizes = set()
+
+    def prepare_and_fit(images: Array) -> Array:
+        prepared = prepare(images)
+        sizes.add(f"from {height}x{width} to {prepared.shape[1]}x{prepared.shape[2]}")
+        return fit_size(prepared, height, width)
+
+    plain = np.broadcast_to(np.array(_COLOUR, np.float64), pixels.shape)
+    found = detect_preprocessing(plain, prepare_and_fit, dtype)
+    return replace(found, resized=" or ".join(sorted(sizes)))
+
+
+def fit_size(images: Array, height: int | None, width: int | None) -> Array:
+    """Cut or repeat NHWC images to a size; None leaves an extent as it is."""
+    for axis, extent in ((1, height), (2, width)):
+        if extent is not None and extent != images.shape[axis]:
+            images = np.take(images, np.arange(extent) % images.shape[axis], axis=axis)
+    return images
 
 
 def _feed(feed: str, pixels: Array, *, reverses: bool) -> Array:

@@ -11,7 +11,12 @@ import torch
 from numpy.typing import NDArray
 
 from checks.audit.folded_standardisation import FoldedStandardisation
-from checks.audit.graphs.preprocessing import Preprocessing, detect_preprocessing, to_pixels
+from checks.audit.graphs.preprocessing import (
+    Preprocessing,
+    detect_preprocessing,
+    detect_resized,
+    to_pixels,
+)
 from checks.audit.result import GraphRun, InputRun
 from checks.core import thresholds
 from checks.core.activations import run_pytorch
@@ -83,9 +88,13 @@ def run_graph(
     networks = _Networks(build_own(torch.float64), build_own(own), source, fold)
     say("detecting the preprocessing")
     pixels = to_pixels(session.fit_images(batches[min(1, len(batches) - 1)].images[:1]))
-    preprocessing = detect_preprocessing(
-        pixels, lambda images: fold.apply(session.run_layers(images)[0]), session.input_dtype
-    )
+
+    def prepare(images: Array) -> Array:
+        return fold.apply(session.run_layers(images)[0])
+
+    preprocessing = detect_preprocessing(pixels, prepare, session.input_dtype)
+    if not np.isfinite(preprocessing.distance):  # the sizes differ
+        preprocessing = detect_resized(pixels, prepare, session.input_dtype)
     runs = []
     for batch in batches:
         say(f"running: {batch.name}")
@@ -110,6 +119,7 @@ def describe_run(
         preprocessing=preprocessing.statement,
         baked=preprocessing.baked if preprocessing.is_known and preprocessing.is_baked_in else None,
         is_prepared_exactly=is_prepared_exactly,
+        resized=preprocessing.resized,
         feed=f"{preprocessing.feed}, {session.input_description}; gives {session.output_description}",
         inputs=tuple(inputs),
     )

@@ -22,7 +22,8 @@ ARITHMETIC = frozenset((
     "Div", "ExpandDims", "Fill", "FusedBatchNorm", "FusedBatchNormV2", "FusedBatchNormV3",
     "GreaterEqual", "Identity", "LogicalAnd", "MatMul", "MaxPool", "Maximum", "Mean", "Merge",
     "Minimum", "Mul", "Neg", "NoOp", "Pack", "Pad", "Placeholder", "PlaceholderWithDefault",
-    "RandomUniform", "ReadVariableOp", "RealDiv", "RefSwitch", "Relu", "Reshape", "ReverseV2", "Rsqrt",
+    "RandomUniform", "ReadVariableOp", "RealDiv", "RefSwitch", "Relu", "Reshape", "ResizeArea",
+    "ResizeBicubic", "ResizeBilinear", "ResizeNearestNeighbor", "ReverseV2", "Rsqrt",
     "Select", "SelectV2", "Shape", "Slice", "Sqrt", "Square", "Squeeze", "StopGradient",
     "StridedSlice", "Sub", "Sum", "Switch", "Transpose", "VarHandleOp", "Variable", "VariableV2",
 ))  # fmt: skip

@@ -52,6 +52,44 @@ def test_a_model_in_channels_last_is_audited(tensors, source, tmp_path, wrapped)
     assert result.run.preprocessing == expected
 
 
+class Resizing(torch.nn.Module):
+    """Takes images of pixels at another size, and resizes and standardises them, as an app's wrapper does."""
+
+    def __init__(self, model, size, divisor=128.0):
+        super().__init__()
+        self.model, self.size, self.divisor = model, size, divisor
+
+    def forward(self, images):
+        resized = torch.nn.functional.interpolate(images, self.size, mode="bilinear")
+        return self.model((resized - 127.5) / self.divisor)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("divisor", "code"), [(128.0, 0), (99.0, 1)])
+def test_a_wrapper_that_resizes_is_judged_at_the_size_of_the_network(
+    tensors, source, tmp_path, capsys, divisor, code
+):
+    wrapped = Resizing(network(to_numpy_state_dict(tensors)), (107, 107), divisor).eval()
+    path = export_onnx(wrapped, tmp_path / "port.onnx", size=150)
+    assert "Resize" in {node.op_type for node in onnx.load(path).graph.node}
+    assert main([str(path), "--against", str(source)]) == code
+    out = capsys.readouterr().out
+    assert "holds  structure " in out
+    assert "holds  arithmetic " in out
+    assert "holds  distance " in out
+    if code:
+        assert "FAILS  preprocessing  unknown: no known way to prepare images gives" in out
+        return
+    verdict = out.splitlines()[0]
+    assert verdict.endswith(
+        "computes what the network does with the images that it resizes from 150x150 to 107x107."
+    )
+    assert (
+        "holds  preprocessing  (x - 127.5) / 128 is baked in: it takes RGB pixels of 0 to 255; it resizes "
+        "them from 150x150 to 107x107, which is not judged" in out
+    )
+
+
 @pytest.mark.slow
 def test_half_precision_within_a_float32_wrapper(tensors, source, tmp_path):
     class Halved(torch.nn.Module):
