@@ -168,6 +168,24 @@ def test_a_stopped_audit_is_one_line(checkpoint, single_files, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
+def test_stopped_controls_end_between_two_faults(checkpoint, tmp_path):
+    """The signal arrives while two threads plant faults."""
+    place = (
+        "from checks.controls import plant_faults\n"
+        "stop_at(plant_faults.FaultPlanter, 'plant')\n"
+        "from checks.controls.tensorflow_reference import ControlSource\n"
+        "inputs = ControlSource.inputs\n"
+        "ControlSource.inputs = lambda self, seed: inputs(self, seed)[:1]"
+    )
+    arguments = ["controls", checkpoint.prefix, "--only", "one-ulp", "--json", "controls.json"]
+    done = run(place, signal.SIGTERM, *arguments, folder=tmp_path)
+    assert done.stderr == f"facenet-port controls: error: {MESSAGES[signal.SIGTERM]}\n"
+    assert done.returncode == 143
+    assert done.stdout == ""
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_under_nohup_a_closed_terminal_does_not_stop_it(checkpoint, tmp_path):
     ignore = "signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
     arguments = ["convert", checkpoint.prefix, "-o", "w.pt", "--quiet"]

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import os
+import subprocess
+import sys
 
 import numpy as np
 import onnx
@@ -16,6 +19,7 @@ from checks.audit.graphs.runtime_process import RuntimeProcess
 from checks.audit.run import audit
 from converter.convert import to_numpy_state_dict
 from converter.errors import SourceError
+from tests.fuzz.sandbox import ROOT
 from tests.support.graph_exports import export_onnx, network
 from tests.support.onnx_edit import Edit
 
@@ -133,6 +137,28 @@ def test_arithmetic_that_onnxruntime_lacks_is_named(source, tmp_path, capsys, ki
     message = capsys.readouterr().err
     assert f"it computes in {name}, which its runtime does not do on a processor" in message
     assert "Export the model in float32 or in half precision: model.float() or model.half()" in message
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["folded", "tflite"])
+def test_a_graph_is_audited_without_a_home_and_a_user_name(kind, source, tmp_path, request):
+    """As in a container that runs as any user; the runtime's own process has neither, too."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import pwd\ndef no_name(_):\n    raise KeyError('uid not found')\npwd.getpwuid = no_name\n"
+    )
+    arguments = [request.getfixturevalue(kind), "--against", source, "--json", "audit.json"]
+    folder = tmp_path / "work"
+    folder.mkdir()
+    run = subprocess.run(
+        [sys.executable, "-m", "facenet_port", "audit", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(map(str, (tmp_path, ROOT)))},
+    )
+    assert (run.returncode, run.stderr) == (0, "")
+    assert run.stdout.startswith("The port is faithful")
+    assert [path.name for path in folder.iterdir()] == ["audit.json"]
 
 
 # Quantised by onnxruntime.
