@@ -15,7 +15,6 @@ from checks.compare.measure import measure, measure_activation
 from checks.compare.result import ActivationMeasurement, InputMeasurement
 from checks.controls.margins import FAR, Shares, largest, shares_of
 from checks.controls.port_pipeline import Pipeline
-from checks.controls.port_snapshot import same_bits
 from checks.controls.tensorflow_reference import ControlInput, TinyEmbeddings, tiny_activations
 from checks.core import thresholds
 from checks.core.activations import run_pytorch
@@ -26,6 +25,7 @@ from checks.core.rounding import LayerRounding, first_image, measure_rounding
 from checks.core.tensorflow_side import Activations
 from converter.layer_map import ConvertedRow, Row
 from converter.plan import Plan
+from converter.same_bits import same_bits
 
 Outputs = dict[str, NDArray[Any]]
 
@@ -152,7 +152,7 @@ def _changed_rows(port: Pipeline, clean: Pipeline) -> Iterator[Row]:
     state, known = port.float32.state_dict(), clean.float32.state_dict()
     for row, other in zip(port.plan.rows, clean.plan.rows, strict=True):
         same_origin = row == other and _origin(port.plan, row) == _origin(clean.plan, other)
-        if not same_origin or not same_bits(state[row.key], known[row.key]):
+        if not same_origin or not same_bits(state[row.key].numpy(), known[row.key].numpy()):
             yield row
 
 

@@ -68,7 +68,6 @@ def run_controls(
         The result; its `passed` is the verdict.
 
     Raises:
-        DifferenceError: A fault was taken out again and left a trace.
         PortError: A subclass of it says why the controls could not be run.
     """
     require_tensorflow("to run the controls")
