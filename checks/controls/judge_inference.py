@@ -15,7 +15,7 @@ from checks.compare.measure import measure, measure_activation
 from checks.compare.result import ActivationMeasurement, InputMeasurement
 from checks.controls.margins import FAR, Shares, largest, shares_of
 from checks.controls.port_pipeline import Pipeline
-from checks.controls.tensorflow_reference import ControlInput, TinyEmbeddings, tiny_activations
+from checks.controls.tensorflow_reference import ControlInput
 from checks.core import thresholds
 from checks.core.activations import run_pytorch
 from checks.core.inputs import NOISE
@@ -23,6 +23,7 @@ from checks.core.judgement import Judgement
 from checks.core.network import BOTTLENECK, EMBEDDINGS
 from checks.core.rounding import LayerRounding, first_image, measure_rounding
 from checks.core.tensorflow_side import Activations
+from checks.diagnosis.causes import Cause
 from converter.layer_map import ConvertedRow, Row
 from converter.plan import Plan
 from converter.same_bits import same_bits
@@ -41,6 +42,7 @@ class Verdict:
         inputs: Number of inputs that were run until one showed the difference.
         control: The input that showed it; None if none did, or a diagnosis cannot use it.
         shares: Judgement to its share of the bound, as in `Judgement`.
+        cause: The known cause of a difference in training; None if there is none, or in inference.
     """
 
     judgements: tuple[str, ...] = ()
@@ -48,6 +50,7 @@ class Verdict:
     inputs: int = 0
     control: ControlInput | None = None
     shares: Shares = field(default_factory=dict)
+    cause: Cause | None = None
 
     @property
     def killed(self) -> bool:
@@ -229,15 +232,14 @@ def judge_whole(port: Pipeline, inputs: Iterable[ControlInput]) -> tuple[list[st
     return alarms, shares
 
 
-def judge_tiny(port: Pipeline, tiny: TinyEmbeddings) -> Verdict:
-    """Judge the normalisation of embeddings near its floor."""
-    prelogits = torch.from_numpy(tiny.prelogits)
+def judge_tiny(port: Pipeline, tiny: Activations) -> Verdict:
+    """Judge the normalisation of embeddings near its floor; `tiny` is that of `ControlReference`."""
+    prelogits = torch.from_numpy(tiny.batch.images)
     with torch.inference_mode():
-        float32 = {EMBEDDINGS: port.float32.head(prelogits.float()).numpy()}
-        float64 = {EMBEDDINGS: port.float64.head(prelogits).numpy()}
-    layer = {BOTTLENECK: tiny.prelogits.astype(np.float32), **float32}
-    rounding = measure_rounding(port.float64, None, layer)
-    measured = measure(tiny_activations(tiny), float32, float64, judged_only=True, rounding=rounding)
+        float32 = {EMBEDDINGS: port.float32.head(prelogits).numpy()}
+        float64 = {EMBEDDINGS: port.float64.head(prelogits.double()).numpy()}
+    rounding = measure_rounding(port.float64, None, {BOTTLENECK: tiny.batch.images, **float32})
+    measured = measure(tiny, float32, float64, judged_only=True, rounding=rounding)
     judgements = _judge(measured)
     failed = [judgement.name for judgement in judgements if not judgement.passed]
     if "mapping" in failed:  # the later judgements say nothing new then

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from checks.controls.faults.fault import LOSS, OPTIMISER
@@ -25,20 +24,7 @@ _ONE_FACTOR = 1e-6
 """Largest relative spread of the gradients' distances if one factor scales all gradients."""
 
 
-@dataclass(frozen=True, slots=True)
-class TrainingVerdict:
-    """A verdict on training, and its cause.
-
-    Attributes:
-        verdict: The judgements that fail, and the place.
-        cause: The known cause, or None.
-    """
-
-    verdict: Verdict
-    cause: Cause | None = None
-
-
-def judge_training(port: Pipeline, reference: TrainingReference) -> TrainingVerdict:
+def judge_training(port: Pipeline, reference: TrainingReference) -> Verdict:
     """Judge gradients and steps, until one of them shows a difference.
 
     Args:
@@ -52,22 +38,21 @@ def judge_training(port: Pipeline, reference: TrainingReference) -> TrainingVerd
     if not same:
         missing = [gradient.key for gradient in gradients.gradients if math.isinf(gradient.distance)]
         if missing:
-            verdict = Verdict(("gradients",), _first_layer(missing), 1, shares=shares)
-            return TrainingVerdict(verdict, Cause.FROZEN)
+            return Verdict(("gradients",), _first_layer(missing), 1, None, shares, Cause.FROZEN)
         if _evenly_scaled(gradients):
-            return TrainingVerdict(Verdict(("gradients",), LOSS, 1, shares=shares), Cause.GRADIENT_SCALE)
+            return Verdict(("gradients",), LOSS, 1, None, shares, Cause.GRADIENT_SCALE)
     steps = _steps(port, reference, "sgd")
     judgement = judge_steps(steps)
     shares["SGD"] = judgement.share or 0.0
     if not same or not judgement.passed:
         failed = ("SGD",) if same else ("gradients", "SGD")
         place, cause = _explain(port, reference, steps, same)
-        return TrainingVerdict(Verdict(failed, place, 2, shares=shares), cause)
+        return Verdict(failed, place, 2, None, shares, cause)
     judgement = judge_steps(_steps(port, reference, "adam"))
     shares["Adam"] = judgement.share or 0.0
     if judgement.passed:
-        return TrainingVerdict(Verdict(inputs=3, shares=shares))
-    return TrainingVerdict(Verdict(("Adam",), OPTIMISER, 3, shares=shares), Cause.OPTIMISER)
+        return Verdict(inputs=3, shares=shares)
+    return Verdict(("Adam",), OPTIMISER, 3, None, shares, Cause.OPTIMISER)
 
 
 def _steps(port: Pipeline, reference: TrainingReference, name: Any) -> StepsMeasurement:

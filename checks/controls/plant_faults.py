@@ -103,7 +103,7 @@ class FaultPlanter:
             alarms += [f"tiny embeddings: {name}" for name in tiny.judgements]
             shares = largest(shares, tiny.shares)
             if reference.training is not None:
-                trained = judge_training(port, reference.training).verdict
+                trained = judge_training(port, reference.training)
                 alarms += [f"training: {name}" for name in trained.judgements]
                 shares = largest(shares, trained.shares)
             noise = reference.inference[0].activations
@@ -175,7 +175,7 @@ class FaultPlanter:
         if site.setting == "training":
             assert self._reference.training is not None  # `run_controls` makes it for these sites
             trained = judge_training(port, self._reference.training)
-            return trained.verdict, trained.cause
+            return trained, trained.cause
         odd = site.setting == "odd size"
         verdict = self._odd.judge(port) if odd else judge_tiny(port, self._reference.tiny)
         return verdict, self._diagnose(port, verdict, site.activation)

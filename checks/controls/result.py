@@ -86,28 +86,13 @@ class CleanRun:
         seed: The seed.
         alarms: The judgements that failed; each is a false alarm.
         shares: Judgement to the share of its bound.
+        path: The file of a graph, which is judged as in an audit; empty for a port in PyTorch.
     """
 
     seed: int
     alarms: tuple[str, ...]
     shares: Shares = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class GraphCleanRun:
-    """A file of a graph without a fault, judged as in an audit on the inputs of one seed.
-
-    Attributes:
-        path: The file.
-        seed: The seed.
-        alarms: The judgements that failed; each is a false alarm.
-        shares: Judgement to the share of its bound.
-    """
-
-    path: str
-    seed: int
-    alarms: tuple[str, ...]
-    shares: Shares
+    path: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +121,7 @@ class ControlsResult:
     files: tuple[str, ...] = ()
     seed: int = 0
     classes: int = 0
-    graphs: tuple[GraphCleanRun, ...] = ()
+    graphs: tuple[CleanRun, ...] = ()
 
     @property
     def applicable(self) -> tuple[SiteResult, ...]:
@@ -149,10 +134,9 @@ class ControlsResult:
         return tuple(site for site in self.applicable if not site.killed)
 
     @property
-    def false_alarms(self) -> tuple[CleanRun | GraphCleanRun, ...]:
+    def false_alarms(self) -> tuple[CleanRun, ...]:
         """Clean runs that raised an alarm."""
-        runs: tuple[CleanRun | GraphCleanRun, ...] = (*self.clean, *self.graphs)
-        return tuple(run for run in runs if run.alarms)
+        return tuple(run for run in (*self.clean, *self.graphs) if run.alarms)
 
     @property
     def margins(self) -> tuple[Margin, ...]:

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from checks.controls.margins import FAR, Margin
-from checks.controls.result import ControlsResult, GraphCleanRun, SiteResult
+from checks.controls.result import ControlsResult, SiteResult
 from checks.core import thresholds
 from checks.core.judgement import Judgement
 from checks.core.network import short_name
@@ -70,7 +70,7 @@ def problems(result: ControlsResult) -> list[str]:
 def false_alarms(result: ControlsResult) -> list[str]:
     """A line for each false alarm: the seed, the file of a graph, and the judgement."""
     return [
-        f"seed {run.seed}: {f'{Path(run.path).name}: ' if isinstance(run, GraphCleanRun) else ''}{alarm}"
+        f"seed {run.seed}: {f'{Path(run.path).name}: ' if run.path else ''}{alarm}"
         for run in result.false_alarms
         for alarm in run.alarms
     ]

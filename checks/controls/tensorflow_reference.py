@@ -65,33 +65,21 @@ class ControlInput:
 
 
 @dataclass(frozen=True, slots=True)
-class TinyEmbeddings:
-    """Embeddings near the floor of their normalisation.
-
-    Attributes:
-        prelogits: (N, size), float64: before normalisation.
-        embeddings: (N, size), float64: after it, by the formula of tf.math.l2_normalize.
-    """
-
-    prelogits: NDArray[Any]
-    embeddings: NDArray[Any]
-
-
-@dataclass(frozen=True, slots=True)
 class ControlReference:
     """TensorFlow's side, by which faulty ports are judged.
 
     Attributes:
         inference: The inputs at 160x160, in the order in which they are run.
         odd: An input of an odd size.
-        tiny: Embeddings near the floor.
+        tiny: Embeddings near the floor of their normalisation, which is the only activation. Its batch holds
+            them before it, (N, size), float32.
         training: Gradients and one step of each optimiser; None if no fault needs them. After one step, the
             running statistics still show the first layer whose forward pass differs.
     """
 
     inference: tuple[ControlInput, ...]
     odd: ControlInput
-    tiny: TinyEmbeddings
+    tiny: Activations
     training: TrainingReference | None
 
 
@@ -197,20 +185,17 @@ class ControlSource:
         self.close()
 
 
-def tiny_activations(tiny: TinyEmbeddings) -> Activations:
-    """TensorFlow's side of tiny embeddings: the normalisation alone, as one activation."""
-    batch = InputBatch("tiny embeddings", tiny.prelogits.astype(np.float32))
-    single = {EMBEDDINGS: tiny.embeddings.astype(np.float32)}
-    return Activations(batch, {EMBEDDINGS: tiny.embeddings}, single, False, {}, ())
-
-
-def _tiny(random: np.random.Generator, size: int) -> TinyEmbeddings:
+def _tiny(random: np.random.Generator, size: int) -> Activations:
+    """Normalise vectors near the floor by the formula of tf.math.l2_normalize, in float64."""
     directions = random.standard_normal((len(_TINY_NORMS), size))
     directions /= np.sqrt(np.square(directions).sum(axis=1, keepdims=True))
     # Rounded to float32, so that both arithmetics are given the same.
-    prelogits = (directions * np.array(_TINY_NORMS)[:, None]).astype(np.float32).astype(np.float64)
-    squares = np.square(prelogits).sum(axis=1, keepdims=True)
-    return TinyEmbeddings(prelogits, prelogits / np.sqrt(np.maximum(squares, _SQUARED_FLOOR)))
+    prelogits = (directions * np.array(_TINY_NORMS)[:, None]).astype(np.float32)
+    squares = np.square(prelogits, dtype=np.float64).sum(axis=1, keepdims=True)
+    embeddings = prelogits.astype(np.float64) / np.sqrt(np.maximum(squares, _SQUARED_FLOOR))
+    single = {EMBEDDINGS: embeddings.astype(np.float32)}
+    batch = InputBatch("tiny embeddings", prelogits)
+    return Activations(batch, {EMBEDDINGS: embeddings}, single, False, {}, ())
 
 
 def _stand_ins(arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:

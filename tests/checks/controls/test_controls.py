@@ -20,7 +20,7 @@ from checks.controls.faults.fault import Fault, Site
 from checks.controls.judge_inference import InferenceJudge, judge_whole, tensors_hold
 from checks.controls.plant_faults import FaultPlanter
 from checks.controls.port_pipeline import Pipeline
-from checks.controls.result import CleanRun, ControlsResult, GraphCleanRun, SiteResult
+from checks.controls.result import CleanRun, ControlsResult, SiteResult
 from checks.controls.run import choose, run_controls
 from checks.controls.table import print_result, problems
 from checks.controls.tensorflow_reference import ControlReference, ControlSource
@@ -247,7 +247,7 @@ def test_a_margin_below_two_on_either_side_fails_the_controls(clean, planted, ho
 def test_a_file_of_a_graph_counts_for_the_margins_and_raises_alarms():
     result = _with_shares(0.1, 10.0, "arithmetic")
     assert result.margins[0].clean == pytest.approx(10)
-    graph = GraphCleanRun("/there/port.onnx", 3, ("arithmetic: ...",), {"arithmetic": 0.4})
+    graph = CleanRun(3, ("arithmetic: ...",), {"arithmetic": 0.4}, "/there/port.onnx")
     result = replace(result, graphs=(graph,))
     assert result.margins[0].clean == pytest.approx(2.5)
     assert not result.passed
