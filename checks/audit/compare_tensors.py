@@ -16,7 +16,7 @@ from checks.audit.compare_folded_layers import (
 )
 from checks.audit.compare_one_tensor import compare_with_source, measure, uncompared
 from checks.audit.port_layers import Leftover, PortTensor, PortWeights, Role
-from checks.audit.result import TensorResult
+from checks.audit.result import Status, TensorResult
 from checks.audit.source_weights import SourceWeights, TensorPlace, variable_name
 from checks.core.network import LOGITS, network_layers, residual_scale, short_name, stage_of
 from converter.counts import counted
@@ -134,15 +134,10 @@ def _missing_residual_scale(layer: Layer) -> Iterator[TensorResult]:
 
 
 def _missing(name: str, place: TensorPlace) -> TensorResult:
-    return TensorResult(
-        name=name, variable=place.variable, stage=place.stage, layout="", dtype="", shape=(),
-        status="missing", key=place.key,
-    )  # fmt: skip
+    return TensorResult(name, place.variable, place.stage, "", "", (), "missing", key=place.key)
 
 
 def _leftover(leftover: Leftover) -> TensorResult:
-    return TensorResult(
-        name=leftover.name, variable="", stage="", layout="", dtype=leftover.dtype, shape=leftover.shape,
-        status="not judged" if leftover.reason else "extra",
-        detail=leftover.reason or "not a tensor of this network",
-    )  # fmt: skip
+    status: Status = "not judged" if leftover.reason else "extra"
+    detail = leftover.reason or "not a tensor of this network"
+    return TensorResult(leftover.name, "", "", "", leftover.dtype, leftover.shape, status, detail=detail)

@@ -15,24 +15,19 @@ from checks.audit.port_layers import (
     Role,
     printable,
 )
-from checks.core.network import BOTTLENECK, network_layers
+from checks.audit.source_weights import state_dict_keys, variable_name
+from checks.core.network import network_layers
 from converter.errors import SourceError
 from converter.formats.source import Naming
 from converter.keras_layer_map import keras_names, keras_weight
 from converter.layer_map import BOTTLENECK_SCOPES, Layer, Variant
 from converter.layouts import CONVOLUTION, FULLY_CONNECTED, VECTOR, Layout
-from converter.network_names import NetworkTensors, known_names
+from converter.network_names import COUNTER, NetworkTensors, known_names
 from converter.plan import AVERAGE, reason_to_leave_out
 
 _SCALAR = Layout("->", ())
+_KEYS = state_dict_keys(Variant(num_classes=1))
 _AS_TENSORFLOW = {4: Layout("HWIO->HWIO", (0, 1, 2, 3)), 2: Layout("IO->IO", (0, 1)), 1: VECTOR}
-_PYTORCH = {
-    "beta": "bn.bias",
-    "gamma": "bn.weight",
-    "moving_mean": "bn.running_mean",
-    "moving_variance": "bn.running_var",
-    "counter": "bn.num_batches_tracked",
-}
 
 
 def find_named_layers(source: NetworkTensors, *, averages: bool = False) -> PortWeights:
@@ -95,27 +90,18 @@ def expected_names(naming: Naming) -> Mapping[str, Mapping[Role, str]]:
 
 
 def _layer_names(naming: Naming, layer: Layer) -> dict[Role, str]:
-    roles: tuple[Role, ...] = (
-        ("weights", "biases", *BATCH_NORM) if layer.batch_norm else ("weights", "biases")
-    )
-    if naming == "pytorch":
-        return _pytorch_names(layer, roles)
+    """Map the roles of a layer to names; a convolution with its BatchNorm folded in has a bias as well."""
+    roles: tuple[Role, ...] = ("weights", "biases", *(BATCH_NORM if layer.batch_norm else ()))
     if naming == "keras":
         return {role: keras_weight(layer.scope, role) for role in roles}
-    inner: dict[Role, str] = {role: f"{layer.scope}/BatchNorm/{role}" for role in BATCH_NORM}
-    return {role: inner.get(role, f"{layer.scope}/{role}") for role in roles}
-
-
-def _pytorch_names(layer: Layer, roles: tuple[Role, ...]) -> dict[Role, str]:
-    is_bottleneck = layer.scope == BOTTLENECK
-    module = f"{layer.module}.conv" if layer.batch_norm and not is_bottleneck else layer.module
-    names: dict[Role, str] = {"weights": f"{module}.weight", "biases": f"{module}.bias"}
-    if not layer.batch_norm:
+    names: dict[Role, str] = {role: variable_name(layer.scope, role) for role in roles}
+    if naming == "tensorflow":
         return names
-    for role in (*BATCH_NORM, "counter"):
-        key = _PYTORCH[role]
-        names[role] = f"last_{key}" if is_bottleneck else f"{layer.module}.{key}"
-    return names
+    keys: dict[Role, str] = {role: _KEYS[name] for role, name in names.items() if name in _KEYS}
+    keys["biases"] = f"{keys['weights'].removesuffix('weight')}bias"
+    if layer.batch_norm:
+        keys["counter"] = f"{keys['beta'].removesuffix('bias')}{COUNTER}"
+    return {role: keys[role] for role in (*roles, "counter") if role in keys}
 
 
 def _aliases(naming: Naming) -> dict[str, str]:

@@ -144,6 +144,11 @@ def judge_arithmetic(run: GraphRun) -> Judgement:
     return Judgement("arithmetic", not details, statement, tuple(details), max(layer, whole / limit))
 
 
+def judge_run(run: GraphRun, trained: str | None) -> tuple[Judgement, ...]:
+    """Judge the run of a graph; `trained` is as in `judge_preprocessing`."""
+    return judge_preprocessing(run, trained), judge_arithmetic(run), judge_distance(run)
+
+
 def judge_distance(run: GraphRun) -> Judgement:
     """Judge the distance of a graph's embeddings from the source's in float64, on five images of noise."""
     batch = next(batch for batch in run.inputs if batch.name == NOISE)
@@ -158,17 +163,18 @@ def judge_distance(run: GraphRun) -> Judgement:
 def judge_embeddings(run: GraphRun) -> Judgement:
     """Judge the distance of a graph's embeddings, on every input of many values."""
     limit = _distance_limit(run)
-    distances = {batch.name: batch.distance for batch in run.inputs if not batch.few_values}
-    details = tuple(
-        f"{name}: {figure(distance, '.2e')} from the source's"
-        for name, distance in distances.items()
-        if not distance <= limit
-    )
+    batches = [batch for batch in run.inputs if not batch.few_values]
+    worst = max(batch.distance for batch in batches)
     statement = (
-        f"{figure(max(distances.values()), '.2e')} from the source's in float64 on "
-        f"{' and '.join(distances)} inputs (limit {limit:.0e})"
+        f"{figure(worst, '.2e')} from the source's in float64 on "
+        f"{' and '.join(batch.name for batch in batches)} inputs (limit {limit:.0e})"
     )
-    return Judgement("embeddings", not details, statement, details, max(distances.values()) / limit)
+    details = tuple(
+        f"{batch.name}: {figure(batch.distance, '.2e')} from the source's"
+        for batch in batches
+        if not batch.distance <= limit
+    )
+    return Judgement("embeddings", not details, statement, details, worst / limit)
 
 
 def _distance_limit(run: GraphRun) -> float:

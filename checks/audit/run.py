@@ -26,10 +26,9 @@ from checks.audit.graphs.run_whole import run_whole
 from checks.audit.graphs.runtime_process import RuntimeProcess
 from checks.audit.graphs.tensorflow_session import TensorFlowSession
 from checks.audit.judge import (
-    judge_arithmetic,
-    judge_distance,
     judge_embeddings,
     judge_preprocessing,
+    judge_run,
     judge_structure,
     judge_tensors,
     write_embeddings_verdict,
@@ -239,7 +238,7 @@ def _audit_graph(graph: Graph, source: SourceWeights, trained: str | None, seed:
         build_own = partial(network_from_graph, layers)
         fold = find_folded_standardisation(layers.weights, source)
         run = run_graph(session, build_own, _source_network(source), fold, audited_batches(seed), say)
-    return _Findings(network, results, (*judgements, *_judge_run(run, trained)), run)
+    return _Findings(network, results, (*judgements, *judge_run(run, trained)), run)
 
 
 def _compare_embeddings(
@@ -314,7 +313,7 @@ def _audit_weights(
             message = " ".join(str(error).split())[:_LONGEST_MESSAGE]
             judgements.append(Judgement("arithmetic", False, f"its own graph: {message}"))
     if run is not None:
-        judgements += _judge_run(run, trained)
+        judgements += judge_run(run, trained)
     judgements.insert(0, judge_tensors(results, remarks))
     return _Findings(describe_network(source.variant), results, tuple(judgements), run, broken)
 
@@ -337,10 +336,6 @@ def _run_own_graph(
         return run_graph(
             session, build_own, _source_network(source), FoldedStandardisation(), audited_batches(seed), say
         )
-
-
-def _judge_run(run: GraphRun, trained: str | None) -> tuple[Judgement, ...]:
-    return judge_preprocessing(run, trained), judge_arithmetic(run), judge_distance(run)
 
 
 def _remarks(port: PortWeights, source: SourceWeights) -> tuple[str, ...]:

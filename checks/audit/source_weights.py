@@ -67,7 +67,7 @@ class SourceWeights:
     def place(self, scope: str, role: Role) -> TensorPlace:
         """Return the place of a tensor of a layer."""
         name = variable_name(scope, role)
-        return TensorPlace(stage_of(scope), name, _keys(self.variant).get(name, ""))
+        return TensorPlace(stage_of(scope), name, state_dict_keys(self.variant).get(name, ""))
 
     def place_of_batch_norm(self, scope: str) -> TensorPlace:
         """Return the place of a tensor that combines a whole BatchNorm."""
@@ -97,7 +97,7 @@ def variable_name(scope: str, role: Role) -> str:
 
 
 @cache
-def _keys(variant: Variant) -> Mapping[str, str]:
+def state_dict_keys(variant: Variant) -> Mapping[str, str]:
     """Map variables to state_dict keys, for every tensor that a port may have."""
     full = Variant(variant.embedding_size, variant.num_classes or 1, gamma=True)
     return {row.variable: row.key for row in table(full) if isinstance(row, ConvertedRow)}

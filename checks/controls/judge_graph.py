@@ -20,12 +20,11 @@ from checks.audit.graphs.network_from_graph import network_from_graph
 from checks.audit.graphs.onnx_tflite_session import OnnxTfliteSession
 from checks.audit.graphs.run_graph import audited_batches, run_graph
 from checks.audit.graphs.runtime_process import RuntimeProcess
-from checks.audit.judge import judge_arithmetic, judge_distance, judge_preprocessing
-from checks.audit.result import GraphRun
+from checks.audit.judge import judge_run
 from checks.audit.source_weights import source_weights
 from checks.controls.margins import shares_of
 from checks.controls.port_pipeline import Pipeline
-from checks.controls.result import GraphCleanRun
+from checks.controls.result import CleanRun
 from checks.controls.tensorflow_reference import ControlSource
 from checks.core.activations import activation_names, run_pytorch
 from checks.core.inputs import InputBatch
@@ -93,7 +92,7 @@ class PortJudge:
             run = run_graph(
                 PortSession(port), networks.__getitem__, self._clean.float64, FoldedStandardisation(), batches
             )
-        return _judge(run, FIXED)
+        return judge_run(run, FIXED)
 
 
 def clean_inputs(seed: int) -> list[InputBatch]:
@@ -122,7 +121,7 @@ def read_graphs(paths: Sequence[Path]) -> list[tuple[Graph, GraphLayers]]:
 
 def judge_graphs(
     graphs: Sequence[tuple[Graph, GraphLayers]], checkpoint: ControlSource, seeds: Sequence[int]
-) -> Iterator[GraphCleanRun]:
+) -> Iterator[CleanRun]:
     """Judge graphs that were made from the checkpoint, on the inputs of several seeds."""
     state_dict = SourceTensors(checkpoint.arrays, checkpoint.averages)
     weights = source_weights(checkpoint.tensors, checkpoint.plan.variant, state_dict)
@@ -133,10 +132,6 @@ def judge_graphs(
         with RuntimeProcess(graph) as process:
             session = OnnxTfliteSession(graph, layers, process)
             for seed in seeds:
-                judgements = _judge(run_graph(session, build_own, source, fold, clean_inputs(seed)), None)
+                judgements = judge_run(run_graph(session, build_own, source, fold, clean_inputs(seed)), None)
                 alarms = (f"{each.name}: {each.statement}" for each in judgements if not each.passed)
-                yield GraphCleanRun(str(graph.path), seed, tuple(alarms), shares_of(judgements))
-
-
-def _judge(run: GraphRun, trained: str | None) -> tuple[Judgement, ...]:
-    return judge_preprocessing(run, trained), judge_arithmetic(run), judge_distance(run)
+                yield CleanRun(seed, tuple(alarms), shares_of(judgements), str(graph.path))

@@ -12,7 +12,6 @@ from checks.audit.graphs.find_layers import GraphLayers
 from checks.audit.port_layers import PortTensor, Role
 from checks.core.activations import LAYERS
 from checks.core.network import BOTTLENECK, LOGITS
-from converter.layouts import CONVOLUTION, FULLY_CONNECTED
 from reference import InceptionResnetV1
 from reference.inception_resnet_v1 import Residual
 
@@ -96,8 +95,9 @@ def _batch_norm(tensors: Tensors, module: nn.Module) -> nn.Module:
 
 
 def _kernel(tensor: PortTensor) -> Tensor:
-    array = tensor.layout.inverse.apply(tensor.array)
-    return _float64((CONVOLUTION if array.ndim == 4 else FULLY_CONNECTED).apply(array))
+    array = tensor.channels_first()
+    assert array is not None  # the kernel of a unit has the rank of its layout
+    return _float64(array)
 
 
 def _vector(tensor: PortTensor) -> Tensor:
