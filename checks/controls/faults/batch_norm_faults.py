@@ -8,7 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from checks.controls.faults.change_port import copied, in_variables, planted
+from checks.controls.faults.change_port import (
+    copied,
+    in_variables,
+    in_weights,
+    planted,
+)
 from checks.controls.faults.fault import Fault, Site, activation_of
 from checks.controls.port_pipeline import Pipeline
 from checks.core.types import Arrays
@@ -73,18 +78,15 @@ def _from_averages(label: str, activation: str, select: Callable[[str], bool]) -
 
 
 STATISTICS: tuple[Fault, ...] = (
-    Fault(
+    in_weights(
         "deviation-for-variance",
-        "weights",
         "A BatchNorm stores a variance in one library, a deviation or its inverse in another: code that "
         "copies the tensor forgets the square.",
         Cause.STANDARD_DEVIATION,
-        in_variables(
-            np.sqrt,
-            "Repeat/block35_2/Branch_0/Conv2d_1x1/BatchNorm/moving_variance",
-            "Repeat_1/block17_7/Branch_0/Conv2d_1x1/BatchNorm/moving_variance",
-            "Bottleneck/BatchNorm/moving_variance",
-        ),
+        np.sqrt,
+        "Repeat/block35_2/Branch_0/Conv2d_1x1/BatchNorm/moving_variance",
+        "Repeat_1/block17_7/Branch_0/Conv2d_1x1/BatchNorm/moving_variance",
+        "Bottleneck/BatchNorm/moving_variance",
     ),
     _statistics(
         "offset-and-mean",
@@ -135,19 +137,16 @@ STATISTICS: tuple[Fault, ...] = (
             *in_variables(_drawn, "Mixed_7a/Branch_1/Conv2d_0a_1x1/weights"),
         ),
     ),
-    Fault(
+    in_weights(
         "bias-dropped",
-        "weights",
         "Only the residual 1x1 convolutions and the classifier have a bias; a port that gives every "
         "convolution `bias=False` drops it.",
         Cause.UNLOADED,
-        in_variables(
-            np.zeros_like,
-            "Repeat/block35_2/Conv2d_1x1/biases",
-            "Repeat_1/block17_9/Conv2d_1x1/biases",
-            "Block8/Conv2d_1x1/biases",
-            "Logits/biases",
-        ),
+        np.zeros_like,
+        "Repeat/block35_2/Conv2d_1x1/biases",
+        "Repeat_1/block17_9/Conv2d_1x1/biases",
+        "Block8/Conv2d_1x1/biases",
+        "Logits/biases",
     ),
     Fault(
         "folded-with-another-epsilon",

@@ -13,9 +13,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from checks.controls.faults.fault import Apply, Setting, Site, activation_of, batch_norm_of, module_of
+from checks.controls.faults.fault import (
+    Apply,
+    Fault,
+    Setting,
+    Site,
+    activation_of,
+    batch_norm_of,
+    module_of,
+)
 from checks.controls.port_pipeline import Pipeline
 from checks.core.types import Arrays
+from checks.diagnosis.causes import Cause
 from converter.layer_map import ConvertedRow, Row
 
 Forward = Callable[..., Tensor]
@@ -103,6 +112,11 @@ def in_variable(change: Change, variable: str) -> Site:
 def in_variables(change: Change, *variables: str) -> tuple[Site, ...]:
     """A site for each of several variables, with the same change."""
     return tuple(in_variable(change, variable) for variable in variables)
+
+
+def in_weights(name: str, shipped: str, cause: Cause, change: Change, *variables: str) -> Fault:
+    """A class of faults that changes one variable at each of its sites, as `in_variables` does."""
+    return Fault(name, "weights", shipped, cause, in_variables(change, *variables))
 
 
 def copied(scope: str, pairs: Mapping[str, str], *, label: str = "") -> Site:

@@ -7,7 +7,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from checks.controls.faults.change_port import exchanged, in_every, in_variable, in_variables, planted
+from checks.controls.faults.change_port import (
+    exchanged,
+    in_every,
+    in_variable,
+    in_variables,
+    in_weights,
+    planted,
+)
 from checks.controls.faults.fault import Fault, Site, activation_of
 from checks.controls.port_pipeline import Pipeline
 from checks.core.types import Arrays
@@ -76,57 +83,45 @@ def _not_a_number(values: NDArray[Any]) -> NDArray[Any]:
 
 
 WEIGHTS: tuple[Fault, ...] = (
-    Fault(
+    in_weights(
         "kernel-height-width",
-        "weights",
         "A transposition (3, 2, 1, 0) for (3, 2, 0, 1) reverses all four axes, which is what numpy's .T "
         "does: square kernels keep their shape.",
         Cause.HEIGHT_WIDTH,
-        in_variables(
-            lambda kernel: kernel.transpose(0, 1, 3, 2),
-            "Conv2d_2a_3x3/weights",
-            "Repeat/block35_3/Branch_2/Conv2d_0c_3x3/weights",
-            "Mixed_7a/Branch_2/Conv2d_0b_3x3/weights",
-        ),
+        lambda kernel: kernel.transpose(0, 1, 3, 2),
+        "Conv2d_2a_3x3/weights",
+        "Repeat/block35_3/Branch_2/Conv2d_0c_3x3/weights",
+        "Mixed_7a/Branch_2/Conv2d_0b_3x3/weights",
     ),
-    Fault(
+    in_weights(
         "kernel-flipped",
-        "weights",
         "Theano convolves and TensorFlow correlates: converters from Theano flip every kernel, and Keras "
         "carried such a helper for years.",
         Cause.FLIPPED,
-        in_variables(
-            lambda kernel: kernel[:, :, ::-1, ::-1],
-            "Conv2d_1a_3x3/weights",
-            "Repeat_1/block17_6/Branch_1/Conv2d_0b_1x7/weights",
-            "Repeat_2/block8_2/Branch_1/Conv2d_0c_3x1/weights",
-        ),
+        lambda kernel: kernel[:, :, ::-1, ::-1],
+        "Conv2d_1a_3x3/weights",
+        "Repeat_1/block17_6/Branch_1/Conv2d_0b_1x7/weights",
+        "Repeat_2/block8_2/Branch_1/Conv2d_0c_3x1/weights",
     ),
-    Fault(
+    in_weights(
         "kernel-inputs-outputs",
-        "weights",
         "A transposition (2, 3, 0, 1) for (3, 2, 0, 1) loads wherever a layer has as many inputs as outputs.",
         Cause.IN_OUT,
-        in_variables(
-            lambda kernel: kernel.swapaxes(0, 1),
-            "Conv2d_2a_3x3/weights",
-            "Repeat_1/block17_9/Branch_1/Conv2d_0c_7x1/weights",
-            "Block8/Branch_1/Conv2d_0b_1x3/weights",
-        ),
+        lambda kernel: kernel.swapaxes(0, 1),
+        "Conv2d_2a_3x3/weights",
+        "Repeat_1/block17_9/Branch_1/Conv2d_0c_7x1/weights",
+        "Block8/Branch_1/Conv2d_0b_1x3/weights",
     ),
-    Fault(
+    in_weights(
         "reshaped",
-        "weights",
         "`reshape` or `view` to PyTorch's shape in the place of a transposition is a beginner's port of "
         "every kernel: the shapes are correct and the numbers are not.",
         Cause.RESHAPED,
-        in_variables(
-            _reshaped,
-            "Conv2d_4a_3x3/weights",
-            "Repeat_1/block17_2/Branch_1/Conv2d_0b_1x7/weights",
-            "Bottleneck/weights",
-            "Logits/weights",
-        ),
+        _reshaped,
+        "Conv2d_4a_3x3/weights",
+        "Repeat_1/block17_2/Branch_1/Conv2d_0b_1x7/weights",
+        "Bottleneck/weights",
+        "Logits/weights",
     ),
     Fault(
         "another-layers-tensor",
@@ -159,19 +154,16 @@ WEIGHTS: tuple[Fault, ...] = (
             _blocks_exchanged("Repeat_2/block8_1", "Repeat_2/block8_3"),
         ),
     ),
-    Fault(
+    in_weights(
         "outputs-permuted",
-        "weights",
         "Classes shifted by one for a background class, as TF-slim's ImageNet models have, and channels "
         "reordered for a runtime's packing and not back.",
         Cause.PERMUTED,
-        in_variables(
-            lambda kernel: np.roll(kernel, 1, axis=0),
-            "Conv2d_2b_3x3/weights",
-            "Repeat_1/block17_7/Branch_1/Conv2d_0c_7x1/weights",
-            "Bottleneck/weights",
-            "Logits/weights",
-        ),
+        lambda kernel: np.roll(kernel, 1, axis=0),
+        "Conv2d_2b_3x3/weights",
+        "Repeat_1/block17_7/Branch_1/Conv2d_0c_7x1/weights",
+        "Bottleneck/weights",
+        "Logits/weights",
     ),
     Fault(
         "concatenation-in-weights",
@@ -214,58 +206,46 @@ WEIGHTS: tuple[Fault, ...] = (
             in_every(lambda values: np.round(values.astype(np.float64), 8), "every tensor"),
         ),
     ),
-    Fault(
+    in_weights(
         "stored-as-int8",
-        "weights",
         "Networks for phones are quantised to eight bits a tensor, and converters back to float32 multiply "
         "the scale in again.",
         Cause.PRECISION,
-        in_variables(
-            _int8,
-            "Conv2d_1a_3x3/weights",
-            "Mixed_7a/Branch_0/Conv2d_1a_3x3/weights",
-            "Bottleneck/weights",
-        ),
+        _int8,
+        "Conv2d_1a_3x3/weights",
+        "Mixed_7a/Branch_0/Conv2d_1a_3x3/weights",
+        "Bottleneck/weights",
     ),
-    Fault(
+    in_weights(
         "one-ulp",
-        "weights",
         "One float32 step in one weight: the trace of a different libm, a round trip through text, or a fold "
         "and unfold.",
         Cause.VALUES,
-        in_variables(
-            _one_step,
-            "Repeat_1/block17_5/Branch_1/Conv2d_0b_1x7/weights",
-            "Mixed_7a/Branch_1/Conv2d_1a_3x3/BatchNorm/beta",
-            "Bottleneck/weights",
-            "Logits/biases",
-        ),
+        _one_step,
+        "Repeat_1/block17_5/Branch_1/Conv2d_0b_1x7/weights",
+        "Mixed_7a/Branch_1/Conv2d_1a_3x3/BatchNorm/beta",
+        "Bottleneck/weights",
+        "Logits/biases",
     ),
-    Fault(
+    in_weights(
         "flipped-bit",
-        "weights",
         "A .pb, an .h5 and a .safetensors carry no checksum: a flipped bit on disk or in memory loads in "
         "silence.",
         Cause.VALUES,
-        in_variables(
-            _flipped_bit,
-            "Conv2d_2a_3x3/BatchNorm/moving_variance",
-            "Repeat_1/block17_8/Branch_1/Conv2d_0a_1x1/BatchNorm/moving_mean",
-            "Repeat_2/block8_5/Branch_0/Conv2d_1x1/BatchNorm/moving_variance",
-        ),
+        _flipped_bit,
+        "Conv2d_2a_3x3/BatchNorm/moving_variance",
+        "Repeat_1/block17_8/Branch_1/Conv2d_0a_1x1/BatchNorm/moving_mean",
+        "Repeat_2/block8_5/Branch_0/Conv2d_1x1/BatchNorm/moving_variance",
     ),
-    Fault(
+    in_weights(
         "not-a-number",
-        "weights",
         "One NaN in one channel: comparisons such as max(abs(a - b)) > limit are false for NaN and pass it, "
         "and a ReLU written as a maximum can swallow it.",
         Cause.VALUES,
-        in_variables(
-            _not_a_number,
-            "Conv2d_4a_3x3/weights",
-            "Repeat/block35_1/Branch_2/Conv2d_0c_3x3/BatchNorm/beta",
-            "Repeat_2/block8_1/Conv2d_1x1/biases",
-        ),
+        _not_a_number,
+        "Conv2d_4a_3x3/weights",
+        "Repeat/block35_1/Branch_2/Conv2d_0c_3x3/BatchNorm/beta",
+        "Repeat_2/block8_1/Conv2d_1x1/biases",
     ),
 )
 """Every class of faults in kernels and single values."""

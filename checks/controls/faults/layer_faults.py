@@ -26,6 +26,12 @@ def _fault(name: str, shipped: str, cause: Cause | None, *sites: Site) -> Fault:
     return Fault(name, "hyperparameters", shipped, cause, sites)
 
 
+def _in_layers(
+    name: str, shipped: str, cause: Cause, forward: Forward, *scopes: str, part: str = ""
+) -> Fault:
+    return _fault(name, shipped, cause, *in_forwards(forward, *scopes, part=part))
+
+
 # BatchNorm
 
 
@@ -139,29 +145,25 @@ HYPERPARAMETERS: tuple[Fault, ...] = (
         _another_epsilon_site("Bottleneck"),
         Site("every BatchNorm", activation_of("Conv2d_1a_3x3"), every_batch_norm(eps=_EPSILON)),
     ),
-    _fault(
+    _in_layers(
         "epsilon-outside-root",
         "A BatchNorm written by hand as (x - mean) / (sqrt(variance) + epsilon), as it stands in optimisers.",
         Cause.EPSILON_PLACE,
-        *in_forwards(
-            _epsilon_outside,
-            "Conv2d_2b_3x3",
-            "Repeat_1/block17_3/Branch_1/Conv2d_0c_7x1",
-            "Bottleneck",
-            part="bn",
-        ),
+        _epsilon_outside,
+        "Conv2d_2b_3x3",
+        "Repeat_1/block17_3/Branch_1/Conv2d_0c_7x1",
+        "Bottleneck",
+        part="bn",
     ),
-    _fault(
+    _in_layers(
         "batch-norm-left-out",
         "A unit written without its BatchNorm, or a fold that forgets one.",
         Cause.BATCH_NORM,
-        *in_forwards(
-            lambda module, x: x,
-            "Repeat/block35_1/Branch_1/Conv2d_0a_1x1",
-            "Repeat_1/block17_10/Branch_0/Conv2d_1x1",
-            "Bottleneck",
-            part="bn",
-        ),
+        lambda module, x: x,
+        "Repeat/block35_1/Branch_1/Conv2d_0a_1x1",
+        "Repeat_1/block17_10/Branch_0/Conv2d_1x1",
+        "Bottleneck",
+        part="bn",
     ),
     _fault(
         "batch-statistics",
@@ -192,40 +194,34 @@ HYPERPARAMETERS: tuple[Fault, ...] = (
         *in_forwards(_linear_then_relu, "Repeat/block35_2/Conv2d_1x1", "Repeat_1/block17_7/Conv2d_1x1"),
         *in_forwards(_relu_after_norm, "Bottleneck", part="bn"),
     ),
-    _fault(
+    _in_layers(
         "relu-before-batch-norm",
         "Convolution, ReLU, BatchNorm, as in some Keras examples, instead of convolution, BatchNorm, ReLU.",
         Cause.RELU_ORDER,
-        *in_forwards(
-            _relu_first,
-            "Conv2d_2a_3x3",
-            "Repeat_1/block17_8/Branch_1/Conv2d_0c_7x1",
-            "Mixed_7a/Branch_2/Conv2d_0b_3x3",
-        ),
+        _relu_first,
+        "Conv2d_2a_3x3",
+        "Repeat_1/block17_8/Branch_1/Conv2d_0c_7x1",
+        "Mixed_7a/Branch_2/Conv2d_0b_3x3",
     ),
-    _fault(
+    _in_layers(
         "relu-leaky",
         "PReLU and leaky ReLU of other face networks (MTCNN, SphereFace) in a shared convolution unit.",
         Cause.RELU,
-        *in_forwards(
-            _leaky,
-            "Conv2d_1a_3x3",
-            "Repeat/block35_5/Branch_2/Conv2d_0a_1x1",
-            "Repeat_2/block8_1/Branch_1/Conv2d_0b_1x3",
-        ),
+        _leaky,
+        "Conv2d_1a_3x3",
+        "Repeat/block35_5/Branch_2/Conv2d_0a_1x1",
+        "Repeat_2/block8_1/Branch_1/Conv2d_0b_1x3",
     ),
-    _fault(
+    _in_layers(
         "padding-on-one-side",
         "TensorFlow's SAME padding is uneven at stride 2: ports that pad unevenly at stride 1 as well shift "
         "the map.",
         Cause.PADDING,
-        *in_forwards(
-            _shifted,
-            "Conv2d_2b_3x3",
-            "Repeat_1/block17_1/Branch_1/Conv2d_0b_1x7",
-            "Repeat_2/block8_3/Branch_1/Conv2d_0c_3x1",
-            part="conv",
-        ),
+        _shifted,
+        "Conv2d_2b_3x3",
+        "Repeat_1/block17_1/Branch_1/Conv2d_0b_1x7",
+        "Repeat_2/block8_3/Branch_1/Conv2d_0c_3x1",
+        part="conv",
     ),
     _fault(
         "same-for-valid",
@@ -242,17 +238,15 @@ HYPERPARAMETERS: tuple[Fault, ...] = (
         *in_forwards(_padding_mode("replicate"), "Repeat_1/block17_4/Branch_1/Conv2d_0c_7x1", part="conv"),
         *in_forwards(_padding_mode("circular"), "Mixed_7a/Branch_2/Conv2d_0b_3x3", part="conv"),
     ),
-    _fault(
+    _in_layers(
         "one-by-seven-turned",
         "1x7 computed as 7x1: (width, height), the order of image libraries, instead of (height, width).",
         Cause.HEIGHT_WIDTH,
-        *in_forwards(
-            _turned,
-            "Repeat_1/block17_2/Branch_1/Conv2d_0b_1x7",
-            "Repeat_2/block8_4/Branch_1/Conv2d_0b_1x3",
-            "Block8/Branch_1/Conv2d_0c_3x1",
-            part="conv",
-        ),
+        _turned,
+        "Repeat_1/block17_2/Branch_1/Conv2d_0b_1x7",
+        "Repeat_2/block8_4/Branch_1/Conv2d_0b_1x3",
+        "Block8/Branch_1/Conv2d_0c_3x1",
+        part="conv",
     ),
     _fault(
         "tf32-products",
