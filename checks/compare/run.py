@@ -162,8 +162,6 @@ def _start_tensorflow(
     require_tensorflow(
         "to compare with", "A comparison with stored activations (--activations FILE) works without it."
     )
-    if options.seed < 0:
-        raise UsageError(f"--seed {options.seed}: a seed is not negative.")
     photographs = [] if options.images is None else read_photographs(find_photographs(options.images))
     if options.save is not None:
         _refuse_activations(options.save)

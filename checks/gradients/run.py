@@ -45,7 +45,6 @@ from checks.gradients.train_pytorch import (
 )
 from checks.gradients.train_tensorflow import train_tensorflow
 from checks.gradients.training_setup import MODES, OPTIMISERS, TrainingBatch, draw_batch, trained_keys
-from converter.errors import UsageError
 from converter.formats.detect import open_source
 from converter.formats.source import TensorSource
 from converter.hub.locate import locate
@@ -88,8 +87,6 @@ def compare_gradients(
         PortError: A subclass of it says why the comparison could not be made. A difference is not an error.
     """
     require_tensorflow("to train with")
-    if seed < 0:
-        raise UsageError(f"--seed {seed}: a seed is not negative.")
     if source is None:
         say("opening the built-in checkpoint")
         source = built_in_checkpoint()

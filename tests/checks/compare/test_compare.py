@@ -453,7 +453,10 @@ def test_options_that_contradict_each_other_are_wrong_usage(
     assert "--every-layer" in capsys.readouterr().err
     assert compare_command.main(["--activations", str(main_job.activations), "--seed", "3"]) == 2
     assert "--seed" in capsys.readouterr().err
-    assert compare_command.main([str(main_job.checkpoint), "--seed", "-1"]) == 2
+    for option in ("--seed", "--step"):
+        with pytest.raises(SystemExit, match="2"):
+            compare_command.main([str(main_job.checkpoint), option, "-1"])
+        assert f"argument {option}: '-1' is not a whole number, 0 or above" in capsys.readouterr().err
     assert compare_command.main([str(main_job.checkpoint), "--images", "nowhere"]) == 2
     assert "nowhere: there is no such folder" in capsys.readouterr().err
 
