@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from checks.audit.compare_one_tensor import FLOATS, compare_with_prediction, compare_with_source, uncompared
 from checks.audit.folded_standardisation import FoldedStandardisation, standardisation_of_first_layer
@@ -27,10 +25,10 @@ from checks.audit.predict_folding import (
 from checks.audit.result import TensorResult
 from checks.audit.source_weights import SourceWeights
 from checks.core.network import residual_scale
+from checks.core.types import Array
 from converter.layer_map import Layer
 from converter.layouts import CONVOLUTION, FULLY_CONNECTED
 
-Array = NDArray[Any]
 Tensors = Mapping[Role, PortTensor]
 
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from checks.audit.port_layers import PortTensor, Role
 from checks.audit.predict_folding import KNOWN_SHARE, Prediction
@@ -14,12 +12,12 @@ from checks.audit.result import Status, TensorResult
 from checks.audit.source_weights import SourceWeights, TensorPlace
 from checks.core.metrics import ulp_distance, ulp_histogram
 from checks.core.network import KEYS, stage_of
+from checks.core.types import Array
 from checks.diagnosis.causes import Cause
 from checks.diagnosis.explain_tensor import explain
 from converter.casting import FLOAT32, HALVES
 from converter.same_bits import differing_bits, same_bits
 
-Array = NDArray[Any]
 FLOATS = (*HALVES, FLOAT32, np.dtype(np.float64))
 
 _LEAST_HALVES = (5.96e-8, 1e-7)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from checks.audit.compare_folded_layers import (
     compare_batch_norm_beside,
@@ -23,7 +21,6 @@ from converter.counts import counted
 from converter.layer_map import Layer
 from converter.same_bits import same_bits
 
-Array = NDArray[Any]
 Tensors = Mapping[Role, PortTensor]
 Names = Mapping[Role, str]
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from checks.audit.compare_one_tensor import FLOATS
 from checks.audit.folding_formulas import BatchNorm
@@ -15,9 +13,8 @@ from checks.audit.port_layers import PortTensor, PortWeights, Role
 from checks.audit.predict_folding import KNOWN_SHARE, fold_kernel, fold_offset
 from checks.audit.source_weights import SourceWeights
 from checks.core.network import network_layers
+from checks.core.types import Array
 from converter.layouts import CONVOLUTION
-
-Array = NDArray[Any]
 
 
 @dataclass(frozen=True, slots=True)

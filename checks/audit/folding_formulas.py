@@ -8,13 +8,11 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from numpy.typing import NDArray
 
 from checks.core import thresholds
 from checks.core.network import EPSILON
+from checks.core.types import Array
 from converter.casting import FLOAT32, HALVES
-
-Array = NDArray[Any]
 
 _REACH = 4  # floats on either side of the exact factor; tools round to two or three floats off
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
+from checks.core.types import Array
 from converter.layouts import CONVOLUTION, FULLY_CONNECTED, VECTOR, Layout
-
-Array = NDArray[Any]
 
 Role = Literal[
     "weights",

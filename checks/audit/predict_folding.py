@@ -9,7 +9,6 @@ channel to the last bit. If no float does, the channel is not the source's.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,9 +21,9 @@ from checks.audit.folding_formulas import (
     rounding_margin,
     summand_formulas,
 )
+from checks.core.types import Array
 from converter.casting import FLOAT32
 
-Array = NDArray[Any]
 Mask = NDArray[np.bool_]
 
 OTHER_EPSILONS = (1e-5, 1e-6, 1e-8, 1e-4, 1e-2, 0.0)

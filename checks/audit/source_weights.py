@@ -5,19 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from checks.audit.folding_formulas import BatchNorm
 from checks.audit.port_layers import BATCH_NORM, Role
 from checks.core.network import stage_of
 from checks.core.source_tensors import BrokenSource
+from checks.core.types import Array
 from checks.diagnosis.explain_tensor import SourceTensors
 from converter.layer_map import BOTTLENECK_SCOPES, ConvertedRow, Variant, table
-
-Array = NDArray[Any]
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,10 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-Arrays = Mapping[str, NDArray[Any]]
+Array = NDArray[Any]
+"""An array of any dtype and shape."""
+
+Arrays = Mapping[str, Array]
 """state_dict key, TensorFlow variable or activation, to its array."""
 
 Say = Callable[[str], None]

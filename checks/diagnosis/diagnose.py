@@ -5,16 +5,15 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from checks.core import thresholds
 from checks.core.metrics import figure
 from checks.core.network import NETWORK, LayerKind, NetworkLayer
+from checks.core.types import Array
 from checks.diagnosis import explain_input, explain_module, explain_tensor
 from checks.diagnosis.causes import Cause, Explanation
 from checks.diagnosis.explain_tensor import SourceTensors
@@ -23,8 +22,6 @@ from checks.diagnosis.result import Diagnosis, Finding
 from checks.diagnosis.run_layers import run_layers, to_torch
 from converter.layer_map import ConvertedRow, Variant, table
 from reference import InceptionResnetV1
-
-Array = NDArray[Any]
 
 
 def diagnose(

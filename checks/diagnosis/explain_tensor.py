@@ -6,17 +6,14 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from checks.core.metrics import ulp_distance
 from checks.core.network import KEYS, NETWORK, STATISTICS, LayerKind, short_name
+from checks.core.types import Array
 from checks.diagnosis.causes import Cause, Explanation
 from converter.layer_map import CONVOLUTIONS
-
-Array = NDArray[Any]
 
 _FEW_VALUES = 0.01  # largest share of a tensor's values that counts as single values
 _FEW_STEPS = 8  # largest distance in float32 steps that counts as a change of last bits

@@ -6,12 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from numpy.typing import NDArray
-
 from checks.core.network import short_name
+from checks.core.types import Array
 from checks.diagnosis.causes import Cause
-
-Array = NDArray[Any]
 
 _MOST_NAMES = 4  # activations named in a line of the summary
 

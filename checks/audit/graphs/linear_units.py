@@ -9,16 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
-
-from numpy.typing import NDArray
 
 from checks.audit.graphs.graph import Node
 from checks.audit.graphs.wiring import Wiring, plain_name
 from checks.audit.port_layers import BATCH_NORM, PortTensor, Role
+from checks.core.types import Array
 from converter.layouts import VECTOR, Layout
 
-Array = NDArray[Any]
 _NUMBER = Layout("1->1", (0,))
 
 

@@ -9,17 +9,15 @@ from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from checks.audit.graphs.graph import Graph, Node, Op, Value, Window
+from checks.core.types import Array
 from converter.errors import SourceError
 from converter.formats import neighbours
 from converter.formats.limits import MAX_TENSORS, check_claims, open_regular, read_whole
 from converter.formats.source import TensorInfo
 from converter.formats.tensorflow.find_proto_fields import BYTES, ProtoScanner
 from converter.layouts import CONVOLUTION, FULLY_CONNECTED, Layout
-
-Array = NDArray[Any]
 
 _MOST_BYTES = 2**31 - 1  # protobuf's own limit for a message
 _MOST_FIELDS = 100_000  # nodes, initialisers and the like; a graph of this network has under 2,000

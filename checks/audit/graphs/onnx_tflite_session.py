@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from checks.audit.graphs.find_layers import GraphLayers
 from checks.audit.graphs.graph import Graph
@@ -16,11 +14,11 @@ from checks.audit.graphs.runtime_process import RuntimeProcess
 from checks.core.activations import activation_names
 from checks.core.inputs import IMAGE_SIZE
 from checks.core.network import BOTTLENECK, EMBEDDINGS, LOGITS
+from checks.core.types import Array
 from converter.casting import HALVES
 from converter.errors import SourceError
 from reference.inception_resnet_v1 import MINIMUM_IMAGE_SIZE
 
-Array = NDArray[Any]
 _INPUT_DTYPES = ("float32", "float16", "uint8", "int8", "int32")
 _OUTPUT_NAMES = {
     EMBEDDINGS: "embeddings of length one",

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from checks.core.inputs import prewhiten, standardise
 from checks.core.metrics import figure, relative_l2
+from checks.core.types import Array
 from converter.hub.catalog_entry import FIXED, PER_IMAGE
 
-Array = NDArray[Any]
 Pixels = Callable[[Array], Array]
 
 RECOGNISED = 2e-3

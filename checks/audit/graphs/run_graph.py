@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from checks.audit.folded_standardisation import FoldedStandardisation
 from checks.audit.graphs.preprocessing import (
@@ -24,10 +23,8 @@ from checks.core.inputs import InputBatch, seeded_inputs
 from checks.core.metrics import l2_norm, relative_l2
 from checks.core.network import BOTTLENECK, EMBEDDINGS, LOGITS, NORM_FLOOR
 from checks.core.rounding import first_image, measure_rounding
-from checks.core.types import Say
+from checks.core.types import Array, Say
 from reference import InceptionResnetV1
-
-Array = NDArray[Any]
 
 
 class GraphSession(Protocol):

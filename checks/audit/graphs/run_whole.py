@@ -6,11 +6,9 @@ This proves less than the comparison of every weight: it shows what the graph co
 from __future__ import annotations
 
 from copy import deepcopy
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from checks.audit.graphs.find_layers import GraphLayers
 from checks.audit.graphs.graph import Graph
@@ -24,11 +22,9 @@ from checks.core.activations import run_pytorch
 from checks.core.inputs import InputBatch
 from checks.core.metrics import l2_norm, relative_l2
 from checks.core.network import EMBEDDINGS
-from checks.core.types import Say
+from checks.core.types import Array, Say
 from converter.errors import SourceError
 from reference import InceptionResnetV1
-
-Array = NDArray[Any]
 
 
 def run_whole(

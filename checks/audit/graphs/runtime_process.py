@@ -11,15 +11,14 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from checks.audit.graphs.graph import Graph
 from checks.audit.graphs.onnx_file import load_onnx
+from checks.core.types import Array
 from converter.child_process import AnswerError, ChildError, ChildProcess, limit_memory, serve
 from converter.errors import SourceError
 from converter.formats.limits import is_utf_8
 
-Array = NDArray[Any]
 Session = Callable[[str, Array], list[Array]]
 """An open graph: a function from the name of its input and images in its layout and dtype to its outputs."""
 

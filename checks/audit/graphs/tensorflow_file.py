@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from checks.audit.graphs.graph import Graph, Node, Op, Value, Window
 from checks.audit.graphs.tensorflow_session import ARITHMETIC
 from checks.audit.port_layers import printable
+from checks.core.types import Array
 from converter.errors import SourceError
 from converter.formats.limits import MAX_TENSORS, check_claims, read_whole
 from converter.formats.source import TensorInfo
@@ -20,8 +20,6 @@ from converter.formats.tensorflow.find_proto_fields import ProtoError, ProtoScan
 from converter.formats.tensorflow.graph_def import MAX_FIELDS, MOST_BYTES, GraphNodes, NameTwiceError
 from converter.formats.tensorflow.protos import GraphDef
 from converter.layouts import FULLY_CONNECTED, Layout
-
-Array = NDArray[Any]
 
 _FIRST_BYTE = b"\x0a"  # the tag of the first node
 _KERNEL = Layout("HWIO->HWIO", (0, 1, 2, 3))

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING
 
 from checks.core.activations import activation_names
 from checks.core.environment import versions
 from checks.core.inputs import IMAGE_SIZE
 from checks.core.network import EMBEDDINGS
+from checks.core.types import Array
 
 if TYPE_CHECKING:
     from facenet_tf.own_graph import OwnGraph
 
-Array = NDArray[Any]
 
 ARITHMETIC = frozenset((
     "Add", "AddV2", "Assign", "AssignSub", "AssignSubVariableOp", "AssignVariableOp", "AvgPool",

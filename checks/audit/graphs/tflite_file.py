@@ -7,17 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from checks.audit.graphs.graph import Graph, Node, Op, Value, Window
+from checks.core.types import Array
 from converter.casting import HALVES
 from converter.errors import SourceError
 from converter.formats import neighbours
 from converter.formats.limits import MAX_TENSORS, check_claims, read_whole
 from converter.formats.source import TensorInfo
 from converter.layouts import FULLY_CONNECTED, Layout
-
-Array = NDArray[Any]
 
 _MOST_REFERENCES = 10 * MAX_TENSORS  # this network has 2,000
 _MOST_SIGNATURES = 8
