@@ -82,7 +82,7 @@ def run_graph(
         SourceError: The runtime refuses the graph, crashes or does not finish.
     """
     own = torch.float16 if session.computes_in_half else torch.float32
-    networks = _Networks(build_own(torch.float64), build_own(own), source, fold)
+    networks = Networks(build_own(torch.float64), build_own(own), source, fold)
     say("detecting the preprocessing")
     pixels = to_pixels(session.fit_images(batches[min(1, len(batches) - 1)].images[:1]))
 
@@ -95,7 +95,7 @@ def run_graph(
     runs = []
     for batch in batches:
         say(f"running: {batch.name}")
-        runs.append(_run_batch(session, networks, preprocessing, batch))
+        runs.append(run_batch(session, networks, preprocessing, batch))
     is_exact = preprocessing.distance <= thresholds.PREPARED[arithmetic_of(session)]
     return replace(describe_run(session, preprocessing, is_exact, runs), prepared=preprocessing.distance)
 
@@ -128,7 +128,7 @@ def audited_batches(seed: int) -> list[InputBatch]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Networks:
+class Networks:
     """The networks that a graph is compared with.
 
     Attributes:
@@ -144,18 +144,21 @@ class _Networks:
     fold: FoldedStandardisation
 
 
-def _run_batch(
-    session: GraphSession, networks: _Networks, preprocessing: Preprocessing, batch: InputBatch
+def run_batch(
+    session: GraphSession, networks: Networks, preprocessing: Preprocessing, batch: InputBatch
 ) -> InputRun:
     """Run a graph on one input, as its runtime optimises it and node by node.
 
     Every network takes the images that the graph's own first convolution takes, because preprocessing is
-    judged separately.
+    judged separately. Of a graph without known layers these are the ones that its preprocessing gives.
     """
-    images = session.fit_images(batch.images)
+    images = prepared = session.fit_images(batch.images)
+    arrays: list[Array] = []
     if not preprocessing.takes_standardised:
-        images = preprocessing.to_feed(to_pixels(images))
-    prepared, arrays = session.run_layers(images)
+        pixels = to_pixels(images)
+        images, prepared = preprocessing.to_feed(pixels), preprocessing.to_network(pixels)
+    if session.activations:
+        prepared, arrays = session.run_layers(images)
     actual = dict(zip(session.activations, arrays, strict=True))
     outputs = list(zip(session.outputs, session.run(images), strict=True)) or [
         (BOTTLENECK, actual[BOTTLENECK])
@@ -167,13 +170,13 @@ def _run_batch(
     rounded = run_pytorch(networks.rounded, prepared, names)
     error, floor = max(
         (
-            (_error(array, exact[name]), floor_of(rounded[name], exact[name], session.computes_in_half))
+            (_error(array, exact[name]), _floor(rounded[name], exact[name], session.computes_in_half))
             for name, array in outputs
         ),
         key=lambda pair: pair[0] / pair[1],
     )
-    embeddings = next((array for name, array in outputs if name != LOGITS), actual[BOTTLENECK])
-    embeddings = embeddings.reshape(len(images), -1)
+    vectors = [array for name, array in outputs if name != LOGITS] or [actual[BOTTLENECK]]
+    embeddings = vectors[0].reshape(len(images), -1)
     expected = run_pytorch(networks.source, networks.fold.apply(prepared), (EMBEDDINGS,))[EMBEDDINGS]
     gap = np.full(expected.shape, np.inf)
     if embeddings.shape == expected.shape:
@@ -194,7 +197,7 @@ def _error(actual: Array, expected: Array) -> float:
     return relative_l2(actual.reshape(expected.shape), expected) if actual.size == expected.size else np.inf
 
 
-def floor_of(rounded: Array, exact: Array, in_half: bool) -> float:
+def _floor(rounded: Array, exact: Array, in_half: bool) -> float:
     """PyTorch's own error, at least the roundoff of one operation."""
     roundoff = thresholds.HALF_ROUNDOFF if in_half else thresholds.UNIT_ROUNDOFF
     error = relative_l2(rounded, exact)

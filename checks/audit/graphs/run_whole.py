@@ -7,22 +7,20 @@ from __future__ import annotations
 
 from copy import deepcopy
 
-import numpy as np
 import torch
 
+from checks.audit.folded_standardisation import FoldedStandardisation
 from checks.audit.graphs.find_layers import GraphLayers
 from checks.audit.graphs.graph import Graph
 from checks.audit.graphs.onnx_tflite_session import OnnxTfliteSession
-from checks.audit.graphs.preprocessing import Preprocessing, detect_preprocessing, to_pixels
-from checks.audit.graphs.run_graph import audited_batches, describe_run, floor_of, normalise
+from checks.audit.graphs.preprocessing import detect_preprocessing, to_pixels
+from checks.audit.graphs.run_graph import Networks, audited_batches, describe_run, normalise, run_batch
 from checks.audit.graphs.runtime_process import RuntimeProcess
 from checks.audit.port_layers import PortWeights
-from checks.audit.result import GraphRun, InputRun
+from checks.audit.result import GraphRun
 from checks.core.activations import run_pytorch
-from checks.core.inputs import InputBatch
-from checks.core.metrics import l2_norm, relative_l2
 from checks.core.network import EMBEDDINGS
-from checks.core.types import Array, Say
+from checks.core.types import Say
 from converter.errors import SourceError
 from reference import InceptionResnetV1
 
@@ -52,13 +50,14 @@ def run_whole(
         to_pixels(session.fit_images(batches[1].images[:1])),
         lambda images: normalise(session.run(images)[0]),
         session.input_dtype,
-        lambda images: _embed(source, images),
+        lambda images: run_pytorch(source, images, (EMBEDDINGS,))[EMBEDDINGS],
     )
     single = deepcopy(source).to(torch.float32)
+    networks = Networks(source, single, source, FoldedStandardisation())
     runs = []
     for batch in batches:
         say(f"running: {batch.name}")
-        runs.append(_run_batch(session, source, single, preprocessing, batch))
+        runs.append(run_batch(session, networks, preprocessing, batch))
     return describe_run(session, preprocessing, preprocessing.is_known, runs)
 
 
@@ -80,33 +79,3 @@ def _open(graph: Graph, process: RuntimeProcess, size: int) -> OnnxTfliteSession
         f"no output is an embedding of {size} numbers ({'; '.join(problems)})",
         next_step="Export it with its embeddings as an output, or give its own checkpoint with --against",
     )
-
-
-def _run_batch(
-    session: OnnxTfliteSession,
-    source: InceptionResnetV1,
-    single: InceptionResnetV1,
-    preprocessing: Preprocessing,
-    batch: InputBatch,
-) -> InputRun:
-    images = session.fit_images(batch.images)
-    prepared = images
-    if not preprocessing.takes_standardised:
-        pixels = to_pixels(images)
-        images, prepared = preprocessing.to_feed(pixels), preprocessing.to_network(pixels)
-    actual = normalise(session.run(images)[0])
-    expected = _embed(source, prepared)
-    gap = np.asarray(actual - expected)
-    return InputRun(
-        name=batch.name,
-        few_values=batch.few_values,
-        error=relative_l2(actual, expected),
-        floor=floor_of(_embed(single, prepared), expected, session.computes_in_half),
-        distance=l2_norm(gap),
-        row_distance=max(l2_norm(row) for row in gap),
-        layers=(),
-    )
-
-
-def _embed(network: InceptionResnetV1, images: Array) -> Array:
-    return run_pytorch(network, images, (EMBEDDINGS,))[EMBEDDINGS]
