@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from checks.core.network import short_name
@@ -81,20 +81,9 @@ class Diagnosis:
 
     def as_json(self) -> list[dict[str, Any]]:
         """The findings without the corrected tensors themselves."""
+        names = [each.name for each in fields(Finding) if each.name not in ("repair", "in_weights")]
         return [
-            {
-                "activation": finding.activation,
-                "distance": finding.distance,
-                "cause": finding.cause,
-                "statement": finding.statement,
-                "repaired_by": sorted(finding.repair),
-                "key": finding.key,
-                "variable": finding.variable,
-                "index": finding.index,
-                "expected": finding.expected,
-                "actual": finding.actual,
-                "count": finding.count,
-            }
+            {**{name: getattr(finding, name) for name in names}, "repaired_by": sorted(finding.repair)}
             for finding in self.findings
         ]
 
