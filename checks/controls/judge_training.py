@@ -63,7 +63,11 @@ def _explain(
     port: Pipeline, reference: TrainingReference, steps: StepsMeasurement, same_gradients: bool
 ) -> tuple[str | None, Cause | None]:
     """Find where training first differs, and its cause, from the running statistics after one step."""
-    moved = [tensor for tensor in steps.state if tensor.key.endswith(_STATISTICS) and not _holds(tensor)]
+    moved = [
+        tensor
+        for tensor in steps.state
+        if tensor.key.endswith(_STATISTICS) and not tensor.distance <= thresholds.TRAINING_STEPS
+    ]
     if not moved:
         return (OPTIMISER, Cause.OPTIMISER) if same_gradients else (LOSS, None)
     place = _first_layer([tensor.key for tensor in moved])
@@ -80,10 +84,6 @@ def _evenly_scaled(gradients: GradientMeasurement) -> bool:
     """Return True if one factor scales all gradients: then all relative distances are equal."""
     distances = [gradient.distance for gradient in gradients.gradients if gradient.norm > 0]
     return max(distances) - min(distances) <= _ONE_FACTOR * max(distances)
-
-
-def _holds(tensor: TensorDistance) -> bool:
-    return tensor.distance <= thresholds.TRAINING_STEPS
 
 
 def _at_rest(port: Pipeline, reference: TrainingReference, moved: Sequence[TensorDistance]) -> bool:

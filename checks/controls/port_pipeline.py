@@ -27,10 +27,6 @@ Prepare = Callable[[NDArray[Any]], NDArray[Any]]
 MakeOptimiser = Callable[[OptimiserName, Iterable[Parameter]], Optimizer]
 
 
-def _preparations() -> dict[Standardisation, Prepare]:
-    return {"fixed": standardise, "per image": prewhiten}
-
-
 @dataclass(slots=True, eq=False)
 class Pipeline:
     """A whole port, from pixels to the optimiser.
@@ -49,7 +45,9 @@ class Pipeline:
     float64: InceptionResnetV1
     plan: Plan
     source: Arrays
-    prepare: dict[Standardisation, Prepare] = field(default_factory=_preparations)
+    prepare: dict[Standardisation, Prepare] = field(
+        default_factory=lambda: {"fixed": standardise, "per image": prewhiten}
+    )
     loss: Loss = training_loss
     make_optimiser: MakeOptimiser = make_optimiser
 
@@ -60,10 +58,8 @@ class Pipeline:
 
     def row(self, variable: str) -> ConvertedRow:
         """The row of the layer map for a variable, named without the network's scope."""
-        return next(row for row in self.plan.converted if row.variable in self._full_names(variable))
-
-    def _full_names(self, variable: str) -> tuple[str, str]:
-        return f"{NETWORK_SCOPE}/{variable}", variable  # Logits, and an old Bottleneck, stand outside it
+        names = f"{NETWORK_SCOPE}/{variable}", variable  # Logits, and an old Bottleneck, stand outside it
+        return next(row for row in self.plan.converted if row.variable in names)
 
     def tensor(self, variable: str) -> NDArray[Any]:
         """The port's tensor for a variable: float32, in PyTorch's layout, a copy."""

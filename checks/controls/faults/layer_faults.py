@@ -59,32 +59,10 @@ def _batch_statistics_site(scope: str) -> Site:
 # ReLU
 
 
-def _no_relu(module: Any, x: Tensor) -> Tensor:
-    output: Tensor = module.bn(module.conv(x))
-    return output
-
-
 def _no_relu_after_sum(module: Any, x: Tensor) -> Tensor:
     mixed = torch.cat([module.get_submodule(f"branch{index}")(x) for index in range(module.branches)], dim=1)
     output: Tensor = x + module.scale * module.conv2d(mixed)
     return output
-
-
-def _linear_then_relu(module: Any, x: Tensor) -> Tensor:
-    return F.relu(nn.Conv2d.forward(module, x))
-
-
-def _relu_after_norm(module: Any, x: Tensor) -> Tensor:
-    return F.relu(nn.BatchNorm1d.forward(module, x))
-
-
-def _relu_first(module: Any, x: Tensor) -> Tensor:
-    output: Tensor = module.bn(F.relu(module.conv(x)))
-    return output
-
-
-def _leaky(module: Any, x: Tensor) -> Tensor:
-    return F.leaky_relu(module.bn(module.conv(x)), _LEAK)
 
 
 # Padding
@@ -182,7 +160,9 @@ HYPERPARAMETERS: tuple[Fault, ...] = (
         "slim's conv2d includes a ReLU and PyTorch's Conv2d does not: a layer written without the wrapper "
         "loses it.",
         Cause.RELU,
-        *in_forwards(_no_relu, "Conv2d_4b_3x3", "Mixed_6a/Branch_1/Conv2d_0b_3x3"),
+        *in_forwards(
+            lambda module, x: module.bn(module.conv(x)), "Conv2d_4b_3x3", "Mixed_6a/Branch_1/Conv2d_0b_3x3"
+        ),
         *in_forwards(_no_relu_after_sum, "Repeat/block35_3", "Repeat_2/block8_4"),
     ),
     _fault(
@@ -191,14 +171,18 @@ HYPERPARAMETERS: tuple[Fault, ...] = (
         "of a ReLU on every layer, applied to the residual 1x1 or the Bottleneck, is the same slip.",
         Cause.RELU,
         Site("Block8", activation_of("Block8"), modules_set("block8", relu=True)),
-        *in_forwards(_linear_then_relu, "Repeat/block35_2/Conv2d_1x1", "Repeat_1/block17_7/Conv2d_1x1"),
-        *in_forwards(_relu_after_norm, "Bottleneck", part="bn"),
+        *in_forwards(
+            lambda module, x: F.relu(nn.Conv2d.forward(module, x)),
+            "Repeat/block35_2/Conv2d_1x1",
+            "Repeat_1/block17_7/Conv2d_1x1",
+        ),
+        *in_forwards(lambda module, x: F.relu(nn.BatchNorm1d.forward(module, x)), "Bottleneck", part="bn"),
     ),
     _in_layers(
         "relu-before-batch-norm",
         "Convolution, ReLU, BatchNorm, as in some Keras examples, instead of convolution, BatchNorm, ReLU.",
         Cause.RELU_ORDER,
-        _relu_first,
+        lambda module, x: module.bn(F.relu(module.conv(x))),
         "Conv2d_2a_3x3",
         "Repeat_1/block17_8/Branch_1/Conv2d_0c_7x1",
         "Mixed_7a/Branch_2/Conv2d_0b_3x3",
@@ -207,7 +191,7 @@ HYPERPARAMETERS: tuple[Fault, ...] = (
         "relu-leaky",
         "PReLU and leaky ReLU of other face networks (MTCNN, SphereFace) in a shared convolution unit.",
         Cause.RELU,
-        _leaky,
+        lambda module, x: F.leaky_relu(module.bn(module.conv(x)), _LEAK),
         "Conv2d_1a_3x3",
         "Repeat/block35_5/Branch_2/Conv2d_0a_1x1",
         "Repeat_2/block8_1/Branch_1/Conv2d_0b_1x3",

@@ -44,15 +44,6 @@ def _whitened(pixels: NDArray[Any], axes: tuple[int, ...]) -> NDArray[Any]:
     return whitened
 
 
-def _wrapped(pixels: NDArray[Any]) -> NDArray[Any]:
-    shifted: NDArray[Any] = pixels - np.uint8(128)
-    return shifted
-
-
-def _deviation(pixels: NDArray[Any]) -> NDArray[Any]:
-    return np.asarray(pixels.astype(np.float64).std(axis=(1, 2, 3), keepdims=True))
-
-
 def _reread(images: NDArray[Any]) -> NDArray[Any]:
     """Read an NHWC buffer as if it were NCHW; the result is in NHWC again."""
     count, height, width, channels = images.shape
@@ -84,7 +75,11 @@ PREPROCESSING: tuple[Fault, ...] = (
         Cause.STANDARDISATION,
         _site("(x - 127.5) / 128", standardise, "per image"),
         _site("each channel", lambda pixels: _whitened(pixels, (1, 2)), "per image"),
-        _site("without the mean", lambda pixels: pixels / _deviation(pixels), "per image"),
+        _site(
+            "without the mean",
+            lambda pixels: pixels / pixels.std(axis=(1, 2, 3), dtype=np.float64, keepdims=True),
+            "per image",
+        ),
     ),
     _fault(
         "another-divisor",
@@ -108,7 +103,7 @@ PREPROCESSING: tuple[Fault, ...] = (
         "integer-overflow",
         "Arithmetic on uint8 wraps: NumPy's `pixels - 128`, written for images that were float elsewhere.",
         Cause.STANDARDISATION,
-        _site("x - 128 in uint8", lambda pixels: _wrapped(pixels) / 128.0),
+        _site("x - 128 in uint8", lambda pixels: (pixels - np.uint8(128)) / 128.0),
         _site("x read as int8", lambda pixels: (pixels.view(np.int8) - 127.5) / 128.0),
         _site("rounded to integers", lambda pixels: np.round((pixels - 127.5) / 128.0)),
     ),

@@ -96,18 +96,6 @@ def dropout_mask(x: Tensor, rate: float) -> Tensor:
     return (drawn >= rate).to(x.dtype) / (1 - rate)
 
 
-def _dropping(module: Any, x: Tensor) -> Tensor:
-    return x * dropout_mask(x, module.p)
-
-
-def _dropping_fewer(module: Any, x: Tensor) -> Tensor:
-    return x * dropout_mask(x, module.p / 2)
-
-
-def _dropping_channels(module: Any, x: Tensor) -> Tensor:
-    return x * dropout_mask(x[:1], module.p)
-
-
 # The head
 
 
@@ -217,9 +205,9 @@ STRUCTURE: tuple[Fault, ...] = (
         "dropout-in-inference",
         "F.dropout is active by default, also in a module in evaluation mode.",
         Cause.DROPOUT,
-        _dropout_site("before the Bottleneck", _dropping),
-        _dropout_site("at half the rate", _dropping_fewer),
-        _dropout_site("channels of the map", _dropping_channels),
+        _dropout_site("before the Bottleneck", lambda module, x: x * dropout_mask(x, module.p)),
+        _dropout_site("at half the rate", lambda module, x: x * dropout_mask(x, module.p / 2)),
+        _dropout_site("channels of the map", lambda module, x: x * dropout_mask(x[:1], module.p)),
     ),
     _fault(
         "another-normalisation",

@@ -106,14 +106,10 @@ def _without_dropout(*further: Apply) -> Apply:
     return apply
 
 
-def _drop(x: Tensor) -> Tensor:
-    return x * dropout_mask(x, 0.6)
-
-
 def _dropping_after(norm: type[nn.Module]) -> Forward:
     def forward(module: Any, x: Tensor) -> Tensor:
         output: Tensor = norm.forward(module, x)
-        return _drop(output) if module.training else output
+        return output * dropout_mask(output, 0.6) if module.training else output
 
     return forward
 
@@ -124,13 +120,12 @@ _POOLED = forward_replaced("avgpool_1a", _dropping_after(nn.AdaptiveAvgPool2d))
 # Gradients
 
 
-def _detached(module: Any, x: Tensor) -> Tensor:
-    output: Tensor = type(module).forward(module, x)
-    return output.detach()
-
-
 def _branch_detached_site(scope: str, path: str) -> Site:
-    return _site(scope.rpartition("/")[0], activation_of(scope), forward_replaced(path, _detached))
+    return _site(
+        scope.rpartition("/")[0],
+        activation_of(scope),
+        forward_replaced(path, lambda module, x: type(module).forward(module, x).detach()),
+    )
 
 
 def _not_trained(*keys: str) -> Apply:
@@ -180,16 +175,12 @@ def _optimiser(label: str, make: Make) -> Site:
     return _site(label, OPTIMISER, apply)
 
 
-def _rate(optimiser: Optimizer) -> float:
-    return float(optimiser.param_groups[0]["lr"])
-
-
 def _instead(name: OptimiserName, optimiser: Callable[[list[Parameter], float], Optimizer]) -> Make:
     """Replace the optimiser of this name by another, at the same learning rate."""
 
     def make(port: Pipeline, actual: OptimiserName, parameters: list[Parameter]) -> Optimizer:
         expected = make_optimiser(actual, parameters)
-        return optimiser(parameters, _rate(expected)) if actual == name else expected
+        return optimiser(parameters, expected.param_groups[0]["lr"]) if actual == name else expected
 
     return make
 
