@@ -46,10 +46,12 @@ def compare_batch_norm_beside(
     yield compare_with_source(tensors["weights"], layer.scope, "weights", source)
     place = source.place_of_batch_norm(layer.scope)
     if "biases" in tensors:
-        yield uncompared(tensors["biases"], place, "extra", "a bias before the product and the sum")
+        yield uncompared(
+            tensors["biases"], place, "extra", "a bias before the scale and the shift of its BatchNorm"
+        )
     scale, shift = tensors["scale"], tensors.get("shift")
     if shift is None:
-        yield uncompared(scale, place, "differs", "a product that no sum follows")
+        yield uncompared(scale, place, "differs", "a scale without a shift")
     elif _fits(scale, norm.beta) and _fits(shift, norm.beta):
         predictions = fold_affine(scale.array, shift.array, norm)
         for tensor, prediction in zip((scale, shift), predictions, strict=True):

@@ -212,7 +212,7 @@ def _write_port_verdict(
         others = len(faults) - 1
         return f"The port differs: {faults[0].name} and {others} more {_tensors(others)} are not faithful."
     if faults:
-        problems = {"missing": "is missing", "extra": "is not of this network"}
+        problems = {"missing": "is missing", "extra": "is not a tensor of this network"}
         problem = problems.get(faults[0].status, "is not the source's")
         return f"The port differs: {faults[0].name} {problem}."
     failed = [judgement.name for judgement in judgements if not judgement.passed]

@@ -112,7 +112,8 @@ def _check_usage(arguments: argparse.Namespace) -> None:
         ]
         if given:
             raise UsageError(
-                f"{', '.join(given)}: the stored activations fix this. Leave it out, or store them again."
+                f"{', '.join(given)}: stored activations have inputs and layers of their own. Leave it out, "
+                "or store them again."
             )
 
 

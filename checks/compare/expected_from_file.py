@@ -87,7 +87,9 @@ class ExpectedFromFile(Expected):
         stored = self.stored.provenance
         if self.stored.inputs[: len(SEEDED)] != SEEDED or list(stored["activations"]) not in known:
             raise SourceError(
-                self.path, "not a whole comparison", next_step="Store it again with --save-activations"
+                self.path,
+                "the stored comparison is incomplete",
+                next_step="Store it again with --save-activations",
             )
         if stored["weights"] != weights:
             raise UsageError(

@@ -230,7 +230,7 @@ class _Comparison:
         port = build_port(arrays, self.expected.facts.variant)
         result = self._judge(arrays, port)
         if result.broken is not None:
-            kept = Repair(None, (), "a broken source repairs nothing. Nothing was written.")
+            kept = Repair(None, (), "the source is broken, so nothing can be repaired. Nothing was written.")
             return result if repair is None else replace(result, repair=kept)
         if result.passed:
             unneeded = Repair(None, (), "nothing to repair: the port is exact. Nothing was written.")

@@ -100,7 +100,7 @@ def find_layers(graph: Graph) -> GraphLayers:
         computes_in_half=best.computes_in_half,
         remarks=(
             *best.remarks,
-            *(f"its output {name!r} is neither embedding nor logits" for name in unjudged),
+            *(f"its output {name!r} is neither an embedding nor logits" for name in unjudged),
         ),
     )
 

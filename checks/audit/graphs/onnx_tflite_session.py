@@ -135,7 +135,7 @@ def _image_layout(graph: Graph) -> _ImageLayout:
     if value.dtype in ("bfloat16", "float64"):
         raise SourceError(
             graph.path,
-            f"it computes in {value.dtype}, which its runtime does not do on a processor",
+            f"it computes in {value.dtype}, which its runtime does not support on a CPU",
             next_step="Export the model in float32 or in half precision: model.float() or model.half()",
         )
     shape = value.shape if len(value.shape) == 4 else (None, None, None, None)

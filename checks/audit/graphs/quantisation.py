@@ -33,7 +33,7 @@ def refuse_quantised(graph: Graph) -> None:
     raise SourceError(
         graph.path,
         f"it is quantised{tool} ({label(quantised[0])}{others}): its weights are integers, which cannot be "
-        "the source's bits",
+        "compared bit for bit",
         next_step="Audit the float32 file that it was made from: "
         f"facenet-port audit FLOAT32{ending} --against SOURCE",
     )

@@ -102,7 +102,7 @@ def test_extras_are_differences_unless_they_are_ignored(source, state_dict, tmp_
     command = [str(port), "--against", str(source)]
     assert main(command) == 1
     screen = capsys.readouterr().out
-    assert screen.startswith("The port differs: module.head.weight is not of this network.")
+    assert screen.startswith("The port differs: module.head.weight is not a tensor of this network.")
     assert "--ignore 'module.head.*'" in screen
     assert main([*command, "--ignore", "module.head.*"]) == 0
     screen = capsys.readouterr().out

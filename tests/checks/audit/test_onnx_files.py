@@ -135,7 +135,7 @@ def test_arithmetic_that_onnxruntime_lacks_is_named(source, tmp_path, capsys, ki
     edit.graph.output[0].type.tensor_type.ClearField("shape")
     assert main([str(edit.save(tmp_path / "other.onnx")), "--against", str(source)]) == 3
     message = capsys.readouterr().err
-    assert f"it computes in {name}, which its runtime does not do on a processor" in message
+    assert f"it computes in {name}, which its runtime does not support on a CPU" in message
     assert "Export the model in float32 or in half precision: model.float() or model.half()" in message
 
 

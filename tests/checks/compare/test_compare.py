@@ -408,7 +408,7 @@ def test_a_comparison_without_some_of_the_inputs_is_refused(
         names = json.loads(file.attrs["inputs"])
         del file["004"]
         file.attrs["inputs"] = json.dumps(names[:4])
-    with pytest.raises(SourceError, match="not a whole comparison"):
+    with pytest.raises(SourceError, match="the stored comparison is incomplete"):
         compare(state_dict=clean, activations=shortened)
 
 
