@@ -83,6 +83,21 @@ def describe_largest(result: TensorResult) -> str:
     return f"{size} at [{index}]: expected {expected}, actual {actual}"
 
 
+def describe_tensor(result: TensorResult) -> list[tuple[str, str]]:
+    """Describe a tensor that is not faithful in labelled lines: names, largest difference, cause."""
+    stored = f", {result.dtype} {list(result.shape)}" if result.dtype else ""
+    differs = result.index is not None
+    rows = {
+        "tensor": f"{result.name}{stored}",
+        "PyTorch": "" if result.key == result.name else result.key,
+        "TensorFlow": result.variable,
+        "largest": describe_largest(result),
+        "in all": describe_difference(result) if differs else "",
+        "cause": result.detail or ("" if differs else result.status),
+    }
+    return [(label, text) for label, text in rows.items() if text]
+
+
 def judge_structure(remarks: Sequence[str], layers: int) -> Judgement:
     """Judge the structure of a graph: its branches, windows, ReLUs and epsilons.
 

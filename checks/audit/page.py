@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 
-from checks.audit.judge import describe_fault, describe_largest
+from checks.audit.judge import describe_tensor
 from checks.audit.result import ONLY_EMBEDDINGS, AuditResult, GraphRun, InputRun, Status, TensorResult
 from checks.audit.table import STATUS_MEANINGS, run_table
 from checks.core import thresholds
@@ -92,7 +92,7 @@ def _head(result: AuditResult, unfaithful: Sequence[TensorResult]) -> Head:
     place, reasons = "", []
     if unfaithful:
         place = unfaithful[0].name
-        reasons += _reasons(unfaithful[0])
+        reasons += describe_tensor(unfaithful[0])[1:]  # its name is the place
     if len(unfaithful) > 1:
         reasons.append(("In all", f"{len(unfaithful)} of {len(result.tensors)} tensors are not faithful"))
     if result.run is not None and result.run.first_divergence is not None:
@@ -126,17 +126,6 @@ def _word(result: AuditResult) -> str:
     if result.broken is not None and not result.differs:
         return "Broken source"
     return {0: "Sound", ONLY_EMBEDDINGS: "Weaker proof"}.get(result.exit_code, "Differs")
-
-
-def _reasons(tensor: TensorResult) -> list[tuple[str, str]]:
-    """Say what is wrong with a tensor, and name it as PyTorch and TensorFlow do."""
-    reasons = {
-        tensor.status.capitalize(): describe_fault(tensor),
-        "Largest difference": describe_largest(tensor),
-        "TensorFlow variable": tensor.variable,
-        "PyTorch key": "" if tensor.key == tensor.name else tensor.key,
-    }
-    return [(label, text) for label, text in reasons.items() if text]
 
 
 def _ulps(steps: int) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from checks.audit.judge import describe_difference, describe_largest, judge_distance
+from checks.audit.judge import describe_largest, describe_tensor, judge_distance
 from checks.audit.result import FAITHFUL, ONLY_EMBEDDINGS, AuditResult, GraphRun, Status, TensorResult
 from checks.core.inputs import NOISE
 from checks.core.metrics import figure
@@ -68,12 +68,12 @@ def _first_difference(result: AuditResult) -> Iterator[str]:
     """Describe the first difference, and count the others."""
     faults = [tensor for tensor in result.tensors if not tensor.is_faithful]
     if faults:
-        yield from _describe_tensor(faults[0])
+        yield from (f"  {label:<11} {text}" for label, text in describe_tensor(faults[0]))
         largest = max(faults, key=lambda tensor: tensor.max_abs)
         if largest.max_abs > faults[0].max_abs:
             names = [name for name in (largest.key, largest.variable) if name not in ("", largest.name)]
             also = f" ({', '.join(names)})" if names else ""
-            yield f"  of all      {describe_largest(largest)}; in {largest.name}{also}"
+            yield f"  overall     {describe_largest(largest)}; in {largest.name}{also}"
         if len(faults) > 1:
             yield f"{len(faults) - 1} more of {len(result.tensors)} tensors: --verbose lists them."
         return
@@ -82,21 +82,6 @@ def _first_difference(result: AuditResult) -> Iterator[str]:
         yield f"  {name}: {detail}"
     if len(details) > 2:
         yield f"{len(details) - 2} more: --verbose lists them."
-
-
-def _describe_tensor(tensor: TensorResult) -> Iterator[str]:
-    """Describe a tensor that is not faithful: its names, its largest difference, and the cause."""
-    stored = f", {tensor.dtype} {list(tensor.shape)}" if tensor.dtype else ""
-    yield f"  tensor      {tensor.name}{stored}"
-    if tensor.key and tensor.key != tensor.name:
-        yield f"  PyTorch     {tensor.key}"
-    if tensor.variable:
-        yield f"  TensorFlow  {tensor.variable}"
-    if tensor.index is not None:
-        yield f"  largest     {describe_largest(tensor)}"
-        yield f"  in all      {describe_difference(tensor)}"
-    if tensor.detail or tensor.index is None:
-        yield f"  cause       {tensor.detail or tensor.status}"
 
 
 def _print_details(console: Console, result: AuditResult) -> None:

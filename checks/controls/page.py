@@ -32,30 +32,22 @@ class MatrixCell:
 
 @dataclass(frozen=True, slots=True)
 class ClassRow:
-    """A class of faults, with the number of its sites that each judgement found.
+    """A class of faults in the matrix.
 
     Attributes:
         name: The name of the class.
         sites: The number of its sites in this checkpoint.
-        killed: The number of sites that any judgement found.
-        place: The number of sites that were found at their place.
-        cause: The number of sites whose cause was named; None where the diagnosis has no name for it.
-        by: The number of sites that each judgement of the matrix found.
+        cells: The number of sites that each judgement found; then of those killed, placed and named, where
+            None stands for a cause that the diagnosis has no name for.
+        survived: Whether a site was not killed.
         outcomes: Each site and its outcome.
     """
 
     name: str
     sites: int
-    killed: MatrixCell
-    place: MatrixCell
-    cause: MatrixCell | None
-    by: tuple[MatrixCell, ...]
+    cells: tuple[MatrixCell | None, ...]
+    survived: bool
     outcomes: tuple[str, ...]
-
-    @property
-    def survived(self) -> bool:
-        """True if a site was not killed."""
-        return self.killed.lacking
 
 
 def write_page(path: Path, result: ControlsResult, *, command: str) -> None:
@@ -128,15 +120,14 @@ def _row(name: str, sites: Sequence[SiteResult], columns: Sequence[str]) -> Clas
         quarters = -(-4 * count_found // count) if count else 0  # rounded up
         return MatrixCell(count_found, quarters, lacking=must_be_all and count_found < count)
 
-    return ClassRow(
-        name=name,
-        sites=count,
-        killed=cell(sum(site.killed for site in planted), must_be_all=True),
-        place=cell(sum(site.exact for site in planted), must_be_all=True),
-        cause=cell(sum(site.explained for site in planted)) if any(site.cause for site in planted) else None,
-        by=tuple(cell(sum(judgement in site.judgements for site in planted)) for judgement in columns),
-        outcomes=tuple(map(_describe, sites)),
+    killed = cell(sum(site.killed for site in planted), must_be_all=True)
+    cells = (
+        *(cell(sum(judgement in site.judgements for site in planted)) for judgement in columns),
+        killed,
+        cell(sum(site.exact for site in planted), must_be_all=True),
+        cell(sum(site.explained for site in planted)) if any(site.cause for site in planted) else None,
     )
+    return ClassRow(name, count, cells, killed.lacking, tuple(map(_describe, sites)))
 
 
 def _describe(site: SiteResult) -> str:

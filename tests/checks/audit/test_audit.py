@@ -446,7 +446,7 @@ def test_the_largest_difference_is_shown_with_its_place_and_values(source, state
     assert f"largest     5.0e-01 at [3, 1, 2, 0]: expected {before:.9g}, actual {after:.9g}" in lines
     before, after = state_dict["last_linear.weight"][7, 9], weight[7, 9]
     place = "module.last_linear.weight (last_linear.weight, InceptionResnetV1/Bottleneck/weights)"
-    assert f"of all      2.0e+00 at [7, 9]: expected {before:.9g}, actual {after:.9g}; in {place}" in lines
+    assert f"overall     2.0e+00 at [7, 9]: expected {before:.9g}, actual {after:.9g}; in {place}" in lines
 
 
 # The command.

@@ -435,9 +435,9 @@ def test_an_audit_is_reported_as_a_grid(browser, tmp_path: Path, sound: bool) ->
         assert f"{HOSTILE} · extra" in titles
         assert len(titles) == 7
         reasons = page.locator("#reasons").inner_text()
-        assert f"Differs: {KEYS[7]}: 3 of 9 values differ, by up to 4 steps" in reasons
-        assert "Largest difference: 1.8e+00 at [1, 2]: expected -0.25, actual 1.5" in reasons
-        assert "TensorFlow variable: variable" in reasons
+        assert "in all: 3 of 9 values differ, by up to 4 steps" in page.locator("#reasons").text_content()
+        assert "largest: 1.8e+00 at [1, 2]: expected -0.25, actual 1.5" in reasons
+        assert "TensorFlow: variable" in reasons
         texts = page.locator("tr.fault", has_text=KEYS[7]).first.locator("td").all_text_contents()
         assert {"1, 2", "1.5", "-0.25", "1.8e+00", "module.key", "variable"} <= set(texts)
     assert page.locator("img, script").count() == 0
