@@ -17,9 +17,10 @@ from checks.compare.measure import run_and_measure
 from checks.compare.result import CompareResult, InputMeasurement, Repair, SavedActivations
 from checks.core.builtin_checkpoint import built_in_checkpoint
 from checks.core.environment import environment
-from checks.core.inputs import find_photographs, read_photographs
+from checks.core.inputs import read_photographs
 from checks.core.judgement import Judgement
 from checks.core.models import LoadedPort, Port, build_misshapen, build_port, load_state_dict, unexpected_keys
+from checks.core.photographs import find_photographs
 from checks.core.render import from_home
 from checks.core.source_tensors import (
     BrokenSource,

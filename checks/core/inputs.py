@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from checks.core import thresholds
-from converter.errors import SourceError, UsageError
-from converter.formats.limits import open_regular
-from converter.stray_files import is_stray
+from checks.core.photographs import PhotographError, read_photograph
+from converter.errors import SourceError
 
 IMAGE_SIZE = 160  # pixels; the published networks were trained on this size
 ODD_SIZE = (147, 123)  # height and width: odd and unequal, so that sizes of maps are rounded
@@ -22,7 +20,6 @@ BATCH = 5  # images
 NOISE = "standard normal"
 SEEDED = (NOISE, "smooth", "constant", "near-black", f"odd size {ODD_SIZE[0]}x{ODD_SIZE[1]}")
 _MOST_NAMED = 5  # files in a message
-_PHOTOGRAPHS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,86 +90,34 @@ def _smooth(random: np.random.Generator, count: int) -> NDArray[Any]:
     return images.astype(np.float32)
 
 
-def find_photographs(folder: str | Path) -> list[Path]:
-    """Find all photographs of a folder and its subfolders, sorted by name; stray files are left out.
-
-    Raises:
-        UsageError: There is no such folder.
-        SourceError: It holds no photographs.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise UsageError(f"{folder}: there is no such folder. Give a folder of photographs.")
-    files = sorted(
-        file
-        for file in folder.rglob("*")
-        if file.suffix.lower() in _PHOTOGRAPHS and not is_stray(file.relative_to(folder))
-    )
-    if not files:
-        kinds = ", ".join(sorted(_PHOTOGRAPHS))
-        raise SourceError(folder, "it holds no photographs", next_step=f"Give a folder with {kinds} files")
-    return files
-
-
 def read_photographs(files: Sequence[str | Path]) -> list[NDArray[Any]]:
     """Read photographs, each cropped to its central square and resized: (160, 160, 3), uint8.
 
     Raises:
-        SourceError: Some cannot be decoded, are too large, or have more than 8 bits a channel.
+        SourceError: Some cannot be used, as `checks.core.photographs.read_photograph` says.
     """
     images, problems = [], []
-    for file in map(Path, files):
+    for file in files:
         try:
-            images.append(_read_photograph(file))
-        except _PhotographError as error:
-            problems.append((file, error))
+            images.append(_fit(read_photograph(file)))
+        except PhotographError as error:
+            problems.append(error)
     if problems:
-        file, first = problems[0]
-        others = [path.name for path, _ in problems[1:]]
-        next_step = f"{first.remedy} it from the folder"
+        first, others = problems[0], [error.path.name for error in problems[1:]]
+        next_step = (
+            f"{first.remedy}, or remove it from the folder" if first.remedy else "Remove it from the folder"
+        )
         if others:
             named = ", ".join(others[:_MOST_NAMED]) + (" and others" if len(others) > _MOST_NAMED else "")
             next_step += f". {len(others)} more cannot be used: {named}"
-        raise SourceError(file, str(first), next_step=next_step)
+        raise SourceError(first.path, first.problem, next_step=next_step)
     return images
 
 
-class _PhotographError(Exception):
-    """A photograph cannot be used; `remedy` begins the advice."""
-
-    def __init__(self, problem: str, remedy: str = "Remove") -> None:
-        super().__init__(problem)
-        self.remedy = remedy
-
-
-def _read_photograph(file: Path) -> NDArray[Any]:
+def _fit(photograph: NDArray[np.uint8]) -> NDArray[Any]:
     from PIL import Image, ImageOps
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of odd metadata
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        try:
-            with open_regular(file) as opened, Image.open(opened) as image:
-                if image.mode.startswith(("I", "F")):
-                    raise _PhotographError("more than 8 bits a channel", "Save it with 8 bits, or remove")
-                return np.asarray(ImageOps.fit(image.convert("RGB"), (IMAGE_SIZE, IMAGE_SIZE)))
-        except _PhotographError:
-            raise
-        except SourceError:
-            raise _PhotographError("this is not a regular file") from None
-        except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-            limit = f"more than the {Image.MAX_IMAGE_PIXELS:,} pixels that Pillow takes"
-            raise _PhotographError(limit, "Make it smaller, or remove") from None
-        except OSError as error:
-            if error.errno is not None:
-                raise _PhotographError(f"cannot be read ({error.strerror})") from error
-            raise _PhotographError(_why_undecodable(file)) from error
-        except Exception as error:  # Pillow raises anything on a damaged file
-            raise _PhotographError(_why_undecodable(file)) from error
-
-
-def _why_undecodable(file: Path) -> str:
-    return "cannot be decoded as a photograph" + ("" if file.stat().st_size else ": it is empty")
+    return np.asarray(ImageOps.fit(Image.fromarray(photograph), (IMAGE_SIZE, IMAGE_SIZE)))
 
 
 def photograph_inputs(photographs: Sequence[NDArray[Any]]) -> Iterator[InputBatch]:

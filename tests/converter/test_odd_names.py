@@ -13,7 +13,8 @@ from PIL import Image
 from safetensors import safe_open
 
 from checks.audit.__main__ import main as audit
-from checks.core.inputs import find_photographs, photograph_inputs, read_photographs
+from checks.core.inputs import photograph_inputs, read_photographs
+from checks.core.photographs import find_photographs
 from converter.__main__ import main
 from converter.convert import to_numpy_state_dict
 from converter.formats.detect import open_source

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from checks.core.inputs import find_photographs
+from checks.core.photographs import find_photographs
 from converter.__main__ import main
 from converter.errors import SourceError
 from converter.formats.detect import open_source

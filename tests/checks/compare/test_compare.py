@@ -25,11 +25,11 @@ from checks.compare.table import ACTIVATION_COLUMNS, INPUT_COLUMNS
 from checks.core.activations import activation_names
 from checks.core.inputs import (
     InputBatch,
-    find_photographs,
     photograph_inputs,
     read_photographs,
     seeded_inputs,
 )
+from checks.core.photographs import find_photographs
 from checks.core.tensorflow_side import Activations
 from converter.convert_file import convert_file
 from converter.errors import SourceError, UsageError

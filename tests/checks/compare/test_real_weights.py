@@ -21,7 +21,8 @@ from checks.compare.result import CompareResult
 from checks.compare.run import compare
 from checks.core.activations import STAGES
 from checks.core.builtin_checkpoint import built_in_tensors
-from checks.core.inputs import find_photographs, photograph_inputs, read_photographs, seeded_inputs
+from checks.core.inputs import photograph_inputs, read_photographs, seeded_inputs
+from checks.core.photographs import find_photographs
 from converter.convert import tensorflow_tensors, to_numpy_state_dict, to_tensorflow
 from converter.convert_file import convert_file
 from converter.formats.detect import open_source

@@ -12,7 +12,8 @@ from PIL import Image
 
 from checks.compare.__main__ import main as compare
 from checks.core import tensorflow_side
-from checks.core.inputs import find_photographs, read_photographs
+from checks.core.inputs import read_photographs
+from checks.core.photographs import find_photographs
 from converter.errors import SourceError
 
 
