@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING
 
 from converter import command_line
 from converter.errors import UsageError
-from converter.hub import catalog
 from converter.progress import ProgressBar
 
 if TYPE_CHECKING:
     from converter.convert_file import Conversion
-    from converter.hub.catalog_entry import CatalogEntry
+    from converter.hub.locate import LocalModel
     from converter.output_names import OutputFormat
 
 _EPILOG = """\
@@ -82,11 +81,20 @@ def _work(arguments: argparse.Namespace) -> int:
         check_ending(arguments.output, _output_format(arguments))  # before a download of 0.2 GB
     # Without this the interpreter searches all of torch for cycles as it exits: 4.9 s instead of 4.0 s.
     atexit.register(gc.freeze)
-    source = command_line.locate(arguments, arguments.source)
+    model = _find_model(arguments)
+    source = arguments.source if model is None else model.path
     if arguments.all_steps:
         return _convert_folder(arguments, source)
-    is_name = source != arguments.source
-    return _convert(arguments, source, catalog.find_entry(str(arguments.source)) if is_name else None)
+    return _convert(arguments, source, model)
+
+
+def _find_model(arguments: argparse.Namespace) -> LocalModel | None:
+    from converter.hub.locate import find_model
+
+    with ProgressBar(f"downloading {arguments.source}", quiet=arguments.quiet) as progress:
+        return find_model(
+            arguments.source, offline=arguments.offline, archive=arguments.archive, progress=progress
+        )
 
 
 def _list(arguments: argparse.Namespace) -> int:
@@ -100,14 +108,14 @@ def _list(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _convert(arguments: argparse.Namespace, source: Path, named: CatalogEntry | None) -> int:
+def _convert(arguments: argparse.Namespace, source: Path, model: LocalModel | None) -> int:
     from converter import render
     from converter.convert_file import convert_file
 
     output_format = _output_format(arguments)
     output = arguments.output
-    if output is None and named is not None and output_format != "tensorflow":
-        output = Path(named.state_dict_name).with_suffix(f".{output_format}")
+    if output is None and model is not None and not model.entry.networks and output_format != "tensorflow":
+        output = Path(model.entry.state_dict_name).with_suffix(f".{output_format}")
     with ProgressBar("converting", quiet=arguments.quiet) as progress:
         conversion = convert_file(
             source,
@@ -118,7 +126,7 @@ def _convert(arguments: argparse.Namespace, source: Path, named: CatalogEntry | 
             step=arguments.step,
             ignore=arguments.ignore,
             sha256=arguments.sha256,
-            archive_sha256=None if named is None else named.archive_sha256,
+            model=model,
             strict=arguments.strict,
             overwrite=arguments.overwrite,
             progress=progress,

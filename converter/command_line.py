@@ -84,7 +84,7 @@ def add_network_options(parser: argparse.ArgumentParser) -> None:
         "--archive",
         metavar="FILE",
         type=path,
-        help="the zip of the model that SOURCE names, downloaded by hand; it is verified and unpacked",
+        help="the zip or package of the model that SOURCE names, downloaded by hand; it is verified",
     )
 
 
@@ -100,15 +100,14 @@ def add_ignore_option(parser: argparse.ArgumentParser) -> None:
 
 
 def locate(arguments: argparse.Namespace, source: Path) -> Path:
-    """Find a command's source: an unchanged path, or the folder of a named model in the cache.
+    """Find a command's source: an unchanged path, or the path of a named model's files in the cache.
 
     Args:
         arguments: Of a command that calls `add_network_options`.
         source: The path or name that the user gave.
 
     Raises:
-        UsageError: --archive is given, and `source` is not a name.
-        RequirementError, SourceError: As `download.model_folder` says.
+        UsageError, RequirementError, SourceError: As `hub.locate.locate` says.
     """
     from converter.hub.locate import locate as locate_source
 

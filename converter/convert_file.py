@@ -20,7 +20,7 @@ from converter.formats.detect import open_source
 from converter.formats.source import TensorSource
 from converter.formats.tensorflow.bundle import TensorBundle
 from converter.hub.identify import find_namesake, identify
-from converter.hub.locate import locate
+from converter.hub.locate import LocalModel, find_model
 from converter.layer_map import ConvertedRow, Row
 from converter.manifest import file_digest, tensor_digest
 from converter.mtcnn_layer_map import MtcnnNetwork
@@ -44,7 +44,7 @@ class Conversion:
         prefix: The prefix that was taken off the source's names; empty without one.
         names: A sentence for everything that was done to find the tensors in the source.
         source_digests: Name of each file read to its SHA-256.
-        archive_sha256: SHA-256 of the archive that they were unpacked from, if the caller gave one.
+        model: The published model whose files they are, if the source was given by its name.
         published: Name of the published checkpoint with the same digests, or None.
         namesake: Name of the published checkpoint with the same name but other digests; None if there is
             none, or its digests are not known.
@@ -62,7 +62,7 @@ class Conversion:
     prefix: str
     names: tuple[str, ...]
     source_digests: Mapping[str, str]
-    archive_sha256: str | None
+    model: LocalModel | None
     published: str | None
     namesake: str | None
     plan: Plan
@@ -94,7 +94,7 @@ def convert_file(
     weights: Weights = "variable",
     step: int | None = None,
     sha256: Collection[str] = (),
-    archive_sha256: str | None = None,
+    model: LocalModel | None = None,
     ignore: Sequence[str] = (),
     strict: bool = False,
     overwrite: bool = False,
@@ -111,7 +111,7 @@ def convert_file(
         weights: As in `plan_conversion`.
         step: As in `open_source`.
         sha256: The expected SHA-256 of each file of the source, in hexadecimal; empty expects nothing.
-        archive_sha256: SHA-256 of the archive that the source was unpacked from, for the manifest.
+        model: The published model that `path` belongs to, for the manifest; found if `path` is a name.
         ignore: Shell patterns of tensors of the source to leave out.
         strict: Whether to refuse a source with values that are not finite, or with negative variances.
         overwrite: Whether to replace existing files.
@@ -126,7 +126,9 @@ def convert_file(
     """
     expected = _check_options(output, output_format, sha256)
     # Hashing releases the interpreter lock, so other threads compute digests beside the conversion.
-    with open_source(locate(path), step=step) as source, ThreadPoolExecutor(2) as pool:
+    if model is None and (model := find_model(path)) is not None:
+        path = model.path
+    with open_source(path, step=step) as source, ThreadPoolExecutor(2) as pool:
         source_hashes = {file.name: pool.submit(file_digest, file) for file in source.files}
         named, tensors, plan = _plan(source, weights, ignore)
         output_format = check_network(None if output is None else Path(output), output_format, plan.network)
@@ -146,7 +148,7 @@ def convert_file(
             for part in outputs:
                 part.write(converted.state_dict, plan.network, pool)
                 part.read_back(converted.state_dict, meter.advance)
-            result = _describe(named, _results(source_hashes), archive_sha256, plan, converted)
+            result = _describe(named, _results(source_hashes), model, plan, converted)
             written = [part.write_manifest(result) for part in outputs]
             with explain_write_errors(destination):
                 files.commit()
@@ -261,7 +263,7 @@ def _convert(
 def _describe(
     source: NetworkTensors,
     digests: Mapping[str, str],
-    archive_sha256: str | None,
+    model: LocalModel | None,
     plan: Plan,
     converted: _Converted,
 ) -> Conversion:
@@ -273,7 +275,7 @@ def _describe(
         prefix=source.prefix,
         names=source.statements,
         source_digests=digests,
-        archive_sha256=archive_sha256,
+        model=model,
         published=identify(digests),
         namesake=find_namesake(model_name(source), digests),
         plan=plan,

@@ -70,8 +70,10 @@ def build_manifest(conversion: Conversion, rows: Sequence[Row], files: Mapping[s
         source["key"] = conversion.source_key
     if conversion.prefix:
         source["prefix"] = conversion.prefix
-    if conversion.archive_sha256 is not None:
-        source["archive"] = conversion.archive_sha256
+    if conversion.model is not None:
+        source["model"] = conversion.model.entry.name
+        source["archive"] = conversion.model.source.sha256
+        source["standardisation"] = conversion.model.entry.standardisation
     tensors, broken = [], []
     for row in rows:
         entry: dict[str, Any] = {"key": row.key}
@@ -135,7 +137,7 @@ class Manifest:
 
     Attributes:
         source_files: Name of each file of the source to its SHA-256.
-        archive: SHA-256 of the archive that they were unpacked from, or None.
+        archive: SHA-256 of the zip or package that they were unpacked from, or None.
         embedding_size: Outputs of the bottleneck; None for a network of MTCNN.
         num_classes: Outputs of the classifier; None if the output has no logits.
         output: Name of each file of the output to its SHA-256.

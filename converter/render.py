@@ -21,6 +21,13 @@ def print_conversion(conversion: Conversion) -> None:
     """Print the files read, the layer map by module, and the files written."""
     console = make_console()
     plan = conversion.plan
+    if conversion.model is not None:
+        entry, source = conversion.model.entry, conversion.model.source
+        console.print(f"{entry.name}, from {source.place}, pinned by its SHA-256", markup=False)
+        if source.note:
+            console.print(f"  {source.note}", markup=False)
+        if entry.standardisation is not None:
+            console.print(f"  input: {entry.standardisation}", markup=False)
     console.print(f"[bold]{escape(str(conversion.source))}[/] ({conversion.source_format})")
     for name, digest in conversion.source_digests.items():
         console.print(f"  sha256 {digest}  {escape(name)}")
@@ -95,6 +102,7 @@ def conversion_as_json(conversion: Conversion) -> dict[str, object]:
         "prefix": conversion.prefix,
         "names": list(conversion.names),
         "source_sha256": dict(conversion.source_digests),
+        "model": None if conversion.model is None else conversion.model.as_json(),
         "published": conversion.published,
         "namesake": conversion.namesake,
         **describe_network(conversion.plan.network),

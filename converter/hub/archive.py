@@ -1,4 +1,4 @@
-"""Unpacking the zip of a checkpoint into a new folder.
+"""Unpacking into a new folder: the zip of a checkpoint whole, or single files of a package.
 
 The caller has compared the archive's SHA-256. The checks of names, links and sizes here keep every file in
 its folder and of a sane size, whoever made the archive. zipfile compares the CRC-32.
@@ -6,15 +6,19 @@ its folder and of a sane size, whoever made the archive. zipfile compares the CR
 
 from __future__ import annotations
 
+import gzip
 import hashlib
+import lzma
 import re
 import shutil
 import stat
 import struct
+import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import IO
 
 from converter.atomic import sync
 from converter.errors import SourceError
@@ -70,6 +74,86 @@ def unpack(archive: Path, folder: Path) -> dict[str, str]:
     ) as error:  # fmt: skip
         raise SourceError(archive, f"a damaged zip archive ({error})", next_step="Get it again") from error
     return digests
+
+
+def extract(archive: Path, members: Mapping[str, str], folder: Path) -> dict[str, str]:
+    """Extract single files of a wheel or a source archive into a new folder, flat.
+
+    Nothing else in the archive is written, and nothing of it is run.
+
+    Args:
+        archive: A zip (wheel), or a tar with any compression that Python knows.
+        members: Path of each file in the archive to its SHA-256.
+        folder: The folder to create; its parent exists. It is removed if anything fails.
+
+    Returns:
+        Name of each file, without its folder in the archive, to its SHA-256.
+
+    Raises:
+        SourceError: The archive is damaged, or a member is missing, no regular file, too large or another
+            file.
+        OSError: A file cannot be read or written.
+    """
+    digests: dict[str, str] = {}
+    try:
+        folder.mkdir()
+        try:
+            reader = _zip_members if zipfile.is_zipfile(archive) else _tar_members
+            for member, size, content in reader(archive, members):
+                name = member.rpartition("/")[2]
+                digests[name] = _copy(archive, member, content, size, folder / name)
+                if digests[name] != members[member]:
+                    raise SourceError(
+                        archive,
+                        f"the SHA-256 of its member {member!r} is {digests[name]}, not {members[member]}",
+                        next_step="Correct the catalog's entry",
+                    )
+            if len(digests) < len(members):
+                missing = next(member for member in members if member.rpartition("/")[2] not in digests)
+                raise SourceError(
+                    archive, f"it has no member {missing!r}", next_step="Correct the catalog's entry"
+                )
+            sync(folder)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+    except (
+        zipfile.BadZipFile, tarfile.TarError, NotImplementedError, RuntimeError, EOFError, ValueError,
+        struct.error, zlib.error, lzma.LZMAError, gzip.BadGzipFile,
+    ) as error:  # fmt: skip
+        raise SourceError(archive, f"a damaged archive ({error})", next_step="Get it again") from error
+    return digests
+
+
+def _zip_members(archive: Path, members: Mapping[str, str]) -> Iterator[tuple[str, int, IO[bytes]]]:
+    """Yield the path, size and content of each member that is asked for."""
+    with zipfile.ZipFile(archive) as opened:
+        for member in members:
+            if member not in opened.NameToInfo:
+                continue
+            info = opened.getinfo(member)
+            if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG):
+                raise _refused(archive, f"member {member!r} is a link or another special file")
+            with opened.open(info) as content:
+                yield member, info.file_size, content
+
+
+def _tar_members(archive: Path, members: Mapping[str, str]) -> Iterator[tuple[str, int, IO[bytes]]]:
+    missing, total = set(members), 0
+    with tarfile.open(archive) as opened:
+        for info in opened:
+            total += info.size
+            if total > MAX_SIZE:
+                raise _refused(archive, f"more than {MAX_SIZE} bytes when unpacked")
+            if info.name not in missing:
+                continue
+            content = opened.extractfile(info) if info.isreg() else None
+            if content is None:
+                raise _refused(archive, f"member {info.name!r} is a link or another special file")
+            yield info.name, info.size, content
+            missing.remove(info.name)
+            if not missing:
+                return  # the rest would only be decompressed
 
 
 def _checked_files(archive: Path, opened: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
@@ -135,14 +219,21 @@ def _refused(archive: Path, problem: str) -> SourceError:
 
 
 def _write(archive: Path, opened: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> str:
+    with opened.open(info) as source:
+        return _copy(archive, info.filename, source, info.file_size, path)
+
+
+def _copy(archive: Path, member: str, content: IO[bytes], stated: int, path: Path) -> str:
     """Write one file through to the disk and return its SHA-256."""
+    if stated > MAX_SIZE:
+        raise _refused(archive, f"member {member!r} has {stated} bytes, more than {MAX_SIZE}")
     hasher, size = hashlib.sha256(), 0
-    with opened.open(info) as source, path.open("xb") as target:
-        while chunk := source.read(_CHUNK):  # never more than the stated size in all
+    with path.open("xb") as target:
+        while chunk := content.read(_CHUNK):  # never more than the stated size in all
             size += len(chunk)
             hasher.update(chunk)
             target.write(chunk)
-    if size != info.file_size:
-        raise _refused(archive, f"member {info.filename!r} states {info.file_size} bytes and has {size}")
+    if size != stated:
+        raise _refused(archive, f"member {member!r} states {stated} bytes and has {size}")
     sync(path)
     return hasher.hexdigest()

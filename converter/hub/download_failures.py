@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from urllib.parse import urlsplit
 
-from converter.hub.catalog_entry import CatalogEntry
+from converter.hub.catalog_entry import ArchiveSource
 
 _MAX_PAGE = 1 << 16  # bytes of a page that are read
 # Phrases of Google Drive's English pages. For other languages the message quotes the page's title.
@@ -33,14 +33,14 @@ def _explain_status(status: int) -> Reason | None:
 
 
 def explain_page(
-    entry: CatalogEntry, message: str, timeout: tuple[float, float], waited: float | None
+    source: ArchiveSource, message: str, timeout: tuple[float, float], waited: float | None
 ) -> Reason:
     """Explain why the server sent a page instead of the file.
 
     gdown quotes only some pages of Google Drive; this function requests the others once more.
 
     Args:
-        entry: The entry of the catalog.
+        source: The zip.
         message: gdown's message.
         timeout: Seconds to connect, and between bytes.
         waited: Seconds after which the download was stopped; None if gdown gave up by itself.
@@ -49,7 +49,7 @@ def explain_page(
 
     status, address, page = 200, "", ""
     if not _QUOTA.search(_one_line(message)):
-        link = entry.link or f"https://drive.google.com/uc?id={entry.drive_id}"
+        link = source.link or f"https://drive.google.com/uc?id={source.drive_id}"
         # If this fails as well, only gdown's message is left to explain.
         with (
             suppress(requests.RequestException),
@@ -89,11 +89,11 @@ def _one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-def explain_transfer(entry: CatalogEntry, received: int, total: int | None, error: Exception) -> Reason:
+def explain_transfer(source: ArchiveSource, received: int, total: int | None, error: Exception) -> Reason:
     """Explain why a transfer failed.
 
     Args:
-        entry: The entry of the catalog.
+        source: The zip.
         received: Bytes of the file received.
         total: Its size in bytes; None if unknown.
         error: The exception of gdown or requests.
@@ -110,14 +110,20 @@ def explain_transfer(entry: CatalogEntry, received: int, total: int | None, erro
         count = f"{received}" if total is None else f"{received} of {total}"
         where = f"after {count} bytes" if received else "before its end"
         return f"the transfer broke off {where}", "Run the command again: it continues from there"
-    host = urlsplit(entry.url).hostname
+    return explain_connection(urlsplit(source.place).hostname or "its host", error)
+
+
+def explain_connection(host: str, error: Exception) -> Reason:
+    """Explain why a host cannot be reached, from the exception of any HTTP library."""
+    errors = list(_chain(error))
     causes = [item for item in errors if isinstance(item, OSError)]  # requests' own are OSErrors as well
-    why = causes[-1].strerror or str(causes[-1])
+    why = (causes[-1].strerror or str(causes[-1])) if causes else str(error)
     if any(isinstance(item, ssl.SSLCertVerificationError) for item in errors):
         return (
             f"the certificate of {host} is not trusted ({why})",
             "If a proxy replaces certificates, name its own in REQUESTS_CA_BUNDLE",
         )
+    why = why or type(error).__name__
     return f"{host} cannot be reached ({why})", "Check the network, and HTTPS_PROXY if there is a proxy"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from converter.hub.catalog import BUILT_IN
-from converter.hub.catalog_entry import CatalogEntry
+from converter.hub.catalog_entry import ArchiveSource, CatalogEntry, file_digests
 
 
 def identify(digests: Mapping[str, str]) -> str | None:
@@ -36,5 +36,11 @@ def find_namesake(name: str, digests: Mapping[str, str]) -> str | None:
 
 def _is_published(entry: CatalogEntry, digests: Mapping[str, str]) -> bool | None:
     """Return whether files are those of a published checkpoint; None if no digest is published for them."""
-    matches = [digest in published for name, digest in digests.items() if (published := entry.digests(name))]
+    matches = [
+        digest in published
+        for source in entry.sources
+        if isinstance(source, ArchiveSource)  # a package may hold a conversion of the checkpoint
+        for name, digest in digests.items()
+        if (published := file_digests(source, name))
+    ]
     return all(matches) if matches else None

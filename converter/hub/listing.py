@@ -1,8 +1,8 @@
-"""`facenet-port list`: the published models and their files in the caches."""
+"""`facenet-port list`: the published models, where they come from, and their files in the caches."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,24 +10,22 @@ from typing import Any
 from converter.command_line import console
 from converter.errors import RequirementError
 from converter.hub import catalog
-from converter.hub.cache import archive_path, cache_folder, hub_checkpoints, model_folder_path
-from converter.hub.catalog_entry import CatalogEntry
+from converter.hub.cache import cache_folder, hub_checkpoints, model_folder_path
+from converter.hub.catalog_entry import ArchiveSource, CatalogEntry, ModelSource, PackageSource
 
 
 @dataclass(frozen=True, slots=True)
 class ListedModel:
-    """A published model and its files in the caches; the path of a missing file is None.
+    """A published model and its files in the caches.
 
     Attributes:
         entry: The entry of the catalog.
-        archive: The zip as it was downloaded.
-        folder: The unpacked model.
-        state_dict: The PyTorch file.
+        folders: SHA-256 of each source whose files are in the cache to their folder.
+        state_dict: The PyTorch file; None if it does not exist.
     """
 
     entry: CatalogEntry
-    archive: Path | None
-    folder: Path | None
+    folders: Mapping[str, Path]
     state_dict: Path | None
 
 
@@ -37,24 +35,21 @@ def list_models() -> tuple[ListedModel, ...]:
     Raises:
         SourceError: The file of the user's own entries cannot be read.
     """
-    return tuple(
-        ListedModel(
-            entry,
-            _find(archive_path, entry),
-            _find(model_folder_path, entry),
-            _find(lambda entry: hub_checkpoints() / entry.state_dict_name, entry),
-        )
-        for entry in catalog.all_entries()
-    )
+    return tuple(_find_files(entry) for entry in catalog.all_entries())
 
 
-def _find(path_of: Callable[[CatalogEntry], Path], entry: CatalogEntry) -> Path | None:
-    """Return the path of a cached file; None if it does not exist, the cache neither, or it is unreadable."""
+def _find_files(entry: CatalogEntry) -> ListedModel:
+    """Look for an entry's files; a cache that does not exist or cannot be read holds none."""
     try:
-        path = path_of(entry)
-        return path if path.exists() else None
+        paths = {source.sha256: model_folder_path(entry, source) for source in entry.sources}
+        folders = {digest: path for digest, path in paths.items() if path.exists()}
     except (RequirementError, PermissionError):
-        return None
+        folders = {}
+    try:
+        state_dict = hub_checkpoints() / entry.state_dict_name
+        return ListedModel(entry, folders, state_dict if state_dict.exists() else None)
+    except (RequirementError, PermissionError):
+        return ListedModel(entry, folders, None)
 
 
 def as_json(models: Sequence[ListedModel]) -> dict[str, Any]:
@@ -74,16 +69,34 @@ def _model_as_json(model: ListedModel) -> dict[str, Any]:
         "num_classes": entry.num_classes,
         "lfw_accuracy": entry.lfw_accuracy,
         "standardisation": entry.standardisation,
-        "archive": {
-            "url": entry.url,
-            "drive_id": entry.drive_id,
-            "size": entry.archive_size,
-            "sha256": entry.archive_sha256,
-            "files": dict(entry.sha256),
-            "cached": _text(model.archive),
-            "unpacked": _text(model.folder),
-        },
-        "state_dict": state_dict,
+        "sources": [
+            {
+                **_source_as_json(source),
+                "note": source.note,
+                "cached": _text(model.folders.get(source.sha256)),
+            }
+            for source in entry.sources
+        ],
+        "state_dict": None if entry.networks else state_dict,
+    }
+
+
+def _source_as_json(source: ModelSource) -> dict[str, Any]:
+    if isinstance(source, PackageSource):
+        return {
+            "package": source.package,
+            "version": source.version,
+            "sha256": source.sha256,
+            "members": dict(source.members),
+            "note": source.note,
+        }
+    return {
+        "url": source.place,
+        "drive_id": source.drive_id,
+        "size": source.size,
+        "sha256": source.sha256,
+        "files": dict(source.files),
+        "note": source.note,
     }
 
 
@@ -92,24 +105,22 @@ def _text(path: Path | None) -> str | None:
 
 
 def print_models(models: Sequence[ListedModel]) -> None:
-    """Print a table of checkpoints, a table of PyTorch files, and the folders of the caches."""
+    """Print a table of models, a table of PyTorch files, the folders of the caches, and the sources."""
     from rich.table import Table
 
-    checkpoints = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("checkpoint", "alias", "trained on"):
-        checkpoints.add_column(heading, no_wrap=True)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("model", "alias", "trained on"):
+        table.add_column(heading, no_wrap=True)
     for heading in ("embedding", "classes", "LFW"):
-        checkpoints.add_column(heading, justify="right", no_wrap=True)
+        table.add_column(heading, justify="right", no_wrap=True)
     for heading in ("input", "cached"):
-        checkpoints.add_column(heading, no_wrap=True)
+        table.add_column(heading, no_wrap=True)
     files = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("PyTorch file", "sha256 of the published one", "cached"):
         files.add_column(heading, no_wrap=True)
     for model in models:
         entry = model.entry
-        forms = {"archive": model.archive, "unpacked": model.folder}
-        cached = [form for form, path in forms.items() if path is not None]
-        checkpoints.add_row(
+        table.add_row(
             entry.name,
             ", ".join(entry.aliases),
             entry.dataset,
@@ -117,22 +128,35 @@ def print_models(models: Sequence[ListedModel]) -> None:
             _or_dash(entry.num_classes),
             _or_dash(entry.lfw_accuracy),
             _or_dash(entry.standardisation),
-            ", ".join(cached) or "no",
+            ", ".join(_kind(source) for source in entry.sources if source.sha256 in model.folders) or "no",
         )
-        published = entry.state_dict
-        digest = "not published" if published is None else published.sha256 or "no public hash"
-        files.add_row(entry.state_dict_name, digest, "no" if model.state_dict is None else "yes")
+        if not entry.networks:
+            published = entry.state_dict
+            digest = "not published" if published is None else published.sha256 or "no public hash"
+            files.add_row(entry.state_dict_name, digest, "no" if model.state_dict is None else "yes")
     out = console(width=132)
-    out.print(checkpoints)
+    out.print(table)
     out.print()
     out.print(files)
     try:
-        out.print(f"\nArchives are kept in {cache_folder()}, PyTorch files in {hub_checkpoints()}.")
+        out.print(f"\nModels are kept in {cache_folder()}, PyTorch files in {hub_checkpoints()}.")
     except RequirementError as error:
         out.print(f"\nNothing is kept: {error}")
-    out.print("`facenet-port convert NAME` downloads and converts one. By hand, with --archive FILE:")
+    out.print("`facenet-port convert NAME` downloads a model from the first of its sources that answers:")
+    width = max(len(model.entry.name) for model in models)
     for model in models:
-        out.print(f"  {model.entry.name}  {model.entry.url}")
+        for number, source in enumerate(model.entry.sources):
+            name = "" if number else model.entry.name
+            note = f": {source.note}" if source.note else ""
+            out.print(f"  {name:{width}}  {source.place}{note}", markup=False)
+    out.print(
+        "Packages come from the indexes that pip is configured for. Every source is pinned by its SHA-256. "
+        "By hand: --archive FILE."
+    )
+
+
+def _kind(source: ModelSource) -> str:
+    return "zip" if isinstance(source, ArchiveSource) else "package"
 
 
 def _or_dash(value: object) -> str:

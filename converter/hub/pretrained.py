@@ -22,9 +22,9 @@ from converter.errors import PortError, RequirementError, SourceError, UsageErro
 from converter.formats.limits import is_utf_8
 from converter.formats.source import TensorInfo
 from converter.formats.torch.state_dict import map_state_dict
-from converter.hub import catalog
 from converter.hub.cache import explain_cache_errors, hub_checkpoints, lock
 from converter.hub.catalog_entry import CatalogEntry
+from converter.hub.locate import fetch, require_entry
 from converter.layer_map import Variant, table
 from converter.manifest import Manifest, manifest_path, read_manifest
 
@@ -77,7 +77,7 @@ def load_pretrained(
     of facenet-pytorch. Its SHA-256 must be the published one or the one in the manifest beside it. The
     catalog's digests must then prove the manifest's source: the archive, or the weights in it.
 
-    Without such a file, the TensorFlow archive is downloaded and converted. An unproven file of that name is
+    Without such a file, the checkpoint is downloaded and converted. An unproven file of that name is
     kept, with its manifest, as `<name>.unverified`.
 
     Args:
@@ -88,24 +88,22 @@ def load_pretrained(
 
     Raises:
         UsageError: The catalog has no such name.
-        RequirementError: The archive is needed and cannot be downloaded, or a cache cannot be used.
-        SourceError: The archive is damaged.
+        RequirementError: The checkpoint is needed and cannot be downloaded, or a cache cannot be used.
+        SourceError: The cached files of the checkpoint are damaged.
     """
     try:
         with explain_cache_errors("TORCH_HOME or XDG_CACHE_HOME"):
-            return _load(_find_entry(name), offline, build or (lambda *sizes: None))
+            return _load(_find_checkpoint(name), offline, build or (lambda *sizes: None))
     except PortError as error:
         # The message says everything; the frames of the download would bury it.
         raise error.with_traceback(None) from None
 
 
-def _find_entry(name: str) -> CatalogEntry:
-    entry = catalog.find_entry(name)
-    if entry is None:
-        close = catalog.closest_name(name)
-        names = ", ".join(label for entry in catalog.all_entries() for label in entry.labels)
-        hint = f"Did you mean {close}?" if close else f"Give one of: {names}."
-        raise UsageError(f"{name!r} is not in the catalog. {hint}")
+def _find_checkpoint(name: str) -> CatalogEntry:
+    entry = require_entry(name)
+    if entry.networks:
+        networks = ", ".join(entry.networks)
+        raise UsageError(f"{name!r} is not a checkpoint of InceptionResnetV1 but other networks: {networks}.")
     return entry
 
 
@@ -125,10 +123,9 @@ def _load(
 
 
 def _make(entry: CatalogEntry, offline: bool) -> _Candidate:
-    """Convert the archive into the hub's folder, unless another process has just done so."""
+    """Convert the checkpoint into the hub's folder, unless another process has just done so."""
     # Imported here, because a file in the cache needs none of it.
     from converter.convert_file import convert_file
-    from converter.hub.download import model_folder
     from converter.progress import ProgressBar
 
     destination = hub_checkpoints() / entry.state_dict_name
@@ -138,7 +135,7 @@ def _make(entry: CatalogEntry, offline: bool) -> _Candidate:
             return candidate
         try:
             with ProgressBar(f"downloading {entry.name}") as progress:
-                folder = model_folder(entry, offline=offline, progress=progress)
+                model = fetch(entry, offline=offline, progress=progress)
         except RequirementError as error:
             if not destination.exists():
                 raise
@@ -149,9 +146,9 @@ def _make(entry: CatalogEntry, offline: bool) -> _Candidate:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(destination.parent))
         with _set_aside(destination), ProgressBar(f"converting {entry.name}") as progress:
             convert_file(
-                folder,
+                model.path,
                 destination,
-                archive_sha256=entry.archive_sha256,
+                model=model,
                 overwrite=True,
                 progress=progress,
             )
@@ -202,7 +199,7 @@ def _proves_source(entry: CatalogEntry, manifest: Manifest) -> bool:
     if any(stated[name] and digest not in stated[name] for name, digest in manifest.source_files.items()):
         return False
     holds_weights = any(stated[name] and not name.endswith(_WITHOUT_WEIGHTS) for name in stated)
-    return holds_weights or manifest.archive == entry.archive_sha256
+    return holds_weights or manifest.archive in {source.sha256 for source in entry.sources}
 
 
 def _verified(entry: CatalogEntry) -> _Candidate | None:

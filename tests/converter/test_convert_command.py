@@ -99,17 +99,18 @@ def test_list(home, archive, capsys):
     shown = capsys.readouterr().out
     listed = json.loads(Path("list.json").read_text())
     assert list(listed) == [*(checkpoint.name for checkpoint in catalog.BUILT_IN), MODEL]
-    for checkpoint in catalog.BUILT_IN:
-        for fact in (checkpoint.name, *checkpoint.aliases, checkpoint.url, checkpoint.state_dict_name):
+    for entry in catalog.BUILT_IN:
+        files = () if entry.networks else (entry.state_dict_name,)
+        for fact in (entry.name, *entry.aliases, *(source.place for source in entry.sources), *files):
             assert fact in shown
     assert "281cebca8662831adb987a874bdcb36e73f5b1c6dc5ee5878f305e985625d99b" in shown
     mine = next(line for line in shown.splitlines() if line.startswith(MODEL))
     assert mine.split() == [MODEL, "faces", "faces", "-", "-", "-", "-", "no"]
-    assert listed[MODEL]["archive"]["cached"] is None
+    assert listed[MODEL]["sources"][0]["cached"] is None
     assert main(["faces", "--archive", str(archive), "-o", "w.pt", "--quiet"]) == 0
     assert main(["list"]) == 0
     mine = next(line for line in capsys.readouterr().out.splitlines() if line.startswith(MODEL))
-    assert mine.split()[-1] == "unpacked"
+    assert mine.split()[-1] == "zip"
 
 
 @pytest.mark.parametrize("options", [["--all-steps"], ["--step", "3"], ["--to", "tensorflow"], ["--parts"]])

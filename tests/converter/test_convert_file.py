@@ -233,7 +233,7 @@ def test_default_names_of_own_files(tensors, tmp_path, monkeypatch):
 
 def test_only_digests_prove_a_published_checkpoint(converted):
     assert converted["pt"].published is None  # the name alone does not
-    known = BUILT_IN[0].sha256
+    known = BUILT_IN[0].sources[0].files
     index, data = known[".index"], known[".data-00000-of-00001"]
     assert identify({"x.index": index, "x.data-00000-of-00001": data}) == NAME
     assert identify({"x.index": "0" * 64, "x.data-00000-of-00001": data}) is None
@@ -244,7 +244,10 @@ def test_only_digests_prove_a_published_checkpoint(converted):
 def test_a_namesake_of_a_published_checkpoint_is_called_one(converted):
     assert converted["pt"].namesake == NAME
     index, data = f"model-{NAME}.ckpt-275.index", f"model-{NAME}.ckpt-275.data-00000-of-00001"
-    known = {index: BUILT_IN[0].sha256[".index"], data: BUILT_IN[0].sha256[".data-00000-of-00001"]}
+    known = {
+        index: BUILT_IN[0].sources[0].files[".index"],
+        data: BUILT_IN[0].sources[0].files[".data-00000-of-00001"],
+    }
     assert find_namesake(NAME, known) is None
     assert find_namesake(NAME, known | {index: "0" * 64}) == NAME
     assert find_namesake(NAME, {f"{NAME}.pb": "0" * 64}) == NAME

