@@ -39,7 +39,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", "--output", metavar="OUT", type=command_line.path,
         help="file to write, or checkpoint prefix (default: <model>-<dataset>.pt in this folder); with "
-        "--all-steps a folder (default: this one)",
+        "--all-steps, and for mtcnn, a folder (default: this one)",
     )  # fmt: skip
     parser.add_argument(
         "--to",
@@ -85,6 +85,8 @@ def _work(arguments: argparse.Namespace) -> int:
     source = arguments.source if model is None else model.path
     if arguments.all_steps:
         return _convert_folder(arguments, source)
+    if model is not None and len(model.files) > 1 and model.entry.networks:
+        return _convert_networks(arguments, model)
     return _convert(arguments, source, model)
 
 
@@ -137,6 +139,28 @@ def _convert(arguments: argparse.Namespace, source: Path, model: LocalModel | No
     if arguments.json:
         _check_json_path(arguments.json, conversion.outputs)
         command_line.write_json(arguments.json, render.conversion_as_json(conversion))
+    return 0
+
+
+def _convert_networks(arguments: argparse.Namespace, model: LocalModel) -> int:
+    from converter import render
+    from converter.convert_folder import convert_networks
+
+    if arguments.parts or arguments.sha256 or arguments.step is not None:
+        raise UsageError("--parts, --sha256 and --step are for one network. Give one, as in mtcnn/det1.npy.")
+    conversions = convert_networks(
+        model,
+        arguments.output or Path(),
+        output_format=_output_format(arguments),
+        strict=arguments.strict,
+        overwrite=arguments.overwrite,
+    )
+    if not arguments.quiet:
+        render.print_networks(model, conversions)
+        _print_warnings(arguments, conversions)
+    if arguments.json:
+        _check_json_path(arguments.json, [path for conversion in conversions for path in conversion.outputs])
+        command_line.write_json(arguments.json, render.networks_as_json(conversions))
     return 0
 
 

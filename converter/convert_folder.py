@@ -1,4 +1,4 @@
-"""Conversion of a whole training folder: every checkpoint of a model, several at a time."""
+"""Conversion of several networks: every checkpoint of a training folder, or those of a published model."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ from pathlib import Path
 from converter.convert_file import Conversion, Progress, convert_file
 from converter.errors import PortError, RequirementError, SourceError, UsageError
 from converter.formats.tensorflow.checkpoint_state import Snapshot, choose_model, find_snapshots, find_state
+from converter.hub.locate import LocalModel
+from converter.manifest import manifest_path
+from converter.mtcnn_layer_map import NETWORKS, MtcnnNetwork
 from converter.output_names import OutputFormat, step_output
 from converter.plan import Weights
 
@@ -119,6 +122,50 @@ def convert_folder(
             futures.append(pool.submit(_convert_step, convert, snapshot, output, advance))
         _wait(futures, meter, pool)
     return FolderConversion(tuple(future.result() for future in futures))
+
+
+def convert_networks(
+    model: LocalModel,
+    output_folder: Path | str = Path(),
+    *,
+    output_format: OutputFormat = "pt",
+    strict: bool = False,
+    overwrite: bool = False,
+) -> tuple[Conversion, ...]:
+    """Convert each network of a published model under its published name: det1.npy becomes pnet.pt.
+
+    Args:
+        model: MTCNN, as `hub.locate.find_model("mtcnn")` gives it.
+        output_folder: Folder for the outputs.
+        output_format: "pt" or "safetensors".
+        strict: As in `convert_file`.
+        overwrite: Whether to replace existing files.
+
+    Raises:
+        UsageError: The folder does not exist, a file in it does, or the format is TensorFlow's.
+        SourceError, MappingError, RequirementError, DifferenceError: As for `convert_file`.
+    """
+    folder = Path(output_folder)
+    _check_folder(folder, "Give a folder for the outputs.")
+    if output_format in ("tensorflow", "npy"):
+        raise UsageError(f"The files of {model.entry.name} are TensorFlow's own: {model.path}.")
+    names = {network.npy_name: network.state_dict_stem for network in map(MtcnnNetwork, NETWORKS)}
+    outputs = {name: folder / f"{names[name]}.{output_format}" for name in model.entry.networks}
+    for output in outputs.values():
+        for path in (output, manifest_path(output)):
+            if path.exists() and not overwrite:  # before the first is written
+                raise UsageError(f"{path} exists. Give another folder, or --overwrite to replace it.")
+    return tuple(
+        convert_file(
+            model.files[name],
+            output,
+            output_format=output_format,
+            model=model,
+            strict=strict,
+            overwrite=overwrite,
+        )
+        for name, output in outputs.items()
+    )
 
 
 def _wait(futures: Sequence[Future[StepConversion]], meter: _Meter, pool: ThreadPoolExecutor) -> None:

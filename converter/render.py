@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict
 
+from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -12,6 +14,7 @@ from converter.command_line import console as make_console
 from converter.convert_file import Conversion
 from converter.convert_folder import FolderConversion
 from converter.counts import counted
+from converter.hub.locate import LocalModel
 from converter.layer_map import NETWORK_SCOPE
 from converter.manifest import describe_network
 from converter.mtcnn_layer_map import MtcnnNetwork, Network
@@ -22,12 +25,7 @@ def print_conversion(conversion: Conversion) -> None:
     console = make_console()
     plan = conversion.plan
     if conversion.model is not None:
-        entry, source = conversion.model.entry, conversion.model.source
-        console.print(f"{entry.name}, from {source.place}, pinned by its SHA-256", markup=False)
-        if source.note:
-            console.print(f"  {source.note}", markup=False)
-        if entry.standardisation is not None:
-            console.print(f"  input: {entry.standardisation}", markup=False)
+        _print_model(console, conversion.model)
     console.print(f"[bold]{escape(str(conversion.source))}[/] ({conversion.source_format})")
     for name, digest in conversion.source_digests.items():
         console.print(f"  sha256 {digest}  {escape(name)}")
@@ -61,6 +59,15 @@ def print_conversion(conversion: Conversion) -> None:
     console.print("Read back and compared bit for bit:")
     for path, digest in conversion.outputs.items():
         console.print(f"  sha256 {digest}  {escape(str(path))}")
+
+
+def _print_model(console: Console, model: LocalModel) -> None:
+    """Print where a published model is from, what its files are, and the standardisation of its input."""
+    console.print(f"{model.entry.name}, from {model.source.place}, pinned by its SHA-256", markup=False)
+    if model.source.note:
+        console.print(f"  {model.source.note}", markup=False)
+    if model.entry.standardisation is not None:
+        console.print(f"  input: {model.entry.standardisation}", markup=False)
 
 
 def _describe_network(network: Network) -> str:
@@ -114,6 +121,28 @@ def conversion_as_json(conversion: Conversion) -> dict[str, object]:
         "left_out": {item.name: item.reason for item in conversion.left_out},
         "outputs": {str(path): digest for path, digest in conversion.outputs.items()},
     }
+
+
+def print_networks(model: LocalModel, conversions: Sequence[Conversion]) -> None:
+    """Print a line for each network of a published model, and the total."""
+    console = make_console(width=132)
+    _print_model(console, model)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("network", "read", "written", "sha256"):
+        table.add_column(heading, no_wrap=True)
+    for conversion in conversions:
+        network = _describe_network(conversion.plan.network)
+        for path, digest in conversion.outputs.items():
+            if path.suffix != ".json":
+                table.add_row(network, conversion.source.name, escape(str(path)), digest)
+    console.print()
+    console.print(table)
+    console.print(f"\n{len(conversions)} networks converted, read back and compared bit for bit")
+
+
+def networks_as_json(conversions: Sequence[Conversion]) -> dict[str, object]:
+    """The result of several networks in the form that `--json` writes."""
+    return {"conversions": [conversion_as_json(conversion) for conversion in conversions]}
 
 
 def print_folder(result: FolderConversion) -> None:

