@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import argparse
 import codecs
+import difflib
+import importlib
 import io
 import json
+import logging
 import math
 import os
+import re
 import shlex
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -148,7 +153,9 @@ class Command:
         parser.formatter_class = argparse.RawDescriptionHelpFormatter
         self.add_arguments(parser)
         parser.add_argument("--json", type=path, metavar="FILE", help="also write the result as JSON")
-        parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
+        parser.add_argument(
+            "--quiet", action="store_true", help="print no tables and no progress, only warnings and errors"
+        )
         parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
     def main(self, argv: Sequence[str] | None = None, program: str | None = None) -> int:
@@ -171,16 +178,16 @@ class Command:
         _let_paths_be_printed()
         parser = self.parser(program)
         arguments, extra = parser.parse_known_args(argv)
+        arguments.options = tuple(dict.fromkeys(re.findall(r"--[a-z][\w-]*", parser.format_help())))
         if extra:
-            option = any(argument.startswith("-") for argument in extra) or not self.extra_hint
-            hint = f". `{parser.prog} --help` lists the options." if option else f": {self.extra_hint}"
-            parser.error(f"unexpected {' '.join(extra)}{hint}")
+            parser.error(f"unexpected {' '.join(extra)}{self._advise(extra, parser.prog, arguments.options)}")
         arguments.program = parser.prog
         arguments.command = shlex.join([*parser.prog.split(), *argv])
         try:
-            if arguments.json:
-                check_result_file("--json", arguments.json, (".json",), b"{")
-            return self.work(arguments)
+            with _show_warnings(parser.prog):
+                if arguments.json:
+                    check_result_file(arguments, "json", (".json",), b"{")
+                return self.work(arguments)
         except (Exception, KeyboardInterrupt) as error:
             if arguments.debug:
                 traceback.print_exception(error)
@@ -191,6 +198,15 @@ class Command:
         print_error(f"{parser.prog}: error: {message}")
         return code
 
+    def _advise(self, extra: Sequence[str], program: str, options: Sequence[str]) -> str:
+        """Advise on arguments that the command does not have."""
+        typed = [argument.partition("=")[0] for argument in extra if argument.startswith("-")]
+        if not typed and self.extra_hint:
+            return f": {self.extra_hint}"
+        close = [match for option in typed for match in difflib.get_close_matches(option, options, n=1)]
+        meant = f": did you mean {' and '.join(dict.fromkeys(close))}?" if close else "."
+        return f"{meant} `{program} --help` lists the options."
+
 
 def print_error(message: str) -> None:
     """Print a line on stderr, which is gone if the terminal was closed."""
@@ -198,6 +214,28 @@ def print_error(message: str) -> None:
         print(message, file=sys.stderr)
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+
+
+class _WarningHandler(logging.Handler):
+    """Prints the warnings of the converter's modules as the command's own."""
+
+    def __init__(self, program: str) -> None:
+        super().__init__(logging.WARNING)
+        self._program = program
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one warning."""
+        print_error(f"{self._program}: warning: {record.getMessage()}")
+
+
+@contextmanager
+def _show_warnings(program: str) -> Iterator[None]:
+    logger, handler = logging.getLogger("converter"), _WarningHandler(program)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
 
 
 def _explain(error: BaseException) -> tuple[str, int]:
@@ -228,22 +266,46 @@ def write_json(path: Path, result: Mapping[str, Any]) -> None:
     replace_file(path, f"{json.dumps(_finite(result), indent=1, allow_nan=False)}\n".encode())
 
 
-def check_result_file(option: str, path: Path, endings: Sequence[str], start: bytes) -> None:
+def show_result(
+    arguments: argparse.Namespace, result: Any, rooms: str, as_json: Callable[[], Mapping[str, Any]]
+) -> None:
+    """Print a command's result and write the files of --json and --report, as the options ask for.
+
+    Args:
+        arguments: The parsed arguments of a command with `--report`.
+        result: The result, for the functions of the rooms.
+        rooms: The package of the command, such as `checks.audit`: its `table` has `print_result`, its `page`
+            has `write_page`. A room is imported when it is needed.
+        as_json: Gives the content of the file of --json.
+    """
+    if not arguments.quiet:
+        verbosity = {"verbose": arguments.verbose} if hasattr(arguments, "verbose") else {}
+        importlib.import_module(f"{rooms}.table").print_result(result, **verbosity)
+    if arguments.json:
+        write_json(arguments.json, as_json())
+    if arguments.report:
+        page = importlib.import_module(f"{rooms}.page")
+        page.write_page(arguments.report, result, command=arguments.command)
+
+
+def check_result_file(arguments: argparse.Namespace, name: str, endings: Sequence[str], start: bytes) -> None:
     """Refuse the file of an option such as --json before the work begins, if it cannot be written.
 
     An older result is left: the new one replaces it when it is complete. A file with another ending is an
     older result, too, if it is empty or starts as results do.
 
     Args:
-        option: The option, for the message.
-        path: The file that the user gave.
+        arguments: The parsed arguments.
+        name: The name of the option's value in them, such as `json`.
         endings: The endings of such files, in lower case.
         start: The first bytes of such a file, in lower case.
 
     Raises:
-        UsageError: The file exists and is something else, or its folder does not exist or cannot be written
-            to.
+        UsageError: The file exists and is something else, its folder does not exist or cannot be written to,
+            or another argument names the same file.
     """
+    path: Path = getattr(arguments, name)
+    option = f"--{name}"
     if not path.parent.is_dir():
         raise UsageError(f"{option} {path}: there is no folder {path.parent}. Create it first.")
     if path.is_dir():
@@ -255,8 +317,21 @@ def check_result_file(option: str, path: Path, endings: Sequence[str], start: by
         raise UsageError(
             f"{option} {path}: it exists and is not {article} {endings[0]} file. Give another name."
         )
+    if (other := _names_same_file(arguments, name)) is not None:
+        raise UsageError(f"{option} {path}: {other} names the same file. Give another name.")
     with AtomicFiles(path.resolve().parent, overwrite=True):
         pass  # fails if the folder cannot be written to
+
+
+def _names_same_file(arguments: argparse.Namespace, name: str) -> str | None:
+    """Return the argument that names the same file as this one, as the help calls it; None if none does."""
+    path = getattr(arguments, name).resolve()
+    for other, value in vars(arguments).items():
+        values = value if isinstance(value, list) else [value]
+        if other != name and any(isinstance(each, Path) and each.resolve() == path for each in values):
+            option = f"--{other.replace('_', '-')}"
+            return option if option in arguments.options else other.upper()
+    return None
 
 
 def _starts_with(path: Path, start: bytes) -> bool:

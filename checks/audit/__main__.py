@@ -7,10 +7,14 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from checks.core import options
 from converter import command_line
 from converter.progress import ProgressBar
+
+if TYPE_CHECKING:
+    from checks.audit.result import AuditResult
 
 _EPILOG = """\
 PORT may be a state_dict (.pt, .safetensors; its keys may have a prefix), a Keras .h5 or .keras, a TensorFlow
@@ -62,18 +66,12 @@ def _work(arguments: argparse.Namespace) -> int:
             seed=arguments.seed,
             say=progress.label,
         )
-    if not arguments.quiet:
-        from checks.audit.table import print_result
-
-        print_result(result, verbose=arguments.verbose)
-    if arguments.json:
-        summary = {"passed": result.passed, "exit_code": result.exit_code}
-        command_line.write_json(arguments.json, {**summary, **asdict(result)})
-    if arguments.report:
-        from checks.audit.page import write_page
-
-        write_page(arguments.report, result, command=arguments.command)
+    command_line.show_result(arguments, result, "checks.audit", lambda: _as_json(result))
     return result.exit_code
+
+
+def _as_json(result: AuditResult) -> dict[str, Any]:
+    return {"passed": result.passed, "exit_code": result.exit_code, **asdict(result)}
 
 
 COMMAND = command_line.Command(

@@ -8,10 +8,14 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from checks.core import options
 from converter import command_line
 from converter.errors import UsageError
+
+if TYPE_CHECKING:
+    from checks.benchmark.result import BenchmarkResult
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,24 +31,13 @@ def _work(arguments: argparse.Namespace) -> int:
 
     with tempfile.TemporaryDirectory() as folder:
         result = run_benchmark(Path(folder), arguments.rounds)
-    if not arguments.quiet:
-        from checks.benchmark.table import print_result
-
-        print_result(result)
-    if arguments.json:
-        command_line.write_json(
-            arguments.json,
-            {
-                "rounds": result.rounds,
-                "figures": [{**asdict(figure), "held": figure.held} for figure in result.figures],
-                "environment": result.environment,
-            },
-        )
-    if arguments.report:
-        from checks.benchmark.page import write_page
-
-        write_page(arguments.report, result, command=arguments.command)
+    command_line.show_result(arguments, result, "checks.benchmark", lambda: _as_json(result))
     return 0 if result.passed else 1
+
+
+def _as_json(result: BenchmarkResult) -> dict[str, Any]:
+    figures = [{**asdict(figure), "held": figure.held} for figure in result.figures]
+    return {"rounds": result.rounds, "figures": figures, "environment": result.environment}
 
 
 COMMAND = command_line.Command(

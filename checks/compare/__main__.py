@@ -83,16 +83,7 @@ def _work(arguments: argparse.Namespace) -> int:
             repair=arguments.repair,
             say=progress.label,
         )
-    if not arguments.quiet:
-        from checks.compare.table import print_result
-
-        print_result(result, verbose=arguments.verbose)
-    if arguments.json:
-        command_line.write_json(arguments.json, _as_json(result))
-    if arguments.report:
-        from checks.compare.page import write_page
-
-        write_page(arguments.report, result, command=arguments.command)
+    command_line.show_result(arguments, result, "checks.compare", lambda: _as_json(result))
     return result.exit_code
 
 

@@ -7,10 +7,15 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from checks.core import options
 from converter import command_line
 from converter.progress import ProgressBar
+
+if TYPE_CHECKING:
+    from checks.controls.faults.fault import Fault
+    from checks.controls.result import ControlsResult
 
 _EPILOG = """\
 Without SOURCE the built-in checkpoint is taken; on first use it is written to the user's cache. --only can be
@@ -64,28 +69,23 @@ def _work(arguments: argparse.Namespace) -> int:
             say=progress.label,
             progress=progress,
         )
-    if not arguments.quiet:
-        from checks.controls.table import print_result
+    command_line.show_result(arguments, result, "checks.controls", lambda: _as_json(result, faults))
+    return 0 if result.passed else 1
 
-        print_result(result, verbose=arguments.verbose)
-    if arguments.json:
-        figures = {
-            "passed": result.passed,
-            "places": result.places,
-            "causes": result.causes,
-            "margins": [{**asdict(margin), "holds": margin.holds} for margin in result.margins],
-        }
-        shipped = {fault.name: fault.shipped for fault in faults}
-        sites = [
+
+def _as_json(result: ControlsResult, faults: Sequence[Fault]) -> dict[str, Any]:
+    shipped = {fault.name: fault.shipped for fault in faults}
+    return {
+        "passed": result.passed,
+        "places": result.places,
+        "causes": result.causes,
+        **asdict(result),
+        "margins": [{**asdict(margin), "holds": margin.holds} for margin in result.margins],
+        "sites": [
             {**asdict(site), "exact": site.exact, "explained": site.explained, "shipped": shipped[site.fault]}
             for site in result.sites
-        ]
-        command_line.write_json(arguments.json, {**figures, **asdict(result), "sites": sites})
-    if arguments.report:
-        from checks.controls.page import write_page
-
-        write_page(arguments.report, result, command=arguments.command)
-    return 0 if result.passed else 1
+        ],
+    }
 
 
 COMMAND = command_line.Command(

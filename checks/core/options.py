@@ -97,7 +97,7 @@ def check_report(arguments: argparse.Namespace) -> None:
     Raises:
         RequirementError: A package that draws the page is not installed.
         UsageError: The file exists and is not a page, its folder does not exist or cannot be written to, or
-            another option names the same file.
+            another argument names the same file.
     """
     path: Path | None = arguments.report
     if path is None:
@@ -108,7 +108,4 @@ def check_report(arguments: argparse.Namespace) -> None:
             f"--report needs {' and '.join(missing)}, not installed here: "
             "pip install 'facenet-port[report]'. The command works without --report."
         )
-    command_line.check_result_file("--report", path, (".html", ".htm"), b"<!doctype html")
-    for name, value in vars(arguments).items():
-        if name != "report" and isinstance(value, Path) and value.resolve() == path.resolve():
-            raise UsageError(f"--report {path}: --{name.replace('_', '-')} names the same file.")
+    command_line.check_result_file(arguments, "report", (".html", ".htm"), b"<!doctype html")

@@ -42,16 +42,9 @@ def _work(arguments: argparse.Namespace) -> int:
             seed=arguments.seed,
             say=progress.label,
         )
-    if not arguments.quiet:
-        from checks.gradients.table import print_result
-
-        print_result(result, verbose=arguments.verbose)
-    if arguments.json:
-        command_line.write_json(arguments.json, {"passed": result.passed, **asdict(result)})
-    if arguments.report:
-        from checks.gradients.page import write_page
-
-        write_page(arguments.report, result, command=arguments.command)
+    command_line.show_result(
+        arguments, result, "checks.gradients", lambda: {"passed": result.passed, **asdict(result)}
+    )
     return 0 if result.passed else 1
 
 
