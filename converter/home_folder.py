@@ -15,6 +15,14 @@ def home_folder() -> Path | None:
         return None
 
 
+def from_home(path: Path | str) -> str:
+    """Shorten a path in the user's home folder to one that begins with ~."""
+    home = home_folder()
+    if home is None or not home.name or not Path(path).is_relative_to(home):  # a home of / has no name
+        return str(path)
+    return str("~" / Path(path).relative_to(home))
+
+
 def expand(path: str, variable: str) -> Path:
     """Replace a leading ~ or ~user in the value of an environment variable.
 

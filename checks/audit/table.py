@@ -12,9 +12,10 @@ from checks.audit.result import FAITHFUL, ONLY_EMBEDDINGS, AuditResult, GraphRun
 from checks.core.inputs import NOISE
 from checks.core.metrics import figure
 from checks.core.network import short_name
-from checks.core.render import Row, Table, from_home, print_judgements, print_table
+from checks.core.render import Row, Table, print_judgements, print_table
 from checks.core.rounding import describe_share
 from converter import command_line
+from converter.home_folder import from_home
 
 _WIDTH = 110  # columns; a line may wrap, a figure is not cut off
 STATUS_MEANINGS: Mapping[Status, str] = {

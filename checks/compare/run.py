@@ -21,7 +21,6 @@ from checks.core.inputs import read_photographs
 from checks.core.judgement import Judgement
 from checks.core.models import LoadedPort, Port, build_misshapen, build_port, load_state_dict, unexpected_keys
 from checks.core.photographs import find_photographs
-from checks.core.render import from_home
 from checks.core.source_tensors import (
     BrokenSource,
     find_broken_source,
@@ -36,6 +35,7 @@ from checks.diagnosis.result import Diagnosis
 from converter.counts import counted
 from converter.errors import UsageError
 from converter.formats.detect import open_source
+from converter.home_folder import from_home
 from converter.hub.locate import locate
 from converter.manifest import file_digest
 from converter.network_names import NetworkTensors, advise_to_ignore, check_ignore

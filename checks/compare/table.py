@@ -14,9 +14,10 @@ from checks.core import thresholds
 from checks.core.activations import LAYERS, STAGES
 from checks.core.inputs import NOISE
 from checks.core.network import short_name
-from checks.core.render import Row, Table, from_home, print_judgements, print_table
+from checks.core.render import Row, Table, print_judgements, print_table
 from checks.core.rounding import describe_share, worst_share
 from converter import command_line
+from converter.home_folder import from_home
 
 _WIDTH = 118  # columns; a line may wrap, a figure is not cut off
 _ULP_SHARE = 0.99

@@ -15,9 +15,10 @@ from checks.controls.result import ControlsResult, SiteResult
 from checks.core import thresholds
 from checks.core.judgement import Judgement
 from checks.core.network import short_name
-from checks.core.render import Row, Table, from_home, print_judgements, print_table
+from checks.core.render import Row, Table, print_judgements, print_table
 from converter import command_line
 from converter.counts import counted
+from converter.home_folder import from_home
 
 _WIDTH = 110  # columns; a line may wrap, a figure is not cut off
 _LINES = 15

@@ -1,10 +1,9 @@
-"""Parts of the checks' output: judgements, tables, and paths."""
+"""Parts of the checks' output: judgements and tables."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from rich import table as rich_table
 from rich.console import Console
@@ -12,7 +11,6 @@ from rich.markup import escape
 from rich.text import Text
 
 from checks.core.judgement import Judgement
-from converter.home_folder import home_folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,11 +97,3 @@ def print_judgements(
             console.print(f"         {detail}", markup=False)
         if 0 < most_details < len(judgement.details):
             console.print(f"         ... and {len(judgement.details) - most_details} more")
-
-
-def from_home(path: str) -> str:
-    """Shorten a path in the user's home folder to one that begins with ~."""
-    home = home_folder()
-    if home is None or not home.name or not Path(path).is_relative_to(home):  # a home of / has no name
-        return path
-    return str("~" / Path(path).relative_to(home))

@@ -8,10 +8,11 @@ from dataclasses import replace
 from rich.console import Console
 
 from checks.core import thresholds
-from checks.core.render import Row, Table, from_home, print_judgements, print_table
+from checks.core.render import Row, Table, print_judgements, print_table
 from checks.gradients.judge import describe_distance, worst_tensor
 from checks.gradients.result import INPUT, GradientsResult, TensorDistance
 from converter import command_line
+from converter.home_folder import from_home
 from converter.layer_map import ConvertedRow, Variant
 from converter.layer_map import table as layer_table
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from checks.core.environment import DATE, MACHINE
-from checks.core.render import from_home
 from converter import __version__
+from converter.home_folder import from_home
 from converter.hub.cache import is_cached
 from converter.manifest import file_digest
 

@@ -12,8 +12,8 @@ import pytest
 
 from checks.audit.__main__ import main as audit
 from checks.compare.__main__ import main as compare
-from checks.core.render import from_home
 from converter.__main__ import main
+from converter.home_folder import from_home
 from converter.hub import cache
 from converter.hub.catalog import BUILT_IN, all_entries
 from tests.fuzz.sandbox import ROOT
