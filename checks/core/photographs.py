@@ -50,7 +50,9 @@ def find_photographs(folder: str | Path) -> list[Path]:
     files = sorted(
         file
         for file in folder.rglob("*")
-        if file.suffix.lower() in PHOTOGRAPH_ENDINGS and not is_stray(file.relative_to(folder))
+        if file.suffix.lower() in PHOTOGRAPH_ENDINGS
+        and not is_stray(file.relative_to(folder))
+        and not file.is_dir()
     )
     if not files:
         kinds = ", ".join(sorted(PHOTOGRAPH_ENDINGS))

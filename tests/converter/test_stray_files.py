@@ -113,6 +113,14 @@ def test_photographs_are_found_without_what_is_left(tmp_path: Path) -> None:
         find_photographs(tmp_path)
 
 
+def test_a_folder_is_no_photograph_whatever_its_name(tmp_path: Path) -> None:
+    (tmp_path / "album.jpg").mkdir()
+    with pytest.raises(SourceError, match="no photographs"):
+        find_photographs(tmp_path)
+    Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(tmp_path / "album.jpg" / "1.png")
+    assert find_photographs(tmp_path) == [tmp_path / "album.jpg" / "1.png"]
+
+
 def test_a_hidden_folder_that_the_user_names_is_searched(tmp_path: Path) -> None:
     folder = tmp_path / ".faces"
     folder.mkdir()
