@@ -1,12 +1,15 @@
-"""Attacks on the reader of Keras files: .h5."""
+"""Attacks on the readers of Keras files: .h5 and .keras."""
 
 from __future__ import annotations
 
+import io
 import json
 import marshal
 import tempfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -24,6 +27,53 @@ def hdf5(fill: Callable[[h5py.Group], object], names: list[bytes]) -> bytes:
             group.attrs["weight_names"] = names
             fill(group)
         return path.read_bytes()
+
+
+def keras_archive(
+    fill: Callable[[h5py.Group], object], config: bytes = b"{}", member: str = "model.weights.h5"
+) -> bytes:
+    """An archive of Keras 3 with one layer, whose variables are filled by a function."""
+    weights, archive = io.BytesIO(), io.BytesIO()
+    with h5py.File(weights, "w") as file:
+        group = file.create_group("layers/conv2d/vars")
+        group.attrs["name"] = "Conv2d_1a_3x3"
+        fill(group)
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
+        for name, content in (("config.json", config), (member, weights.getvalue())):
+            file.writestr(zipfile.ZipInfo(name), content)
+    return archive.getvalue()
+
+
+def make_keras_archive_attacks() -> None:
+    """Add the attacks on `.keras`."""
+
+    def one(name: str, tries: str, *arguments: Any, **options: Any) -> None:
+        attack(name, tries, keras_archive(*arguments, **options), exact=False)
+
+    def kernel(group: h5py.Group) -> None:
+        group["0"] = np.zeros((3, 3, 3, 8), np.float32)
+
+    code = marshal.dumps(compile(f"open({MARK!r}, 'w')", "lambda", "eval")).hex()
+    function = {"class_name": "__lambda__", "config": {"code": code, "defaults": None, "closure": None}}
+    layer = {"class_name": "Lambda", "config": {"name": "run", "function": function}}
+    one(
+        "marshalled-lambda.keras",
+        "marshalled code in a Lambda layer, and a module to import",
+        kernel,
+        json.dumps({"module": "os", "class_name": "system", "config": {"layers": [layer]}}).encode(),
+    )
+    one(
+        "external-link.keras",
+        "a link to a data set in another file",
+        lambda group: group.__setitem__("0", h5py.ExternalLink("/etc/passwd", "secret")),
+    )
+    one(
+        "shape-of-terabytes.keras",
+        "a data set of 4 TiB of which nothing is stored",
+        lambda group: group.create_dataset("0", (1 << 20, 1 << 20), "f4", chunks=(1, 1024)),
+    )
+    one("nested-json.keras", "a configuration nested 100,000 deep", kernel, b"[" * 100_000)
+    one("weights-outside.keras", "weights under a name that leads out", kernel, member="../model.weights.h5")
 
 
 def make_hdf5_attacks() -> None:

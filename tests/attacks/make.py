@@ -5,7 +5,7 @@ from __future__ import annotations
 from tests.attacks.attack import ATTACKS, FOLDER
 from tests.attacks.checkpoint_files import make_index_attacks
 from tests.attacks.graph_files import make_graph_attacks
-from tests.attacks.hdf5_files import make_hdf5_attacks
+from tests.attacks.hdf5_files import make_hdf5_attacks, make_keras_archive_attacks
 from tests.attacks.npy_files import make_numpy_attacks
 from tests.attacks.pytorch_files import make_pytorch_attacks
 from tests.attacks.safetensors_files import make_safetensors_attacks
@@ -18,6 +18,7 @@ make_pytorch_attacks()
 make_safetensors_attacks()
 make_numpy_attacks()
 make_hdf5_attacks()
+make_keras_archive_attacks()
 make_zip_attacks()
 make_text_attacks()
 

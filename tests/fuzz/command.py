@@ -38,7 +38,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("parts", nargs="*", metavar="PART", help=f"parts to run: {', '.join(PARTS)} (default: all)")
     add("--target", action="append", choices=TARGETS, help="only this format; may be repeated")
-    add("--count", type=int, help="mutants of each format (default: 100,000, for h5 10,000)")
+    add("--count", type=int, help="mutants of each format (default: 100,000, for h5 and keras 10,000)")
     add("--conversions", type=int, default=100, help="damaged networks of each format (%(default)s)")
     add("--flips", type=int, default=10_000, help="flipped bits of a .data file (%(default)s)")
     add("--stride", type=int, default=1, help="flip every N-th bit of an .index (%(default)s)", metavar="N")

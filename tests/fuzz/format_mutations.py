@@ -247,7 +247,7 @@ def mutate_numpy_pickle(rng: Random, data: bytes) -> bytes:
 
 
 def mutate_archive(rng: Random, data: bytes) -> bytes:
-    """Change one member of a zip archive, most often its pickle, and write the archive anew."""
+    """Change one member of a zip archive, most often its pickle if it has one, and write the archive anew."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         members = [(member.filename, archive.read(member)) for member in archive.infolist()]
     pickles = [number for number, (name, _) in enumerate(members) if name.endswith(".pkl")]
@@ -263,6 +263,10 @@ def mutate_archive(rng: Random, data: bytes) -> bytes:
         members.append((name, havoc(rng, content) if content else b"x"))
     elif name.endswith(".pkl"):
         members[chosen] = name, mutate_pickle(rng, content)
+    elif name.endswith(".h5") and rng.random() < 0.5:
+        members[chosen] = name, mutate_hdf5(rng, content)
+    elif name.endswith(".json") and rng.random() < 0.5:
+        members[chosen] = name, mutate_text(rng, content)
     else:
         members[chosen] = name, havoc(rng, content) if content else b"\0"
     file = io.BytesIO()

@@ -12,7 +12,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import h5py
 import ml_dtypes
 import numpy as np
 import torch
@@ -30,7 +29,7 @@ from tests.support.numpy_files import by_numpy, by_python2, flat, small_network
 
 Tensors = Mapping[str, NDArray[Any]]
 
-_UNIT = "InceptionResnetV1/Conv2d_1a_3x3"
+UNIT = "InceptionResnetV1/Conv2d_1a_3x3"
 _CLASSES = 7
 _MODEL = "20990101-000000"
 
@@ -52,10 +51,10 @@ def small_tensors() -> dict[str, NDArray[Any]]:
     """A handful of tensors of every kind: several dtypes, an empty one, a scalar."""
     random = np.random.default_rng(0)
     return {
-        f"{_UNIT}/weights": random.standard_normal((3, 3, 3, 8), np.float32),
-        f"{_UNIT}/BatchNorm/beta": random.standard_normal(8, np.float32),
-        f"{_UNIT}/BatchNorm/moving_mean": random.standard_normal(8),
-        f"{_UNIT}/BatchNorm/moving_variance": random.uniform(0.5, 1.5, 8).astype(np.float16),
+        f"{UNIT}/weights": random.standard_normal((3, 3, 3, 8), np.float32),
+        f"{UNIT}/BatchNorm/beta": random.standard_normal(8, np.float32),
+        f"{UNIT}/BatchNorm/moving_mean": random.standard_normal(8),
+        f"{UNIT}/BatchNorm/moving_variance": random.uniform(0.5, 1.5, 8).astype(np.float16),
         "InceptionResnetV1/Bottleneck/weights": random.standard_normal((16, 8), np.float32),
         "Logits/biases": np.arange(7, dtype=np.int32),
         "empty": np.zeros((0, 4), np.float32),
@@ -198,33 +197,7 @@ def _save_frozen(path: Path, graph: Any, tensors: Tensors) -> None:
     path.write_bytes(saved.SerializeToString())
 
 
-# HDF5, PyTorch, safetensors, NumPy
-
-
-def keras_seeds(folder: Path) -> list[Seed]:
-    """Keras weights in the old and the new layout of HDF5, one data set of them compressed."""
-    tensors = {
-        "Conv2d_1a_3x3/kernel:0": small_tensors()[f"{_UNIT}/weights"],
-        "Conv2d_1a_3x3_BatchNorm/beta:0": np.arange(8, dtype=np.float32),
-        "Conv2d_1a_3x3_BatchNorm/moving_mean:0": np.arange(8, dtype=np.float64),
-        "Bottleneck/kernel:0": np.arange(64, dtype=np.float32).reshape(8, 8),
-    }
-    seeds = []
-    for libver, root_name in (("earliest", "model_weights"), ("latest", "/")):
-        path = folder / f"{libver}.h5"
-        with h5py.File(path, "w", libver=libver) as file:
-            root = file.require_group(root_name)
-            layers = dict.fromkeys(name.partition("/")[0] for name in tensors)
-            root.attrs["layer_names"] = [layer.encode() for layer in layers]
-            for layer in layers:
-                names = [name for name in tensors if name.startswith(f"{layer}/")]
-                group = root.create_group(layer)
-                group.attrs["weight_names"] = [name.encode() for name in names]
-                for name in names:
-                    packed = {"chunks": (4, 8), "compression": "gzip"} if layer == "Bottleneck" else {}
-                    group.create_dataset(name, data=tensors[name], **packed)
-        seeds.append(Seed(path, tensors))
-    return seeds
+# PyTorch, safetensors, NumPy
 
 
 def _keyed() -> dict[str, NDArray[Any]]:

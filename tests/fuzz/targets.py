@@ -13,13 +13,16 @@ from typing import Any
 
 import numpy as np
 
+from checks.audit.graphs.graph import Graph
+from checks.audit.graphs.onnx_file import read_onnx
+from checks.audit.graphs.tflite_file import read_tflite
 from converter.formats.detect import open_source
 from converter.formats.tensorflow.checkpoint_state import read_latest
 from converter.hub.archive import unpack
 from converter.hub.catalog import all_entries
 from converter.hub.user_catalog import VARIABLE
 from converter.manifest import read_manifest
-from tests.fuzz import format_mutations, seeds
+from tests.fuzz import format_mutations, graph_seeds, keras_seeds, seeds
 from tests.fuzz.blind_mutations import Mutation, flip_bit, havoc, splice
 from tests.fuzz.seeds import Seed, Tensors
 
@@ -96,6 +99,14 @@ def _same_bits(one: Any, other: Any) -> bool:
     )
 
 
+def _read_graph(read: Callable[[Path], Graph], path: Path, tensors: Tensors) -> bool:
+    """Read a graph as an audit does, and compare every constant bit for bit."""
+    constants = read(path).constants
+    return set(constants) == set(tensors) and all(
+        _same_bits(array, tensors[name]) for name, array in constants.items()
+    )
+
+
 class _Parse:
     """Reads a file without tensors; the first file is a seed, whose content is the expected one."""
 
@@ -138,7 +149,16 @@ _TARGETS = (
     ),
     Target("pb", seeds.graph_seeds, read_source, (format_mutations.mutate_message,)),
     # Each file starts a process of its own, which takes a hundred times as long as reading another format.
-    Target("h5", seeds.keras_seeds, read_source, (format_mutations.mutate_hdf5,), count=10_000),
+    Target("h5", keras_seeds.keras_seeds, read_source, (format_mutations.mutate_hdf5,), count=10_000),
+    Target(
+        "keras",
+        keras_seeds.keras_archive_seeds,
+        read_source,
+        (format_mutations.mutate_zip_headers,),
+        (format_mutations.mutate_archive,),
+        checksummed=True,
+        count=10_000,
+    ),
     Target(
         "pt",
         partial(seeds.pytorch_seeds, legacy=False),
@@ -160,6 +180,10 @@ _TARGETS = (
         (format_mutations.mutate_archive,),
         checksummed=True,
     ),
+    Target(
+        "onnx", graph_seeds.onnx_seeds, partial(_read_graph, read_onnx), (format_mutations.mutate_message,)
+    ),
+    Target("tflite", graph_seeds.tflite_seeds, partial(_read_graph, read_tflite)),
     Target("manifest", seeds.manifest_seeds, _Parse(read_manifest), (format_mutations.mutate_text,)),
     Target("checkpoint", seeds.state_seeds, _Parse(read_latest), (format_mutations.mutate_text,)),
     Target("toml", seeds.catalog_seeds, _Parse(_read_catalog), (format_mutations.mutate_text,)),
