@@ -26,10 +26,12 @@ from converter.formats.tensorflow.checkpoint_state import (
 from converter.stray_files import is_stray
 
 _SHARD = re.compile(r"(?P<prefix>.+)\.data-\d{5}-of-\d{5}")
+_FIRST_OF_KERAS = b"metadata.json"  # the first member of a .keras archive, at byte 30
 _MOST_OF_DIRECTORY = 1024  # bytes at the end of a .keras archive, whose directory has three entries
 _TEXT_PICKLE_STARTS = b"c(]}"  # pickle protocols 0 and 1, which have no magic bytes
 _SAVED_MODEL = "saved_model.pb"  # cc/saved_model/constants.h: kSavedModelFilenamePb
 _SINGLE_FILES = (".pb", ".h5", ".hdf5", ".keras", ".pt", ".pth", ".safetensors")
+_OFTEN_MODELS = (".bin", ".ckpt", ".tar")  # the last for .pth.tar, as PyTorch's examples write
 
 
 def open_source(path: Path | str, *, step: int | None = None) -> TensorSource:
@@ -68,6 +70,12 @@ def _open(path: Path, step: int | None) -> TensorSource:
             raise SourceError(path, "this is not a regular file", next_step="Copy its content to a file")
     except OSError as error:
         raise SourceError(path, f"the file cannot be read ({error.strerror or error})") from error
+    if path.parts[:1] and path.parts[0].startswith("~"):
+        raise SourceError(
+            path,
+            f"no such file: {path.parts[0]} is taken literally here",
+            next_step="Write the path in full, or use Path.expanduser in Python and no quotes in a shell",
+        )
     raise SourceError(
         path,
         "no such file, folder or checkpoint prefix",
@@ -89,13 +97,15 @@ def _open_folder(folder: Path, step: int | None) -> TensorSource:
         if (folder / name).is_file():
             return _open_file(folder / name, step)
     files = sorted(entry for entry in folder.iterdir() if entry.is_file())
-    candidates = [file for file in files if file.suffix in _SINGLE_FILES and not is_stray(file.name)]
+    found = [file for file in files if not is_stray(file.name)]
+    candidates = [file for file in found if file.suffix.lower() in _SINGLE_FILES]
+    candidates = candidates or [file for file in found if file.suffix.lower() in _OFTEN_MODELS]
     if not candidates:
         if inside := _saved_models_inside(folder):
             problem, next_step = "no checkpoint in this folder itself", f"Give the SavedModel in it: {inside}"
         else:
             problem = f"no checkpoint in this folder (it holds {_list_content(files)})"
-            next_step = "Give the folder that holds the .index and .data files, or the .pb"
+            next_step = "Give the folder that holds the .index and .data files, or the model's file itself"
         raise SourceError(folder, problem, next_step=next_step)
     if len(candidates) > 1:
         names = ", ".join(file.name for file in candidates)
@@ -162,14 +172,21 @@ def _is_text_pickle(file: _File) -> bool:
 
 
 def _has_json_header(file: _File) -> bool:
-    """Return whether the file starts with the length of a JSON object and the object, as safetensors does."""
-    return file.head[8:9] == b"{" and int.from_bytes(file.head[:8], "little") <= file.size - 8
+    """Return whether the file starts with the length of a JSON object and the object, as safetensors does.
+
+    The object may be cut off, and be as long as the library allows.
+    """
+    if file.size <= 8:
+        return file.path.suffix == ".safetensors"
+    return file.head[8:9] == b"{" and int.from_bytes(file.head[:8], "little") <= 100_000_000
 
 
 def _is_keras_archive(file: _File) -> bool:
-    """Return whether a zip archive has the weights of Keras 3 in its directory, which is at its end."""
+    """Return whether a zip archive is by Keras 3: by its first member, or the directory at its end."""
     if not file.head.startswith(b"PK\3\4"):
         return False
+    if file.head.startswith(_FIRST_OF_KERAS, 30):
+        return True
     with file.path.open("rb") as opened:
         opened.seek(max(0, file.size - _MOST_OF_DIRECTORY))
         return b"model.weights.h5" in opened.read()

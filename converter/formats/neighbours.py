@@ -7,19 +7,25 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from converter.errors import SourceError
+from converter.free_names import free_name, quoted
 
 HEAD_BYTES = 512
 """Bytes at the start of a file by which it is recognised."""
 
 _LFS = b"version https://git-lfs.github.com/spec/"  # the first line of a pointer, by the specification
+# Magic bytes: the name of the format, and the command that writes the file in it to stdout.
 _COMPRESSED: Mapping[bytes, tuple[str, str]] = {
-    b"\x1f\x8b": ("gzip", "gunzip, or tar -xzf for a .tar.gz"),
-    b"BZh": ("bzip2", "bunzip2, or tar -xjf for a .tar.bz2"),
-    b"\xfd7zXZ\0": ("xz", "unxz, or tar -xJf for a .tar.xz"),
-    b"\x28\xb5\x2f\xfd": ("Zstandard", "unzstd"),
+    b"\x1f\x8b": ("gzip", "gunzip -c"),
+    b"BZh": ("bzip2", "bunzip2 -c"),
+    b"\xfd7zXZ\0": ("xz", "unxz -c"),
+    b"\x28\xb5\x2f\xfd": ("Zstandard", "unzstd -c"),
+}
+# Magic bytes: the name of the format, and the command that unpacks an archive into the current folder.
+_ARCHIVES: Mapping[bytes, tuple[str, str]] = {
     b"7z\xbc\xaf\x27\x1c": ("7-Zip", "7z x"),
     b"Rar!\x1a\7": ("RAR", "unrar x"),
 }
+_COMPRESSED_TAR = re.compile(r"(.+)\.(tar\.\w+|tgz|tbz2?|txz|tzst)", re.IGNORECASE)
 _TAR = slice(257, 262), b"ustar"  # POSIX.1-1988
 _ORIGIN = "Give the checkpoint that it was made from"
 _BY_ENDING = {".mlmodel": "Core ML", ".caffemodel": "Caffe"}
@@ -78,11 +84,11 @@ def recognise(path: Path, head: bytes) -> tuple[str, str] | None:
     Returns:
         The problem and the next step, both clauses; None for any other file.
     """
-    for magic, (name, command) in _COMPRESSED.items():
+    for magic, (name, command) in {**_COMPRESSED, **_ARCHIVES}.items():
         if head.startswith(magic):
-            return f"this file is compressed ({name})", f"Unpack it ({command}) and give what is in it"
+            return f"this file is compressed ({name})", _advise_to_unpack(path, command)
     if head[_TAR[0]] == _TAR[1]:
-        return "this is a tar archive", "Unpack it (tar -xf) and give what is in it"
+        return "this is a tar archive", _advise_to_untar(path, path.stem)
     for name, matches in (("a TFLite", is_tflite(head)), ("an ONNX", is_onnx(head))):
         if matches:
             audit = f"`facenet-port audit {path} --against CHECKPOINT` compares the two"
@@ -95,12 +101,28 @@ def recognise(path: Path, head: bytes) -> tuple[str, str] | None:
         return (
             "this is a graph in text form (.pbtxt), which is not read, and most often without weights",
             "Give the checkpoint beside it; write a frozen one in binary form, in TensorFlow: "
-            "tf.io.write_graph(graph_def, '.', 'frozen.pb', as_text=False)",
+            f"tf.io.write_graph(graph_def, '.', {free_name('frozen.pb')!r}, as_text=False)",
         )
     if len(head) == HEAD_BYTES and not any(head):
         problem = "it begins with zeros only, like an interrupted download or copy"
         return problem, "Download or copy it again"
     return None
+
+
+def _advise_to_unpack(path: Path, command: str) -> str:
+    """Advise on a compressed file of any name: nothing that exists is overwritten."""
+    if tar := _COMPRESSED_TAR.fullmatch(path.name):
+        return _advise_to_untar(path, tar[1])
+    if not command.endswith("-c"):
+        return f"Run `{command} {quoted(path)}` and give what was in it"
+    ending = path.suffix.lower() in (".gz", ".bz2", ".xz", ".zst")
+    result = free_name(path.stem if ending else path.name)
+    return f"Run `{command} {quoted(path)} > {quoted(result)}` and give {result}"
+
+
+def _advise_to_untar(path: Path, name: str) -> str:
+    folder = quoted(free_name(name))
+    return f"Run `mkdir {folder} && tar -xf {quoted(path)} -C {folder}` and give what was in it"
 
 
 def recognise_text(head: bytes) -> tuple[str, str] | None:

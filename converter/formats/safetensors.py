@@ -34,6 +34,7 @@ _DTYPES = {
     "BOOL": "bool",
 }
 
+_METADATA = "__metadata__"  # the one entry of a header that is not a tensor
 _LENGTH_BYTES = 8
 _MAX_HEADER_BYTES = 4 << 20  # 716 tensors take 0.1 MB; the library allows 100 MB
 
@@ -77,21 +78,29 @@ class SafetensorsFile(TensorSource):
         self.info = info
 
     def _check_header(self, file: io.BufferedReader) -> None:
-        """Check the size of the header and that no name is in it twice, which the library does not do."""
+        """Check what the library does not, or says in words of its own: sizes, and that no name is twice."""
         size = int.from_bytes(file.read(_LENGTH_BYTES), "little")
+        start = _LENGTH_BYTES + size
         if size > _MAX_HEADER_BYTES:
-            raise SourceError(
-                self.path,
-                f"its header claims {size} bytes, more than any header has",
-                next_step=DOWNLOAD_AGAIN,
-            )
+            raise self._refused(f"damaged: its header claims {size} bytes, more than any header has")
+        if start > self._size:
+            raise self._refused(f"cut off: its header ends at byte {start}, the file at {self._size}")
         try:
             header = json.loads(file.read(size), object_pairs_hook=_without_duplicates)
-            if len(header) > MAX_TENSORS:
-                raise ValueError(f"more than {MAX_TENSORS} tensors")
-        except (ValueError, TypeError, RecursionError) as error:
-            problem = f"this is not a readable safetensors file (its header: {str(error)[:200]})"
-            raise SourceError(self.path, problem, next_step=DOWNLOAD_AGAIN) from error
+            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != _METADATA]
+            end = start + max(ends, default=0)
+        except _NameTwiceError:
+            raise self._refused("damaged: its header has a name twice") from None
+        except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+            raise self._refused("damaged: its header cannot be read") from error
+        if len(ends) > MAX_TENSORS:
+            raise self._refused(f"too large: it holds more than {MAX_TENSORS} tensors")
+        if end > self._size:
+            raise self._refused(f"cut off: its tensors end at byte {end}, the file at {self._size}")
+
+    def _refused(self, problem: str, tensor: str | None = None) -> SourceError:
+        problem = f"this safetensors file is {problem}"
+        return SourceError(self.path, problem, tensor=tensor, next_step=DOWNLOAD_AGAIN)
 
     @contextmanager
     def _refusals(self, tensor: str | None = None) -> Iterator[None]:
@@ -103,8 +112,7 @@ class SafetensorsFile(TensorSource):
             panic = type(error).__name__ == "PanicException"
             if not panic and not isinstance(error, SafetensorError | OSError | ValueError | TypeError):
                 raise
-            problem = f"this is not a readable safetensors file ({str(error)[:200]})"
-            raise SourceError(self.path, problem, tensor=tensor, next_step=DOWNLOAD_AGAIN) from error
+            raise self._refused("damaged: its header does not describe its data", tensor) from error
 
     def __getitem__(self, name: str) -> NDArray[Any]:
         """Read one tensor into memory.
@@ -118,10 +126,10 @@ class SafetensorsFile(TensorSource):
             raise KeyError(name)
         if self._file is None:
             raise ValueError(f"{self.path} is closed")
+        # If the map reaches beyond the end of the file, reading it ends the process.
+        if self.path.stat().st_size < self._size:
+            raise self._refused("damaged: it was cut off after it was opened", name)
         with self._refusals(name):
-            # If the map reaches beyond the end of the file, reading it ends the process.
-            if self.path.stat().st_size < self._size:
-                raise ValueError("the file was cut off after it was opened")
             return np.asarray(self._file.get_tensor(name))
 
     def close(self) -> None:
@@ -131,10 +139,14 @@ class SafetensorsFile(TensorSource):
             self._file = None
 
 
+class _NameTwiceError(Exception):
+    """A name is twice in a JSON object."""
+
+
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) != len(pairs):
-        raise ValueError("it has a name twice")
+        raise _NameTwiceError
     return content
 
 

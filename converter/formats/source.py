@@ -58,6 +58,7 @@ class TensorSource(Mapping[str, NDArray[Any]]):
         key: The entry of a training file that holds the tensors, such as `state_dict`; empty if the whole
             file does.
         beside: The other entries of such a file, which are not read.
+        notes: Clauses on what the file leaves open and the reader takes for granted.
     """
 
     path: Path
@@ -67,6 +68,7 @@ class TensorSource(Mapping[str, NDArray[Any]]):
     info: Mapping[str, TensorInfo]
     key: str = ""
     beside: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @abstractmethod
     def __getitem__(self, name: str) -> NDArray[Any]:

@@ -16,6 +16,7 @@ from converter.broken_values import NEXT_STEP, BrokenValues, count_broken_values
 from converter.convert import convert_tensors, plan_tensors
 from converter.errors import SourceError, UsageError
 from converter.formats.detect import open_source
+from converter.free_names import free_name, quoted
 from converter.hub import catalog
 from converter.layer_map import ConvertedRow
 from converter.manifest import file_digest, manifest_path, read_manifest
@@ -61,7 +62,7 @@ def load_weights_file(path: Path | str, *, ignore: Sequence[str] = ()) -> Weight
         if source.naming != "pytorch":
             raise UsageError(
                 f"{path}: this is a {source.format}, not a state_dict. Convert it first: "
-                f"facenet-port convert {path} -o weights.pt"
+                f"facenet-port convert {quoted(path)} -o {free_name('weights.pt')}"
             )
         _verify(source.files[0])
         named = NetworkTensors(source, ignore)

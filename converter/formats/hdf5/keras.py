@@ -24,11 +24,14 @@ from converter.formats.source import DOWNLOAD_AGAIN, Naming, TensorInfo, TensorS
 
 _CHILD = "converter.formats.hdf5.read_in_child_process"
 _DESCRIBE = "describe"
+_LONGEST_NOTE = 400  # characters
 _SECONDS = 60.0  # for one answer: a slow disk may take its time, but not this much
 
 
 class KerasHdf5(TensorSource):
     """The weights of a Keras file under the names of Keras 2 (`Conv2d_1a_3x3/kernel:0`), whatever wrote it.
+
+    In Keras 3 the names of the models around a layer come first (`facenet/Conv2d_1a_3x3/kernel:0`).
 
     Args:
         path: The file.
@@ -60,19 +63,22 @@ class KerasHdf5(TensorSource):
             raise
         try:
             with self._errors():
-                weights, _ = self._child.ask(_DESCRIBE)
+                answer, _ = self._child.ask(_DESCRIBE)
             size = os.fstat(self._file.fileno()).st_size
-            self.info, self._offsets = self._describe(weights, size)
+            self.info, self._offsets, self.notes = self._describe(answer, size)
         except BaseException:
             self.close()
             raise
         self._numbers = {name: number for number, name in enumerate(self.info)}
 
-    def _describe(self, weights: Any, size: int) -> tuple[dict[str, TensorInfo], dict[str, int]]:
+    def _describe(
+        self, answer: Any, size: int
+    ) -> tuple[dict[str, TensorInfo], dict[str, int], tuple[str, ...]]:
         """Check the child's answer: a damaged file may have broken the child."""
         info: dict[str, TensorInfo] = {}
         offsets: dict[str, int] = {}
         try:
+            weights, notes = answer
             for name, dtype, shape, offset in weights:
                 described = TensorInfo(np.dtype(dtype), tuple(shape))
                 if described.dtype.kind not in "fiu" or not isinstance(name, str) or name in info:
@@ -88,7 +94,7 @@ class KerasHdf5(TensorSource):
         for name, offset in offsets.items():
             if not 0 <= offset <= size - info[name].nbytes:
                 raise self._cut_off(name)
-        return info, offsets
+        return info, offsets, tuple(str(note)[:_LONGEST_NOTE] for note in notes)
 
     def __getitem__(self, name: str) -> NDArray[Any]:
         """Read one weight into memory.

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converter.child_process import AnswerError, Arrays, allow_processor_time, limit_memory, serve
-from converter.formats.hdf5.keras_3_variables import find_variables, is_keras_3, open_archive
+from converter.formats.hdf5.keras_3_variables import find_variables, is_keras_3, open_archive, settle_betas
 
 _OPEN_SECONDS = 1.0  # of processor time; 490 weights take 0.15
 _TENSOR_SECONDS = 0.01
@@ -27,6 +27,7 @@ _BYTES_PER_SECOND = 20 << 20  # slower than any gzip
 _SPARE_MEMORY = 200 << 20
 _FILTERS = {1: "gzip", 2: "shuffle", 3: "fletcher32"}  # H5Zpublic.h, H5Z_FILTER_...
 _NUMBERED = re.compile(r"(.*/)?(conv2d|batch_normalization|dense)(_\d+)?")
+_TRUNCATED = re.compile(r"truncated file: eof = (\d+),.* stored_eof = (\d+)")  # H5Fint.c, H5F_open
 _MAX_RANK = 32  # H5S_MAX_RANK
 
 
@@ -50,14 +51,14 @@ class _Child:
         try:
             if request == "describe":
                 self._file = self._open()
-                return self._file.weights, ()
+                return [self._file.weights, self._file.notes], ()
             return None, [] if self._file is None else [self._file.read(request)]
         except MemoryError:
             raise AnswerError(
                 "this HDF5 file is damaged: it needs more memory than its size justifies"
             ) from None
         except (RuntimeError, OSError, KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
-            raise AnswerError(f"this HDF5 file is damaged ({str(error)[:300]})") from None
+            raise AnswerError("this HDF5 file is damaged") from error
 
     def _open(self) -> _KerasFile:
         size = self._path.stat().st_size
@@ -74,7 +75,9 @@ class _Child:
         try:
             file = h5py.File(content, "r")
         except OSError as error:
-            raise AnswerError(f"this file cannot be read as HDF5 ({str(error)[:300]})") from None
+            cut_off = _TRUNCATED.search(str(error))
+            where = f"cut off at byte {cut_off[1]} of {cut_off[2]}" if cut_off else "damaged"
+            raise AnswerError(f"this HDF5 file is {where}") from error
         return _KerasFile(file, config, start)
 
 
@@ -82,6 +85,7 @@ class _KerasFile:
     """The weights that the Keras index of an HDF5 file, or the names of its layers in Keras 3, tell.
 
     Attributes:
+        notes: Sentences on what the file leaves open.
         weights: Name, dtype string, shape and offset in the file of each weight. The offset is None if the
             bytes in the file are not those in memory: chunked, compressed or inside a header.
 
@@ -98,13 +102,16 @@ class _KerasFile:
     def __init__(self, file: h5py.File, config: Any = None, start: int | None = 0) -> None:
         self._file, self._config = file, config
         self._datasets: list[Any] = []
+        self._betas: list[str] = []
         self.weights = []
-        for name, dataset in self._index().items():
+        index = self._index()
+        for name, dataset in index.items():
             self._check(name, dataset)
             offset = dataset.id.get_offset()
             offset = None if offset is None or start is None else start + offset
             self.weights.append([name, dataset.dtype.str, dataset.shape, offset])
             self._datasets.append(dataset)
+        self.notes = settle_betas({name: index[name] for name in self._betas})
 
     def read(self, number: int) -> NDArray[Any]:
         """Read one weight into memory, with the processor time that its size justifies."""
@@ -114,14 +121,14 @@ class _KerasFile:
 
     def _index(self) -> dict[str, Any]:
         if is_keras_3(self._file):
-            pairs = list(find_variables(self._file, self._config, self._get))
+            pairs, self._betas = find_variables(self._file, self._config, self._get)
         else:
             pairs = list(self._indexed())
         datasets: dict[str, Any] = {}
         for name, dataset in pairs:
             if not isinstance(dataset, h5py.Dataset):
                 raise AnswerError("the file names this weight, but does not hold it", tensor=name)
-            full = name if name.endswith(":0") else _as_in_keras_2(name)
+            full = name if name.endswith(":0") else f"{name}:0"  # Keras 3 leaves the :0 out
             if full in datasets:
                 raise AnswerError("the file names this weight twice", tensor=name)
             datasets[full] = dataset
@@ -148,7 +155,8 @@ class _KerasFile:
             if not isinstance(group, h5py.Group):
                 raise AnswerError("the file names this layer, but does not hold it", tensor=layer)
             for name in self._names(group, "weight_names"):
-                yield name, self._get(group, name)
+                # Keras 3.0 leaves the layer out of a weight's name.
+                yield name if "/" in name else f"{layer}/{name}", self._get(group, name)
 
     def _get(self, group: Any, name: str) -> Any:
         """Return an object by a path of hard links, or None; soft and external links may lead anywhere."""
@@ -205,11 +213,6 @@ class _KerasFile:
             )
         if not _is_stored_whole(dataset, has_filters=bool(filters)):
             raise AnswerError("not all of its data is stored in the file", tensor=name)
-
-
-def _as_in_keras_2(name: str) -> str:
-    """Give a weight of Keras 3 the name of Keras 2: its layer and role, without the models around it."""
-    return f"{'/'.join(name.split('/')[-2:])}:0"
 
 
 def _is_stored_whole(dataset: h5py.Dataset, *, has_filters: bool) -> bool:

@@ -19,6 +19,7 @@ import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
+from converter.counts import counted
 from converter.errors import SourceError
 from converter.formats.limits import open_regular
 from converter.formats.neighbours import HEAD_BYTES, refuse_placeholder
@@ -31,13 +32,11 @@ from converter.formats.tensorflow.bundle_index import (
     read_index,
 )
 from converter.formats.tensorflow.find_proto_fields import ProtoError
+from converter.formats.tensorflow.graph_def import SLIM_LEAVES
 from converter.formats.tensorflow.object_graph import MAX_BYTES, OBJECT_GRAPH, variable_names
 
 _MOST_POINTER_BYTES = 1 << 20  # of what stands for a data file: a pointer of Git LFS, a web page
-# The last names of variables in tf-slim and Keras.
-_LEAVES = frozenset(
-    ["weights", "biases", "kernel", "bias", "beta", "gamma", "moving_mean", "moving_variance"]
-)
+_LEAVES = SLIM_LEAVES | {"kernel", "bias"}  # and those of Keras
 
 
 class TensorBundle(TensorSource):
@@ -202,10 +201,11 @@ def _map_shards(prefix: Path, num_shards: int) -> dict[Path, mmap.mmap | bytes]:
                 is_empty = size == 0
                 maps[path] = b"" if is_empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except FileNotFoundError:
-            problem = f"there is no such file, but the checkpoint has {num_shards} data file(s)"
+            problem = f"there is no such file, but the checkpoint has {counted(num_shards, 'data file')}"
             raise SourceError(path, problem, next_step="Put it beside the .index file") from None
         except (OSError, ValueError) as error:
-            raise SourceError(path, f"the file cannot be read ({error})") from error
+            reason = getattr(error, "strerror", None) or error
+            raise SourceError(path, f"the file cannot be read ({reason})") from error
     return maps
 
 

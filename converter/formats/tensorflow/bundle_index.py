@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 from google.protobuf.message import DecodeError
 
+from converter.counts import counted
 from converter.errors import SourceError
 from converter.formats.limits import MAX_TENSORS, check_name, open_regular
 from converter.formats.source import DOWNLOAD_AGAIN
@@ -126,7 +127,7 @@ class BundleIndex:
         for last in {entry.shard: entry for entry in by_end}.values():
             path, size = shards[last.shard]
             if last.end > size:
-                problem = f"the file has {size} bytes, {last.end - size} fewer than the index says"
+                problem = f"the file has {counted(size, 'byte')}, {last.end - size} fewer than the index says"
                 raise SourceError(path, problem, tensor=last.name, next_step=DOWNLOAD_AGAIN)
         for before, entry in pairwise(entry for entry in by_end if entry.size):
             if before.shard == entry.shard and before.end > entry.offset:

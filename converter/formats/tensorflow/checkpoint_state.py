@@ -126,7 +126,7 @@ def _read_paths(state: Path, content: bytes) -> list[str]:
         except (text_format.ParseError, ValueError, RecursionError) as error:
             errors.append(error)
     if not paths:
-        problem = f"this is not a readable list of checkpoints ({str(errors[0])!r:.100})"
+        problem = "this is not a readable list of checkpoints"
         raise SourceError(state, problem, next_step=_WITHOUT_STATE) from errors[0]
     return paths
 
@@ -209,7 +209,7 @@ def _warn_of_another(chosen: Snapshot, state: Path) -> None:
     names = read_latest(state)
     if not {snapshot.name for snapshot in find_snapshots(state.parent)} & set(names):
         logging.getLogger(__name__).warning(
-            "warning: %s names %r, which is not in that folder; %s is taken instead. To choose another one, "
+            "%s names %r, which is not in that folder; %s is taken instead. To choose another one, "
             "name its .index file.",
             state,
             names[-1],

@@ -11,6 +11,7 @@ import numpy as np
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
+from converter.counts import counted
 from converter.errors import SourceError
 from converter.formats.limits import MAX_RANK, check_claims, read_whole
 from converter.formats.source import DOWNLOAD_AGAIN, Naming, TensorInfo, TensorSource
@@ -120,7 +121,7 @@ class FrozenGraph(TensorSource):
                 "this is not a TensorFlow graph, nor a file of any other known format",
                 next_step="Download or copy it again, or give a checkpoint, .pb, .h5, .pt or .safetensors",
             )
-        problem = f"the graph is damaged or cut off, after {nodes.ops.total()} of its nodes"
+        problem = f"the graph is damaged or cut off, after {counted(nodes.ops.total(), 'node')}"
         return SourceError(self.path, problem, next_step=DOWNLOAD_AGAIN)
 
     def _without_weights(self, nodes: GraphNodes, *, in_saved_model: bool) -> SourceError:
@@ -128,7 +129,7 @@ class FrozenGraph(TensorSource):
         if variables := sum(nodes.ops[op] for op in _VARIABLE_OPS):
             return SourceError(
                 self.path,
-                f"this is a graph without weights ({variables} variables, none of them frozen)",
+                f"this is a graph without weights ({counted(variables, 'variable')}, not frozen)",
                 next_step="Copy the whole SavedModel, with its folder variables/"
                 if in_saved_model
                 else "Give the checkpoint beside it, or a graph frozen by freeze_graph",
@@ -145,7 +146,8 @@ class FrozenGraph(TensorSource):
             )
         return SourceError(
             self.path,
-            f"there are no weights in it (a graph of {nodes.ops.total()} nodes, without a frozen variable)",
+            f"there are no weights in it (a graph of {counted(nodes.ops.total(), 'node')}, without a frozen "
+            "variable)",
             next_step="Give a checkpoint, a frozen .pb, .h5, .pt or .safetensors",
         )
 

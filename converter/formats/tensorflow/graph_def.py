@@ -13,6 +13,9 @@ from dataclasses import dataclass
 
 from converter.formats.tensorflow.find_proto_fields import BYTES, Field, ProtoError, ProtoScanner
 
+SLIM_LEAVES = frozenset({"weights", "biases", "beta", "gamma", "moving_mean", "moving_variance"})
+"""The last names of variables in tf-slim."""
+
 MOST_BYTES = 2**31 - 1  # protobuf's own limit for a message
 MAX_FIELDS = 250_000  # of a graph; a published frozen graph of 5,893 nodes has 40,000
 _MOST_LISTED_BYTES = 2**22  # of values outside tensor_content; TensorFlow lists only very few
@@ -23,7 +26,6 @@ _NAME, _OP, _INPUT, _ATTRIBUTE = 1, 2, 3, 5
 _KEY, _VALUE = 1, 2
 _TENSOR = 8
 _TENSOR_CONTENT = 4
-_LEAVES = frozenset({"weights", "biases", "beta", "gamma", "moving_mean", "moving_variance"})  # of tf-slim
 _QUANTISED = re.compile(r"Dequantize|Quantized\w+")
 _AVERAGE = "/ExponentialMovingAverage"  # tf.train.ExponentialMovingAverage
 # A transform that folds constants leaves the value under the name of the node that read it, with the suffix
@@ -128,7 +130,7 @@ class GraphNodes:
 def variable_name(constant: str) -> str | None:
     """Return the variable that a constant holds, by tf-slim's names; None for any other constant."""
     name = _READ_OR_FOLDED.sub("", constant)
-    return name if name.removesuffix(_AVERAGE).rpartition("/")[2] in _LEAVES else None
+    return name if name.removesuffix(_AVERAGE).rpartition("/")[2] in SLIM_LEAVES else None
 
 
 def _messages(scanner: ProtoScanner, message: Field, number: int) -> Iterator[Field]:

@@ -154,7 +154,7 @@ class Table:
         self._data = data
         self._key_bytes = 0
         if len(data) < FOOTER_SIZE:
-            raise TableError(f"the file has {len(data)} bytes, less than a table's footer ({FOOTER_SIZE})")
+            raise TableError(f"its size is {len(data)}, less than that of a table's footer ({FOOTER_SIZE})")
         metaindex, index = _decode_footer(data[len(data) - FOOTER_SIZE :])
         self._blocks: list[tuple[bytes, Handle]] = []
         for separator, value in self._entries(self._block(index)):

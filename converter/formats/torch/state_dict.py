@@ -6,7 +6,7 @@ import io
 import mmap
 import os
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,6 +21,7 @@ from converter.formats.safe_pickle import DamagedPickleError, ForbiddenPickleErr
 from converter.formats.source import DOWNLOAD_AGAIN, Naming, TensorInfo, TensorSource
 from converter.formats.torch.state_dict_pickle import MAX_PICKLE_BYTES, Other, Tensor, TorchPickleReader
 from converter.formats.torch.state_dict_zip import read_archive
+from converter.free_names import save_line
 
 _ZIP_MAGIC = b"PK\x03\x04"
 _COUNT_BYTES = 8
@@ -32,16 +33,14 @@ _LEGACY_PROTOCOL = 1001
 STATE_DICT_KEYS = ("state_dict", "model", "model_state_dict", "net")
 """The entries of a training file that may be its state_dict."""
 
-# With `weights_only` torch.load refuses NumPy's numbers and whole models.
-_LOAD = 'torch.load({name!r}, map_location="cpu", weights_only=False)'
-_WRITE_WEIGHTS = 'torch.save(model.state_dict(), "weights.pt")'
+_MOST_DEPTH = 3  # of dictionaries around the state_dict
 
 
 class StateDictFile(TensorSource):
     """A state_dict saved by `torch.save`, in the zip format or in the one before PyTorch 1.6.
 
     A training file is a dictionary with the state_dict beside an epoch, an optimiser and the like; the entry
-    of `STATE_DICT_KEYS` is read.
+    of `STATE_DICT_KEYS` is read, also one below another such as `model.state_dict`.
 
     Args:
         path: The file.
@@ -100,7 +99,7 @@ class StateDictFile(TensorSource):
                 self.path,
                 "this is a pickle that torch.save did not write",
                 next_step="If you trust it, load it where it was written, and save its weights: "
-                f"{_WRITE_WEIGHTS}",
+                f"{save_line('model.state_dict()')}",
             )
         if self._read_pickle(walk, head) != _LEGACY_PROTOCOL:
             raise DamagedPickleError("not that of a PyTorch file")
@@ -134,13 +133,13 @@ class StateDictFile(TensorSource):
                 raise SourceError(
                     self.path,
                     f"the pickle inside asks for more than tensors, or is damaged ({error}); it was not run",
-                    next_step=f"Ask its author for a plain state_dict: {_WRITE_WEIGHTS}",
+                    next_step=f"Ask its author for a plain state_dict: {save_line('model.state_dict()')}",
                 ) from error
             raise SourceError(
                 self.path,
                 f"it holds a whole pickled model, which is code ({error}); it was not run",
                 next_step="If you trust it, write its weights where the model's code is: "
-                f"model = {_LOAD.format(name=self.path.name)}; {_WRITE_WEIGHTS}. In a training file the "
+                f"model = {self._load()}; {save_line('model.state_dict()')}. In a training file the "
                 "model is an entry of the dictionary that torch.load returns",
             ) from error
 
@@ -148,29 +147,41 @@ class StateDictFile(TensorSource):
         """Find the state_dict in a training file; the content itself if it is not one."""
         if not isinstance(content, dict):
             raise SourceError(self.path, f"it holds a {_kind(content)}, not a state_dict")
-        keys = [key for key in STATE_DICT_KEYS if _holds_tensors(content.get(key))]
-        if len(keys) > 1:
+        found = _find_state_dicts(content, STATE_DICT_KEYS)
+        if len(found) > 1:
+            places = " and ".join(repr(".".join(keys)) for keys, _ in found)
+            line = self._save(found[0][0])
             raise SourceError(
                 self.path,
-                f"it holds several state_dicts, under {' and '.join(map(repr, keys))}",
-                next_step="If you trust it, save one of them in a file of its own: "
-                f'torch.save({_LOAD.format(name=self.path.name)}[{keys[0]!r}], "weights.pt")',
+                f"it holds several state_dicts, under {places}",
+                next_step=f"If you trust it, save one of them in a file of its own: {line}",
             )
-        if keys:
-            self.key = keys[0]
+        if found:
+            ((keys, state_dict),) = found
+            self.key = ".".join(keys)
             self.format = f"PyTorch state_dict, under {self.key!r}"
-            self.beside = tuple(str(name)[:200] for name in content if name != self.key)
-            return dict(content[self.key])
-        others = [name for name, value in content.items() if _holds_tensors(value)]
+            self.beside = tuple(_names_beside(content, keys))
+            return state_dict
+        # The largest comes first: the state of an optimiser is in several.
+        others = sorted(_find_state_dicts(content), key=lambda item: -len(item[1]))
         if others:
+            places = ", ".join(repr(".".join(map(str, keys)))[:60] for keys, _ in others[:3])
+            line = self._save(others[0][0])
             raise SourceError(
                 self.path,
-                f"this is a training file, with tensors under {', '.join(map(repr, others))[:200]}; a "
-                f"state_dict is looked for under {', '.join(STATE_DICT_KEYS)}",
-                next_step="If you trust it, save the state_dict in a file of its own: "
-                f'torch.save({_LOAD.format(name=self.path.name)}[{str(others[0])[:200]!r}], "weights.pt")',
+                f"this is a training file, with tensors under {places}; a state_dict is looked for under "
+                f"{', '.join(STATE_DICT_KEYS)}",
+                next_step=f"If you trust it, save the state_dict in a file of its own: {line}",
             )
         return content
+
+    def _load(self) -> str:
+        # With `weights_only` torch.load refuses NumPy's numbers and whole models.
+        return f'torch.load({str(self.path)!r}, map_location="cpu", weights_only=False)'
+
+    def _save(self, keys: Sequence[object]) -> str:
+        """Give the line that saves an entry of a training file."""
+        return save_line(self._load() + "".join(f"[{key!r}]"[:200] for key in keys))
 
     def _check_content(self, content: dict[Any, Any]) -> dict[str, Tensor]:
         for name, value in content.items():
@@ -179,7 +190,7 @@ class StateDictFile(TensorSource):
                     self.path,
                     f"{repr(name)[:200]} is a {_kind(value)}, not a tensor",
                     next_step="If this is a training file, save the state_dict in it in a file of its own: "
-                    'torch.save(STATE_DICT, "weights.pt")',
+                    f"{save_line('STATE_DICT')}",
                 )
             if isinstance(value, Other):
                 problem = f"this is not a dense tensor ({value.function[:80]})"
@@ -218,6 +229,43 @@ class StateDictFile(TensorSource):
     def close(self) -> None:
         """Drop the map; the file stays mapped until the last array of it is gone."""
         self._mapped = None
+
+
+def _find_state_dicts(
+    content: dict[Any, Any], names: Sequence[str] | None = None
+) -> list[tuple[tuple[Any, ...], dict[Any, Any]]]:
+    """List the dictionaries of tensors below a dictionary, each with the keys that lead to it.
+
+    One that holds another is not listed.
+
+    Args:
+        content: The dictionary.
+        names: The keys to follow; None follows all.
+    """
+    found: list[tuple[tuple[Any, ...], dict[Any, Any]]] = []
+    seen: set[int] = set()  # a hostile pickle may hold one dictionary a million times
+
+    def walk(outer: dict[Any, Any], path: tuple[Any, ...]) -> None:
+        for key in outer if names is None else names:
+            value = outer.get(key)
+            if not isinstance(value, dict) or id(value) in seen:
+                continue
+            seen.add(id(value))
+            before = len(found)
+            if len(path) < _MOST_DEPTH - 1:
+                walk(value, (*path, key))
+            if len(found) == before and _holds_tensors(value):
+                found.append(((*path, key), value))
+
+    walk(content, ())
+    return found
+
+
+def _names_beside(content: dict[Any, Any], keys: Sequence[str]) -> Iterator[str]:
+    """Yield the names of the entries beside the one that keys lead to, and beside each on the way."""
+    for number, key in enumerate(keys):
+        yield from (".".join((*keys[:number], str(name)[:200])) for name in content if name != key)
+        content = content[key]
 
 
 def _holds_tensors(value: Any) -> bool:

@@ -96,6 +96,25 @@ _BESIDE_WEIGHTS = {
 }
 
 
+# Dictionaries: those of PyTorch Lightning, and others that hold the options of a training.
+_DICTIONARIES = {
+    "addict.addict.Dict",
+    "collections.OrderedDict",
+    "collections.defaultdict",
+    "easydict.EasyDict",
+    "fvcore.common.config.CfgNode",
+    "lightning.fabric.utilities.data.AttributeDict",
+    "lightning.pytorch.utilities.parsing.AttributeDict",
+    "lightning_fabric.utilities.data.AttributeDict",
+    "pytorch_lightning.utilities.parsing.AttributeDict",
+    "yacs.config.CfgNode",
+}
+# The types that a defaultdict makes its values of, under the names of Python 2 and 3.
+_FACTORIES = {
+    f"{module}.{name}" for module in ("__builtin__", "builtins") for name in ("dict", "float", "int", "list")
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Tensor:
     """A dense tensor inside its storage that shows no element twice.
@@ -143,20 +162,20 @@ class TorchPickleReader(PickleReader):
         elif opcode == "NEWOBJ":
             arguments = expect_type(tuple, stack.pop())
             name = expect_type(Global, stack.pop()).name
-            if name not in _BESIDE_WEIGHTS:
+            if name not in _BESIDE_WEIGHTS | _DICTIONARIES:
                 raise ForbiddenPickleError(name[:200])
             stack.append(self._call(name, arguments))
         else:
             super()._step(opcode, argument, stack, memo)
 
     def _allows(self, name: str) -> bool:
-        is_ordered = name == "collections.OrderedDict"
-        return is_ordered or name in _BESIDE_WEIGHTS or _OF_TORCH.fullmatch(name) is not None
+        known = name in _BESIDE_WEIGHTS | _DICTIONARIES | _FACTORIES
+        return known or _OF_TORCH.fullmatch(name) is not None
 
     def _build(self, target: Any, state: Any) -> None:
         if isinstance(target, Other) and target.function in _BESIDE_WEIGHTS:
             return
-        # torch.save gives attributes to one kind of object, an OrderedDict (`_metadata`).
+        # A dictionary may have attributes: an OrderedDict of torch.save has `_metadata`.
         if type(expect_type(dict, state)) is not type(target):
             raise ForbiddenPickleError("BUILD")
 
@@ -176,7 +195,9 @@ class TorchPickleReader(PickleReader):
         return storage
 
     def _call(self, name: str, arguments: tuple[Any, ...]) -> Any:
-        if name == "collections.OrderedDict":
+        if name == "collections.defaultdict":
+            return {}  # its argument makes values, and none is made here
+        if name in _DICTIONARIES:
             target: dict[Any, Any] = {}
             if arguments:  # as Python 2 writes it
                 (pairs,) = arguments

@@ -19,6 +19,7 @@ from converter.errors import SourceError
 from converter.formats.limits import MAX_TENSORS
 from converter.formats.source import DOWNLOAD_AGAIN
 from converter.formats.torch.state_dict_pickle import MAX_PICKLE_BYTES
+from converter.free_names import free_name, quoted, save_line
 
 _END = struct.Struct("<4s4H2LH")
 _END_64_LOCATOR = struct.Struct("<4sLQL")
@@ -80,7 +81,7 @@ def read_archive(path: Path, file: io.BufferedReader, *, verify: bool) -> Archiv
         EOFError,
         struct.error,
     ) as error:
-        raise SourceError(path, f"{_DAMAGED} ({error})", next_step=DOWNLOAD_AGAIN) from error
+        raise SourceError(path, _DAMAGED, next_step=DOWNLOAD_AGAIN) from error
     if damaged is not None:
         raise SourceError(path, f"member {damaged!r} is corrupt (CRC-32)", next_step=DOWNLOAD_AGAIN)
     return Archive(sizes, starts, content["data.pkl"], content.get("byteorder", b"little"))
@@ -126,7 +127,7 @@ def _check_members(path: Path, members: list[zipfile.ZipInfo]) -> None:
         raise SourceError(
             path,
             f"this is a zip archive, not a PyTorch file (it holds {', '.join(names[:4])[:200] or 'nothing'})",
-            next_step="Unpack it and give the folder",
+            next_step=f"Run `unzip {quoted(path)} -d {quoted(free_name(path.stem))}` and give that folder",
         )
     if len(members) > 2 * MAX_TENSORS:
         raise SourceError(path, f"it holds {len(members)} members, more than torch.save writes")
@@ -159,18 +160,18 @@ def _refuse_programs(path: Path, members: set[str]) -> None:
     load = ""
     if "data/weights/model_weights_config.json" in members or "archive_format" in members:
         what = "an exported program (torch.export)"
-        load = f"torch.export.load({path.name!r}).state_dict"
+        load = f"torch.export.load({str(path)!r}).state_dict"
     elif "constants.pkl" in members or any(name.startswith("code/") for name in members):
         what = "a TorchScript file"
         if any(name.startswith("data/") for name in members):
-            load = f'torch.jit.load({path.name!r}, map_location="cpu").state_dict()'
+            load = f'torch.jit.load({str(path)!r}, map_location="cpu").state_dict()'
     else:
         return
     if load:
         raise SourceError(
             path,
             f"this is {what}: it holds code beside the weights",
-            next_step=f'If you trust it, write its weights with: torch.save({load}, "weights.pt")',
+            next_step=f"If you trust it, write its weights with: {save_line(load)}",
         )
     raise SourceError(
         path,

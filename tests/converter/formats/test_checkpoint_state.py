@@ -8,6 +8,7 @@ import shutil
 import numpy as np
 import pytest
 
+from converter.__main__ import main
 from converter.errors import SourceError, UsageError
 from converter.formats.detect import open_source
 from converter.formats.tensorflow import protos
@@ -180,9 +181,18 @@ def test_another_checkpoint_than_the_named_one_is_never_taken_silently(tmp_path,
     assert opened(tmp_path / path) == "m.ckpt-9"
     (record,) = caplog.records
     assert record.getMessage() == (
-        f"warning: {tmp_path / 'checkpoint'} names 'm.ckpt-11', which is not in that folder; m.ckpt-9 is "
+        f"{tmp_path / 'checkpoint'} names 'm.ckpt-11', which is not in that folder; m.ckpt-9 is "
         "taken instead. To choose another one, name its .index file."
     )
+
+
+def test_the_command_warns_of_it_once_and_in_its_own_name(tmp_path, capsys):
+    small(tmp_path, "m.ckpt-9")
+    state(tmp_path, 'model_checkpoint_path: "m.ckpt-11"')
+    main([str(tmp_path), "--quiet", "--json", str(tmp_path / "r.json")])
+    warning, error = capsys.readouterr().err.split("\n", 1)
+    assert warning.startswith(f"python -m converter: warning: {tmp_path / 'checkpoint'} names 'm.ckpt-11', ")
+    assert "warning" not in error
 
 
 def test_the_meta_of_another_model_than_the_named_one(tmp_path, caplog):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from converter.convert import tensorflow_tensors
@@ -191,3 +193,37 @@ def test_a_source_says_which_files_it_reads(checkpoint):
         assert source.files == (checkpoint.index, checkpoint.data)
     with open_source(checkpoint.frozen) as source:
         assert source.files == (checkpoint.frozen,)
+
+
+@pytest.mark.parametrize(
+    "name", ["pytorch_model.bin", "model.safetensors", "epoch-3.ckpt", "best.pth.tar", "weights.h5", "w.PTH"]
+)
+def test_a_folder_with_one_file_of_weights_means_that_file(single_files, tmp_path, name):
+    source = {".safetensors": "weights.safetensors", ".h5": "weights.h5"}.get(Path(name).suffix, "weights.pt")
+    (tmp_path / name).symlink_to(single_files / source)
+    for other in ("config.json", "README.md", ".gitattributes", f".{name}.swp"):
+        (tmp_path / other).write_text("{}")
+    with open_source(tmp_path) as opened:
+        assert opened.path == tmp_path / name
+
+
+def test_an_archive_beside_a_model_is_not_a_second_one(checkpoint, tmp_path):
+    (tmp_path / "frozen.pb").symlink_to(checkpoint.frozen)
+    for name in ("photographs.tar", "rng.bin"):
+        (tmp_path / name).touch()
+    with open_source(tmp_path) as opened:
+        assert opened.path.name == "frozen.pb"
+
+
+def test_a_home_folder_that_was_not_expanded(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for path in ("~/model", "~someone/w.pt"):
+        with pytest.raises(SourceError, match=rf"no such file: {path.partition('/')[0]} is taken literally"):
+            open_source(path)
+    with pytest.raises(SourceError) as caught:
+        open_source("model~/w.pt")
+    assert "literally" not in str(caught.value)
+    (tmp_path / "~").mkdir()
+    (tmp_path / "~" / "model.pb").touch()
+    with pytest.raises(SourceError, match="the file is empty"):
+        open_source("~/model.pb")

@@ -16,6 +16,7 @@ from converter.__main__ import main
 from converter.convert import tensorflow_tensors
 from converter.errors import SourceError
 from converter.formats.detect import open_source
+from converter.network_names import NetworkTensors
 from tests.conftest import same_bits
 from tests.support.keras_network import import_keras, keras_network
 from tests.support.shared_files import shared_folder
@@ -69,7 +70,7 @@ def files(narrow, tmp_path_factory) -> Path:
 
 def assert_holds(path: Path, tensors) -> None:
     with open_source(path) as source:
-        actual = tensorflow_tensors(source)
+        actual = tensorflow_tensors(NetworkTensors(source))
         assert actual.keys() == tensors.keys()
         assert [name for name in tensors if not same_bits(actual[name], tensors[name])] == []
 
@@ -191,12 +192,15 @@ def test_layers_that_keras_numbered_are_not_guessed(ending, small_files, tmp_pat
 
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_a_layer_of_two_models_is_ambiguous(ending, small_files, tmp_path, capsys) -> None:
-    refuses(small_files / f"twins{ending}", "the file names this weight twice", tmp_path, capsys)
+    assert main([str(small_files / f"twins{ending}"), "-o", str(tmp_path / "w.pt")]) == 2
+    error = capsys.readouterr().err
+    assert "it holds two networks, under 'a/' and 'b/'. Leave one of them out: --ignore 'a/*' or" in error
 
 
 def names(path: Path) -> set[str]:
     with open_source(path) as source:
-        return {name.removeprefix("Conv2d_1a_3x3").removeprefix("_BatchNorm") for name in source}
+        named = NetworkTensors(source)
+        return {name.removeprefix("Conv2d_1a_3x3").removeprefix("_BatchNorm") for name in named}
 
 
 @pytest.mark.parametrize("ending", [".h5", ".keras"])
@@ -231,7 +235,10 @@ def test_damaged_archives(small_files: Path, tmp_path: Path, capsys) -> None:
     at = whole.index(b"\x89HDF")
     for damaged in (whole[: at + 100] + b"\xff" + whole[at + 101 :], whole[: at + 9] + whole[at + 10 :]):
         path.write_bytes(damaged)
-        refuses(path, "this .keras archive is damaged (", tmp_path, capsys)
+        refuses(path, "x.keras: this .keras archive is damaged or cut off. Download or", tmp_path, capsys)
+    for size in (50, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:size])
+        refuses(path, "x.keras: this .keras archive is damaged or cut off. Download or", tmp_path, capsys)
     with warnings.catch_warnings(action="ignore"), zipfile.ZipFile(path, "w") as archive:
         for name in ("config.json", "model.weights.h5", "model.weights.h5"):
             archive.writestr(name, b"{}")
@@ -257,5 +264,63 @@ def test_a_layer_of_an_unknown_class_is_named(small_files: Path, tmp_path: Path)
         tmp_path / "x.keras",
         lambda file: file.move("layers/conv2d", "layers/own"),
     )
-    with pytest.raises(SourceError, match=r"tensor 'Conv2d_1a_3x3': a layer of 1 variables"):
+    with pytest.raises(SourceError, match=r"tensor 'Conv2d_1a_3x3': a layer of 1 variable, of which own"):
         open_source(path)
+
+
+# What the file leaves open
+
+
+def test_the_models_around_a_layer_are_a_prefix_like_any_other(files: Path, tmp_path: Path) -> None:
+    for ending in (".weights.h5", ".keras"):
+        with open_source(files / f"nested{ending}") as source:
+            named = NetworkTensors(source)
+            assert named.prefix == "facenet/"
+            assert "the names of the network begin with 'facenet/', which is taken off" in named.statements
+
+
+OPEN_QUESTION = (
+    "the file does not say whether the first of three variables of 112 BatchNorms is beta or gamma"
+)
+
+
+def test_a_batch_norm_of_three_variables_is_not_guessed_in_silence(files, tensors, tmp_path) -> None:
+    with open_source(files / "network.weights.h5") as source:
+        (note,) = source.notes
+        assert (
+            note
+            == f"{OPEN_QUESTION}; beta is taken, as in this network, and some of the values are not positive"
+        )
+        assert note in NetworkTensors(source).statements
+    for ending in (".h5", ".keras"):  # where the names or the settings say it
+        with open_source(files / f"network{ending}") as source:
+            assert source.notes == ()
+
+
+def test_gammas_are_not_taken_for_betas(files: Path, tmp_path: Path, capsys) -> None:
+    path = tmp_path / "x.weights.h5"
+    shutil.copy(files / "network.weights.h5", path)
+    with h5py.File(path, "r+") as file:
+        for name in file["layers"]:
+            if name.startswith("batch_normalization"):
+                file[f"layers/{name}/vars/0"][...] = 1.0
+    refuses(path, f"{OPEN_QUESTION}; the values are all positive, as those of gamma are", tmp_path, capsys)
+    with h5py.File(path, "r+") as file:
+        file["layers/batch_normalization/vars/0"][0] = 0.0
+    with open_source(path) as source:
+        assert "Bottleneck_BatchNorm/beta:0" in source
+
+
+def test_the_names_of_keras_3_0(tmp_path: Path) -> None:
+    """Keras 3.0 writes `kernel` into .h5, and the layer in the name of the group alone."""
+    path = tmp_path / "model.h5"
+    with h5py.File(path, "w") as file:
+        group = file.create_group("model_weights")
+        group.attrs["layer_names"] = [b"Conv2d_1a_3x3", b"Conv2d_2a_3x3"]
+        for number, layer in enumerate(("Conv2d_1a_3x3", "Conv2d_2a_3x3")):
+            weights = group.create_group(layer)
+            weights.attrs["weight_names"] = [b"kernel"]
+            weights["kernel"] = np.full((3, 3), number, np.float32)
+    with open_source(path) as source:
+        assert list(source) == ["Conv2d_1a_3x3/kernel:0", "Conv2d_2a_3x3/kernel:0"]
+        assert source["Conv2d_2a_3x3/kernel:0"][0, 0] == 1

@@ -6,8 +6,11 @@ import bz2
 import gzip
 import lzma
 import os
+import re
+import subprocess
 import tarfile
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -105,43 +108,61 @@ def test_a_download_that_was_interrupted(refusal, tmp_path):
 # Compressed files and archives
 
 
+def follow(name: str, capsys) -> tuple[str, Path]:
+    """Convert a file of the current folder, and run the command in the one message.
+
+    Returns:
+        The message without the path, and the one new entry of the folder.
+    """
+    assert main([name]) == 3
+    message = capsys.readouterr().err.removeprefix(f"python -m converter: error: {name}: ").removesuffix("\n")
+    (command,) = re.findall("`(.+?)`", message)
+    before = set(Path().iterdir())
+    subprocess.run(["bash", "-ec", command], check=True, stdin=subprocess.DEVNULL)
+    (new,) = set(Path().iterdir()) - before
+    return message, new
+
+
 @pytest.mark.parametrize(
-    ("compress", "says"),
-    [
-        (
-            gzip.compress,
-            "this file is compressed (gzip). Unpack it (gunzip, or tar -xzf for a .tar.gz) and give",
-        ),
-        (
-            bz2.compress,
-            "this file is compressed (bzip2). Unpack it (bunzip2, or tar -xjf for a .tar.bz2) and",
-        ),
-        (lzma.compress, "this file is compressed (xz). Unpack it (unxz, or tar -xJf for a .tar.xz) and give"),
-    ],
+    ("compress", "kind"), [(gzip.compress, "gzip"), (bz2.compress, "bzip2"), (lzma.compress, "xz")]
 )
-@pytest.mark.parametrize("name", ["model.pb.packed", "model.pb", "model.h5", "model.pt"])
-def test_a_compressed_file(refusal, tmp_path, compress, says, name):
-    assert refusal(write(tmp_path / name, compress(WEIGHTS))).startswith(says)
+@pytest.mark.parametrize("name", ["model.pb.packed", "model.pb", "my model.h5", "model.pt", "model.pt.gz"])
+def test_the_command_unpacks_a_compressed_file(tmp_path, monkeypatch, capsys, compress, kind, name):
+    monkeypatch.chdir(tmp_path)
+    path = write(tmp_path / name, compress(WEIGHTS))
+    if name == "model.pt.gz":
+        write(tmp_path / "model.pt", b"mine")
+    message, new = follow(name, capsys)
+    assert message.startswith(f"this file is compressed ({kind}). Run `")
+    assert message.endswith(f" and give {new}.")
+    assert new.read_bytes() == WEIGHTS
+    assert path.read_bytes() == compress(WEIGHTS)
+    assert name != "model.pt.gz" or (tmp_path / "model.pt").read_bytes() == b"mine"
 
 
+@pytest.mark.parametrize("name", ["model.tar", "model.tar.gz", "model.TGZ", "my model.tar.xz", "model.pt"])
 @pytest.mark.parametrize("layout", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT, tarfile.USTAR_FORMAT])
-def test_a_tar_archive(refusal, tmp_path, layout):
+def test_the_command_unpacks_a_tar_archive(tmp_path, monkeypatch, capsys, layout, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").mkdir()  # of the user
     content = write(tmp_path / "model.pb", WEIGHTS)
-    with tarfile.open(tmp_path / "model.tar", "w", format=layout) as archive:
+    mode = {".gz": "w:gz", ".tgz": "w:gz", ".xz": "w:xz"}.get(Path(name).suffix.lower(), "w")
+    with tarfile.open(tmp_path / name, mode, format=layout) as archive:
         archive.add(content, "20180402-114759/model.pb")
-    assert (
-        refusal(tmp_path / "model.tar")
-        == "this is a tar archive. Unpack it (tar -xf) and give what is in it."
-    )
+    message, new = follow(name, capsys)
+    assert message.endswith(" and give what was in it.")
+    assert (new / "20180402-114759" / "model.pb").read_bytes() == WEIGHTS
+    assert list((tmp_path / "model").iterdir()) == []
 
 
-def test_a_zip_of_a_saved_model(refusal, tmp_path):
+def test_a_zip_of_a_saved_model(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     with zipfile.ZipFile(tmp_path / "export.zip", "w") as archive:
         for name in ("saved_model.pb", "variables/variables.index"):
             archive.writestr(f"export/{name}", WEIGHTS)
-    message = refusal(tmp_path / "export.zip")
-    assert "zip archive" in message
-    assert "Unpack it" in message
+    message, new = follow("export.zip", capsys)
+    assert message.startswith("this is a zip archive, not a PyTorch file (it holds export/saved_model.pb, ")
+    assert (new / "export" / "saved_model.pb").read_bytes() == WEIGHTS
 
 
 # Other formats of models

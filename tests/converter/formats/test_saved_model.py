@@ -146,7 +146,7 @@ def test_a_saved_model_without_its_variables(capsys, tf1_folder, tmp_path):
     assert main([str(tmp_path), "-o", str(tmp_path / "w.pt")]) == 3
     assert capsys.readouterr().err == (
         f"python -m converter: error: {tmp_path / 'saved_model.pb'}: this is a graph without weights (2 "
-        "variables, none of them frozen). Copy the whole SavedModel, with its folder variables/.\n"
+        "variables, not frozen). Copy the whole SavedModel, with its folder variables/.\n"
     )
     assert not (tmp_path / "w.pt").exists()
 

@@ -177,7 +177,7 @@ ONE = contents(entry(0, b"a", b"1"))
             "past",
         ),
         (assemble(ONE, footer=bytes(40) + struct.pack(">Q", sstable.MAGIC)), "magic"),
-        (b"", "0 bytes"),
+        (b"", "its size is 0"),
     ],
 )
 def test_refused_with_right_checksums(data, problem):
