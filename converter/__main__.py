@@ -75,10 +75,13 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 def _work(arguments: argparse.Namespace) -> int:
     if arguments.to == "tensorflow" and arguments.format:
         raise UsageError("--format is the format of a state_dict; it does not go with --to tensorflow.")
-    if arguments.output and not arguments.all_steps:
-        from converter.output_names import check_ending
+    if arguments.output and not arguments.all_steps and not arguments.output.is_dir():
+        from converter.output_names import check_ending, check_reserved, part_paths
 
-        check_ending(arguments.output, _output_format(arguments))  # before a download of 0.2 GB
+        # Before a download of 0.2 GB.
+        check_ending(arguments.output, _output_format(arguments))
+        parts = part_paths(arguments.output) if arguments.parts else ()
+        check_reserved([arguments.output, *parts], _output_format(arguments), arguments.json)
     # Without this the interpreter searches all of torch for cycles as it exits: 4.9 s instead of 4.0 s.
     atexit.register(gc.freeze)
     model = _find_model(arguments)
@@ -131,13 +134,13 @@ def _convert(arguments: argparse.Namespace, source: Path, model: LocalModel | No
             model=model,
             strict=arguments.strict,
             overwrite=arguments.overwrite,
+            reserved=arguments.json,
             progress=progress,
         )
     if not arguments.quiet:
         render.print_conversion(conversion)
-        _print_warnings(arguments, [conversion])
+    _print_warnings(arguments, [conversion])
     if arguments.json:
-        _check_json_path(arguments.json, conversion.outputs)
         command_line.write_json(arguments.json, render.conversion_as_json(conversion))
     return 0
 
@@ -154,28 +157,31 @@ def _convert_networks(arguments: argparse.Namespace, model: LocalModel) -> int:
         output_format=_output_format(arguments),
         strict=arguments.strict,
         overwrite=arguments.overwrite,
+        reserved=arguments.json,
     )
     if not arguments.quiet:
         render.print_networks(model, conversions)
-        _print_warnings(arguments, conversions)
+    _print_warnings(arguments, conversions)
     if arguments.json:
-        _check_json_path(arguments.json, [path for conversion in conversions for path in conversion.outputs])
         command_line.write_json(arguments.json, render.networks_as_json(conversions))
     return 0
 
 
 def _convert_folder(arguments: argparse.Namespace, source: Path) -> int:
     from converter import render
-    from converter.convert_folder import convert_folder
+    from converter.convert_folder import convert_folder, plan_folder
+    from converter.output_names import check_reserved
 
     for option in ("parts", "sha256"):
         if getattr(arguments, option):
             raise UsageError(f"--{option} is for one conversion; it does not go with --all-steps.")
+    output_format, output = _output_format(arguments), arguments.output or Path()
+    check_reserved(plan_folder(source, output, output_format).values(), output_format, arguments.json)
     with ProgressBar("converting", quiet=arguments.quiet) as progress:
         result = convert_folder(
             source,
-            arguments.output or Path(),
-            output_format=_output_format(arguments),
+            output,
+            output_format=output_format,
             weights=arguments.weights,
             ignore=arguments.ignore,
             strict=arguments.strict,
@@ -185,11 +191,10 @@ def _convert_folder(arguments: argparse.Namespace, source: Path) -> int:
     conversions = [step.conversion for step in result.steps if step.conversion is not None]
     if not arguments.quiet:
         render.print_folder(result)
-        _print_warnings(arguments, conversions)
+    _print_warnings(arguments, conversions)
     for step in result.failed:
         print(f"{arguments.program}: error: {step.error}", file=sys.stderr)
     if arguments.json:
-        _check_json_path(arguments.json, [path for conversion in conversions for path in conversion.outputs])
         command_line.write_json(arguments.json, render.folder_as_json(result))
     return result.exit_code
 
@@ -209,11 +214,6 @@ def _output_format(arguments: argparse.Namespace) -> OutputFormat:
     if ending == ".safetensors" and arguments.format is None:
         return "safetensors"
     return arguments.format or "pt"
-
-
-def _check_json_path(json: Path, written: Iterable[Path]) -> None:
-    if json.resolve() in {path.resolve() for path in written}:
-        raise UsageError(f"--json {json}: the conversion has just written that file. It is kept.")
 
 
 COMMAND = command_line.Command(

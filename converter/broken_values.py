@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -63,7 +64,7 @@ def state_broken_values(broken: Mapping[str, BrokenValues], tensors: int) -> str
     """Count and name the tensors with broken values, in a clause.
 
     Args:
-        broken: Name of each such tensor to the numbers of its broken values.
+        broken: Name of each such tensor, in the source, to the numbers of its broken values.
         tensors: Number of tensors that the network uses.
     """
     named = ", ".join(f"{name} ({values})" for name, values in list(broken.items())[:_MOST_NAMED])
@@ -73,6 +74,6 @@ def state_broken_values(broken: Mapping[str, BrokenValues], tensors: int) -> str
     infinite = any(values.nan or values.infinite for values in broken.values())
     what = "values that are not finite" if infinite else "negative variances"
     clause = f"{len(broken)} of {tensors} tensors {hold} {what}: {named}"
-    if all(name.startswith(f"{LOGITS_SCOPE}/") for name in broken):
+    if all(LOGITS_SCOPE.lower() in re.split("[/.]", name.lower()) for name in broken):
         clause += "; only the logits depend on them, the embeddings do not"
     return clause

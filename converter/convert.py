@@ -152,6 +152,14 @@ def to_tensorflow(
     return variables
 
 
+def names_in_file(source: NetworkTensors, plan: Plan) -> dict[str, str]:
+    """Map every variable of a plan to the name that its tensor has in the source's file."""
+    if source.naming == "pytorch":
+        return {row.variable: source.original(row.key) for row in plan.converted}
+    keras = {keras_names().get(name, name): name for name in source.info} if source.naming == "keras" else {}
+    return {variable: source.original(keras.get(name, name)) for variable, name in plan.sources.items()}
+
+
 def tensorflow_tensors(source: TensorSource) -> Mapping[str, NDArray[Any]]:
     """Give the tensors of a source TensorFlow's names and layouts; a prefix has been taken off.
 

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from converter.atomic import AtomicFiles
 from converter.broken_values import NEXT_STEP, BrokenValues, count_broken_values, state_broken_values
 from converter.casting import Cast, state_casts
-from converter.convert import convert_tensors, plan_tensors
+from converter.convert import convert_tensors, names_in_file, plan_tensors
 from converter.errors import SourceError, UsageError
 from converter.formats.detect import open_source
-from converter.formats.source import TensorSource
+from converter.formats.source import Naming, TensorSource
 from converter.formats.tensorflow.bundle import TensorBundle
 from converter.hub.identify import find_namesake, identify
 from converter.hub.locate import LocalModel, find_model
@@ -25,7 +25,15 @@ from converter.layer_map import ConvertedRow, Row
 from converter.manifest import file_digest, tensor_digest
 from converter.mtcnn_layer_map import MtcnnNetwork
 from converter.network_names import NetworkTensors, check_ignore
-from converter.output_names import OutputFormat, check_ending, check_network, default_output, model_name
+from converter.output_names import (
+    OutputFormat,
+    check_ending,
+    check_network,
+    check_reserved,
+    default_output,
+    model_name,
+    part_paths,
+)
 from converter.plan import LeftOut, Plan, Weights
 from converter.write_output import Output, explain_write_errors
 
@@ -40,32 +48,42 @@ class Conversion:
     Attributes:
         source: The file, folder or prefix that was opened.
         source_format: Its format, for people.
+        source_naming: The kind of its names; with `output_format` it tells the direction.
+        output_format: The format of the outputs.
         source_key: The entry of a training file that the tensors are from; empty without one.
         prefix: The prefix that was taken off the source's names; empty without one.
         names: A sentence for everything that was done to find the tensors in the source.
+        notes: Those of them on what the source leaves open.
         source_digests: Name of each file read to its SHA-256.
         model: The published model whose files they are, if the source was given by its name.
         published: Name of the published checkpoint with the same digests, or None.
         namesake: Name of the published checkpoint with the same name but other digests; None if there is
             none, or its digests are not known.
         plan: The plan that was carried out.
+        names_in_file: Variable to the name of its tensor in the source.
+        absent: Keys of the network that a state_dict may lack, and this source does.
         left_out: Every source tensor that is not in the output, with the reason.
-        casts: Name of each source tensor that was cast to float32 to the effect of the cast.
-        broken: Name of each source tensor with values that no network computes with to their numbers.
+        casts: Name in the source of each tensor that was cast to float32 to the effect of the cast.
+        broken: Name in the source of each tensor with values that no network computes with to their numbers.
         outputs: Every file written, manifests included, to its SHA-256.
         digests: state_dict key to the SHA-256 of the PyTorch tensor.
     """
 
     source: Path
     source_format: str
+    source_naming: Naming
+    output_format: OutputFormat
     source_key: str
     prefix: str
     names: tuple[str, ...]
+    notes: tuple[str, ...]
     source_digests: Mapping[str, str]
     model: LocalModel | None
     published: str | None
     namesake: str | None
     plan: Plan
+    names_in_file: Mapping[str, str]
+    absent: frozenset[str]
     left_out: tuple[LeftOut, ...]
     casts: Mapping[str, Cast]
     broken: Mapping[str, BrokenValues]
@@ -98,6 +116,7 @@ def convert_file(
     ignore: Sequence[str] = (),
     strict: bool = False,
     overwrite: bool = False,
+    reserved: Path | None = None,
     progress: Progress | None = None,
 ) -> Conversion:
     """Convert a checkpoint and write the result with a manifest beside it; an error leaves no file behind.
@@ -105,8 +124,7 @@ def convert_file(
     Args:
         path: Anything that `open_source` takes, or the name of a published model.
         output: The file to write, for `tensorflow` the checkpoint prefix; None takes `default_output`.
-        output_format: A PyTorch state_dict, the same as safetensors, or TensorFlow's: a checkpoint, of a
-            network of MTCNN facenet's .npy file.
+        output_format: A state_dict of PyTorch or safetensors, or TensorFlow's checkpoint; of MTCNN its .npy.
         parts: Also write the state_dict in two parts, `-features` and `-logits`.
         weights: As in `plan_conversion`.
         step: As in `open_source`.
@@ -115,6 +133,7 @@ def convert_file(
         ignore: Shell patterns of tensors of the source to leave out.
         strict: Whether to refuse a source with values that are not finite, or with negative variances.
         overwrite: Whether to replace existing files.
+        reserved: A file that the caller is going to write; no output may take its name.
         progress: Progress callback.
 
     Raises:
@@ -125,39 +144,43 @@ def convert_file(
         DifferenceError: An output reads back different from what was written.
     """
     expected = _check_options(output, output_format, sha256)
-    # Hashing releases the interpreter lock, so other threads compute digests beside the conversion.
     if model is None and (model := find_model(path)) is not None:
         path = model.path
-    with open_source(path, step=step) as source, ThreadPoolExecutor(2) as pool:
+    with open_source(path, step=step) as source, ThreadPoolExecutor(2) as pool:  # the pool computes digests
         source_hashes = {file.name: pool.submit(file_digest, file) for file in source.files}
         named, tensors, plan = _plan(source, weights, ignore)
-        output_format = check_network(None if output is None else Path(output), output_format, plan.network)
-        destination = (
-            Path(output) if output is not None else default_output(source, output_format, plan.network)
-        )
-        if output is None:
-            _check_default(destination, source)
-        rows_of = _split(plan, destination, output_format, parts)
+        output_format, rows_of = _plan_outputs(source, plan, output, output_format, parts, reserved)
         meter = _Meter(progress, [plan.rows, *rows_of.values()])
-        with AtomicFiles(destination.parent, overwrite=overwrite) as files:
+        with AtomicFiles(next(iter(rows_of)).parent, overwrite=overwrite) as files:
             outputs = [Output(path, rows, output_format, files) for path, rows in rows_of.items()]
-            with named.naming_errors():
-                converted = _convert(source, tensors, plan, pool, meter)
-            _check_source(source, source_hashes, expected)
-            _check_values(source, plan, converted.broken if strict else {})
+            converted = _convert(named, tensors, plan, pool, meter)
+            _check_source(source, plan, source_hashes, expected, converted.broken if strict else {})
             for part in outputs:
                 part.write(converted.state_dict, plan.network, pool)
                 part.read_back(converted.state_dict, meter.advance)
-            result = _describe(named, _results(source_hashes), model, plan, converted)
+            result = _describe(named, source_hashes, model, output_format, plan, converted)
             written = [part.write_manifest(result) for part in outputs]
-            with explain_write_errors(destination):
+            with explain_write_errors(outputs[0].destination):
                 files.commit()
     return replace(result, outputs={path: digest for digests in written for path, digest in digests.items()})
 
 
-def _check_default(destination: Path, source: TensorSource) -> None:
-    if destination.resolve() in {file.resolve() for file in source.files}:
+def _plan_outputs(
+    source: TensorSource,
+    plan: Plan,
+    output: Path | str | None,
+    output_format: OutputFormat,
+    parts: bool,
+    reserved: Path | None,
+) -> tuple[OutputFormat, dict[Path, tuple[Row, ...]]]:
+    """Plan the format and the outputs: the path of each, the whole first, to its rows of the layer map."""
+    output_format = check_network(None if output is None else Path(output), output_format, plan.network)
+    destination = default_output(source, output_format, plan.network) if output is None else Path(output)
+    if output is None and destination.resolve() in {file.resolve() for file in source.files}:
         raise UsageError(f"{destination} is the source itself. Give another name with -o.")
+    rows_of = _split(plan, destination, output_format, parts)
+    check_reserved(rows_of, output_format, reserved)
+    return output_format, rows_of
 
 
 def _plan(
@@ -190,24 +213,24 @@ def _split(
         raise UsageError("--parts splits a state_dict; it does not go with --to tensorflow.")
     if isinstance(plan.network, MtcnnNetwork) or plan.network.num_classes is None:
         raise UsageError("--parts needs a source with logits, and this one has none. Leave the option out.")
-    stem, suffix = destination.stem, destination.suffix
+    features, logits = part_paths(destination)
     return {
         destination: plan.rows,
-        destination.with_name(f"{stem}-features{suffix}"): tuple(
-            row for row in plan.rows if not row.key.startswith("logits.")
-        ),
-        destination.with_name(f"{stem}-logits{suffix}"): tuple(
-            row for row in plan.rows if row.key.startswith("logits.")
-        ),
+        features: tuple(row for row in plan.rows if not row.key.startswith("logits.")),
+        logits: tuple(row for row in plan.rows if row.key.startswith("logits.")),
     }
 
 
-def _check_source(source: TensorSource, hashes: Mapping[str, Future[str]], expected: frozenset[str]) -> None:
-    """Check the source's digests against those that the user expects, if any."""
-    if not expected:
-        return
-    digests = _results(hashes)
-    for file in source.files:
+def _check_source(
+    source: TensorSource,
+    plan: Plan,
+    hashes: Mapping[str, Future[str]],
+    expected: frozenset[str],
+    refused: Mapping[str, BrokenValues],
+) -> None:
+    """Check the source's digests against those that the user expects, if any, and refuse broken values."""
+    digests = _results(hashes) if expected else {}
+    for file in source.files if expected else ():
         if digests[file.name] not in expected:
             raise SourceError(
                 file,
@@ -215,9 +238,6 @@ def _check_source(source: TensorSource, hashes: Mapping[str, Future[str]], expec
                 next_step="Download it again from where the digest is from; every file that is read "
                 f"({', '.join(digests)}) needs one",
             )
-
-
-def _check_values(source: TensorSource, plan: Plan, refused: Mapping[str, BrokenValues]) -> None:
     if refused:
         problem = state_broken_values(refused, len(plan.sources))
         raise SourceError(source.path, problem, next_step=NEXT_STEP)
@@ -228,57 +248,68 @@ class _Converted:
     """The state_dict in memory, the digests of its tensors, which threads compute; casts, broken values."""
 
     state_dict: Mapping[str, NDArray[Any]]
+    names: Mapping[str, str]
     hashes: Mapping[str, Future[str]]
     casts: Mapping[str, Cast]
     broken: Mapping[str, BrokenValues]
 
 
 def _convert(
-    source: TensorSource,
+    named: NetworkTensors,
     tensors: Mapping[str, NDArray[Any]],
     plan: Plan,
     pool: ThreadPoolExecutor,
     meter: _Meter,
 ) -> _Converted:
+    names = names_in_file(named, plan)
     state_dict: dict[str, NDArray[Any]] = {}
     hashes: dict[str, Future[str]] = {}
     casts: dict[str, Cast] = {}
     broken: dict[str, BrokenValues] = {}
-    for tensor in convert_tensors(tensors, plan):
-        row = tensor.row
-        state_dict[row.key] = tensor.array
-        hashes[row.key] = pool.submit(tensor_digest, tensor.array)
-        if isinstance(row, ConvertedRow):
-            name = plan.sources[row.variable]
-            if tensor.cast is not None:
-                casts[name] = tensor.cast
-            if (values := count_broken_values(row, tensor.array)) is not None:
-                broken[name] = values
-        meter.advance(tensor.array.nbytes)
-    if isinstance(source, TensorBundle):
-        source.release()
-    return _Converted(state_dict, hashes, casts, broken)
+    with named.naming_errors():
+        for tensor in convert_tensors(tensors, plan):
+            row = tensor.row
+            state_dict[row.key] = tensor.array
+            hashes[row.key] = pool.submit(tensor_digest, tensor.array)
+            if isinstance(row, ConvertedRow):
+                name = names[row.variable]
+                if tensor.cast is not None:
+                    casts[name] = tensor.cast
+                if (values := count_broken_values(row, tensor.array)) is not None:
+                    broken[name] = values
+            meter.advance(tensor.array.nbytes)
+    if isinstance(named.source, TensorBundle):
+        named.source.release()
+    return _Converted(state_dict, names, hashes, casts, broken)
 
 
 def _describe(
     source: NetworkTensors,
-    digests: Mapping[str, str],
+    source_hashes: Mapping[str, Future[str]],
     model: LocalModel | None,
+    output_format: OutputFormat,
     plan: Plan,
     converted: _Converted,
 ) -> Conversion:
     """The result without its outputs."""
+    digests = _results(source_hashes)
+    is_state_dict = source.naming == "pytorch"
     return Conversion(
         source=source.path,
         source_format=source.format,
+        source_naming=source.naming,
+        output_format=output_format,
         source_key=source.key,
         prefix=source.prefix,
         names=source.statements,
+        notes=source.notes,
         source_digests=digests,
         model=model,
         published=identify(digests),
         namesake=find_namesake(model_name(source), digests),
         plan=plan,
+        names_in_file=converted.names,
+        absent=frozenset(row.key for row in plan.rows if is_state_dict and row.key not in source),
         left_out=_left_out(source, plan),
         casts=converted.casts,
         broken=converted.broken,

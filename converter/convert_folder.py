@@ -17,7 +17,7 @@ from converter.formats.tensorflow.checkpoint_state import Snapshot, choose_model
 from converter.hub.locate import LocalModel
 from converter.manifest import manifest_path
 from converter.mtcnn_layer_map import NETWORKS, MtcnnNetwork
-from converter.output_names import OutputFormat, step_output
+from converter.output_names import OutputFormat, check_reserved, step_output
 from converter.plan import Weights
 
 MOST_JOBS = 8
@@ -102,9 +102,8 @@ def convert_folder(
     folder, output_folder = Path(folder), Path(output_folder)
     if jobs is not None and jobs < 1:
         raise UsageError(f"jobs is {jobs}; give 1 or more.")
-    _check_folder(output_folder, "Give a folder for the outputs.")
-    snapshots = _find_snapshots(folder)
-    meter = _Meter(progress, len(snapshots))
+    outputs = plan_folder(folder, output_folder, output_format)
+    meter = _Meter(progress, len(outputs))
     convert = partial(
         convert_file,
         output_format=output_format,
@@ -116,8 +115,7 @@ def convert_folder(
     # Reading a state_dict back silences warnings for a moment, and threads could leave them silenced.
     with warnings.catch_warnings(), ThreadPoolExecutor(jobs or _default_jobs()) as pool:
         futures = []
-        for number, snapshot in enumerate(snapshots):
-            output = output_folder / step_output(snapshot, output_format)
+        for number, (snapshot, output) in enumerate(outputs.items()):
             advance = partial(meter.advance, number)
             futures.append(pool.submit(_convert_step, convert, snapshot, output, advance))
         _wait(futures, meter, pool)
@@ -131,6 +129,7 @@ def convert_networks(
     output_format: OutputFormat = "pt",
     strict: bool = False,
     overwrite: bool = False,
+    reserved: Path | None = None,
 ) -> tuple[Conversion, ...]:
     """Convert each network of a published model under its published name: det1.npy becomes pnet.pt.
 
@@ -140,6 +139,7 @@ def convert_networks(
         output_format: "pt" or "safetensors".
         strict: As in `convert_file`.
         overwrite: Whether to replace existing files.
+        reserved: As in `convert_file`.
 
     Raises:
         UsageError: The folder does not exist, a file in it does, or the format is TensorFlow's.
@@ -151,6 +151,7 @@ def convert_networks(
         raise UsageError(f"The files of {model.entry.name} are TensorFlow's own: {model.path}.")
     names = {network.npy_name: network.state_dict_stem for network in map(MtcnnNetwork, NETWORKS)}
     outputs = {name: folder / f"{names[name]}.{output_format}" for name in model.entry.networks}
+    check_reserved(outputs.values(), output_format, reserved)
     for output in outputs.values():
         for path in (output, manifest_path(output)):
             if path.exists() and not overwrite:  # before the first is written
@@ -166,6 +167,17 @@ def convert_networks(
         )
         for name, output in outputs.items()
     )
+
+
+def plan_folder(folder: Path, output_folder: Path, output_format: OutputFormat) -> dict[Snapshot, Path]:
+    """Map each checkpoint of a folder to the file that `convert_folder` writes, in ascending order of steps.
+
+    Args and errors are those of `convert_folder`.
+    """
+    _check_folder(output_folder, "Give a folder for the outputs.")
+    return {
+        snapshot: output_folder / step_output(snapshot, output_format) for snapshot in _find_snapshots(folder)
+    }
 
 
 def _wait(futures: Sequence[Future[StepConversion]], meter: _Meter, pool: ThreadPoolExecutor) -> None:

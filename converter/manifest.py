@@ -59,8 +59,8 @@ def build_manifest(conversion: Conversion, rows: Sequence[Row], files: Mapping[s
     Returns:
         UTF-8 JSON with a final newline; the same arguments give the same bytes.
     """
-    plan, casts = conversion.plan, conversion.casts
-    source = {
+    plan, casts, names = conversion.plan, conversion.casts, conversion.names_in_file
+    source: dict[str, Any] = {
         "name": conversion.source.name,  # without the folder, which must not change the manifest
         "format": conversion.source_format,
         "files": dict(conversion.source_digests),
@@ -70,6 +70,8 @@ def build_manifest(conversion: Conversion, rows: Sequence[Row], files: Mapping[s
         source["key"] = conversion.source_key
     if conversion.prefix:
         source["prefix"] = conversion.prefix
+    if conversion.notes:
+        source["notes"] = list(conversion.notes)
     if conversion.model is not None:
         source["model"] = conversion.model.entry.name
         source["archive"] = conversion.model.source.sha256
@@ -85,11 +87,11 @@ def build_manifest(conversion: Conversion, rows: Sequence[Row], files: Mapping[s
         else:
             entry["synthesised"], entry["value"] = row.reason, row.fill
         entry["dtype"], entry["shape"] = row.info.dtype.name, row.info.shape
-        if isinstance(row, ConvertedRow) and plan.sources[row.variable] in casts:
-            entry["cast_from"] = asdict(casts[plan.sources[row.variable]])
+        if isinstance(row, ConvertedRow) and names[row.variable] in casts:
+            entry["cast_from"] = asdict(casts[names[row.variable]])
         entry["sha256"] = conversion.digests[row.key]
         tensors.append(entry)
-        if isinstance(row, ConvertedRow) and (name := plan.sources[row.variable]) in conversion.broken:
+        if isinstance(row, ConvertedRow) and (name := names[row.variable]) in conversion.broken:
             broken.append({"name": name, "key": row.key, **asdict(conversion.broken[name])})
     sections = {
         "tool": {"name": "facenet-port", "version": __version__},

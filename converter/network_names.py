@@ -148,7 +148,7 @@ class NetworkTensors(TensorSource):
             source.naming,
             source.files,
         )
-        self.key, self.beside = source.key, source.beside
+        self.key, self.beside, self.notes = source.key, source.beside, source.notes
         self.ignored = {
             name: pattern
             for name in source.info
@@ -197,7 +197,7 @@ class NetworkTensors(TensorSource):
     @property
     def statements(self) -> tuple[str, ...]:
         """A sentence for everything that was done to find the network's tensors in the file."""
-        said = []
+        said = list(self.notes)
         if self.key:
             beside = f"; the other entries are not read: {_listed(self.beside)}" if self.beside else ""
             said.append(f"the state_dict under {self.key!r} is used{beside}")

@@ -1,8 +1,9 @@
-"""Names of output files: their defaults, and the endings of each format."""
+"""Names of output files: their defaults, the endings of each format, and the files of an output."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -11,6 +12,7 @@ from converter.formats.source import TensorSource
 from converter.formats.tensorflow.bundle import TensorBundle
 from converter.formats.tensorflow.checkpoint_state import Snapshot
 from converter.hub.catalog import BUILT_IN_BY_NAME
+from converter.manifest import manifest_path
 from converter.mtcnn_layer_map import MtcnnNetwork, Network
 
 OutputFormat = Literal["pt", "safetensors", "tensorflow", "npy"]
@@ -25,37 +27,9 @@ _ENDINGS = {
     ".ckpt": "tensorflow",
     ".npy": "npy",
 }
+_OF_A_CHECKPOINT = (".index", ".data", ".meta")
 _NUMBERED = re.compile(r"(?<=^\.ckpt|^\.data)-\d+(-of-\d+)?$")
-_OTHER_FORMATS = {
-    ".pb": "a TensorFlow graph",
-    ".pbtxt": "a TensorFlow graph",
-    ".h5": "Keras",
-    ".hdf5": "Keras",
-    ".keras": "Keras",
-    ".tflite": "TFLite",
-    ".onnx": "ONNX",
-    ".pt2": "torch.export",
-    ".ptl": "TorchScript",
-    ".torchscript": "TorchScript",
-    ".mlmodel": "Core ML",
-    ".mlpackage": "Core ML",
-    ".xml": "OpenVINO",
-    ".caffemodel": "Caffe",
-    ".engine": "TensorRT",
-    ".trt": "TensorRT",
-    ".msgpack": "Flax",
-    ".gguf": "GGUF",
-    ".pdparams": "PaddlePaddle",
-    ".mat": "MATLAB",
-    ".joblib": "pickle",
-    ".npz": "NumPy",
-    ".pkl": "pickle",
-    ".pickle": "pickle",
-    ".zip": "an archive",
-    ".gz": "an archive",
-    ".json": "JSON",
-}
-"""The endings of formats that the converter does not write, and their names in messages."""
+_VERSION = re.compile(r"\.v?\d.*")  # of a name such as facenet-1.2 or facenet.v2, which has no ending
 
 
 def model_name(source: TensorSource) -> str:
@@ -93,23 +67,26 @@ def step_output(snapshot: Snapshot, output_format: OutputFormat) -> Path:
 
 
 def check_ending(output: Path, output_format: OutputFormat) -> None:
-    """Refuse a file name with the ending of another format.
+    """Refuse a file name with the ending of another format, or with one that no output has.
 
     Raises:
-        UsageError: The ending contradicts the format.
+        UsageError: The ending is unknown or contradicts the format.
     """
     suffix = _NUMBERED.sub("", output.suffix.lower())
-    if suffix in (".index", ".data", ".meta"):
+    if not suffix or _VERSION.fullmatch(suffix):
+        return
+    if suffix in _OF_A_CHECKPOINT:
         raise UsageError(
             f"{output}: the ending says one file of a checkpoint. Give its prefix, such as {output.stem}, "
             "with --to tensorflow."
         )
-    if suffix in _OTHER_FORMATS:
+    if suffix not in _ENDINGS:
         raise UsageError(
-            f"{output}: the ending says {_OTHER_FORMATS[suffix]}, which the converter does not write. Give a "
-            "name that ends in .pt or .safetensors, or with --to tensorflow a checkpoint prefix."
+            f"{output}: the converter writes no file that ends in {suffix}. Give a name that ends in .pt, "
+            ".pth, .bin or .safetensors, or with --to tensorflow a checkpoint prefix, such as "
+            f"{output.stem}.ckpt. A network of MTCNN may end in .npy."
         )
-    ending = _ENDINGS.get(suffix, output_format)
+    ending = _ENDINGS[suffix]
     if ending != output_format and (ending, output_format) != ("npy", "tensorflow"):
         advice = (
             "Add --to tensorflow, or change the ending" if ending == "tensorflow" else "Change one of them"
@@ -144,6 +121,41 @@ def check_network(output: Path | None, output_format: OutputFormat, network: Net
             "checkpoint prefix, such as model.ckpt-0, with --to tensorflow."
         )
     return output_format
+
+
+def part_paths(destination: Path) -> tuple[Path, Path]:
+    """The paths of a state_dict's two parts: `-features` and `-logits`."""
+    stem, suffix = destination.stem, destination.suffix
+    features, logits = (destination.with_name(f"{stem}-{part}{suffix}") for part in ("features", "logits"))
+    return features, logits
+
+
+def output_files(destination: Path, output_format: OutputFormat) -> tuple[Path, ...]:
+    """The files of one output without its manifest, in the order in which they appear.
+
+    A process that is killed in between leaves no index without its data.
+    """
+    endings = (".data-00000-of-00001", ".index") if output_format == "tensorflow" else ("",)
+    return tuple(destination.with_name(destination.name + ending) for ending in endings)
+
+
+def check_reserved(outputs: Iterable[Path], output_format: OutputFormat, reserved: Path | None) -> None:
+    """Refuse outputs of which a file, or the manifest, is one that the caller is going to write.
+
+    Args:
+        outputs: The file of each output, for `tensorflow` its prefix.
+        output_format: Their format.
+        reserved: The caller's file; None without one.
+
+    Raises:
+        UsageError: One of the files is the caller's.
+    """
+    if reserved is None:
+        return
+    for output in outputs:
+        files = (*output_files(output, output_format), manifest_path(output))
+        if reserved.resolve() in {file.resolve() for file in files}:
+            raise UsageError(f"{reserved}: the conversion writes this file itself. Give --json another name.")
 
 
 def _with_dataset(name: str) -> str:

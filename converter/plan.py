@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,9 +114,10 @@ class MappingError(PortError):
             none = "its only tensor does not have" if actual == 1 else f"none of its {actual} tensors has"
             head = f"not an Inception-ResNet-v1: {none} {example}"
         else:
-            fit = "does not fit" if len(problems) == 1 else "do not fit"
-            name = str(network) if isinstance(network, MtcnnNetwork) else "Inception-ResNet-v1"
-            head = f"{len(problems)} of the tensors {fit} {name} (the source has {actual})"
+            name = str(network) if isinstance(network, MtcnnNetwork) else "an Inception-ResNet-v1"
+            kinds = Counter(problem.kind for problem in problems)
+            counts = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+            head = f"not the tensors of {name}: {counts} ({actual} given, {expected} expected)"
         lines = [where + head]
         for kind in dict.fromkeys(problem.kind for problem in problems):
             group = [problem for problem in problems if problem.kind == kind]
@@ -271,7 +273,7 @@ def plan_conversion(info: Mapping[str, TensorInfo], *, weights: Weights = "varia
     if problems:
         missing = [name for name in variables if sources[name] not in info]
         summary, advice = _recognise(info, weights, missing, network)
-        hint = advice or _hint(info, weights, problems)
+        hint = advice or _hint(problems)
         raise MappingError(problems, len(info), len(variables), hint, summary=summary, network=network)
     return Plan(network, weights, rows, sources, tuple(left_out), casts)
 
@@ -285,6 +287,11 @@ def _recognise(
         return (
             f"it holds only the moving averages of {count}, under the names NAME/{AVERAGE}",
             "Take the averages: --weights average.",
+        )
+    if weights == "average" and not any(name.endswith(f"/{AVERAGE}") for name in info):
+        return (
+            f"it holds no moving averages, which have names that end in /{AVERAGE}",
+            "Leave out --weights average to take the variables.",
         )
     if isinstance(network, MtcnnNetwork):
         return "", ""
@@ -305,10 +312,8 @@ def _choose_sources(
     return averages
 
 
-def _hint(info: Mapping[str, TensorInfo], weights: Weights, problems: Sequence[Problem]) -> str:
+def _hint(problems: Sequence[Problem]) -> str:
     """Advise the user on tensors that do not fit; empty without advice."""
-    if weights == "average" and not any(name.endswith(f"/{AVERAGE}") for name in info):
-        return "This source has no moving averages: leave out --weights average."
     if any(problem.kind == "wrong dtype" for problem in problems):
         return "float32, float16, bfloat16 and float64 are converted: save the checkpoint in one of them."
     return ""

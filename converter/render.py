@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 
 from rich.console import Console
@@ -14,8 +14,10 @@ from converter.command_line import console as make_console
 from converter.convert_file import Conversion
 from converter.convert_folder import FolderConversion
 from converter.counts import counted
+from converter.home_folder import from_home
 from converter.hub.locate import LocalModel
 from converter.layer_map import NETWORK_SCOPE
+from converter.layouts import Layout
 from converter.manifest import describe_network
 from converter.mtcnn_layer_map import MtcnnNetwork, Network
 
@@ -26,7 +28,7 @@ def print_conversion(conversion: Conversion) -> None:
     plan = conversion.plan
     if conversion.model is not None:
         _print_model(console, conversion.model)
-    console.print(f"[bold]{escape(str(conversion.source))}[/] ({conversion.source_format})")
+    console.print(f"[bold]{escape(from_home(conversion.source))}[/] ({conversion.source_format})")
     for name, digest in conversion.source_digests.items():
         console.print(f"  sha256 {digest}  {escape(name)}")
     if conversion.published:
@@ -37,21 +39,10 @@ def print_conversion(conversion: Conversion) -> None:
         )
     for statement in conversion.names:
         console.print(f"  {statement}", markup=False)
-    console.print(f"  {_describe_network(plan.network)}, from the {plan.weights}s\n")
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("TensorFlow scope", no_wrap=True)
-    table.add_column("PyTorch module", no_wrap=True)
-    for heading in ("variables", "keys", "added"):
-        table.add_column(heading, justify="right")
-    table.add_column("layout", no_wrap=True)
-    for scope, module, variables, keys, layout in _groups(conversion):
-        table.add_row(scope, module, str(variables), str(keys), str(keys - variables), layout)
-    console.print(table)
-    converted = len(plan.converted)
-    console.print(
-        f"\n{converted} of {converted} variables consumed, {len(plan.rows)} of {len(plan.rows)} keys "
-        f"produced ({converted} converted, {len(plan.synthesised)} synthesised)"
-    )
+    weights = "" if conversion.source_naming == "pytorch" else f", from the {plan.weights}s"
+    console.print(f"  {_describe_network(plan.network)}{weights}\n")
+    console.print(_table(conversion))
+    console.print(f"\n{_summary(conversion)}")
     for statement in conversion.cast_statements:
         console.print(escape(statement))
     for reason, count in Counter(item.reason for item in conversion.left_out).items():
@@ -77,22 +68,75 @@ def _describe_network(network: Network) -> str:
     return f"{network.embedding_size}-d embedding, {classes}, {'with gamma' if network.gamma else 'no gamma'}"
 
 
-def _groups(conversion: Conversion) -> list[tuple[str, str, int, int, str]]:
-    """List the rows of the table: scope, module, variables, keys, and the layout of the weights."""
+# (whether keys of a state_dict are read, whether they are written): what is read stands on the left.
+_HEADINGS = {
+    (False, True): ("TensorFlow scope", "PyTorch module", "variables", "keys", "added", "layout"),
+    (True, False): ("PyTorch module", "TensorFlow scope", "keys", "variables", "dropped", "layout"),
+    (True, True): ("PyTorch module", "keys"),
+    (False, False): ("TensorFlow scope", "variables"),
+}
+_NUMBERS = ("variables", "keys", "added", "dropped")
+
+
+def _direction(conversion: Conversion) -> tuple[bool, bool]:
+    """Return whether keys of a state_dict were read, and whether they were written."""
+    return conversion.source_naming == "pytorch", conversion.output_format not in ("tensorflow", "npy")
+
+
+def _table(conversion: Conversion) -> Table:
+    """Tabulate the stages of the network in the direction of the conversion."""
+    headings = _HEADINGS[_direction(conversion)]
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in headings:
+        table.add_column(heading, justify="right" if heading in _NUMBERS else "left", no_wrap=True)
+    for stage in _stages(conversion):
+        table.add_row(*(stage[heading] for heading in headings))
+    return table
+
+
+def _stages(conversion: Conversion) -> Iterator[dict[str, str]]:
+    """Yield the row of each stage, by heading; its layout is that of its weights."""
+    reads_keys, writes_keys = _direction(conversion)
     variables: dict[str, list[str]] = {}
-    keys: Counter[str] = Counter(row.key.split(".")[0] for row in conversion.plan.rows)
-    layouts: dict[str, str] = {}
+    layouts: dict[str, Layout] = {}
+    absent = frozenset() if writes_keys else conversion.absent
+    keys = Counter(row.key.split(".")[0] for row in conversion.plan.rows if row.key not in absent)
     for row in conversion.plan.converted:
         module = row.key.split(".")[0]
         variables.setdefault(module, []).append(row.variable)
-        layouts.setdefault(module, row.layout.name)
-    groups = []
+        layouts.setdefault(module, row.layout.inverse if reads_keys else row.layout)
     for module, names in variables.items():
         scopes = dict.fromkeys(_outer_scope(name) for name in names)
         first, last = next(iter(scopes)), next(reversed(scopes))
-        scope = first if first == last else f"{first} ... {last.rpartition('_')[2]}"
-        groups.append((scope, module, len(names), keys[module], layouts[module]))
-    return groups
+        others = str(keys[module] - len(names))
+        yield {
+            "TensorFlow scope": first if first == last else f"{first} ... {last.rpartition('_')[2]}",
+            "PyTorch module": module,
+            "variables": str(len(names)),
+            "keys": str(keys[module]),
+            "added": others,
+            "dropped": others,
+            "layout": layouts[module].name,
+        }
+
+
+def _summary(conversion: Conversion) -> str:
+    """Count what was read and what was written."""
+    plan, absent = conversion.plan, len(conversion.absent)
+    keys, converted, synthesised = len(plan.rows), len(plan.converted), len(plan.synthesised)
+    reads_keys, writes_keys = _direction(conversion)
+    if reads_keys and writes_keys:
+        return f"{keys} of {keys} keys written" + (f", {absent} of them added" if absent else "")
+    if reads_keys:
+        read, dropped = keys - absent, synthesised - absent
+        summary = f"{read} of {read} keys consumed, {converted} of {converted} variables produced"
+        return f"{summary} ({dropped} keys dropped, which TensorFlow does without)" if dropped else summary
+    if writes_keys:
+        return (
+            f"{converted} of {converted} variables consumed, {keys} of {keys} keys produced ({converted} "
+            f"converted, {synthesised} synthesised)"
+        )
+    return f"{converted} of {converted} variables written"
 
 
 def _outer_scope(variable: str) -> str:
@@ -105,6 +149,7 @@ def conversion_as_json(conversion: Conversion) -> dict[str, object]:
     return {
         "source": str(conversion.source),
         "format": conversion.source_format,
+        "output_format": conversion.output_format,
         "key": conversion.source_key,
         "prefix": conversion.prefix,
         "names": list(conversion.names),

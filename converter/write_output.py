@@ -19,7 +19,7 @@ from converter.formats.tensorflow.bundle_writer import write_tensor_bundle
 from converter.layer_map import Row
 from converter.manifest import build_manifest, file_digest, manifest_path
 from converter.mtcnn_layer_map import MtcnnNetwork, Network, in_file_order
-from converter.output_names import OutputFormat
+from converter.output_names import OutputFormat, output_files
 from converter.plan import MappingError
 from converter.same_bits import same_bits
 
@@ -48,10 +48,8 @@ class Output:
         self.destination = destination
         self.rows = rows
         self._format = output_format
-        # The files appear in this order: a process that is killed in between leaves no manifest without its
-        # output, and no index without its data.
-        endings = (".data-00000-of-00001", ".index") if output_format == "tensorflow" else ("",)
-        self._files = tuple(files.stage(destination.name + ending) for ending in endings)
+        # The manifest appears last: a process that is killed leaves none without its output.
+        self._files = tuple(files.stage(file.name) for file in output_files(destination, output_format))
         self._manifest = files.stage(manifest_path(destination).name)
         self._staged = self._files[0].with_name(destination.name)
         self._hashes: dict[str, Future[str]] = {}

@@ -90,10 +90,13 @@ def test_strict_takes_sound_weights(tensors, tmp_path, capsys):
     assert json.loads((tmp_path / "w.pt.json").read_text())["broken_values"] == []
 
 
-def test_quiet_says_nothing_and_the_manifest_everything(tensors, tmp_path, capsys):
+def test_quiet_silences_no_warning(tensors, tmp_path, capsys):
     prefix = write(tmp_path, tensors, **replaced(tensors, KERNEL, (0, 0, 0, 0), np.inf))
     assert main([str(prefix), "-o", str(tmp_path / "w.pt"), "--quiet"]) == 0
-    assert capsys.readouterr().err == ""
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    (warning,) = captured.err.splitlines()
+    assert warning.startswith(f"python -m converter: warning: {prefix}: 1 of 492 tensors holds values that")
     assert json.loads((tmp_path / "w.pt.json").read_text())["broken_values"][0]["infinite"] == 1
 
 

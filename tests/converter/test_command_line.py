@@ -12,7 +12,7 @@ from checks.compare import __main__ as compare
 from converter import command_line
 from converter.__main__ import main
 from converter.output_names import check_ending
-from tests.conftest import random_bits
+from tests.conftest import MODEL, STEP, random_bits
 
 
 @pytest.fixture
@@ -70,13 +70,51 @@ def test_json_is_refused_where_no_file_can_be_replaced(tmp_path: Path, capsys) -
         assert problem in capsys.readouterr().err
 
 
-def test_json_never_lands_on_the_output(source: Path, tmp_path: Path, capsys) -> None:
-    for name in ("w.pt", "w.pt.json"):
-        options = ["-o", str(tmp_path / "w.pt"), "--json", str(tmp_path / name), "--overwrite", "--quiet"]
-        assert main([str(source), *options]) == 2
-        assert "It is kept" in capsys.readouterr().err
-        assert (tmp_path / "w.pt").read_bytes()[:2] == b"PK"
-        assert "tensors" in json.loads((tmp_path / "w.pt.json").read_text())
+WRITES_ITSELF = "the conversion writes this file itself. Give --json another name."
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "says"),
+    [
+        ("w.pt", [], "--output names the same file. Give another name."),
+        ("w.pt.json", [], WRITES_ITSELF),
+        ("w-features.pt", ["--parts"], WRITES_ITSELF),
+        ("w-logits.pt.json", ["--parts"], WRITES_ITSELF),
+        ("w.index", ["--to", "tensorflow"], WRITES_ITSELF),
+        (
+            "w.data-00000-of-00001",
+            ["--to", "tensorflow"],
+            "the conversion writes this file itself. Give --json",
+        ),
+        ("w.json", ["--to", "tensorflow"], WRITES_ITSELF),
+    ],
+)
+def test_json_never_lands_on_an_output(name: str, options: list[str], says: str, tmp_path, capsys) -> None:
+    output = tmp_path / ("w" if "--to" in options else "w.pt")
+    # The model is not in the cache: the name is refused before the source is looked for.
+    arguments = ["vggface2", "--offline", "-o", str(output), "--json", str(tmp_path / name), *options]
+    assert main(arguments) == 2
+    assert f"{tmp_path / name}: {says}" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_json_never_lands_on_an_output_without_a_name(
+    source: Path, tmp_path: Path, capsys, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in (f"{MODEL}.pt", f"{MODEL}.pt.json"):
+        assert main([str(source), "--json", name]) == 2
+        assert f"{name}: {WRITES_ITSELF}" in capsys.readouterr().err
+    assert main([str(source.parent), "--all-steps", "--json", f"{MODEL}-{STEP}.pt"]) == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_json_never_lands_on_the_source(tmp_path: Path, capsys) -> None:
+    source = tmp_path / "weights.json"
+    source.write_text("{}")
+    assert main([str(source), "--json", str(source)]) == 2
+    assert f"--json {source}: SOURCE names the same file. Give another name." in capsys.readouterr().err
+    assert source.read_text() == "{}"
 
 
 def test_json_has_no_infinity(tmp_path: Path) -> None:
@@ -120,17 +158,17 @@ def test_an_ending_that_contradicts_the_format_is_refused(
 
 @pytest.mark.parametrize(
     "name",
-    ["w.onnx", "w.h5", "w.weights.h5", "w.keras", "w.pb", "w.ONNX", "w.tflite", "w.npz", "w.pt2", "w.zip"],
+    ["w.onnx", "w.weights.h5", "w.ONNX", "w.pth.tar", "w.txt", "w.csv", "w.pt.bak", "w.safetensor", "w.ckp"],
 )
 @pytest.mark.parametrize("options", [[], ["--to", "tensorflow"], ["--format", "safetensors"]])
-def test_an_ending_of_a_format_that_is_not_written_is_refused(
+def test_an_ending_that_is_not_written_is_refused(
     name: str, options: list[str], tmp_path: Path, capsys
 ) -> None:
     # The source does not exist: the name is refused before anything is read or downloaded.
     assert main(["vggface2", "--offline", "-o", str(tmp_path / name), *options]) == 2
     error = capsys.readouterr().err
-    assert f"{name}: the ending says" in error
-    assert "which the converter does not write. Give a name that ends in .pt or .safetensors" in error
+    assert f"{name}: the converter writes no file that ends in {Path(name).suffix.lower()}." in error
+    assert "Give a name that ends in .pt, .pth, .bin or .safetensors, or with --to tensorflow a" in error
     assert list(tmp_path.iterdir()) == []
 
 
@@ -142,10 +180,11 @@ def test_the_ending_of_a_checkpoint_needs_its_direction(name: str, tmp_path: Pat
     assert "one file of a checkpoint. Give its prefix, such as m.ckpt-1, with" in capsys.readouterr().err
 
 
-def test_other_endings_are_the_users_own() -> None:
-    for name in ("w", "w.bin", "w.pth.tar", "20180402-114759", "w.v1.2"):
+def test_the_endings_that_are_written_and_names_without_one() -> None:
+    for name in ("w", "w.pt", "w.PT", "w.pth", "w.bin", "20180402-114759", "w.v1.2", "facenet-1.2", "w.v2"):
         check_ending(Path(name), "pt")
-    for name in ("model-x.ckpt", "model-x.ckpt-90", "model-1.5"):
+    check_ending(Path("w.safetensors"), "safetensors")
+    for name in ("w", "model-x.ckpt", "model-x.ckpt-90", "model-1.5", "model-1.5-90"):
         check_ending(Path(name), "tensorflow")
 
 

@@ -232,7 +232,10 @@ def test_statistics_without_averages_are_their_own():
 
 def test_averages_that_are_not_there_are_said_so():
     error = problems_of(info_of(Variant()), weights="average")
-    assert "This source has no moving averages: leave out --weights average." in str(error)
+    assert str(error) == (
+        "it holds no moving averages, which have names that end in /ExponentialMovingAverage. Leave out "
+        "--weights average to take the variables."
+    )
 
 
 # Other precisions

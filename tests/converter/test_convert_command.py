@@ -209,3 +209,60 @@ def test_every_file_of_a_checkpoint_needs_its_digest(checkpoint, tmp_path):
     command = [str(checkpoint.prefix), "-o", str(tmp_path / "w.pt"), "--quiet"]
     assert main([*command, "--sha256", one]) == 3
     assert main([*command, "--sha256", one, "--sha256", two]) == 0
+
+
+def screen(capsys, source, *options):
+    """Convert in process; returns the line on the network, the table's heading and first row, all lines."""
+    assert main([str(source), *options]) == 0
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    start = next(number for number, line in enumerate(lines) if "-d embedding" in line)
+    return lines[start], lines[start + 2], lines[start + 3], lines
+
+
+def test_the_screen_says_what_was_done(checkpoint, single_files, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    network, heading, stem, lines = screen(capsys, checkpoint.prefix, "-o", "w.pt")
+    assert network == "512-d embedding, 7 classes, no gamma, from the variables"
+    assert heading == "TensorFlow scope PyTorch module variables keys added layout"
+    assert stem == "Conv2d_1a_3x3 conv2d_1a 4 6 2 HWIO->OIHW"
+    assert "492 of 492 variables consumed, 716 of 716 keys produced (492 converted, 224 synthesised)" in lines
+
+    back = ("--to", "tensorflow", "-o", "back")
+    network, heading, stem, lines = screen(capsys, single_files / "weights.pt", *back)
+    assert network == "512-d embedding, 7 classes, no gamma"
+    assert heading == "PyTorch module TensorFlow scope keys variables dropped layout"
+    assert stem == "conv2d_1a Conv2d_1a_3x3 6 4 2 OIHW->HWIO"
+    produced = "716 of 716 keys consumed, 492 of 492 variables produced"
+    assert f"{produced} (224 keys dropped, which TensorFlow does without)" in lines
+
+    _, heading, stem, lines = screen(capsys, single_files / "weights.safetensors", "-o", "again.pt")
+    assert (heading, stem) == ("PyTorch module keys", "conv2d_1a 6")
+    assert "716 of 716 keys written" in lines
+
+    network, heading, stem, lines = screen(capsys, single_files / "weights.h5", *back, "--overwrite")
+    assert network == "512-d embedding, 7 classes, no gamma, from the variables"
+    assert (heading, stem) == ("TensorFlow scope variables", "Conv2d_1a_3x3 4")
+    assert "492 of 492 variables written" in lines
+
+
+def test_keys_that_the_source_lacks_are_not_counted_as_read(single_files, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    state_dict = torch.load(single_files / "weights.pt", weights_only=True)
+    old = {key: tensor for key, tensor in state_dict.items() if not key.endswith("num_batches_tracked")}
+    torch.save(old, "old.pt")
+    assert main(["old.pt", "--to", "tensorflow", "-o", "back"]) == 0
+    assert "604 of 604 keys consumed, 492 of 492 variables produced (112 keys" in capsys.readouterr().out
+    assert main(["old.pt", "-o", "new.pt"]) == 0
+    assert "716 of 716 keys written, 112 of them added" in capsys.readouterr().out
+
+
+def test_a_broken_tensor_is_named_as_the_source_names_it(single_files, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    state_dict = torch.load(single_files / "weights.pt", weights_only=True)
+    state_dict["logits.bias"][0] = torch.nan
+    torch.save({f"module.{key}": tensor for key, tensor in state_dict.items()}, "broken.pt")
+    assert main(["broken.pt", "--to", "tensorflow", "-o", "back", "--json", "r.json"]) == 0
+    error = capsys.readouterr().err
+    assert "module.logits.bias (1 of 7 values is NaN); only the logits depend on them" in error
+    assert "Logits/biases" not in error
+    assert list(json.loads(Path("r.json").read_text())["broken_values"]) == ["module.logits.bias"]

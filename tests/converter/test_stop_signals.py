@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
 import subprocess
@@ -14,6 +15,8 @@ import pytest
 
 from converter.stop_signals import StopSignals
 from tests.fuzz.sandbox import ROOT
+from tests.support import google_drive_server
+from tests.support.google_drive_server import held_file
 
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
 MESSAGES = {
@@ -210,6 +213,53 @@ def test_a_closed_terminal_stops_it_though_nobody_reads_the_line(checkpoint, tmp
     os.close(terminal)
     assert process.wait(30) == 129
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def drive(tmp_path, tmp_path_factory, monkeypatch):
+    """A server that has one model, which the catalog calls `faces`, and empty caches."""
+    with google_drive_server.running_server(tmp_path_factory.mktemp("authority")) as server:
+        lines = ['["20990101-000000"]', 'dataset = "faces"', 'aliases = ["faces"]', f'drive_id = "{ID}"']
+        lines.append(f'sha256 = "{hashlib.sha256(ARCHIVE).hexdigest()}"')
+        (tmp_path / "catalog.toml").write_text("\n".join(lines))
+        own = {"FACENET_PORT_CATALOG": tmp_path / "catalog.toml", "FACENET_PORT_CACHE": tmp_path / "cache"}
+        for variable, value in {**server.environment, **own}.items():
+            monkeypatch.setenv(variable, str(value))
+        (tmp_path / "work").mkdir()
+        yield server
+
+
+ID = "1FacesFacesFacesFacesFacesFaces02"
+ARCHIVE = bytes(range(256)) * 8192  # 2 MB
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("received", [0, 1 << 20])
+def test_a_stopped_download_leaves_only_what_the_next_run_continues(drive, tmp_path, received, number):
+    release = threading.Event()
+    drive.answers[ID] = [held_file(ARCHIVE, received, release)]
+    cache = tmp_path / "cache"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "facenet_port", "convert", "faces"], cwd=tmp_path / "work", text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+    def kept() -> list[Path]:
+        return [file for file in cache.rglob("*") if file.is_file() and file.parent.name != "locks"]
+
+    end = time.monotonic() + 60
+    while not drive.requests or sum(file.stat().st_size for file in kept()) < received:
+        assert time.monotonic() < end and process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    release.set()
+    assert process.returncode == CODES[number]
+    assert err.splitlines()[-1].endswith(f"facenet-port convert: error: {MESSAGES[number]}")
+    assert out == ""
+    assert list((tmp_path / "work").iterdir()) == []
+    assert {file.relative_to(cache).parts[0] for file in kept()} <= {"incomplete"}
+    assert [file.read_bytes() for file in kept()] == ([ARCHIVE[:received]] if received else [])
 
 
 # The handlers
