@@ -30,6 +30,11 @@ _COMMANDS = {
     ),
     "gradients": ("checks.gradients.__main__", "COMMAND", "prove that a port trains as the checkpoint does"),
     "controls": ("checks.controls.__main__", "COMMAND", "show that compare finds every known fault"),
+    "evaluate": (
+        "faces.evaluate.__main__",
+        "COMMAND",
+        "measure how well a network tells faces apart",
+    ),
     "benchmark": (
         "checks.benchmark.__main__",
         "COMMAND",

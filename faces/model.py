@@ -19,10 +19,10 @@ from converter.errors import UsageError
 from converter.formats.detect import open_source
 from converter.hub import catalog
 from converter.hub.catalog_entry import FIXED, PER_IMAGE, CatalogEntry
-from converter.hub.identify import identify
 from converter.manifest import file_digest, manifest_path, read_manifest
 from converter.network_names import COUNTER, NetworkTensors
 from converter.plan import describe, state_dict_variant
+from faces.options import check_device
 from reference import InceptionResnetV1, load
 
 DEFAULT_MODEL = "20170512-110547"
@@ -114,12 +114,12 @@ def load_model(
         offline: Never download.
 
     Raises:
-        UsageError: There is no such name or file, the standardisation is not known, or there is no such
-            device.
+        UsageError: There is no such name or file, or the standardisation is not known.
         SourceError, MappingError: The file is unreadable, corrupt or not this network.
-        RequirementError: The model is not in the cache and cannot be downloaded.
+        RequirementError: The model is not in the cache and cannot be downloaded, or PyTorch has no such
+            device.
     """
-    _check_device(device)
+    check_device(device)
     path = Path(model)
     entry = None if path.exists() else catalog.find_entry(str(model))
     if entry is not None:
@@ -167,21 +167,26 @@ def build_network(state_dict: Arrays) -> InceptionResnetV1:
 
 
 def _find_published(files: tuple[Path, ...], *, is_state_dict: bool) -> CatalogEntry | None:
-    """Find the published model that a file was converted from, or is, by SHA-256."""
-    digests = {file.name: file_digest(file) for file in files}
+    """Find the model of the catalog that a file was converted from, or is, by SHA-256."""
+    digests: Mapping[str, str] = {file.name: file_digest(file) for file in files}
     if is_state_dict and manifest_path(files[0]).exists():
-        digests = dict(
-            read_manifest(manifest_path(files[0])).source_files
-        )  # `load` has verified the file by it
+        digests = read_manifest(manifest_path(files[0])).source_files  # `load` has verified the file by it
     elif is_state_dict:
         (digest,) = digests.values()
         return next((entry for entry in catalog.BUILT_IN if _is_port(entry, digest)), None)
-    name = identify(digests)
-    return None if name is None else catalog.find_entry(name)
+    return next((entry for entry in catalog.all_entries() if _has_files(entry, digests)), None)
 
 
 def _is_port(entry: CatalogEntry, digest: str) -> bool:
     return entry.state_dict is not None and entry.state_dict.sha256 == digest
+
+
+def _has_files(entry: CatalogEntry, digests: Mapping[str, str]) -> bool:
+    """Return whether an entry states a digest of these files, and contradicts none; a conversion will do."""
+    stated = {name: entry.digests(name) for name in digests}
+    return any(stated.values()) and all(
+        digest in stated[name] for name, digest in digests.items() if stated[name]
+    )
 
 
 def weights_digest(network: InceptionResnetV1) -> str:
@@ -196,10 +201,3 @@ def weights_digest(network: InceptionResnetV1) -> str:
             digest.update(key.encode())
             digest.update(tensor.detach().cpu().numpy().astype("<f4", copy=False).tobytes())
     return digest.hexdigest()
-
-
-def _check_device(device: str) -> None:
-    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not available.get(device.partition(":")[0], False):
-        usable = ", ".join(name for name, there in available.items() if there)
-        raise UsageError(f"--device {device}: PyTorch has no such device here. Give one of: {usable}.")

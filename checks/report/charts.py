@@ -10,8 +10,10 @@ from matplotlib.figure import Figure
 
 from checks.report.chart_frame import LegendEntry
 from checks.report.depth_chart import Depth, depth_legend, draw_depth
+from checks.report.distance_chart import Distances, distance_legend, draw_distances
 from checks.report.histogram_chart import Panel, draw_histograms, histogram_legend
 from checks.report.matplotlib_svg import drawing, inline
+from checks.report.roc_chart import Roc, draw_roc, roc_legend
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,16 @@ class Drawer:
     def histograms(self, description: str, panels: Sequence[Panel]) -> Chart:
         """Draw histograms side by side."""
         return self._chart(description, histogram_legend(panels), lambda: draw_histograms(panels))
+
+    def roc(self, roc: Roc) -> Chart:
+        """Draw a receiver operating characteristic."""
+        return self._chart(roc.description, roc_legend(roc), lambda: draw_roc(roc))
+
+    def distances(self, distances: Distances) -> Chart:
+        """Draw histograms of distances."""
+        return self._chart(
+            distances.description, distance_legend(distances), lambda: draw_distances(distances)
+        )
 
     def _chart(self, description: str, legend: tuple[LegendEntry, ...], draw: Callable[[], Figure]) -> Chart:
         self.count += 1

@@ -25,7 +25,8 @@ def write_html(path: Path, template: str, head: Head, provenance: Provenance, **
 
     Args:
         path: The file to write; an older page is replaced.
-        template: The path of the template within `checks`, such as "audit/page.html".
+        template: The path of the template within `checks`, such as "audit/page.html", or from the
+            packages' folder, such as "faces/evaluate/page.html".
         head: The head of the page.
         provenance: The foot of the page.
         content: The variables of the template.
@@ -34,7 +35,7 @@ def write_html(path: Path, template: str, head: Head, provenance: Provenance, **
         UsageError: The folder does not exist, or the path is a folder.
     """
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader([_KIT, _KIT.parent]),
+        loader=jinja2.FileSystemLoader([_KIT, _KIT.parent, _KIT.parents[1]]),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

@@ -10,11 +10,11 @@ import numpy as np
 
 from converter.counts import counted
 from converter.errors import SourceError
-from converter.formats.limits import open_regular
+from converter.formats.limits import read_whole
 from faces.evaluate.protocol import Pairs
 
 _EXAMPLE = "Its first line is a count, such as 10 300; the others are NAME N M or NAME N NAME M"
-_MAX_BYTES = 256 << 20  # the lists of LFW have 0.2 MB
+_MOST_BYTES = 256 << 20  # the lists of LFW have 0.2 MB
 _ENDINGS = (".jpg", ".png")  # in this order, as in the original
 
 
@@ -88,13 +88,12 @@ def read_pairs(path: Path) -> PairsList:
     Raises:
         SourceError: The file cannot be read, or a line is none of such a list.
     """
-    with open_regular(path) as file:
-        content = file.read(_MAX_BYTES + 1)
+    content = read_whole(path, _MOST_BYTES, "this is larger than any list of pairs")
     try:
         lines = content.decode("utf-8-sig").splitlines()
     except UnicodeDecodeError:
         lines = []
-    if len(content) > _MAX_BYTES or not lines:
+    if not lines:
         raise SourceError(path, "this is not a list of pairs", next_step=_EXAMPLE)
     counts = lines[0].split()
     if len(counts) not in (1, 2) or not all(map(_is_count, counts)):

@@ -26,6 +26,7 @@ EXPLAINED = {
     "audit": "audit.md",
     "gradients": "training.md",
     "controls": "proof.md",
+    "evaluate": "faces.md",
     "benchmark": "benchmarks.md",
 }
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]+")

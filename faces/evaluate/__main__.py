@@ -1,0 +1,167 @@
+"""The options of `facenet-port evaluate`; the work is in `faces.evaluate.run`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from checks.core import options
+from converter import command_line
+from converter.errors import UsageError
+from converter.progress import ProgressBar
+from faces.options import add_device_option
+
+_EPILOG = """\
+FOLDER is a data set such as lfw, with Name/Name_0001.jpg; TABLE is a .csv or .parquet of faces, of which all
+pairs are taken. --classify scores a classifier instead: the column predicted_label, or the logits of --model.
+
+exit codes: 0 evaluated, and with --against proven; 1 it differs from TensorFlow's graph; 2 wrong usage; 3 an
+input is unreadable, corrupt or not what it should be; 4 something that is needed, such as a package or a
+model, is missing; 130 interrupted, 143 by SIGTERM, 129 by SIGHUP
+"""
+
+_PAIR_OPTIONS = ("pairs", "folds", "distance", "subtract_mean", "mirrored", "far", "threshold", "against")
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "source",
+        metavar="FOLDER|TABLE",
+        type=command_line.path,
+        help="a folder with --pairs, or a table of faces",
+    )
+    parser.add_argument(
+        "--pairs",
+        metavar="FILE",
+        type=command_line.path,
+        help="pairs.txt, pairsDevTrain.txt or pairsDevTest.txt",
+    )
+    parser.add_argument(
+        "--model",
+        metavar="NAME|FILE",
+        help="a published model, or a state_dict or TensorFlow file (default: "
+        "20170512-110547, or the one of --against)",
+    )
+    parser.add_argument(
+        "--standardise",
+        dest="standardisation",
+        choices=("fixed", "per-image"),
+        help="the standardisation of the images (default: that of the published model)",
+    )
+    pairs = parser.add_argument_group("the protocol")
+    pairs.add_argument(
+        "--folds",
+        metavar="N",
+        type=_count,
+        help="consecutive folds of the pairs (default: those of the list, or 10)",
+    )
+    pairs.add_argument(
+        "--distance",
+        choices=("squared-euclidean", "arc-cosine"),
+        help="the distance of two embeddings (default: squared-euclidean)",
+    )
+    pairs.add_argument(
+        "--subtract-mean", action="store_true", help="subtract the mean embedding of the other folds' pairs"
+    )
+    pairs.add_argument(
+        "--mirrored", action="store_true", help="append the embedding of the mirrored image to each embedding"
+    )
+    pairs.add_argument(
+        "--far",
+        metavar="RATE",
+        type=_rate,
+        help="the false accept rate of VAL and of the threshold (default: 0.001)",
+    )
+    pairs.add_argument(
+        "--threshold",
+        metavar="FILE.json",
+        type=command_line.path,
+        help="also apply the threshold of an earlier --json, as from pairsDevTrain.txt to pairsDevTest.txt",
+    )
+    pairs.add_argument(
+        "--against",
+        metavar="SOURCE",
+        type=command_line.path,
+        help="run this checkpoint's TensorFlow graph on the same images, and judge the network by it",
+    )
+    parser.add_argument(
+        "--classify", action="store_true", help="score a classifier on the table's column label"
+    )
+    add_device_option(parser)
+    parser.add_argument(
+        "--batch-size", metavar="N", type=_count, default=32, help="images at a time (default: 32)"
+    )
+    parser.add_argument("--offline", action="store_true", help="never use the network")
+    options.add_report_option(parser)
+
+
+def _count(text: str) -> int:
+    number = command_line.natural_number(text)
+    if number == 0:
+        raise argparse.ArgumentTypeError("0 is too few")
+    return number
+
+
+def _rate(text: str) -> float:
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = -1.0
+    if not 0 < rate < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a rate between 0 and 1")
+    return rate
+
+
+def _work(arguments: argparse.Namespace) -> int:
+    options.check_report(arguments)
+    _check_usage(arguments)
+    # PyTorch is imported here, so that Ctrl-C during the import ends as it does later.
+    from faces.evaluate import run
+
+    shared = ("model", "standardisation", "device", "batch_size", "offline")
+    names = shared if arguments.classify else (*_PAIR_OPTIONS, *shared)
+    given = {name: value for name in names if (value := getattr(arguments, name)) is not None}
+    function: Any = run.evaluate_classifier if arguments.classify else run.evaluate
+    with ProgressBar("embedding", quiet=arguments.quiet) as progress:
+        result = function(arguments.source, **given, progress=progress)
+    if not arguments.quiet:
+        from faces.evaluate.table import print_result
+
+        print_result(result)
+    if arguments.json:
+        command_line.write_json(arguments.json, result.as_json())
+    if arguments.report:
+        from faces.evaluate.page import write_page
+
+        write_page(arguments.report, result, command=arguments.command)
+    return 0 if result.passed else 1
+
+
+def _check_usage(arguments: argparse.Namespace) -> None:
+    """Refuse options that do not fit each other, before the slow imports."""
+    if not arguments.classify:
+        return
+    given = [f"--{name.replace('_', '-')}" for name in _PAIR_OPTIONS if getattr(arguments, name)]
+    if given:
+        raise UsageError(f"{', '.join(given)}: --classify takes no pairs. Leave one of them out.")
+
+
+COMMAND = command_line.Command(
+    "faces.evaluate",
+    "Measure how well a network tells faces apart, by the LFW protocol, or score a classifier.",
+    _add_arguments,
+    _work,
+    _EPILOG,
+    "evaluate takes one folder or table. Give the list of pairs with --pairs FILE.",
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    return COMMAND.main(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,186 @@
+"""The HTML page of `facenet-port evaluate`."""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from checks.report.charts import Chart, Drawer
+from checks.report.content import Head
+from checks.report.distance_chart import Distances
+from checks.report.page import write_html
+from checks.report.provenance import digests, provenance, shown_path
+from checks.report.roc_chart import Roc
+from faces.evaluate.crops import read_crop
+from faces.evaluate.result import ClassificationResult, VerificationResult
+from faces.evaluate.table import (
+    confusion_table,
+    describe_settings,
+    describe_standardisation,
+    figure_table,
+    headline,
+    score_table,
+)
+
+_PAIRS = 12  # of each kind that are shown
+_MOST_CLASSES = 40  # classes whose confusion matrix is shown
+
+
+@dataclass(frozen=True, slots=True)
+class _PicturedPair:
+    """A pair as the page shows it: data URLs, the distance, the names, and whether the decision is wrong."""
+
+    pictures: tuple[str, str]
+    distance: str
+    names: str
+    wrong: bool
+
+
+def write_page(path: str | Path, result: VerificationResult | ClassificationResult, *, command: str) -> None:
+    """Write the page of an evaluation.
+
+    Args:
+        path: The file; an older page is replaced.
+        result: The result. Its images are read again for the pictures.
+        command: The command as it was typed.
+
+    Raises:
+        UsageError: The folder does not exist, or cannot be written to.
+        SourceError: An image has gone since.
+    """
+    if isinstance(result, ClassificationResult):
+        content = _classification(result)
+        head = _classification_head(result)
+    else:
+        content = _verification(result)
+        head = _verification_head(result)
+    foot = provenance(command, digests(result.files), result.environment, None)
+    empty = {"roc": None, "distances": None, "worst": (), "confusion": None, "notes": ()}
+    write_html(Path(path), "faces/evaluate/page.html", head, foot, **(empty | content))
+
+
+def _verification(result: VerificationResult) -> dict[str, object]:
+    drawer = Drawer()
+    return {
+        "figures": figure_table(result),
+        "notes": result.notes,
+        "roc": _roc(drawer, result),
+        "distances": _distances(drawer, result),
+        "worst": _worst(result),
+    }
+
+
+def _roc(drawer: Drawer, result: VerificationResult) -> Chart | None:
+    roc = result.measured.roc
+    if roc is None:
+        return None
+    rates = f"area {result.measured.auc:.4f}, equal error rate {result.measured.eer:.4f}"
+    description = f"Receiver operating characteristic: {rates}"
+    return drawer.roc(Roc(description, roc.fpr.tolist(), roc.tpr.tolist(), result.settings.far))
+
+
+def _distances(drawer: Drawer, result: VerificationResult) -> Chart:
+    measured, same = result.measured, result.pairs.same
+    thresholds = []
+    if measured.best is not None:
+        thresholds.append(("best", float(measured.best.thresholds[0])))
+    if measured.threshold is not None:
+        thresholds.append((f"FAR {result.settings.far:g}", measured.threshold))
+    return drawer.distances(
+        Distances(
+            f"Distances of {np.count_nonzero(same)} same and {np.count_nonzero(~same)} different pairs",
+            measured.distances[same],
+            measured.distances[~same],
+            tuple(thresholds),
+        )
+    )
+
+
+def _worst(result: VerificationResult) -> tuple[tuple[str, tuple[_PicturedPair, ...]], ...]:
+    """The pairs that are furthest on the wrong side: the same person far apart, different people close."""
+    distances, same = result.measured.distances, result.pairs.same
+    order = np.argsort(distances, kind="stable")
+    of_same, different = order[same[order]][::-1][:_PAIRS], order[~same[order]][:_PAIRS]
+    kinds = (("The same person, farthest apart", of_same), ("Different people, closest", different))
+    return tuple(
+        (title, tuple(_picture(result, int(place)) for place in places))
+        for title, places in kinds
+        if len(places)
+    )
+
+
+def _picture(result: VerificationResult, place: int) -> _PicturedPair:
+    files = [Path(result.images[side[place]]) for side in (result.pairs.first, result.pairs.second)]
+    first, second = (_data_url(read_crop(file)) for file in files)
+    accuracy = result.measured.accuracy or result.measured.best
+    return _PicturedPair(
+        (first, second),
+        f"{result.measured.distances[place]:.3f}",
+        f"{files[0].name}, {files[1].name}",
+        accuracy is not None and bool(accuracy.same[place] != result.pairs.same[place]),
+    )
+
+
+def _data_url(pixels: NDArray[np.uint8]) -> str:
+    from PIL import Image
+
+    written = io.BytesIO()
+    Image.fromarray(pixels).save(written, "JPEG", quality=85)
+    return f"data:image/jpeg;base64,{base64.b64encode(written.getvalue()).decode()}"
+
+
+def _verification_head(result: VerificationResult) -> Head:
+    model, judged = result.model, bool(result.judgements)
+    sentence = headline(result)
+    if judged:
+        sentence = (
+            "The network decides as TensorFlow's graph."
+            if result.passed
+            else "The network differs from TensorFlow's graph."
+        )
+    published = () if model.lfw_accuracy is None else (("published on LFW", f"{model.lfw_accuracy:.4f}"),)
+    against = (("against", result.against),) if judged else ()
+    return Head(
+        command="evaluate",
+        passed=result.passed,
+        word=("Proven" if result.passed else "Differs") if judged else "Measured",
+        sentence=sentence,
+        facts=(
+            ("pairs", shown_path(result.source)),
+            ("network", shown_path(model.name)),
+            ("standardisation", describe_standardisation(model)),
+            ("distance", describe_settings(result)),
+            *against,
+            *published,
+        ),
+        judgements=result.judgements,
+        reasons=tuple(
+            (judgement.name, judgement.statement) for judgement in result.judgements if not judgement.passed
+        ),
+    )
+
+
+def _classification(result: ClassificationResult) -> dict[str, object]:
+    few = len(result.classes) <= _MOST_CLASSES
+    return {"figures": score_table(result), "confusion": confusion_table(result) if few else None}
+
+
+def _classification_head(result: ClassificationResult) -> Head:
+    origin = "the table's predictions" if result.model is None else shown_path(result.model.name)
+    return Head(
+        command="evaluate",
+        passed=True,
+        word="Measured",
+        sentence=f"{result.accuracy:.4f} of the faces are given their label.",
+        facts=(
+            ("faces", shown_path(result.source)),
+            ("classifier", origin),
+            ("number", f"{int(result.confusion.sum()):,} faces, {len(result.classes):,} classes"),
+        ),
+        judgements=(),
+    )

@@ -1,0 +1,374 @@
+"""The command evaluate as its users meet it: figures, screen, JSON, page, and everything that it refuses."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+pytest.importorskip("sklearn")
+
+from faces.evaluate import run
+from faces.evaluate.__main__ import main
+from reference import load
+from tests.faces.evaluate.conftest import EACH, PAIRS, PEOPLE, write_csv
+
+FIGURES = ["pairs", "same", "skipped", "accuracy", "accuracy_std"]
+FIGURES += ["threshold", "val", "val_std", "far", "auc", "eer"]
+FIXED = ("--standardise", "fixed")
+
+
+def embedded(path, network, *, mirrored=False):
+    """The embedding of a crop, computed apart from the command."""
+    pixels = np.asarray(Image.open(path).convert("RGB"), np.float32)
+    edge = (len(pixels) - 160) // 2
+    pixels = pixels[edge : edge + 160, edge : edge + 160]
+    images = [pixels, pixels[:, ::-1]] if mirrored else [pixels]
+    with torch.inference_mode():
+        rows = [
+            network(torch.from_numpy(((image - 127.5) / 128).transpose(2, 0, 1).copy())[None])[0]
+            for image in images
+        ]
+    return torch.cat(rows).double().numpy()
+
+
+def distances_of_pairs(folder, network, *, mirrored=False):
+    """The distances of the pairs whose files exist, and whether they are the same person's."""
+    model = load(network)
+    distances, same = [], []
+    for line in PAIRS.splitlines()[1:-1]:
+        name, number, *other = line.split("\t")
+        second = other if len(other) == 2 else [name, other[0]]
+        first, last = (
+            embedded(folder / who / f"{who}_{int(which):04d}.png", model, mirrored=mirrored)
+            for who, which in ((name, number), second)
+        )
+        distances.append(np.sum((first - last) ** 2))
+        same.append(len(other) == 1)
+    return np.array(distances), np.array(same)
+
+
+def evaluated(tmp_path, *arguments, code=0):
+    assert main([*map(str, arguments), "--json", str(tmp_path / "r.json")]) == code
+    return json.loads((tmp_path / "r.json").read_text())
+
+
+def refused(capsys, code, *arguments):
+    assert main([*map(str, arguments)]) == code
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.count("\n") == 1
+    return printed.err.removeprefix("python -m faces.evaluate: error: ").rstrip()
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_a_folder_with_a_list_of_pairs(mirrored, crops, network, pairs, tmp_path, capsys):
+    options = ["--mirrored"] if mirrored else []
+    folder = crops / "lfw"
+    result = evaluated(tmp_path, folder, "--pairs", pairs, "--model", network, *FIXED, *options)
+    distances, same = distances_of_pairs(folder, network, mirrored=mirrored)
+    # Two folds: of 11 pairs the first has 6. Each takes the first threshold that is best on the other.
+    grid = np.arange(0, 4, 0.01)
+    accuracies = []
+    for tested in (slice(0, 6), slice(6, 11)):
+        chosen = np.setdiff1d(np.arange(11), np.arange(11)[tested])
+        right = [np.sum((distances[chosen] < t) == same[chosen]) for t in grid]
+        threshold = grid[np.argmax(right)]
+        accuracies.append(np.mean((distances[tested] < threshold) == same[tested]))
+    assert list(result)[: len(FIGURES)] == FIGURES
+    assert (result["pairs"], result["same"], result["skipped"]) == (11, 6, 1)
+    assert result["accuracy_by_fold"] == pytest.approx(accuracies)
+    assert result["accuracy"] == pytest.approx(np.mean(accuracies))
+    assert result["accuracy_std"] == pytest.approx(np.std(accuracies))
+    printed = capsys.readouterr().out
+    assert (
+        f"{result['accuracy']:.4f} ± {result['accuracy_std']:.4f} of the pairs are decided rightly."
+        in printed
+    )
+    assert "11 pairs of 9 images, 6 of the same person and 5 of different people, 1 skipped" in printed
+    assert "standardised by (x - 127.5) / 128 (from --standardise)" in printed
+    assert ("mirrored images appended" in printed) == mirrored
+    assert "2 consecutive folds, not shuffled" in " ".join(printed.split())
+    assert "a false accept rate of 0.001 is less than one of the 5 different pairs" in printed
+
+
+def test_all_pairs_of_a_table(crops, network, tmp_path):
+    result = evaluated(tmp_path, crops / "faces.csv", "--model", network, "--standardise", "per-image")
+    faces = EACH * len(PEOPLE)
+    assert result["pairs"] == faces * (faces - 1) // 2
+    assert result["same"] == len(PEOPLE) * EACH * (EACH - 1) // 2
+    assert result["settings"]["folds"] == 10
+    assert result["model"]["standardisation"] == "per-image"
+    threshold = result["measured_threshold"]
+    assert threshold["value"] == result["threshold"]
+    assert (threshold["far"], threshold["different"], threshold["pairs"]) == (0.001, 27, 36)
+    assert threshold["model_sha256"] == result["model"]["sha256"]
+
+
+def test_one_fold_says_what_it_cannot_compute(crops, network, pairs, tmp_path, capsys):
+    lines = PAIRS.splitlines()
+    pairs.write_text("\n".join(["5", *lines[1:4], *lines[7:9], *lines[4:7], *lines[10:12]]))
+    result = evaluated(tmp_path, crops / "lfw", "--pairs", pairs, "--model", network, *FIXED)
+    assert result["accuracy"] is None
+    assert result["val"] is None
+    assert result["auc"] is not None
+    assert result["threshold"] is not None
+    reason = "one fold has no other folds to choose a threshold on"
+    assert result["missing"] == {"accuracy": reason, "val": reason}
+    printed = capsys.readouterr().out
+    assert f"accuracy {reason}" in " ".join(printed.replace(" - ", " ").split())
+    assert "of the pairs are decided rightly at the threshold that suits them best." in printed
+
+
+def test_pairs_of_one_kind_say_what_they_cannot_compute(crops, network, pairs, tmp_path, capsys):
+    pairs.write_text("\n".join(["1 2", *PAIRS.splitlines()[1:4]]))
+    arguments = (crops / "lfw", "--pairs", pairs, "--model", network, *FIXED)
+    result = evaluated(tmp_path, *arguments, "--folds", "2")
+    assert {result[name] for name in FIGURES[3:]} == {None}
+    assert result["measured_threshold"] is None
+    assert "No decision can be judged: every pair shows the same person." in capsys.readouterr().out
+
+
+def test_a_threshold_of_one_list_is_applied_to_another(crops, network, pairs, tmp_path, capsys):
+    arguments = (
+        crops / "lfw",
+        "--pairs",
+        pairs,
+        "--model",
+        network,
+        "--standardise",
+        "fixed",
+        "--far",
+        "0.2",
+    )
+    evaluated(tmp_path, *arguments)
+    measured = (tmp_path / "r.json").rename(tmp_path / "dev.json")
+    result = evaluated(tmp_path, *arguments, "--threshold", measured)
+    applied = result["applied_threshold"]
+    assert applied["threshold"] == result["measured_threshold"]
+    value = result["threshold"]
+    distances, same = distances_of_pairs(crops / "lfw", network)
+    assert applied["far"] == pytest.approx(np.mean(distances[~same] < value))
+    assert applied["val"] == pytest.approx(np.mean(distances[same] < value))
+    assert applied["accuracy"] == pytest.approx(np.mean((distances < value) == same))
+    assert applied["val"] + applied["far"] > 0
+    assert f"at the threshold {value:.4f} of pairs.txt; VAL" in " ".join(capsys.readouterr().out.split())
+
+    other = (*FIXED, "--threshold", measured)
+    error = refused(capsys, 2, *arguments[:3], "--model", network, "--distance", "arc-cosine", *other)
+    assert error == (
+        f"the threshold {value:.4g} is of the distance squared-euclidean, not arc-cosine. Measure it for "
+        "this one with `facenet-port evaluate --json`."
+    )
+    changed = load(network)
+    with torch.no_grad():
+        changed.last_bn.bias[0] += 1e-3
+    torch.save(changed.state_dict(), tmp_path / "other.pt")
+    error = refused(capsys, 2, *arguments[:3], "--model", tmp_path / "other.pt", *other)
+    assert error.startswith(
+        f"the threshold {value:.4g} was measured with {network}, not {tmp_path / 'other.pt'}."
+    )
+    (tmp_path / "list.json").write_text("[1]")
+    error = refused(capsys, 3, *arguments, "--threshold", tmp_path / "list.json")
+    assert error.startswith(f"{tmp_path / 'list.json'}: it holds no measured threshold. Give a file that")
+
+
+def test_a_threshold_fits_every_file_of_the_same_weights(crops, network, single_files, pairs, tmp_path):
+    arguments = (crops / "lfw", "--pairs", pairs, *FIXED, "--model")
+    evaluated(tmp_path, *arguments, network)
+    measured = (tmp_path / "r.json").rename(tmp_path / "dev.json")
+    evaluated(tmp_path, *arguments, single_files / "weights.safetensors", "--threshold", measured)
+
+
+def test_a_page_with_curves_histograms_and_pictures(crops, network, pairs, tmp_path):
+    pytest.importorskip("matplotlib")
+    page = tmp_path / "r.html"
+    evaluated(
+        tmp_path,
+        crops / "lfw",
+        "--pairs",
+        pairs,
+        "--model",
+        network,
+        "--standardise",
+        "fixed",
+        "--report",
+        page,
+    )
+    text = page.read_text(encoding="utf-8")
+    for heading in (
+        "Receiver operating characteristic",
+        "Distances",
+        "The same person, farthest apart",
+        "Different people, closest",
+    ):
+        assert f"<h2>{heading}</h2>" in text
+    assert text.count('src="data:image/jpeg;base64,') == 2 * 11
+    assert text.count("<svg") > 2
+    assert str(pairs) in text
+
+
+# --------------------------------------------------------------------------------------------- classifiers
+
+
+def test_predictions_of_a_table(crops, tmp_path, capsys):
+    rows = [{"label": "ann", "predicted_label": "ann"}, {"label": "bob", "predicted_label": "ann"}]
+    result = evaluated(tmp_path, write_csv(tmp_path / "t.csv", rows), "--classify")
+    assert (result["faces"], result["accuracy"], result["model"]) == (2, 0.5, None)
+    assert result["confusion"] == [[1, 0], [1, 0]]
+    printed = capsys.readouterr().out
+    assert "0.5000 of the faces are given their label." in printed
+    assert "2 faces of 2 classes; the predictions in the table" in printed
+
+
+def test_the_logits_of_a_network(crops, network, tmp_path):
+    arguments = ("--classify", "--model", network, *FIXED)
+    result = evaluated(tmp_path, crops / "faces.csv", *arguments)
+    model = load(network)
+    model.classify = True
+    expected = np.zeros((len(PEOPLE), 7), int)
+    for label, person in enumerate(PEOPLE):
+        for number in range(1, EACH + 1):
+            logits = embedded(crops / "lfw" / person / f"{person}_{number:04d}.png", model)
+            expected[label, np.argmax(logits)] += 1
+    labels = [int(item["label"]) for item in result["classes"]]
+    confusion = np.array(result["confusion"])
+    assert (confusion[[labels.index(label) for label in range(3)]] == expected[:, labels]).all()
+    assert result["accuracy"] == pytest.approx(np.trace(expected[:, :3]) / 9)
+
+
+def test_a_page_of_a_classifier(tmp_path):
+    pytest.importorskip("matplotlib")
+    rows = [{"label": "<b>", "predicted_label": "<b>"}, {"label": "c", "predicted_label": "<b>"}]
+    page = tmp_path / "r.html"
+    evaluated(tmp_path, write_csv(tmp_path / "t.csv", rows), "--classify", "--report", page)
+    text = page.read_text(encoding="utf-8")
+    assert "<h2>Confusion matrix</h2>" in text
+    assert "&lt;b&gt;" in text
+    assert "<b>" not in text.partition("<h2>Confusion matrix</h2>")[2].partition("</section>")[0]
+
+
+# ------------------------------------------------------------------------------------------------ refusals
+
+
+def test_a_standardisation_is_never_guessed(crops, network, capsys):
+    error = refused(capsys, 2, crops / "faces.csv", "--model", network)
+    assert error.startswith(f"{network}: neither the catalog nor a manifest beside it tells how its images")
+    assert "Give --standardise fixed" in error
+
+
+def test_a_model_that_is_neither_a_file_nor_published(crops, capsys):
+    error = refused(capsys, 2, crops / "faces.csv", "--model", "vggface")
+    assert error == "vggface: there is no such file or published model. Did you mean vggface2?"
+
+
+def test_a_table_without_a_column(crops, capsys, tmp_path):
+    table = write_csv(tmp_path / "t.csv", [{"image_path": "a.png", "name": "Ana"}])
+    error = refused(capsys, 3, table)
+    assert error.startswith(
+        f"{table}: it has no column person_name; its columns are image_path, name. `facenet-port"
+    )
+    assert refused(capsys, 3, table, "--classify").startswith(f"{table}: it has no column label;")
+    table = write_csv(tmp_path / "t.csv", [{"label": "1"}])
+    assert refused(capsys, 3, table, "--classify").startswith(f"{table}: it has no column predicted_label;")
+
+
+def test_a_table_whose_files_are_missing(capsys, tmp_path):
+    rows = [{"image_path": f"{number}.png", "person_name": "Ana"} for number in range(5)]
+    table = write_csv(tmp_path / "t.csv", rows)
+    assert refused(capsys, 3, table) == (
+        f"{table}: 5 files of its column image_path cannot be found: {tmp_path}/0.png, {tmp_path}/1.png, "
+        f"{tmp_path}/2.png, .... Relative paths start at the table's folder, or at the current one."
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"image_path,person_name\n", "the table has no rows."),
+        (b"", "this is not a CSV table."),
+        (b"\xff\xfe\x00", "this is not a CSV table."),
+        (b"image_path,person_name\na.png\n", "row 1 has 1 field, the first line names 2."),
+        (b"image_path,person_name\na.png,\nb.png,Ana\n", "row 1 has no person_name."),
+        (b"image_path,person_name\na.png,Ana\n", "one face makes no pair."),
+    ],
+)
+def test_a_table_that_is_none(content, problem, tmp_path, capsys):
+    (tmp_path / "t.csv").write_bytes(content)
+    assert refused(capsys, 3, tmp_path / "t.csv").startswith(f"{tmp_path / 't.csv'}: {problem}")
+
+
+def test_a_parquet_table_that_is_none(tmp_path, capsys):
+    pytest.importorskip("pyarrow")
+    (tmp_path / "t.parquet").write_text("no")
+    error = refused(capsys, 3, tmp_path / "t.parquet")
+    assert error.startswith(f"{tmp_path / 't.parquet'}: cannot be read as a Parquet table (")
+
+
+def test_a_parquet_table_is_as_good_as_a_csv(crops, network, tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    from faces.face_table import read_table
+
+    table = read_table(crops / "faces.csv")
+    columns = {name: list(values) for name, values in table.columns.items()}
+    columns["image_path"] = [str(path) for path in table.files()]
+    parquet.write_table(pyarrow.table(columns), tmp_path / "t.parquet")
+    arguments = ("--model", network, *FIXED)
+    ours = evaluated(tmp_path, tmp_path / "t.parquet", *arguments)
+    theirs = evaluated(tmp_path, crops / "faces.csv", *arguments)
+    assert [ours[name] for name in FIGURES] == [theirs[name] for name in FIGURES]
+
+
+def test_images_that_are_no_crops(crops, network, tmp_path, capsys):
+    Image.new("RGB", (250, 250)).save(tmp_path / "a.png")
+    table = write_csv(
+        tmp_path / "t.csv", [{"image_path": "a.png", "person_name": name} for name in ("Ana", "Bo")] * 10
+    )
+    error = refused(capsys, 3, table, "--model", network, *FIXED)
+    assert error.startswith(f"{tmp_path / 'a.png'}: its 250x250 pixels are not those of a crop")
+
+
+def test_options_that_do_not_fit(crops, network, pairs, capsys):
+    table = crops / "faces.csv"
+    assert "--pairs, --mirrored: --classify takes no pairs" in refused(
+        capsys, 2, table, "--classify", "--pairs", pairs, "--mirrored"
+    )
+    assert "--pairs needs the folder of the set" in refused(capsys, 2, table, "--pairs", pairs)
+    assert "a folder needs a list of pairs, such as --pairs pairs.txt" in refused(capsys, 2, crops / "lfw")
+    assert "this is neither a folder nor a table (.csv or .parquet)" in refused(capsys, 2, network)
+    error = refused(
+        capsys,
+        2,
+        crops / "lfw",
+        "--pairs",
+        pairs,
+        "--model",
+        network,
+        "--standardise",
+        "fixed",
+        "--folds",
+        "99",
+    )
+    assert error == "11 pairs cannot make 99 folds. Give --folds 11 or fewer."
+    for option, value in (("--far", "0"), ("--far", "1.5"), ("--folds", "0"), ("--batch-size", "-1")):
+        with pytest.raises(SystemExit) as caught:
+            main([str(table), option, value])
+        assert caught.value.code == 2
+
+
+def test_labels_that_are_no_classes_of_the_network(crops, network, tmp_path, capsys):
+    rows = [{"image_path": str(crops / "lfw/Bo_Ek/Bo_Ek_0001.png"), "label": label} for label in ("6", "7")]
+    table = write_csv(tmp_path / "t.csv", rows)
+    error = refused(capsys, 3, table, "--classify", "--model", network, *FIXED)
+    assert error.startswith(f"{table}: row 2 has the label '7', and the 7 classes of {network} are 0 to 6.")
+
+
+def test_without_scikit_learn_the_extra_is_named(crops, capsys, monkeypatch):
+    monkeypatch.setattr(run.importlib.util, "find_spec", lambda name: None)
+    assert refused(capsys, 4, crops / "faces.csv") == (
+        "evaluate needs scikit-learn and scipy, not installed here: pip install 'facenet-port[faces]'."
+    )

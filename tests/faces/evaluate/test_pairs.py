@@ -1,0 +1,121 @@
+"""Lists of pairs: those of LFW in their forms, pairs that are missing, and lists of another set."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+
+from converter.errors import SourceError
+from faces.evaluate.pairs import all_pairs, find_images, read_pairs
+from tests.faces.evaluate.original import load_original
+
+PAIRS = """2\t2
+Abel_Pacheco\t1\t4
+Akhmed_Zakayev\t1\t3
+Abel_Pacheco\t2\tAkhmed_Zakayev\t10
+Akhmed_Zakayev\t3\tAbel_Pacheco\t1
+Abel_Pacheco\t1\t2
+Akhmed_Zakayev\t1\t10
+Abel_Pacheco\t4\tAkhmed_Zakayev\t1
+Akhmed_Zakayev\t3\tAbel_Pacheco\t2
+"""
+IMAGES = {"Abel_Pacheco": (1, 2, 4), "Akhmed_Zakayev": (1, 3, 10)}
+
+
+@pytest.fixture
+def lfw(tmp_path):
+    """A folder in the form of lfw, some of whose files are .png, and its pairs.txt."""
+    for person, numbers in IMAGES.items():
+        (tmp_path / "lfw" / person).mkdir(parents=True)
+        for number in numbers:
+            ending = "png" if number == 3 else "jpg"
+            (tmp_path / "lfw" / person / f"{person}_{number:04d}.{ending}").touch()
+    (tmp_path / "pairs.txt").write_text(PAIRS)
+    return tmp_path
+
+
+@pytest.mark.real
+def test_pairs_and_files_are_the_originals(lfw):
+    original = load_original()
+    pairs = [line.split() for line in PAIRS.splitlines()[1:]]
+    paths, same = original.get_paths(str(lfw / "lfw"), pairs)
+    found = find_images(read_pairs(lfw / "pairs.txt"), lfw / "lfw")
+    assert [str(found.images[place]) for place in found.pairs.first] == paths[0::2]
+    assert [str(found.images[place]) for place in found.pairs.second] == paths[1::2]
+    assert found.pairs.same.tolist() == same
+    assert found.skipped == 0
+    assert len(found.images) == 6  # each once
+
+
+def test_the_forms_of_a_list(lfw):
+    listed = read_pairs(lfw / "pairs.txt")
+    assert (listed.folds, listed.stated, len(listed.pairs)) == (2, 8, 8)
+    dev = lfw / "pairsDevTest.txt"
+    dev.write_bytes(b"\xef\xbb\xbf1\r\nAbel_Pacheco 1 2\r\n\r\nAbel_Pacheco 1 Akhmed_Zakayev 3\r\n")
+    listed = read_pairs(dev)
+    assert (listed.folds, listed.stated, len(listed.pairs)) == (1, 2, 2)
+    assert [pair.same for pair in listed.pairs] == [True, False]
+    assert listed.pairs[1].second.stem == "Akhmed_Zakayev/Akhmed_Zakayev_0003"
+
+
+def test_pairs_whose_files_are_missing_are_skipped_and_counted(lfw):
+    (lfw / "lfw" / "Abel_Pacheco" / "Abel_Pacheco_0004.jpg").unlink()
+    found = find_images(read_pairs(lfw / "pairs.txt"), lfw / "lfw")
+    assert found.skipped == 2
+    assert len(found.pairs) == 6
+    assert found.pairs.same.tolist() == [True, False, False, True, True, False]
+    assert len(found.images) == 5
+
+
+def test_a_list_that_was_cut_off_is_told(lfw):
+    (lfw / "pairs.txt").write_text("\n".join(PAIRS.splitlines()[:-2]))
+    found = find_images(read_pairs(lfw / "pairs.txt"), lfw / "lfw")
+    assert found.notes == ("the first line of pairs.txt states 8 pairs, it lists 6",)
+
+
+def test_a_list_of_another_set_is_refused(lfw):
+    (lfw / "pairs.txt").write_text("1 1\nSomebody_Else 1 2\nSomebody_Else 1 Abel_Pacheco 1\n")
+    with pytest.raises(SourceError) as caught:
+        find_images(read_pairs(lfw / "pairs.txt"), lfw / "lfw")
+    assert str(caught.value) == (
+        f"{lfw / 'lfw'}: it has both images of none of the 2 pairs in pairs.txt, such as "
+        "Somebody_Else/Somebody_Else_0001.jpg. Give the folder of the set that the list belongs to."
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"", "this is not a list of pairs"),
+        (b"\x89PNG\xff\xfe", "this is not a list of pairs"),
+        (b"10 300\n", "it lists no pairs"),
+        (b"Abel_Pacheco 1 4\n", "line 1 is 'Abel_Pacheco 1 4', not a count of folds"),
+        (b"0 300\nA 1 2\n", "line 1 is '0 300', not a count of folds"),
+        (b"10 300\nA 1 2\nA 1\n", "line 3 is 'A 1', not a pair"),
+        (b"10 300\nA 1 2 B 3\n", "line 2 is 'A 1 2 B 3', not a pair"),
+        (b"10 300\nA 1 B x\n", "line 2 is 'A 1 B x', not a pair"),
+        ("10 300\nA ² 1\n".encode(), "line 2 is 'A ² 1', not a pair"),
+    ],
+)
+def test_what_is_no_list_is_told_by_line(content, problem, tmp_path):
+    (tmp_path / "pairs.txt").write_bytes(content)
+    with pytest.raises(SourceError) as caught:
+        read_pairs(tmp_path / "pairs.txt")
+    assert str(caught.value).startswith(f"{tmp_path / 'pairs.txt'}: {problem}. Its first line is a count")
+
+
+def test_names_with_spaces_are_read_between_tabs(tmp_path):
+    (tmp_path / "pairs.txt").write_text("1\nAnna Lind\t1\t2\nAnna Lind\t1\tJo Ek\t2\n")
+    pairs = read_pairs(tmp_path / "pairs.txt").pairs
+    assert pairs[1].second.stem == "Jo Ek/Jo Ek_0002"
+
+
+def test_all_pairs_are_the_combinations_in_order():
+    people = ["b", "a", "b", "c", "a"]
+    pairs = all_pairs(people)
+    expected = list(combinations(range(5), 2))
+    assert list(zip(pairs.first.tolist(), pairs.second.tolist(), strict=True)) == expected
+    assert pairs.same.tolist() == [people[first] == people[second] for first, second in expected]
+    assert np.count_nonzero(pairs.same) == 2
