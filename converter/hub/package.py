@@ -71,6 +71,7 @@ def download_package(source: PackageSource, folder: Path, progress: Progress) ->
 @contextmanager
 def _client(settings: PipSettings) -> Iterator[Any]:
     """Open a client with pip's certificates, credentials, proxy and timeout; it never asks for a password."""
+    import httpx2
     from unearth.auth import MultiDomainBasicAuth
     from unearth.fetchers import PyPIClient
 
@@ -84,7 +85,7 @@ def _client(settings: PipSettings) -> Iterator[Any]:
             follow_redirects=True,
             headers={"Accept-Encoding": "identity"},  # the bytes of the file, for its SHA-256
         )
-    except (ImportError, ValueError) as error:
+    except (ImportError, ValueError, httpx2.InvalidURL) as error:
         problem = f"the proxy in pip's settings or in HTTPS_PROXY cannot be used ({error})"
         raise RequirementError(f"{problem}. Correct its address.") from None
     addresses = (*settings.find_links, settings.index_url or "", *settings.extra_index_urls)
@@ -171,8 +172,9 @@ def _download(finder: PackageFinder, source: PackageSource, folder: Path, progre
             _remove(link, folder)
             others.append(error.actual["sha256"])
         except UnpackError as error:
-            status = getattr(error.__context__, "response", None)
-            raise _NotServedError(_explain_status(status.status_code if status else 0)) from None
+            response = getattr(error.__context__, "response", None)
+            status = f" (HTTP status {response.status_code})" if response is not None else ""
+            raise _NotServedError(f"it lists the file and does not give it{status}") from None
         except httpx2.HTTPError as error:
             _remove(link, folder)
             begun = not isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout)
@@ -240,8 +242,13 @@ def _packages(finder: PackageFinder, name: str) -> Sequence[Package]:
 def _unearth_log() -> Iterator[list[str]]:
     """Collect what unearth only logs, such as why a page cannot be read, and keep it off stderr."""
     problems: list[str] = []
+
+    def collect(record: logging.LogRecord) -> None:
+        if record.name == "unearth.collector" and isinstance(record.args, tuple):
+            problems.append(str(record.args[-1]))
+
     handler = logging.Handler(logging.WARNING)
-    handler.emit = lambda record: problems.append(str(record.args[-1]))  # type: ignore[method-assign, index]
+    handler.emit = collect  # type: ignore[method-assign]
     logger = logging.getLogger("unearth")
     propagate = logger.propagate
     logger.addHandler(handler)

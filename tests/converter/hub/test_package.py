@@ -173,8 +173,9 @@ def test_a_proxy(index, monkeypatch, way):
     assert set(index.hosts) == {"index.example.org"}
 
 
-def test_a_proxy_that_nobody_understands(index, monkeypatch):
-    monkeypatch.setenv("PIP_PROXY", "gopher://me:s3cr3t@localhost:1")
+@pytest.mark.parametrize("proxy", ["gopher://me:s3cr3t@localhost:1", "http://me:s3cr3t@[::1"])
+def test_a_proxy_that_nobody_understands(index, monkeypatch, proxy):
+    monkeypatch.setenv("PIP_PROXY", proxy)
     message = assert_fails(
         WHEEL, "the proxy in pip's settings or in HTTPS_PROXY cannot be used", "Correct its address"
     )
@@ -261,7 +262,13 @@ def test_an_index_that_does_not_have_it(index, page, says, capfd):
 def test_a_file_that_the_index_lists_and_does_not_have(index):
     index.page = index.listing()
     index.files = {}
-    assert_fails(WHEEL, "it does not have this package")
+    assert_fails(WHEEL, "it lists the file and does not give it (HTTP status 404)")
+
+
+def test_a_netrc_that_cannot_be_read_is_no_fault_of_the_index(index, capfd):
+    (Path.home() / ".netrc").write_text("nonsense\n")
+    assert get_model(WHEEL) == {"faces.h5": CONTENT}
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_transfer_that_breaks_off(index):
