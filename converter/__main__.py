@@ -38,8 +38,8 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "-o", "--output", metavar="OUT", type=command_line.path,
-        help="file to write, or checkpoint prefix (default: <model>-<dataset>.pt in this folder); with "
-        "--all-steps, and for mtcnn, a folder (default: this one)",
+        help="file to write, or checkpoint prefix (default: <model>-<dataset>.pt in this folder); a folder "
+        "for mtcnn and with --all-steps (default: this one)",
     )  # fmt: skip
     parser.add_argument(
         "--to",
