@@ -86,10 +86,10 @@ def _work(arguments: argparse.Namespace) -> int:
     atexit.register(gc.freeze)
     model = _find_model(arguments)
     source = arguments.source if model is None else model.path
-    if arguments.all_steps:
-        return _convert_folder(arguments, source)
     if model is not None and len(model.files) > 1 and model.entry.networks:
         return _convert_networks(arguments, model)
+    if arguments.all_steps:
+        return _convert_folder(arguments, source)
     return _convert(arguments, source, model)
 
 
@@ -149,12 +149,15 @@ def _convert_networks(arguments: argparse.Namespace, model: LocalModel) -> int:
     from converter import render
     from converter.convert_folder import convert_networks
 
-    if arguments.parts or arguments.sha256 or arguments.step is not None:
-        raise UsageError("--parts, --sha256 and --step are for one network. Give one, as in mtcnn/det1.npy.")
+    for option in ("all_steps", "ignore", "parts", "sha256", "step"):
+        if getattr(arguments, option) not in (None, False, []):
+            name = option.replace("_", "-")
+            raise UsageError(f"--{name} is for one network. Give one, as in mtcnn/det1.npy.")
     conversions = convert_networks(
         model,
         arguments.output or Path(),
         output_format=_output_format(arguments),
+        weights=arguments.weights,
         strict=arguments.strict,
         overwrite=arguments.overwrite,
         reserved=arguments.json,

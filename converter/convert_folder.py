@@ -127,6 +127,7 @@ def convert_networks(
     output_folder: Path | str = Path(),
     *,
     output_format: OutputFormat = "pt",
+    weights: Weights = "variable",
     strict: bool = False,
     overwrite: bool = False,
     reserved: Path | None = None,
@@ -137,6 +138,7 @@ def convert_networks(
         model: MTCNN, as `hub.locate.find_model("mtcnn")` gives it.
         output_folder: Folder for the outputs.
         output_format: "pt" or "safetensors".
+        weights: As in `plan_conversion`.
         strict: As in `convert_file`.
         overwrite: Whether to replace existing files.
         reserved: As in `convert_file`.
@@ -161,6 +163,7 @@ def convert_networks(
             model.files[name],
             output,
             output_format=output_format,
+            weights=weights,
             model=model,
             strict=strict,
             overwrite=overwrite,

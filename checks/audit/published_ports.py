@@ -52,11 +52,14 @@ def find_port(port: Path) -> Path:
     """Find the file of a port: the path itself, or a published name's state_dict in torch.hub's cache.
 
     Raises:
+        UsageError: The name is that of several networks.
         RequirementError: The cache does not hold the file of a published name.
     """
     entry = None if port.exists() else catalog.find_entry(str(port))
     if entry is None:
         return port
+    if entry.networks:
+        raise UsageError(f"{port} is {len(entry.networks)} networks. Give the file of one, such as pnet.pt.")
     path = hub_checkpoints() / entry.state_dict_name
     if not path.is_file():
         raise RequirementError(

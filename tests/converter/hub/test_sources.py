@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from checks.audit.__main__ import main as audit
 from converter.__main__ import main
 from converter.convert import to_numpy_state_dict
 from converter.errors import SourceError, UsageError
@@ -163,6 +164,13 @@ def test_the_real_detector_by_name(packages, mtcnn_archive, capsys, monkeypatch)
     Path("pnet.pt").unlink()
     assert main(["mtcnn"]) == 2  # rnet.pt exists, so not even pnet.pt is written
     assert not Path("pnet.pt").exists()
+    capsys.readouterr()
+    for options in ("--all-steps", "--parts", "--step 1", "--weights average", "-o nowhere", "--ignore x",
+                    "--json pnet.pt.json", "--to tensorflow"):  # fmt: skip
+        assert main(["mtcnn", "--overwrite", *options.split()]) in (2, 3), options
+        assert capsys.readouterr().err.count("error: ") == 1
+        assert not Path("pnet.pt").exists()
+    assert audit(["mtcnn"]) == 2
     assert main(["mtcnn", "--overwrite", "--quiet"]) == 0
     assert main(["mtcnn/det2.npy", "-o", "one.pt", "--quiet"]) == 0
     assert Path("one.pt").read_bytes() == Path("rnet.pt").read_bytes()
