@@ -95,9 +95,9 @@ def _client(settings: PipSettings) -> Iterator[Any]:
 
 
 def _trusted_mounts(settings: PipSettings) -> dict[str, Any]:
-    """How trusted hosts are reached: without a check of their certificate, but through the proxy.
+    """Make the transports to trusted hosts: their certificate is not verified, but the proxy is used.
 
-    unearth's own transport for them knows no proxy.
+    unearth's own transport for them uses no proxy.
     """
     import httpx2
 
