@@ -75,7 +75,7 @@ def require_variables(tensors: Mapping[str, NDArray[Any]]) -> None:
         if name in tensors and np.shape(tensors[name]) != shape
     ]
     if problems:
-        raise ValueError("not the variables of Inception-ResNet-v1: " + "; ".join(problems))
+        raise ValueError("not the variables of this network: " + "; ".join(problems))
 
 
 def graph_shapes() -> dict[str, tuple[int, ...]]:
