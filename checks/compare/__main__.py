@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _EPILOG = """\
 Without SOURCE the built-in checkpoint is compared; the first time it is written to the user's cache.
 
-exit codes: 0 all four judgements hold; 1 a difference was found; 2 wrong usage; 3 an input is unreadable,
+exit codes: 0 every judgement holds; 1 a difference was found; 2 wrong usage; 3 an input is unreadable,
 corrupt or another network, or the source's values are not finite; 4 something that is needed, such as
 TensorFlow, is missing; 130 interrupted, 143 by SIGTERM, 129 by SIGHUP
 """

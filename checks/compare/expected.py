@@ -15,7 +15,7 @@ from checks.core.judgement import Judgement
 from checks.core.source_tensors import BrokenSource
 from checks.core.tensorflow_side import Activations
 from checks.core.types import Arrays
-from converter.layer_map import Variant
+from converter.mtcnn_layer_map import Network
 from converter.network_names import NetworkTensors
 from converter.plan import Plan
 
@@ -37,11 +37,6 @@ class Checkpoint:
     source: NetworkTensors
     tensors: Arrays
     plan: Plan
-
-    @property
-    def logits(self) -> bool:
-        """True if it has a classifier."""
-        return self.plan.variant.num_classes is not None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -74,7 +69,7 @@ class Facts:
     own_graph: str | None
     files: tuple[str, ...]
     seed: int
-    variant: Variant
+    variant: Network
     broken: BrokenSource | None = None
     names: tuple[str, ...] = ()
 
@@ -122,7 +117,7 @@ class ExpectedFromBrokenSource(Expected):
             own_graph=None,
             files=tuple(map(str, self.checkpoint.source.files)),
             seed=self.seed,
-            variant=self.checkpoint.plan.variant,
+            variant=self.checkpoint.plan.network,
             broken=self.reason,
         )
 

@@ -13,9 +13,9 @@ from checks.compare.activation_file import ActivationFile
 from checks.compare.expected import DIAGNOSED_IMAGES, Checkpoint, DiagnosisReference, Expected, Facts
 from checks.compare.judge import judge_stored_tensors, judge_tensors
 from checks.core import thresholds
-from checks.core.activations import activation_names, run_pytorch
+from checks.core.activations import activations_of, run_pytorch
 from checks.core.environment import machine, versions
-from checks.core.inputs import SEEDED
+from checks.core.inputs import input_names
 from checks.core.judgement import Judgement
 from checks.core.metrics import relative_l2
 from checks.core.models import Port, build_port
@@ -27,6 +27,7 @@ from converter.convert import convert_tensors
 from converter.errors import SourceError, UsageError
 from converter.layer_map import Variant
 from converter.manifest import tensor_digest
+from converter.mtcnn_layer_map import MtcnnNetwork, Network
 from converter.plan import Weights
 
 
@@ -39,7 +40,7 @@ def provenance(
         "source": checkpoint.source.path.name,
         "format": checkpoint.source.format,
         "own_graph": own_graph,
-        "variant": asdict(plan.variant),
+        "variant": asdict(plan.network),
         "weights": plan.weights,
         "seed": seed,
         "environment": machine() | versions(),  # without the date: the same input gives the same bytes
@@ -85,7 +86,8 @@ class ExpectedFromFile(Expected):
         """
         known = [list(self._names(every_layer=every_layer)) for every_layer in (False, True)]
         stored = self.stored.provenance
-        if self.stored.inputs[: len(SEEDED)] != SEEDED or list(stored["activations"]) not in known:
+        seeded = input_names(self._network)
+        if self.stored.inputs[: len(seeded)] != seeded or list(stored["activations"]) not in known:
             raise SourceError(
                 self.path,
                 "the stored comparison is incomplete",
@@ -112,7 +114,7 @@ class ExpectedFromFile(Expected):
             own_graph=stored["own_graph"],
             files=tuple(map(str, (*files, self.path))),
             seed=stored["seed"],
-            variant=Variant(**stored["variant"]),
+            variant=self._network,
             names=() if self.checkpoint is None else self.checkpoint.names,
         )
 
@@ -143,7 +145,7 @@ class ExpectedFromFile(Expected):
         names = self._names(every_layer=True)
         if len(activations) < len(names):
             # Only stages were stored: compute the layers between them with the converted checkpoint.
-            port = build_port(expected, self.checkpoint.plan.variant)
+            port = build_port(expected, self.checkpoint.plan.network)
             assert isinstance(port, Port)  # a converted checkpoint loads
             computed = run_pytorch(port.float64, images, names)
             for name, array in activations.items():
@@ -154,6 +156,10 @@ class ExpectedFromFile(Expected):
         averages = alternative_state_dict(self.checkpoint.tensors, self.checkpoint.plan.weights)
         return DiagnosisReference(activations, images, expected, averages)
 
+    @property
+    def _network(self) -> Network:
+        stored = self.stored.provenance["variant"]
+        return MtcnnNetwork(**stored) if "name" in stored else Variant(**stored)
+
     def _names(self, *, every_layer: bool) -> tuple[str, ...]:
-        logits = self.stored.provenance["variant"]["num_classes"] is not None
-        return activation_names(every_layer=every_layer, logits=logits)
+        return activations_of(self._network, every_layer=every_layer)

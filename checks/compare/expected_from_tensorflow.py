@@ -15,8 +15,8 @@ from checks.compare.activation_file import ActivationWriter
 from checks.compare.expected import DIAGNOSED_IMAGES, Checkpoint, DiagnosisReference, Expected, Facts
 from checks.compare.expected_from_file import provenance
 from checks.compare.judge import judge_tensors
-from checks.core.activations import activation_names
-from checks.core.inputs import InputBatch, photograph_inputs, seeded_inputs
+from checks.core.activations import activations_of
+from checks.core.inputs import InputBatch, inputs_of, photograph_inputs
 from checks.core.judgement import Judgement
 from checks.core.source_tensors import alternative_state_dict, expected_state_dict
 from checks.core.tensorflow_side import Activations, TensorFlowSide
@@ -55,7 +55,7 @@ class ExpectedFromTensorFlow(Expected):
             own_graph=None if graph is None else graph.name,
             files=tuple(map(str, files if graph is None else (*files, graph))),
             seed=self.seed,
-            variant=self.checkpoint.plan.variant,
+            variant=self.checkpoint.plan.network,
             names=self.checkpoint.names,
         )
 
@@ -66,14 +66,15 @@ class ExpectedFromTensorFlow(Expected):
 
     def activations(self) -> Iterator[Activations]:
         """Run one input after another; the first time, store the activations in `save`."""
-        names = activation_names(every_layer=self.every_layer, logits=self.checkpoint.logits)
+        network = self.checkpoint.plan.network
+        names = activations_of(network, every_layer=self.every_layer)
         with ExitStack() as stack:
             writer = None
             if self.save is not None:
                 stated = provenance(self.checkpoint, self.facts.own_graph, self.seed, names)
                 writer = stack.enter_context(ActivationWriter(self.save, stated))
                 self.save = None
-            for batch in chain(seeded_inputs(self.seed), photograph_inputs(self.photographs)):
+            for batch in chain(inputs_of(network, self.seed), photograph_inputs(self.photographs, network)):
                 self.say(f"comparing: {batch.name}")
                 activations = self.tensorflow.run(batch, names)
                 if writer is not None and activations.broken is None:
@@ -82,8 +83,9 @@ class ExpectedFromTensorFlow(Expected):
 
     def diagnosis_reference(self) -> DiagnosisReference:
         """Run every layer on the first images of the first input."""
-        images = seeded_inputs(self.seed)[0].images[:DIAGNOSED_IMAGES]
-        names = activation_names(every_layer=True, logits=self.checkpoint.logits)
+        network = self.checkpoint.plan.network
+        images = inputs_of(network, self.seed)[0].images[:DIAGNOSED_IMAGES]
+        names = activations_of(network, every_layer=True)
         return DiagnosisReference(
             self.tensorflow.run(InputBatch("diagnosis", images), names).float64,
             images,

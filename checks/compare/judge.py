@@ -62,7 +62,9 @@ def judge_tensors(
     if details:
         statement = f"{_tensors_differ(len(details))} from the source"
     else:
-        statement = f"{converted} converted bit for bit, {synthesised} synthesised as stated"
+        statement = f"{converted} converted bit for bit"
+        if synthesised:  # a network of MTCNN has none
+            statement += f", {synthesised} synthesised as stated"
         if plan.casts:
             dtypes = " and ".join(sorted({str(dtype) for dtype in plan.casts.values()}))
             statement += f" ({len(plan.casts)} of them of {dtypes}, cast to float32 first)"
@@ -125,7 +127,7 @@ def judge_mapping(inputs: Sequence[InputMeasurement]) -> Judgement:
     details = []
     for batch in inputs:
         if not batch.distance64 <= limit:
-            details.append(f"{batch.name}: embeddings are {_apart(batch.distance64)}")
+            details.append(f"{batch.name}: {batch.outputs} are {_apart(batch.distance64)}")
         first = next((measured for measured in batch.activations if measured.diverges), None)
         if first is not None:
             place = short_name(first.activation)
@@ -134,8 +136,8 @@ def judge_mapping(inputs: Sequence[InputMeasurement]) -> Judgement:
     measured = [measured for batch in inputs for measured in batch.activations]
     worst = max(measured, key=lambda measured: measured.float64.relative_l2)
     statement = (
-        f"float64: embeddings {_apart(distance)}, worst activation {figure(worst.float64.relative_l2)} "
-        f"({short_name(worst.activation)}); limit {limit:.0e}"
+        f"float64: {inputs[0].outputs} {_apart(distance)}, worst activation "
+        f"{figure(worst.float64.relative_l2)} ({short_name(worst.activation)}); limit {limit:.0e}"
     )
     share = max(distance, worst.float64.relative_l2) / limit
     return Judgement("mapping", not details, statement, tuple(details), share)

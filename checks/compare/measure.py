@@ -14,10 +14,12 @@ from checks.compare.result import ActivationMeasurement, InputMeasurement
 from checks.core.activations import activation_names, run_pytorch
 from checks.core.metrics import Difference, difference, l2_norm, relative_l2
 from checks.core.models import Port
+from checks.core.mtcnn_network import outputs_among
 from checks.core.network import EMBEDDINGS, LOGITS
 from checks.core.rounding import LayerRounding, first_image, measure_rounding
 from checks.core.tensorflow_side import Activations
 from checks.core.types import Arrays
+from reference import InceptionResnetV1
 
 _INFINITELY_FAR = Difference(math.inf, math.inf, -1.0, 2**64 - 1, math.inf)
 _UNMEASURED = Difference(math.nan, math.nan, math.nan, 0, math.nan)
@@ -27,7 +29,9 @@ def run_and_measure(port: Port, expected: Activations) -> InputMeasurement:
     """Run both models of a port on an input and measure them against TensorFlow."""
     names = tuple(expected.float64)
     images = expected.batch.images
-    every_layer = activation_names(every_layer=True, logits=LOGITS in names)
+    every_layer = names
+    if isinstance(port.float32, InceptionResnetV1):
+        every_layer = activation_names(every_layer=True, logits=LOGITS in names)
     float32 = run_pytorch(port.float32, images, every_layer)
     rounding = measure_rounding(port.float64, *first_image(images, float32))
     return measure(expected, float32, run_pytorch(port.float64, images, names), rounding=rounding)
@@ -59,16 +63,18 @@ def measure(
             measure_activation(name, expected, float32[name], float64[name], judged_only=judged_only)
             for name in expected.float64
         ]
-    gap32 = _gap(float32.get(EMBEDDINGS), expected.float32[EMBEDDINGS])
-    gap64 = _gap(float64.get(EMBEDDINGS), expected.float64[EMBEDDINGS])
+    outputs = outputs_among(expected.float64)
+    gap32 = _gap(float32, expected.float32, outputs)
+    gap64 = _gap(float64, expected.float64, outputs)
+    whole = l2_norm if EMBEDDINGS in outputs else _largest_row  # P-Net gives any number of windows
     return InputMeasurement(
         name=expected.batch.name,
         images=len(expected.batch.images),
         own_graph=expected.own_graph,
         activations=tuple(measured),
-        distance64=l2_norm(gap64),
-        distance32=l2_norm(gap32),
-        row_distance32=max(l2_norm(row) for row in gap32),
+        distance64=whole(gap64),
+        distance32=whole(gap32),
+        row_distance32=_largest_row(gap32),
         rebuilt=expected.rebuilt,
         own_rounding=expected.own_rounding,
         rounding=rounding,
@@ -115,9 +121,22 @@ def _relative(actual: NDArray[Any], expected: NDArray[Any]) -> float:
     return relative_l2(actual, expected) if actual.shape == expected.shape else math.inf
 
 
-def _gap(actual: NDArray[Any] | None, expected: NDArray[Any]) -> NDArray[Any]:
-    """The difference in float64; infinite throughout if the shapes differ."""
-    if actual is None or actual.shape != expected.shape:
-        return np.full(expected.shape, np.inf)
-    gap: NDArray[Any] = actual.astype(np.float64) - expected
-    return gap
+def _gap(actual: Arrays, expected: Arrays, outputs: Sequence[str]) -> NDArray[Any]:
+    """The differences of the outputs in float64; infinite throughout if a shape differs.
+
+    Returns:
+        (rows, values): a row for each image, of P-Net for each window.
+    """
+    gaps = []
+    for name in outputs:
+        array = expected[name]
+        if name not in actual or actual[name].shape != array.shape:
+            gap: NDArray[Any] = np.full(array.shape, np.inf)
+        else:
+            gap = actual[name].astype(np.float64) - array
+        gaps.append(gap.reshape(-1, gap.shape[-1]))
+    return np.concatenate(gaps, axis=1)
+
+
+def _largest_row(gap: NDArray[Any]) -> float:
+    return max(l2_norm(row) for row in gap)

@@ -12,7 +12,8 @@ from checks.compare.table import activation_table, input_table
 from checks.core import thresholds
 from checks.core.activations import STAGES
 from checks.core.metrics import figure
-from checks.core.network import EMBEDDINGS, describe_network, short_name
+from checks.core.mtcnn_network import outputs_among
+from checks.core.network import describe_network, short_name
 from checks.report.charts import Drawer
 from checks.report.content import Head
 from checks.report.depth_chart import DOUBLE, SINGLE, Depth, Limit, Mark, Series
@@ -108,7 +109,7 @@ def _measured(result: CompareResult, shown: InputMeasurement, drawer: Drawer) ->
         "undrawn": len(others) - len(drawn),
         "inputs": input_table(result.inputs),
         "activations": activation_table(shown),
-        "every_layer": len(shown.activations) > len(STAGES) + 2,
+        "every_layer": shown.outputs == "outputs" or len(shown.activations) > len(STAGES) + 2,
         "mapping": f"{thresholds.MAPPING:.0e}",
     }
 
@@ -161,11 +162,12 @@ def _panels(batch: InputMeasurement) -> tuple[Panel, ...]:
     first = next((measured for measured in batch.activations if measured.diverges), None)
     chosen = first or _worst(batch)
     name = short_name(chosen.activation).rpartition("/")[2]
-    embeddings = next(measured for measured in batch.activations if measured.activation == EMBEDDINGS)
+    names = outputs_among([measured.activation for measured in batch.activations])
+    outputs = [measured for measured in batch.activations if measured.activation in names]
     return (
         _panel(f"all {len(batch.activations)} activations", batch.activations),
         _panel(f"{'worst activation' if first is None else 'first divergence'}: {name}", [chosen]),
-        _panel("embeddings", [embeddings]),
+        _panel(batch.outputs, outputs),
     )
 
 

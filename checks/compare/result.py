@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # a result is read without NumPy and PyTorch
     from checks.core.rounding import LayerRounding
     from checks.core.source_tensors import BrokenSource
     from checks.diagnosis.result import Diagnosis
-    from converter.layer_map import Variant
+    from converter.mtcnn_layer_map import Network
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +52,10 @@ class InputMeasurement:
         images: The number of its images.
         own_graph: As in `Activations`.
         activations: In the order of evaluation.
-        distance64: Frobenius distance of the embeddings in float64.
-        distance32: Frobenius distance of the embeddings in float32.
-        row_distance32: Largest distance of a single embedding in float32.
+        distance64: Frobenius distance of the embeddings in float64; of a network of MTCNN the largest
+            distance of one window's outputs.
+        distance32: The same in float32.
+        row_distance32: Largest distance of a single embedding, or of one window's outputs, in float32.
         rebuilt: As in `Activations`.
         own_rounding: As in `Activations`.
         rounding: The rounding of every layer of PyTorch's float32 network, on the first image.
@@ -75,6 +76,12 @@ class InputMeasurement:
     def label(self) -> str:
         """The input and the number of its images, such as "standard normal, 5 images"."""
         return f"{self.name}, {counted(self.images, 'image')}"
+
+    @property
+    def outputs(self) -> str:
+        """The plural noun for the outputs that the distances are of."""
+        is_mtcnn = all(measured.activation != "embeddings" for measured in self.activations)
+        return "outputs" if is_mtcnn else "embeddings"
 
     @property
     def first_divergence(self) -> str | None:
@@ -119,8 +126,9 @@ class CompareResult:
         source: The checkpoint that the port was compared with.
         state_dict: The file that was judged; None if the source was converted and the result judged.
         own_graph: The file of the checkpoint's own graph; None if only the rebuilt graph ran.
-        variant: The variant of the network.
-        judgements: tensors, mapping, rounding, headline; of a broken source, tensors alone.
+        variant: The network.
+        judgements: tensors, mapping, rounding, headline; of a network of MTCNN, the first three; of a broken
+            source, tensors alone.
         inputs: The figures of each input; empty if the state_dict does not load or the source is broken.
         environment: As `checks.core.environment.environment` gives it.
         diagnosis: The wrong layers and their causes; None if every judgement holds or nothing was diagnosed.
@@ -137,7 +145,7 @@ class CompareResult:
     source: str
     state_dict: str | None
     own_graph: str | None
-    variant: Variant
+    variant: Network
     judgements: tuple[Judgement, ...]
     inputs: tuple[InputMeasurement, ...]
     environment: Mapping[str, Any]

@@ -26,18 +26,19 @@ from checks.core.source_tensors import (
     find_broken_source,
     float32_variables,
     plan_source,
-    refuse_mtcnn,
 )
 from checks.core.tensorflow_side import TensorFlowSide, require_tensorflow
 from checks.core.types import Arrays, Say
 from checks.diagnosis.diagnose import diagnose
 from checks.diagnosis.result import Diagnosis
 from converter.counts import counted
-from converter.errors import UsageError
+from converter.errors import SourceError, UsageError
 from converter.formats.detect import open_source
 from converter.home_folder import from_home
 from converter.hub.locate import locate
+from converter.layer_map import Variant
 from converter.manifest import file_digest
+from converter.mtcnn_layer_map import MtcnnNetwork, find_network
 from converter.network_names import NetworkTensors, advise_to_ignore, check_ignore
 from converter.plan import Weights
 
@@ -130,7 +131,6 @@ class _Files:
         opened = stack.enter_context(open_source(locate(path), step=self.step))
         named = NetworkTensors(opened, self.ignore)
         tensors, plan = plan_source(named, self.weights)
-        refuse_mtcnn(named, plan)
         return Checkpoint(path, named, tensors, plan)
 
     def load_port(self, checkpoint: Checkpoint | None) -> LoadedPort:
@@ -138,6 +138,8 @@ class _Files:
         converted = self.state_dict if checkpoint is None else checkpoint.source.path
         assert converted is not None  # one of the two is given
         port = load_state_dict(self.state_dict, converted, self.weights, self.ignore)
+        if port.source is not None and checkpoint is not None:
+            _refuse_another_network(port.source, checkpoint)
         sources = (None if checkpoint is None else checkpoint.source, port.source)
         check_ignore(self.ignore, *(source for source in sources if source is not None))
         return port
@@ -180,7 +182,13 @@ def _start_tensorflow(
         return ExpectedFromBrokenSource(checkpoint, broken, options.seed), port
     say("starting TensorFlow")
     tensorflow = stack.enter_context(
-        TensorFlowSide(opened, variables, files.weights, own_graph=not plan.casts)
+        TensorFlowSide(
+            opened,
+            variables,
+            files.weights,
+            own_graph=not plan.casts,
+            network=plan.network if isinstance(plan.network, MtcnnNetwork) else None,
+        )
     )
     expected = ExpectedFromTensorFlow(
         checkpoint, tensorflow, options.every_layer, options.seed, photographs, options.save, say
@@ -208,6 +216,19 @@ def _open_stored(
 
 def _statements(source: NetworkTensors | None) -> tuple[str, ...]:
     return () if source is None else tuple(f"{source.path.name}: {said}" for said in source.statements)
+
+
+def _refuse_another_network(port: NetworkTensors, checkpoint: Checkpoint) -> None:
+    """Refuse a network of MTCNN that is not the source's, and another network for one of MTCNN."""
+    actual, expected = find_network(port, port.naming), checkpoint.plan.network
+    if actual == expected or (actual is None and isinstance(expected, Variant)):
+        return
+    raise SourceError(
+        port.path,
+        f"this is {actual or 'not a network of MTCNN'}, but {checkpoint.path} is "
+        f"{expected if isinstance(expected, MtcnnNetwork) else 'an Inception-ResNet-v1'}",
+        next_step="Give the state_dict of the same network",
+    )
 
 
 def _refuse_activations(path: Path) -> None:
@@ -257,9 +278,13 @@ class _Comparison:
             judgements.append(
                 Judgement("mapping", False, "not judged: the state_dict does not load strictly", (port,))
             )
-            judgements += [Judgement(name, False, "not judged") for name in ("rounding", "headline")]
+            judgements.append(Judgement("rounding", False, "not judged"))
+            if isinstance(facts.variant, Variant):
+                judgements.append(Judgement("headline", False, "not judged"))
         else:
-            judgements += [judge_mapping(inputs), judge_rounding(inputs), judge_headline(inputs)]
+            judgements += [judge_mapping(inputs), judge_rounding(inputs)]
+            if isinstance(facts.variant, Variant):  # no other port quotes a distance of MTCNN's networks
+                judgements.append(judge_headline(inputs))
         judged = () if self.state_dict is None else (str(self.state_dict),)
         return CompareResult(
             source=facts.source,
@@ -326,7 +351,7 @@ class _Comparison:
             message = f"with {corrected} corrected the port still fails ({failed}). Nothing was written."
             return Repair(None, keys, message)
         repairing.write_state_dict_file(path, repaired)
-        message = f"{counted(len(keys), 'tensor')} corrected; all four judgements hold on the result: "
+        message = f"{counted(len(keys), 'tensor')} corrected; all judgements hold on the result: "
         message += from_home(str(path))
         if self.source is not None and self.source.prefix:
             message += f" (its keys are without {self.source.prefix!r})"

@@ -42,14 +42,15 @@ ACTIVATION_COLUMNS = (
 INPUT_COLUMNS = (
     (
         "float64\ndistance",
-        "of the embeddings, both in float64: the root of all squared differences (Frobenius)",
+        "of the embeddings, both in float64: the root of all squared differences (Frobenius). MTCNN: the "
+        "largest distance of one window's outputs",
     ),
     (
         "worst float64\nerror",
         "the largest of the activations' float64 errors, as in the table of activations",
     ),
-    ("float32\ndistance", "of the embeddings, both in float32 (Frobenius); the headline judgement bounds it"),
-    ("largest row,\nfloat32", "the largest float32 distance of one image's embedding"),
+    ("float32\ndistance", "the same in float32; of standard normal images the headline judgement bounds it"),
+    ("largest row,\nfloat32", "the largest float32 distance of one embedding, or of one window's outputs"),
     ("worst\nrounding", "the largest of the layers' figures of this name"),
     (
         "TensorFlow's\nfloat32 graph",
@@ -181,7 +182,7 @@ def _input_cells(batch: InputMeasurement) -> tuple[str, ...]:
 
 def _failed_input_cells(batch: InputMeasurement) -> tuple[int, ...]:
     """Find the indices of the `_input_cells` that fail a judgement."""
-    headline = batch.name == NOISE
+    headline = batch.name == NOISE and batch.outputs == "embeddings"
     failed = {
         0: not batch.distance64 <= thresholds.MAPPING,
         1: batch.first_divergence is not None,

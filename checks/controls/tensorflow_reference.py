@@ -28,6 +28,7 @@ from checks.gradients.train_tensorflow import TrainingReference, train_tensorflo
 from checks.gradients.training_setup import draw_batch
 from converter.formats.source import TensorSource
 from converter.plan import AVERAGE
+from reference import InceptionResnetV1
 
 ODD_SIZE = (149, 125)
 """Height and width, in pixels, at which no pool of the network divides its map evenly."""
@@ -122,11 +123,13 @@ class ControlSource:
         """Build a clean port, with networks of its own."""
         built = build_port(self.arrays, self.plan.variant)
         assert not isinstance(built, str)  # a state_dict made by the table loads
+        single, double = built.float32, built.float64
+        assert isinstance(single, InceptionResnetV1) and isinstance(double, InceptionResnetV1)
         averages = {
             f"{row.variable}/{AVERAGE}": row.layout.inverse.apply(self.averages[row.key])
             for row in self.plan.converted
         }
-        return Pipeline(built.float32, built.float64, self.plan, {**self.tensors, **averages})
+        return Pipeline(single, double, self.plan, {**self.tensors, **averages})
 
     def inputs(self, seed: int) -> tuple[ControlInput, ...]:
         """Run TensorFlow on the inputs at 160x160; the same seed gives the same inputs."""

@@ -13,9 +13,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from checks.core.network import AVERAGE_POOL, BOTTLENECK, EMBEDDINGS, LOGITS, MAX_POOL
+from checks.core.mtcnn_network import MTCNN_LAYERS, MTCNN_MODULES
+from checks.core.network import AVERAGE_POOL, BOTTLENECK, EMBEDDINGS, LOGITS, MAX_POOL, LayerKind
 from converter.layer_map import BLOCKS, CONVOLUTIONS, NETWORK_SCOPE
+from converter.mtcnn_layer_map import MtcnnNetwork, Network
 from reference import InceptionResnetV1
+from reference.mtcnn import ONet, PNet, RNet
+
+MtcnnModel = PNet | RNet | ONet
+Model = InceptionResnetV1 | MtcnnModel
 
 
 def _stage_modules() -> dict[str, str]:
@@ -51,6 +57,18 @@ def activation_names(*, every_layer: bool, logits: bool) -> tuple[str, ...]:
     return (*names, EMBEDDINGS, LOGITS) if logits else (*names, EMBEDDINGS)
 
 
+def activations_of(network: Network, *, every_layer: bool) -> tuple[str, ...]:
+    """The activations of a network to compare, as `activation_names`; of MTCNN's networks always all."""
+    if isinstance(network, MtcnnNetwork):
+        return tuple(MTCNN_LAYERS[network.name])
+    return activation_names(every_layer=every_layer, logits=network.num_classes is not None)
+
+
+def name_of(model: MtcnnModel) -> str:
+    """The name of a network of MTCNN in the layer maps."""
+    return {PNet: "P-Net", RNet: "R-Net", ONet: "O-Net"}[type(model)]
+
+
 Stop = Callable[[str, NDArray[Any]], bool]
 """Takes an activation's name and array, and returns True to end the run there."""
 
@@ -81,7 +99,7 @@ def one_thread() -> Iterator[None]:
 
 
 def run_pytorch(
-    model: InceptionResnetV1,
+    model: Model,
     images: NDArray[Any],
     activations: tuple[str, ...],
     stop: Stop | None = None,
@@ -108,29 +126,66 @@ def run_pytorch(
 
         return hook
 
-    modules = {**LAYERS, **STAGES}
+    if isinstance(model, InceptionResnetV1):
+        modules: Mapping[str, str] = {**LAYERS, **STAGES}
+    else:
+        modules = MTCNN_MODULES[name_of(model)]
     handles = [
         model.get_submodule(modules[name]).register_forward_hook(keep(name))  # type: ignore[arg-type]
         for name in activations
         if name in modules
     ]
     dtype = next(model.parameters()).dtype
-    was_classifying = model.classify
     try:
         with one_thread(), torch.inference_mode():
-            prelogits = model.prelogits(torch.from_numpy(images).to(dtype).permute(0, 3, 1, 2))
-            model.classify = False
-            outputs[EMBEDDINGS] = _channels_last(model.head(prelogits))
-            if LOGITS in activations:
-                model.classify = True
-                outputs[LOGITS] = _channels_last(model.head(prelogits))
+            x = torch.from_numpy(images).to(dtype).permute(0, 3, 1, 2)
+            if isinstance(model, InceptionResnetV1):
+                outputs |= _run_heads(model, model.prelogits(x), activations)
+            else:
+                model(x)
     except _StoppedError:
         activations = tuple(name for name in activations if name in outputs)
     finally:
-        model.classify = was_classifying
         for handle in handles:
             handle.remove()
     return {name: outputs[name] for name in activations}
+
+
+def _run_heads(
+    model: InceptionResnetV1, prelogits: Tensor, activations: tuple[str, ...]
+) -> dict[str, NDArray[Any]]:
+    """The embeddings, and the logits if they are asked for."""
+    outputs = {}
+    was_classifying = model.classify
+    try:
+        model.classify = False
+        outputs[EMBEDDINGS] = _channels_last(model.head(prelogits))
+        if LOGITS in activations:
+            model.classify = True
+            outputs[LOGITS] = _channels_last(model.head(prelogits))
+    finally:
+        model.classify = was_classifying
+    return outputs
+
+
+def run_module(model: MtcnnModel, activation: str, x: Tensor) -> Tensor:
+    """Run one module of a network of MTCNN on an input of its own.
+
+    Args:
+        model: The network.
+        activation: The activation that the module gives.
+        x: The module's input, of the model's dtype: a map (N, channels, H, W) or a vector.
+    """
+    name = name_of(model)
+    if MTCNN_LAYERS[name][activation].kind is LayerKind.FULLY_CONNECTED:
+        x = facenet_flatten(x)
+    output: Tensor = model.get_submodule(MTCNN_MODULES[name][activation])(x)
+    return output
+
+
+def facenet_flatten(x: Tensor) -> Tensor:
+    """Flatten maps as facenet's detector does, whose axes are width, height, channels; keep vectors."""
+    return x.permute(0, 3, 2, 1).flatten(start_dim=1) if x.ndim == 4 else x
 
 
 def _channels_last(output: Tensor) -> NDArray[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,8 @@ from numpy.typing import NDArray
 from checks.core import thresholds
 from checks.core.photographs import PhotographError, read_photograph
 from converter.errors import SourceError
+from converter.mtcnn_layer_map import MtcnnNetwork, Network
+from reference.mtcnn import O_NET_SIZE, R_NET_SIZE
 
 IMAGE_SIZE = 160  # pixels; the published networks were trained on this size
 ODD_SIZE = (147, 123)  # height and width: odd and unequal, so that sizes of maps are rounded
@@ -58,6 +61,43 @@ def seeded_inputs(seed: int) -> list[InputBatch]:
     ]
 
 
+_CROP_SIZES = {"R-Net": R_NET_SIZE, "O-Net": O_NET_SIZE}  # the height and width that they take
+_P_NET_SIZE = 48  # it takes any from 12 on
+_P_NET_ODD_SIZE = (37, 29)
+_MTCNN_BATCH = 32
+
+
+def input_names(network: Network) -> tuple[str, ...]:
+    """The names of the built-in inputs of a network."""
+    if not isinstance(network, MtcnnNetwork):
+        return SEEDED
+    odd = f"odd size {_P_NET_ODD_SIZE[0]}x{_P_NET_ODD_SIZE[1]}"
+    return (*SEEDED[:4], odd) if network.name == "P-Net" else SEEDED[:4]
+
+
+def inputs_of(network: Network, seed: int) -> list[InputBatch]:
+    """The built-in inputs of a network; the same seed gives the same images.
+
+    Those of a network of MTCNN have the names of `seeded_inputs` and sizes of their own. R-Net and O-Net take
+    one size, so there is no odd size for them.
+    """
+    if not isinstance(network, MtcnnNetwork):
+        return seeded_inputs(seed)
+    random = np.random.default_rng(seed)
+    side = _CROP_SIZES.get(network.name, _P_NET_SIZE)
+    square = (_MTCNN_BATCH, side, side, 3)
+    noise = random.standard_normal(square)
+    constant = np.stack([np.full(square[1:], level) for level in (-0.4, 0.7)])
+    images = (
+        noise.astype(np.float32),
+        _smooth(random, _MTCNN_BATCH, side),
+        constant.astype(np.float32),
+        standardise(random.integers(0, 3, square)),
+        random.standard_normal((2, *_P_NET_ODD_SIZE, 3)).astype(np.float32),
+    )
+    return [InputBatch(name, batch) for name, batch in zip(input_names(network), images, strict=False)]
+
+
 def standardise(pixels: NDArray[Any]) -> NDArray[Any]:
     """Standardise pixels of 0 to 255 as for the networks of 2018: (x - 127.5) / 128, float32."""
     return ((pixels - 127.5) / 128.0).astype(np.float32)
@@ -76,10 +116,10 @@ def prewhiten(pixels: NDArray[Any]) -> NDArray[Any]:
     return whitened.astype(np.float32)
 
 
-def _smooth(random: np.random.Generator, count: int) -> NDArray[Any]:
+def _smooth(random: np.random.Generator, count: int, side: int = IMAGE_SIZE) -> NDArray[Any]:
     """Draw images whose channels are sums of six plane waves, of at most three periods across the image."""
-    grid = np.linspace(0, 1, IMAGE_SIZE)
-    images = np.zeros((count, IMAGE_SIZE, IMAGE_SIZE, 3))
+    grid = np.linspace(0, 1, side)
+    images = np.zeros((count, side, side, 3))
     for image in images:
         for channel in range(3):
             for _ in range(6):
@@ -120,12 +160,38 @@ def _fit(photograph: NDArray[np.uint8]) -> NDArray[Any]:
     return np.asarray(ImageOps.fit(Image.fromarray(photograph), (IMAGE_SIZE, IMAGE_SIZE)))
 
 
-def photograph_inputs(photographs: Sequence[NDArray[Any]]) -> Iterator[InputBatch]:
-    """Standardise photographs as for the networks of 2018, in batches of five.
+def photograph_inputs(
+    photographs: Sequence[NDArray[Any]], network: Network | None = None
+) -> Iterator[InputBatch]:
+    """Standardise photographs as for the networks of 2018 and MTCNN's, in batches of five.
 
     Args:
         photographs: The result of `read_photographs`.
+        network: The network that takes them; None is Inception-ResNet-v1. R-Net and O-Net take crops of each
+            photograph, in place of the photograph itself.
     """
+    side = _CROP_SIZES.get(network.name) if isinstance(network, MtcnnNetwork) else None
     for start in range(0, len(photographs), BATCH):
         images = photographs[start : start + BATCH]
-        yield InputBatch(f"photographs {start + 1}-{start + len(images)}", standardise(np.stack(images)))
+        name = f"photographs {start + 1}-{start + len(images)}"
+        if side is not None:
+            images = [crop for image in images for crop in _crops(image, side)]
+            name = f"crops of {name}"
+        yield InputBatch(name, standardise(np.stack(images)))
+
+
+def _crops(photograph: NDArray[Any], side: int) -> Iterator[NDArray[Any]]:
+    """Resize a photograph, and nine windows of half its height and width.
+
+    Args:
+        photograph: (160, 160, 3), uint8.
+        side: Height and width of the results.
+    """
+    from PIL import Image
+
+    image = Image.fromarray(photograph)
+    for window in (IMAGE_SIZE, IMAGE_SIZE // 2):
+        steps = range(0, IMAGE_SIZE - window + 1, IMAGE_SIZE // 4)
+        for top, left in itertools.product(steps, steps):
+            box = (left, top, left + window, top + window)
+            yield np.asarray(image.resize((side, side), Image.Resampling.BILINEAR, box))

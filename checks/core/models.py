@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from checks.core.activations import Model
 from checks.core.types import Arrays
 from converter.atomic import DISK_FULL, HiddenFolder
 from converter.convert import with_counters
@@ -18,18 +19,18 @@ from converter.convert_file import convert_file
 from converter.counts import counted
 from converter.errors import RequirementError, UsageError
 from converter.formats.detect import open_source
-from converter.layer_map import Variant
+from converter.mtcnn_layer_map import Network
 from converter.network_names import NetworkTensors
 from converter.plan import Weights
-from reference import InceptionResnetV1
+from reference.weights import build_network
 
 
 @dataclass(frozen=True, slots=True)
 class Port:
     """A state_dict loaded into two models, in evaluation mode."""
 
-    float32: InceptionResnetV1
-    float64: InceptionResnetV1
+    float32: Model
+    float64: Model
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +85,9 @@ def load_state_dict(
         return LoadedPort({key: tensor.numpy() for key, tensor in loaded.items()})
 
 
-def build_port(arrays: Arrays, variant: Variant) -> Port | str:
+def build_port(arrays: Arrays, variant: Network) -> Port | str:
     """Load a state_dict strictly into two models; if it does not load, return the reason."""
-    single, double = _empty(variant), _empty(variant)
+    single, double = build_network(variant), build_network(variant)
     misfits = _misfits(arrays, single)
     if any(misfits.values()):
         return "; ".join(
@@ -100,12 +101,12 @@ def build_port(arrays: Arrays, variant: Variant) -> Port | str:
     return Port(single.eval(), double.double().eval())
 
 
-def build_misshapen(arrays: Arrays, variant: Variant) -> InceptionResnetV1 | None:
+def build_misshapen(arrays: Arrays, variant: Network) -> Model | None:
     """Load weights with exchanged axes, which do not fit, into a float64 model to diagnose.
 
     Return None if anything else does not fit.
     """
-    model = _empty(variant)
+    model = build_network(variant)
     misfits = _misfits(arrays, model)
     misshapen = misfits.pop(_MISSHAPEN)
     if any(misfits.values()):
@@ -123,14 +124,9 @@ def build_misshapen(arrays: Arrays, variant: Variant) -> InceptionResnetV1 | Non
     return model.double().eval()
 
 
-def _empty(variant: Variant) -> InceptionResnetV1:
-    """A model of a variant, with random weights."""
-    return InceptionResnetV1(num_classes=variant.num_classes, embedding_size=variant.embedding_size)
-
-
-def unexpected_keys(arrays: Arrays, variant: Variant) -> list[str]:
+def unexpected_keys(arrays: Arrays, variant: Network) -> list[str]:
     """List the keys without which a state_dict would load strictly; empty if there is another misfit."""
-    misfits = _misfits(arrays, _empty(variant))
+    misfits = _misfits(arrays, build_network(variant))
     unexpected = misfits.pop("unexpected")
     return [] if any(misfits.values()) else unexpected
 
@@ -138,7 +134,7 @@ def unexpected_keys(arrays: Arrays, variant: Variant) -> list[str]:
 _MISSHAPEN = "of another shape or dtype"
 
 
-def _misfits(arrays: Arrays, model: InceptionResnetV1) -> dict[str, list[str]]:
+def _misfits(arrays: Arrays, model: Model) -> dict[str, list[str]]:
     """The keys that keep a state_dict from loading strictly, by problem."""
     expected = model.state_dict()
     return {

@@ -25,6 +25,7 @@ from converter.layer_map import (
     Layer,
     Variant,
 )
+from converter.mtcnn_layer_map import MtcnnNetwork, Network
 
 EPSILON = 0.001
 """Added to BatchNorm's variance: `batch_norm_params` in davidsandberg/facenet's `src/train_softmax.py`."""
@@ -60,6 +61,12 @@ class LayerKind(Enum):
     EMBEDDINGS = auto()  # L2 normalisation
     LOGITS = auto()  # fully connected with biases
 
+    # Of MTCNN
+    CONVOLUTION = auto()  # convolution with biases
+    PRELU = auto()  # a factor for each channel on what is negative
+    FULLY_CONNECTED = auto()  # with biases, on a vector or on flattened maps
+    SOFTMAX = auto()  # over the channels
+
 
 @dataclass(frozen=True, slots=True)
 class NetworkLayer:
@@ -71,9 +78,11 @@ class NetworkLayer:
         inputs: The activations that it takes; None stands for the images. A projection concatenates them in
             this order. A residual takes its shortcut first, a reduction the input of its max pool last.
         keys: Role to state_dict key of each of its tensors: weight, then bias or those of `STATISTICS`.
-        kernel: (height, width) of its convolution or max pool; None if it has neither.
+        kernel: (height, width) of its convolution or max pool, or of the maps that a fully connected layer
+            flattens; None if it has none.
         stride: Stride of the kernel, in both directions.
-        padding: Padding of the kernel. SAME occurs at stride 1 only, and keeps the size.
+        padding: Padding of the kernel. SAME at stride 1 keeps the size. Of MTCNN's pools it says that pixels
+            which do not fill a window are kept; no pixel is added before the first.
         scale: Factor on the residual.
         relu: Whether it ends with a ReLU.
     """
@@ -185,8 +194,10 @@ def network_layers(variant: Variant) -> tuple[Layer, ...]:
     return (*layers, Layer(LOGITS, "logits", (1, 1), size, classes, batch_norm=False))
 
 
-def describe_network(variant: Variant) -> str:
-    """Describe a variant of the network in one line."""
+def describe_network(variant: Network) -> str:
+    """Describe a network in one line."""
+    if isinstance(variant, MtcnnNetwork):
+        return f"{variant.name} of MTCNN"
     classes = (
         "no classifier" if variant.num_classes is None else counted(variant.num_classes, "class", "classes")
     )

@@ -24,7 +24,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from checks.core import thresholds
-from checks.core.activations import LAYERS, STAGES, one_thread
+from checks.core.activations import (
+    LAYERS,
+    STAGES,
+    Model,
+    MtcnnModel,
+    facenet_flatten,
+    name_of,
+    one_thread,
+    run_module,
+)
+from checks.core.mtcnn_network import MTCNN_LAYERS, MTCNN_MODULES
 from checks.core.network import BOTTLENECK, NETWORK, NORM_FLOOR, LayerKind, NetworkLayer
 from checks.core.types import Arrays
 from reference import InceptionResnetV1
@@ -76,7 +86,7 @@ def describe_worst(share: float) -> str:
 
 
 def measure_rounding(
-    exact: InceptionResnetV1,
+    exact: Model,
     images: NDArray[Any] | None,
     activations: Arrays,
     roundoff: float = thresholds.UNIT_ROUNDOFF,
@@ -97,7 +107,8 @@ def measure_rounding(
         outputs[None] = _float64(images)
     measured = []
     with one_thread(), torch.inference_mode():
-        for name, layer in NETWORK.items():
+        layers = NETWORK if isinstance(exact, InceptionResnetV1) else MTCNN_LAYERS[name_of(exact)]
+        for name, layer in layers.items():
             if name in outputs and all(each in outputs for each in layer.inputs):
                 try:
                     expected, variance = _run(exact, layer, [outputs[each] for each in layer.inputs])
@@ -138,8 +149,10 @@ def _measure(name: str, actual: Tensor, expected: Tensor, variance: Tensor, roun
     return LayerRounding(name, error, limit * max(1.0, allowed))
 
 
-def _run(model: InceptionResnetV1, layer: NetworkLayer, inputs: list[Tensor]) -> tuple[Tensor, Tensor]:
+def _run(model: Model, layer: NetworkLayer, inputs: list[Tensor]) -> tuple[Tensor, Tensor]:
     """Run a layer in float64; return its output and the variance of each element, in squared roundoffs."""
+    if not isinstance(model, InceptionResnetV1):
+        return _run_mtcnn(model, layer, inputs[0])
     match layer.kind:
         case LayerKind.RESIDUAL:
             block = model.get_submodule(STAGES[layer.activation])
@@ -170,6 +183,24 @@ def _run(model: InceptionResnetV1, layer: NetworkLayer, inputs: list[Tensor]) ->
         assert model.logits is not None
         output, variance = _run_linear(model.logits, nn.Identity(), x.flatten(start_dim=1))
     return F.relu(output) if layer.relu else output, variance
+
+
+def _run_mtcnn(model: MtcnnModel, layer: NetworkLayer, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Run a layer of MTCNN, as `_run` does."""
+    match layer.kind:
+        case LayerKind.CONVOLUTION | LayerKind.FULLY_CONNECTED:
+            module = model.get_submodule(MTCNN_MODULES[name_of(model)][layer.activation])
+            flat = facenet_flatten(x) if layer.kind is LayerKind.FULLY_CONNECTED else x
+            return _run_linear(module, nn.Identity(), flat)
+        case LayerKind.SOFTMAX:
+            output = run_module(model, layer.activation, x)
+            # A share is 1 / (1 + exp(difference)). The difference is rounded, and then its exponential: both
+            # move a share by its distance from one at most. The sum and the quotient are rounded last.
+            difference = x[:, :1] - x[:, 1:]
+            return output, output**2 * ((1 - output) ** 2 * (difference**2 + 1) + 2)
+        case _:  # a product at most, or a copy
+            output = run_module(model, layer.activation, x)
+            return output, output**2
 
 
 def _run_linear(linear: nn.Module, norm: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -25,6 +26,7 @@ from converter.formats.source import TensorSource
 from converter.formats.tensorflow.bundle import TensorBundle
 from converter.formats.tensorflow.frozen_graph import FrozenGraph
 from converter.formats.tensorflow.saved_model import SavedModel
+from converter.mtcnn_layer_map import MtcnnNetwork
 from converter.network_names import NetworkTensors
 from converter.plan import Weights, describe, infer_variant
 
@@ -89,6 +91,8 @@ class TensorFlowSide:
         weights: As in `plan.plan_conversion`.
         own_graph: Whether to run the source's own graph. A graph whose weights are not float32 computes in
             another precision and cannot judge float32 rounding.
+        network: The network of MTCNN that the tensors belong to, whose files hold no graph; None is
+            Inception-ResNet-v1.
 
     Attributes:
         own_graph: The file that the checkpoint's own graph was read from, or None.
@@ -105,15 +109,22 @@ class TensorFlowSide:
         weights: Weights,
         *,
         own_graph: bool = True,
+        network: MtcnnNetwork | None = None,
     ) -> None:
+        from facenet_tf.mtcnn import RebuiltMtcnn
         from facenet_tf.rebuilt_network import RebuiltNetwork
 
+        rebuild: Callable[..., RebuiltNetwork | RebuiltMtcnn] = RebuiltNetwork
+        if network is not None:
+            rebuild, own_graph = partial(RebuiltMtcnn, network.name), False
         self._variables = tensors
         self._port: Port | None = None
         self._closing = ExitStack()
         try:
-            self._exact = self._closing.enter_context(RebuiltNetwork(tensors, "float64"))
-            self._single = self._closing.enter_context(RebuiltNetwork(tensors, "float32"))
+            self._exact = rebuild(tensors, "float64")
+            self._closing.callback(self._exact.close)
+            self._single = rebuild(tensors, "float32")
+            self._closing.callback(self._single.close)
             self._own = open_own_graph(source, weights) if own_graph else None
             if self._own is not None:
                 self._closing.enter_context(self._own)

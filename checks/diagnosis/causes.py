@@ -16,6 +16,7 @@ class Cause(StrEnum):
     FLIPPED = "kernel flipped"
     IN_OUT = "inputs and outputs exchanged"
     RESHAPED = "reshaped instead of transposed"
+    FLATTENED = "inputs flattened in another order"
     OTHER_TENSOR = "another tensor of the same shape"
     AVERAGES = "averages for weights"
     STATISTICS = "BatchNorm tensors exchanged"

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from checks.core import thresholds
+from checks.core.activations import Model
 from checks.core.metrics import figure
-from checks.core.network import NETWORK, LayerKind, NetworkLayer
+from checks.core.mtcnn_network import layers_of
+from checks.core.network import LayerKind, NetworkLayer
 from checks.core.types import Array
 from checks.diagnosis import explain_input, explain_module, explain_tensor
 from checks.diagnosis.causes import Cause, Explanation
@@ -20,12 +22,13 @@ from checks.diagnosis.explain_tensor import SourceTensors
 from checks.diagnosis.layer_arithmetic import concatenated, distance, layer_input, run_weights
 from checks.diagnosis.result import Diagnosis, Finding
 from checks.diagnosis.run_layers import run_layers, to_torch
-from converter.layer_map import ConvertedRow, Variant, table
+from converter.layer_map import ConvertedRow, Variant
+from converter.mtcnn_layer_map import Network, rows_of
 from reference import InceptionResnetV1
 
 
 def diagnose(
-    model: InceptionResnetV1,
+    model: Model,
     reference: Mapping[str, Array],
     images: Array,
     *,
@@ -33,7 +36,7 @@ def diagnose(
     averages: Mapping[str, Array] | None = None,
     given: Array | None = None,
     pixels: Array | None = None,
-    variant: Variant | None = None,
+    variant: Network | None = None,
     most_layers: int | None = None,
 ) -> Diagnosis:
     """Find every wrong layer of a port and its cause.
@@ -52,13 +55,15 @@ def diagnose(
         averages: state_dict key to the checkpoint's moving average (float32), if it has averages.
         given: (N, H, W, 3): the port's own images, if it standardises the pixels itself.
         pixels: (N, H, W, 3), uint8: the pixels of `images` and `given`.
-        variant: Variant of the checkpoint, which names the TensorFlow variables; None takes today's names.
+        variant: Network of the checkpoint, which names the TensorFlow variables; None is Inception-ResNet-v1
+            with today's names.
         most_layers: Stop after this number of wrong layers; None explains all of them.
 
     Returns:
         The findings in the order of evaluation.
     """
     if variant is None:
+        assert isinstance(model, InceptionResnetV1)
         logits = source.get("logits.bias")
         variant = Variant(model.last_linear.out_features, None if logits is None else len(logits))
     with torch.inference_mode():
@@ -68,8 +73,8 @@ def diagnose(
             images=_nchw(images),
             given=_nchw(images if given is None else given),
             pixels=None if pixels is None else _nchw(pixels),
-            source=SourceTensors(source, averages or {}),
-            variables={row.key: row.variable for row in table(variant) if isinstance(row, ConvertedRow)},
+            source=SourceTensors(source, averages or {}, layers_of(variant)),
+            variables={row.key: row.variable for row in rows_of(variant) if isinstance(row, ConvertedRow)},
             most_layers=most_layers,
         )
         wrong_layers = itertools.islice(search.wrong_layers(), most_layers)
@@ -92,7 +97,7 @@ class _Search:
 
     def __init__(
         self,
-        model: InceptionResnetV1,
+        model: Model,
         reference: Mapping[str, Tensor],
         *,
         images: Tensor,
@@ -112,7 +117,7 @@ class _Search:
         """The findings of each wrong layer, in the order of evaluation."""
         for activation in self._reference:
             if activation in self._runs.outputs:  # the run may have stopped early
-                findings = self._examine(NETWORK[activation])
+                findings = self._examine(self._source.layers[activation])
                 if findings:
                     yield findings
 

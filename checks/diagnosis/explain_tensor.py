@@ -5,12 +5,13 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
 from checks.core.metrics import ulp_distance
-from checks.core.network import KEYS, NETWORK, STATISTICS, LayerKind, short_name
+from checks.core.network import KEYS, NETWORK, STATISTICS, LayerKind, NetworkLayer, short_name
 from checks.core.types import Array
 from checks.diagnosis.causes import Cause, Explanation
 from converter.layer_map import CONVOLUTIONS
@@ -22,6 +23,7 @@ _COARSE = 0.02  # largest relative L2 of a tensor in lower precision
 _FEWER = 0.25  # largest share of the distinct values that a quantised tensor keeps
 
 _HWIO = (2, 3, 1, 0)  # axes of OIHW that give TensorFlow's order
+_HWIO_OF_OIWH = (3, 2, 1, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +33,21 @@ class SourceTensors:
     Attributes:
         tensors: state_dict key to the expected tensor (float32).
         averages: state_dict key to the moving average (float32); empty if the checkpoint has none.
+        layers: Activation to layer of the network that they belong to.
     """
 
     tensors: Mapping[str, Array]
     averages: Mapping[str, Array]
+    layers: Mapping[str, NetworkLayer] = field(default_factory=lambda: NETWORK)
+
+    def layer_and_role(self, key: str) -> tuple[NetworkLayer, str]:
+        """The layer that a tensor belongs to, and its role there."""
+        return next(
+            (layer, role)
+            for layer in self.layers.values()
+            for role, name in layer.keys.items()
+            if name == key
+        )
 
 
 def same(first: Array, second: Array) -> bool:
@@ -63,14 +76,14 @@ def explain(key: str, actual: Array, source: SourceTensors) -> Explanation | Non
         source: The tensors that it may come from.
     """
     expected = source.tensors[key]
-    role = _role(key)
+    layer, role = source.layer_and_role(key)
     explanations: tuple[Callable[[], Explanation | None], ...] = (
         lambda: _constant(actual, expected, role),
-        lambda: _layout(actual, expected) if expected.ndim > 1 else None,
+        lambda: _layout(actual, expected, layer) if expected.ndim > 1 else None,
         lambda: _average(key, actual, source.averages),
         lambda: _statistics(key, actual, source.tensors) if role in STATISTICS else None,
-        lambda: _other_tensor(key, actual, source.tensors),
-        lambda: _permuted(key, actual, expected),
+        lambda: _other_tensor(key, role, actual, source),
+        lambda: _permuted(layer, actual, expected),
         lambda: _precision(actual, expected),
         lambda: _not_finite(actual),
         lambda: _single_values(actual, expected),
@@ -78,10 +91,6 @@ def explain(key: str, actual: Array, source: SourceTensors) -> Explanation | Non
         lambda: _initial(actual),
     )
     return next((answer for explanation in explanations if (answer := explanation()) is not None), None)
-
-
-def _role(key: str) -> str:
-    return next(role for role, name in NETWORK[KEYS[key]].keys.items() if name == key)
 
 
 def _constant(actual: Array, expected: Array, role: str) -> Explanation | None:
@@ -95,38 +104,58 @@ def _constant(actual: Array, expected: Array, role: str) -> Explanation | None:
     )
 
 
-def _layout(actual: Array, expected: Array) -> Explanation | None:
-    for cause, statement, wrong in _wrong_layouts(expected):
+def _layout(actual: Array, expected: Array, layer: NetworkLayer) -> Explanation | None:
+    layouts = _wrong_kernels(layer) if expected.ndim == 4 else _wrong_matrices(expected, layer)
+    for cause, statement, wrong in layouts:
         if same(actual, wrong(expected)):
             return cause, statement
     return None
 
 
-def _wrong_layouts(kernel: Array) -> Iterator[tuple[Cause, str, Callable[[Array], Array]]]:
-    """The known ways to get a kernel's layout wrong.
+WrongLayout = tuple[Cause, str, Callable[[Array], Array]]
+"""The cause, the statement, and the function from the expected tensor to the wrong one, whose shape may
+differ."""
 
-    Args:
-        kernel: OIHW, or (outputs, inputs).
 
-    Yields:
-        The cause, the statement, and the function from the expected tensor to the wrong one, whose shape may
-        differ.
-    """
-    if kernel.ndim == 4:
-        exchanged = "is laid out as (outputs, inputs, width, height)"
-        yield Cause.HEIGHT_WIDTH, exchanged, lambda a: a.swapaxes(2, 3)
-        yield Cause.FLIPPED, "is flipped along height", lambda a: np.flip(a, 2)
-        yield Cause.FLIPPED, "is flipped along width", lambda a: np.flip(a, 3)
-        yield Cause.FLIPPED, "is flipped along height and width", lambda a: np.flip(a, (2, 3))
-        exchanged = "is laid out as (inputs, outputs, height, width)"
-        yield Cause.IN_OUT, exchanged, lambda a: a.swapaxes(0, 1)
-        exchanged = "is laid out as (inputs, outputs, width, height)"
-        yield Cause.IN_OUT, exchanged, lambda a: a.transpose(1, 0, 3, 2)
-        reshaped = "was reshaped from (height, width, inputs, outputs)"
-        yield Cause.RESHAPED, reshaped, lambda a: a.transpose(_HWIO).reshape(a.shape)
-    else:
-        yield Cause.IN_OUT, "is laid out as (inputs, outputs)", lambda a: a.T
-        yield Cause.RESHAPED, "was reshaped from (inputs, outputs)", lambda a: a.T.reshape(a.shape)
+def _wrong_kernels(layer: NetworkLayer) -> Iterator[WrongLayout]:
+    """The known ways to get a kernel's layout wrong: of OIHW, or of MTCNN's OIWH."""
+    is_mtcnn = layer.kind is LayerKind.CONVOLUTION
+    first, second = ("width", "height") if is_mtcnn else ("height", "width")
+    exchanged = f"is laid out as (outputs, inputs, {second}, {first})"
+    yield Cause.HEIGHT_WIDTH, exchanged, lambda a: a.swapaxes(2, 3)
+    yield Cause.FLIPPED, f"is flipped along {first}", lambda a: np.flip(a, 2)
+    yield Cause.FLIPPED, f"is flipped along {second}", lambda a: np.flip(a, 3)
+    yield Cause.FLIPPED, "is flipped along height and width", lambda a: np.flip(a, (2, 3))
+    exchanged = f"is laid out as (inputs, outputs, {first}, {second})"
+    yield Cause.IN_OUT, exchanged, lambda a: a.swapaxes(0, 1)
+    exchanged = f"is laid out as (inputs, outputs, {second}, {first})"
+    yield Cause.IN_OUT, exchanged, lambda a: a.transpose(1, 0, 3, 2)
+    axes = _HWIO_OF_OIWH if is_mtcnn else _HWIO
+    reshaped = "was reshaped from (height, width, inputs, outputs)"
+    yield Cause.RESHAPED, reshaped, lambda a: a.transpose(axes).reshape(a.shape)
+
+
+def _wrong_matrices(matrix: Array, layer: NetworkLayer) -> Iterator[WrongLayout]:
+    """The known ways to get the layout of a matrix (outputs, inputs) wrong."""
+    yield Cause.IN_OUT, "is laid out as (inputs, outputs)", lambda a: a.T
+    yield Cause.RESHAPED, "was reshaped from (inputs, outputs)", lambda a: a.T.reshape(a.shape)
+    if layer.kind is not LayerKind.FULLY_CONNECTED or layer.kernel is None or layer.kernel == (1, 1):
+        return
+    height, width = layer.kernel
+    maps = (len(matrix), width, height, matrix.shape[1] // (width * height))  # as facenet flattens them
+    names = ("width", "height", "channels")
+    for order in itertools.permutations(range(3)):
+        axes = (0, *(axis + 1 for axis in order))
+        given = ", ".join(names[axis] for axis in order)
+        yield (
+            Cause.FLATTENED,
+            f"takes its inputs in the order ({given}), not ({', '.join(names)})",
+            partial(_flattened, maps=maps, axes=axes),
+        )
+
+
+def _flattened(matrix: Array, maps: tuple[int, ...], axes: tuple[int, ...]) -> Array:
+    return matrix.reshape(maps).transpose(axes).reshape(matrix.shape)
 
 
 def _average(key: str, actual: Array, averages: Mapping[str, Array]) -> Explanation | None:
@@ -157,25 +186,25 @@ def _statistics(key: str, actual: Array, source: Mapping[str, Array]) -> Explana
     return None
 
 
-def _other_tensor(key: str, actual: Array, source: Mapping[str, Array]) -> Explanation | None:
-    for other, array in source.items():
-        if other != key and other in KEYS and same(actual, array):
-            activation = KEYS[other]
-            role = _role(other)
-            if role == _role(key):
-                return Cause.OTHER_TENSOR, f"belongs to {short_name(activation)}"
-            return Cause.OTHER_TENSOR, f"is the {role} of {short_name(activation)}"
+def _other_tensor(key: str, role: str, actual: Array, source: SourceTensors) -> Explanation | None:
+    for layer in source.layers.values():
+        for other_role, other in layer.keys.items():
+            if other != key and other in source.tensors and same(actual, source.tensors[other]):
+                place = short_name(layer.activation)
+                if role == other_role:
+                    return Cause.OTHER_TENSOR, f"belongs to {place}"
+                return Cause.OTHER_TENSOR, f"is the {other_role} of {place}"
     return None
 
 
-def _permuted(key: str, actual: Array, expected: Array) -> Explanation | None:
+def _permuted(layer: NetworkLayer, actual: Array, expected: Array) -> Explanation | None:
     if actual.shape != expected.shape:
         return None
     for axis, side in enumerate(("output", "input")[: expected.ndim]):
         indices = _permutation(np.moveaxis(actual, axis, 0), np.moveaxis(expected, axis, 0))
         if indices is None:
             continue
-        if axis == 1 and (branches := _moved_branches(key, indices)) is not None:
+        if axis == 1 and (branches := _moved_branches(layer, indices)) is not None:
             return Cause.BRANCH_ORDER, f"takes the branches in the order {branches}"
         return Cause.PERMUTED, f"has its {side} channels in another order"
     return None
@@ -198,17 +227,16 @@ def _permutation(actual: Array, expected: Array) -> list[int] | None:
 _WIDTHS = {layer.scope: layer.outputs for layer in CONVOLUTIONS}
 
 
-def _branch_sizes(key: str) -> tuple[int, ...]:
-    """Channels of each branch that a projection takes; empty for a key of another layer."""
-    layer = NETWORK[KEYS[key]]
+def _branch_sizes(layer: NetworkLayer) -> tuple[int, ...]:
+    """Channels of each branch that a projection takes; empty for another layer."""
     if layer.kind is not LayerKind.PROJECTION:
         return ()
     return tuple(_WIDTHS[activation] for activation in layer.inputs if activation is not None)
 
 
-def _moved_branches(key: str, indices: list[int]) -> str | None:
+def _moved_branches(layer: NetworkLayer, indices: list[int]) -> str | None:
     """The order of branches, such as "1, 0", if a permutation of input channels moves whole branches."""
-    sizes = _branch_sizes(key)
+    sizes = _branch_sizes(layer)
     starts = [0, *itertools.accumulate(sizes)][:-1]
     blocks = [list(range(start, start + size)) for start, size in zip(starts, sizes, strict=True)]
     for order in itertools.permutations(range(len(sizes))):

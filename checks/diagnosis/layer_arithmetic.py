@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from checks.core.activations import facenet_flatten
 from checks.core.network import EPSILON, NORM_FLOOR, LayerKind, NetworkLayer
 
 Tensors = Mapping[str, Tensor]
@@ -31,6 +32,8 @@ def convolve(
 
 def linear_part(layer: NetworkLayer, x: Tensor, weight: Tensor) -> Tensor:
     """Run the convolution or matrix product of a layer, without BatchNorm or biases."""
+    if layer.kind is LayerKind.FULLY_CONNECTED:
+        return F.linear(facenet_flatten(x), weight)
     if layer.kind in (LayerKind.BOTTLENECK, LayerKind.LOGITS):
         return F.linear(x.flatten(start_dim=1), weight)
     return convolve(x, weight, layer.stride, zeros_around(layer, weight))
@@ -57,7 +60,9 @@ def batch_norm(x: Tensor, tensors: Tensors, epsilon: float = EPSILON, *, outside
 
 
 def run_weights(layer: NetworkLayer, x: Tensor, tensors: Tensors) -> Tensor:
-    """Run a layer with weights: unit, projection, bottleneck, logits."""
+    """Run a layer with weights: unit, projection, bottleneck, logits; or one of MTCNN's."""
+    if layer.kind is LayerKind.PRELU:
+        return F.prelu(x, tensors["weight"])
     linear = linear_part(layer, x, tensors["weight"])
     if "bias" in tensors:
         return linear + per_channel(tensors["bias"], linear)
@@ -88,7 +93,10 @@ def expected_output(layer: NetworkLayer, inputs: tuple[Tensor, ...], tensors: Te
         case LayerKind.REDUCTION:
             return torch.cat([*inputs[:-1], F.max_pool2d(inputs[-1], 3, stride=2)], dim=1)
         case LayerKind.MAX_POOL:
-            return F.max_pool2d(inputs[0], 3, stride=2)
+            assert layer.kernel is not None
+            return F.max_pool2d(inputs[0], layer.kernel, layer.stride, ceil_mode=layer.padding == "SAME")
+        case LayerKind.SOFTMAX:
+            return F.softmax(inputs[0], dim=1)
         case LayerKind.AVERAGE_POOL:
             return inputs[0].mean((2, 3), keepdim=True)
         case LayerKind.EMBEDDINGS:

@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from checks.core import thresholds
-from checks.core.activations import LAYERS, STAGES
+from checks.core.activations import LAYERS, STAGES, Model, MtcnnModel, name_of, run_module
+from checks.core.mtcnn_network import MTCNN_LAYERS
 from checks.core.network import BOTTLENECK, EMBEDDINGS, LOGITS
-from checks.diagnosis.layer_arithmetic import distance
+from checks.diagnosis.layer_arithmetic import distance, layer_input
 from reference import InceptionResnetV1
 
 POOLS: Mapping[str, str] = {"InceptionResnetV1/Mixed_6a": "branch2", "InceptionResnetV1/Mixed_7a": "branch3"}
@@ -57,7 +58,7 @@ class _EnoughError(Exception):
 
 
 def run_layers(
-    model: InceptionResnetV1,
+    model: Model,
     images: Tensor,
     reference: Mapping[str, Tensor],
     most_wrong: int | None = None,
@@ -72,6 +73,8 @@ def run_layers(
         reference: Every activation, as `to_torch` gives it.
         most_wrong: Stop after this number of layers that differ; the layers behind them then have no outputs.
     """
+    if not isinstance(model, InceptionResnetV1):
+        return LayerRuns(_run_mtcnn(model, images, reference), {}, {})
     run = _Run(model, reference, most_wrong)
     with torch.inference_mode(), run.forced():
         try:
@@ -85,6 +88,18 @@ def run_layers(
     missing = [activation for activation in reference if activation not in run.outputs]
     run.outputs |= dict.fromkeys(missing, run.failure or _NOT_EVALUATED)
     return LayerRuns(run.outputs, run.inputs, run.pools)
+
+
+def _run_mtcnn(model: MtcnnModel, images: Tensor, reference: Mapping[str, Tensor]) -> dict[str, Tensor | str]:
+    """The outputs of the modules of a network of MTCNN; as in `LayerRuns`."""
+    outputs: dict[str, Tensor | str] = {}
+    for activation in reference:
+        (x,) = layer_input(MTCNN_LAYERS[name_of(model)][activation], images, reference)
+        try:
+            outputs[activation] = run_module(model, activation, x)
+        except RuntimeError as error:  # PyTorch's, if a tensor of another shape does not fit
+            outputs[activation] = _reason(error)
+    return outputs
 
 
 def _reason(error: Exception) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from itertools import groupby
 
@@ -11,6 +12,7 @@ from converter.layer_map import BLOCKS
 Groups = tuple[tuple[str, int], ...]
 """The name and the first index of each part, in order."""
 
+_MTCNN = re.compile(r"(?:conv|prelu|PReLU|pool)(\d)|conv\d-\d|prob1")
 _STEM, _HEAD = "stem", "head"
 _REPEATS = {"Repeat": "block35 ×5", "Repeat_1": "block17 ×10", "Repeat_2": "block8 ×5"}  # noqa: RUF001
 
@@ -22,6 +24,8 @@ def activation_groups(activations: Sequence[str]) -> Groups:
 
 def _part_of_activation(activation: str) -> str:
     first = activation.partition("/")[0]
+    if mtcnn := _MTCNN.fullmatch(first):
+        return f"conv{mtcnn[1]}" if mtcnn[1] else "outputs"
     if first.startswith(("Conv2d", "MaxPool")):
         return _STEM
     return _REPEATS.get(first, first if first.startswith(("Mixed", "Block")) else _HEAD)

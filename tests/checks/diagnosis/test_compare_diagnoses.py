@@ -81,7 +81,7 @@ def test_a_port_is_diagnosed_and_repaired_without_tensorflow(
     assert "kernel flipped at Conv2d_1a_3x3 (and at Conv2d_2a_3x3, " in output
     assert f"height and width exchanged at {UNIT_ACTIVATION}: " in output
     assert "another tensor of the same shape at Repeat_1/block17_4/" in output
-    assert f"{len(kernels)} tensors corrected; all four judgements hold on the result" in output
+    assert f"{len(kernels)} tensors corrected; all judgements hold on the result" in output
     report = json.loads((tmp_path / "report.json").read_text())
     assert sum(len(finding["repaired_by"]) for finding in report["diagnosis"]) == len(kernels)
     assert report["repair"]["path"] == str(out)
