@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from checks.audit.compare_one_tensor import compare_exactly
+from checks.audit.compare_one_tensor import add_cause, compare_exactly
 from checks.audit.port_layers import PortTensor
 from checks.audit.result import TensorResult
 from checks.audit.source_weights import TensorPlace
+from checks.core.mtcnn_network import layers_of
+from checks.core.source_tensors import expected_state_dict
 from checks.core.types import Arrays
+from checks.diagnosis.explain_tensor import SourceTensors
 from converter.convert import plan_tensors
 from converter.errors import SourceError
 from converter.layer_map import ConvertedRow
@@ -38,7 +41,8 @@ def compare_mtcnn(port: NetworkTensors, source: NetworkTensors) -> tuple[TensorR
             next_step="P-Net goes with det1.npy, R-Net with det2.npy, O-Net with det3.npy",
         )
     tensors, plan = plan_tensors(source)
-    results = [_compare_row(row, port, tensors) for row in plan.converted]
+    state_dict = SourceTensors(expected_state_dict(tensors, plan), {}, layers_of(expected))
+    results = [_compare_row(row, port, tensors, state_dict) for row in plan.converted]
     known = {_name(row, port) for row in plan.converted}
     return (*results, *(_extra(name, port) for name in port if name not in known))
 
@@ -47,7 +51,9 @@ def _name(row: ConvertedRow, port: NetworkTensors) -> str:
     return row.key if port.naming == "pytorch" else row.variable
 
 
-def _compare_row(row: ConvertedRow, port: NetworkTensors, tensors: Arrays) -> TensorResult:
+def _compare_row(
+    row: ConvertedRow, port: NetworkTensors, tensors: Arrays, state_dict: SourceTensors
+) -> TensorResult:
     place, name = TensorPlace(row.scope, row.variable, row.key), _name(row, port)
     if name not in port:
         return TensorResult(
@@ -55,8 +61,12 @@ def _compare_row(row: ConvertedRow, port: NetworkTensors, tensors: Arrays) -> Te
             status="missing", key=row.key,
         )  # fmt: skip
     layout = row.layout if port.naming == "pytorch" else _as_stored(row)
-    tensor = PortTensor(port.original(name), np.array(port[name]), layout)
-    return compare_exactly(tensor, np.array(tensors[row.variable]), place)
+    array = np.array(port[name])
+    result = compare_exactly(PortTensor(port.original(name), array, layout), tensors[row.variable], place)
+    if result.is_faithful:
+        return result
+    fits = port.naming != "pytorch" and array.ndim == len(row.shape)
+    return add_cause(result, row.layout.apply(array) if fits else array, row.key, state_dict)
 
 
 def _as_stored(row: ConvertedRow) -> Layout:

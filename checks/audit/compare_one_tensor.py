@@ -14,7 +14,7 @@ from checks.core.metrics import ulp_distance, ulp_histogram
 from checks.core.network import KEYS, stage_of
 from checks.core.types import Array
 from checks.diagnosis.causes import Cause
-from checks.diagnosis.explain_tensor import explain
+from checks.diagnosis.explain_tensor import SourceTensors, explain
 from converter.casting import FLOAT32, HALVES
 from converter.same_bits import differing_bits, same_bits
 
@@ -167,14 +167,27 @@ def measure(
 
 def _explain(result: TensorResult, tensor: PortTensor, key: str, source: SourceWeights) -> TensorResult:
     """Add the reason why a tensor differs, if it is a known cause."""
-    expected = source.state_dict.tensors.get(key) if key in KEYS else None
-    if tensor.array.dtype != FLOAT32 or expected is None or tensor.array.size != expected.size:
+    if key not in KEYS or key not in source.state_dict.tensors:
+        return result
+    actual = tensor.channels_first()
+    return add_cause(result, tensor.array if actual is None else actual, key, source.state_dict)
+
+
+def add_cause(result: TensorResult, actual: Array, key: str, source: SourceTensors) -> TensorResult:
+    """Add the reason why a tensor differs, if it is a known cause.
+
+    Args:
+        result: The result of a tensor that differs.
+        actual: The port's tensor, in the layout of the state_dict.
+        key: Its state_dict key, one of the source's.
+        source: The tensors that it may come from.
+    """
+    if actual.dtype != FLOAT32 or actual.size != source.tensors[key].size:
         return result
     if result.not_finite:  # a NaN may have come from anywhere
         return result
-    actual = tensor.channels_first()
     with np.errstate(all="ignore"):  # damaged values overflow anywhere
-        explanation = explain(key, tensor.array if actual is None else actual, source.state_dict)
+        explanation = explain(key, actual, source)
     if explanation is None or explanation[0] is Cause.VALUES:
         return result  # which has the first value that differs, and the number of those that do
     return replace(result, detail="; ".join(filter(None, (explanation[1], result.detail))))

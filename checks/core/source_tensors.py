@@ -17,7 +17,7 @@ from converter.casting import to_float32
 from converter.convert import convert_tensors, plan_tensors
 from converter.errors import SourceError, UsageError
 from converter.formats.source import TensorSource
-from converter.mtcnn_layer_map import MtcnnNetwork
+from converter.mtcnn_layer_map import MtcnnNetwork, find_network
 from converter.plan import MappingError, Plan, Weights, describe, plan_conversion
 
 
@@ -29,10 +29,14 @@ def plan_source(opened: TensorSource, weights: Weights) -> tuple[Arrays, Plan]:
         MappingError: The tensors are not those of this network.
     """
     if opened.naming == "pytorch":
+        network = find_network(opened, opened.naming)
+        checkpoint = (
+            "its checkpoint (a folder, .index, .meta, .pb or Keras .h5) or a name of `facenet-port list`"
+        )
         raise UsageError(
             f"{opened.path}: this is a PyTorch file; SOURCE has to be TensorFlow's, which is the judge. Give "
-            "its checkpoint (a folder, .index, .meta, .pb or Keras .h5) or a name that `facenet-port list` "
-            f"shows. `facenet-port compare SOURCE --state-dict {opened.path}` judges this file; "
+            f"{checkpoint if network is None else network.npy_name}. "
+            f"`facenet-port compare SOURCE --state-dict {opened.path}` judges this file; "
             f"`facenet-port audit PORT --against {opened.path}` compares another PyTorch file with it."
         )
     return plan_tensors(opened, weights)

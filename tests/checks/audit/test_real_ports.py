@@ -269,3 +269,35 @@ def test_networks_of_mtcnn_are_told_apart(
     ):
         assert main([str(port), "--against", str(source)]) == 3
         assert message in capsys.readouterr().err
+
+
+def test_faults_of_an_mtcnn_port_are_named(
+    mtcnn_files: dict[str, tuple[Path, Path]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    original, published = mtcnn_files["R-Net"]
+    weights = torch.load(published, weights_only=True)
+    maps = weights["dense4.weight"].reshape(128, 3, 3, 64)
+    changes = {
+        "conv3.weight": weights["conv3.weight"].transpose(2, 3).contiguous(),
+        "dense4.weight": maps.permute(0, 3, 2, 1).reshape(128, 576),
+        "prelu4.weight": weights["dense4.bias"],
+    }
+    port = {"net." + key: tensor for key, tensor in (weights | changes).items()}
+    port["net.extra.weight"] = port.pop("net.conv1.bias")
+    torch.save(port, tmp_path / "wrong.pt")
+    result = audit(tmp_path / "wrong.pt", original)
+    found = {tensor.name: (tensor.status, tensor.detail) for tensor in faults(result)}
+    assert found == {
+        "net.conv1.bias": ("missing", ""),
+        "net.conv3.weight": ("differs", "is laid out as (outputs, inputs, height, width)"),
+        "net.dense4.weight": (
+            "differs",
+            "takes its inputs in the order (channels, height, width), not (width, height, channels)",
+        ),
+        "net.prelu4.weight": ("differs", "is the bias of conv4"),
+        "net.extra.weight": ("extra", "not a tensor of this network"),
+    }
+    del weights["conv1.bias"]
+    torch.save(weights, tmp_path / "short.pt")
+    assert main([str(published), "--against", str(tmp_path / "short.pt")]) == 3
+    assert "does not fit the R-Net of MTCNN" in capsys.readouterr().err

@@ -28,6 +28,7 @@ from checks.core.inputs import InputBatch, inputs_of
 from checks.core.models import Port, build_port
 from checks.core.tensorflow_side import Activations, TensorFlowSide
 from checks.diagnosis.causes import Cause
+from checks.gradients.__main__ import main as gradients
 from converter.formats.detect import open_source
 from converter.mtcnn_layer_map import NETWORKS, MtcnnNetwork
 
@@ -345,6 +346,16 @@ def test_another_network_is_refused(
     ):
         assert main([str(source), "--state-dict", str(port)]) == 3
         assert message in capsys.readouterr().err
+
+
+def test_a_command_for_the_large_network_refuses_them(
+    mtcnn_files: Files, capsys: pytest.CaptureFixture[str]
+) -> None:
+    original, port = mtcnn_files["P-Net"]
+    assert gradients([str(original)]) == 3
+    assert "this is the P-Net of MTCNN, and this command is for Inception" in capsys.readouterr().err
+    assert main([str(port)]) == 2
+    assert "Give det1.npy." in capsys.readouterr().err
 
 
 def test_a_file_with_a_tensor_missing(mtcnn_files: Files, tmp_path: Path) -> None:
