@@ -22,6 +22,10 @@ ODD_SIZE = (147, 123)  # height and width: odd and unequal, so that sizes of map
 BATCH = 5  # images
 NOISE = "standard normal"
 SEEDED = (NOISE, "smooth", "constant", "near-black", f"odd size {ODD_SIZE[0]}x{ODD_SIZE[1]}")
+_CROP_SIZES = {"R-Net": R_NET_SIZE, "O-Net": O_NET_SIZE}  # the height and width that they take
+_P_NET_SIZE = 48  # P-Net takes any from 12 on
+_P_NET_ODD_SIZE = (37, 29)
+_MTCNN_BATCH = 32
 _MOST_NAMED = 5  # files in a message
 
 
@@ -59,12 +63,6 @@ def seeded_inputs(seed: int) -> list[InputBatch]:
         InputBatch(SEEDED[3], near_black),
         InputBatch(SEEDED[4], odd.astype(np.float32)),
     ]
-
-
-_CROP_SIZES = {"R-Net": R_NET_SIZE, "O-Net": O_NET_SIZE}  # the height and width that they take
-_P_NET_SIZE = 48  # it takes any from 12 on
-_P_NET_ODD_SIZE = (37, 29)
-_MTCNN_BATCH = 32
 
 
 def input_names(network: Network) -> tuple[str, ...]:
