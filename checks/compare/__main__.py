@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _EPILOG = """\
 Without SOURCE the built-in checkpoint is compared; the first time it is written to the user's cache.
+SOURCE may be a network of MTCNN as well: det1.npy and its like, or mtcnn/det1.npy by name.
 
 exit codes: 0 every judgement holds; 1 a difference was found; 2 wrong usage; 3 an input is unreadable,
 corrupt or another network, or the source's values are not finite; 4 something that is needed, such as
