@@ -14,6 +14,7 @@ from checks.core.metrics import exact_value, figure
 from checks.core.network import short_name
 from checks.core.rounding import describe_worst, worst_share
 from checks.core.source_tensors import BrokenSource
+from converter.counts import counted
 
 _FAITHFUL_STATUS: Mapping[Status, str] = {
     "equal": "equal bit for bit",
@@ -107,8 +108,7 @@ def judge_structure(remarks: Sequence[str], layers: int) -> Judgement:
     """
     statement = f"{layers} layers with the branches, strides, padding and ReLUs of the network"
     if remarks:
-        places = "1 place" if len(remarks) == 1 else f"{len(remarks)} places"
-        statement = f"deviates from the network at {places}"
+        statement = f"deviates from the network at {counted(len(remarks), 'place')}"
     return Judgement("structure", not remarks, statement, tuple(remarks))
 
 
@@ -224,8 +224,8 @@ def _write_port_verdict(
 ) -> str:
     faults = [result for result in results if not result.is_faithful]
     if len(faults) > 1:
-        others = len(faults) - 1
-        return f"The port differs: {faults[0].name} and {others} more {_tensors(others)} are not faithful."
+        others = counted(len(faults) - 1, "more tensor")
+        return f"The port differs: {faults[0].name} and {others} are not faithful."
     if faults:
         problems = {"missing": "is missing", "extra": "is not a tensor of this network"}
         problem = problems.get(faults[0].status, "is not the source's")
@@ -241,7 +241,7 @@ def _write_port_verdict(
     sentence = _faithful_verdict({result.status for result in results}, run)
     unjudged = sum(result.status == "not judged" for result in results)
     if unjudged:
-        return f"{sentence} {unjudged} {_tensors(unjudged)} could not be judged: not in the source."
+        return f"{sentence} {counted(unjudged, 'tensor')} could not be judged: not in the source."
     return sentence
 
 
@@ -258,7 +258,3 @@ def _faithful_verdict(statuses: set[Status], run: GraphRun | None) -> str:
         return f"The port is exact: every tensor is the source's, bit for bit{graph}."
     exactness = "within rounding" if "approximate" in statuses else "bit for bit"
     return f"The port is faithful: its weights are the source's {' and '.join(changes)}, {exactness}{graph}."
-
-
-def _tensors(count: int) -> str:
-    return "tensor" if count == 1 else "tensors"

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +30,6 @@ from checks.gradients.measure import measure_gradient_distances, measure_step_di
 from checks.gradients.result import (
     GradientMeasurement,
     GradientsResult,
-    Mode,
-    OptimiserName,
     StepsMeasurement,
 )
 from checks.gradients.running_statistics import judge_statistics, read_updates
@@ -132,38 +129,26 @@ def _measure(
     tensors: Arrays, model: InceptionResnetV1, variant: Variant, batch: TrainingBatch, say: Say
 ) -> tuple[tuple[GradientMeasurement, ...], tuple[StepsMeasurement, ...]]:
     """Run both sides at once, and measure the gradients of each mode and the steps of each optimiser."""
-    with _pytorch_in_background(model, variant, batch) as (gradients, trainings):
-        reference = train_tensorflow(tensors, batch, say=say)
-        say("waiting for PyTorch")
-        return (
-            tuple(measure_gradient_distances(gradients[mode].result(), reference, mode) for mode in MODES),
-            tuple(measure_step_distances(trainings[name].result(), reference, name) for name in OPTIMISERS),
-        )
-
-
-@contextmanager
-def _pytorch_in_background(
-    model: InceptionResnetV1, variant: Variant, batch: TrainingBatch
-) -> Iterator[tuple[dict[Mode, Future[PyTorchGradients]], dict[OptimiserName, Future[PyTorchTraining]]]]:
-    """Run PyTorch's gradients and trainings one after another on one thread, while open."""
-    trained = trained_keys(variant)
-    pool = ThreadPoolExecutor(1)
-    stopped = threading.Event()
+    trained, stopped = trained_keys(variant), threading.Event()
 
     def loss(model: InceptionResnetV1, images: Tensor, batch: TrainingBatch) -> Tensor:
         if stopped.is_set():  # after Ctrl-C, between two steps
             raise CancelledError
         return training_loss(model, images, batch)
 
-    with one_thread():
+    def run_pytorch() -> tuple[list[PyTorchGradients], list[PyTorchTraining]]:
+        gradients = [take_gradients(model, batch, mode, loss) for mode in MODES]
+        return gradients, [train_pytorch(model, batch, trained, name, loss=loss) for name in OPTIMISERS]
+
+    with one_thread(), ThreadPoolExecutor(1) as pool:
         try:
-            yield (
-                {mode: pool.submit(take_gradients, model, batch, mode, loss) for mode in MODES},
-                {
-                    name: pool.submit(train_pytorch, model, batch, trained, name, loss=loss)
-                    for name in OPTIMISERS
-                },
-            )
+            running = pool.submit(run_pytorch)
+            reference = train_tensorflow(tensors, batch, say=say)
+            say("waiting for PyTorch")
+            gradients, trainings = running.result()
         finally:
             stopped.set()
-            pool.shutdown(cancel_futures=True)
+    return (
+        tuple(map(measure_gradient_distances, gradients, repeat(reference), MODES)),
+        tuple(map(measure_step_distances, trainings, repeat(reference), OPTIMISERS)),
+    )
