@@ -13,8 +13,8 @@ from checks.audit.compare_folded_layers import (
     holds_residual_scale,
 )
 from checks.audit.compare_one_tensor import compare_with_source, measure, uncompared
-from checks.audit.port_layers import Leftover, PortTensor, PortWeights, Role
-from checks.audit.result import Status, TensorResult
+from checks.audit.port_layers import PortTensor, PortWeights, Role
+from checks.audit.result import TensorResult
 from checks.audit.source_weights import SourceWeights, TensorPlace, variable_name
 from checks.core.network import LOGITS, network_layers, residual_scale, short_name, stage_of
 from converter.counts import counted
@@ -42,7 +42,7 @@ def compare_tensors(port: PortWeights, source: SourceWeights) -> tuple[TensorRes
         for tensor in port.layers.get(LOGITS, {}).values():
             detail = "the source has no classifier"
             results.append(uncompared(tensor, TensorPlace(LOGITS), "not judged", detail))
-    return (*results, *map(_leftover, port.leftovers))
+    return (*results, *port.leftovers)
 
 
 def _compare_layer(
@@ -132,9 +132,3 @@ def _missing_residual_scale(layer: Layer) -> Iterator[TensorResult]:
 
 def _missing(name: str, place: TensorPlace) -> TensorResult:
     return TensorResult(name, place.variable, place.stage, "", "", (), "missing", key=place.key)
-
-
-def _leftover(leftover: Leftover) -> TensorResult:
-    status: Status = "not judged" if leftover.reason else "extra"
-    detail = leftover.reason or "not a tensor of this network"
-    return TensorResult(leftover.name, "", "", "", leftover.dtype, leftover.shape, status, detail=detail)

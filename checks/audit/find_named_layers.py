@@ -9,12 +9,12 @@ import numpy as np
 
 from checks.audit.port_layers import (
     BATCH_NORM,
-    Leftover,
     PortTensor,
     PortWeights,
     Role,
     printable,
 )
+from checks.audit.result import Status, TensorResult
 from checks.audit.source_weights import state_dict_keys, variable_name
 from checks.core.network import network_layers
 from converter.errors import SourceError
@@ -47,14 +47,18 @@ def find_named_layers(source: NetworkTensors, *, averages: bool = False) -> Port
     places = {name: (scope, role) for scope, roles in names.items() for role, name in roles.items()}
     aliases = _aliases(source.naming)
     layers: dict[str, dict[Role, PortTensor]] = {}
-    leftovers: list[Leftover] = []
+    leftovers: list[TensorResult] = []
     for name, info in source.info.items():
         known = name.removesuffix(f"/{AVERAGE}") if averages else name
         place = places.get(aliases.get(known, known))
         shown = printable(source.original(name))
         if place is None or place[1] in layers.get(place[0], {}):
             reason = _reason(source.naming, name)
-            leftovers.append(Leftover(shown, str(info.dtype), info.shape, reason))
+            status: Status = "not judged" if reason else "extra"
+            detail = reason or "not a tensor of this network"
+            leftovers.append(
+                TensorResult(shown, "", "", "", str(info.dtype), info.shape, status, detail=detail)
+            )
             continue
         scope, role = place
         layout = _layout(source.naming, role, len(info.shape))

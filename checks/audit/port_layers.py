@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 
+from checks.audit.result import TensorResult
 from checks.core.types import Array
 from converter.layouts import CONVOLUTION, FULLY_CONNECTED, VECTOR, Layout
 
@@ -60,23 +61,6 @@ class PortTensor:
 
 
 @dataclass(frozen=True, slots=True)
-class Leftover:
-    """A tensor of a port that belongs to no layer.
-
-    Attributes:
-        name: Its name in the port.
-        dtype: The dtype of its elements.
-        shape: Its shape.
-        reason: The reason why a file may hold it; empty if none is known.
-    """
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    reason: str = ""
-
-
-@dataclass(frozen=True, slots=True)
 class PortWeights:
     """The weights of a port.
 
@@ -84,12 +68,12 @@ class PortWeights:
         layers: TensorFlow scope to the layer's tensors. The Bottleneck is under its newer scope.
         names: TensorFlow scope to the names of the layer's tensors in this format; empty for a graph, whose
             names mean nothing.
-        leftovers: The tensors that belong to no layer.
+        leftovers: The results for the tensors that belong to no layer.
     """
 
     layers: Mapping[str, Mapping[Role, PortTensor]]
     names: Mapping[str, Mapping[Role, str]] = field(default_factory=dict)
-    leftovers: tuple[Leftover, ...] = ()
+    leftovers: tuple[TensorResult, ...] = ()
 
     @property
     def is_finite(self) -> bool:
