@@ -86,13 +86,7 @@ def rows_changed(
 
 def planted(changes: Changes) -> Apply:
     """Plant tensors that are computed from the clean port: state_dict key to array."""
-
-    @contextmanager
-    def apply(port: Pipeline) -> Iterator[None]:
-        with tensors_changed(port, changes(port)):
-            yield
-
-    return apply
+    return lambda port: tensors_changed(port, changes(port))
 
 
 def scope_of(variable: str) -> str:
@@ -149,7 +143,10 @@ def in_every(change: Change, label: str) -> Site:
 @contextmanager
 def attributes_set(owner: object, **values: Any) -> Iterator[None]:
     """Set attributes of an object, while open; the ones that it did not have are deleted again."""
-    own = {**owner.__dict__, **owner._modules} if isinstance(owner, nn.Module) else _attributes(owner, values)
+    if isinstance(owner, nn.Module):
+        own = {**owner.__dict__, **owner._modules}
+    else:
+        own = {name: getattr(owner, name) for name in values}
     kept = {name: own[name] for name in values if name in own}
     try:
         for name, value in values.items():
@@ -163,22 +160,18 @@ def attributes_set(owner: object, **values: Any) -> Iterator[None]:
                 delattr(owner, name)
 
 
-def _attributes(owner: object, names: Iterable[str]) -> dict[str, Any]:
-    return {name: getattr(owner, name) for name in names}
+@contextmanager
+def all_set(owners: Iterable[object], **values: Any) -> Iterator[None]:
+    """Set the same attributes of several objects, as `attributes_set` does."""
+    with ExitStack() as closing:
+        for owner in owners:
+            closing.enter_context(attributes_set(owner, **values))
+        yield
 
 
-def modules_set(*paths: str, **values: Any) -> Apply:
-    """Plant attributes in the modules with these dotted paths, in both networks."""
-
-    @contextmanager
-    def apply(port: Pipeline) -> Iterator[None]:
-        with ExitStack() as closing:
-            for model in port.models:
-                for path in paths:
-                    closing.enter_context(attributes_set(model.get_submodule(path), **values))
-            yield
-
-    return apply
+def modules_set(path: str, **values: Any) -> Apply:
+    """Plant attributes in the module with this dotted path, in both networks."""
+    return lambda port: all_set([model.get_submodule(path) for model in port.models], **values)
 
 
 def forward_replaced(path: str, forward: Forward, *, method: str = "forward", only32: bool = False) -> Apply:
@@ -216,14 +209,12 @@ def in_forwards(
 
 def every_batch_norm(**values: Any) -> Apply:
     """Plant attributes in every BatchNorm of both networks."""
-
-    @contextmanager
-    def apply(port: Pipeline) -> Iterator[None]:
-        with ExitStack() as closing:
-            for model in port.models:
-                for module in model.modules():
-                    if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
-                        closing.enter_context(attributes_set(module, **values))
-            yield
-
-    return apply
+    return lambda port: all_set(
+        [
+            module
+            for model in port.models
+            for module in model.modules()
+            if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)
+        ],
+        **values,
+    )

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
 
 from checks.controls.faults.change_port import rows_changed
@@ -20,12 +20,7 @@ Rows = Mapping[str, Row]
 
 
 def _planted(changes: Callable[[Pipeline], Rows]) -> Apply:
-    @contextmanager
-    def apply(port: Pipeline) -> Iterator[None]:
-        with rows_changed(port, changes(port)):
-            yield
-
-    return apply
+    return lambda port: rows_changed(port, changes(port))
 
 
 def _other_layout(layout: Layout, *scopes: str) -> tuple[Site, ...]:
@@ -90,12 +85,9 @@ def _in_order(repeat: str, block: str, order: tuple[int, ...]) -> Site:
 
 
 def _averages_site(label: str, activation: str, select: Callable[[str], bool]) -> Site:
-    @contextmanager
-    def apply(port: Pipeline) -> Iterator[None]:
+    def apply(port: Pipeline) -> AbstractContextManager[None]:
         rows = {row.key: row for row in port.plan.converted if select(row.variable)}
-        sources = {row.variable: f"{row.variable}/{AVERAGE}" for row in rows.values()}
-        with rows_changed(port, rows, sources):
-            yield
+        return rows_changed(port, rows, {row.variable: f"{row.variable}/{AVERAGE}" for row in rows.values()})
 
     return Site(label, activation_of(activation), apply)
 

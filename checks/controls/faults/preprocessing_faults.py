@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from checks.controls.faults.change_port import attributes_set
 from checks.controls.faults.fault import Fault, Site, activation_of
 from checks.controls.port_pipeline import Pipeline, Prepare, Standardisation
 from checks.core.inputs import prewhiten, standardise
@@ -21,14 +21,9 @@ _IMAGENET_DEVIATION = np.array([0.229, 0.224, 0.225])
 
 
 def _site(label: str, prepare: Prepare, kind: Standardisation = "fixed") -> Site:
-    @contextmanager
-    def apply(port: Pipeline) -> Iterator[None]:
-        kept = port.prepare
-        port.prepare = {**kept, kind: lambda pixels: np.ascontiguousarray(prepare(pixels), dtype=np.float32)}
-        try:
-            yield
-        finally:
-            port.prepare = kept
+    def apply(port: Pipeline) -> AbstractContextManager[None]:
+        given = lambda pixels: np.ascontiguousarray(prepare(pixels), dtype=np.float32)  # noqa: E731
+        return attributes_set(port, prepare={**port.prepare, kind: given})
 
     return Site(label, activation_of("Conv2d_1a_3x3"), apply)
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from checks.controls.faults.change_port import (
     Forward,
+    all_set,
     attributes_set,
     every_batch_norm,
     forward_replaced,
@@ -129,18 +130,9 @@ def _branch_detached_site(scope: str, path: str) -> Site:
 
 
 def _not_trained(*keys: str) -> Apply:
-    @contextmanager
-    def apply(port: Pipeline) -> Iterator[None]:
-        parameters = [model.get_parameter(key) for model in port.models for key in keys]
-        for parameter in parameters:
-            parameter.requires_grad_(False)
-        try:
-            yield
-        finally:
-            for parameter in parameters:
-                parameter.requires_grad_(True)
-
-    return apply
+    return lambda port: all_set(
+        [model.get_parameter(key) for model in port.models for key in keys], requires_grad=False
+    )
 
 
 def _layer_frozen_site(scope: str, *leaves: str) -> Site:
@@ -155,22 +147,14 @@ def _loss_scaled_site(label: str, factor: Callable[[TrainingBatch], float]) -> S
     def loss(model: InceptionResnetV1, images: Tensor, batch: TrainingBatch) -> Tensor:
         return training_loss(model, images, batch) * factor(batch)
 
-    @contextmanager
-    def apply(port: Pipeline) -> Iterator[None]:
-        with attributes_set(port, loss=loss):
-            yield
-
-    return _site(label, LOSS, apply)
+    return _site(label, LOSS, lambda port: attributes_set(port, loss=loss))
 
 
 def _optimiser(label: str, make: Make) -> Site:
-    @contextmanager
-    def apply(port: Pipeline) -> Iterator[None]:
-        def make_other(name: OptimiserName, parameters: Iterable[Parameter]) -> Optimizer:
-            return make(port, name, list(parameters))
-
-        with attributes_set(port, make_optimiser=make_other):
-            yield
+    def apply(port: Pipeline) -> AbstractContextManager[None]:
+        return attributes_set(
+            port, make_optimiser=lambda name, parameters: make(port, name, list(parameters))
+        )
 
     return _site(label, OPTIMISER, apply)
 
