@@ -13,8 +13,10 @@ release or in the cache of the CI, together with the SHA-256 that `--save-activa
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import astuple
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -33,55 +35,43 @@ _FORMAT = "facenet-port activations 3"
 _STORE_AGAIN = "Store the activations again with --save-activations"
 
 
-class ActivationWriter:
-    """Writes activations input by input; the file appears when it is complete. A context manager.
+@contextmanager
+def activation_writer(path: Path, provenance: Mapping[str, Any]) -> Iterator[Callable[[Activations], None]]:
+    """Open a new file of activations, which appears when it is complete.
 
     Args:
         path: The file.
         provenance: The source and the names of the activations, as JSON values.
 
+    Yields:
+        A function that stores one input with TensorFlow's activations.
+
     Raises:
         UsageError: The file exists, or its folder does not.
     """
+    with AtomicFiles(path.parent, overwrite=False) as files:
+        with h5py.File(files.stage(path.name), "w") as file:
+            file.attrs["format"] = _FORMAT
+            file.attrs["provenance"] = json.dumps(provenance)
+            yield partial(_add, file)
+            file.attrs["inputs"] = json.dumps([str(file[name].attrs["name"]) for name in file])
+        files.commit()
 
-    def __init__(self, path: Path, provenance: Mapping[str, Any]) -> None:
-        self._files = AtomicFiles(path.parent, overwrite=False).__enter__()
-        try:
-            self._file = h5py.File(self._files.stage(path.name), "w")
-        except BaseException:
-            self._files.__exit__()
-            raise
-        self._file.attrs["format"] = _FORMAT
-        self._file.attrs["provenance"] = json.dumps(provenance)
 
-    def add(self, activations: Activations) -> None:
-        """Store one input with TensorFlow's activations."""
-        batch = activations.batch
-        group = self._file.create_group(f"{len(self._file):03d}")
-        group.attrs["name"] = batch.name
-        group.attrs["own_graph"] = activations.own_graph
-        group.attrs["rebuilt"] = json.dumps(activations.rebuilt)
-        group.attrs["own_rounding"] = json.dumps([astuple(layer) for layer in activations.own_rounding])
-        _store(group, "images", batch.images)
-        for index, (name, exact) in enumerate(activations.float64.items()):
-            steps = _steps(exact, activations.float32[name])
-            for precision, array in (("float64", exact), ("float32", steps)):
-                dataset = _store(group, f"{precision}/{index:03d}", array)
-                dataset.attrs["activation"] = name
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        try:
-            self._file.attrs["inputs"] = json.dumps(
-                [str(self._file[name].attrs["name"]) for name in self._file]
-            )
-            self._file.close()
-            if kind is None:
-                self._files.commit()
-        finally:
-            self._files.__exit__()
+def _add(file: h5py.File, activations: Activations) -> None:
+    """Store one input with TensorFlow's activations."""
+    batch = activations.batch
+    group = file.create_group(f"{len(file):03d}")
+    group.attrs["name"] = batch.name
+    group.attrs["own_graph"] = activations.own_graph
+    group.attrs["rebuilt"] = json.dumps(activations.rebuilt)
+    group.attrs["own_rounding"] = json.dumps([astuple(layer) for layer in activations.own_rounding])
+    _store(group, "images", batch.images)
+    for index, (name, exact) in enumerate(activations.float64.items()):
+        steps = _steps(exact, activations.float32[name])
+        for precision, array in (("float64", exact), ("float32", steps)):
+            dataset = _store(group, f"{precision}/{index:03d}", array)
+            dataset.attrs["activation"] = name
 
 
 def _store(group: h5py.Group, name: str, array: NDArray[Any]) -> h5py.Dataset:
@@ -177,15 +167,11 @@ class ActivationFile:
         if list(read.rebuilt) not in compared or bool(read.own_rounding) is not read.own_graph:
             raise ValueError("the comparison of the two TensorFlow graphs is missing")
 
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
-
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self.close()
+        self._file.close()
 
 
 def _read(group: h5py.Group) -> dict[str, NDArray[Any]]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from checks.compare.activation_file import ActivationWriter
+from checks.compare.activation_file import activation_writer
 from checks.compare.expected import DIAGNOSED_IMAGES, Checkpoint, DiagnosisReference, Expected, Facts
 from checks.compare.expected_from_file import provenance
 from checks.compare.judge import judge_tensors
@@ -69,16 +69,16 @@ class ExpectedFromTensorFlow(Expected):
         network = self.checkpoint.plan.network
         names = activations_of(network, every_layer=self.every_layer)
         with ExitStack() as stack:
-            writer = None
+            store = None
             if self.save is not None:
                 stated = provenance(self.checkpoint, self.facts.own_graph, self.seed, names)
-                writer = stack.enter_context(ActivationWriter(self.save, stated))
+                store = stack.enter_context(activation_writer(self.save, stated))
                 self.save = None
             for batch in chain(inputs_of(network, self.seed), photograph_inputs(self.photographs, network)):
                 self.say(f"comparing: {batch.name}")
                 activations = self.tensorflow.run(batch, names)
-                if writer is not None and activations.broken is None:
-                    writer.add(activations)
+                if store is not None and activations.broken is None:
+                    store(activations)
                 yield activations
 
     def diagnosis_reference(self) -> DiagnosisReference:

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from checks.compare import __main__ as compare_command
-from checks.compare.activation_file import ActivationFile, ActivationWriter
+from checks.compare.activation_file import ActivationFile, activation_writer
 from checks.compare.explanation import explain
 from checks.compare.result import CompareResult
 from checks.compare.run import compare
@@ -337,8 +337,8 @@ def test_float32_activations_are_stored_bit_for_bit(tmp_path: Path) -> None:
     bits = random.integers(0, 1 << 32, shape, np.uint32).view(np.float32)  # NaNs, infinities, -0.0
     images = random.standard_normal((5, 4, 4, 3)).astype(np.float32)
     activations = Activations(InputBatch("any", images), {"one": exact}, {"one": bits}, False, {}, ())
-    with ActivationWriter(tmp_path / "a.h5", {"activations": ["one"]}) as writer:
-        writer.add(activations)
+    with activation_writer(tmp_path / "a.h5", {"activations": ["one"]}) as store:
+        store(activations)
     with ActivationFile(tmp_path / "a.h5") as file:
         (again,) = file
     assert again.float64["one"].tobytes() == exact.tobytes()

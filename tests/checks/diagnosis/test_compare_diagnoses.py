@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 
 from checks.compare import __main__ as compare_command
-from checks.compare.activation_file import ActivationWriter
+from checks.compare.activation_file import activation_writer
 from checks.compare.expected import Checkpoint
 from checks.compare.expected_from_file import provenance
 from checks.compare.run import compare
@@ -50,12 +50,12 @@ def stored(tensors: Mapping[str, NDArray[Any]], tmp_path_factory: pytest.TempPat
         arrays = {name: np.array(named[name]) for name in named}
         with (
             TensorFlowSide(opened, arrays, "variable") as side,
-            ActivationWriter(folder / "activations.h5", stated) as writer,
+            activation_writer(folder / "activations.h5", stated) as store,
         ):
             for name in SEEDED:
                 # Large enough for a last map of 2x2: on a single pixel a 1x3 kernel is its middle alone.
                 images = random.standard_normal((5 if name == SEEDED[0] else 1, 111, 111, 3))
-                writer.add(side.run(InputBatch(name, images.astype(np.float32)), ACTIVATIONS))
+                store(side.run(InputBatch(name, images.astype(np.float32)), ACTIVATIONS))
     return folder / "activations.h5"
 
 
