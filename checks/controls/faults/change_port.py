@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from types import MethodType
 from typing import Any
@@ -207,14 +207,16 @@ def in_forwards(
     return tuple(map(site, scopes))
 
 
-def every_batch_norm(**values: Any) -> Apply:
-    """Plant attributes in every BatchNorm of both networks."""
-    return lambda port: all_set(
-        [
-            module
-            for model in port.models
-            for module in model.modules()
-            if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)
-        ],
-        **values,
-    )
+def in_batch_norms(*scopes: str, setting: Setting = "inference", **values: Any) -> tuple[Site, ...]:
+    """Sites in the BatchNorm of each layer, and one in every BatchNorm, with other attributes."""
+
+    def everywhere(port: Pipeline) -> AbstractContextManager[None]:
+        modules = [module for model in port.models for module in model.modules()]
+        norms = [module for module in modules if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)]
+        return all_set(norms, **values)
+
+    sites = [
+        Site(scope, activation_of(scope), modules_set(batch_norm_of(scope), **values), setting)
+        for scope in scopes
+    ]
+    return (*sites, Site("every BatchNorm", activation_of("Conv2d_1a_3x3"), everywhere, setting))

@@ -10,12 +10,12 @@ from torch.nn import functional as F
 
 from checks.controls.faults.change_port import (
     Forward,
-    every_batch_norm,
     forward_replaced,
+    in_batch_norms,
     in_forwards,
     modules_set,
 )
-from checks.controls.faults.fault import Fault, Site, activation_of, batch_norm_of
+from checks.controls.faults.fault import Fault, Site, activation_of
 from checks.diagnosis.causes import Cause
 
 _EPSILON = 1e-5  # PyTorch's default for BatchNorm
@@ -35,25 +35,12 @@ def _in_layers(
 # BatchNorm
 
 
-def _another_epsilon_site(scope: str) -> Site:
-    return Site(scope, activation_of(scope), modules_set(batch_norm_of(scope), eps=_EPSILON))
-
-
 def _epsilon_outside(module: Any, x: Tensor) -> Tensor:
     shape = (1, -1, *[1] * (x.ndim - 2))
     deviation = torch.sqrt(module.running_var) + module.eps
     normalised = (x - module.running_mean.view(shape)) / deviation.view(shape)
     output: Tensor = normalised * module.weight.view(shape) + module.bias.view(shape)
     return output
-
-
-def _batch_statistics_site(scope: str) -> Site:
-    # track_running_stats=False keeps the statistics as they are.
-    return Site(
-        scope,
-        activation_of(scope),
-        modules_set(batch_norm_of(scope), training=True, track_running_stats=False),
-    )
 
 
 # ReLU
@@ -119,9 +106,7 @@ HYPERPARAMETERS: tuple[Fault, ...] = (
         "PyTorch's 1e-5 for slim's 1e-3. Left in the last BatchNorm alone it moves an embedding by 1.75e-5 "
         "and passes a gate of 5e-5.",
         Cause.EPSILON,
-        _another_epsilon_site("Repeat/block35_4/Branch_1/Conv2d_0b_3x3"),
-        _another_epsilon_site("Bottleneck"),
-        Site("every BatchNorm", activation_of("Conv2d_1a_3x3"), every_batch_norm(eps=_EPSILON)),
+        *in_batch_norms("Repeat/block35_4/Branch_1/Conv2d_0b_3x3", "Bottleneck", eps=_EPSILON),
     ),
     _in_layers(
         "epsilon-outside-root",
@@ -147,12 +132,11 @@ HYPERPARAMETERS: tuple[Fault, ...] = (
         "batch-statistics",
         "A BatchNorm left in training mode: `eval()` forgotten, or phase_train fed as True.",
         Cause.BATCH_STATISTICS,
-        _batch_statistics_site("Repeat_1/block17_6/Branch_1/Conv2d_0b_1x7"),
-        _batch_statistics_site("Bottleneck"),
-        Site(
-            "every BatchNorm",
-            activation_of("Conv2d_1a_3x3"),
-            every_batch_norm(training=True, track_running_stats=False),
+        *in_batch_norms(
+            "Repeat_1/block17_6/Branch_1/Conv2d_0b_1x7",
+            "Bottleneck",
+            training=True,
+            track_running_stats=False,  # keeps the statistics as they are
         ),
     ),
     _fault(

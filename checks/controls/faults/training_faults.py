@@ -16,8 +16,8 @@ from checks.controls.faults.change_port import (
     Forward,
     all_set,
     attributes_set,
-    every_batch_norm,
     forward_replaced,
+    in_batch_norms,
     in_forwards,
     modules_set,
 )
@@ -28,7 +28,6 @@ from checks.controls.faults.fault import (
     Fault,
     Site,
     activation_of,
-    batch_norm_of,
     module_of,
 )
 from checks.controls.faults.structure_faults import dropout_mask
@@ -57,16 +56,9 @@ def _site(label: str, activation: str, apply: Apply) -> Site:
 
 
 def _momentum(name: str, shipped: str, momentum: float) -> Fault:
-    def site(scope: str) -> Site:
-        return _site(scope, activation_of(scope), modules_set(batch_norm_of(scope), momentum=momentum))
-
+    scopes = "Repeat/block35_1/Branch_1/Conv2d_0a_1x1", "Bottleneck"
     return _fault(
-        name,
-        shipped,
-        Cause.MOMENTUM,
-        site("Repeat/block35_1/Branch_1/Conv2d_0a_1x1"),
-        site("Bottleneck"),
-        _site("every BatchNorm", activation_of("Conv2d_1a_3x3"), every_batch_norm(momentum=momentum)),
+        name, shipped, Cause.MOMENTUM, *in_batch_norms(*scopes, setting="training", momentum=momentum)
     )
 
 
