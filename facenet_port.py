@@ -30,6 +30,11 @@ _COMMANDS = {
     ),
     "gradients": ("checks.gradients.__main__", "COMMAND", "prove that a port trains as the checkpoint does"),
     "controls": ("checks.controls.__main__", "COMMAND", "show that compare finds every known fault"),
+    "detect": (
+        "faces.detect.__main__",
+        "COMMAND",
+        "find the faces of photographs, as facenet's detector does",
+    ),
     "evaluate": (
         "faces.evaluate.__main__",
         "COMMAND",

@@ -186,7 +186,7 @@ class Command:
         try:
             with _show_warnings(parser.prog):
                 if arguments.json:
-                    check_result_file(arguments, "json", (".json",), b"{")
+                    check_result_file(arguments, "json", (".json",), (b"{", b"["))
                 return self.work(arguments)
         except (Exception, KeyboardInterrupt) as error:
             if arguments.debug:
@@ -258,7 +258,7 @@ def _is_interruption(error: BaseException | None) -> bool:
     return error is not None
 
 
-def write_json(path: Path, result: Mapping[str, Any]) -> None:
+def write_json(path: Path, result: Mapping[str, Any] | Sequence[Any]) -> None:
     """Write a result to the file of `--json`, whole or not at all; an older file is replaced.
 
     JSON has neither infinity nor NaN: both become null.
@@ -288,7 +288,9 @@ def show_result(
         page.write_page(arguments.report, result, command=arguments.command)
 
 
-def check_result_file(arguments: argparse.Namespace, name: str, endings: Sequence[str], start: bytes) -> None:
+def check_result_file(
+    arguments: argparse.Namespace, name: str, endings: Sequence[str], starts: Sequence[bytes]
+) -> None:
     """Refuse the file of an option such as --json before the work begins, if it cannot be written.
 
     An older result is left: the new one replaces it when it is complete. A file with another ending is an
@@ -298,7 +300,7 @@ def check_result_file(arguments: argparse.Namespace, name: str, endings: Sequenc
         arguments: The parsed arguments.
         name: The name of the option's value in them, such as `json`.
         endings: The endings of such files, in lower case.
-        start: The first bytes of such a file, in lower case.
+        starts: The first bytes of such files, in lower case.
 
     Raises:
         UsageError: The file exists and is something else, its folder does not exist or cannot be written to,
@@ -312,7 +314,7 @@ def check_result_file(arguments: argparse.Namespace, name: str, endings: Sequenc
         raise UsageError(f"{option} {path}: this is a folder. Give the name of a file in it.")
     if path.exists() and not path.is_file():
         raise UsageError(f"{option} {path}: this is not a regular file. Give the name of a file.")
-    if path.exists() and path.suffix.lower() not in endings and not _starts_with(path, start):
+    if path.exists() and path.suffix.lower() not in endings and not _starts_with(path, starts):
         article = "an" if endings[0] == ".html" else "a"
         raise UsageError(
             f"{option} {path}: it exists and is not {article} {endings[0]} file. Give another name."
@@ -334,10 +336,11 @@ def _names_same_file(arguments: argparse.Namespace, name: str) -> str | None:
     return None
 
 
-def _starts_with(path: Path, start: bytes) -> bool:
+def _starts_with(path: Path, starts: Sequence[bytes]) -> bool:
+    """Return whether a file is empty or starts with one of these bytes."""
     with path.open("rb") as file:
-        actual = file.read(len(start)).lower()
-    return actual in (b"", start)
+        actual = file.read(max(map(len, starts))).lower()
+    return not actual or actual.startswith(tuple(starts))
 
 
 def _finite(value: Any) -> Any:

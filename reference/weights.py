@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from converter.hub.pretrained import load_pretrained
-from converter.hub.weights_file import load_weights_file
+from converter.hub.weights_file import load_published_networks, load_weights_file
 from converter.mtcnn_layer_map import MtcnnNetwork, Network
 from reference.inception_resnet_v1 import InceptionResnetV1
 from reference.mtcnn import ONet, PNet, RNet
@@ -76,6 +76,27 @@ def load_weights(model: InceptionResnetV1, name: str, *, offline: bool = False) 
             _warn_of_other_classes(name, weights.num_classes, model.logits.out_features, stacklevel=3)
             state_dict |= model.logits.state_dict(prefix="logits.")
     model.load_state_dict(state_dict)
+
+
+def load_mtcnn(
+    *, offline: bool = False, progress: Callable[[int, int | None], None] | None = None
+) -> tuple[PNet, RNet, ONet]:
+    """Build MTCNN's networks with the published weights of davidsandberg/facenet, in evaluation mode.
+
+    Args:
+        offline: Never download.
+        progress: Called with the bytes of a download, done and in all.
+
+    Raises:
+        RequirementError: The weights are not in the cache and cannot be downloaded.
+        SourceError: The cached files are damaged.
+    """
+    networks = PNet(), RNet(), ONet()
+    state_dicts = load_published_networks("mtcnn", offline=offline, progress=progress)
+    for network, state_dict in zip(networks, state_dicts, strict=True):
+        network.load_state_dict(state_dict)
+        network.eval()
+    return networks
 
 
 def build_pretrained(

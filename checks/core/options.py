@@ -108,4 +108,4 @@ def check_report(arguments: argparse.Namespace) -> None:
             f"--report needs {' and '.join(missing)}, not installed here: "
             "pip install 'facenet-port[report]'. The command works without --report."
         )
-    command_line.check_result_file(arguments, "report", (".html", ".htm"), b"<!doctype html")
+    command_line.check_result_file(arguments, "report", (".html", ".htm"), (b"<!doctype html",))

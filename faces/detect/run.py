@@ -1,0 +1,102 @@
+"""Find the faces of photographs in files and folders."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from checks.core.photographs import PhotographError, find_photographs, read_photograph
+from converter.errors import SourceError
+from faces.detect.detector import FaceDetector
+from faces.detect.drawing import Drawings
+from faces.detect.result import DetectionResult, Photograph
+from faces.options import FACTOR, SMALLEST_FACE, THRESHOLDS, check_device
+
+# The photographs that are in memory at once: at most so many, and no more once they have so many pixels.
+_BATCH, _BATCH_PIXELS = 16, 1 << 24
+
+
+def detect(
+    sources: Sequence[str | Path],
+    *,
+    draw: str | Path | None = None,
+    device: str = "cpu",
+    smallest_face: float = SMALLEST_FACE,
+    thresholds: tuple[float, float, float] = THRESHOLDS,
+    factor: float = FACTOR,
+    offline: bool = False,
+    progress: Callable[[int, int | None], None] = lambda done, total: None,
+) -> DetectionResult:
+    """Find the faces of photographs, as facenet's own detector finds them.
+
+    A file that cannot be read is listed in the result, and the others are searched.
+
+    Args:
+        sources: Photographs, and folders of photographs.
+        draw: The folder to write the photographs to with boxes and landmarks drawn on them, or for one
+            photograph the file.
+        device: `cpu`, `cuda` or `mps`.
+        smallest_face: Side of the smallest face to look for, in pixels.
+        thresholds: Probability of a face that P-Net, R-Net and O-Net ask for.
+        factor: Ratio of two scales of the pyramid that follow each other.
+        offline: Never download the detector's weights.
+        progress: Called with the numbers of photographs searched and of all.
+
+    Raises:
+        UsageError: The drawings cannot be written there.
+        RequirementError: The device is not available, or the detector's weights are not in the cache and
+            cannot be downloaded.
+    """
+    check_device(device)
+    files, problems = _find_files(sources)
+    drawings = None if draw is None else Drawings(Path(draw), files)
+    detector = FaceDetector(
+        device=device, smallest_face=smallest_face, thresholds=thresholds, factor=factor, offline=offline
+    )
+    photographs: list[Photograph] = []
+    for batch in _read(list(files), problems):
+        for (file, pixels), faces in zip(
+            batch, detector.detect([pixels for _, pixels in batch]), strict=True
+        ):
+            height, width = pixels.shape[:2]
+            photographs.append(Photograph(file, width, height, faces))
+            if drawings is not None:
+                drawings.write(file, pixels, faces)
+        progress(len(photographs) + len(problems), len(files))
+    return DetectionResult(tuple(photographs), tuple(problems))
+
+
+def _find_files(sources: Sequence[str | Path]) -> tuple[dict[Path, Path], list[SourceError]]:
+    """Find the photographs, each with its path below the folder that was given, and the folders without."""
+    files: dict[Path, Path] = {}
+    problems: list[SourceError] = []
+    for source in map(Path, sources):
+        if not source.is_dir():
+            files.setdefault(source, Path(source.name))
+            continue
+        try:
+            for file in find_photographs(source):
+                files.setdefault(file, file.relative_to(source))
+        except SourceError as error:
+            problems.append(error)
+    return files, problems
+
+
+def _read(
+    files: Sequence[Path], problems: list[SourceError]
+) -> Iterator[list[tuple[Path, NDArray[np.uint8]]]]:
+    """Read photographs in batches that fit in memory; those that cannot be read go to `problems`."""
+    batch: list[tuple[Path, NDArray[np.uint8]]] = []
+    for file in files:
+        try:
+            batch.append((file, read_photograph(file)))
+        except PhotographError as error:
+            problems.append(error)
+        if len(batch) == _BATCH or sum(pixels.size // 3 for _, pixels in batch) >= _BATCH_PIXELS:
+            yield batch
+            batch = []
+    if batch:
+        yield batch

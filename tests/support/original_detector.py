@@ -1,0 +1,93 @@
+"""The original authors' detector, run in a process of its own: `detect_face` of davidsandberg/facenet.
+
+The code and the weights are those of the pinned package yale-dhlab-facenet. Its code is the original's but
+for `imresample`, which is put back here as the original has it.
+
+    python -m tests.support.original_detector JOBS OUT
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+VARIANTS = ("as it is", "half", "double", "rotated")
+
+
+def vary(photograph: Path, variant: str) -> np.ndarray:
+    """Read a photograph, and give a variant of it: (height, width, 3), uint8."""
+    with Image.open(photograph) as opened:
+        image = opened.convert("RGB")
+    width, height = image.size
+    if variant == "half":
+        image = image.resize((width // 2, height // 2))
+    elif variant == "double":
+        image = image.resize((width * 2, height * 2))
+    elif variant == "rotated":
+        image = image.transpose(Image.Transpose.ROTATE_90)
+    return np.asarray(image)
+
+
+def run_original(jobs: list[tuple[Path, str]], package: Path, out: Path) -> None:
+    """Have the original find the faces of variants of photographs.
+
+    Args:
+        jobs: Photographs and variants.
+        package: The folder of the package's `crop`: detect_face.py, and det1.npy and others in `model`.
+        out: The file for `read_results`.
+    """
+    listed = out.with_suffix(".jobs.json")
+    listed.write_text(
+        json.dumps([str(package), [(str(photograph), variant) for photograph, variant in jobs]])
+    )
+    command = [sys.executable, "-m", "tests.support.original_detector", str(listed), str(out)]
+    subprocess.run(command, check=True, cwd=Path(__file__).parents[2], capture_output=True)
+
+
+def read_results(out: Path) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Read the boxes with scores (n, 5) and the landmarks (n, 5, 2) of each job."""
+    return [
+        (np.array(boxes).reshape(-1, 5), np.array(points).reshape(-1, 5, 2))
+        for boxes, points in json.loads(out.read_text())
+    ]
+
+
+def _load_detector(package: Path) -> types.ModuleType:
+    import cv2
+
+    source = (package / "detect_face.py").read_text()
+    source = source.replace("import tensorflow as tf", "import tensorflow.compat.v1 as tf")
+    source = source.replace("from scipy import misc\n", "")
+    module = types.ModuleType("detect_face")
+    exec(compile(source, "detect_face.py", "exec"), module.__dict__)
+    module.imresample = lambda image, size: cv2.resize(
+        image, (size[1], size[0]), interpolation=cv2.INTER_AREA
+    )
+    return module
+
+
+def _main(listed: str, out: str) -> None:
+    import tensorflow.compat.v1 as tf
+
+    package, jobs = json.loads(Path(listed).read_text())
+    tf.disable_v2_behavior()
+    detector = _load_detector(Path(package))
+    results = []
+    with tf.Graph().as_default(), tf.Session() as session:
+        networks = detector.create_mtcnn(session, package)
+        for photograph, variant in jobs:
+            image = vary(Path(photograph), variant)
+            boxes, points = detector.detect_face(image, 20, *networks, [0.6, 0.7, 0.7], 0.709)
+            places = np.reshape(points, (2, 5, -1)).transpose(2, 1, 0) if len(boxes) else np.zeros((0, 5, 2))
+            results.append((boxes.tolist(), places.tolist()))
+    Path(out).write_text(json.dumps(results))
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])
