@@ -171,7 +171,10 @@ def _checked_files(archive: Path, opened: zipfile.ZipFile) -> dict[str, zipfile.
     for info in infos:
         for problem in _problems(info):
             raise _refused(archive, f"member {info.orig_filename!r} {problem}")
-        if info.is_dir() or is_stray(info.filename):
+        if info.is_dir():
+            continue
+        if is_stray(info.filename):
+            _check_stray(opened, info)
             continue
         folder, _, name = info.filename.rpartition("/")
         if name.casefold() in names:
@@ -216,6 +219,13 @@ def _refused(archive: Path, problem: str) -> SourceError:
         problem,
         next_step="Nothing was unpacked; do not use this archive unless you know who made it",
     )
+
+
+def _check_stray(opened: zipfile.ZipFile, info: zipfile.ZipInfo) -> None:
+    """Read a stray file, which zipfile checks: a damaged name may look like that of one."""
+    with opened.open(info) as content:
+        while content.read(_CHUNK):
+            pass
 
 
 def _write(archive: Path, opened: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> str:

@@ -216,6 +216,8 @@ class StateDictFile(TensorSource):
         tensor, info = self._tensors[name], self.info[name]
         if self._mapped is None:
             raise ValueError(f"{self.path} is closed")
+        if 0 in info.shape:
+            return np.empty(info.shape, info.dtype)  # its strides may be any numbers
         size = info.dtype.itemsize
         array: NDArray[Any] = np.ndarray(
             info.shape,

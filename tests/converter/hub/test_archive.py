@@ -116,6 +116,13 @@ def test_what_macos_adds_is_left_out(tmp_path) -> None:
     unpacks(tmp_path, zipped(*((f"{NAME}/{name}", data) for name, data in FILES.items()), *added), FILES)
 
 
+def test_a_damaged_name_does_not_make_a_file_a_stray_one(tmp_path) -> None:
+    data = bytearray(zipped(*((f"{NAME}/{name}", data) for name, data in FILES.items())))
+    start = data.rindex(f"{NAME}/".encode()) + len(NAME) + 1  # in the directory, not before the content
+    data[start : start + 1] = b"."
+    refuses(tmp_path, bytes(data), "File name in directory")
+
+
 def test_a_failure_to_write_leaves_nothing(tmp_path, monkeypatch) -> None:
     (tmp_path / "archive.zip").write_bytes(zipped(*FILES.items()))
 
