@@ -26,8 +26,8 @@ file, a checkpoint prefix, an .index, .data or .meta file, a frozen .pb, a Keras
 contents. A file or folder goes before a model of the same name. TensorFlow is not needed.
 
 exit codes: 0 converted and verified; 1 the output reads back different; 2 wrong usage;
-3 the source is unreadable, corrupt or another network; 4 something that is needed is missing;
-130 interrupted, 143 by SIGTERM, 129 by SIGHUP
+3 the source is unreadable, corrupt, another network or, with --strict, not finite; 4 something that is
+needed is missing; 130 interrupted, 143 by SIGTERM, 129 by SIGHUP
 """
 
 

@@ -4,7 +4,9 @@ import json
 import os
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -236,3 +238,21 @@ def test_ctrl_c_while_a_library_is_imported_is_one_line(source: Path, tmp_path: 
     assert result.stderr == "facenet-port convert: error: interrupted; no file was left half written\n"
     assert result.returncode == 130
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_result_is_shown_by_the_rooms_of_its_command(tmp_path: Path, capsys, monkeypatch) -> None:
+    written = []
+    table, page = ModuleType("own.table"), ModuleType("own.page")
+    table.print_result = lambda result, *, verbose: print(result, verbose)
+    page.write_page = lambda path, result, *, command: written.append((path, result, command))
+    for module in (table, page):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    report, result = tmp_path / "r.html", tmp_path / "r.json"
+    arguments = Namespace(quiet=False, verbose=True, json=result, report=report, command="facenet-port own")
+    command_line.show_result(arguments, "faithful", "own", lambda: {"passed": True})
+    assert capsys.readouterr().out == "faithful True\n"
+    assert json.loads(result.read_text()) == {"passed": True}
+    assert written == [(report, "faithful", "facenet-port own")]
+    arguments = Namespace(quiet=True, json=None, report=None)
+    command_line.show_result(arguments, "faithful", "own", lambda: pytest.fail("nobody asks for it"))
+    assert capsys.readouterr().out == ""

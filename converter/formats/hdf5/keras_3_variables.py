@@ -56,6 +56,8 @@ def open_archive(path: Path, most_bytes: int) -> tuple[io.BytesIO, Any, int | No
             names = archive.namelist()
             if len(set(names)) != len(names):
                 raise AnswerError("this .keras archive holds a file twice")
+            if absent := {WEIGHTS, "config.json"} - set(names):
+                raise AnswerError(f"this zip archive is no .keras file: there is no {min(absent)} in it")
             member, config = archive.getinfo(WEIGHTS), archive.getinfo("config.json")
             if member.file_size > most_bytes or config.file_size > _MOST_CONFIG:
                 raise AnswerError("this .keras archive claims more data than its size justifies")

@@ -243,6 +243,9 @@ def test_damaged_archives(small_files: Path, tmp_path: Path, capsys) -> None:
         for name in ("config.json", "model.weights.h5", "model.weights.h5"):
             archive.writestr(name, b"{}")
     refuses(path, "this .keras archive holds a file twice", tmp_path, capsys)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("metadata.json", b"{}")
+    refuses(path, "this zip archive is no .keras file: there is no config.json in it", tmp_path, capsys)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("config.json", b"{}")
         archive.writestr("model.weights.h5", bytes(110 << 20))
