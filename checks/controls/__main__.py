@@ -95,11 +95,7 @@ COMMAND = command_line.Command(
     _work,
     _EPILOG,
 )
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit code."""
-    return COMMAND.main(argv)
+main = COMMAND.main
 
 
 if __name__ == "__main__":
