@@ -22,12 +22,12 @@ from typing import Any, Self
 
 import h5py
 import numpy as np
-from numpy.typing import NDArray
 
 from checks.core.inputs import InputBatch
 from checks.core.network import LOGITS
 from checks.core.rounding import LayerRounding
 from checks.core.tensorflow_side import Activations
+from checks.core.types import Array
 from converter.atomic import AtomicFiles
 from converter.errors import SourceError
 
@@ -74,7 +74,7 @@ def _add(file: h5py.File, activations: Activations) -> None:
             dataset.attrs["activation"] = name
 
 
-def _store(group: h5py.Group, name: str, array: NDArray[Any]) -> h5py.Dataset:
+def _store(group: h5py.Group, name: str, array: Array) -> h5py.Dataset:
     # A chunk holds the activations of one image, with a Fletcher-32 checksum that HDF5 verifies.
     chunk = (1, *array.shape[1:])
     return group.create_dataset(
@@ -82,13 +82,13 @@ def _store(group: h5py.Group, name: str, array: NDArray[Any]) -> h5py.Dataset:
     )
 
 
-def _steps(exact: NDArray[Any], single: NDArray[Any]) -> NDArray[Any]:
+def _steps(exact: Array, single: Array) -> Array:
     """The steps from the rounded `exact` to `single`, coded as 0, -1, 1, -2, ... -> 0, 1, 2, 3, ..."""
     difference = single.view(np.int32) - exact.astype(np.float32).view(np.int32)  # wraps around
     return (difference << 1) ^ (difference >> 31)
 
 
-def _add_steps(exact: NDArray[Any], steps: NDArray[Any]) -> NDArray[Any]:
+def _add_steps(exact: Array, steps: Array) -> Array:
     """The inverse of `_steps`: the float32 array, bit for bit."""
     difference = (steps.view(np.uint32) >> np.uint32(1)).view(np.int32) ^ -(steps & 1)
     return (exact.astype(np.float32).view(np.int32) + difference).view(np.float32)
@@ -174,5 +174,5 @@ class ActivationFile:
         self._file.close()
 
 
-def _read(group: h5py.Group) -> dict[str, NDArray[Any]]:
+def _read(group: h5py.Group) -> dict[str, Array]:
     return {str(group[name].attrs["activation"]): np.asarray(group[name][()]) for name in sorted(group)}

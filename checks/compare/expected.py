@@ -6,15 +6,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from numpy.typing import NDArray
 
 from checks.compare.judge import judge_tensors
 from checks.core.judgement import Judgement
 from checks.core.source_tensors import BrokenSource
 from checks.core.tensorflow_side import Activations
-from checks.core.types import Arrays
+from checks.core.types import Array, Arrays
 from converter.mtcnn_layer_map import Network
 from converter.network_names import NetworkTensors
 from converter.plan import Plan
@@ -56,7 +53,7 @@ class DiagnosisReference:
     """
 
     activations: Arrays
-    images: NDArray[Any]
+    images: Array
     source: Arrays
     averages: Arrays
 

@@ -7,8 +7,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from numpy.typing import NDArray
-
 from checks.compare.activation_file import ActivationFile
 from checks.compare.expected import DIAGNOSED_IMAGES, Checkpoint, DiagnosisReference, Expected, Facts
 from checks.compare.judge import judge_stored_tensors, judge_tensors
@@ -22,7 +20,7 @@ from checks.core.models import Port, build_port
 from checks.core.network import short_name
 from checks.core.source_tensors import alternative_state_dict, expected_state_dict
 from checks.core.tensorflow_side import Activations
-from checks.core.types import Arrays, Say
+from checks.core.types import Array, Arrays, Say
 from converter.convert import convert_tensors
 from converter.errors import SourceError, UsageError
 from converter.layer_map import Variant
@@ -49,7 +47,7 @@ def provenance(
     }
 
 
-def _fingerprint(array: NDArray[Any]) -> str:
+def _fingerprint(array: Array) -> str:
     return f"{array.dtype} {list(array.shape)} {tensor_digest(array)}"
 
 

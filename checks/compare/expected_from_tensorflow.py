@@ -7,9 +7,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
-
-from numpy.typing import NDArray
 
 from checks.compare.activation_file import activation_writer
 from checks.compare.expected import DIAGNOSED_IMAGES, Checkpoint, DiagnosisReference, Expected, Facts
@@ -20,7 +17,7 @@ from checks.core.inputs import InputBatch, inputs_of, photograph_inputs
 from checks.core.judgement import Judgement
 from checks.core.source_tensors import alternative_state_dict, expected_state_dict
 from checks.core.tensorflow_side import Activations, TensorFlowSide
-from checks.core.types import Arrays, Say
+from checks.core.types import Array, Arrays, Say
 
 
 @dataclass(slots=True)
@@ -41,7 +38,7 @@ class ExpectedFromTensorFlow(Expected):
     tensorflow: TensorFlowSide
     every_layer: bool
     seed: int
-    photographs: Sequence[NDArray[Any]]
+    photographs: Sequence[Array]
     save: Path | None
     say: Say
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from checks.compare.result import InputMeasurement
 from checks.core import thresholds
@@ -16,6 +14,7 @@ from checks.core.judgement import Judgement
 from checks.core.metrics import figure
 from checks.core.network import short_name
 from checks.core.rounding import describe_share, describe_worst, worst_share
+from checks.core.types import Array
 from converter.casting import to_float32
 from converter.convert import synthesise
 from converter.counts import counted
@@ -25,10 +24,10 @@ from converter.same_bits import differing_bits, same_bits
 
 
 def judge_tensors(
-    state_dict: Mapping[str, NDArray[Any]],
-    source: Mapping[str, NDArray[Any]],
+    state_dict: Mapping[str, Array],
+    source: Mapping[str, Array],
     plan: Plan,
-    own: Mapping[str, NDArray[Any]],
+    own: Mapping[str, Array],
 ) -> Judgement:
     """Judge every tensor of the state_dict against the source, bit for bit.
 
@@ -73,7 +72,7 @@ def judge_tensors(
     return Judgement("tensors", not details, statement, tuple(details))
 
 
-def _describe_difference(actual: NDArray[Any], expected: NDArray[Any]) -> str:
+def _describe_difference(actual: Array, expected: Array) -> str:
     """Count the values whose bits differ, as "1 of 32 values differs from"; empty if none does."""
     if same_bits(actual, expected):
         return ""
@@ -84,9 +83,7 @@ def _describe_difference(actual: NDArray[Any], expected: NDArray[Any]) -> str:
     return f"{count} of {actual.size} values {'differs' if count == 1 else 'differ'}{what} from"
 
 
-def _judge_readers(
-    source: Mapping[str, NDArray[Any]], plan: Plan, own: Mapping[str, NDArray[Any]]
-) -> list[str]:
+def _judge_readers(source: Mapping[str, Array], plan: Plan, own: Mapping[str, Array]) -> list[str]:
     """A line for each tensor that TensorFlow's reader and `converter` read differently."""
     details = [
         f"{row.variable}: TensorFlow's own graph does not read it"

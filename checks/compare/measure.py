@@ -5,10 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from checks.compare.result import ActivationMeasurement, InputMeasurement
 from checks.core.activations import activation_names, run_pytorch
@@ -18,7 +16,7 @@ from checks.core.mtcnn_network import outputs_among
 from checks.core.network import EMBEDDINGS, LOGITS
 from checks.core.rounding import LayerRounding, first_image, measure_rounding
 from checks.core.tensorflow_side import Activations
-from checks.core.types import Arrays
+from checks.core.types import Array, Arrays
 from reference import InceptionResnetV1
 
 _INFINITELY_FAR = Difference(math.inf, math.inf, -1.0, 2**64 - 1, math.inf)
@@ -84,8 +82,8 @@ def measure(
 def measure_activation(
     name: str,
     expected: Activations,
-    float32: NDArray[Any],
-    float64: NDArray[Any],
+    float32: Array,
+    float64: Array,
     *,
     judged_only: bool = False,
 ) -> ActivationMeasurement:
@@ -109,19 +107,19 @@ def measure_activation(
     )
 
 
-def _difference(actual: NDArray[Any], expected: NDArray[Any]) -> Difference:
+def _difference(actual: Array, expected: Array) -> Difference:
     return difference(actual, expected) if actual.shape == expected.shape else _INFINITELY_FAR
 
 
-def _relative_only(actual: NDArray[Any], expected: NDArray[Any]) -> Difference:
+def _relative_only(actual: Array, expected: Array) -> Difference:
     return replace(_UNMEASURED, relative_l2=_relative(actual, expected))
 
 
-def _relative(actual: NDArray[Any], expected: NDArray[Any]) -> float:
+def _relative(actual: Array, expected: Array) -> float:
     return relative_l2(actual, expected) if actual.shape == expected.shape else math.inf
 
 
-def _gap(actual: Arrays, expected: Arrays, outputs: Sequence[str]) -> NDArray[Any]:
+def _gap(actual: Arrays, expected: Arrays, outputs: Sequence[str]) -> Array:
     """The differences of the outputs in float64; infinite throughout if a shape differs.
 
     Returns:
@@ -131,12 +129,12 @@ def _gap(actual: Arrays, expected: Arrays, outputs: Sequence[str]) -> NDArray[An
     for name in outputs:
         array = expected[name]
         if name not in actual or actual[name].shape != array.shape:
-            gap: NDArray[Any] = np.full(array.shape, np.inf)
+            gap: Array = np.full(array.shape, np.inf)
         else:
             gap = actual[name].astype(np.float64) - array
         gaps.append(gap.reshape(-1, gap.shape[-1]))
     return np.concatenate(gaps, axis=1)
 
 
-def _largest_row(gap: NDArray[Any]) -> float:
+def _largest_row(gap: Array) -> float:
     return max(l2_norm(row) for row in gap)

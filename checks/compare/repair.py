@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from checks.core.network import short_name
-from checks.core.types import Arrays
+from checks.core.types import Array, Arrays
 from checks.diagnosis.result import Diagnosis
 from converter.atomic import AtomicFiles
 from converter.errors import DifferenceError, RequirementError, UsageError
@@ -35,7 +33,7 @@ def check_output(path: Path) -> None:
         raise UsageError(f"{path}: --repair writes {', '.join(_ENDINGS)}. Give one of these endings.")
 
 
-def correct_tensors(arrays: Arrays, diagnosis: Diagnosis) -> dict[str, NDArray[Any]] | str:
+def correct_tensors(arrays: Arrays, diagnosis: Diagnosis) -> dict[str, Array] | str:
     """Put the corrected tensors of a diagnosis into the state_dict; if there are none, say why."""
     faults = [finding for finding in diagnosis.findings if finding.in_weights]
     if not faults:

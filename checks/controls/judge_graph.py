@@ -6,11 +6,9 @@ from collections.abc import Iterator, Sequence
 from functools import cache, partial
 from pathlib import Path
 from threading import Lock
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from checks.audit.folded_standardisation import FoldedStandardisation, find_folded_standardisation
 from checks.audit.graphs.find_layers import GraphLayers, find_layers
@@ -30,6 +28,7 @@ from checks.core.activations import activation_names, run_pytorch
 from checks.core.inputs import InputBatch
 from checks.core.judgement import Judgement
 from checks.core.network import EMBEDDINGS
+from checks.core.types import Array
 from checks.diagnosis.explain_tensor import SourceTensors
 from converter.errors import UsageError
 from converter.hub.catalog_entry import FIXED
@@ -56,21 +55,21 @@ class PortSession:
     def __init__(self, port: Pipeline) -> None:
         self._port = port
 
-    def fit_images(self, images: NDArray[Any]) -> NDArray[Any]:
+    def fit_images(self, images: Array) -> Array:
         """Return the images unchanged."""
         return images
 
-    def run(self, images: NDArray[Any]) -> list[NDArray[Any]]:
+    def run(self, images: Array) -> list[Array]:
         """Run the network; return the embeddings."""
         return [run_pytorch(self._port.float32, self._prepare(images), self.outputs)[EMBEDDINGS]]
 
-    def run_layers(self, images: NDArray[Any]) -> tuple[NDArray[Any], list[NDArray[Any]]]:
+    def run_layers(self, images: Array) -> tuple[Array, list[Array]]:
         """Run the network; return the prepared images and every activation."""
         prepared = self._prepare(images)
         outputs = run_pytorch(self._port.float32, prepared, self.activations)
         return prepared, [outputs[name] for name in self.activations]
 
-    def _prepare(self, images: NDArray[Any]) -> NDArray[Any]:
+    def _prepare(self, images: Array) -> Array:
         return self._port.prepare["fixed"](images.astype(np.uint8))
 
 

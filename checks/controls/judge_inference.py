@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from checks.compare.judge import judge_headline, judge_mapping, judge_rounding, judge_tensors
 from checks.compare.measure import measure, measure_activation
@@ -23,12 +21,13 @@ from checks.core.judgement import Judgement
 from checks.core.network import BOTTLENECK, EMBEDDINGS
 from checks.core.rounding import LayerRounding, first_image, measure_rounding
 from checks.core.tensorflow_side import Activations
+from checks.core.types import Array
 from checks.diagnosis.causes import Cause
 from converter.layer_map import ConvertedRow, Row
 from converter.plan import Plan
 from converter.same_bits import same_bits
 
-Outputs = dict[str, NDArray[Any]]
+Outputs = dict[str, Array]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +67,7 @@ class _CleanOutputs:
     measured: Mapping[str, ActivationMeasurement]
     rounding: tuple[LayerRounding, ...]
 
-    def measure(
-        self, name: str, float64: NDArray[Any], float32: NDArray[Any] | None = None
-    ) -> ActivationMeasurement:
+    def measure(self, name: str, float64: Array, float32: Array | None = None) -> ActivationMeasurement:
         """Measure an activation of another port; if it has the clean port's bits, reuse its measurement.
 
         Args:
@@ -85,9 +82,7 @@ class _CleanOutputs:
         single = clean if float32 is None else float32
         return measure_activation(name, self.expected, single, float64, judged_only=True)
 
-    def measure_rounding(
-        self, port: Pipeline, images: NDArray[Any], float32: Outputs
-    ) -> tuple[LayerRounding, ...]:
+    def measure_rounding(self, port: Pipeline, images: Array, float32: Outputs) -> tuple[LayerRounding, ...]:
         """Measure the rounding of another port; if it has the clean port's bits, reuse its measurement."""
         if all(np.array_equal(float32[name], array) for name, array in self.float32.items()):
             return self.rounding
@@ -172,7 +167,7 @@ def _judge_input(
     names = tuple(expected.float64)
     measured: dict[str, ActivationMeasurement] = {}
 
-    def diverges(name: str, float64: NDArray[Any]) -> bool:
+    def diverges(name: str, float64: Array) -> bool:
         measured[name] = clean.measure(name, float64)
         return not measured[name].float64.relative_l2 <= FAR * thresholds.MAPPING
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from checks.core.inputs import prewhiten, standardise
-from checks.core.types import Arrays
+from checks.core.types import Array, Arrays
 from checks.gradients.result import OptimiserName
 from checks.gradients.train_pytorch import Loss, make_optimiser, training_loss
 from converter.layer_map import NETWORK_SCOPE, ConvertedRow
@@ -21,7 +20,7 @@ from reference import InceptionResnetV1
 
 Standardisation = Literal["fixed", "per image"]
 
-Prepare = Callable[[NDArray[Any]], NDArray[Any]]
+Prepare = Callable[[Array], Array]
 """Pixels (N, H, W, 3), uint8, to the network's input: (N, H, W, 3), float32."""
 
 MakeOptimiser = Callable[[OptimiserName, Iterable[Parameter]], Optimizer]
@@ -61,11 +60,11 @@ class Pipeline:
         names = f"{NETWORK_SCOPE}/{variable}", variable  # Logits, and an old Bottleneck, stand outside it
         return next(row for row in self.plan.converted if row.variable in names)
 
-    def tensor(self, variable: str) -> NDArray[Any]:
+    def tensor(self, variable: str) -> Array:
         """The port's tensor for a variable: float32, in PyTorch's layout, a copy."""
         return np.array(self.state(self.row(variable).key))
 
-    def state(self, key: str) -> NDArray[Any]:
+    def state(self, key: str) -> Array:
         """The tensor of the float32 network under a state_dict key, sharing its memory."""
-        array: NDArray[Any] = self.float32.state_dict()[key].numpy()
+        array: Array = self.float32.state_dict()[key].numpy()
         return array

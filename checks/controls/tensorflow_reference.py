@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from checks.controls.port_pipeline import Pipeline, Standardisation
 from checks.core.activations import activation_names
@@ -24,6 +23,7 @@ from checks.core.source_tensors import (
     refuse_mtcnn,
 )
 from checks.core.tensorflow_side import Activations, TensorFlowSide
+from checks.core.types import Array
 from checks.gradients.train_tensorflow import TrainingReference, train_tensorflow
 from checks.gradients.training_setup import draw_batch
 from converter.formats.source import TensorSource
@@ -55,10 +55,10 @@ class ControlInput:
     """
 
     activations: Activations
-    pixels: NDArray[Any] | None = None
+    pixels: Array | None = None
     standardisation: Standardisation = "fixed"
 
-    def given(self, port: Pipeline) -> NDArray[Any]:
+    def given(self, port: Pipeline) -> Array:
         """The images for the port's network: (N, H, W, 3), float32."""
         if self.pixels is None:
             return self.activations.batch.images
@@ -137,7 +137,7 @@ class ControlSource:
         random = np.random.default_rng([seed, 1])
         pixels = random.integers(0, 256, noise.images[:2].shape, np.uint8)
         darker = pixels[:1] // 2 + np.uint8(20)
-        images: tuple[tuple[str, NDArray[Any], NDArray[Any] | None, Standardisation], ...] = (
+        images: tuple[tuple[str, Array, Array | None, Standardisation], ...] = (
             (NOISE, noise.images[:2], None, "fixed"),
             ("pixels", standardise(pixels), pixels, "fixed"),
             ("pixels, prewhitened", prewhiten(darker), darker, "per image"),
@@ -201,7 +201,7 @@ def _tiny(random: np.random.Generator, size: int) -> Activations:
     return Activations(batch, {EMBEDDINGS: embeddings}, single, False, {}, ())
 
 
-def _stand_ins(arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+def _stand_ins(arrays: Mapping[str, Array]) -> dict[str, Array]:
     """A state_dict near another, in the place of averages that a checkpoint does not have."""
     random = np.random.default_rng(0)
     return {

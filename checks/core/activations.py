@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from checks.core.mtcnn_network import MTCNN_LAYERS, MTCNN_MODULES
 from checks.core.network import AVERAGE_POOL, BOTTLENECK, EMBEDDINGS, LOGITS, MAX_POOL, LayerKind
+from checks.core.types import Array
 from converter.layer_map import BLOCKS, CONVOLUTIONS, NETWORK_SCOPE
 from converter.mtcnn_layer_map import MtcnnNetwork, Network
 from reference import InceptionResnetV1
@@ -69,7 +68,7 @@ def name_of(model: MtcnnModel) -> str:
     return {PNet: "P-Net", RNet: "R-Net", ONet: "O-Net"}[type(model)]
 
 
-Stop = Callable[[str, NDArray[Any]], bool]
+Stop = Callable[[str, Array], bool]
 """Takes an activation's name and array, and returns True to end the run there."""
 
 
@@ -100,10 +99,10 @@ def one_thread() -> Iterator[None]:
 
 def run_pytorch(
     model: Model,
-    images: NDArray[Any],
+    images: Array,
     activations: tuple[str, ...],
     stop: Stop | None = None,
-) -> dict[str, NDArray[Any]]:
+) -> dict[str, Array]:
     """Run the model on one thread and keep the output of every activation.
 
     Args:
@@ -116,7 +115,7 @@ def run_pytorch(
         Activation to array of the model's dtype: maps as (N, H', W', channels), vectors as (N, size). After a
         stop, only the activations up to it.
     """
-    outputs: dict[str, NDArray[Any]] = {}
+    outputs: dict[str, Array] = {}
 
     def keep(name: str) -> object:
         def hook(module: nn.Module, inputs: object, output: Tensor) -> None:
@@ -151,9 +150,7 @@ def run_pytorch(
     return {name: outputs[name] for name in activations}
 
 
-def _run_heads(
-    model: InceptionResnetV1, prelogits: Tensor, activations: tuple[str, ...]
-) -> dict[str, NDArray[Any]]:
+def _run_heads(model: InceptionResnetV1, prelogits: Tensor, activations: tuple[str, ...]) -> dict[str, Array]:
     """The embeddings, and the logits if they are asked for."""
     outputs = {}
     was_classifying = model.classify
@@ -188,7 +185,7 @@ def facenet_flatten(x: Tensor) -> Tensor:
     return x.permute(0, 3, 2, 1).flatten(start_dim=1) if x.ndim == 4 else x
 
 
-def _channels_last(output: Tensor) -> NDArray[Any]:
+def _channels_last(output: Tensor) -> Array:
     """Turn a map into (N, H, W, channels); leave a vector as it is."""
-    array: NDArray[Any] = (output.permute(0, 2, 3, 1) if output.ndim == 4 else output).numpy()
+    array: Array = (output.permute(0, 2, 3, 1) if output.ndim == 4 else output).numpy()
     return array

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from checks.core.inputs import seeded_inputs
+from checks.core.types import Array
 from converter.atomic import HiddenFolder
 from converter.convert import to_tensorflow
 from converter.errors import SourceError
@@ -58,7 +57,7 @@ def built_in_checkpoint() -> Path:
     return folder
 
 
-def built_in_tensors(variant: Variant = VARIANT, seed: int = _SEED) -> dict[str, NDArray[Any]]:
+def built_in_tensors(variant: Variant = VARIANT, seed: int = _SEED) -> dict[str, Array]:
     """Seeded weights under their TensorFlow names.
 
     Kernels are normal with He's variance, a tenth of it on the residual convolutions. The BatchNorm

@@ -6,13 +6,13 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from checks.core import thresholds
 from checks.core.photographs import PhotographError, read_photograph
+from checks.core.types import Array
 from converter.errors import SourceError
 from converter.mtcnn_layer_map import MtcnnNetwork, Network
 from reference.mtcnn import O_NET_SIZE, R_NET_SIZE
@@ -39,7 +39,7 @@ class InputBatch:
     """
 
     name: str
-    images: NDArray[Any]
+    images: Array
 
     @property
     def few_values(self) -> bool:
@@ -96,12 +96,12 @@ def inputs_of(network: Network, seed: int) -> list[InputBatch]:
     return [InputBatch(name, batch) for name, batch in zip(input_names(network), images, strict=False)]
 
 
-def standardise(pixels: NDArray[Any]) -> NDArray[Any]:
+def standardise(pixels: Array) -> Array:
     """Standardise pixels of 0 to 255 as for the networks of 2018: (x - 127.5) / 128, float32."""
     return ((pixels - 127.5) / 128.0).astype(np.float32)
 
 
-def prewhiten(pixels: NDArray[Any]) -> NDArray[Any]:
+def prewhiten(pixels: Array) -> Array:
     """Standardise pixels of 0 to 255 as for the networks of 2017, float32.
 
     (x - mean) / max(std, 1 / sqrt(x.size)) over each image: `prewhiten` in facenet's `src/facenet.py`.
@@ -110,11 +110,11 @@ def prewhiten(pixels: NDArray[Any]) -> NDArray[Any]:
     axes = (1, 2, 3)
     floor = 1.0 / np.sqrt(images[0].size)
     deviations = np.maximum(images.std(axis=axes, keepdims=True), floor)
-    whitened: NDArray[Any] = (images - images.mean(axis=axes, keepdims=True)) / deviations
+    whitened: Array = (images - images.mean(axis=axes, keepdims=True)) / deviations
     return whitened.astype(np.float32)
 
 
-def _smooth(random: np.random.Generator, count: int, side: int = IMAGE_SIZE) -> NDArray[Any]:
+def _smooth(random: np.random.Generator, count: int, side: int = IMAGE_SIZE) -> Array:
     """Draw images whose channels are sums of six plane waves, of at most three periods across the image."""
     grid = np.linspace(0, 1, side)
     images = np.zeros((count, side, side, 3))
@@ -128,7 +128,7 @@ def _smooth(random: np.random.Generator, count: int, side: int = IMAGE_SIZE) -> 
     return images.astype(np.float32)
 
 
-def read_photographs(files: Sequence[str | Path]) -> list[NDArray[Any]]:
+def read_photographs(files: Sequence[str | Path]) -> list[Array]:
     """Read photographs, each cropped to its central square and resized: (160, 160, 3), uint8.
 
     Raises:
@@ -152,15 +152,13 @@ def read_photographs(files: Sequence[str | Path]) -> list[NDArray[Any]]:
     return images
 
 
-def _fit(photograph: NDArray[np.uint8]) -> NDArray[Any]:
+def _fit(photograph: NDArray[np.uint8]) -> Array:
     from PIL import Image, ImageOps
 
     return np.asarray(ImageOps.fit(Image.fromarray(photograph), (IMAGE_SIZE, IMAGE_SIZE)))
 
 
-def photograph_inputs(
-    photographs: Sequence[NDArray[Any]], network: Network | None = None
-) -> Iterator[InputBatch]:
+def photograph_inputs(photographs: Sequence[Array], network: Network | None = None) -> Iterator[InputBatch]:
     """Standardise photographs as for the networks of 2018 and MTCNN's, in batches of five.
 
     Args:
@@ -178,7 +176,7 @@ def photograph_inputs(
         yield InputBatch(name, standardise(np.stack(images)))
 
 
-def _crops(photograph: NDArray[Any], side: int) -> Iterator[NDArray[Any]]:
+def _crops(photograph: Array, side: int) -> Iterator[Array]:
     """Resize a photograph, and nine windows of half its height and width.
 
     Args:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+
+from checks.core.types import Array
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ def exact_value(value: float) -> str:
 
 
 @np.errstate(over="ignore", invalid="ignore")  # a NaN or an infinity is infinitely far
-def l2_norm(array: NDArray[Any]) -> float:
+def l2_norm(array: Array) -> float:
     """Euclidean norm of all elements in float64; infinite if an element is not finite."""
     # Not numpy.linalg.norm, whose sum runs on as many threads as there are cores.
     norm = math.sqrt(float(np.square(array, dtype=np.float64).sum()))
@@ -53,7 +53,7 @@ def l2_norm(array: NDArray[Any]) -> float:
 
 
 @np.errstate(over="ignore", invalid="ignore")  # a NaN or an infinity is infinitely far
-def relative_l2(array: NDArray[Any], reference: NDArray[Any]) -> float:
+def relative_l2(array: Array, reference: Array) -> float:
     """L2 norm of `array - reference` over that of `reference`, computed in float64.
 
     Zero if both are equal; infinite if only the reference vanishes, or if an array holds a NaN.
@@ -66,7 +66,7 @@ def relative_l2(array: NDArray[Any], reference: NDArray[Any]) -> float:
     return distance / norm if norm and math.isfinite(distance) else math.inf
 
 
-def ulp_distance(array: NDArray[Any], reference: NDArray[Any]) -> NDArray[Any]:
+def ulp_distance(array: Array, reference: Array) -> Array:
     """Count for each element the steps of its dtype between the two arrays; -0.0 and 0.0 are the same.
 
     Args:
@@ -87,7 +87,7 @@ def ulp_distance(array: NDArray[Any], reference: NDArray[Any]) -> NDArray[Any]:
     return steps
 
 
-def ulp_histogram(steps: NDArray[Any]) -> tuple[int, ...]:
+def ulp_histogram(steps: Array) -> tuple[int, ...]:
     """Count elements by their distance in steps.
 
     Args:
@@ -102,7 +102,7 @@ def ulp_histogram(steps: NDArray[Any]) -> tuple[int, ...]:
     return tuple(int(count) for count in np.bincount(bins.astype(np.int64).reshape(-1)))
 
 
-def _ordered(array: NDArray[Any]) -> NDArray[Any]:
+def _ordered(array: Array) -> Array:
     """The place of each float among all floats of its dtype, counted from zero, as an integer of its size."""
     # IEEE 754: a float is a sign and a magnitude, and magnitudes sort as the values do.
     kind = np.dtype(f"i{array.dtype.itemsize}")
@@ -112,7 +112,7 @@ def _ordered(array: NDArray[Any]) -> NDArray[Any]:
 
 
 @np.errstate(over="ignore", invalid="ignore")  # a NaN or an infinity is infinitely far
-def cosine(array: NDArray[Any], reference: NDArray[Any]) -> float:
+def cosine(array: Array, reference: Array) -> float:
     """Smallest cosine between corresponding rows (first axis), in float64; two zero rows have cosine one."""
     rows = array.astype(np.float64).reshape(len(array), -1)
     expected = reference.astype(np.float64).reshape(len(reference), -1)
@@ -124,7 +124,7 @@ def cosine(array: NDArray[Any], reference: NDArray[Any]) -> float:
 
 
 @np.errstate(over="ignore", invalid="ignore")  # a NaN or an infinity is infinitely far
-def difference(array: NDArray[Any], reference: NDArray[Any]) -> Difference:
+def difference(array: Array, reference: Array) -> Difference:
     """Measure an array against a reference of the same dtype and shape.
 
     Raises:

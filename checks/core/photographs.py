@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from checks.core.types import Array
 from converter.errors import SourceError, UsageError
 from converter.formats.limits import open_regular
 from converter.stray_files import is_stray
@@ -105,7 +106,7 @@ def read_photograph(file: str | Path) -> NDArray[np.uint8]:
 def _to_rgb(file: Path, image: Image) -> NDArray[np.uint8]:
     if not image.mode.startswith(("I", "F")):
         return np.array(image.convert("RGB"))
-    levels: NDArray[Any] = np.asarray(image)  # Pillow would clip 16 bits to 8, not scale them
+    levels: Array = np.asarray(image)  # Pillow would clip 16 bits to 8, not scale them
     if image.mode == "F" or levels.min() < 0 or levels.max() >= _MOST_LEVELS:
         problem = "its pixels are not whole numbers of 8 or 16 bits"
         raise PhotographError(file, problem, "Save it with 8 bits a channel")

@@ -16,10 +16,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -36,7 +34,7 @@ from checks.core.activations import (
 )
 from checks.core.mtcnn_network import MTCNN_LAYERS, MTCNN_MODULES
 from checks.core.network import BOTTLENECK, NETWORK, NORM_FLOOR, LayerKind, NetworkLayer
-from checks.core.types import Arrays
+from checks.core.types import Array, Arrays
 from reference import InceptionResnetV1
 from reference.inception_resnet_v1 import Residual
 
@@ -87,7 +85,7 @@ def describe_worst(share: float) -> str:
 
 def measure_rounding(
     exact: Model,
-    images: NDArray[Any] | None,
+    images: Array | None,
     activations: Arrays,
     roundoff: float = thresholds.UNIT_ROUNDOFF,
 ) -> tuple[LayerRounding, ...]:
@@ -119,7 +117,7 @@ def measure_rounding(
     return tuple(measured)
 
 
-def first_image(images: NDArray[Any], activations: Arrays) -> tuple[NDArray[Any], Arrays]:
+def first_image(images: Array, activations: Arrays) -> tuple[Array, Arrays]:
     """Take the first image of a batch, with its activations: enough for a root mean square."""
     return images[:1], {name: array[:1] for name, array in activations.items()}
 
@@ -222,7 +220,7 @@ def _run_linear(linear: nn.Module, norm: nn.Module, x: Tensor) -> tuple[Tensor, 
     return norm(linear(x)), terms * (factor**2 * (squares + bias**2) + shift**2)
 
 
-def _float64(array: NDArray[Any]) -> Tensor:
+def _float64(array: Array) -> Tensor:
     """Widen an array, and turn a map into (N, channels, H, W)."""
     tensor = torch.from_numpy(array).double()
     return tensor.permute(0, 3, 1, 2) if tensor.ndim == 4 else tensor

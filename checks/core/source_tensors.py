@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from checks.core.network import short_name
-from checks.core.types import Arrays
+from checks.core.types import Array, Arrays
 from converter.broken_values import NEXT_STEP, BrokenValues, count_broken_values, state_broken_values
 from converter.casting import to_float32
 from converter.convert import convert_tensors, plan_tensors
@@ -56,7 +54,7 @@ def refuse_mtcnn(opened: TensorSource, plan: Plan) -> None:
         )
 
 
-def float32_variables(opened: TensorSource, tensors: Arrays, plan: Plan) -> dict[str, NDArray[Any]]:
+def float32_variables(opened: TensorSource, tensors: Arrays, plan: Plan) -> dict[str, Array]:
     """Cast the converted variables to float32, as the conversion does.
 
     Raises:
@@ -131,12 +129,12 @@ def refuse_broken_source(path: Path, broken: BrokenSource | None) -> None:
         raise SourceError(path, f"the source is broken: {broken.statement}", next_step=broken.next_step)
 
 
-def expected_state_dict(tensors: Arrays, plan: Plan) -> dict[str, NDArray[Any]]:
+def expected_state_dict(tensors: Arrays, plan: Plan) -> dict[str, Array]:
     """Convert the source's tensors to a state_dict."""
     return {tensor.row.key: tensor.array for tensor in convert_tensors(tensors, plan)}
 
 
-def alternative_state_dict(tensors: Arrays, weights: Weights) -> dict[str, NDArray[Any]]:
+def alternative_state_dict(tensors: Arrays, weights: Weights) -> dict[str, Array]:
     """Convert the other set of weights: the averages if the variables are judged, or the reverse.
 
     Empty if the source has no other set.

@@ -9,9 +9,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
-
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Self
 
 from checks.core.activations import activation_names
 from checks.core.inputs import InputBatch
@@ -19,6 +17,7 @@ from checks.core.metrics import relative_l2
 from checks.core.models import Port, build_port
 from checks.core.rounding import LayerRounding, measure_rounding
 from checks.core.source_tensors import BrokenSource, find_overflow
+from checks.core.types import Array
 from converter.convert import to_numpy_state_dict
 from converter.errors import RequirementError, SourceError
 from converter.formats.neighbours import HEAD_BYTES, refuse_placeholder
@@ -68,8 +67,8 @@ class Activations:
     """
 
     batch: InputBatch
-    float64: Mapping[str, NDArray[Any]]
-    float32: Mapping[str, NDArray[Any]]
+    float64: Mapping[str, Array]
+    float32: Mapping[str, Array]
     own_graph: bool
     rebuilt: Mapping[str, float]
     own_rounding: tuple[LayerRounding, ...]
@@ -105,7 +104,7 @@ class TensorFlowSide:
     def __init__(
         self,
         source: TensorSource,
-        tensors: Mapping[str, NDArray[Any]],
+        tensors: Mapping[str, Array],
         weights: Weights,
         *,
         own_graph: bool = True,
@@ -132,7 +131,7 @@ class TensorFlowSide:
             self._closing.close()
             raise
         self.own_graph: Path | None = None if self._own is None else self._own.path
-        self.own_tensors: Mapping[str, NDArray[Any]] = {} if self._own is None else self._own.tensors
+        self.own_tensors: Mapping[str, Array] = {} if self._own is None else self._own.tensors
 
     def run(self, batch: InputBatch, activations: tuple[str, ...]) -> Activations:
         """Run every graph on an input.
@@ -157,7 +156,7 @@ class TensorFlowSide:
             self._own_rounding(batch.images[:1]),
         )
 
-    def _own_rounding(self, images: NDArray[Any]) -> tuple[LayerRounding, ...]:
+    def _own_rounding(self, images: Array) -> tuple[LayerRounding, ...]:
         """Measure the rounding of every layer of the own graph, with the converted weights in float64."""
         assert self._own is not None
         if self._port is None:

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from checks.core import thresholds
 from checks.core.activations import LAYERS, STAGES, Model, MtcnnModel, name_of, run_module
 from checks.core.mtcnn_network import MTCNN_LAYERS
 from checks.core.network import BOTTLENECK, EMBEDDINGS, LOGITS
+from checks.core.types import Array
 from checks.diagnosis.layer_arithmetic import distance, layer_input
 from reference import InceptionResnetV1
 
@@ -44,7 +44,7 @@ class LayerRuns:
     pools: Mapping[str, Tensor]
 
 
-def to_torch(reference: Mapping[str, NDArray[Any]]) -> dict[str, Tensor]:
+def to_torch(reference: Mapping[str, Array]) -> dict[str, Tensor]:
     """Activations in PyTorch's layout: maps as (N, channels, H, W), without copies."""
     tensors = {activation: torch.from_numpy(array) for activation, array in reference.items()}
     return {

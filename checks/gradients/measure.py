@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import Any
-
-from numpy.typing import NDArray
 
 from checks.core import thresholds
 from checks.core.metrics import l2_norm
+from checks.core.types import Array
 from checks.gradients.result import (
     INPUT,
     GradientMeasurement,
@@ -96,7 +94,7 @@ def measure_step_distances(
 
 
 def measure_distance(
-    key: str, actual: NDArray[Any] | None, expected: NDArray[Any] | None, floor: float = 0.0
+    key: str, actual: Array | None, expected: Array | None, floor: float = 0.0
 ) -> TensorDistance:
     """Measure one tensor.
 
@@ -118,5 +116,5 @@ def measure_distance(
     return TensorDistance(key, gap / scale if scale and math.isfinite(gap) else math.inf, norm, scale)
 
 
-def _same_shape(first: NDArray[Any], *others: NDArray[Any]) -> bool:
+def _same_shape(first: Array, *others: Array) -> bool:
     return all(other.shape == first.shape for other in others)

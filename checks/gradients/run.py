@@ -6,10 +6,8 @@ import threading
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from itertools import repeat
 from pathlib import Path
-from typing import Any
 
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from checks.core.activations import one_thread
@@ -24,7 +22,7 @@ from checks.core.source_tensors import (
     refuse_mtcnn,
 )
 from checks.core.tensorflow_side import require_tensorflow
-from checks.core.types import Arrays, Say
+from checks.core.types import Array, Arrays, Say
 from checks.gradients.judge import judge_gradients, judge_steps
 from checks.gradients.measure import measure_gradient_distances, measure_step_distances
 from checks.gradients.result import (
@@ -113,7 +111,7 @@ def compare_gradients(
 
 def _both_sides(
     source: TensorSource, weights: Weights
-) -> tuple[Variant, dict[str, NDArray[Any]], InceptionResnetV1]:
+) -> tuple[Variant, dict[str, Array], InceptionResnetV1]:
     """The variant, the float32 variables for TensorFlow, and the port in float64."""
     tensors, plan = plan_source(source, weights)
     refuse_mtcnn(source, plan)

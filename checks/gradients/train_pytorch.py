@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.nn import functional as F
 from torch.optim import SGD, Optimizer
 
-from checks.core.types import Arrays
+from checks.core.types import Array, Arrays
 from checks.gradients.result import INPUT, Mode, OptimiserName
 from checks.gradients.training_setup import LEARNING_RATE, STEPS, TrainingBatch
 from reference import InceptionResnetV1
@@ -29,7 +27,7 @@ class PyTorchGradients:
     """PyTorch's loss, and its gradients as in `TrainingReference`; None for a parameter without one."""
 
     loss: float
-    gradients: Mapping[str, NDArray[Any] | None]
+    gradients: Mapping[str, Array | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +116,7 @@ def train_pytorch(
         return PyTorchTraining(before, _float_tensors(model))
 
 
-def _float_tensors(model: InceptionResnetV1) -> dict[str, NDArray[Any]]:
+def _float_tensors(model: InceptionResnetV1) -> dict[str, Array]:
     """Copies of all tensors but the counters of batches."""
     state_dict = model.state_dict()
     return {key: tensor.numpy().copy() for key, tensor in state_dict.items() if tensor.is_floating_point()}

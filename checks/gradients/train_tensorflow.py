@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
-from numpy.typing import NDArray
-
-from checks.core.types import Arrays, Say
+from checks.core.types import Array, Arrays, Say
 from checks.gradients.result import INPUT, Mode, OptimiserName
 from checks.gradients.training_setup import (
     LEARNING_RATE,
@@ -101,7 +98,7 @@ def train_tensorflow(
     return TrainingReference(variant, batch, trained_keys(variant), losses, gradients, trainings)
 
 
-def _in_pytorch_layout(tensors: Arrays, variant: Variant) -> dict[str, NDArray[Any]]:
+def _in_pytorch_layout(tensors: Arrays, variant: Variant) -> dict[str, Array]:
     """Turn variables of the training graph, which has a gamma everywhere, into state_dict tensors."""
     rows = [row for row in table(replace(variant, gamma=True)) if isinstance(row, ConvertedRow)]
     return {row.key: row.layout.apply(tensors[row.variable]) for row in rows if row.variable in tensors}

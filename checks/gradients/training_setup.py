@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from checks.core.types import Array
 from checks.gradients.result import Mode, OptimiserName
 from converter.layer_map import BOTTLENECK_INPUTS, ConvertedRow, Variant, table
 
@@ -41,10 +40,10 @@ class TrainingBatch:
         mask: (N, 1792), float64: 1 for a feature that dropout keeps, 0 for a feature that it drops.
     """
 
-    images: NDArray[Any]
-    labels: NDArray[Any] | None
-    functional: NDArray[Any] | None
-    mask: NDArray[Any]
+    images: Array
+    labels: Array | None
+    functional: Array | None
+    mask: Array
 
     @property
     def loss_name(self) -> str:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
+from checks.core.types import Array
 from checks.report.chart_frame import FONT_SIZE, HEIGHT, LegendEntry, new_axes
 from checks.report.matplotlib_svg import colour
 
@@ -28,8 +28,8 @@ class Distances:
     """
 
     description: str
-    same: NDArray[Any]
-    different: NDArray[Any]
+    same: Array
+    different: Array
     thresholds: tuple[tuple[str, float], ...]
 
 
@@ -73,6 +73,6 @@ def draw_distances(distances: Distances) -> Figure:
     return figure
 
 
-def _shares(values: NDArray[Any], edges: NDArray[np.float64]) -> NDArray[np.float64]:
+def _shares(values: Array, edges: NDArray[np.float64]) -> NDArray[np.float64]:
     counts, _ = np.histogram(values, edges)
     return counts / max(len(values), 1)

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
-
-from numpy.typing import NDArray
+from typing import Literal
 
 from checks.audit.port_layers import printable
+from checks.core.types import Array
 from converter.errors import SourceError
 from converter.layouts import Layout
 
@@ -92,7 +91,7 @@ class Graph:
     format: str
     title: str
     nodes: tuple[Node, ...]
-    constants: Mapping[str, NDArray[Any]]
+    constants: Mapping[str, Array]
     inputs: tuple[Value, ...]
     outputs: tuple[Value, ...]
     channels_last: bool

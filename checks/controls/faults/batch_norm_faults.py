@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from checks.controls.faults.change_port import (
     copied,
@@ -16,7 +14,7 @@ from checks.controls.faults.change_port import (
 )
 from checks.controls.faults.fault import Fault, Site, activation_of
 from checks.controls.port_pipeline import Pipeline
-from checks.core.types import Arrays
+from checks.core.types import Array, Arrays
 from checks.diagnosis.causes import Cause
 from converter.plan import AVERAGE
 
@@ -47,7 +45,7 @@ def _old_initial_scale(scope: str, seed: int) -> Site:
     return Site(scope, activation_of(scope), planted(changes))
 
 
-def _drawn(values: NDArray[Any]) -> NDArray[Any]:
+def _drawn(values: Array) -> Array:
     bound = 1 / np.sqrt(np.prod(values.shape[1:]))  # as torch.nn.Conv2d and Linear initialise
     return np.random.default_rng(0).uniform(-bound, bound, values.shape)
 

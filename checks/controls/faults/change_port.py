@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from checks.controls.faults.fault import (
@@ -23,12 +22,12 @@ from checks.controls.faults.fault import (
     module_of,
 )
 from checks.controls.port_pipeline import Pipeline
-from checks.core.types import Arrays
+from checks.core.types import Array, Arrays
 from checks.diagnosis.causes import Cause
 from converter.layer_map import ConvertedRow, Row
 
 Forward = Callable[..., Tensor]
-Change = Callable[[NDArray[Any]], NDArray[Any]]
+Change = Callable[[Array], Array]
 Changes = Callable[[Pipeline], Arrays]
 
 

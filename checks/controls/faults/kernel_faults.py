@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from numpy.typing import NDArray
 
 from checks.controls.faults.change_port import (
     exchanged,
@@ -17,7 +14,7 @@ from checks.controls.faults.change_port import (
 )
 from checks.controls.faults.fault import Fault, Site, activation_of
 from checks.controls.port_pipeline import Pipeline
-from checks.core.types import Arrays
+from checks.core.types import Array, Arrays
 from checks.diagnosis.causes import Cause
 from converter.layer_map import NETWORK_SCOPE
 from converter.layouts import CONVOLUTION, FULLY_CONNECTED
@@ -25,7 +22,7 @@ from converter.layouts import CONVOLUTION, FULLY_CONNECTED
 # Kernels
 
 
-def _reshaped(values: NDArray[Any]) -> NDArray[Any]:
+def _reshaped(values: Array) -> Array:
     layout = CONVOLUTION if values.ndim == 4 else FULLY_CONNECTED
     return layout.inverse.apply(values).reshape(values.shape)
 
@@ -45,7 +42,7 @@ def _blocks_exchanged(first: str, second: str) -> Site:
 
 
 def _regrouped(variable: str, *sizes: int) -> Site:
-    def change(kernel: NDArray[Any]) -> NDArray[Any]:
+    def change(kernel: Array) -> Array:
         groups = np.split(kernel, np.cumsum(sizes)[:-1], axis=1)
         return np.concatenate(groups[::-1], axis=1)
 
@@ -55,16 +52,16 @@ def _regrouped(variable: str, *sizes: int) -> Site:
 # Precision
 
 
-def _int8(values: NDArray[Any]) -> NDArray[Any]:
+def _int8(values: Array) -> Array:
     scale = np.abs(values).max() / 127 or 1.0
-    quantised: NDArray[Any] = np.clip(np.round(values / scale), -128, 127) * scale
+    quantised: Array = np.clip(np.round(values / scale), -128, 127) * scale
     return quantised
 
 
 # Single values
 
 
-def _one_step(values: NDArray[Any]) -> NDArray[Any]:
+def _one_step(values: Array) -> Array:
     flat = values.reshape(-1)
     # The largest value: a step of a tiny one may not show even in float64.
     index = int(np.abs(flat).argmax())
@@ -72,12 +69,12 @@ def _one_step(values: NDArray[Any]) -> NDArray[Any]:
     return values
 
 
-def _flipped_bit(values: NDArray[Any]) -> NDArray[Any]:
+def _flipped_bit(values: Array) -> Array:
     values[len(values) // 2 :][:1].view(np.uint32)[:] ^= np.uint32(1 << 20)  # a bit of the fraction
     return values
 
 
-def _not_a_number(values: NDArray[Any]) -> NDArray[Any]:
+def _not_a_number(values: Array) -> Array:
     values.reshape(-1)[-1] = np.nan
     return values
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from typing import Any
 
 import ml_dtypes
 import numpy as np
-from numpy.typing import NDArray
 
 from checks.controls.faults.change_port import attributes_set
 from checks.controls.faults.fault import Fault, Site, activation_of
 from checks.controls.port_pipeline import Pipeline, Prepare, Standardisation
 from checks.core.inputs import prewhiten, standardise
+from checks.core.types import Array
 from checks.diagnosis.causes import Cause
 
 # torchvision.transforms.Normalize for its ImageNet models.
@@ -32,14 +31,14 @@ def _fault(name: str, shipped: str, cause: Cause, *sites: Site) -> Fault:
     return Fault(name, "preprocessing", shipped, cause, sites)
 
 
-def _whitened(pixels: NDArray[Any], axes: tuple[int, ...]) -> NDArray[Any]:
+def _whitened(pixels: Array, axes: tuple[int, ...]) -> Array:
     images = pixels.astype(np.float64)
     deviation = images.std(axis=axes, keepdims=True)
-    whitened: NDArray[Any] = (images - images.mean(axis=axes, keepdims=True)) / np.maximum(deviation, 1e-6)
+    whitened: Array = (images - images.mean(axis=axes, keepdims=True)) / np.maximum(deviation, 1e-6)
     return whitened
 
 
-def _reread(images: NDArray[Any]) -> NDArray[Any]:
+def _reread(images: Array) -> Array:
     """Read an NHWC buffer as if it were NCHW; the result is in NHWC again."""
     count, height, width, channels = images.shape
     return images.reshape(count, channels, height, width).transpose(0, 2, 3, 1)
