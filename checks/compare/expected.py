@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from checks.compare.judge import judge_tensors
 from checks.core.judgement import Judgement
 from checks.core.source_tensors import BrokenSource
 from checks.core.tensorflow_side import Activations
@@ -90,42 +89,3 @@ class Expected(ABC):
     @abstractmethod
     def diagnosis_reference(self) -> DiagnosisReference | str:
         """Give the input of a diagnosis; or a message that says why there is none, and what to run."""
-
-
-@dataclass(frozen=True, slots=True)
-class ExpectedFromBrokenSource(Expected):
-    """The expected side of a source with broken values: its tensors, which are compared without a run.
-
-    Attributes:
-        checkpoint: The checkpoint.
-        reason: Its broken values.
-        seed: Seed of the inputs, had they been run.
-    """
-
-    checkpoint: Checkpoint
-    reason: BrokenSource
-    seed: int
-
-    @property
-    def facts(self) -> Facts:
-        """The attributes of the result that do not depend on the port."""
-        return Facts(
-            source=str(self.checkpoint.path),
-            own_graph=None,
-            files=tuple(map(str, self.checkpoint.source.files)),
-            seed=self.seed,
-            variant=self.checkpoint.plan.network,
-            broken=self.reason,
-        )
-
-    def judge_tensors(self, state_dict: Arrays) -> Judgement:
-        """Judge against the checkpoint's tensors, as this project reads them."""
-        return judge_tensors(state_dict, self.checkpoint.tensors, self.checkpoint.plan, {})
-
-    def activations(self) -> Iterator[Activations]:
-        """Give none."""
-        return iter(())
-
-    def diagnosis_reference(self) -> str:
-        """Say that there is none."""
-        return "the source is broken"

@@ -15,7 +15,7 @@ from checks.compare.judge import judge_tensors
 from checks.core.activations import activations_of
 from checks.core.inputs import InputBatch, inputs_of, photograph_inputs
 from checks.core.judgement import Judgement
-from checks.core.source_tensors import alternative_state_dict, expected_state_dict
+from checks.core.source_tensors import BrokenSource, alternative_state_dict, expected_state_dict
 from checks.core.tensorflow_side import Activations, TensorFlowSide
 from checks.core.types import Array, Arrays, Say
 
@@ -26,7 +26,7 @@ class ExpectedFromTensorFlow(Expected):
 
     Attributes:
         checkpoint: The checkpoint.
-        tensorflow: Its graphs.
+        tensorflow: Its graphs. Of a broken source, the reason: nothing is run, and only tensors are compared.
         every_layer: Whether to compare every convolution as well as the stages.
         seed: Seed of the built-in inputs.
         photographs: As `read_photographs` gives them, to compare on as well.
@@ -35,7 +35,7 @@ class ExpectedFromTensorFlow(Expected):
     """
 
     checkpoint: Checkpoint
-    tensorflow: TensorFlowSide
+    tensorflow: TensorFlowSide | BrokenSource
     every_layer: bool
     seed: int
     photographs: Sequence[Array]
@@ -45,24 +45,26 @@ class ExpectedFromTensorFlow(Expected):
     @property
     def facts(self) -> Facts:
         """The attributes of the result that do not depend on the port."""
-        graph = self.tensorflow.own_graph
-        files = self.checkpoint.source.files
+        side, files = self.tensorflow, self.checkpoint.source.files
+        graph = side.own_graph if isinstance(side, TensorFlowSide) else None
         return Facts(
             source=str(self.checkpoint.path),
             own_graph=None if graph is None else graph.name,
             files=tuple(map(str, files if graph is None else (*files, graph))),
             seed=self.seed,
             variant=self.checkpoint.plan.network,
+            broken=side if isinstance(side, BrokenSource) else None,
             names=self.checkpoint.names,
         )
 
     def judge_tensors(self, state_dict: Arrays) -> Judgement:
         """Judge against the checkpoint's tensors, and against TensorFlow's own reading of them."""
-        plan = self.checkpoint.plan
-        return judge_tensors(state_dict, self.checkpoint.tensors, plan, self.tensorflow.own_tensors)
+        own = self.tensorflow.own_tensors if isinstance(self.tensorflow, TensorFlowSide) else {}
+        return judge_tensors(state_dict, self.checkpoint.tensors, self.checkpoint.plan, own)
 
     def activations(self) -> Iterator[Activations]:
         """Run one input after another; the first time, store the activations in `save`."""
+        assert isinstance(self.tensorflow, TensorFlowSide)  # nothing is run on a broken source
         network = self.checkpoint.plan.network
         names = activations_of(network, every_layer=self.every_layer)
         with ExitStack() as stack:
@@ -80,6 +82,7 @@ class ExpectedFromTensorFlow(Expected):
 
     def diagnosis_reference(self) -> DiagnosisReference:
         """Run every layer on the first images of the first input."""
+        assert isinstance(self.tensorflow, TensorFlowSide)  # nothing is diagnosed on a broken source
         network = self.checkpoint.plan.network
         images = inputs_of(network, self.seed)[0].images[:DIAGNOSED_IMAGES]
         names = activations_of(network, every_layer=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from checks.compare import repair as repairing
 from checks.compare.activation_file import ActivationFile
-from checks.compare.expected import Checkpoint, Expected, ExpectedFromBrokenSource
+from checks.compare.expected import Checkpoint, Expected
 from checks.compare.expected_from_file import ExpectedFromFile
 from checks.compare.expected_from_tensorflow import ExpectedFromTensorFlow
 from checks.compare.judge import judge_headline, judge_mapping, judge_rounding
@@ -177,19 +177,12 @@ def _start_tensorflow(
     say("converting")
     port = files.load_port(checkpoint)
     variables = float32_variables(opened, checkpoint.tensors, plan)
-    broken = find_broken_source(variables, plan)
-    if broken is not None:
-        return ExpectedFromBrokenSource(checkpoint, broken, options.seed), port
-    say("starting TensorFlow")
-    tensorflow = stack.enter_context(
-        TensorFlowSide(
-            opened,
-            variables,
-            files.weights,
-            own_graph=not plan.casts,
-            network=plan.network if isinstance(plan.network, MtcnnNetwork) else None,
-        )
-    )
+    tensorflow: TensorFlowSide | BrokenSource | None = find_broken_source(variables, plan)
+    if tensorflow is None:
+        say("starting TensorFlow")
+        mtcnn = plan.network if isinstance(plan.network, MtcnnNetwork) else None
+        side = TensorFlowSide(opened, variables, files.weights, own_graph=not plan.casts, network=mtcnn)
+        tensorflow = stack.enter_context(side)
     expected = ExpectedFromTensorFlow(
         checkpoint, tensorflow, options.every_layer, options.seed, photographs, options.save, say
     )

@@ -124,6 +124,13 @@ def test_equal_bits_are_equal_and_others_are_a_difference(broken, broken_port, o
     assert judgement.details == (f"conv2d_1a.bn.running_var: 1 of 32 values differs from {VARIANCE}",)
 
 
+def test_a_prefix_of_a_broken_source_is_stated(one_nan, tmp_path):
+    write_tensor_bundle(tmp_path / "m.ckpt-1", {f"import/{name}": array for name, array in one_nan.items()})
+    result = compare(tmp_path / "m.ckpt-1")
+    assert (result.exit_code, result.differs) == (3, False)
+    assert result.names == ("m.ckpt-1: the names of the network begin with 'import/', which is taken off",)
+
+
 def test_finite_weights_that_overflow_are_the_sources_fault(tensors, tmp_path, capsys):
     huge = np.full_like(tensors["InceptionResnetV1/Conv2d_1a_3x3/weights"], 3e38)
     write_tensor_bundle(tmp_path / "m.ckpt-1", {**tensors, "InceptionResnetV1/Conv2d_1a_3x3/weights": huge})
