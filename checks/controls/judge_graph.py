@@ -16,7 +16,7 @@ from checks.audit.graphs.graph import Graph
 from checks.audit.graphs.graph_formats import find_graph_format
 from checks.audit.graphs.network_from_graph import network_from_graph
 from checks.audit.graphs.onnx_tflite_session import OnnxTfliteSession
-from checks.audit.graphs.run_graph import audited_batches, run_graph
+from checks.audit.graphs.run_graph import GraphSession, audited_batches, run_graph
 from checks.audit.graphs.runtime_process import RuntimeProcess
 from checks.audit.judge import judge_run
 from checks.audit.source_weights import source_weights
@@ -36,8 +36,8 @@ from converter.hub.catalog_entry import FIXED
 _LAYERS = activation_names(every_layer=True, logits=False)[:-1]  # without the embeddings
 
 
-class PortSession:
-    """A port from its pixels on, as a graph that is open in its runtime: a `run_graph.GraphSession`.
+class PortSession(GraphSession):
+    """A port from its pixels on, as a graph that is open in its runtime.
 
     Args:
         port: The port.
@@ -46,18 +46,10 @@ class PortSession:
     runtime = "PyTorch"
     input_description = "NHWC uint8"
     input_dtype = "uint8"
-    output_description = "embeddings of length one"
-    weights_dtype = "float32"
-    computes_in_half = False
-    activations: tuple[str, ...] = _LAYERS
-    outputs: tuple[str, ...] = (EMBEDDINGS,)
+    activations = _LAYERS
 
     def __init__(self, port: Pipeline) -> None:
         self._port = port
-
-    def fit_images(self, images: Array) -> Array:
-        """Return the images unchanged."""
-        return images
 
     def run(self, images: Array) -> list[Array]:
         """Run the network; return the embeddings."""

@@ -15,6 +15,7 @@ from checks.core.network import KEYS, NETWORK, STATISTICS, LayerKind, NetworkLay
 from checks.core.types import Array
 from checks.diagnosis.causes import Cause, Explanation
 from converter.layer_map import CONVOLUTIONS
+from converter.same_bits import differing_bits, same_bits
 
 _FEW_VALUES = 0.01  # largest share of a tensor's values that counts as single values
 _FEW_STEPS = 8  # largest distance in float32 steps that counts as a change of last bits
@@ -55,14 +56,8 @@ def same(first: Array, second: Array) -> bool:
     # Most pairs differ at once: comparing a corner first saves reading megabytes.
     corner = (slice(0, 4),) * first.ndim
     return (
-        first.shape == second.shape
-        and np.array_equal(_bits(first[corner]), _bits(second[corner]))
-        and np.array_equal(_bits(first), _bits(second))
+        first.shape == second.shape and same_bits(first[corner], second[corner]) and same_bits(first, second)
     )
-
-
-def _bits(array: Array) -> Array:
-    return np.ascontiguousarray(array).view(np.int32)
 
 
 def explain(key: str, actual: Array, source: SourceTensors) -> Explanation | None:
@@ -287,7 +282,7 @@ def _not_finite(actual: Array) -> Explanation | None:
 def _single_values(actual: Array, expected: Array) -> Explanation | None:
     if actual.shape != expected.shape:
         return None
-    differing = np.argwhere(_bits(actual) != _bits(expected))
+    differing = np.argwhere(differing_bits(actual, expected))
     changed = len(differing)
     steps = float(ulp_distance(actual, expected).max())
     where = ", ".join(map(str, differing[0].tolist()))

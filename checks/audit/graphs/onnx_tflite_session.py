@@ -10,6 +10,7 @@ from checks.audit.graphs.find_layers import GraphLayers
 from checks.audit.graphs.graph import Graph
 from checks.audit.graphs.graph_formats import format_of
 from checks.audit.graphs.preprocessing import fit_size
+from checks.audit.graphs.run_graph import GraphSession
 from checks.audit.graphs.runtime_process import RuntimeProcess
 from checks.core.activations import activation_names
 from checks.core.inputs import IMAGE_SIZE
@@ -40,8 +41,8 @@ class _ImageLayout:
     width: int | None
 
 
-class OnnxTfliteSession:
-    """The session of an ONNX or TFLite graph in a process of its own: a `run_graph.GraphSession`.
+class OnnxTfliteSession(GraphSession):
+    """The session of an ONNX or TFLite graph in a process of its own.
 
     Args:
         graph: The graph.

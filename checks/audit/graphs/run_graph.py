@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -27,8 +27,8 @@ from checks.core.types import Array, Say
 from reference import InceptionResnetV1
 
 
-class GraphSession(Protocol):
-    """A graph that is open in its runtime.
+class GraphSession(ABC):
+    """A graph that is open in its runtime; by default one that takes standardised images of float32.
 
     Attributes:
         runtime: Name and version of the runtime.
@@ -42,20 +42,23 @@ class GraphSession(Protocol):
     """
 
     runtime: str
-    input_description: str
-    input_dtype: str
-    output_description: str
-    weights_dtype: str
-    computes_in_half: bool
+    input_description = "NHWC float32"
+    input_dtype = "float32"
+    output_description = "embeddings of length one"
+    weights_dtype = "float32"
+    computes_in_half = False
     activations: tuple[str, ...]
-    outputs: tuple[str, ...]
+    outputs: tuple[str, ...] = (EMBEDDINGS,)
 
     def fit_images(self, images: Array) -> Array:
         """Cut or repeat NHWC images to the size that the graph takes."""
+        return images
 
+    @abstractmethod
     def run(self, images: Array) -> list[Array]:
         """Run the graph as its runtime does by default; return each of `outputs` as (N, size)."""
 
+    @abstractmethod
     def run_layers(self, images: Array) -> tuple[Array, list[Array]]:
         """Run the graph node by node; return the first convolution's input and every activation, NHWC."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from checks.audit.graphs.run_graph import GraphSession
 from checks.core.activations import activation_names
 from checks.core.environment import versions
 from checks.core.inputs import IMAGE_SIZE
@@ -29,8 +30,8 @@ ARITHMETIC = frozenset((
 operations can also read and write files."""
 
 
-class TensorFlowSession:
-    """The session of an open graph from a .pb or a .meta: a `run_graph.GraphSession`.
+class TensorFlowSession(GraphSession):
+    """The session of an open graph from a .pb or a .meta.
 
     Args:
         graph: The graph.
@@ -38,12 +39,6 @@ class TensorFlowSession:
     Raises:
         ValueError: The graph holds operations that are not arithmetic, and was not run.
     """
-
-    input_description = "NHWC float32"
-    output_description = "embeddings of length one"
-    input_dtype = weights_dtype = "float32"
-    computes_in_half = False
-    outputs: tuple[str, ...] = (EMBEDDINGS,)
 
     def __init__(self, graph: OwnGraph) -> None:
         others = sorted(graph.operations - ARITHMETIC)
