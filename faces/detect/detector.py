@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ _LEVEL_PIXELS = 1 << 20  # of a level that P-Net is given at once: some 150 MB o
 # Crops that R-Net and O-Net are given at once, some 20 MB of activations. Always so many: PyTorch rounds a
 # batch of another size differently, and the faces of a photograph would depend on the other photographs.
 _CROPS = {R_NET_SIZE: 64, O_NET_SIZE: 16}
+_MOST_THREADS = 8
 _LOST_ROWS = 5  # P-Net's map has ceil(height / 2) - 5 rows: n rows of it need 2n + 10 rows of the level
 
 
@@ -82,11 +84,7 @@ class FaceDetector:
             PhotographError, TypeError, ValueError: As `to_rgb` says.
         """
         photographs = [to_rgb(image) for image in images]
-        # TensorFlow computes in float32; cuDNN would round the factors of products to TF32.
-        with (
-            torch.inference_mode(),
-            torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False),
-        ):
+        with _exact_arithmetic():
             boxes = [self._propose(photograph) for photograph in photographs]
             if any(map(len, boxes)):
                 boxes = self._refine(photographs, boxes)
@@ -178,6 +176,25 @@ class FaceDetector:
 
     def _to_device(self, images: NDArray[np.float32]) -> Tensor:
         return torch.from_numpy(images).to(self.device).permute(0, 3, 1, 2)
+
+
+@contextmanager
+def _exact_arithmetic() -> Iterator[None]:
+    """Let the networks compute in float32 as TensorFlow does, and alike for every crop of a batch.
+
+    cuDNN would round the factors of products to TF32. With 16 threads or more, MKL sums the products of a
+    dense layer in an order that depends on the row; networks of this size gain nothing by so many.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(min(threads, _MOST_THREADS))
+    try:
+        with (
+            torch.inference_mode(),
+            torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False),
+        ):
+            yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _with_scores(boxes: Boxes, scores: NDArray[np.float32]) -> Boxes:

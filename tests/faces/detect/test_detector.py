@@ -22,13 +22,17 @@ def portrait(some_images):
     return some_images[0]
 
 
-def test_faces_do_not_depend_on_the_other_photographs(detector, some_images) -> None:
+@pytest.mark.parametrize("threads", [1, 2, 16])
+def test_faces_do_not_depend_on_the_other_photographs(threads, detector, some_images) -> None:
     images = some_images[::3]
+    torch.set_num_threads(threads)
     assert len({image.shape for image in images}) > 5  # sizes are mixed
     alone = [detector.detect([image])[0] for image in images]
     assert detector.detect(images) == alone
     assert detector.detect(images[::-1]) == alone[::-1]
     assert any(alone)
+    assert torch.get_num_threads() == threads
+    torch.set_num_threads(1)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 400), (19, 19), (19, 300), (20, 20)])
