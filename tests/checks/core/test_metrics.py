@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from checks.core.metrics import cosine, difference, relative_l2, ulp_distance
+from checks.core.metrics import cosine, difference, relative_l2, ulp_distance, ulp_histogram
 
 FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
 
@@ -65,3 +65,22 @@ def test_there_are_no_steps_to_a_nan_but_none_between_equal_bits() -> None:
     first = np.array([np.nan, np.nan, np.inf, np.inf, 1.0], np.float32)
     second = np.array([np.nan, 1.0, np.inf, -np.inf, np.inf], np.float32)
     assert ulp_distance(first, second).tolist() == [0.0, np.inf, 0.0, np.inf, np.inf]
+
+
+def test_a_histogram_counts_steps_by_powers_of_two() -> None:
+    steps = np.array([[9, 0, 3, np.inf], [8, 1, 4, 2], [5, 2, 0, 2.0**60]])
+    counts = ulp_histogram(steps)
+    assert counts[:6] == (2, 1, 2, 2, 2, 1)
+    assert counts[61] == 1  # 2**59 + 1 to 2**60
+    assert (len(counts), sum(counts)) == (62, 11)
+    assert ulp_histogram(np.array([])) == ()
+
+
+def test_the_figures_of_a_difference_are_those_of_its_steps() -> None:
+    random = np.random.default_rng(0)
+    for size in (7, 8):
+        reference = random.standard_normal((2, size), np.float32)
+        array = reference * (1 + 1e-6 * random.standard_normal((2, size), np.float32))
+        steps, measured = ulp_distance(array, reference), difference(array, reference)
+        assert (measured.max_ulp, measured.median_ulp) == (steps.max(), np.median(steps))
+        assert measured.ulp_histogram == ulp_histogram(steps)
