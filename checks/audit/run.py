@@ -47,6 +47,7 @@ from checks.core.activations import activation_names, run_pytorch
 from checks.core.environment import environment
 from checks.core.inputs import seeded_inputs
 from checks.core.judgement import Judgement
+from checks.core.models import load_copies
 from checks.core.network import LOGITS, describe_network
 from checks.core.source_tensors import (
     BrokenSource,
@@ -371,6 +372,6 @@ def _source_network(source: SourceWeights) -> InceptionResnetV1:
 
 def _build_network(state_dict: Arrays, variant: Variant, dtype: torch.dtype) -> InceptionResnetV1:
     """Build the network with the weights of a state_dict, in evaluation mode."""
-    model = InceptionResnetV1(num_classes=variant.num_classes, embedding_size=variant.embedding_size)
-    model.load_state_dict({key: torch.from_numpy(array) for key, array in state_dict.items()})
-    return model.to(dtype).eval()
+    with torch.device("meta"):
+        model = InceptionResnetV1(num_classes=variant.num_classes, embedding_size=variant.embedding_size)
+    return load_copies(model, state_dict, dtype)

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +24,8 @@ from converter.mtcnn_layer_map import Network
 from converter.network_names import NetworkTensors
 from converter.plan import Weights
 from reference.weights import build_network
+
+_Model = TypeVar("_Model", bound=nn.Module)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,18 +90,31 @@ def load_state_dict(
 
 def build_port(arrays: Arrays, variant: Network) -> Port | str:
     """Load a state_dict strictly into two models; if it does not load, return the reason."""
-    single, double = build_network(variant), build_network(variant)
-    misfits = _misfits(arrays, single)
+    misfits = _misfits(arrays, _empty(variant))
     if any(misfits.values()):
         return "; ".join(
             f"{counted(len(keys), 'key')} {problem}, {keys[0]!r} first"
             for problem, keys in misfits.items()
             if keys
         )
-    loaded = {key: torch.from_numpy(array) for key, array in arrays.items()}
-    single.load_state_dict(loaded)
-    double.load_state_dict(loaded)
-    return Port(single.eval(), double.double().eval())
+    return Port(*(load_copies(_empty(variant), arrays, dtype) for dtype in (torch.float32, torch.float64)))
+
+
+def load_copies(model: _Model, arrays: Arrays, dtype: torch.dtype) -> _Model:
+    """Load copies of a state_dict's weights into a model, in evaluation mode.
+
+    Args:
+        model: A model on the device "meta", whose tensors have neither memory nor values.
+        arrays: Key to array; they fit.
+        dtype: The dtype of the arithmetic.
+    """
+    tensors = {key: torch.from_numpy(array) for key, array in arrays.items()}
+    copies = {
+        key: tensor.to(dtype if tensor.is_floating_point() else tensor.dtype, copy=True)
+        for key, tensor in tensors.items()
+    }
+    model.load_state_dict(copies, assign=True)
+    return model.eval()
 
 
 def build_misshapen(arrays: Arrays, variant: Network) -> Model | None:
@@ -106,7 +122,7 @@ def build_misshapen(arrays: Arrays, variant: Network) -> Model | None:
 
     Return None if anything else does not fit.
     """
-    model = build_network(variant)
+    model = _empty(variant)
     misfits = _misfits(arrays, model)
     misshapen = misfits.pop(_MISSHAPEN)
     if any(misfits.values()):
@@ -117,7 +133,7 @@ def build_misshapen(arrays: Arrays, variant: Network) -> Model | None:
         if array.dtype != np.float32 or sorted(array.shape) != sorted(tensor.shape) or tensor.ndim < 2:
             return None
     fitting = {key: torch.from_numpy(array) for key, array in arrays.items() if key not in misshapen}
-    model.load_state_dict(fitting, strict=False)
+    model.load_state_dict(fitting, strict=False, assign=True)
     for key in misshapen:
         module, _, name = key.rpartition(".")
         setattr(model.get_submodule(module), name, nn.Parameter(torch.from_numpy(arrays[key])))
@@ -126,12 +142,19 @@ def build_misshapen(arrays: Arrays, variant: Network) -> Model | None:
 
 def unexpected_keys(arrays: Arrays, variant: Network) -> list[str]:
     """List the keys without which a state_dict would load strictly; empty if there is another misfit."""
-    misfits = _misfits(arrays, build_network(variant))
+    misfits = _misfits(arrays, _empty(variant))
     unexpected = misfits.pop("unexpected")
     return [] if any(misfits.values()) else unexpected
 
 
+def _empty(variant: Network) -> Model:
+    """A model of a variant, whose tensors have neither memory nor values."""
+    with torch.device("meta"):
+        return build_network(variant)
+
+
 _MISSHAPEN = "of another shape or dtype"
+_DTYPES = {torch.float32: np.dtype(np.float32), torch.int64: np.dtype(np.int64)}
 
 
 def _misfits(arrays: Arrays, model: Model) -> dict[str, list[str]]:
@@ -144,6 +167,6 @@ def _misfits(arrays: Arrays, model: Model) -> dict[str, list[str]]:
             key
             for key, tensor in expected.items()
             if key in arrays
-            and (tuple(tensor.shape), tensor.numpy().dtype) != (arrays[key].shape, arrays[key].dtype)
+            and (tuple(tensor.shape), _DTYPES[tensor.dtype]) != (arrays[key].shape, arrays[key].dtype)
         ],
     }

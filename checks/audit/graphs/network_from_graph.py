@@ -41,7 +41,8 @@ def network_from_graph(graph_layers: GraphLayers, dtype: torch.dtype) -> Incepti
     kernel = layers[BOTTLENECK]["weights"]
     embedding_size = kernel.layout.inverse.shape(kernel.array.shape)[-1]
     classes = len(layers[LOGITS]["biases"].array) if LOGITS in layers else None
-    model = InceptionResnetV1(num_classes=classes, embedding_size=embedding_size)
+    with torch.device("meta"):  # no memory and no initial values, which the weights replace
+        model = InceptionResnetV1(num_classes=classes, embedding_size=embedding_size)
     for scope, module in LAYERS.items():
         _set_convolution(model, module, layers[scope])
     model.last_linear = _linear(layers[BOTTLENECK])
@@ -87,6 +88,7 @@ def _batch_norm(tensors: Tensors, module: nn.Module) -> nn.Module:
         for role, name in _BATCH_NORM.items():
             value = _vector(tensors[role])
             setattr(module, name, nn.Parameter(value) if name in ("weight", "bias") else value)
+        module.num_batches_tracked = torch.tensor(0)
         return module
     if "scale" in tensors:
         scale = _vector(tensors["scale"])
