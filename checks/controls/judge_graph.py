@@ -53,15 +53,15 @@ class PortSession(GraphSession):
 
     def run(self, images: Array) -> list[Array]:
         """Run the network; return the embeddings."""
-        return [run_pytorch(self._port.float32, self._prepare(images), self.outputs)[EMBEDDINGS]]
+        return [run_pytorch(self._port.float32, self.prepare(images), self.outputs)[EMBEDDINGS]]
 
-    def run_layers(self, images: Array) -> tuple[Array, list[Array]]:
-        """Run the network; return the prepared images and every activation."""
-        prepared = self._prepare(images)
-        outputs = run_pytorch(self._port.float32, prepared, self.activations)
-        return prepared, [outputs[name] for name in self.activations]
+    def run_layers(self, images: Array) -> list[Array]:
+        """Run the network; return every activation."""
+        outputs = run_pytorch(self._port.float32, self.prepare(images), self.activations)
+        return [outputs[name] for name in self.activations]
 
-    def _prepare(self, images: Array) -> Array:
+    def prepare(self, images: Array) -> Array:
+        """Return the network's input."""
         return self._port.prepare["fixed"](images.astype(np.uint8))
 
 

@@ -88,14 +88,17 @@ class OnnxTfliteSession(GraphSession):
         arrays = self._run(images, self._output_tensors, as_written=False)
         return [array.reshape(len(images), -1) for array in arrays]
 
-    def run_layers(self, images: Array) -> tuple[Array, list[Array]]:
-        """Run the graph node by node; return the first convolution's input and every activation, NHWC."""
-        names = [self._layers.activations[activation] for activation in self.activations]
+    def prepare(self, images: Array) -> Array:
+        """Return the first convolution's input, NHWC."""
         if self._layers.input == self._graph.inputs[0].name:
-            arrays = self._run(images, names, as_written=True)
-            return images.astype(self.input_dtype), self._channels_last(arrays)
-        arrays = self._channels_last(self._run(images, [*names, self._layers.input], as_written=True))
-        return arrays[-1], arrays[:-1]
+            return images.astype(self.input_dtype)
+        (prepared,) = self._channels_last(self._run(images, [self._layers.input], as_written=True))
+        return prepared
+
+    def run_layers(self, images: Array) -> list[Array]:
+        """Run the graph node by node; return every activation, NHWC."""
+        names = [self._layers.activations[activation] for activation in self.activations]
+        return self._channels_last(self._run(images, names, as_written=True))
 
     def _is_normalised(self, output: str) -> bool:
         # A ramp, because whitening divides by the deviation, which is 0 in a constant image.

@@ -58,9 +58,13 @@ class GraphSession(ABC):
     def run(self, images: Array) -> list[Array]:
         """Run the graph as its runtime does by default; return each of `outputs` as (N, size)."""
 
+    def prepare(self, images: Array) -> Array:
+        """Return the first convolution's input, NHWC."""
+        return images
+
     @abstractmethod
-    def run_layers(self, images: Array) -> tuple[Array, list[Array]]:
-        """Run the graph node by node; return the first convolution's input and every activation, NHWC."""
+    def run_layers(self, images: Array) -> list[Array]:
+        """Run the graph node by node; return every activation, NHWC."""
 
 
 def run_graph(
@@ -90,7 +94,7 @@ def run_graph(
     pixels = to_pixels(session.fit_images(batches[min(1, len(batches) - 1)].images[:1]))
 
     def prepare(images: Array) -> Array:
-        return fold.apply(session.run_layers(images)[0])
+        return fold.apply(session.prepare(images))
 
     preprocessing = detect_preprocessing(pixels, prepare, session.input_dtype)
     if not np.isfinite(preprocessing.distance):  # the sizes differ
@@ -161,7 +165,10 @@ def run_batch(
         pixels = to_pixels(images)
         images, prepared = preprocessing.to_feed(pixels), preprocessing.to_network(pixels)
     if session.activations:
-        prepared, arrays = session.run_layers(images)
+        prepared = session.prepare(images)
+        # One image shows the rounding of the layers; the others are run for their embeddings alone.
+        has_embeddings = any(name != LOGITS for name in session.outputs)
+        arrays = session.run_layers(images[:1] if has_embeddings else images)
     actual = dict(zip(session.activations, arrays, strict=True))
     outputs = list(zip(session.outputs, session.run(images), strict=True)) or [
         (BOTTLENECK, actual[BOTTLENECK])

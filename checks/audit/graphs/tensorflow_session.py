@@ -66,7 +66,7 @@ class TensorFlowSession(GraphSession):
         """Run the graph; return each of `outputs` as (N, size)."""
         return [self._graph.run(images, [EMBEDDINGS])[EMBEDDINGS]]
 
-    def run_layers(self, images: Array) -> tuple[Array, list[Array]]:
-        """Run the graph; return the first convolution's input and every activation, NHWC."""
+    def run_layers(self, images: Array) -> list[Array]:
+        """Run the graph; return every activation, NHWC."""
         arrays = self._graph.run(images, self.activations)
-        return images, [arrays[activation] for activation in self.activations]
+        return [arrays[activation] for activation in self.activations]
