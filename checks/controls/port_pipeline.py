@@ -66,5 +66,6 @@ class Pipeline:
 
     def state(self, key: str) -> Array:
         """The tensor of the float32 network under a state_dict key, sharing its memory."""
-        array: Array = self.float32.state_dict()[key].numpy()
+        module, _, name = key.rpartition(".")
+        array: Array = getattr(self.float32.get_submodule(module), name).detach().numpy()
         return array
