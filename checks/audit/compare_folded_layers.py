@@ -122,8 +122,9 @@ def holds_residual_scale(layer: Layer, tensors: Tensors, source: SourceWeights, 
 
 def _typical_size(weights: Array) -> float | None:
     """The median of all finite magnitudes, which a damaged value does not move; None without one."""
-    finite = weights[np.isfinite(weights)]
-    return float(np.median(np.abs(finite.astype(np.float64)))) if finite.size else None
+    finite = weights[np.isfinite(weights)].astype(np.float32)
+    # NumPy sorts faster than its median partitions.
+    return float(np.sort(np.abs(finite))[finite.size // 2]) if finite.size else None
 
 
 def compare_scaled_residual(layer: Layer, tensors: Tensors, source: SourceWeights) -> Iterator[TensorResult]:
