@@ -22,7 +22,7 @@ from tests.fuzz.damaged_networks import FULL_SIZE, run_conversions
 from tests.fuzz.flipped_bits import flip_data, flip_index
 from tests.fuzz.killed_writers import run_kills
 from tests.fuzz.seeds import network_files
-from tests.fuzz.targets import TARGETS
+from tests.fuzz.targets import FULL_RUN, TARGETS
 from tests.fuzz.workers import FINDINGS, judge, make_mutant, run_target
 
 PARTS = ("inputs", "conversions", "flips", "kills")
@@ -38,7 +38,12 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("parts", nargs="*", metavar="PART", help=f"parts to run: {', '.join(PARTS)} (default: all)")
     add("--target", action="append", choices=TARGETS, help="only this format; may be repeated")
-    add("--count", type=int, help="mutants of each format (default: 100,000, for h5 and keras 10,000)")
+    add(
+        "--count",
+        type=int,
+        default=FULL_RUN,
+        help="mutants of each format; for h5 and keras a tenth (%(default)s)",
+    )
     add("--conversions", type=int, default=100, help="damaged networks of each format (%(default)s)")
     add("--flips", type=int, default=10_000, help="flipped bits of a .data file (%(default)s)")
     add("--stride", type=int, default=1, help="flip every N-th bit of an .index (%(default)s)", metavar="N")
@@ -118,7 +123,7 @@ def _inputs(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     )
     figures: dict[str, Any] = {"found": 0}
     for name in arguments.target or TARGETS:
-        count = TARGETS[name].count if arguments.count is None else arguments.count
+        count = TARGETS[name].share_of(arguments.count)
         result = run_target(
             TARGETS[name], count, folder, arguments.findings,
             seed=arguments.seed, workers=arguments.workers,

@@ -26,6 +26,9 @@ from tests.fuzz import format_mutations, graph_seeds, keras_seeds, seeds
 from tests.fuzz.blind_mutations import Mutation, flip_bit, havoc, splice
 from tests.fuzz.seeds import Seed, Tensors
 
+FULL_RUN = 100_000
+"""Number of mutants of most formats in a full run."""
+
 Read = Callable[[Path, Tensors], bool]
 """Function that reads a whole file and returns whether it holds these tensors, or raises a PortError."""
 
@@ -51,7 +54,11 @@ class Target:
     mutations: Sequence[Mutation] = ()
     signed: Sequence[Mutation] = ()
     checksummed: bool = False
-    count: int = 100_000
+    count: int = FULL_RUN
+
+    def share_of(self, run: int) -> int:
+        """The number of mutants in a run that has `run` of most formats."""
+        return run * self.count // FULL_RUN
 
     def mutant(self, rng: Random, data: bytes, others: Sequence[bytes]) -> tuple[bytes, bool]:
         """Change a seed.

@@ -17,7 +17,7 @@ from tests.fuzz.workers import EXTRA_MEMORY, FINDINGS, make_mutant
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
-COUNTS = {name: 60 if name == "keras" else 300 for name in TARGETS}  # each .keras takes half a second
+COUNT = 300
 CONVERSIONS = 1
 
 
@@ -36,36 +36,26 @@ def run(arguments, **options):
 def fuzzed(tmp_path_factory):
     """The figures of one small run, as JSON, and what it printed."""
     folder = tmp_path_factory.mktemp("fuzz")
-    most = [option for name in TARGETS if name != "keras" for option in ("--target", name)]
     done = run(
-        ["-m", "tests.fuzz", "inputs", "conversions", "flips", "--count", COUNTS["pb"], *most,
-         "--conversions", CONVERSIONS, "--flips", 300, "--stride", 31, "--json", folder / "figures.json"],
+        ["-m", "tests.fuzz", "inputs", "conversions", "flips", "--count", COUNT, "--conversions", CONVERSIONS,
+         "--flips", 300, "--stride", 31, "--json", folder / "figures.json"],
         cwd=folder,
     )  # fmt: skip
     assert (folder / "figures.json").exists(), done.stderr
     return json.loads((folder / "figures.json").read_text()), done
 
 
-@pytest.fixture(scope="module")
-def fuzzed_archives(tmp_path_factory):
-    """The same for .keras alone."""
-    folder = tmp_path_factory.mktemp("fuzz-keras")
-    options = ["--target", "keras", "--count", COUNTS["keras"], "--json", folder / "figures.json"]
-    done = run(["-m", "tests.fuzz", "inputs", *options], cwd=folder)
-    assert (folder / "figures.json").exists(), done.stderr
-    return json.loads((folder / "figures.json").read_text()), done
-
-
 @pytest.mark.parametrize("name", TARGETS)
-def test_no_mutant_of_a_small_file_does_harm(name, request):
-    figures, done = request.getfixturevalue("fuzzed_archives" if name == "keras" else "fuzzed")
+def test_no_mutant_of_a_small_file_does_harm(fuzzed, name):
+    figures, done = fuzzed
     result = figures["inputs"][name]
-    assert sum(result["counts"].values()) == COUNTS[name]
+    count = TARGETS[name].share_of(COUNT)
+    assert sum(result["counts"].values()) == count
     found = {outcome: result["counts"][outcome] for outcome in FINDINGS if result["counts"][outcome]}
     assert found == {}, done.stdout
     assert result["worst_growth"] <= EXTRA_MEMORY
     # Where all are refused, or none is, the mutants do not reach what they should.
-    assert 0 < result["counts"]["refused"] < COUNTS[name]
+    assert 0 < result["counts"]["refused"] < count
 
 
 @pytest.mark.parametrize("name", FULL_SIZE)
