@@ -35,6 +35,11 @@ _COMMANDS = {
         "COMMAND",
         "find the faces of photographs, as facenet's detector does",
     ),
+    "align": (
+        "faces.align.__main__",
+        "COMMAND",
+        "crop the faces of a folder of photographs",
+    ),
     "evaluate": (
         "faces.evaluate.__main__",
         "COMMAND",
@@ -62,8 +67,7 @@ examples:
   facenet-port compare model/                      prove that the conversion is exact
   facenet-port audit port.onnx --against vggface2  judge a port by somebody else
 
-`facenet-port COMMAND --help` lists the options of a command, `facenet-port --version`
-shows the version."""
+`facenet-port COMMAND --help` lists the options of a command."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

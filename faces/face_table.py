@@ -5,14 +5,17 @@ from __future__ import annotations
 import csv
 import importlib.util
 import io
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from converter.counts import counted
 from converter.errors import RequirementError, SourceError
 from converter.formats.limits import read_whole
+
+TableFormat = Literal["csv", "parquet"]
 
 ENDINGS = (".csv", ".parquet")
 _MOST_BYTES = 1 << 30
@@ -31,11 +34,11 @@ class FaceTable:
     path: Path
     columns: Mapping[str, Sequence[Any]]
 
-    def column(self, name: str) -> list[str]:
-        """The values of a column as text.
+    def require(self, name: str) -> Sequence[Any]:
+        """The values of a column, which may be missing.
 
         Raises:
-            SourceError: There is no such column, or a value of it is missing.
+            SourceError: There is no such column.
         """
         if name not in self.columns:
             held = ", ".join(self.columns) or "no columns"
@@ -44,7 +47,15 @@ class FaceTable:
                 f"it has no column {name}; its columns are {held}",
                 next_step="`facenet-port align` writes a table with the columns that every command needs",
             )
-        values = self.columns[name]
+        return self.columns[name]
+
+    def column(self, name: str) -> list[str]:
+        """The values of a column as text.
+
+        Raises:
+            SourceError: There is no such column, or a value of it is missing.
+        """
+        values = self.require(name)
         missing = next((row for row, value in enumerate(values, 1) if value is None or value == ""), None)
         if missing is not None:
             raise SourceError(
@@ -108,12 +119,47 @@ def _read_csv(path: Path) -> dict[str, list[Any]]:
     return {name.strip(): [row[place] for row in rows] for place, name in enumerate(header)}
 
 
-def _read_parquet(path: Path) -> dict[str, list[Any]]:
-    if importlib.util.find_spec("pyarrow") is None:
+def encode_table(table_format: TableFormat, columns: Mapping[str, Sequence[Any]]) -> bytes:
+    """Encode a table as the content of a file.
+
+    Args:
+        table_format: "csv": a list is written as JSON, a missing value as nothing. "parquet": as they are.
+        columns: Name of each column to its values, all of one length.
+
+    Raises:
+        RequirementError: Parquet needs pyarrow, which is not installed.
+    """
+    if table_format == "parquet":
+        check_format(table_format)
+        import pyarrow
+        import pyarrow.parquet
+
+        content = io.BytesIO()
+        pyarrow.parquet.write_table(pyarrow.table(dict(columns)), content)
+        return content.getvalue()
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    for row in zip(*columns.values(), strict=True):
+        writer.writerow([json.dumps(value) if isinstance(value, list) else value for value in row])
+    return text.getvalue().encode()
+
+
+def check_format(table_format: TableFormat, path: Path | None = None) -> None:
+    """Refuse a format whose package is missing.
+
+    Raises:
+        RequirementError: Parquet needs pyarrow, which is not installed.
+    """
+    if table_format == "parquet" and importlib.util.find_spec("pyarrow") is None:
         raise RequirementError(
-            f"{path}: pyarrow is needed for Parquet and is not installed: pip install 'facenet-port[faces]'. "
-            "A .csv needs nothing more."
+            f"{'' if path is None else f'{path}: '}pyarrow is needed for Parquet and is not installed: "
+            "pip install 'facenet-port[faces]'. A .csv needs nothing more."
         )
+
+
+def _read_parquet(path: Path) -> dict[str, list[Any]]:
+    check_format("parquet", path)
     import pyarrow
     import pyarrow.parquet
 

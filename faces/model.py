@@ -131,7 +131,7 @@ def load_model(
     else:
         network, entry = _load_file(path)
     origin = "--standardise" if standardisation else "the catalog"
-    needed = standardisation or (_NAMES.get(entry.standardisation) if entry else None)
+    needed = standardisation or (published_standardisation(entry.name) if entry else None)
     if needed is None:
         raise UsageError(
             f"{model}: neither the catalog nor a manifest beside it tells how its images are standardised. "
@@ -139,6 +139,12 @@ def load_model(
         )
     name = entry.name if entry else str(model)
     return Model(name, network.eval().to(device), weights_digest(network), needed, origin, entry)
+
+
+def published_standardisation(name: str) -> Standardisation | None:
+    """Return the standardisation of a published model by name or alias; None if the catalog does not tell."""
+    entry = catalog.find_entry(name)
+    return None if entry is None else _NAMES.get(entry.standardisation)
 
 
 def _load_file(path: Path) -> tuple[InceptionResnetV1, CatalogEntry | None]:

@@ -192,6 +192,7 @@ class InceptionResnetV1(nn.Module):
         offline: bool = False,
     ) -> None:
         super().__init__()
+        self.pretrained = pretrained  # whose standardisation the catalog knows
         self.classify = classify
         if pretrained is None:
             if classify and num_classes is None:

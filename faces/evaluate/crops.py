@@ -9,33 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from checks.core.inputs import IMAGE_SIZE
-from converter.errors import SourceError
-from faces.images import to_rgb
-
-CROP_SIZES = (IMAGE_SIZE, 182)
-"""Sides of a crop in pixels: as the network takes it, and as facenet's `align_dataset_mtcnn.py` writes it."""
+from faces.crops import read_crop
 
 Network = Callable[[NDArray[Any]], NDArray[Any]]
 """A function from standardised images, (N, H, W, 3) float32, to rows of numbers, (N, ...)."""
-
-
-def read_crop(file: Path) -> NDArray[np.uint8]:
-    """Read a crop: (160, 160, 3), RGB; of a larger one the centre, as in the original.
-
-    Raises:
-        SourceError: The file cannot be used as a photograph, or is no crop.
-    """
-    pixels = to_rgb(file)
-    height, width = pixels.shape[:2]
-    if height != width or height not in CROP_SIZES:
-        raise SourceError(
-            file,
-            f"its {width}x{height} pixels are not those of a crop, 160x160 or 182x182",
-            next_step="Crop the faces first: facenet-port align FOLDER CROPS",
-        )
-    start = (height - IMAGE_SIZE) // 2
-    return pixels[start : start + IMAGE_SIZE, start : start + IMAGE_SIZE]
 
 
 def run_networks(

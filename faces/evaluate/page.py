@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
+from PIL import Image
 
 from checks.report.charts import Chart, Drawer
 from checks.report.content import Head
 from checks.report.distance_chart import Distances
 from checks.report.page import write_html
+from checks.report.pictures import data_url
 from checks.report.provenance import digests, provenance, shown_path
 from checks.report.roc_chart import Roc
-from faces.evaluate.crops import read_crop
+from faces.crops import read_crop
 from faces.evaluate.result import ClassificationResult, VerificationResult
 from faces.evaluate.table import (
     confusion_table,
@@ -116,7 +115,7 @@ def _worst(result: VerificationResult) -> tuple[tuple[str, tuple[_PicturedPair, 
 
 def _picture(result: VerificationResult, place: int) -> _PicturedPair:
     files = [Path(result.images[side[place]]) for side in (result.pairs.first, result.pairs.second)]
-    first, second = (_data_url(read_crop(file)) for file in files)
+    first, second = (data_url(Image.fromarray(read_crop(file))) for file in files)
     accuracy = result.measured.accuracy or result.measured.best
     return _PicturedPair(
         (first, second),
@@ -124,14 +123,6 @@ def _picture(result: VerificationResult, place: int) -> _PicturedPair:
         f"{files[0].name}, {files[1].name}",
         accuracy is not None and bool(accuracy.same[place] != result.pairs.same[place]),
     )
-
-
-def _data_url(pixels: NDArray[np.uint8]) -> str:
-    from PIL import Image
-
-    written = io.BytesIO()
-    Image.fromarray(pixels).save(written, "JPEG", quality=85)
-    return f"data:image/jpeg;base64,{base64.b64encode(written.getvalue()).decode()}"
 
 
 def _verification_head(result: VerificationResult) -> Head:

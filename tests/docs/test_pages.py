@@ -27,6 +27,7 @@ EXPLAINED = {
     "gradients": "training.md",
     "controls": "proof.md",
     "detect": "faces.md",
+    "align": "faces.md",
     "evaluate": "faces.md",
     "benchmark": "benchmarks.md",
 }

@@ -7,12 +7,8 @@ import importlib.util
 from pathlib import Path
 
 import pytest
-import torch
 
-from converter.convert import to_pytorch
-from converter.formats.detect import open_source
 from faces.detect.detector import FaceDetector
-from reference.mtcnn import ONet, PNet, RNet
 from tests.conftest import fetch
 from tests.support.original_detector import VARIANTS, read_results, run_original, vary
 from tests.support.package_index import FACENET_MTCNN, extract
@@ -22,20 +18,7 @@ pytest.importorskip("cv2")
 
 
 @pytest.fixture(scope="session")
-def networks(mtcnn_files):
-    """P-Net, R-Net and O-Net with the weights of the original's own files."""
-    built = []
-    for network, (npy, _) in zip((PNet(), RNet(), ONet()), mtcnn_files.values(), strict=True):
-        with open_source(npy) as source:
-            network.load_state_dict(to_pytorch(source))
-        built.append(network)
-    return tuple(built)
-
-
-@pytest.fixture(scope="session")
 def detector(networks):
-    # Tests run in two processes: threads of PyTorch would wait for each other.
-    torch.set_num_threads(1)
     return FaceDetector(networks)
 
 

@@ -1,0 +1,1 @@
+"""Alignment: the faces of a folder of photographs as crops and a table."""

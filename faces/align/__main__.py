@@ -1,0 +1,138 @@
+"""`facenet-port align`: the options of `faces.align.run.align`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from checks.core.options import add_report_option, check_report
+from converter import command_line
+from converter.progress import ProgressBar
+from faces import options
+
+_MOST_WORKERS = 8  # by default; the detector keeps no more busy
+
+_EPILOG = """\
+A run that was interrupted goes on where it stopped, if it is started again with the same options.
+
+exit codes: 0 every photograph has a crop; 1 a photograph has no face; 2 wrong usage; 3 a file cannot be
+read as a photograph; 4 something that is needed is missing; 130 interrupted, 143 by SIGTERM, 129 by
+SIGHUP. What has no crop is listed, and the others are cropped all the same."""
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "folder",
+        metavar="FOLDER",
+        type=command_line.path,
+        help="photographs, or a folder of them for each person",
+    )
+    parser.add_argument(
+        "out",
+        metavar="OUT",
+        type=command_line.path,
+        help="a new folder for the crops and their table, or the one of an earlier run",
+    )
+    parser.add_argument(
+        "--crop",
+        choices=("scaled", "facenet"),
+        default="scaled",
+        help="scaled (default): the largest face with a margin of 0.2 of its box, 160x160 pixels; facenet: "
+        "the original's crop, pixel by pixel, 182x182",
+    )
+    parser.add_argument("--all-faces", action="store_true", help="crop every face of a photograph, not one")
+    parser.add_argument(
+        "--table",
+        choices=("csv", "parquet"),
+        default="csv",
+        help="write OUT/faces.csv (default) or OUT/faces.parquet",
+    )
+    parser.add_argument(
+        "--split",
+        metavar="SHARE",
+        type=_share,
+        help="share of the people whose faces are for training, such as 0.8; the others' are for validation",
+    )
+    parser.add_argument(
+        "--seed",
+        metavar="N",
+        type=command_line.natural_number,
+        default=0,
+        help="seed of --split (default: 0)",
+    )
+    parser.add_argument(
+        "--workers",
+        metavar="N",
+        type=_workers,
+        default=min(_MOST_WORKERS, os.cpu_count() or 1),
+        help="threads that read photographs and write crops beside the detector (default: the processors, at "
+        f"most {_MOST_WORKERS})",
+    )
+    options.add_detector_options(parser)
+    add_report_option(parser, "; it shows every photograph with its boxes, the doubtful ones first")
+
+
+def _share(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = 0.0
+    if not 0 < share < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a share between 0 and 1")
+    return share
+
+
+def _workers(text: str) -> int:
+    number = command_line.natural_number(text)
+    if number == 0:
+        raise argparse.ArgumentTypeError("give 1 or more")
+    return number
+
+
+def _work(arguments: argparse.Namespace) -> int:
+    check_report(arguments)
+    from faces.align.run import align
+
+    with ProgressBar("cropping faces", quiet=arguments.quiet) as progress:
+        result = align(
+            arguments.folder,
+            arguments.out,
+            crop=arguments.crop,
+            all_faces=arguments.all_faces,
+            table=arguments.table,
+            split=arguments.split,
+            seed=arguments.seed,
+            workers=arguments.workers,
+            device=arguments.device,
+            smallest_face=arguments.smallest_face,
+            thresholds=tuple(arguments.thresholds),
+            factor=arguments.factor,
+            offline=arguments.offline,
+            progress=progress,
+        )
+    command_line.show_result(arguments, result, "faces.align", result.as_json)
+    for photograph in result.unreadable:
+        file = arguments.folder / photograph.name
+        command_line.print_error(f"{arguments.program}: {file}: {photograph.problem}")
+    return result.exit_code
+
+
+COMMAND = command_line.Command(
+    "faces.align",
+    "Crop the faces of a folder of photographs, and write a table of them.",
+    _add_arguments,
+    _work,
+    _EPILOG,
+    "align takes two folders: the photographs, and the crops.",
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    return COMMAND.main(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

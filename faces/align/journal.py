@@ -1,0 +1,229 @@
+"""The journal of a folder of crops, `align.jsonl`: the options, and a line for each photograph that is done.
+
+A run that was interrupted goes on behind the last whole line. The table is made from the journal.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from converter.atomic import replace_file
+from converter.counts import counted
+from converter.errors import SourceError, UsageError
+from converter.formats.limits import read_whole
+from converter.manifest import file_digest
+from converter.stray_files import is_stray
+from faces.align.result import AlignedPhotograph, AlignOptions, CroppedFace
+from faces.detect.result import Face
+
+NAME = "align.jsonl"
+_MOST_BYTES = 4 << 30  # some 10 million photographs
+_MOST_NAMED = 3  # photographs in a message
+_ANOTHER = "Give a new folder"
+
+
+@dataclass(frozen=True, slots=True)
+class FileState:
+    """A file as it was when it was read.
+
+    Attributes:
+        size: In bytes.
+        modified: Its time of modification, in nanoseconds.
+        sha256: The digest of its content.
+    """
+
+    size: int
+    modified: int
+    sha256: str
+
+    @classmethod
+    def of(cls, file: Path) -> Self:
+        """Take the state of a file."""
+        status = file.stat()
+        return cls(status.st_size, status.st_mtime_ns, file_digest(file))
+
+    def still_holds(self, file: Path) -> bool:
+        """Return whether a file has the same content; without reading it if its size and time tell."""
+        status = file.stat()
+        if status.st_size != self.size:
+            return False
+        return status.st_mtime_ns == self.modified or file_digest(file) == self.sha256
+
+
+class Journal:
+    """A context manager that holds the journal open for one process.
+
+    Attributes:
+        done: The name of each photograph that is done to what was made of it.
+        owners: The path of each crop that this folder's runs have made to the name of its photograph.
+
+    Args:
+        out: The folder of crops.
+        options: The options of this run.
+
+    Raises:
+        UsageError: The folder holds something else, was made with other options, or another process is
+            writing to it.
+        SourceError: The journal is damaged.
+    """
+
+    def __init__(self, out: Path, options: AlignOptions) -> None:
+        self.done: dict[str, AlignedPhotograph] = {}
+        self.owners: dict[str, str] = {}
+        self._states: dict[str, FileState] = {}
+        self._tables: set[str] = set()
+        self._out, self._path = out, out / NAME
+        if not self._path.exists() and out.exists() and not _is_empty(out):
+            raise UsageError(f"{out}: it exists and holds no crops of `facenet-port align`. {_ANOTHER}.")
+        out.mkdir(parents=True, exist_ok=True)
+        self._file = self._path.open("a+b")
+        try:
+            self._lock()
+            self._read(options)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._file.close()
+
+    def add(self, photographs: Iterable[tuple[AlignedPhotograph, FileState | None]]) -> None:
+        """Write what was made of photographs, before their crops appear."""
+        lines: list[Mapping[str, Any]] = []
+        for photograph, state in photographs:
+            lines.append({"photograph": asdict(photograph), "file": state and asdict(state)})
+            self._take(photograph, state)
+        self._append(lines)
+
+    def write_table(self, table: Path, content: bytes) -> None:
+        """Write a table whose digest the journal holds; an older one is replaced.
+
+        Raises:
+            UsageError: The folder cannot be written to.
+        """
+        digest = hashlib.sha256(content).hexdigest()
+        if digest not in self._tables:
+            self._append([{"table": digest}])
+        replace_file(table, content)
+
+    def check_table(self, table: Path) -> None:
+        """Refuse to replace a table that a run has not written.
+
+        Raises:
+            UsageError: It is another one, or was changed since.
+        """
+        if table.exists() and file_digest(table) not in self._tables:
+            raise UsageError(f"{table}: it was changed since align wrote it. Rename it to keep it.")
+
+    def forget_undone(self, folder: Path, names: Iterable[str]) -> None:
+        """Leave in `done` the photographs that are done and have not changed.
+
+        What has no crop, or lost it, is done again if its file has changed or the crop is gone.
+
+        Args:
+            folder: The folder of photographs.
+            names: The photographs in it now.
+
+        Raises:
+            UsageError: Photographs that have crops are gone or have changed.
+        """
+        present = set(names)
+        changed = []
+        for name, photograph in list(self.done.items()):
+            state = self._states.get(name)
+            same = name in present and state is not None and state.still_holds(folder / name)
+            if not same and photograph.cropped:
+                changed.append(name)
+            if not same or any(not (self._out / face.crop).is_file() for face in photograph.cropped):
+                del self.done[name]
+        if changed:
+            named = ", ".join(changed[:_MOST_NAMED]) + (", ..." if len(changed) > _MOST_NAMED else "")
+            raise UsageError(
+                f"{self._out}: it has crops of {counted(len(changed), 'photograph')} that changed since or "
+                f"cannot be found in {folder}: {named}. {_ANOTHER}."
+            )
+
+    def _lock(self) -> None:
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(f"{self._out}: another run is writing to it. Wait for its end.") from None
+        except OSError:  # a file system without locks
+            pass
+
+    def _append(self, lines: list[Mapping[str, Any]]) -> None:
+        self._file.write("".join(f"{json.dumps(line)}\n" for line in lines).encode())
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def _read(self, options: AlignOptions) -> None:
+        content = read_whole(self._path, _MOST_BYTES, "it is larger than any journal")
+        whole = content[: content.rfind(b"\n") + 1]
+        self._file.truncate(len(whole))  # without a last line that was cut off when its process was killed
+        if not whole:
+            self._append([{"options": asdict(options)}])
+            return
+        try:
+            head, *lines = map(json.loads, whole.splitlines())
+            made_with = _parse_options(head["options"])
+            for line in lines:
+                if "table" in line:
+                    self._tables.add(line["table"])
+                else:
+                    state = line["file"]
+                    self._take(_parse_photograph(line["photograph"]), FileState(**state) if state else None)
+        except (ValueError, TypeError, LookupError, AttributeError) as error:
+            raise SourceError(self._path, "it is damaged", next_step=_ANOTHER) from error
+        if made_with != options:
+            raise UsageError(f"{self._out}: {_describe_difference(made_with, options)}. {_ANOTHER}.")
+
+    def _take(self, photograph: AlignedPhotograph, state: FileState | None) -> None:
+        self.done[photograph.name] = photograph
+        self.owners |= {face.crop: photograph.name for face in photograph.cropped}
+        if state is not None:
+            self._states[photograph.name] = state
+
+
+def _is_empty(folder: Path) -> bool:
+    return folder.is_dir() and all(is_stray(path.name) for path in folder.iterdir())
+
+
+def _parse_options(content: dict[str, Any]) -> AlignOptions:
+    return AlignOptions(**{**content, "thresholds": tuple(content["thresholds"])})
+
+
+def _parse_photograph(content: dict[str, Any]) -> AlignedPhotograph:
+    faces = tuple(
+        CroppedFace(
+            Face(
+                tuple(item["face"]["box"]),
+                item["face"]["score"],
+                tuple(map(tuple, item["face"]["landmarks"])),
+            ),
+            item["crop"],
+        )
+        for item in content["faces"]
+    )
+    return AlignedPhotograph(**{**content, "faces": faces})
+
+
+def _describe_difference(made_with: AlignOptions, options: AlignOptions) -> str:
+    before, now = asdict(made_with), asdict(options)
+    pairs = [(name, before[name], now[name]) for name in now if before[name] != now[name]]
+    return "it was made with " + ", ".join(
+        f"{name.replace('_', '-')} {_write(old)}, not {_write(new)}" for name, old, new in pairs
+    )
+
+
+def _write(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -1,0 +1,277 @@
+"""Crop the faces of a folder of photographs."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from itertools import count
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from checks.core.photographs import PhotographError, find_photographs, read_photograph
+from converter.atomic import HiddenFolder, sync
+from converter.errors import SourceError, UsageError
+from converter.formats.limits import is_utf_8
+from converter.stray_files import is_stray
+from faces.align.journal import FileState, Journal
+from faces.align.result import AlignedPhotograph, AlignOptions, AlignResult, CroppedFace
+from faces.align.rows import check_split, face_columns
+from faces.crops import CropMethod, choose_face, crop_face
+from faces.detect.detector import FaceDetector
+from faces.detect.result import Face
+from faces.face_table import TableFormat, check_format, encode_table
+from faces.options import FACTOR, SMALLEST_FACE, THRESHOLDS, check_device
+
+# Photographs that the detector is given at once: at most so many, and no more once they have so many pixels.
+_BATCH, _BATCH_PIXELS = 16, 1 << 24
+
+Progress = Callable[[int, int | None], None]
+
+
+def align(
+    folder: str | Path,
+    out: str | Path,
+    *,
+    crop: CropMethod = "scaled",
+    all_faces: bool = False,
+    table: TableFormat = "csv",
+    split: float | None = None,
+    seed: int = 0,
+    workers: int = 2,
+    device: str = "cpu",
+    smallest_face: float = SMALLEST_FACE,
+    thresholds: tuple[float, float, float] = THRESHOLDS,
+    factor: float = FACTOR,
+    offline: bool = False,
+    progress: Progress = lambda done, total: None,
+) -> AlignResult:
+    """Crop the faces of a folder of photographs, and write a table of them.
+
+    Each crop is a PNG at the photograph's place below the folder. A file that cannot be read or has no face
+    is listed in the result, and the others are cropped. If a run ends early, the next one goes on where it
+    stopped; photographs that are new in the folder are added.
+
+    Args:
+        folder: Photographs, or a folder of them for each person, at any depth.
+        out: A new folder, or one that `align` has made from this folder with these options.
+        crop: "scaled": the largest face, a margin of 0.2 of its box, 160x160 pixels. "facenet": the crop of
+            davidsandberg/facenet's `align_dataset_mtcnn.py`, pixel by pixel: 182x182.
+        all_faces: Whether to crop every face of a photograph.
+        table: The table's format, faces.csv or faces.parquet.
+        split: The share of people whose faces are "train" in the table's column split_type; all faces of the
+            others are "val". None takes the train, val and test among the names of folders.
+        seed: Of the split.
+        workers: Threads that read photographs and write crops beside the detector.
+        device: `cpu`, `cuda` or `mps`.
+        smallest_face: Side of the smallest face to look for, in pixels.
+        thresholds: Probability of a face that P-Net, R-Net and O-Net ask for.
+        factor: Ratio of two scales of the pyramid that follow each other.
+        offline: Never download the detector's weights.
+        progress: Progress callback: photographs that are done, and their number.
+
+    Raises:
+        UsageError: There is no such folder, `out` holds something else or crops of other photographs or
+            options, or `split` has fewer than two people to divide.
+        SourceError: The folder holds no photographs, or the journal in `out` is damaged.
+        RequirementError: The device, a package or the detector's weights are missing.
+    """
+    folder, out = Path(folder), Path(out)
+    options = AlignOptions(crop, all_faces, smallest_face, thresholds, factor)
+    check_device(device)
+    check_format(table)
+    _check_apart(folder, out)
+    names, others = _find_files(folder)
+    if split is not None:
+        check_split(split, names)
+    with Journal(out, options) as journal:
+        written = out / f"faces.{table}"
+        journal.check_table(written)
+        journal.forget_undone(folder, names)
+        earlier = len(journal.done)
+        waiting = [name for name in names if name not in journal.done]
+        if waiting:
+            detector = FaceDetector(
+                device=device,
+                smallest_face=smallest_face,
+                thresholds=thresholds,
+                factor=factor,
+                offline=offline,
+            )
+            _Work(folder, out, options, detector, journal, workers).run(
+                waiting, lambda done: progress(earlier + done, len(names))
+            )
+        photographs = tuple(journal.done[name] for name in names)
+        columns = face_columns(out, folder, photographs, split, seed)
+        journal.write_table(written, encode_table(table, columns))
+    return AlignResult(folder, out, written, options, photographs, tuple(others), earlier)
+
+
+def _check_apart(folder: Path, out: Path) -> None:
+    if out.resolve().is_relative_to(folder.resolve()):
+        raise UsageError(
+            f"{out}: it lies in {folder}, and its crops would be taken for photographs. "
+            "Give a folder elsewhere."
+        )
+
+
+def _find_files(folder: Path) -> tuple[list[str], list[str]]:
+    """Find the photographs of a folder, and its other files that no system has left there."""
+    photographs = [file.relative_to(folder).as_posix() for file in find_photographs(folder)]
+    known = set(photographs)
+    others = (file.relative_to(folder) for file in folder.rglob("*") if file.is_file())
+    return photographs, sorted(
+        file.as_posix() for file in others if not is_stray(file) and file.as_posix() not in known
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """A photograph in memory, or the reason why it cannot be read."""
+
+    name: str
+    state: FileState | None
+    pixels: NDArray[np.uint8] | None
+    problem: str = ""
+
+
+class _Work:
+    """The work on photographs: threads read and write, and the detector runs in this one."""
+
+    def __init__(
+        self,
+        folder: Path,
+        out: Path,
+        options: AlignOptions,
+        detector: FaceDetector,
+        journal: Journal,
+        workers: int,
+    ) -> None:
+        self._folder, self._out, self._options = folder, out, options
+        self._detector, self._journal, self._workers = detector, journal, workers
+        self._owners = dict(journal.owners)
+
+    def run(self, names: Sequence[str], progress: Callable[[int], None]) -> None:
+        done = 0
+        with HiddenFolder(self._out) as hidden, ThreadPoolExecutor(self._workers) as pool:
+            try:
+                for batch in _in_batches(self._read_ahead(names, pool)):
+                    self._align(batch, hidden, pool)
+                    done += len(batch)
+                    progress(done)
+            except BaseException:
+                pool.shutdown(wait=True, cancel_futures=True)
+                raise
+
+    def _read_ahead(self, names: Sequence[str], pool: ThreadPoolExecutor) -> Iterator[_Opened]:
+        """Read photographs, as many at a time as there are threads, in order."""
+        waiting: deque[Future[_Opened]] = deque()
+        for name in names:
+            waiting.append(pool.submit(self._open, name))
+            if len(waiting) > self._workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+    def _open(self, name: str) -> _Opened:
+        file = self._folder / name
+        try:
+            if not is_utf_8(file):  # no table has such a name
+                raise PhotographError(file, "its name is not UTF-8", "Rename it")
+            pixels = read_photograph(file)
+        except SourceError as error:
+            return _Opened(name, _state_of(file), None, str(error).removeprefix(f"{file}: "))
+        return _Opened(name, _state_of(file), pixels)
+
+    def _align(self, batch: Sequence[_Opened], hidden: Path, pool: ThreadPoolExecutor) -> None:
+        """Align photographs; they stand in the journal before their crops appear."""
+        found = iter(self._detector.detect([opened.pixels for opened in batch if opened.pixels is not None]))
+        aligned: list[tuple[AlignedPhotograph, FileState | None]] = []
+        crops: list[tuple[NDArray[np.uint8], CroppedFace]] = []
+        for opened in batch:
+            if opened.pixels is None:
+                photograph = AlignedPhotograph(opened.name, problem=opened.problem)
+            else:
+                photograph = self._name_crops(opened.name, opened.pixels, next(found))
+                crops += [(opened.pixels, face) for face in photograph.cropped]
+            aligned.append((photograph, opened.state))
+        encode = partial(_encode, self._options.crop)
+        encoded = [pool.submit(encode, pixels, cropped.face) for pixels, cropped in crops]
+        contents = [future.result() for future in encoded]
+        self._journal.add(aligned)
+        write = partial(_write_crop, hidden, self._out)
+        written = [
+            pool.submit(write, cropped.crop, content)
+            for (_, cropped), content in zip(crops, contents, strict=True)
+        ]
+        for done in written:
+            done.result()
+
+    def _name_crops(self, name: str, pixels: NDArray[np.uint8], faces: Sequence[Face]) -> AlignedPhotograph:
+        """Choose the faces of a photograph that are cropped, and the paths of their crops."""
+        height, width = pixels.shape[:2]
+        if self._options.all_faces:
+            ends = {number: f"_{number}.png" for number in range(len(faces))}  # as facenet names them
+        elif faces:
+            ends = {choose_face(faces, width, height, self._options.crop): ".png"}
+        else:
+            ends = {}
+        paths = dict(zip(ends, self._free_paths(name, tuple(ends.values())), strict=True))
+        cropped = tuple(CroppedFace(face, paths.get(number, "")) for number, face in enumerate(faces))
+        return AlignedPhotograph(name, width, height, cropped)
+
+    def _free_paths(self, name: str, ends: Sequence[str]) -> list[str]:
+        """Put ends behind a photograph's path; with a number, if another file has one of these paths."""
+        stem = PurePosixPath(name).with_suffix("").as_posix()
+        for number in count(1):
+            paths = [f"{stem}-{number}{end}" if number > 1 else f"{stem}{end}" for end in ends]
+            if all(self._is_free(path, name) for path in paths):
+                break
+        self._owners |= dict.fromkeys(paths, name)
+        return paths
+
+    def _is_free(self, path: str, name: str) -> bool:
+        owner = self._owners.get(path)
+        return owner == name or (owner is None and not (self._out / path).exists())
+
+
+def _state_of(file: Path) -> FileState | None:
+    try:
+        return FileState.of(file) if file.is_file() else None
+    except OSError:  # it cannot be read
+        return None
+
+
+def _in_batches(photographs: Iterator[_Opened]) -> Iterator[list[_Opened]]:
+    batch: list[_Opened] = []
+    pixels = 0
+    for opened in photographs:
+        batch.append(opened)
+        pixels += 0 if opened.pixels is None else opened.pixels.size // 3
+        if len(batch) == _BATCH or pixels >= _BATCH_PIXELS:
+            yield batch
+            batch, pixels = [], 0
+    if batch:
+        yield batch
+
+
+def _encode(method: CropMethod, pixels: NDArray[np.uint8], face: Face) -> bytes:
+    written = io.BytesIO()
+    Image.fromarray(crop_face(pixels, face.box, method)).save(written, "PNG")
+    return written.getvalue()
+
+
+def _write_crop(hidden: Path, out: Path, crop: str, content: bytes) -> None:
+    target = out / crop
+    target.parent.mkdir(parents=True, exist_ok=True)
+    file = hidden / hashlib.sha256(crop.encode()).hexdigest()
+    file.write_bytes(content)
+    sync(file)
+    file.replace(target)

@@ -1,0 +1,126 @@
+"""Crops: the choice among the faces of a photograph, the pixels around one, and crops in files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from checks.core.inputs import IMAGE_SIZE
+from converter.errors import SourceError
+from faces.detect.result import Box, Face
+from faces.images import to_rgb
+
+CropMethod = Literal["scaled", "facenet"]
+
+CROP_SIZES: dict[CropMethod, int] = {"scaled": IMAGE_SIZE, "facenet": 182}
+"""Height and width of a crop in pixels. The network is given the central 160."""
+
+# davidsandberg/facenet, src/align/align_dataset_mtcnn.py: --margin 44, in pixels of the photograph.
+_FACENET_MARGIN = 44
+# Of the box's height and width. On 118 photographs of five people it gives fewer wrong decisions than 0.4.
+_SCALED_MARGIN = 0.2
+# Of facenet, too: how much a face loses by its squared distance from the centre of the photograph.
+_CENTRE_WEIGHT = 2.0
+
+
+def choose_face(faces: Sequence[Face], width: int, height: int, method: CropMethod) -> int:
+    """Choose the face that a photograph is meant to show.
+
+    Args:
+        faces: The faces, at least one.
+        width: Of the photograph, in pixels.
+        height: Likewise.
+        method: "scaled" chooses the largest, "facenet" the one with the greatest area less twice the squared
+            distance of its centre from the photograph's.
+
+    Returns:
+        Its place among the faces, the first of equals.
+    """
+    left, top, right, bottom = np.array([face.box for face in faces]).T
+    weights = (right - left) * (bottom - top)
+    if method == "facenet":
+        across, down = (left + right) / 2 - width / 2, (top + bottom) / 2 - height / 2
+        weights = weights - _CENTRE_WEIGHT * (across**2 + down**2)
+    return int(np.argmax(weights))
+
+
+def add_margin(box: Box, method: CropMethod) -> Box:
+    """Widen a box by a method's margin: a half on each side."""
+    left, top, right, bottom = box
+    if method == "facenet":
+        across = down = _FACENET_MARGIN / 2
+    else:
+        across, down = (right - left) * _SCALED_MARGIN / 2, (bottom - top) * _SCALED_MARGIN / 2
+    return left - across, top - down, right + across, bottom + down
+
+
+def crop_face(photograph: NDArray[np.uint8], box: Box, method: CropMethod) -> NDArray[np.uint8]:
+    """Cut a face out of a photograph, with a margin.
+
+    "facenet" gives the pixels of davidsandberg/facenet's `align_dataset_mtcnn.py`.
+
+    Args:
+        photograph: (height, width, 3), RGB.
+        box: The box of the face, in pixels.
+        method: The margin and the size: see `add_margin` and `CROP_SIZES`.
+
+    Returns:
+        (size, size, 3).
+    """
+    return cut_out(photograph, add_margin(box, method), CROP_SIZES[method])
+
+
+def cut_out(photograph: NDArray[np.uint8], box: Box, size: int) -> NDArray[np.uint8]:
+    """Cut a box out of a photograph and resample it to a square, by Pillow's bilinear filter.
+
+    The box is cut off at the edges of the photograph and its sides are truncated to whole pixels. Of a box
+    beyond the edge a row or column of the edge is left.
+
+    Args:
+        photograph: (height, width, 3), RGB.
+        box: Left, top, right and bottom in pixels.
+        size: Height and width of the result.
+
+    Returns:
+        (size, size, 3).
+    """
+    height, width = photograph.shape[:2]
+    left, top = min(int(max(box[0], 0)), width - 1), min(int(max(box[1], 0)), height - 1)
+    right, bottom = max(int(min(box[2], width)), left + 1), max(int(min(box[3], height)), top + 1)
+    image = Image.fromarray(np.ascontiguousarray(photograph[top:bottom, left:right]))
+    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
+
+
+def is_crop(pixels: NDArray[np.uint8]) -> bool:
+    """Return whether an image has the size of a crop."""
+    height, width = pixels.shape[:2]
+    return height == width and height in CROP_SIZES.values()
+
+
+def central_part(crop: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Take the part of a crop that the network is given: (160, 160, 3)."""
+    start = (crop.shape[0] - IMAGE_SIZE) // 2
+    return crop[start : start + IMAGE_SIZE, start : start + IMAGE_SIZE]
+
+
+def read_crop(file: Path) -> NDArray[np.uint8]:
+    """Read the part of a crop that the network is given: (160, 160, 3), RGB.
+
+    Raises:
+        SourceError: The file cannot be used as a photograph, or is no crop.
+    """
+    pixels = to_rgb(file)
+    if not is_crop(pixels):
+        height, width = pixels.shape[:2]
+        sizes = " or ".join(f"{size}x{size}" for size in CROP_SIZES.values())
+        raise SourceError(
+            file,
+            f"its {width}x{height} pixels are not those of a crop, {sizes}",
+            next_step="Crop the faces first: facenet-port align FOLDER CROPS",
+        )
+    return central_part(pixels)

@@ -1,0 +1,236 @@
+"""Faces as a data set of PyTorch, standardised for a network, and the embedding of one image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from checks.core.photographs import find_photographs
+from converter.errors import SourceError, UsageError
+from faces.align.result import person_of
+from faces.crops import central_part, choose_face, crop_face, is_crop, read_crop
+from faces.detect.detector import FaceDetector
+from faces.face_table import ENDINGS, FaceTable, read_table
+from faces.images import ImageLike, to_rgb
+from faces.model import STANDARDISATIONS, Model, Standardisation, published_standardisation
+from reference import InceptionResnetV1
+
+NOBODY = -1
+"""The label of a face whose person is not known."""
+
+_TABLES = ("faces.csv", "faces.parquet")  # of `facenet-port align`
+
+
+class FaceDataset(Dataset[tuple[Tensor, int]]):
+    """The faces of a folder or table: (image, label) with the image (3, 160, 160), float32, standardised.
+
+    A network computes right embeddings only of images that are standardised as in its training, so this has
+    to be known: from the model, or stated.
+
+    Attributes:
+        files: The crops.
+        labels: The label of each crop: that of the table, or else the place of its person's name among all in
+            order; `NOBODY` if the person is not known.
+        people: Label to the person's name.
+        standardisation: The standardisation of the images.
+
+    Args:
+        source: A table of faces (.csv or .parquet), or a folder of crops: of `facenet-port align`, whose
+            table is read, or with a folder for each person.
+        model: The network that the images are for: as `faces.model.load_model` gives it, or a pretrained
+            `InceptionResnetV1`.
+        standardisation: "fixed", (x - 127.5) / 128, or "per-image". None takes the model's.
+        split: Only the faces whose split_type this is, such as "train". The labels are the same for every
+            split.
+        augment: A function from the pixels of a crop, (160, 160, 3), uint8, to the pixels of another.
+
+    Raises:
+        UsageError: The standardisation is not known, there is no such folder, or no face is of the split.
+        SourceError: The table cannot be read or lacks columns or files; the folder holds no photographs.
+    """
+
+    def __init__(
+        self,
+        source: str | Path,
+        *,
+        model: Model | InceptionResnetV1 | None = None,
+        standardisation: Standardisation | None = None,
+        split: str | None = None,
+        augment: Callable[[NDArray[np.uint8]], NDArray[np.uint8]] | None = None,
+    ) -> None:
+        self.standardisation = _find_standardisation(model, standardisation)
+        files, labels, self.people, splits = _find_faces(Path(source), with_split=split is not None)
+        chosen = [place for place in range(len(files)) if split is None or splits[place] == split]
+        if not chosen:
+            held = ", ".join(sorted(set(splits)))
+            raise UsageError(f"{source}: no face has the split_type {split!r}. There are: {held}.")
+        self.files = tuple(files[place] for place in chosen)
+        self.labels = tuple(labels[place] for place in chosen)
+        self._augment = augment
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, place: int) -> tuple[Tensor, int]:
+        """Read a face.
+
+        Raises:
+            SourceError: The file cannot be read, or is no crop.
+        """
+        pixels = read_crop(self.files[place])
+        if self._augment is not None:
+            pixels = self._augment(pixels)
+        return _to_tensor(pixels, self.standardisation), self.labels[place]
+
+
+def build_loader(
+    dataset: FaceDataset, *, batch_size: int = 32, shuffle: bool = False, seed: int = 0, workers: int = 0
+) -> DataLoader[tuple[Tensor, int]]:
+    """Build a loader of (images, labels): (N, 3, 160, 160), float32, and (N), int64.
+
+    Args:
+        dataset: The faces.
+        batch_size: Images at a time; the last batch may have fewer.
+        shuffle: Whether to draw a new order each time.
+        seed: Of the order.
+        workers: Processes that read images; 0 reads them in this one.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    return DataLoader(dataset, batch_size, shuffle, num_workers=workers, generator=generator)
+
+
+@torch.no_grad()
+def infer(
+    model: Model | InceptionResnetV1,
+    image: ImageLike,
+    *,
+    standardisation: Standardisation | None = None,
+    detector: FaceDetector | None = None,
+) -> Tensor:
+    """Compute what a network gives for one image: the embedding of its face, or logits if `classify` is set.
+
+    An image of 160x160 or 182x182 pixels is taken as a crop. Of any other the largest face is cropped, as
+    `facenet-port align` does.
+
+    Args:
+        model: As `faces.model.load_model` gives it, or an `InceptionResnetV1` in evaluation mode.
+        image: A path, a Pillow image, an array or a tensor, as `faces.images.to_rgb` takes it.
+        standardisation: As in `FaceDataset`.
+        detector: The detector for images that are no crops; None takes facenet's.
+
+    Returns:
+        (E,), float32, on the CPU.
+
+    Raises:
+        UsageError: The standardisation is not known.
+        SourceError: The file cannot be used as a photograph.
+        TypeError, ValueError: As `to_rgb` says, or the image shows no face, or the network is in training
+            mode.
+        RequirementError: The detector's weights are not in the cache and cannot be downloaded.
+    """
+    network = model.network if isinstance(model, Model) else model
+    if network.training:
+        raise ValueError(
+            "the network is in training mode, in which BatchNorm needs a batch: call .eval() first"
+        )
+    needed = _find_standardisation(model, standardisation)
+    batch = _to_tensor(_find_crop(image, detector), needed)[None]
+    parameter = next(network.parameters())
+    output: Tensor = network(batch.to(parameter.device, parameter.dtype))
+    return output[0].float().cpu()
+
+
+def _find_crop(image: ImageLike, detector: FaceDetector | None) -> NDArray[np.uint8]:
+    pixels = to_rgb(image)
+    if is_crop(pixels):
+        return central_part(pixels)
+    (faces,) = (detector or _default_detector()).detect([pixels])
+    height, width = pixels.shape[:2]
+    if not faces:
+        name = f"{image}" if isinstance(image, str | Path) else f"the image of {width}x{height} pixels"
+        raise ValueError(
+            f"{name} shows no face. If it is a crop, resize it to 160x160; smaller faces are found with "
+            "detector=FaceDetector(smallest_face=...)."
+        )
+    return crop_face(pixels, faces[choose_face(faces, width, height, "scaled")].box, "scaled")
+
+
+@cache
+def _default_detector() -> FaceDetector:
+    return FaceDetector()
+
+
+def _to_tensor(pixels: NDArray[np.uint8], standardisation: Standardisation) -> Tensor:
+    standardised = STANDARDISATIONS[standardisation](pixels[None])[0]
+    return torch.from_numpy(np.ascontiguousarray(standardised.transpose(2, 0, 1)))
+
+
+def _find_standardisation(
+    model: Model | InceptionResnetV1 | None, standardisation: Standardisation | None
+) -> Standardisation:
+    """Return the standardisation that was stated, or that of the model.
+
+    Raises:
+        UsageError: Neither is known.
+    """
+    if standardisation is not None:
+        if standardisation not in STANDARDISATIONS:
+            raise UsageError(
+                f"standardisation {standardisation!r}: give one of {', '.join(STANDARDISATIONS)}."
+            )
+        return standardisation
+    if isinstance(model, Model):
+        return model.standardisation
+    known = None if model is None or model.pretrained is None else published_standardisation(model.pretrained)
+    if known is None:
+        raise UsageError(
+            "nothing tells how the images of this network are standardised. Give standardisation='fixed', "
+            "(x - 127.5) / 128 as for the published models of 2018, or 'per-image'; or load the network with "
+            "faces.model.load_model, which knows the published ones."
+        )
+    return known
+
+
+def _find_faces(source: Path, *, with_split: bool) -> tuple[list[Path], list[int], dict[int, str], list[str]]:
+    """Find the crops of a table or folder, the label of each, the people, and if asked for the splits."""
+    if source.is_dir():
+        table = next((source / name for name in _TABLES if (source / name).is_file()), None)
+        if table is None and not with_split:
+            files = find_photographs(source)
+            people = [person_of(file.relative_to(source).as_posix()) for file in files]
+            return files, *_number(people), []
+        source = table or source / _TABLES[0]
+    elif source.suffix.lower() not in ENDINGS:
+        raise UsageError(f"{source}: there is no such folder, and it is no {' or '.join(ENDINGS)} table.")
+    read = read_table(source)
+    splits = read.column("split_type") if with_split else []
+    people = ["" if person is None else str(person) for person in read.require("person_name")]
+    if "label" not in read.columns:
+        return read.files(), *_number(people), splits
+    labels = [_parse_label(read, row, label) for row, label in enumerate(read.require("label"), 1)]
+    return read.files(), labels, dict(zip(labels, people, strict=True)), splits
+
+
+def _number(people: Sequence[str]) -> tuple[list[int], dict[int, str]]:
+    """Number people in the order of their names; nobody is -1."""
+    places = {person: place for place, person in enumerate(sorted(set(people) - {""}))}
+    labels = [places.get(person, NOBODY) for person in people]
+    return labels, dict(sorted(zip(labels, people, strict=True)))
+
+
+def _parse_label(table: FaceTable, row: int, label: Any) -> int:
+    if label is None or label == "":
+        return NOBODY
+    try:
+        return int(label)
+    except ValueError:
+        step = "Give whole numbers, or a table without this column: people are numbered then"
+        raise SourceError(table.path, f"row {row} has the label {label!r}", next_step=step) from None
