@@ -8,7 +8,8 @@ STAMP := $(VENV)/.installed
 .PHONY: compare test test-fast real docs fuzz lint format benchmark clean
 
 # Two test processes with a thread each: with more threads than cores they wait for each other, and take twice as long.
-PYTEST := OMP_NUM_THREADS=1 TF_NUM_INTRAOP_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+# A file's tests stay in one process, and the files keep the order of tests/conftest.py: the longest come first.
+PYTEST := OMP_NUM_THREADS=1 TF_NUM_INTRAOP_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # Convert the built-in checkpoint and prove the port.
 compare: $(STAMP)

@@ -38,6 +38,32 @@ from tests.support.shared_files import shared_folder
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+LONGEST = (
+    "checks/controls/test_controls.py",
+    "docs/test_pages.py",
+    "checks/audit/test_graphs.py",
+    "checks/compare/test_compare.py",
+    "checks/gradients/test_gradients.py",
+    "checks/audit/test_real_ports.py",
+    "checks/compare/test_slim_judge.py",
+    "checks/audit/test_audit.py",
+    "checks/report/test_report.py",
+    "checks/compare/test_real_weights.py",
+    "fuzz/test_fuzz.py",
+    "checks/diagnosis/test_compare_diagnoses.py",
+    "checks/audit/test_onnx_files.py",
+    "converter/hub/test_pretrained.py",
+)
+"""The files whose tests take longest, longest first."""
+
+
+def pytest_collection_modifyitems(items):
+    """Begin with the longest files, so that the processes of a run end at about the same time."""
+    tests = Path(__file__).parent
+    places = {tests / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
+
+
 CLASSES = 7
 MODEL = "20990101-000000"
 STEP = 90

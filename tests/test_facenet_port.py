@@ -153,6 +153,7 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
+@pytest.mark.slow
 def test_converting_and_auditing_weights_need_no_extra(checkpoint, tmp_path):
     output = str(tmp_path / "weights.safetensors")
     for arguments in (

@@ -485,6 +485,7 @@ sys.exit(any(main(arguments) for arguments in json.loads(sys.argv[1])))
 """
 
 
+@pytest.mark.slow
 def test_the_same_input_gives_the_same_bytes(converted, source, tmp_path):
     """In another process, with another hash seed, folder and thread timing."""
     runs = [

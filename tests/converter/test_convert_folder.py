@@ -176,6 +176,7 @@ convert_folder(sys.argv[1], Path(sys.argv[2]), jobs=2)
 """
 
 
+@pytest.mark.slow
 def test_an_interruption_leaves_nothing_half_written(long_training, tmp_path):
     out = tmp_path / "out"
     out.mkdir()

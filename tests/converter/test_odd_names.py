@@ -58,6 +58,7 @@ def test_single_files_are_read(ending: str, single_files, tensors, odd: Path) ->
     assert [key for key in expected if not same_bits(actual[key].numpy(), expected[key])] == []
 
 
+@pytest.mark.slow
 def test_every_format_is_read_and_written(checkpoint, tensors, odd: Path) -> None:
     prefix = link_checkpoint(checkpoint, odd)
     expected = to_numpy_state_dict(tensors)
@@ -94,6 +95,7 @@ def test_the_manifest_and_the_json_hold_the_exact_names(checkpoint, odd: Path) -
     assert manifest["source"]["name"] == prefix.name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["utf-8:strict", "ascii:strict"])
 def test_the_screen_shows_such_bytes_as_escapes(encoding: str, checkpoint, odd: Path) -> None:
     prefix = link_checkpoint(checkpoint, odd)

@@ -75,6 +75,7 @@ def assert_holds(path: Path, tensors) -> None:
         assert [name for name in tensors if not same_bits(actual[name], tensors[name])] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", ENDINGS)
 @pytest.mark.parametrize("name", ["network", "nested"])
 def test_every_tensor_of_every_format_is_read(name: str, ending: str, files: Path, narrow) -> None:
