@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -31,6 +32,14 @@ class Block:
     exit_code: int
     file: str = ""
     output: str = ""
+
+    @property
+    def commands(self) -> list[list[str]]:
+        """The words of each line, if all are calls of `facenet-port`; otherwise empty."""
+        if self.language != "bash":
+            return []
+        lines = [shlex.split(line) for line in self.code.replace("\\\n", " ").splitlines()]
+        return lines if all(words[:1] == ["facenet-port"] for words in lines) else []
 
 
 def read_blocks(page: Path) -> list[Block]:

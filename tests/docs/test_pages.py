@@ -59,28 +59,59 @@ def _name(value: object) -> str:
     return value.name if isinstance(value, Path) else f"line-{value.line}" if isinstance(value, Block) else ""
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("page", "block"), BLOCKS, ids=_name)
-def test_a_block_runs_and_shows_what_the_page_shows(
-    page: Path, block: Block, folders: dict[Path, Path], environment: dict[str, str]
-) -> None:
-    if block.not_run:
-        pytest.skip(f"{page.name}, line {block.line}: {block.not_run}")
-    if block.file:
-        (folders[page] / block.file).write_text(block.code)
-        return
+def _run_as_a_user(block: Block, folder: Path, environment: dict[str, str]) -> tuple[int, str]:
+    """Run a block in a shell or an interpreter of its own; return its exit code and output."""
     program = ["bash", "-euo", "pipefail", "-c"] if block.language == "bash" else [sys.executable, "-c"]
     result = subprocess.run(
         [*program, block.code],
-        cwd=folders[page],
+        cwd=folder,
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         timeout=300,
     )
-    assert result.returncode == block.exit_code, result.stdout
-    output = result.stdout.replace(environment["HOME"], "~")
+    return result.returncode, result.stdout
+
+
+def _run_here(
+    commands: list[list[str]], folder: Path, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> tuple[int, str]:
+    """Run calls of `facenet-port` in this process, which has TensorFlow; return exit code and output."""
+    monkeypatch.chdir(folder)
+    for name in os.environ.keys() - environment.keys():
+        monkeypatch.delenv(name)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    exit_code = 0
+    with contextlib.redirect_stdout(io.StringIO()) as printed, contextlib.redirect_stderr(printed):
+        for words in commands:
+            exit_code = exit_code or facenet_port.main(
+                [re.sub("^~/", f"{environment['HOME']}/", word) for word in words[1:]]
+            )
+    return exit_code, printed.getvalue()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("page", "block"), BLOCKS, ids=_name)
+def test_a_block_runs_and_shows_what_the_page_shows(
+    page: Path,
+    block: Block,
+    folders: dict[Path, Path],
+    environment: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if block.not_run:
+        pytest.skip(f"{page.name}, line {block.line}: {block.not_run}")
+    if block.file:
+        (folders[page] / block.file).write_text(block.code)
+        return
+    if page.name != "README.md" and block.commands:
+        exit_code, output = _run_here(block.commands, folders[page], environment, monkeypatch)
+    else:
+        exit_code, output = _run_as_a_user(block, folders[page], environment)
+    assert exit_code == block.exit_code, output
+    output = output.replace(environment["HOME"], "~")
     actual = {stable(line) for line in output.splitlines()}
     expected = {stable(line) for line in block.output.splitlines()} - {"", "..."}
     assert expected <= actual, f"the page shows {sorted(expected - actual)}, the output is\n{output}"

@@ -18,6 +18,7 @@ from checks.compare.run import compare
 from checks.gradients import run as gradients
 from facenet_tf import import_tensorflow
 from tests.fuzz.sandbox import ROOT
+from tests.support.first_images import TAKEN_FROM, first_images
 from tests.support.shared_files import shared_folder
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
@@ -67,8 +68,11 @@ def test_slims_frozen_graph_is_audited(slim: Path) -> None:
     ]  # fmt: skip
 
 
-def test_a_change_to_slims_graph_is_found(slim: Path, tmp_path: Path) -> None:
+def test_a_change_to_slims_graph_is_found(
+    slim: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The control: one epsilon of the 112 is another."""
+    monkeypatch.setattr(TAKEN_FROM, first_images)
     tf = import_tensorflow()
     graph = tf.compat.v1.GraphDef.FromString((slim / f"{MODEL}.pb").read_bytes())
     for node in graph.node:

@@ -16,6 +16,7 @@ from converter.formats.tensorflow.bundle_writer import write_tensor_bundle
 from converter.network_names import NetworkTensors
 from converter.plan import MappingError
 from tests.conftest import same_bits
+from tests.support.first_images import TAKEN_FROM, first_images
 from tests.support.shared_files import shared_folder
 
 tf = pytest.importorskip("tensorflow")
@@ -140,7 +141,8 @@ def test_the_updates_of_running_variances_are_read_wherever_the_training_graph_i
         assert read_updates(NetworkTensors(source), "variable")[0] == {}
 
 
-def test_compare_takes_it_for_a_source_and_its_graph_for_a_judge(folder):
+def test_compare_takes_it_for_a_source_and_its_graph_for_a_judge(folder, monkeypatch):
+    monkeypatch.setattr(TAKEN_FROM, first_images)
     result = compare(folder / "tf2")
     assert result.passed
     assert result.own_graph == "saved_model.pb"
