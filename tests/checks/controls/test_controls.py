@@ -59,6 +59,13 @@ def planting(checkpoint: ControlSource, reference: ControlReference) -> Iterator
         yield FaultPlanter(checkpoint, reference)
 
 
+@pytest.fixture
+def opened(checkpoint: ControlSource, reference: ControlReference, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the command take the built-in checkpoint that these tests have open, with its reference."""
+    monkeypatch.setattr(checkpoint, "reference", lambda seed, **_: reference)
+    monkeypatch.setattr(run, "ControlSource", lambda _: nullcontext(checkpoint))
+
+
 @pytest.fixture(scope="module")
 def port(checkpoint: ControlSource) -> Pipeline:
     return checkpoint.port()
@@ -273,9 +280,9 @@ def test_an_exporters_file_is_judged_as_in_an_audit(tensors, tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "0 false alarms in 2 clean runs" in shown
     assert re.search(r"audit      arithmetic \S+ and \S.*, distance \S+ and ", shown)
-    (run,) = json.loads((tmp_path / "c.json").read_text())["graphs"]
-    assert (run["path"], run["seed"], run["alarms"]) == (str(port), 0, [])
-    assert 0 < run["shares"]["arithmetic"] <= 0.5
+    (judged,) = json.loads((tmp_path / "c.json").read_text())["graphs"]
+    assert (judged["path"], judged["seed"], judged["alarms"]) == (str(port), 0, [])
+    assert 0 < judged["shares"]["arithmetic"] <= 0.5
 
 
 # The command
@@ -291,8 +298,7 @@ def test_layers_that_a_checkpoint_does_not_have_are_counted_apart(tensors, tmp_p
     assert report.passed
 
 
-def test_the_command_writes_what_it_prints(tmp_path, capsys):
-    pytest.importorskip("tensorflow")
+def test_the_command_writes_what_it_prints(opened, tmp_path, capsys):
     path = tmp_path / "controls.json"
     assert controls.main(["--only", "one-ulp", "--clean", "1", "--json", str(path)]) == 0
     printed = capsys.readouterr().out
@@ -304,11 +310,10 @@ def test_the_command_writes_what_it_prints(tmp_path, capsys):
     assert written["sites"][0]["place"] == written["sites"][0]["true_place"]
 
 
-def test_a_surviving_fault_ends_with_exit_code_1_and_is_spelled_out(monkeypatch, capsys):
-    pytest.importorskip("tensorflow")
+def test_a_surviving_fault_ends_with_exit_code_1_and_is_spelled_out(opened, monkeypatch, capsys):
     nothing = _fault(Site("nowhere", ACTIVATION, lambda port: nullcontext()))
     monkeypatch.setattr(run, "ALL_FAULTS", (nothing,))
-    assert controls.main(["--only", nothing.name]) == 1
+    assert controls.main(["--only", nothing.name, "--clean", "0"]) == 1
     assert "made-for-a-test at nowhere: survived (inference)" in capsys.readouterr().out
 
 
@@ -339,6 +344,6 @@ def test_an_unknown_class_is_wrong_usage_and_near_ones_are_named(capsys):
 def test_real_weights_hide_no_fault(keras):
     pytest.importorskip("tensorflow")
     faults = [replace(fault, sites=fault.sites[:1]) for fault in ALL_FAULTS[::3] if fault.kind != "training"]
-    report = run_controls(keras, faults=faults, clean=2)
+    report = run_controls(keras, faults=faults, clean=1)
     assert [f"{site.fault} at {site.site}" for site in report.surviving] == []
     assert report.passed
