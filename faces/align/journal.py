@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -79,23 +80,28 @@ class Journal:
         self.owners: dict[str, str] = {}
         self._states: dict[str, FileState] = {}
         self._tables: set[str] = set()
-        self._out, self._path = out, out / NAME
-        if not self._path.exists() and out.exists() and not _is_empty(out):
+        self._out, self._path, self._options = out, out / NAME, options
+        self._files = ExitStack()
+        if self._path.exists():
+            self._open()
+        elif out.exists() and not _is_empty(out):
             raise UsageError(f"{out}: it exists and holds no crops of `facenet-port align`. {_ANOTHER}.")
-        out.mkdir(parents=True, exist_ok=True)
-        self._file = self._path.open("a+b")
-        try:
-            self._lock()
-            self._read(options)
-        except BaseException:
-            self._file.close()
-            raise
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._file.close()
+        self._files.close()
+
+    def begin(self) -> None:
+        """Make the folder and its journal, unless there is one.
+
+        Raises:
+            UsageError: Another process has begun to write to the folder.
+        """
+        if not self._path.exists():
+            self._out.mkdir(parents=True, exist_ok=True)
+            self._open()
 
     def add(self, photographs: Iterable[tuple[AlignedPhotograph, FileState | None]]) -> None:
         """Write what was made of photographs, before their crops appear."""
@@ -153,6 +159,13 @@ class Journal:
                 f"cannot be found in {folder}: {named}. {_ANOTHER}."
             )
 
+    def _open(self) -> None:
+        with ExitStack() as files:
+            self._file = files.enter_context(self._path.open("a+b"))
+            self._lock()
+            self._read()
+            self._files = files.pop_all()
+
     def _lock(self) -> None:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -166,15 +179,16 @@ class Journal:
         self._file.flush()
         os.fsync(self._file.fileno())
 
-    def _read(self, options: AlignOptions) -> None:
+    def _read(self) -> None:
         content = read_whole(self._path, _MOST_BYTES, "it is larger than any journal")
-        whole = content[: content.rfind(b"\n") + 1]
-        self._file.truncate(len(whole))  # without a last line that was cut off when its process was killed
-        if not whole:
-            self._append([{"options": asdict(options)}])
+        whole = content[: content.rfind(b"\n") + 1]  # the last line is cut off if its process was killed
+        begins = {"options": asdict(self._options)}
+        if not whole and json.dumps(begins).encode().startswith(content):
+            self._file.truncate(0)
+            self._append([begins])
             return
         try:
-            head, *lines = map(json.loads, whole.splitlines())
+            head, *lines = map(json.loads, whole.decode("ascii").splitlines())
             made_with = _parse_options(head["options"])
             for line in lines:
                 if "table" in line:
@@ -184,8 +198,9 @@ class Journal:
                     self._take(_parse_photograph(line["photograph"]), FileState(**state) if state else None)
         except (ValueError, TypeError, LookupError, AttributeError) as error:
             raise SourceError(self._path, "it is damaged", next_step=_ANOTHER) from error
-        if made_with != options:
-            raise UsageError(f"{self._out}: {_describe_difference(made_with, options)}. {_ANOTHER}.")
+        if made_with != self._options:
+            raise UsageError(f"{self._out}: {_describe_difference(made_with, self._options)}. {_ANOTHER}.")
+        self._file.truncate(len(whole))
 
     def _take(self, photograph: AlignedPhotograph, state: FileState | None) -> None:
         self.done[photograph.name] = photograph
@@ -221,9 +236,9 @@ def _describe_difference(made_with: AlignOptions, options: AlignOptions) -> str:
     before, now = asdict(made_with), asdict(options)
     pairs = [(name, before[name], now[name]) for name in now if before[name] != now[name]]
     return "it was made with " + ", ".join(
-        f"{name.replace('_', '-')} {_write(old)}, not {_write(new)}" for name, old, new in pairs
+        f"{name.replace('_', '-')} {_describe(old)}, not {_describe(new)}" for name, old, new in pairs
     )
 
 
-def _write(value: Any) -> str:
+def _describe(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -60,6 +60,16 @@ def check_split(share: float, names: Iterable[str]) -> None:
         )
 
 
+def start_of_paths(out: Path, folder: Path) -> Path:
+    """Return the path from the folder of crops to that of the photographs."""
+    return Path(os.path.relpath(folder.resolve(), out.resolve()))
+
+
+def image_path(start: Path, name: str) -> str:
+    """Return a photograph's path in the table."""
+    return (start / name).as_posix()
+
+
 def face_columns(
     out: Path, folder: Path, photographs: Sequence[AlignedPhotograph], share: float | None, seed: int
 ) -> dict[str, list[Any]]:
@@ -75,10 +85,10 @@ def face_columns(
     people = sorted({photograph.person for photograph in photographs if photograph.cropped} - {""})
     labels = {person: label for label, person in enumerate(people)}
     parts = None if share is None else split_people(share, people, seed)
-    start = Path(os.path.relpath(folder.resolve(), out.resolve()))
+    start = start_of_paths(out, folder)
     rows = [
         {
-            "image_path": (start / photograph.name).as_posix(),
+            "image_path": image_path(start, photograph.name),
             "person_name": photograph.person,
             "bbox": list(cropped.face.box),
             "split_type": _part_of(photograph.name) if parts is None else parts.get(photograph.person, ""),

@@ -23,7 +23,7 @@ from converter.formats.limits import is_utf_8
 from converter.stray_files import is_stray
 from faces.align.journal import FileState, Journal
 from faces.align.result import AlignedPhotograph, AlignOptions, AlignResult, CroppedFace
-from faces.align.rows import check_split, face_columns
+from faces.align.rows import check_split, face_columns, image_path, start_of_paths
 from faces.crops import CropMethod, choose_face, crop_face
 from faces.detect.detector import FaceDetector
 from faces.detect.result import Face
@@ -98,6 +98,7 @@ def align(
         earlier = len(journal.done)
         waiting = [name for name in names if name not in journal.done]
         if waiting:
+            # Before the folder is made: its weights may be missing.
             detector = FaceDetector(
                 device=device,
                 smallest_face=smallest_face,
@@ -105,6 +106,7 @@ def align(
                 factor=factor,
                 offline=offline,
             )
+            journal.begin()
             _Work(folder, out, options, detector, journal, workers).run(
                 waiting, lambda done: progress(earlier + done, len(names))
             )
@@ -157,6 +159,7 @@ class _Work:
         self._folder, self._out, self._options = folder, out, options
         self._detector, self._journal, self._workers = detector, journal, workers
         self._owners = dict(journal.owners)
+        self._start = start_of_paths(out, folder)
 
     def run(self, names: Sequence[str], progress: Callable[[int], None]) -> None:
         done = 0
@@ -183,8 +186,8 @@ class _Work:
     def _open(self, name: str) -> _Opened:
         file = self._folder / name
         try:
-            if not is_utf_8(file):  # no table has such a name
-                raise PhotographError(file, "its name is not UTF-8", "Rename it")
+            if not is_utf_8(Path(image_path(self._start, name))):
+                raise PhotographError(file, "no table can hold its name, which is not UTF-8", "Rename it")
             pixels = read_photograph(file)
         except SourceError as error:
             return _Opened(name, _state_of(file), None, str(error).removeprefix(f"{file}: "))
@@ -207,12 +210,12 @@ class _Work:
         contents = [future.result() for future in encoded]
         self._journal.add(aligned)
         write = partial(_write_crop, hidden, self._out)
-        written = [
+        writing = [
             pool.submit(write, cropped.crop, content)
             for (_, cropped), content in zip(crops, contents, strict=True)
         ]
-        for done in written:
-            done.result()
+        for crop in writing:
+            crop.result()
 
     def _name_crops(self, name: str, pixels: NDArray[np.uint8], faces: Sequence[Face]) -> AlignedPhotograph:
         """Choose the faces of a photograph that are cropped, and the paths of their crops."""

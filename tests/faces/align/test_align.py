@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from converter.errors import RequirementError
 from facenet_port import main
 from faces.align import run
 from faces.align.journal import NAME, Journal
@@ -163,7 +164,9 @@ def test_what_has_no_crop_is_listed_and_the_rest_goes_on(detector, folder, out, 
 def test_a_file_name_that_no_table_can_hold_is_listed(detector, folder, out):
     (folder / "Ana/1.png").rename(folder / "Ana/\udcff.png")
     result = align(folder, out)
-    assert [photograph.problem for photograph in result.unreadable] == ["its name is not UTF-8. Rename it."]
+    assert [photograph.problem for photograph in result.unreadable] == [
+        "no table can hold its name, which is not UTF-8. Rename it."
+    ]
     assert result.crops == 2
 
 
@@ -300,15 +303,29 @@ def test_what_cannot_be_aligned_is_refused_before_anything_is_written(
 
 def test_two_runs_do_not_write_to_one_folder(detector, folder, out):
     options = AlignOptions("scaled", False, 20, (0.6, 0.7, 0.7), 0.709)
-    with Journal(out, options), pytest.raises(run.UsageError, match="another run is writing to it"):
+    with Journal(out, options) as journal:
+        journal.begin()
+        with pytest.raises(run.UsageError, match="another run is writing to it"):
+            align(folder, out)
+
+
+def test_nothing_is_written_without_the_detectors_weights(folder, out, monkeypatch):
+    def fail(**options):
+        raise RequirementError("no weights")
+
+    monkeypatch.setattr(run, "FaceDetector", fail)
+    with pytest.raises(RequirementError):
         align(folder, out)
+    assert not out.exists()
 
 
-def test_a_damaged_journal_is_named(detector, folder, out):
+@pytest.mark.parametrize("content", ["{}\n", "mine", "[]\n", "\0"])
+def test_a_damaged_journal_is_named(detector, folder, out, content):
     align(folder, out)
-    (out / NAME).write_text("{}\n")
+    (out / NAME).write_text(content)
     with pytest.raises(run.SourceError, match=rf"{NAME}: it is damaged. Give a new folder"):
         align(folder, out)
+    assert (out / NAME).read_text() == content
 
 
 @pytest.mark.parametrize("value", ["0", "1", "x", "nan"])
