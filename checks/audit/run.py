@@ -118,11 +118,7 @@ def audit(
     port_path = find_port(Path(port))
     graph_format = find_graph_format(port_path)
     source_path = locate(find_source(port_path) if against is None else against)
-    if _is_same_file(port_path, source_path):
-        problem = "a port cannot judge itself"
-        if port_path.resolve() != source_path.resolve():
-            problem = f"{problem}, and {source_path} is the same file, byte for byte"
-        raise UsageError(f"{port}: {problem}. Give its checkpoint with --against.")
+    _refuse_itself(port_path, source_path)
     with ExitStack() as closing:
         say("reading the port")
         opened = (
@@ -139,12 +135,15 @@ def audit(
     return _make_result(findings, opened, str(source_path), named, files, seed)
 
 
-def _is_same_file(port: Path, source: Path) -> bool:
-    """Return whether two files are one, or equal: then a comparison proves nothing."""
-    if not (port.exists() and source.exists()) or port.resolve() == source.resolve():
-        return port.exists() and source.exists()
-    same_size = port.is_file() and source.is_file() and port.stat().st_size == source.stat().st_size
-    return same_size and file_digest(port) == file_digest(source)
+def _refuse_itself(port: Path, source: Path) -> None:
+    """Refuse a source that is the port, or equal to it byte for byte: a comparison would prove nothing."""
+    problem = "a port cannot judge itself"
+    if port.resolve() != source.resolve():
+        same_size = port.is_file() and source.is_file() and port.stat().st_size == source.stat().st_size
+        if not same_size or file_digest(port) != file_digest(source):
+            return
+        problem = f"{problem}, and {source} is the same file, byte for byte"
+    raise UsageError(f"{port}: {problem}. Give its checkpoint with --against.")
 
 
 @dataclass(frozen=True, slots=True)

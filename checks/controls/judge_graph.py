@@ -28,7 +28,7 @@ from checks.core.activations import activation_names, run_pytorch
 from checks.core.inputs import InputBatch
 from checks.core.judgement import Judgement
 from checks.core.network import EMBEDDINGS
-from checks.core.types import Array
+from checks.core.types import Array, Say
 from checks.diagnosis.explain_tensor import SourceTensors
 from converter.errors import UsageError
 from converter.hub.catalog_entry import FIXED
@@ -111,7 +111,7 @@ def read_graphs(paths: Sequence[Path]) -> list[tuple[Graph, GraphLayers]]:
 
 
 def judge_graphs(
-    graphs: Sequence[tuple[Graph, GraphLayers]], checkpoint: ControlSource, seeds: Sequence[int]
+    graphs: Sequence[tuple[Graph, GraphLayers]], checkpoint: ControlSource, seeds: Sequence[int], say: Say
 ) -> Iterator[CleanRun]:
     """Judge graphs that were made from the checkpoint, on the inputs of several seeds."""
     state_dict = SourceTensors(checkpoint.arrays, checkpoint.averages)
@@ -125,4 +125,5 @@ def judge_graphs(
             for seed in seeds:
                 judgements = judge_run(run_graph(session, build_own, source, fold, clean_inputs(seed)), None)
                 alarms = (f"{each.name}: {each.statement}" for each in judgements if not each.passed)
+                say(f"judged {graph.path} on the inputs of seed {seed}")
                 yield CleanRun(seed, tuple(alarms), shares_of(judgements), str(graph.path))

@@ -85,10 +85,7 @@ def run_controls(
             planter = FaultPlanter(checkpoint, reference)
             seeds = range(seed, seed + clean)
             results, runs = planter.run(faults, seeds, progress)
-            graph_runs = []
-            for run in judge_graphs(opened_graphs, checkpoint, seeds):
-                graph_runs.append(run)
-                say(f"judged {run.path} on the inputs of seed {run.seed}")
+            graph_runs = tuple(judge_graphs(opened_graphs, checkpoint, seeds, say))
         return ControlsResult(
             str(source),
             checkpoint.plan.variant,
@@ -99,5 +96,5 @@ def run_controls(
             tuple(map(str, opened.files)),
             seed,
             len(ALL_FAULTS),
-            tuple(graph_runs),
+            graph_runs,
         )
