@@ -89,6 +89,13 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--classify", action="store_true", help="score a classifier on the table's column label"
     )
+    parser.add_argument(
+        "--crop",
+        choices=("scaled", "facenet"),
+        default="scaled",
+        help="the crop of photographs, as in align (default: scaled); images of 160x160 or 182x182 pixels "
+        "are crops already",
+    )
     add_device_option(parser)
     parser.add_argument(
         "--batch-size", metavar="N", type=_count, default=32, help="images at a time (default: 32)"
@@ -120,12 +127,12 @@ def _work(arguments: argparse.Namespace) -> int:
     # PyTorch is imported here, so that Ctrl-C during the import ends as it does later.
     from faces.evaluate import run
 
-    shared = ("model", "standardisation", "device", "batch_size", "offline")
+    shared = ("model", "standardisation", "crop", "device", "batch_size", "offline")
     names = shared if arguments.classify else (*_PAIR_OPTIONS, *shared)
     given = {name: value for name in names if (value := getattr(arguments, name)) is not None}
     function: Any = run.evaluate_classifier if arguments.classify else run.evaluate
-    with ProgressBar("embedding", quiet=arguments.quiet) as progress:
-        result = function(arguments.source, **given, progress=progress)
+    with ProgressBar("starting", quiet=arguments.quiet) as progress:
+        result = function(arguments.source, **given, progress=progress, say=progress.label)
     if not arguments.quiet:
         from faces.evaluate.table import print_result
 

@@ -15,7 +15,7 @@ from checks.core.source_tensors import float32_variables, plan_source
 from checks.core.tensorflow_side import open_own_graph, require_tensorflow
 from converter.formats.detect import open_source
 from converter.network_names import NetworkTensors
-from faces.evaluate.crops import Network
+from faces.evaluate.embed_faces import Network
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from checks.report.page import write_html
 from checks.report.pictures import data_url
 from checks.report.provenance import digests, provenance, shown_path
 from checks.report.roc_chart import Roc
-from faces.crops import read_crop
+from faces.evaluate.embed_faces import FaceImage, read_face
 from faces.evaluate.result import ClassificationResult, VerificationResult
 from faces.evaluate.table import (
     confusion_table,
@@ -114,13 +114,14 @@ def _worst(result: VerificationResult) -> tuple[tuple[str, tuple[_PicturedPair, 
 
 
 def _picture(result: VerificationResult, place: int) -> _PicturedPair:
-    files = [Path(result.images[side[place]]) for side in (result.pairs.first, result.pairs.second)]
-    first, second = (data_url(Image.fromarray(read_crop(file))) for file in files)
+    shown = (int(side[place]) for side in (result.pairs.first, result.pairs.second))
+    images = [FaceImage(Path(result.images[number]), result.boxes[number]) for number in shown]
+    first, second = (data_url(Image.fromarray(read_face(image, result.crop))) for image in images)
     accuracy = result.measured.accuracy or result.measured.best
     return _PicturedPair(
         (first, second),
         f"{result.measured.distances[place]:.3f}",
-        f"{files[0].name}, {files[1].name}",
+        ", ".join(image.file.name for image in images),
         accuracy is not None and bool(accuracy.same[place] != result.pairs.same[place]),
     )
 

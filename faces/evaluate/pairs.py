@@ -11,7 +11,8 @@ import numpy as np
 from converter.counts import counted
 from converter.errors import SourceError
 from converter.formats.limits import read_whole
-from faces.evaluate.protocol import Pairs
+from faces.evaluate.embed_faces import FaceImage
+from faces.evaluate.protocol import Flags, Pairs
 
 _EXAMPLE = "Its first line is a count, such as 10 300; the others are NAME N M or NAME N NAME M"
 _MOST_BYTES = 256 << 20  # the lists of LFW have 0.2 MB
@@ -63,15 +64,13 @@ class FoundPairs:
     """The pairs whose images exist.
 
     Attributes:
-        images: The files, each once, in the order of first use.
-        people: The person of each file.
+        images: The images, in the order of first use.
         pairs: The pairs, by places among `images`.
-        skipped: The number of pairs of which a file is missing.
-        notes: Sentences on pairs that the list states and does not have.
+        skipped: The number of pairs of which a file is missing, or shows no face.
+        notes: Sentences on pairs that the list states and does not have, and on photographs without a face.
     """
 
-    images: tuple[Path, ...]
-    people: tuple[str, ...]
+    images: tuple[FaceImage, ...]
     pairs: Pairs
     skipped: int = 0
     notes: tuple[str, ...] = ()
@@ -79,7 +78,30 @@ class FoundPairs:
     def name_pair(self, place: int) -> str:
         """Name the images of a pair."""
         first, second = self.images[self.pairs.first[place]], self.images[self.pairs.second[place]]
-        return f"{first.name} and {second.name}"
+        return f"{first.file.name} and {second.file.name}"
+
+    def keep(self, shown: Flags) -> FoundPairs:
+        """Leave out images that show no face, and the pairs that they stand in.
+
+        Args:
+            shown: Whether each image shows one.
+        """
+        if shown.all():
+            return self
+        places = np.cumsum(shown) - 1
+        kept = shown[self.pairs.first] & shown[self.pairs.second]
+        pairs = Pairs(places[self.pairs.first[kept]], places[self.pairs.second[kept]], self.pairs.same[kept])
+        faceless = [
+            image.file.name for image, is_shown in zip(self.images, shown, strict=True) if not is_shown
+        ]
+        verb = "show" if len(faceless) > 1 else "shows"
+        note = f"{counted(len(faceless), 'photograph')} {verb} no face, {faceless[0]} first"
+        return FoundPairs(
+            tuple(image for image, is_shown in zip(self.images, shown, strict=True) if is_shown),
+            pairs,
+            self.skipped + int(np.count_nonzero(~kept)),
+            (*self.notes, note),
+        )
 
 
 def read_pairs(path: Path) -> PairsList:
@@ -156,15 +178,14 @@ def find_images(listed: PairsList, folder: Path) -> FoundPairs:
         np.array([places[pair.second] for pair in kept]),
         np.array([pair.same for pair in kept]),
     )
-    images = tuple(file for image in places if (file := files[image]) is not None)
+    images = tuple(FaceImage(file) for image in places if (file := files[image]) is not None)
     notes: tuple[str, ...] = ()
     if listed.stated != len(listed.pairs):
         notes = (
             f"the first line of {listed.path.name} states {counted(listed.stated, 'pair')}, it lists "
             f"{len(listed.pairs):,}",
         )
-    people = tuple(image.person for image in places)
-    return FoundPairs(images, people, pairs, len(listed.pairs) - len(kept), notes)
+    return FoundPairs(images, pairs, len(listed.pairs) - len(kept), notes)
 
 
 def _find(folder: Path, image: NamedImage) -> Path | None:

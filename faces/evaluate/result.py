@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from checks.core.judgement import Judgement
+from faces.crops import CropMethod
+from faces.detect.result import Box
 from faces.evaluate.measure import Measurement, Settings
 from faces.evaluate.protocol import Pairs
 from faces.threshold import Threshold
@@ -59,9 +61,10 @@ class VerificationResult:
         source: The list of pairs, or the table.
         folder: The folder of the images; empty for a table.
         images: The file of each image.
-        size: Height and width of an image as the network takes it, in pixels.
+        boxes: The box of the face in each image, in pixels; None for a crop.
+        crop: How faces are cropped.
         pairs: The pairs, by places among `images`.
-        skipped: The number of listed pairs of which a file is missing.
+        skipped: The number of pairs of which a file is missing, or shows no face.
         model: The network.
         settings: The options of the protocol.
         mirrored: Whether the embedding of the mirrored image is appended to each embedding.
@@ -79,7 +82,8 @@ class VerificationResult:
     source: str
     folder: str
     images: tuple[str, ...]
-    size: int
+    boxes: tuple[Box | None, ...]
+    crop: CropMethod
     pairs: Pairs
     skipped: int
     model: ModelFacts
@@ -125,6 +129,7 @@ class VerificationResult:
             "accuracy_by_fold": None if accuracy is None else accuracy.by_fold.tolist(),
             "thresholds_by_fold": None if accuracy is None else accuracy.thresholds.tolist(),
             "images": len(self.images),
+            "crop": self.crop if any(self.boxes) else None,
             "source": self.source,
             "folder": self.folder or None,
             "model": asdict(self.model),
@@ -169,6 +174,7 @@ class ClassificationResult:
         recall: Mean of the recall of the classes that have faces.
         classes: The scores of each class, in order of labels.
         confusion: (K, K) number of faces, by label (row) and predicted label (column), in that order.
+        faceless: The number of rows whose image shows no face; they are left out.
         environment: As `checks.core.environment.environment` gives it.
         files: Every file that was read, except images.
     """
@@ -180,6 +186,7 @@ class ClassificationResult:
     recall: float
     classes: tuple[ClassScores, ...]
     confusion: NDArray[np.int64]
+    faceless: int
     environment: Mapping[str, Any]
     files: tuple[str, ...]
     passed: bool = True  # a classifier is not judged
@@ -188,6 +195,7 @@ class ClassificationResult:
         """The result in the form that `--json` writes."""
         return {
             "faces": int(self.confusion.sum()),
+            "faceless": self.faceless,
             "accuracy": self.accuracy,
             "precision": self.precision,
             "recall": self.recall,

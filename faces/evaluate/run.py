@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Sequence, Sized
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from checks.core.environment import environment
-from checks.core.inputs import IMAGE_SIZE
 from checks.core.judgement import Judgement
 from converter.errors import RequirementError, SourceError, UsageError
 from converter.hub.locate import locate
+from faces.crops import CropMethod
+from faces.detect.detector import FaceDetector
 from faces.distance import Distance
 from faces.evaluate.against import open_graph
 from faces.evaluate.classifier import score
-from faces.evaluate.crops import run_networks
+from faces.evaluate.embed_faces import FaceImage, find_faces, read_images, run_networks
 from faces.evaluate.judge import judge
 from faces.evaluate.measure import Measurement, Settings, measure
 from faces.evaluate.pairs import FoundPairs, all_pairs, find_images, read_pairs
@@ -47,16 +49,18 @@ def evaluate(
     far: float = 1e-3,
     threshold: str | Path | None = None,
     against: str | Path | None = None,
+    crop: CropMethod = "scaled",
     device: str = "cpu",
     batch_size: int = 32,
     offline: bool = False,
     progress: Progress = lambda done, total: None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> VerificationResult:
     """Measure how well a network tells whether two faces are the same person's, by the LFW protocol.
 
     Args:
-        source: With `pairs`, a folder of crops, `Name/Name_0001.jpg` or .png; otherwise a table of faces,
-            of which all pairs are taken, each row with every later one.
+        source: With `pairs`, a folder of photographs or crops, `Name/Name_0001.jpg` or .png; otherwise a
+            table of faces, of which all pairs are taken, each row with every later one.
         pairs: A list such as pairs.txt, pairsDevTrain.txt or pairsDevTest.txt.
         model: The name of a published model, or a file, as for `faces.model.load_model`. None converts
             `against`, or else takes `faces.model.DEFAULT_MODEL`.
@@ -69,10 +73,12 @@ def evaluate(
         far: The false accept rate of the validation rate and of the threshold, between 0 and 1.
         threshold: A result of `--json` whose threshold is applied to every pair.
         against: A TensorFlow source: its graph is run on the same crops, and the network is judged by it.
+        crop: The crop of a photograph, as in `align`; an image of the size of a crop is taken as it is.
         device: "cpu", "cuda" or "mps".
         batch_size: Images that the network takes at a time.
         offline: Never download.
         progress: Progress callback: images done, and their number.
+        say: Called with the name of each part of the work.
 
     Raises:
         UsageError: The arguments do not fit each other, there are fewer pairs than folds, or the threshold
@@ -91,27 +97,24 @@ def evaluate(
     )
     if given is not None:
         given.check(model=network.name, model_sha256=network.sha256, distance=distance, mirrored=mirrored)
-    with ExitStack() as stack:
-        graph = None if origin is None else stack.enter_context(open_graph(origin))
-        networks = [network.embed] if graph is None else [network.embed, graph.embed]
-        embeddings, *expected = run_networks(
-            found.images,
-            network.standardise,
-            networks,
-            mirrored=mirrored,
-            batch_size=batch_size,
-            progress=progress,
-        )
+    say("finding faces")
+    found, faces = _find_faces(
+        Path(source), found, crop, lambda: FaceDetector(device=device, offline=offline), progress
+    )
+    say("embedding")
+    shared = {"mirrored": mirrored, "batch_size": batch_size, "progress": progress}
+    embeddings, expected, graph = _embed(faces, crop, network, origin, **shared)
     measured = measure(embeddings, found.pairs, settings)
     judgements: tuple[Judgement, ...] = ()
-    if expected:
-        judgements = judge(measured, measure(expected[0], found.pairs, settings), found.name_pair)
+    if expected is not None:
+        judgements = judge(measured, measure(expected, found.pairs, settings), found.name_pair)
     listed = str(source if pairs is None else pairs)
     return VerificationResult(
         source=listed,
         folder="" if pairs is None else str(source),
-        images=tuple(map(str, found.images)),
-        size=IMAGE_SIZE,
+        images=tuple(str(image.file) for image in found.images),
+        boxes=tuple(face.box for face in faces),
+        crop=crop,
         pairs=found.pairs,
         skipped=found.skipped,
         model=_facts(network),
@@ -120,7 +123,7 @@ def evaluate(
         measured=measured,
         threshold=_threshold(measured, found.pairs, settings, network, mirrored=mirrored, source=listed),
         applied=None if given is None else _apply(given, measured, found.pairs),
-        against="" if graph is None else graph.description,
+        against=graph,
         judgements=judgements,
         notes=(*found.notes, *_limits(found.pairs, settings)),
         environment=environment(),
@@ -133,10 +136,12 @@ def evaluate_classifier(
     *,
     model: str | Path | None = None,
     standardisation: Standardisation | None = None,
+    crop: CropMethod = "scaled",
     device: str = "cpu",
     batch_size: int = 32,
     offline: bool = False,
     progress: Progress = lambda done, total: None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> ClassificationResult:
     """Score a classifier on labelled faces.
 
@@ -146,10 +151,12 @@ def evaluate_classifier(
         model: A network with a classifier, as for `faces.model.load_model`. None takes the table's
             predictions.
         standardisation: As in `load_model`.
+        crop: As in `evaluate`.
         device: "cpu", "cuda" or "mps".
         batch_size: Images that the network takes at a time.
         offline: Never download.
         progress: Progress callback: images done, and their number.
+        say: Called with the name of each part of the work.
 
     Raises:
         UsageError: The network has no classifier, or is not known.
@@ -159,15 +166,22 @@ def evaluate_classifier(
     """
     _require_packages()
     table = _read_table(Path(source))
-    labels, network = table.column("label"), None
+    labels, network, faceless = table.column("label"), None, 0
     if model is None:
         predicted = table.column(PREDICTED)
     else:
-        files = table.files()
+        images = read_images(table)
         network = load_model(model, standardisation=standardisation, device=device, offline=offline)
         _check_labels(table, labels, network)
+        say("finding faces")
+        found = find_faces(images, crop, lambda: FaceDetector(device=device, offline=offline), progress)
+        faces = [face for face in found if face is not None]
+        labels = [label for label, face in zip(labels, found, strict=True) if face is not None]
+        faceless = len(found) - len(faces)
+        _require_faces(table.path, faces)
+        say("classifying")
         (logits,) = run_networks(
-            files, network.standardise, [network.logits], batch_size=batch_size, progress=progress
+            faces, crop, network.standardise, [network.logits], batch_size=batch_size, progress=progress
         )
         predicted = [str(place) for place in np.argmax(logits, axis=1)]
     scores = score(labels, predicted)
@@ -179,6 +193,7 @@ def evaluate_classifier(
         recall=scores.recall,
         classes=scores.classes,
         confusion=scores.confusion,
+        faceless=faceless,
         environment=environment(),
         files=(str(source),),
     )
@@ -197,6 +212,43 @@ def _check_labels(table: FaceTable, labels: list[str], model: Model) -> None:
             )
 
 
+def _embed(
+    faces: Sequence[FaceImage], crop: CropMethod, network: Model, origin: Path | None, **shared: Any
+) -> tuple[NDArray[Any], NDArray[Any] | None, str]:
+    """Embed faces with a network and with a source's graph: both embeddings, and the graph in words."""
+    if origin is None:
+        (embeddings,) = run_networks(faces, crop, network.standardise, [network.embed], **shared)
+        return embeddings, None, ""
+    with open_graph(origin) as graph:
+        embeddings, expected = run_networks(
+            faces, crop, network.standardise, [network.embed, graph.embed], **shared
+        )
+    return embeddings, expected, graph.description
+
+
+def _find_faces(
+    where: Path,
+    found: FoundPairs,
+    crop: CropMethod,
+    load: Callable[[], FaceDetector],
+    progress: Progress,
+) -> tuple[FoundPairs, list[FaceImage]]:
+    """Find the faces of pairs; a pair with a photograph that shows none is left out."""
+    faces = find_faces(found.images, crop, load, progress)
+    kept = found.keep(np.array([face is not None for face in faces]))
+    _require_faces(where, kept.pairs.same)
+    return kept, [face for face in faces if face is not None]
+
+
+def _require_faces(where: Path, left: Sized) -> None:
+    if not len(left):
+        raise SourceError(
+            where,
+            "too few photographs show a face",
+            next_step="`facenet-port detect` shows the faces of a photograph",
+        )
+
+
 def _require_packages() -> None:
     missing = [name for module, name in _PACKAGES.items() if importlib.util.find_spec(module) is None]
     if missing:
@@ -212,8 +264,8 @@ def _find_pairs(source: Path, pairs: Path | None) -> tuple[FoundPairs, list[Path
         people = table.column("person_name")
         if len(people) < 2:
             raise SourceError(source, "one face makes no pair", next_step="Give a table with more faces")
-        found = FoundPairs(tuple(table.files()), tuple(people), all_pairs(people))
-        return found, [source], Settings().folds
+        found = FoundPairs(tuple(read_images(table)), all_pairs(people))
+        return found, [table.path], Settings().folds
     if not source.is_dir():
         raise UsageError(f"{source}: --pairs needs the folder of the set here, and this is none.")
     listed = read_pairs(pairs)
@@ -222,6 +274,10 @@ def _find_pairs(source: Path, pairs: Path | None) -> tuple[FoundPairs, list[Path
 
 def _read_table(source: Path) -> FaceTable:
     if source.is_dir():
+        tables = [source / f"faces{ending}" for ending in ENDINGS]  # of `facenet-port align`
+        for path in tables:
+            if path.is_file():
+                return read_table(path)
         raise UsageError(
             f"{source}: a folder needs a list of pairs, such as --pairs pairs.txt. For all pairs give a "
             f"table: facenet-port align {source} CROPS writes one."

@@ -38,12 +38,16 @@ def _print_verification(console: Console, result: VerificationResult) -> None:
     else:
         console.print(f"[bold]{headline(result)}[/]")
     different = len(result.pairs) - result.same
-    skipped = f", {result.skipped:,} skipped: a file is missing" if result.skipped else ""
+    skipped = f", {result.skipped:,} skipped: a file is missing or shows no face" if result.skipped else ""
     place = f"{from_home(result.folder)} by {from_home(result.source)}" if result.folder else result.source
     pairs = f"{len(result.pairs):,} pairs of {len(result.images):,} images"
     kinds = f"{result.same:,} of the same person and {different:,} of different people"
     console.print(f"{place}: {pairs}, {kinds}{skipped}", markup=False)
     console.print(f"{_network(result.model)}; {describe_settings(result)}", markup=False)
+    photographs = sum(box is not None for box in result.boxes)
+    if photographs:
+        detail = f"{counted(photographs, 'photograph')} cropped by `align`'s --crop {result.crop}"
+        console.print(detail, markup=False)
     for note in result.notes:
         console.print(f"note: {note}", markup=False)
     print_table(console, figure_table(result))
@@ -144,6 +148,7 @@ def _print_classification(console: Console, result: ClassificationResult) -> Non
     origin = "the predictions in the table" if result.model is None else _network(result.model)
     held = sum(scores.faces > 0 for scores in result.classes)
     classes = counted(held, "class", "classes")
+    classes += f", {result.faceless:,} left out: no face" if result.faceless else ""
     console.print(
         f"{from_home(result.source)}: {counted(faces, 'face')} of {classes}; {origin}", markup=False
     )

@@ -11,6 +11,7 @@ from PIL import Image
 
 pytest.importorskip("sklearn")
 
+from faces.detect.result import Face
 from faces.evaluate import run
 from faces.evaluate.__main__ import main
 from reference import load
@@ -96,7 +97,7 @@ def test_a_folder_with_a_list_of_pairs(mirrored, crops, network, pairs, tmp_path
 
 
 def test_all_pairs_of_a_table(crops, network, tmp_path):
-    result = evaluated(tmp_path, crops / "faces.csv", "--model", network, "--standardise", "per-image")
+    result = evaluated(tmp_path, crops, "--model", network, "--standardise", "per-image")  # holds faces.csv
     faces = EACH * len(PEOPLE)
     assert result["pairs"] == faces * (faces - 1) // 2
     assert result["same"] == len(PEOPLE) * EACH * (EACH - 1) // 2
@@ -181,6 +182,83 @@ def test_a_threshold_fits_every_file_of_the_same_weights(crops, network, single_
     evaluated(tmp_path, *arguments, network)
     measured = (tmp_path / "r.json").rename(tmp_path / "dev.json")
     evaluated(tmp_path, *arguments, single_files / "weights.safetensors", "--threshold", measured)
+
+
+class SquareDetector:
+    """Finds the face of a photograph by construction: from a quarter to three quarters of each side."""
+
+    def detect(self, images):
+        return [self._faces(*image.shape[:2]) if image.any() else () for image in images]
+
+    def _faces(self, height, width):
+        small = Face((1.0, 1.0, 9.0, 9.0), 0.9, ())
+        return (small, Face((width * 0.25, height * 0.25, width * 0.75, height * 0.75), 0.99, ()))
+
+
+@pytest.fixture
+def photographs(crops, tmp_path, monkeypatch):
+    """lfw/NAME/NAME_0001.png of 250x250 pixels, and the detector that finds their faces."""
+    random = np.random.default_rng(1)
+    for file in sorted((crops / "lfw").rglob("*.png")):
+        photograph = Image.fromarray(random.integers(0, 256, (250, 250, 3), np.uint8))
+        photograph.paste(Image.open(file).resize((140, 140)), (50, 60))
+        path = tmp_path / file.relative_to(crops)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        photograph.save(path)
+    monkeypatch.setattr(run, "FaceDetector", lambda **options: SquareDetector())
+    return tmp_path / "lfw"
+
+
+def test_photographs_are_cropped_as_align_does(photographs, network, pairs, tmp_path, capsys):
+    result = evaluated(tmp_path, photographs, "--pairs", pairs, "--model", network, *FIXED)
+    assert result["crop"] == "scaled"
+    assert "9 photographs cropped by `align`'s --crop scaled" in capsys.readouterr().out
+    rows = []
+    for file in sorted(photographs.rglob("*.png")):
+        # The largest face is at 62.5 to 187.5; a tenth of it more on each side is 50 to 200.
+        crop = Image.open(file).crop((50, 50, 200, 200)).resize((160, 160), Image.Resampling.BILINEAR)
+        crop.save(file)
+        rows.append({"image_path": str(file), "person_name": file.parent.name})
+    expected = evaluated(tmp_path, photographs, "--pairs", pairs, "--model", network, *FIXED)
+    assert expected["crop"] is None
+    assert [result[name] for name in FIGURES] == [expected[name] for name in FIGURES]
+
+
+def test_a_tables_boxes_are_taken_instead_of_the_detector(photographs, network, tmp_path, monkeypatch):
+    files = sorted(photographs.rglob("*.png"))
+    rows = [{"image_path": str(file), "person_name": file.parent.name} for file in files]
+    arguments = ("--model", network, *FIXED)
+    found = evaluated(tmp_path, write_csv(tmp_path / "t.csv", rows), *arguments)
+    monkeypatch.setattr(run, "FaceDetector", None)
+    rows = [{**row, "bbox": "[62.5, 62.5, 187.5, 187.5]"} for row in rows]
+    stated = evaluated(tmp_path, write_csv(tmp_path / "t.csv", rows), *arguments)
+    assert [stated[name] for name in FIGURES] == [found[name] for name in FIGURES]
+
+
+def test_a_photograph_without_a_face_takes_its_pairs_with_it(photographs, network, pairs, tmp_path, capsys):
+    Image.new("RGB", (250, 250)).save(photographs / "Ana_Lind" / "Ana_Lind_0001.png")
+    page = tmp_path / "r.html"
+    result = evaluated(tmp_path, photographs, "--pairs", pairs, "--model", network, *FIXED, "--report", page)
+    assert (result["pairs"], result["skipped"], result["images"]) == (8, 4, 8)
+    printed = capsys.readouterr().out
+    assert "4 skipped: a file is missing or shows no face" in printed
+    assert "note: 1 photograph shows no face, Ana_Lind_0001.png first" in printed
+    assert page.read_text(encoding="utf-8").count('src="data:image/jpeg;base64,') == 2 * 8
+    for file in photographs.rglob("*.png"):
+        Image.new("RGB", (250, 250)).save(file)
+    error = refused(capsys, 3, photographs, "--pairs", pairs, "--model", network, *FIXED)
+    assert error.startswith(f"{photographs}: too few photographs show a face. `facenet-port detect` shows")
+
+
+def test_a_box_that_is_none_is_named_by_row(photographs, network, tmp_path, capsys):
+    file = next(photographs.rglob("*.png"))
+    rows = [
+        {"image_path": str(file), "person_name": "Ana", "bbox": box} for box in ("[1, 2, 3, 4]", "[1, 2]")
+    ]
+    table = write_csv(tmp_path / "t.csv", rows)
+    assert refused(capsys, 3, table) == (
+        f"{table}: row 2 has the bbox '[1, 2]'. Write [x1, y1, x2, y2] in pixels."
+    )
 
 
 def test_a_page_with_curves_histograms_and_pictures(crops, network, pairs, tmp_path):
@@ -321,15 +399,6 @@ def test_a_parquet_table_is_as_good_as_a_csv(crops, network, tmp_path):
     ours = evaluated(tmp_path, tmp_path / "t.parquet", *arguments)
     theirs = evaluated(tmp_path, crops / "faces.csv", *arguments)
     assert [ours[name] for name in FIGURES] == [theirs[name] for name in FIGURES]
-
-
-def test_images_that_are_no_crops(crops, network, tmp_path, capsys):
-    Image.new("RGB", (250, 250)).save(tmp_path / "a.png")
-    table = write_csv(
-        tmp_path / "t.csv", [{"image_path": "a.png", "person_name": name} for name in ("Ana", "Bo")] * 10
-    )
-    error = refused(capsys, 3, table, "--model", network, *FIXED)
-    assert error.startswith(f"{tmp_path / 'a.png'}: its 250x250 pixels are not those of a crop")
 
 
 def test_options_that_do_not_fit(crops, network, pairs, capsys):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from converter.errors import SourceError
-from faces.evaluate.pairs import all_pairs, find_images, read_pairs
+from faces.evaluate.embed_faces import FaceImage
+from faces.evaluate.pairs import FoundPairs, all_pairs, find_images, read_pairs
 from tests.faces.evaluate.original import load_original
 
 PAIRS = """2\t2
@@ -42,8 +44,8 @@ def test_pairs_and_files_are_the_originals(lfw):
     pairs = [line.split() for line in PAIRS.splitlines()[1:]]
     paths, same = original.get_paths(str(lfw / "lfw"), pairs)
     found = find_images(read_pairs(lfw / "pairs.txt"), lfw / "lfw")
-    assert [str(found.images[place]) for place in found.pairs.first] == paths[0::2]
-    assert [str(found.images[place]) for place in found.pairs.second] == paths[1::2]
+    assert [str(found.images[place].file) for place in found.pairs.first] == paths[0::2]
+    assert [str(found.images[place].file) for place in found.pairs.second] == paths[1::2]
     assert found.pairs.same.tolist() == same
     assert found.skipped == 0
     assert len(found.images) == 6  # each once
@@ -67,6 +69,22 @@ def test_pairs_whose_files_are_missing_are_skipped_and_counted(lfw):
     assert len(found.pairs) == 6
     assert found.pairs.same.tolist() == [True, False, False, True, True, False]
     assert len(found.images) == 5
+
+
+def test_pairs_of_images_without_a_face_are_skipped_and_counted():
+    images = tuple(FaceImage(Path(f"{name}.jpg")) for name in "abcd")
+    found = FoundPairs(images, all_pairs(["x", "y", "x", "y"]), skipped=3)
+    kept = found.keep(np.array([True, False, True, True]))
+    assert [image.file.stem for image in kept.images] == ["a", "c", "d"]
+    named = zip(kept.pairs.first, kept.pairs.second, kept.pairs.same, strict=True)
+    assert [(int(first), int(second), bool(same)) for first, second, same in named] == [
+        (0, 1, True),
+        (0, 2, False),
+        (1, 2, False),
+    ]
+    assert kept.skipped == 3 + 3
+    assert kept.notes == ("1 photograph shows no face, b.jpg first",)
+    assert found.keep(np.ones(4, np.bool_)) is found
 
 
 def test_a_list_that_was_cut_off_is_told(lfw):

@@ -93,14 +93,18 @@ def our_figures(measured):
 
 CASES = {
     "all pairs as listed": (drawn_faces(), False, Settings()),
-    "arc cosine": (drawn_faces(), True, Settings(distance="arc-cosine")),
-    "mean subtracted": (drawn_faces(offset=0.7), True, Settings(distance="arc-cosine", subtract_mean=True)),
-    "mean subtracted, squared": (drawn_faces(offset=0.7), True, Settings(subtract_mean=True)),
-    "folds of unequal size": (drawn_faces(people=7, each=5), True, Settings(folds=9)),
-    "two folds": (drawn_faces(people=7, each=5), True, Settings(folds=2)),
-    "nearly perfect": (drawn_faces(spread=0.2), True, Settings()),
-    "nobody is told apart": (drawn_faces(spread=9.0), True, Settings()),
-    "mirrored, of length two": ((np.tile(drawn_faces(offset=2)[0], 2), drawn_faces()[1]), True, Settings()),
+    "arc cosine": (drawn_faces(), True, Settings(4, distance="arc-cosine")),
+    "mean subtracted": (
+        drawn_faces(offset=0.7),
+        True,
+        Settings(4, distance="arc-cosine", subtract_mean=True),
+    ),
+    "mean subtracted, squared": (drawn_faces(offset=0.7), True, Settings(4, subtract_mean=True)),
+    "folds of unequal size": (drawn_faces(people=7, each=5), True, Settings(6)),
+    "two folds": (drawn_faces(people=7, each=5), True, Settings(2)),
+    "nearly perfect": (drawn_faces(spread=0.2), True, Settings(4)),
+    "nobody is told apart": (drawn_faces(spread=9.0), True, Settings(4)),
+    "mirrored, of length two": ((np.tile(drawn_faces(offset=2)[0], 2), drawn_faces()[1]), True, Settings(4)),
 }
 
 
@@ -109,7 +113,7 @@ def dense_distances():
     random = np.random.default_rng(2)
     distances = np.concatenate([random.uniform(0, 0.01, 600), random.uniform(0, 3.9, 600)])
     embeddings, pairs = at_distances(distances, np.arange(1200) < 600)
-    return embeddings, shuffled(pairs), Settings()
+    return embeddings, shuffled(pairs), Settings(4)
 
 
 def of_case(name):

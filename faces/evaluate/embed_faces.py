@@ -1,0 +1,155 @@
+"""The faces of a data set: found in photographs that are no crops, and embedded in batches by any network."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from converter.errors import SourceError
+from faces.crops import CropMethod, central_part, choose_face, crop_face, is_crop, read_crop
+from faces.detect.detector import FaceDetector
+from faces.detect.result import Box
+from faces.face_table import FaceTable
+from faces.images import to_rgb
+
+Network = Callable[[NDArray[Any]], NDArray[Any]]
+"""A function from standardised images, (N, H, W, 3) float32, to rows of numbers, (N, ...)."""
+
+Progress = Callable[[int, int | None], None]
+
+
+@dataclass(frozen=True, slots=True)
+class FaceImage:
+    """An image, and the face in it.
+
+    Attributes:
+        file: The image.
+        box: The box of the face, in pixels; None if it is not known, or if the image is a crop.
+    """
+
+    file: Path
+    box: Box | None = None
+
+
+def read_images(table: FaceTable) -> list[FaceImage]:
+    """The images of a table: its crops, or else its photographs with their column bbox, if it has one.
+
+    Raises:
+        SourceError: A column or files are missing, or a bbox is none.
+    """
+    files = table.files()
+    if "crop_path" in table.columns or "bbox" not in table.columns:
+        return [FaceImage(file) for file in files]
+    boxes = (_parse_box(table.path, row, value) for row, value in enumerate(table.columns["bbox"], 1))
+    return [FaceImage(file, box) for file, box in zip(files, boxes, strict=True)]
+
+
+def _parse_box(path: Path, row: int, value: Any) -> Box | None:
+    """Parse a cell such as "[1, 2, 3, 4]", or a list of Parquet; an empty one is None."""
+    if value is None or value == "":
+        return None
+    try:
+        numbers = json.loads(value) if isinstance(value, str) else list(value)
+        x1, y1, x2, y2 = (float(number) for number in numbers)
+    except (ValueError, TypeError) as error:
+        step = "Write [x1, y1, x2, y2] in pixels"
+        raise SourceError(path, f"row {row} has the bbox {value!r:.60}", next_step=step) from error
+    return x1, y1, x2, y2
+
+
+def find_faces(
+    images: Sequence[FaceImage],
+    method: CropMethod,
+    load: Callable[[], FaceDetector],
+    progress: Progress,
+) -> list[FaceImage | None]:
+    """Find the face of each image: a crop is one itself, of a photograph it is chosen as `align` does.
+
+    Args:
+        images: The images; a known box is kept.
+        method: How the face of a photograph is chosen.
+        load: Loads the detector; it is called if an image is no crop.
+        progress: Progress callback: images done, and their number.
+
+    Returns:
+        The face of each image; None for a photograph without one.
+
+    Raises:
+        SourceError: A file cannot be used as a photograph.
+    """
+    faces: list[FaceImage | None] = []
+    detector: FaceDetector | None = None
+    for image in images:
+        progress(len(faces), len(images))
+        pixels = to_rgb(image.file)
+        if is_crop(pixels):
+            faces.append(FaceImage(image.file))
+            continue
+        if image.box is not None:
+            faces.append(image)
+            continue
+        detector = detector or load()
+        (found,) = detector.detect([pixels])
+        height, width = pixels.shape[:2]
+        box = found[choose_face(found, width, height, method)].box if found else None
+        faces.append(FaceImage(image.file, box) if box else None)
+    return faces
+
+
+def read_face(image: FaceImage, method: CropMethod) -> NDArray[np.uint8]:
+    """Read a face as the network takes it: (160, 160, 3), RGB.
+
+    Args:
+        image: The image.
+        method: The crop of a photograph.
+
+    Raises:
+        SourceError: The file cannot be used as a photograph.
+    """
+    if image.box is None:
+        return read_crop(image.file)
+    return central_part(crop_face(to_rgb(image.file), image.box, method))
+
+
+def run_networks(
+    images: Sequence[FaceImage],
+    method: CropMethod,
+    standardise: Network,
+    networks: Sequence[Network],
+    *,
+    mirrored: bool = False,
+    batch_size: int = 32,
+    progress: Progress = lambda done, total: None,
+) -> list[NDArray[Any]]:
+    """Run networks on the same faces, in batches.
+
+    Args:
+        images: N faces, at least one.
+        method: The crop of a photograph.
+        standardise: From pixels of 0 to 255, (N, H, W, 3), to the networks' input.
+        networks: The networks.
+        mirrored: Whether each row is followed by that of the mirrored image, as with
+            `--use_flipped_images` of the original.
+        batch_size: Images that a network takes at a time.
+        progress: Progress callback: faces done, and their number.
+
+    Returns:
+        For each network its (N, E) rows, or (N, 2 E).
+
+    Raises:
+        SourceError: As for `read_face`.
+    """
+    rows: list[list[NDArray[Any]]] = [[] for _ in networks]
+    for start in range(0, len(images), batch_size):
+        progress(start, len(images))
+        pixels = np.stack([read_face(image, method) for image in images[start : start + batch_size]])
+        views = [standardise(pixels)] + ([standardise(pixels[:, :, ::-1])] if mirrored else [])
+        for network, collected in zip(networks, rows, strict=True):
+            collected.append(np.concatenate([network(view) for view in views], axis=1))
+    return [np.concatenate(collected) for collected in rows]
