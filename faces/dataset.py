@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from converter.errors import SourceError, UsageError
 from faces.align.result import person_of
 from faces.crops import central_part, choose_face, crop_face, is_crop, read_crop
 from faces.detect.detector import FaceDetector
+from faces.detect.result import Box
 from faces.face_table import ENDINGS, FaceTable, read_table
 from faces.images import ImageLike, to_rgb
 from faces.model import STANDARDISATIONS, Model, Standardisation, published_standardisation
@@ -36,7 +39,7 @@ class FaceDataset(Dataset[tuple[Tensor, int]]):
     to be known: from the model, or stated.
 
     Attributes:
-        files: The crops.
+        files: The images.
         labels: The label of each crop: that of the table, or else the place of its person's name among all in
             order; `NOBODY` if the person is not known.
         people: Label to the person's name.
@@ -44,7 +47,8 @@ class FaceDataset(Dataset[tuple[Tensor, int]]):
 
     Args:
         source: A table of faces (.csv or .parquet), or a folder of crops: of `facenet-port align`, whose
-            table is read, or with a folder for each person.
+            table is read, or with a folder for each person. A table without the column crop_path may have
+            whole photographs in image_path: they are cropped around bbox, as `align --crop scaled` does.
         model: The network that the images are for: as `faces.model.load_model` gives it, or a pretrained
             `InceptionResnetV1`.
         standardisation: "fixed", (x - 127.5) / 128, or "per-image". None takes the model's.
@@ -67,13 +71,14 @@ class FaceDataset(Dataset[tuple[Tensor, int]]):
         augment: Callable[[NDArray[np.uint8]], NDArray[np.uint8]] | None = None,
     ) -> None:
         self.standardisation = _find_standardisation(model, standardisation)
-        files, labels, self.people, splits = _find_faces(Path(source), with_split=split is not None)
-        chosen = [place for place in range(len(files)) if split is None or splits[place] == split]
-        if not chosen:
-            held = ", ".join(sorted(set(splits)))
+        entries = _find_faces(Path(source), with_split=split is not None)
+        self.people = dict(sorted({entry.label: entry.person for entry in entries}.items()))
+        self._entries = [entry for entry in entries if split is None or entry.split == split]
+        if not self._entries:
+            held = ", ".join(sorted({entry.split for entry in entries}))
             raise UsageError(f"{source}: no face has the split_type {split!r}. There are: {held}.")
-        self.files = tuple(files[place] for place in chosen)
-        self.labels = tuple(labels[place] for place in chosen)
+        self.files = tuple(entry.file for entry in self._entries)
+        self.labels = tuple(entry.label for entry in self._entries)
         self._augment = augment
 
     def __len__(self) -> int:
@@ -85,7 +90,7 @@ class FaceDataset(Dataset[tuple[Tensor, int]]):
         Raises:
             SourceError: The file cannot be read, or is no crop.
         """
-        pixels = read_crop(self.files[place])
+        pixels = _read_face(self._entries[place])
         if self._augment is not None:
             pixels = self._augment(pixels)
         return _to_tensor(pixels, self.standardisation), self.labels[place]
@@ -199,31 +204,44 @@ def _find_standardisation(
     return known
 
 
-def _find_faces(source: Path, *, with_split: bool) -> tuple[list[Path], list[int], dict[int, str], list[str]]:
-    """Find the crops of a table or folder, the label of each, the people, and if asked for the splits."""
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """A face of a table or folder; the box is that of an image that may be a whole photograph."""
+
+    file: Path
+    person: str
+    label: int
+    split: str = ""
+    box: Box | None = None
+
+
+def _find_faces(source: Path, *, with_split: bool) -> list[_Entry]:
     if source.is_dir():
-        table = next((source / name for name in _TABLES if (source / name).is_file()), None)
-        if table is None and not with_split:
-            files = find_photographs(source)
-            people = [person_of(file.relative_to(source).as_posix()) for file in files]
-            return files, *_number(people), []
-        source = table or source / _TABLES[0]
+        of_align = next((source / name for name in _TABLES if (source / name).is_file()), None)
+        if of_align is None and not with_split:
+            found = find_photographs(source)
+            owners = [person_of(file.relative_to(source).as_posix()) for file in found]
+            return list(map(_Entry, found, owners, _number(owners)))
+        source = of_align or source / _TABLES[0]
     elif source.suffix.lower() not in ENDINGS:
         raise UsageError(f"{source}: there is no such folder, and it is no {' or '.join(ENDINGS)} table.")
-    read = read_table(source)
-    splits = read.column("split_type") if with_split else []
-    people = ["" if person is None else str(person) for person in read.require("person_name")]
-    if "label" not in read.columns:
-        return read.files(), *_number(people), splits
-    labels = [_parse_label(read, row, label) for row, label in enumerate(read.require("label"), 1)]
-    return read.files(), labels, dict(zip(labels, people, strict=True)), splits
+    table = read_table(source)
+    files = table.files()
+    splits = table.column("split_type") if with_split else [""] * len(files)
+    people = ["" if person is None else str(person) for person in table.require("person_name")]
+    labels = _number(people)
+    if "label" in table.columns:
+        labels = [_parse_label(table, row, label) for row, label in enumerate(table.columns["label"], 1)]
+    boxes: list[Box | None] = [None] * len(files)
+    if "bbox" in table.columns and "crop_path" not in table.columns:
+        boxes = [_parse_box(table, row, box) for row, box in enumerate(table.columns["bbox"], 1)]
+    return list(map(_Entry, files, people, labels, splits, boxes))
 
 
-def _number(people: Sequence[str]) -> tuple[list[int], dict[int, str]]:
-    """Number people in the order of their names; nobody is -1."""
+def _number(people: Sequence[str]) -> list[int]:
+    """Number people in the order of their names."""
     places = {person: place for place, person in enumerate(sorted(set(people) - {""}))}
-    labels = [places.get(person, NOBODY) for person in people]
-    return labels, dict(sorted(zip(labels, people, strict=True)))
+    return [places.get(person, NOBODY) for person in people]
 
 
 def _parse_label(table: FaceTable, row: int, label: Any) -> int:
@@ -234,3 +252,21 @@ def _parse_label(table: FaceTable, row: int, label: Any) -> int:
     except ValueError:
         step = "Give whole numbers, or a table without this column: people are numbered then"
         raise SourceError(table.path, f"row {row} has the label {label!r}", next_step=step) from None
+
+
+def _parse_box(table: FaceTable, row: int, box: Any) -> Box:
+    try:
+        left, top, right, bottom = map(float, json.loads(box) if isinstance(box, str) else box)
+        if left < right and top < bottom:
+            return left, top, right, bottom
+    except (ValueError, TypeError):
+        pass
+    step = "Give [x1, y1, x2, y2] in pixels, left and top first"
+    raise SourceError(table.path, f"row {row} has the bbox {box!r}", next_step=step)
+
+
+def _read_face(entry: _Entry) -> NDArray[np.uint8]:
+    if entry.box is None:
+        return read_crop(entry.file)
+    pixels = to_rgb(entry.file)
+    return central_part(pixels) if is_crop(pixels) else crop_face(pixels, entry.box, "scaled")

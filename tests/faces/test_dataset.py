@@ -119,6 +119,25 @@ def test_bad_tables_and_files_are_named(folder):
         FaceDataset(folder / "none", standardisation="fixed")
 
 
+def test_photographs_of_a_table_without_crops_are_cropped_around_their_box(folder):
+    photograph = np.random.default_rng(1).integers(0, 256, (90, 300, 3), np.uint8)
+    Image.fromarray(photograph).save(folder / "photograph.png")
+    table = folder / "seed.csv"
+    rows = "photograph.png,Ana,{},train,0\nAna/1.png,Ana,{},train,0\n"
+    header = "image_path,person_name,bbox,split_type,label\n"
+    box = '"[40, 10.5, 100, 80]"'
+    table.write_text(header + rows.format(box, box))
+    faces = FaceDataset(table, standardisation="fixed")
+    expected = (crop_face(photograph, (40, 10.5, 100, 80), "scaled") - 127.5) / 128
+    np.testing.assert_allclose(faces[0][0].numpy(), expected.transpose(2, 0, 1), atol=1e-6)
+    expected = (pixels(folder / "Ana/1.png") - 127.5) / 128  # it is a crop already
+    np.testing.assert_allclose(faces[1][0].numpy(), expected.transpose(2, 0, 1), atol=1e-6)
+    for wrong in ('"[40, 10, 100]"', '"[100, 10, 40, 80]"', "face", '"[1, 2, 3, NaN]"'):
+        table.write_text(header + rows.format(box, wrong))
+        with pytest.raises(SourceError, match=r"row 2 has the bbox .* Give \[x1, y1, x2, y2\] in pixels"):
+            FaceDataset(table, standardisation="fixed")
+
+
 def test_the_loader_gives_batches_in_an_order_of_its_seed(folder):
     faces = FaceDataset(folder, standardisation="fixed", augment=lambda crop: crop[:, ::-1])
     ((images, labels),) = list(build_loader(faces))
