@@ -58,7 +58,7 @@ def as_arrays(faces: Sequence[Face]) -> Found:
     return boxes, np.array([face.landmarks for face in faces]).reshape(-1, 5, 2)
 
 
-def compare_faces(expected: Sequence[Found], actual: Sequence[Found], least: float = 0.3) -> Comparison:
+def compare_faces(expected: Sequence[Found], actual: Sequence[Found], least: float = 0.5) -> Comparison:
     """Compare the faces of photographs with the original's; partners overlap by at least `least`."""
     result = Comparison()
     for number, ((boxes, landmarks), (others, other_landmarks)) in enumerate(
