@@ -1,4 +1,4 @@
-"""Seeded weights, images, and the rebuilt network on them."""
+"""Other seeded weights, images, and the rebuilt network on them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 pytest.importorskip("tensorflow")
 
-from facenet_tf.graph import variable_shapes
 from facenet_tf.rebuilt_network import RebuiltNetwork
 from facenet_tf.variables import BOTTLENECK
 
@@ -49,11 +48,6 @@ def older_variant(tensors: Tensors) -> Tensors:
 
 def relative_error(value: NDArray, truth: NDArray) -> float:
     return float(np.linalg.norm(value - truth) / np.linalg.norm(truth))
-
-
-@pytest.fixture(scope="module")
-def tensors() -> Tensors:
-    return seeded_tensors(variable_shapes(512, 7))
 
 
 @pytest.fixture(scope="module")

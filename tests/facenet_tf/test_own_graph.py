@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 pytest.importorskip("tensorflow")
 
 from facenet_tf import graph
-from facenet_tf.checkpoint import CheckpointFiles, write_checkpoint
+from facenet_tf.checkpoint import write_checkpoint
 from facenet_tf.graph_nodes import GraphError
 from facenet_tf.own_graph import OwnGraph
 from facenet_tf.rebuilt_network import RebuiltNetwork
 from facenet_tf.session import legacy_graph, open_session
 from facenet_tf.variables import BOTTLENECK, load_variables
+from tests.conftest import Checkpoint
 from tests.facenet_tf.conftest import (
     Activations,
     Tensors,
@@ -34,28 +35,20 @@ tf1 = graph.tf1
 
 
 @pytest.fixture(scope="module")
-def files(tensors: Tensors, tmp_path_factory: pytest.TempPathFactory) -> CheckpointFiles:
-    folder = tmp_path_factory.mktemp("20990101-000000")
-    return write_checkpoint(folder, tensors, model_name="20990101-000000", step=90)
-
-
-@pytest.fixture(scope="module")
-def from_meta(files: CheckpointFiles) -> Iterator[OwnGraph]:
-    with OwnGraph.from_checkpoint(files.meta, files.prefix) as network:
+def from_meta(checkpoint: Checkpoint) -> Iterator[OwnGraph]:
+    with OwnGraph.from_checkpoint(checkpoint.meta, checkpoint.prefix) as network:
         yield network
 
 
 @pytest.fixture(scope="module")
-def from_pb(files: CheckpointFiles) -> Iterator[OwnGraph]:
-    assert files.frozen is not None
-    with OwnGraph.from_frozen(files.frozen) as network:
+def from_pb(checkpoint: Checkpoint) -> Iterator[OwnGraph]:
+    with OwnGraph.from_frozen(checkpoint.frozen) as network:
         yield network
 
 
 @pytest.fixture(scope="module")
-def frozen_def(files: CheckpointFiles) -> Any:
-    assert files.frozen is not None
-    return tf1.GraphDef.FromString(files.frozen.read_bytes())
+def frozen_def(checkpoint: Checkpoint) -> Any:
+    return tf1.GraphDef.FromString(checkpoint.frozen.read_bytes())
 
 
 def test_training_graph_equals_the_rebuilt_network(
@@ -83,8 +76,8 @@ def test_values_come_back_bit_for_bit(tensors: Tensors, from_meta: OwnGraph, fro
             assert value.tobytes() == tensors[name].tobytes(), name
 
 
-def test_layout_is_the_published_one(files: CheckpointFiles) -> None:
-    assert sorted(path.name for path in files.prefix.parent.iterdir()) == [
+def test_layout_is_the_published_one(checkpoint: Checkpoint) -> None:
+    assert sorted(path.name for path in checkpoint.prefix.parent.iterdir()) == [
         "20990101-000000.pb",
         "model-20990101-000000.ckpt-90.data-00000-of-00001",
         "model-20990101-000000.ckpt-90.index",
@@ -101,11 +94,11 @@ def test_frozen_graph_keeps_its_conditionals(frozen_def: Any) -> None:
     }
 
 
-def test_an_existing_file_is_not_overwritten(files: CheckpointFiles, tensors: Tensors) -> None:
-    before = files.meta.stat()
+def test_an_existing_file_is_not_overwritten(checkpoint: Checkpoint, tensors: Tensors) -> None:
+    before = checkpoint.meta.stat()
     with pytest.raises(FileExistsError, match=r"ckpt-90\.data"):
-        write_checkpoint(files.prefix.parent, tensors, model_name="20990101-000000", step=90)
-    assert files.meta.stat() == before
+        write_checkpoint(checkpoint.prefix.parent, tensors, model_name="20990101-000000", step=90)
+    assert checkpoint.meta.stat() == before
 
 
 def test_activations_do_not_depend_on_the_names_of_operations(
@@ -146,7 +139,7 @@ def test_triplet_checkpoint_of_an_older_release(tensors: Tensors, tmp_path: Path
 
 
 def test_averages_are_another_set_of_weights(
-    files: CheckpointFiles, tensors: Tensors, tmp_path: Path
+    checkpoint: Checkpoint, tensors: Tensors, tmp_path: Path
 ) -> None:
     averages = seeded_tensors({name: value.shape for name, value in tensors.items()}, seed=5)
     stored = tensors | {f"{name}/ExponentialMovingAverage": value for name, value in averages.items()}
@@ -155,11 +148,11 @@ def test_averages_are_another_set_of_weights(
             tf1.get_variable(name, value.shape, initializer=tf1.zeros_initializer())
         load_variables(session, stored)
         prefix = Path(tf1.train.Saver().save(session, str(tmp_path / "averaged"), write_meta_graph=False))
-    with OwnGraph.from_checkpoint(files.meta, prefix, weights="average") as network:
+    with OwnGraph.from_checkpoint(checkpoint.meta, prefix, weights="average") as network:
         for name, value in averages.items():
             np.testing.assert_array_equal(network.tensors[name], value)
     with pytest.raises(GraphError, match=r"lacks .*weights/ExponentialMovingAverage"):
-        OwnGraph.from_checkpoint(files.meta, files.prefix, weights="average")
+        OwnGraph.from_checkpoint(checkpoint.meta, checkpoint.prefix, weights="average")
 
 
 def test_published_graph_runs_only_where_its_pool_covers_the_map(
@@ -204,19 +197,19 @@ def test_a_file_that_is_no_such_graph_is_refused(
         OwnGraph.from_frozen(path)
 
 
-def test_a_graph_without_weights_is_refused(files: CheckpointFiles, tmp_path: Path) -> None:
+def test_a_graph_without_weights_is_refused(checkpoint: Checkpoint, tmp_path: Path) -> None:
     path = tmp_path / "unfrozen.pb"
-    path.write_bytes(tf1.MetaGraphDef.FromString(files.meta.read_bytes()).graph_def.SerializeToString())
+    path.write_bytes(tf1.MetaGraphDef.FromString(checkpoint.meta.read_bytes()).graph_def.SerializeToString())
     with pytest.raises(GraphError, match=r"unfrozen\.pb: the graph is not frozen"):
         OwnGraph.from_frozen(path)
 
 
-def test_a_checkpoint_that_does_not_fit_the_graph_is_refused(files: CheckpointFiles, tmp_path: Path) -> None:
+def test_a_checkpoint_that_does_not_fit_the_graph_is_refused(checkpoint: Checkpoint, tmp_path: Path) -> None:
     with pytest.raises(GraphError, match="does not read the checkpoint"):
-        OwnGraph.from_checkpoint(files.meta, tmp_path / "absent")
+        OwnGraph.from_checkpoint(checkpoint.meta, tmp_path / "absent")
     with legacy_graph() as other, open_session(other) as session:
         tf1.get_variable("Logits/weights", (512, 8), initializer=tf1.zeros_initializer())
         session.run(tf1.global_variables_initializer())
         prefix = tf1.train.Saver().save(session, str(tmp_path / "other"), write_meta_graph=False)
     with pytest.raises(GraphError, match=f"lacks .*{BOTTLENECK}/weights"):
-        OwnGraph.from_checkpoint(files.meta, Path(prefix))
+        OwnGraph.from_checkpoint(checkpoint.meta, Path(prefix))
