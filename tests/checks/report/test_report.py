@@ -33,6 +33,7 @@ from checks.gradients.result import (
 )
 from converter.convert_file import convert_file
 from converter.layer_map import ConvertedRow, Variant, table
+from tests.support.first_images import TAKEN_FROM, first_images
 from tests.support.graph_exports import export_onnx, network
 
 pytest.importorskip("matplotlib")
@@ -241,10 +242,12 @@ def pages(checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Pages:
         "audit": (audit, [graph, "--against", source]),
         "controls": (controls, [source, "--only", "kernel-flipped", "--clean", "0"]),
     }
-    exit_codes = {
-        name: command.main([*map(str, options), "--report", str(folder / f"{name}.html"), "--quiet"])
-        for name, (command, options) in commands.items()
-    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TAKEN_FROM, first_images)
+        exit_codes = {
+            name: command.main([*map(str, options), "--report", str(folder / f"{name}.html"), "--quiet"])
+            for name, (command, options) in commands.items()
+        }
     return Pages(folder, exit_codes)
 
 
