@@ -577,7 +577,8 @@ def test_a_runtime_that_refuses_or_crashes_is_a_refusal(folded, tmp_path):
     ],
 )
 def test_a_missing_package_gives_exit_code_4_and_the_line_that_installs_it(tmp_path, module, file, line):
-    (tmp_path / file).write_bytes(b"\x1c\0\0\0TFL3")
+    starts = {"port.onnx": b"\x08\x08\x12\x07pytorch", "port.tflite": b"\x1c\0\0\0TFL3"}
+    (tmp_path / file).write_bytes(starts[file])
     code = (
         f"import sys; sys.modules[{module!r}] = None; "
         "from checks.audit.__main__ import main; sys.exit(main())"
