@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +15,7 @@ from PIL import Image
 from checks.core.inputs import IMAGE_SIZE
 from converter.errors import SourceError
 from faces.detect.result import Box, Face
+from faces.face_table import FaceTable
 from faces.images import to_rgb
 
 CropMethod = Literal["scaled", "facenet"]
@@ -26,6 +29,19 @@ _FACENET_MARGIN = 44
 _SCALED_MARGIN = 0.2
 # Of facenet, too: how much a face loses by its squared distance from the centre of the photograph.
 _CENTRE_WEIGHT = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class FaceImage:
+    """An image, and the face in it.
+
+    Attributes:
+        file: The image.
+        box: The box of the face, in pixels; None if it is not known, or if the image is a crop.
+    """
+
+    file: Path
+    box: Box | None = None
 
 
 def choose_face(faces: Sequence[Face], width: int, height: int, method: CropMethod) -> int:
@@ -124,3 +140,47 @@ def read_crop(file: Path) -> NDArray[np.uint8]:
             next_step="Crop the faces first: facenet-port align FOLDER CROPS",
         )
     return central_part(pixels)
+
+
+def read_face(image: FaceImage, method: CropMethod) -> NDArray[np.uint8]:
+    """Read a face as the network takes it: (160, 160, 3), RGB.
+
+    Args:
+        image: The image. One of the size of a crop is a crop, whatever its box.
+        method: The crop of a photograph.
+
+    Raises:
+        SourceError: The file cannot be used as a photograph.
+    """
+    if image.box is None:
+        return read_crop(image.file)
+    pixels = to_rgb(image.file)
+    return central_part(pixels if is_crop(pixels) else crop_face(pixels, image.box, method))
+
+
+def read_images(table: FaceTable) -> list[FaceImage]:
+    """The images of a table: its crops, or else its photographs with their column bbox, if it has one.
+
+    Raises:
+        SourceError: A column or files are missing, or a bbox is none.
+    """
+    files = table.files()
+    if "crop_path" in table.columns or "bbox" not in table.columns:
+        return [FaceImage(file) for file in files]
+    boxes = (_parse_box(table.path, row, value) for row, value in enumerate(table.columns["bbox"], 1))
+    return [FaceImage(file, box) for file, box in zip(files, boxes, strict=True)]
+
+
+def _parse_box(path: Path, row: int, value: Any) -> Box | None:
+    """Parse a cell such as "[1, 2, 3, 4]", or a list of Parquet; an empty one is None."""
+    if value is None or value == "":
+        return None
+    try:
+        numbers = json.loads(value) if isinstance(value, str) else list(value)
+        x1, y1, x2, y2 = (float(number) for number in numbers)
+        if not (x1 < x2 and y1 < y2):
+            raise ValueError("the right side lies left, or the bottom above")
+    except (ValueError, TypeError) as error:
+        step = "Write [x1, y1, x2, y2] in pixels"
+        raise SourceError(path, f"row {row} has the bbox {value!r:.60}", next_step=step) from error
+    return x1, y1, x2, y2

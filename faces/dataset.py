@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -18,9 +17,8 @@ from torch.utils.data import DataLoader, Dataset
 from checks.core.photographs import find_photographs
 from converter.errors import SourceError, UsageError
 from faces.align.result import person_of
-from faces.crops import central_part, choose_face, crop_face, is_crop, read_crop
+from faces.crops import FaceImage, central_part, choose_face, crop_face, is_crop, read_face, read_images
 from faces.detect.detector import FaceDetector
-from faces.detect.result import Box
 from faces.face_table import ENDINGS, FaceTable, read_table
 from faces.images import ImageLike, to_rgb
 from faces.model import STANDARDISATIONS, Model, Standardisation, published_standardisation
@@ -77,7 +75,7 @@ class FaceDataset(Dataset[tuple[Tensor, int]]):
         if not self._entries:
             held = ", ".join(sorted({entry.split for entry in entries}))
             raise UsageError(f"{source}: no face has the split_type {split!r}. There are: {held}.")
-        self.files = tuple(entry.file for entry in self._entries)
+        self.files = tuple(entry.image.file for entry in self._entries)
         self.labels = tuple(entry.label for entry in self._entries)
         self._augment = augment
 
@@ -90,7 +88,7 @@ class FaceDataset(Dataset[tuple[Tensor, int]]):
         Raises:
             SourceError: The file cannot be read, or is no crop.
         """
-        pixels = _read_face(self._entries[place])
+        pixels = read_face(self._entries[place].image, "scaled")
         if self._augment is not None:
             pixels = self._augment(pixels)
         return _to_tensor(pixels, self.standardisation), self.labels[place]
@@ -206,13 +204,10 @@ def _find_standardisation(
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """A face of a table or folder; the box is that of an image that may be a whole photograph."""
-
-    file: Path
+    image: FaceImage
     person: str
     label: int
     split: str = ""
-    box: Box | None = None
 
 
 def _find_faces(source: Path, *, with_split: bool) -> list[_Entry]:
@@ -221,21 +216,18 @@ def _find_faces(source: Path, *, with_split: bool) -> list[_Entry]:
         if of_align is None and not with_split:
             found = find_photographs(source)
             owners = [person_of(file.relative_to(source).as_posix()) for file in found]
-            return list(map(_Entry, found, owners, _number(owners)))
+            return list(map(_Entry, map(FaceImage, found), owners, _number(owners)))
         source = of_align or source / _TABLES[0]
     elif source.suffix.lower() not in ENDINGS:
         raise UsageError(f"{source}: there is no such folder, and it is no {' or '.join(ENDINGS)} table.")
     table = read_table(source)
-    files = table.files()
-    splits = table.column("split_type") if with_split else [""] * len(files)
+    images = read_images(table)
+    splits = table.column("split_type") if with_split else [""] * len(images)
     people = ["" if person is None else str(person) for person in table.require("person_name")]
     labels = _number(people)
     if "label" in table.columns:
         labels = [_parse_label(table, row, label) for row, label in enumerate(table.columns["label"], 1)]
-    boxes: list[Box | None] = [None] * len(files)
-    if "bbox" in table.columns and "crop_path" not in table.columns:
-        boxes = [_parse_box(table, row, box) for row, box in enumerate(table.columns["bbox"], 1)]
-    return list(map(_Entry, files, people, labels, splits, boxes))
+    return list(map(_Entry, images, people, labels, splits))
 
 
 def _number(people: Sequence[str]) -> list[int]:
@@ -252,21 +244,3 @@ def _parse_label(table: FaceTable, row: int, label: Any) -> int:
     except ValueError:
         step = "Give whole numbers, or a table without this column: people are numbered then"
         raise SourceError(table.path, f"row {row} has the label {label!r}", next_step=step) from None
-
-
-def _parse_box(table: FaceTable, row: int, box: Any) -> Box:
-    try:
-        left, top, right, bottom = map(float, json.loads(box) if isinstance(box, str) else box)
-        if left < right and top < bottom:
-            return left, top, right, bottom
-    except (ValueError, TypeError):
-        pass
-    step = "Give [x1, y1, x2, y2] in pixels, left and top first"
-    raise SourceError(table.path, f"row {row} has the bbox {box!r}", next_step=step)
-
-
-def _read_face(entry: _Entry) -> NDArray[np.uint8]:
-    if entry.box is None:
-        return read_crop(entry.file)
-    pixels = to_rgb(entry.file)
-    return central_part(pixels) if is_crop(pixels) else crop_face(pixels, entry.box, "scaled")

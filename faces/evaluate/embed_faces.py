@@ -2,65 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from converter.errors import SourceError
-from faces.crops import CropMethod, central_part, choose_face, crop_face, is_crop, read_crop
+from faces.crops import CropMethod, FaceImage, choose_face, is_crop, read_face
 from faces.detect.detector import FaceDetector
-from faces.detect.result import Box
-from faces.face_table import FaceTable
 from faces.images import to_rgb
 
 Network = Callable[[NDArray[Any]], NDArray[Any]]
 """A function from standardised images, (N, H, W, 3) float32, to rows of numbers, (N, ...)."""
 
 Progress = Callable[[int, int | None], None]
-
-
-@dataclass(frozen=True, slots=True)
-class FaceImage:
-    """An image, and the face in it.
-
-    Attributes:
-        file: The image.
-        box: The box of the face, in pixels; None if it is not known, or if the image is a crop.
-    """
-
-    file: Path
-    box: Box | None = None
-
-
-def read_images(table: FaceTable) -> list[FaceImage]:
-    """The images of a table: its crops, or else its photographs with their column bbox, if it has one.
-
-    Raises:
-        SourceError: A column or files are missing, or a bbox is none.
-    """
-    files = table.files()
-    if "crop_path" in table.columns or "bbox" not in table.columns:
-        return [FaceImage(file) for file in files]
-    boxes = (_parse_box(table.path, row, value) for row, value in enumerate(table.columns["bbox"], 1))
-    return [FaceImage(file, box) for file, box in zip(files, boxes, strict=True)]
-
-
-def _parse_box(path: Path, row: int, value: Any) -> Box | None:
-    """Parse a cell such as "[1, 2, 3, 4]", or a list of Parquet; an empty one is None."""
-    if value is None or value == "":
-        return None
-    try:
-        numbers = json.loads(value) if isinstance(value, str) else list(value)
-        x1, y1, x2, y2 = (float(number) for number in numbers)
-    except (ValueError, TypeError) as error:
-        step = "Write [x1, y1, x2, y2] in pixels"
-        raise SourceError(path, f"row {row} has the bbox {value!r:.60}", next_step=step) from error
-    return x1, y1, x2, y2
 
 
 def find_faces(
@@ -100,21 +55,6 @@ def find_faces(
         box = found[choose_face(found, width, height, method)].box if found else None
         faces.append(FaceImage(image.file, box) if box else None)
     return faces
-
-
-def read_face(image: FaceImage, method: CropMethod) -> NDArray[np.uint8]:
-    """Read a face as the network takes it: (160, 160, 3), RGB.
-
-    Args:
-        image: The image.
-        method: The crop of a photograph.
-
-    Raises:
-        SourceError: The file cannot be used as a photograph.
-    """
-    if image.box is None:
-        return read_crop(image.file)
-    return central_part(crop_face(to_rgb(image.file), image.box, method))
 
 
 def run_networks(

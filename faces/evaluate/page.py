@@ -15,7 +15,7 @@ from checks.report.page import write_html
 from checks.report.pictures import data_url
 from checks.report.provenance import digests, provenance, shown_path
 from checks.report.roc_chart import Roc
-from faces.evaluate.embed_faces import FaceImage, read_face
+from faces.crops import FaceImage, read_face
 from faces.evaluate.result import ClassificationResult, VerificationResult
 from faces.evaluate.table import (
     confusion_table,

@@ -11,7 +11,7 @@ import numpy as np
 from converter.counts import counted
 from converter.errors import SourceError
 from converter.formats.limits import read_whole
-from faces.evaluate.embed_faces import FaceImage
+from faces.crops import FaceImage
 from faces.evaluate.protocol import Flags, Pairs
 
 _EXAMPLE = "Its first line is a count, such as 10 300; the others are NAME N M or NAME N NAME M"

@@ -14,12 +14,12 @@ from checks.core.environment import environment
 from checks.core.judgement import Judgement
 from converter.errors import RequirementError, SourceError, UsageError
 from converter.hub.locate import locate
-from faces.crops import CropMethod
+from faces.crops import CropMethod, FaceImage, read_images
 from faces.detect.detector import FaceDetector
 from faces.distance import Distance
 from faces.evaluate.against import open_graph
 from faces.evaluate.classifier import score
-from faces.evaluate.embed_faces import FaceImage, find_faces, read_images, run_networks
+from faces.evaluate.embed_faces import find_faces, run_networks
 from faces.evaluate.judge import judge
 from faces.evaluate.measure import Measurement, Settings, measure
 from faces.evaluate.pairs import FoundPairs, all_pairs, find_images, read_pairs

@@ -134,7 +134,7 @@ def test_photographs_of_a_table_without_crops_are_cropped_around_their_box(folde
     np.testing.assert_allclose(faces[1][0].numpy(), expected.transpose(2, 0, 1), atol=1e-6)
     for wrong in ('"[40, 10, 100]"', '"[100, 10, 40, 80]"', "face", '"[1, 2, 3, NaN]"'):
         table.write_text(header + rows.format(box, wrong))
-        with pytest.raises(SourceError, match=r"row 2 has the bbox .* Give \[x1, y1, x2, y2\] in pixels"):
+        with pytest.raises(SourceError, match=r"row 2 has the bbox .* Write \[x1, y1, x2, y2\] in pixels"):
             FaceDataset(table, standardisation="fixed")
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from converter.errors import SourceError
-from faces.evaluate.embed_faces import FaceImage
+from faces.crops import FaceImage
 from faces.evaluate.pairs import FoundPairs, all_pairs, find_images, read_pairs
 from tests.faces.evaluate.original import load_original
 
