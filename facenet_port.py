@@ -40,6 +40,8 @@ _COMMANDS = {
         "COMMAND",
         "crop the faces of a folder of photographs",
     ),
+    "embed": ("faces.embed.__main__", "COMMAND", "compute the embeddings of a folder of photographs"),
+    "match": ("faces.match.__main__", "COMMAND", "decide whether two photographs show the same person"),
     "evaluate": (
         "faces.evaluate.__main__",
         "COMMAND",

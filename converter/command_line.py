@@ -272,7 +272,7 @@ def show_result(
     """Print a command's result and write the files of --json and --report, as the options ask for.
 
     Args:
-        arguments: The parsed arguments of a command with `--report`.
+        arguments: The parsed arguments.
         result: The result, for the functions of the rooms.
         rooms: The package of the command, such as `checks.audit`: its `table` has `print_result`, its `page`
             has `write_page`. A room is imported when it is needed.
@@ -283,7 +283,7 @@ def show_result(
         importlib.import_module(f"{rooms}.table").print_result(result, **verbosity)
     if arguments.json:
         write_json(arguments.json, as_json())
-    if arguments.report:
+    if getattr(arguments, "report", None):
         page = importlib.import_module(f"{rooms}.page")
         page.write_page(arguments.report, result, command=arguments.command)
 

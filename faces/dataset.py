@@ -19,15 +19,13 @@ from converter.errors import SourceError, UsageError
 from faces.align.result import person_of
 from faces.crops import FaceImage, central_part, choose_face, crop_face, is_crop, read_face, read_images
 from faces.detect.detector import FaceDetector
-from faces.face_table import ENDINGS, FaceTable, read_table
+from faces.face_table import FaceTable, find_table, read_table
 from faces.images import ImageLike, to_rgb
 from faces.model import STANDARDISATIONS, Model, Standardisation, published_standardisation
 from reference import InceptionResnetV1
 
 NOBODY = -1
 """The label of a face whose person is not known."""
-
-_TABLES = ("faces.csv", "faces.parquet")  # of `facenet-port align`
 
 
 class FaceDataset(Dataset[tuple[Tensor, int]]):
@@ -211,16 +209,12 @@ class _Entry:
 
 
 def _find_faces(source: Path, *, with_split: bool) -> list[_Entry]:
-    if source.is_dir():
-        of_align = next((source / name for name in _TABLES if (source / name).is_file()), None)
-        if of_align is None and not with_split:
-            found = find_photographs(source)
-            owners = [person_of(file.relative_to(source).as_posix()) for file in found]
-            return list(map(_Entry, map(FaceImage, found), owners, _number(owners)))
-        source = of_align or source / _TABLES[0]
-    elif source.suffix.lower() not in ENDINGS:
-        raise UsageError(f"{source}: there is no such folder, and it is no {' or '.join(ENDINGS)} table.")
-    table = read_table(source)
+    path = find_table(source)
+    if path is None and not with_split:
+        found = find_photographs(source)
+        owners = [person_of(file.relative_to(source).as_posix()) for file in found]
+        return list(map(_Entry, map(FaceImage, found), owners, _number(owners)))
+    table = read_table(path or source / "faces.csv")
     images = read_images(table)
     splits = table.column("split_type") if with_split else [""] * len(images)
     people = ["" if person is None else str(person) for person in table.require("person_name")]

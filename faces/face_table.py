@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from converter.counts import counted
-from converter.errors import RequirementError, SourceError
+from converter.errors import RequirementError, SourceError, UsageError
 from converter.formats.limits import read_whole
 
 TableFormat = Literal["csv", "parquet"]
@@ -86,6 +86,23 @@ class FaceTable:
     def _locate(self, value: str) -> Path:
         beside = self.path.parent / value  # an absolute path stays as it is
         return beside if beside.is_file() or not Path(value).is_file() else Path(value)
+
+
+def find_table(source: Path) -> Path | None:
+    """Find the table of a folder that `align` has written, or take a table as it is.
+
+    Returns:
+        The table; None for a folder without one.
+
+    Raises:
+        UsageError: The source is neither a folder nor a table by its ending.
+    """
+    if source.is_dir():
+        tables = (source / f"faces{ending}" for ending in ENDINGS)
+        return next((table for table in tables if table.is_file()), None)
+    if source.suffix.lower() not in ENDINGS:
+        raise UsageError(f"{source}: there is no such folder, and it is no {' or '.join(ENDINGS)} table.")
+    return source
 
 
 def read_table(path: Path) -> FaceTable:

@@ -22,11 +22,8 @@ from converter.hub.catalog_entry import FIXED, PER_IMAGE, CatalogEntry
 from converter.manifest import file_digest, manifest_path, read_manifest
 from converter.network_names import COUNTER, NetworkTensors
 from converter.plan import describe, state_dict_variant
-from faces.options import check_device
+from faces.options import DEFAULT_MODEL, check_device
 from reference import InceptionResnetV1, load
-
-DEFAULT_MODEL = "20170512-110547"
-"""The published model that is taken if none is named: a package index serves it."""
 
 Standardisation = Literal["fixed", "per-image"]
 

@@ -1,11 +1,16 @@
-"""The command-line options that the commands on photographs share: the detector's, and --device."""
+"""The command-line options that the commands on photographs share: of the detector, network and device."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
+from converter import command_line
 from converter.errors import RequirementError
+
+if TYPE_CHECKING:
+    from faces.embedder import Embedder
 
 SMALLEST_FACE = 20
 """Side of the smallest face that the detector looks for, in pixels. This and the next two are facenet's."""
@@ -13,6 +18,8 @@ THRESHOLDS = (0.6, 0.7, 0.7)
 """Probability of a face that P-Net, R-Net and O-Net ask for."""
 FACTOR = 0.709
 """Ratio of two scales of the detector's pyramid that follow each other."""
+DEFAULT_MODEL = "20170512-110547"
+"""The published model that is taken if none is named: a package index serves it."""
 
 _DEVICES = ("cpu", "cuda", "mps")
 
@@ -45,6 +52,71 @@ def add_detector_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--offline", action="store_true", help="never use the network")
 
 
+def add_crop_option(parser: argparse.ArgumentParser) -> None:
+    """Add --crop."""
+    parser.add_argument(
+        "--crop",
+        choices=("scaled", "facenet"),
+        default="scaled",
+        help="scaled (default): the largest face with a margin of 0.2 of its box, 160x160 pixels; facenet: "
+        "the original's crop, pixel by pixel, 182x182",
+    )
+
+
+def add_embedder_options(parser: argparse.ArgumentParser) -> None:
+    """Add --model, --standardise, --crop and the detector's options, which `make_embedder` takes."""
+    parser.add_argument(
+        "--model",
+        metavar="NAME|FILE",
+        default=DEFAULT_MODEL,
+        help=f"a published model, or a state_dict or TensorFlow file (default: {DEFAULT_MODEL})",
+    )
+    parser.add_argument(
+        "--standardise",
+        dest="standardisation",
+        choices=("fixed", "per-image"),
+        help="the standardisation of the images (default: that of the published model)",
+    )
+    add_crop_option(parser)
+    add_detector_options(parser)
+
+
+def add_threshold_option(parser: argparse.ArgumentParser, default: str) -> None:
+    """Add --threshold.
+
+    Args:
+        parser: The command's parser.
+        default: What is taken without it.
+    """
+    parser.add_argument(
+        "--threshold",
+        metavar="FILE.json",
+        type=command_line.path,
+        help="the threshold that `facenet-port evaluate --json FILE.json` measured with this model "
+        f"(default: {default})",
+    )
+
+
+def make_embedder(arguments: argparse.Namespace) -> Embedder:
+    """Make the embedder that the options of `add_embedder_options` describe.
+
+    Raises:
+        RequirementError: As for `Embedder`.
+    """
+    from faces.embedder import Embedder  # with PyTorch, which takes seconds
+
+    return Embedder(
+        arguments.model,
+        standardisation=arguments.standardisation,
+        crop=arguments.crop,
+        device=arguments.device,
+        smallest_face=arguments.smallest_face,
+        thresholds=tuple(arguments.thresholds),
+        factor=arguments.factor,
+        offline=arguments.offline,
+    )
+
+
 def add_device_option(parser: argparse.ArgumentParser) -> None:
     """Add --device."""
     parser.add_argument(
@@ -67,6 +139,14 @@ def check_device(device: str) -> None:
     if not available[device]:
         usable = " or ".join(name for name, is_available in available.items() if is_available)
         raise RequirementError(f"--device {device}: PyTorch finds no such device here. Give {usable}.")
+
+
+def positive_number(text: str) -> int:
+    """Parse an argument that is a whole number, 1 or above."""
+    number = command_line.natural_number(text)
+    if number == 0:
+        raise argparse.ArgumentTypeError("give 1 or more")
+    return number
 
 
 def _pixels(text: str) -> float:

@@ -49,6 +49,14 @@ class Threshold:
         """The threshold in the form that `evaluate --json` writes."""
         return asdict(self)
 
+    @property
+    def basis(self) -> str:
+        """The false accept rate and the pairs that it rests on, in a clause."""
+        return (
+            f"at a false accept rate of {self.far:g}, measured on {self.pairs:,} pairs of {self.source}, "
+            f"{self.different:,} of different people"
+        )
+
     def check(self, *, model: str, model_sha256: str, distance: Distance, mirrored: bool) -> None:
         """Refuse to be applied to other distances than it was measured on.
 
@@ -68,6 +76,68 @@ class Threshold:
             raise UsageError(
                 f"the threshold {self.value:.4g} is of the distance {mine}, not {other}. {again}"
             )
+
+
+_DEFAULT = Threshold(
+    value=1.339549,
+    far=0.001,
+    distance="squared-euclidean",
+    subtract_mean=False,
+    mirrored=False,
+    model="20170512-110547",
+    model_sha256="0aacbe14c51311757425411cc35ba5723b1bd93e6c043873edb7bdc5e56a1fc6",
+    standardisation="per-image",
+    pairs=6903,
+    different=5549,
+    source="118 photographs of five people",
+)
+# Of the pictures in the package that serves this model; `--crop scaled`. A test measures it again.
+
+
+def find_threshold(
+    file: Path | None, stored: Threshold | None, *, model: str, model_sha256: str, standardisation: str
+) -> Threshold | None:
+    """Find the threshold for decisions on two embeddings, each of one image.
+
+    Args:
+        file: A result of `facenet-port evaluate --json`.
+        stored: The threshold that is taken without a file.
+        model: The name of the network.
+        model_sha256: Its `faces.model.weights_digest`.
+        standardisation: The standardisation of its images.
+
+    Returns:
+        The threshold of the file, or the stored one, or one that was measured for the default model; None if
+        there is none.
+
+    Raises:
+        SourceError: The file cannot be read, or holds no threshold.
+        UsageError: The threshold is of another network, or of other embeddings.
+    """
+    if file is None and stored is None:
+        is_default = (model_sha256, standardisation) == (_DEFAULT.model_sha256, _DEFAULT.standardisation)
+        return _DEFAULT if is_default else None
+    threshold = stored if file is None else read_threshold(file)
+    assert threshold is not None
+    threshold.check(model=model, model_sha256=model_sha256, distance=threshold.distance, mirrored=False)
+    problem = None
+    if threshold.standardisation != standardisation:
+        problem = f"of images standardised {threshold.standardisation}, not {standardisation}"
+    elif threshold.subtract_mean:
+        problem = "of embeddings with their mean subtracted, which one image does not have"
+    if problem:
+        raise UsageError(
+            f"the threshold {threshold.value:.4g} is {problem}. Measure it again with "
+            "`facenet-port evaluate --json`."
+        )
+    return threshold
+
+
+HOW_TO_MEASURE = (
+    "Measure one on faces whose people are known: `facenet-port evaluate crops/faces.csv --model {model} "
+    "--json figures.json`, then give --threshold figures.json."
+)
+"""The next step without a threshold; `model` is the one to measure it for."""
 
 
 def parse_threshold(content: Any) -> Threshold:

@@ -35,13 +35,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         type=command_line.path,
         help="a new folder for the crops and their table, or the one of an earlier run",
     )
-    parser.add_argument(
-        "--crop",
-        choices=("scaled", "facenet"),
-        default="scaled",
-        help="scaled (default): the largest face with a margin of 0.2 of its box, 160x160 pixels; facenet: "
-        "the original's crop, pixel by pixel, 182x182",
-    )
+    options.add_crop_option(parser)
     parser.add_argument("--all-faces", action="store_true", help="crop every face of a photograph, not one")
     parser.add_argument(
         "--table",

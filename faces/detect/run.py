@@ -57,7 +57,7 @@ def detect(
         device=device, smallest_face=smallest_face, thresholds=thresholds, factor=factor, offline=offline
     )
     photographs: list[Photograph] = []
-    for batch in _read(list(files), problems):
+    for batch in read_batches(list(files), problems):
         for (file, pixels), faces in zip(
             batch, detector.detect([pixels for _, pixels in batch]), strict=True
         ):
@@ -85,10 +85,18 @@ def _find_files(sources: Sequence[str | Path]) -> tuple[dict[Path, Path], list[S
     return files, problems
 
 
-def _read(
+def read_batches(
     files: Sequence[Path], problems: list[SourceError]
 ) -> Iterator[list[tuple[Path, NDArray[np.uint8]]]]:
-    """Read photographs in batches that fit in memory; those that cannot be read go to `problems`."""
+    """Read photographs in batches that fit in memory.
+
+    Args:
+        files: The photographs.
+        problems: The errors on those that cannot be read are added to it.
+
+    Returns:
+        Batches of files and their pixels, (height, width, 3) in RGB.
+    """
     batch: list[tuple[Path, NDArray[np.uint8]]] = []
     for file in files:
         try:

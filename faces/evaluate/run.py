@@ -26,7 +26,8 @@ from faces.evaluate.pairs import FoundPairs, all_pairs, find_images, read_pairs
 from faces.evaluate.protocol import Pairs
 from faces.evaluate.result import Applied, ClassificationResult, ModelFacts, VerificationResult
 from faces.face_table import ENDINGS, FaceTable, read_table
-from faces.model import DEFAULT_MODEL, Model, Standardisation, load_model
+from faces.model import Model, Standardisation, load_model
+from faces.options import DEFAULT_MODEL
 from faces.threshold import Threshold, read_threshold
 
 _PACKAGES = {"sklearn": "scikit-learn", "scipy": "scipy"}
@@ -63,7 +64,7 @@ def evaluate(
             table of faces, of which all pairs are taken, each row with every later one.
         pairs: A list such as pairs.txt, pairsDevTrain.txt or pairsDevTest.txt.
         model: The name of a published model, or a file, as for `faces.model.load_model`. None converts
-            `against`, or else takes `faces.model.DEFAULT_MODEL`.
+            `against`, or else takes `faces.options.DEFAULT_MODEL`.
         standardisation: As in `load_model`.
         folds: The number of folds, consecutive and not shuffled. None takes that of the list, or 10 for a
             table.

@@ -43,7 +43,7 @@ def _print_verification(console: Console, result: VerificationResult) -> None:
     pairs = f"{len(result.pairs):,} pairs of {len(result.images):,} images"
     kinds = f"{result.same:,} of the same person and {different:,} of different people"
     console.print(f"{place}: {pairs}, {kinds}{skipped}", markup=False)
-    console.print(f"{_network(result.model)}; {describe_settings(result)}", markup=False)
+    console.print(f"{describe_network(result.model)}; {describe_settings(result)}", markup=False)
     photographs = sum(box is not None for box in result.boxes)
     if photographs:
         detail = f"{counted(photographs, 'photograph')} cropped by `align`'s --crop {result.crop}"
@@ -132,7 +132,8 @@ def _figure(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
 
 
-def _network(model: ModelFacts) -> str:
+def describe_network(model: ModelFacts) -> str:
+    """The name of a network and the standardisation of its images."""
     return f"{from_home(model.name)}, standardised {describe_standardisation(model)}"
 
 
@@ -145,7 +146,7 @@ def describe_standardisation(model: ModelFacts) -> str:
 def _print_classification(console: Console, result: ClassificationResult) -> None:
     faces = int(result.confusion.sum())
     console.print(f"[bold]{result.accuracy:.4f} of the faces are given their label.[/]")
-    origin = "the predictions in the table" if result.model is None else _network(result.model)
+    origin = "the predictions in the table" if result.model is None else describe_network(result.model)
     held = sum(scores.faces > 0 for scores in result.classes)
     classes = counted(held, "class", "classes")
     classes += f", {result.faceless:,} left out: no face" if result.faceless else ""

@@ -1,0 +1,1 @@
+"""Embeddings: the faces of a folder of photographs in a file, with what they were computed with."""

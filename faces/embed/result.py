@@ -1,0 +1,55 @@
+"""What `embed` made, as plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from converter.errors import SourceError
+from faces.embeddings import Embeddings
+from faces.evaluate.result import ModelFacts
+
+
+@dataclass(frozen=True, slots=True)
+class EmbedResult:
+    """The result of `embed`.
+
+    Attributes:
+        source: The folder or table.
+        output: The file that was written; None if none was asked for.
+        embeddings: The embeddings.
+        model: The network.
+        without_face: The photographs without a face.
+        problems: The errors on files that could not be read.
+    """
+
+    source: Path
+    output: Path | None
+    embeddings: Embeddings
+    model: ModelFacts
+    without_face: tuple[Path, ...]
+    problems: tuple[SourceError, ...]
+
+    @property
+    def exit_code(self) -> int:
+        """0 if every image has an embedding; 1 if one has no face; 3 if a file could not be read."""
+        return 3 if self.problems else 1 if self.without_face else 0
+
+    def as_json(self) -> Mapping[str, Any]:
+        """The result in the form that `--json` writes."""
+        return {
+            "source": str(self.source),
+            "output": None if self.output is None else str(self.output),
+            **self.embeddings.origin.as_json(),
+            "dimensions": self.embeddings.values.shape[1],
+            "faces": [
+                {"path": str(file), "person": person, "box": box}
+                for file, person, box in zip(
+                    self.embeddings.files, self.embeddings.people, self.embeddings.boxes, strict=True
+                )
+            ],
+            "without_face": [str(file) for file in self.without_face],
+            "problems": [str(problem) for problem in self.problems],
+        }

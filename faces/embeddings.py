@@ -1,0 +1,187 @@
+"""The Parquet file of embeddings: a row for each face, and what they were computed with."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from converter.errors import SourceError, UsageError
+from faces.crops import CROP_SIZES, CropMethod
+from faces.detect.result import Box
+from faces.face_table import check_format
+from faces.model import STANDARDISATIONS, Standardisation
+from faces.threshold import Threshold, parse_threshold
+
+COLUMNS = ("image_path", "person_name", "bbox", "embedding")
+"""The columns in their order. A path starts at the file's folder; bbox is null for a crop."""
+
+_KEY = b"facenet-port"  # of the metadata
+_WRITE = "`facenet-port embed FOLDER -o embeddings.parquet` writes such a file"
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What embeddings were computed with.
+
+    Attributes:
+        model: The name of the published model, or the file as it was given.
+        model_sha256: `faces.model.weights_digest` of it.
+        standardisation: The standardisation of the images.
+        crop: The crop of the faces.
+        threshold: A threshold that was measured with this model; None if none is known.
+    """
+
+    model: str
+    model_sha256: str
+    standardisation: Standardisation
+    crop: CropMethod
+    threshold: Threshold | None
+
+    def as_json(self) -> dict[str, Any]:
+        """The origin as the metadata has it."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Embeddings:
+    """Embeddings of faces.
+
+    Attributes:
+        files: The image of each face: a photograph or a crop.
+        people: The person of each; empty if it is not known.
+        boxes: The box of each in pixels; None if the image is a crop.
+        values: (N, E), float32.
+        origin: What they were computed with.
+    """
+
+    files: tuple[Path, ...]
+    people: tuple[str, ...]
+    boxes: tuple[Box | None, ...]
+    values: NDArray[np.float32]
+    origin: Origin
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The name of each face: its person, or its image if the person is not known."""
+        return tuple(person or file.name for person, file in zip(self.people, self.files, strict=True))
+
+
+def check_output(path: Path) -> None:
+    """Refuse a file that embeddings cannot be written to, before the work begins. Older ones are replaced.
+
+    Raises:
+        UsageError: It has another ending, its folder does not exist, or it exists and is something else.
+        RequirementError: pyarrow is not installed.
+    """
+    if path.suffix.lower() != ".parquet":
+        raise UsageError(f"{path}: embeddings are written as Parquet. Give a name that ends in .parquet.")
+    if not path.parent.is_dir():
+        raise UsageError(f"{path}: there is no folder {path.parent}. Create it first.")
+    check_format("parquet", path)
+    if not path.exists():
+        return
+    try:
+        read_embeddings(path)
+    except SourceError:
+        raise UsageError(f"{path}: it exists and holds no embeddings. Give another name.") from None
+
+
+def encode_embeddings(embeddings: Embeddings, folder: Path) -> bytes:
+    """Encode embeddings as the content of a Parquet file.
+
+    Args:
+        embeddings: The embeddings.
+        folder: The folder of the file, which its paths start at.
+
+    Raises:
+        RequirementError: pyarrow is not installed.
+    """
+    check_format("parquet")
+    import pyarrow
+    import pyarrow.parquet
+
+    values = pyarrow.array(embeddings.values.ravel())
+    start = folder.resolve()
+    columns = (
+        [Path(os.path.relpath(file.resolve(), start)).as_posix() for file in embeddings.files],
+        list(embeddings.people),
+        pyarrow.array(embeddings.boxes, pyarrow.list_(pyarrow.float64())),
+        pyarrow.FixedSizeListArray.from_arrays(values, embeddings.values.shape[1]),
+    )
+    table = pyarrow.table(dict(zip(COLUMNS, columns, strict=True)))
+    metadata = {_KEY: json.dumps(embeddings.origin.as_json()).encode()}
+    content = io.BytesIO()
+    pyarrow.parquet.write_table(table.replace_schema_metadata(metadata), content)
+    return content.getvalue()
+
+
+def read_embeddings(path: Path) -> Embeddings:
+    """Read what `encode_embeddings` wrote.
+
+    Raises:
+        SourceError: The file cannot be read, holds no embeddings, or lacks columns or rows.
+        RequirementError: pyarrow is not installed.
+    """
+    check_format("parquet", path)
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.read_table(path)
+    except (pyarrow.ArrowException, OSError) as error:
+        problem = f"cannot be read as a Parquet table ({str(error).splitlines()[0]})"
+        raise SourceError(path, problem, next_step=_WRITE) from error
+    origin = _parse_origin(path, (table.schema.metadata or {}).get(_KEY))
+    missing = [column for column in COLUMNS if column not in table.column_names]
+    if missing:
+        raise SourceError(path, f"it has no column {' and no column '.join(missing)}", next_step=_WRITE)
+    if not table.num_rows:
+        raise SourceError(path, "it holds no faces", next_step=_WRITE)
+    files = [path.parent / file for file in _texts(path, table, "image_path")]
+    people = _texts(path, table, "person_name")
+    boxes = [None if box is None else tuple(box) for box in table["bbox"].to_pylist()]
+    return Embeddings(tuple(files), tuple(people), tuple(boxes), _parse_values(path, table), origin)
+
+
+def _parse_origin(path: Path, metadata: bytes | None) -> Origin:
+    if metadata is None:
+        raise SourceError(path, "it does not say which model its embeddings are of", next_step=_WRITE)
+    try:
+        content = json.loads(metadata)
+        threshold = content.pop("threshold")
+        origin = Origin(**content, threshold=None if threshold is None else parse_threshold(threshold))
+        if origin.standardisation not in STANDARDISATIONS or origin.crop not in CROP_SIZES:
+            raise ValueError("an unknown standardisation or crop")
+        if not isinstance(origin.model, str) or not isinstance(origin.model_sha256, str):
+            raise TypeError("the model is no text")
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        problem = "what it says of the model of its embeddings cannot be read"
+        raise SourceError(path, problem, next_step=_WRITE) from error
+    return origin
+
+
+def _texts(path: Path, table: Any, column: str) -> Sequence[str]:
+    values = table[column].to_pylist()
+    if not all(isinstance(value, str) for value in values):
+        raise SourceError(path, f"its column {column} has values that are no text", next_step=_WRITE)
+    return values  # type: ignore[no-any-return]
+
+
+def _parse_values(path: Path, table: Any) -> NDArray[np.float32]:
+    try:
+        values = np.asarray(table["embedding"].combine_chunks().flatten(), np.float32)
+        values = values.reshape(table.num_rows, -1)
+        norms = np.linalg.norm(values, axis=1)
+    except (ValueError, TypeError, AttributeError):
+        norms = np.zeros(1)
+    if not np.allclose(norms, 1, atol=1e-3):  # NaN is not close
+        raise SourceError(path, "its column embedding holds no embeddings of length 1", next_step=_WRITE)
+    return values

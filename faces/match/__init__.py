@@ -1,0 +1,1 @@
+"""The decision whether two photographs show the same person."""

@@ -1,0 +1,62 @@
+"""What `match` found, as plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from faces.embedder import EmbeddedFace
+from faces.evaluate.result import ModelFacts
+from faces.threshold import Threshold
+
+
+@dataclass(frozen=True, slots=True)
+class MatchResult:
+    """The distance of two faces, and the decision.
+
+    Attributes:
+        faces: The two faces.
+        cosine: The cosine of the angle between their embeddings, -1 to 1.
+        euclidean: The Euclidean distance of their embeddings, 0 to 2.
+        distance: The distance that the threshold is of; None without a threshold.
+        threshold: The threshold below which two faces count as the same person's; None if none is known.
+        model: The network.
+    """
+
+    faces: tuple[EmbeddedFace, EmbeddedFace]
+    cosine: float
+    euclidean: float
+    distance: float | None
+    threshold: Threshold | None
+    model: ModelFacts
+
+    @property
+    def same(self) -> bool | None:
+        """Whether the faces count as the same person's; None without a threshold."""
+        if self.threshold is None or self.distance is None:
+            return None
+        return self.distance < self.threshold.value
+
+    @property
+    def exit_code(self) -> int:
+        """0 the same person; 1 different people; 4 no decision, as there is no threshold."""
+        return {True: 0, False: 1, None: 4}[self.same]
+
+    def as_json(self) -> Mapping[str, Any]:
+        """The result in the form that `--json` writes."""
+        return {
+            "same": self.same,
+            "cosine": self.cosine,
+            "euclidean": self.euclidean,
+            "squared_euclidean": self.euclidean**2,
+            "distance": self.distance,
+            "threshold": None if self.threshold is None else self.threshold.as_json(),
+            "model": self.model.name,
+            "model_sha256": self.model.sha256,
+            "standardisation": self.model.standardisation,
+            "faces": [
+                {"path": str(face.file), "box": face.box, "faces": face.faces, "crop": face.crop}
+                for face in self.faces
+            ],
+        }
