@@ -78,7 +78,7 @@ class Threshold:
             )
 
 
-_DEFAULT = Threshold(
+DEFAULT_THRESHOLD = Threshold(
     value=1.339549,
     far=0.001,
     distance="squared-euclidean",
@@ -91,7 +91,8 @@ _DEFAULT = Threshold(
     different=5549,
     source="118 photographs of five people",
 )
-# Of the pictures in the package that serves this model; `--crop scaled`. A test measures it again.
+"""The threshold for the default model with `--crop scaled`, as `facenet-port evaluate` measures it on the
+photographs in the package that serves this model."""
 
 
 def find_threshold(
@@ -115,8 +116,9 @@ def find_threshold(
         UsageError: The threshold is of another network, or of other embeddings.
     """
     if file is None and stored is None:
-        is_default = (model_sha256, standardisation) == (_DEFAULT.model_sha256, _DEFAULT.standardisation)
-        return _DEFAULT if is_default else None
+        default = DEFAULT_THRESHOLD
+        is_default = (model_sha256, standardisation) == (default.model_sha256, default.standardisation)
+        return default if is_default else None
     threshold = stored if file is None else read_threshold(file)
     assert threshold is not None
     threshold.check(model=model, model_sha256=model_sha256, distance=threshold.distance, mirrored=False)

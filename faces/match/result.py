@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +19,7 @@ class MatchResult:
     Attributes:
         faces: The two faces.
         cosine: The cosine of the angle between their embeddings, -1 to 1.
-        euclidean: The Euclidean distance of their embeddings, 0 to 2.
+        squared_euclidean: The squared Euclidean distance of their embeddings, 0 to 4.
         distance: The distance that the threshold is of; None without a threshold.
         threshold: The threshold below which two faces count as the same person's; None if none is known.
         model: The network.
@@ -26,10 +27,15 @@ class MatchResult:
 
     faces: tuple[EmbeddedFace, EmbeddedFace]
     cosine: float
-    euclidean: float
+    squared_euclidean: float
     distance: float | None
     threshold: Threshold | None
     model: ModelFacts
+
+    @property
+    def euclidean(self) -> float:
+        """The Euclidean distance of the embeddings, 0 to 2."""
+        return math.sqrt(self.squared_euclidean)
 
     @property
     def same(self) -> bool | None:
@@ -49,7 +55,7 @@ class MatchResult:
             "same": self.same,
             "cosine": self.cosine,
             "euclidean": self.euclidean,
-            "squared_euclidean": self.euclidean**2,
+            "squared_euclidean": self.squared_euclidean,
             "distance": self.distance,
             "threshold": None if self.threshold is None else self.threshold.as_json(),
             "model": self.model.name,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from faces.distance import DISTANCES
+from faces.distance import DISTANCES, squared_euclidean
 from faces.embedder import Embedder
 from faces.match.result import MatchResult
 
@@ -39,7 +39,7 @@ def match(
     return MatchResult(
         faces=(one, other),
         cosine=float(np.sum(rows[0] * rows[1]) / np.prod([np.linalg.norm(row) for row in rows])),
-        euclidean=float(np.linalg.norm(rows[0] - rows[1])),
+        squared_euclidean=float(squared_euclidean(*rows)[0]),
         distance=None if found is None else float(DISTANCES[found.distance](*rows)[0]),
         threshold=found,
         model=embedder.facts,

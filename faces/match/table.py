@@ -10,23 +10,25 @@ from faces.embedder import EmbeddedFace
 from faces.evaluate.table import describe_network
 from faces.match.result import MatchResult
 
+_WIDTH = 80  # columns; a line may wrap, a figure is not cut off
+
 
 def print_result(result: MatchResult) -> None:
     """Print the result on stdout."""
-    console = command_line.console()
+    console = command_line.console(_WIDTH)
     console.print(_verdict(result))
     for face in result.faces:
         console.print(describe_face(face), markup=False)
     console.print(describe_network(result.model), markup=False)
-    rows = (
+    rows: tuple[Row, ...] = (
         Row("cosine similarity", (f"{result.cosine:.4f}", "1 for the same image, 0 for unrelated ones")),
         Row("Euclidean distance", (f"{result.euclidean:.4f}", "0 to 2")),
-        Row("squared Euclidean distance", (f"{result.euclidean**2:.4f}", "0 to 4")),
+        Row("squared Euclidean distance", (f"{result.squared_euclidean:.4f}", "0 to 4")),
     )
     if result.threshold is not None and result.distance is not None:
         if result.threshold.distance == "arc-cosine":
             rows += (Row("arc cosine", (f"{result.distance:.4f}", "the angle over pi, 0 to 1")),)
-        rows += (Row("threshold", (f"{result.threshold.value:.4f}", result.threshold.basis)),)
+        console.print(f"threshold {result.threshold.value:.4f} {result.threshold.basis}", markup=False)
     print_table(console, Table("measure", ("value", ""), rows, text_columns=1))
 
 

@@ -1,12 +1,18 @@
-"""The detector's networks with the original's own weights."""
+"""The detector's networks with the original's own weights, and what commands that embed faces need."""
 
 from __future__ import annotations
+
+import functools
+import json
 
 import pytest
 import torch
 
 from converter.convert import to_pytorch
 from converter.formats.detect import open_source
+from faces.model import load_model, weights_digest
+from faces.threshold import Threshold
+from reference import load
 from reference.mtcnn import ONet, PNet, RNet
 
 
@@ -20,3 +26,54 @@ def networks(mtcnn_files):
             network.load_state_dict(to_pytorch(source))
         built.append(network)
     return tuple(built)
+
+
+load_once = functools.cache(load_model)
+"""`load_model` without reading a file again."""
+
+
+@pytest.fixture
+def colour_detector(monkeypatch):
+    """Faces are rectangles of pure red for commands that embed photographs, and a network is read once."""
+    from tests.faces.align.conftest import ColourDetector
+
+    detector = ColourDetector()
+    monkeypatch.setattr("faces.embedder.FaceDetector", lambda **options: detector)
+    monkeypatch.setattr("faces.embedder.load_model", load_once)
+    return detector
+
+
+@pytest.fixture(scope="session")
+def network(single_files):
+    """A state_dict for 7 classes that no catalog knows, without a manifest."""
+    return single_files / "weights.pt"
+
+
+@pytest.fixture(scope="session")
+def figures(network, tmp_path_factory):
+    """A function that writes a result of evaluate, with a threshold for `network`, and returns its path."""
+    sha256 = weights_digest(load(network))
+    folder = tmp_path_factory.mktemp("figures")
+
+    def write(value, **changes):
+        threshold = Threshold(
+            **{
+                "value": value,
+                "far": 0.01,
+                "distance": "squared-euclidean",
+                "subtract_mean": False,
+                "mirrored": False,
+                "model": "weights.pt",
+                "model_sha256": sha256,
+                "standardisation": "fixed",
+                "pairs": 600,
+                "different": 300,
+                "source": "pairs.txt",
+                **changes,
+            }
+        )
+        path = folder / "figures.json"
+        path.write_text(json.dumps({"measured_threshold": threshold.as_json()}))
+        return path
+
+    return write

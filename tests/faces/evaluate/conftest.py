@@ -21,12 +21,6 @@ def write_csv(path, rows):
 
 
 @pytest.fixture(scope="session")
-def network(single_files):
-    """A state_dict for 7 classes, without a manifest."""
-    return single_files / "weights.pt"
-
-
-@pytest.fixture(scope="session")
 def crops(tmp_path_factory):
     """lfw/NAME/NAME_0001.png of 160x160 or 182x182, similar for a person, and faces.csv beside it."""
     folder = tmp_path_factory.mktemp("crops")

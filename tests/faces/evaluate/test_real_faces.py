@@ -11,6 +11,7 @@ pytest.importorskip("sklearn")
 pytest.importorskip("cv2")
 
 from faces.evaluate.__main__ import main
+from faces.threshold import DEFAULT_THRESHOLD
 from tests.faces.evaluate.conftest import write_csv
 from tests.support.shared_files import shared_folder
 
@@ -40,6 +41,9 @@ def test_the_figures_and_the_decisions_of_6903_pairs(photographs_table, keras, t
     pytest.importorskip("tensorflow")
     assert main([str(photographs_table), "--against", str(keras), "--json", str(tmp_path / "r.json")]) == 0
     result = json.loads((tmp_path / "r.json").read_text())
+    measured = {**result["measured_threshold"], "source": DEFAULT_THRESHOLD.source}
+    assert measured.pop("value") == pytest.approx(DEFAULT_THRESHOLD.value, abs=1e-4)
+    assert measured.items() <= DEFAULT_THRESHOLD.as_json().items()  # what match takes without --threshold
     assert (result["images"], result["pairs"], result["same"]) == (118, 6903, 1354)
     assert result["accuracy"] >= 0.985  # facenet-pytorch's best on these photographs: 0.982
     assert result["eer"] <= 0.0205  # facenet-pytorch's best: 0.0391
