@@ -42,6 +42,8 @@ _COMMANDS = {
     ),
     "embed": ("faces.embed.__main__", "COMMAND", "compute the embeddings of a folder of photographs"),
     "match": ("faces.match.__main__", "COMMAND", "decide whether two photographs show the same person"),
+    "identify": ("faces.identify.__main__", "COMMAND", "find the person of a photograph among known people"),
+    "cluster": ("faces.cluster.__main__", "COMMAND", "sort the faces of a folder into people"),
     "evaluate": (
         "faces.evaluate.__main__",
         "COMMAND",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rich.console import Console
 from rich.markup import escape
 
 from converter import command_line
@@ -23,5 +24,10 @@ def print_result(result: EmbedResult) -> None:
     console.print(f"model      {describe_network(result.model)}; crop {embeddings.origin.crop}", markup=False)
     known = "none: see --threshold" if threshold is None else f"{threshold.value:.4f} {threshold.basis}"
     console.print(f"threshold  {known}", markup=False)
+    print_faceless(console, result)
+
+
+def print_faceless(console: Console, result: EmbedResult) -> None:
+    """Print the photographs without a face."""
     for file in result.without_face:
         console.print(f"[red]none[/]       {escape(from_home(str(file)))}: no face")

@@ -1,0 +1,1 @@
+"""The faces of a folder, sorted into people."""

@@ -1,0 +1,82 @@
+"""Find the person of a photograph in embeddings of known people."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from converter.errors import UsageError
+from faces.distance import DISTANCES
+from faces.embedder import Embedder
+from faces.embeddings import Embeddings
+from faces.identify.result import IdentifyResult, Neighbour
+
+
+def identify(
+    photograph: str | Path,
+    gallery: Embeddings,
+    *,
+    threshold: str | Path | None = None,
+    most: int = 5,
+    embedder: Embedder | None = None,
+) -> IdentifyResult:
+    """Find the people of a gallery that are nearest to the face of a photograph.
+
+    Args:
+        photograph: A photograph, of which one face is chosen, or a crop of 160x160 or 182x182 pixels.
+        gallery: Embeddings, as `faces.embeddings.read_embeddings` gives them. A face without a person counts
+            as a person of its own.
+        threshold: A result of `facenet-port evaluate --json` with the same model. None takes that of the
+            gallery, or the one that was measured for the default model.
+        most: People that are listed, at least one.
+        embedder: The model and the options. None takes those of the gallery.
+
+    Raises:
+        UsageError: The gallery or the threshold is of another model, or the gallery of another crop.
+        SourceError: The photograph cannot be read, or has no face.
+        RequirementError: Weights are not in the cache and cannot be downloaded.
+    """
+    origin = gallery.origin
+    embedder = embedder or Embedder(origin.model, standardisation=origin.standardisation, crop=origin.crop)
+    _check_model(gallery, embedder)
+    found = embedder.find_threshold(threshold, origin.threshold)
+    (face,) = embedder.embed_all([Path(photograph)])
+    if face.crop != origin.crop:
+        raise UsageError(
+            f"{photograph} has the crop {face.crop}, and the gallery {origin.crop}. Give the "
+            "photograph itself."
+        )
+    measure = "squared-euclidean" if found is None else found.distance
+    distances = DISTANCES[measure](gallery.values.astype(np.float64), face.embedding[None].astype(np.float64))
+    names = np.array(gallery.names, dtype=object)
+    nearest: dict[str, int] = {}
+    for place in np.argsort(distances, kind="stable"):
+        nearest.setdefault(str(names[place]), int(place))
+    neighbours = tuple(
+        Neighbour(name, float(distances[place]), gallery.files[place], int(np.sum(names == name)))
+        for name, place in list(nearest.items())[:most]
+    )
+    return IdentifyResult(
+        face=face,
+        neighbours=neighbours,
+        people=len(nearest),
+        gallery_faces=len(names),
+        distance=measure,
+        threshold=found,
+        model=embedder.facts,
+    )
+
+
+def _check_model(gallery: Embeddings, embedder: Embedder) -> None:
+    origin, model = gallery.origin, embedder.model
+    if origin.model_sha256 != model.sha256:
+        raise UsageError(
+            f"the embeddings of the gallery are of {origin.model} (SHA-256 {origin.model_sha256[:12]}), not "
+            f"of {model.name} ({model.sha256[:12]}). Give that one with --model, or embed the gallery again."
+        )
+    if origin.standardisation != model.standardisation:
+        raise UsageError(
+            f"the images of the gallery were standardised {origin.standardisation}, not "
+            f"{model.standardisation}. Embed the gallery again."
+        )
