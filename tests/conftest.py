@@ -33,10 +33,11 @@ from tests.support.package_index import (
 )
 from tests.support.shared_files import shared_folder
 
-# A shell that runs the tests in the background makes them ignore Ctrl-C. The processes that the tests
-# interrupt would then ignore it too.
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# A shell that runs the tests in the background makes them ignore Ctrl-C, and nohup the end of its terminal.
+# The processes that the tests stop would then ignore these signals too.
+for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, handler)
 
 LONGEST = (
     "checks/controls/test_controls.py",

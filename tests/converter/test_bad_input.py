@@ -123,7 +123,7 @@ def test_a_published_name_without_network(command, tmp_path, monkeypatch, name):
     known = BUILT_IN_BY_NAME[name]
     says = [
         f"{known.name} is not in the cache",
-        known.url,
+        known.sources[0].place,
         f"facenet-port convert {known.name} --archive FILE",
     ]
     command.refuses(name, "--offline", code=4, says=says)

@@ -64,6 +64,8 @@ def load_peer_detector(wheel: Path, folder: Path) -> Any:
         module = importlib.import_module("facenet_pytorch.models.mtcnn")
         return module.MTCNN(keep_all=True)
     finally:
+        for name in [name for name in sys.modules if name.startswith("facenet_pytorch.")]:
+            del sys.modules[name]  # the next caller has another folder
         for name, module in before.items():
             if module is None:
                 sys.modules.pop(name, None)

@@ -300,4 +300,4 @@ def test_faults_of_an_mtcnn_port_are_named(
     del weights["conv1.bias"]
     torch.save(weights, tmp_path / "short.pt")
     assert main([str(published), "--against", str(tmp_path / "short.pt")]) == 3
-    assert "does not fit the R-Net of MTCNN" in capsys.readouterr().err
+    assert "not the tensors of the R-Net of MTCNN: 1 missing" in capsys.readouterr().err
