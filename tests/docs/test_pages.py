@@ -28,6 +28,10 @@ EXPLAINED = {
     "controls": "proof.md",
     "detect": "faces.md",
     "align": "faces.md",
+    "embed": "faces.md",
+    "match": "faces.md",
+    "identify": "faces.md",
+    "cluster": "faces.md",
     "evaluate": "faces.md",
     "benchmark": "benchmarks.md",
 }
