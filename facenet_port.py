@@ -59,18 +59,14 @@ _COMMANDS = {
 _HELP = """\
 usage: facenet-port COMMAND ...
 
-Convert FaceNet (Inception-ResNet-v1) checkpoints from TensorFlow to PyTorch, and
-prove that the conversion is exact.
+Convert David Sandberg's FaceNet models to PyTorch, prove the result, and use it.
 
 commands:
 {commands}
 
 examples:
-  facenet-port convert vggface2                    download a model and convert it
-  facenet-port convert model/ -o weights.pt        convert the checkpoint in a folder
-  facenet-port compare model/                      prove that the conversion is exact
-  facenet-port audit port.onnx --against vggface2  judge a port by somebody else
-
+  facenet-port convert model/ -o weights.pt  convert the checkpoint in a folder
+  facenet-port compare model/                prove that the conversion is exact
 `facenet-port COMMAND --help` lists the options of a command."""
 
 
