@@ -29,7 +29,7 @@ _WRITE = "`facenet-port embed FOLDER -o embeddings.parquet` writes such a file"
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """What embeddings were computed with.
+    """The model, standardisation and crop of embeddings, and their threshold.
 
     Attributes:
         model: The name of the published model, or the file as it was given.

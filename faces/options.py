@@ -63,6 +63,16 @@ def add_crop_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_standardise_option(parser: argparse.ArgumentParser) -> None:
+    """Add --standardise."""
+    parser.add_argument(
+        "--standardise",
+        dest="standardisation",
+        choices=("fixed", "per-image"),
+        help="the standardisation of the images (default: that of the published model)",
+    )
+
+
 def add_embedder_options(parser: argparse.ArgumentParser) -> None:
     """Add --model, --standardise, --crop and the detector's options, which `make_embedder` takes."""
     parser.add_argument(
@@ -71,12 +81,7 @@ def add_embedder_options(parser: argparse.ArgumentParser) -> None:
         default=DEFAULT_MODEL,
         help=f"a published model, or a state_dict or TensorFlow file (default: {DEFAULT_MODEL})",
     )
-    parser.add_argument(
-        "--standardise",
-        dest="standardisation",
-        choices=("fixed", "per-image"),
-        help="the standardisation of the images (default: that of the published model)",
-    )
+    add_standardise_option(parser)
     add_crop_option(parser)
     add_detector_options(parser)
 

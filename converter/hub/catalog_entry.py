@@ -58,7 +58,7 @@ class ArchiveSource:
 
     @property
     def by_hand(self) -> str:
-        """What a person does to get the zip."""
+        """The step by which a person gets the zip."""
         return f"download {self.place} with a browser"
 
 
@@ -92,7 +92,7 @@ class PackageSource:
 
     @property
     def by_hand(self) -> str:
-        """What a person does to get the package's file."""
+        """The steps by which a person gets the package's file."""
         return (
             f"get the file of {self.package} {self.version} with SHA-256 {self.sha256} from a package index"
         )

@@ -59,7 +59,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workers",
         metavar="N",
-        type=_workers,
+        type=options.positive_number,
         default=min(_MOST_WORKERS, os.cpu_count() or 1),
         help="threads that read photographs and write crops beside the detector (default: the processors, at "
         f"most {_MOST_WORKERS})",
@@ -76,13 +76,6 @@ def _share(text: str) -> float:
     if not 0 < share < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a share between 0 and 1")
     return share
-
-
-def _workers(text: str) -> int:
-    number = command_line.natural_number(text)
-    if number == 0:
-        raise argparse.ArgumentTypeError("give 1 or more")
-    return number
 
 
 def _work(arguments: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""What `align` made of each photograph, as plain data."""
+"""The result of `align` for each photograph, as plain data."""
 
 from __future__ import annotations
 

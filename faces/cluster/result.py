@@ -1,4 +1,4 @@
-"""What `cluster` found, as plain data."""
+"""The result of `cluster`, as plain data."""
 
 from __future__ import annotations
 

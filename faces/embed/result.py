@@ -1,4 +1,4 @@
-"""What `embed` made, as plain data."""
+"""The result of `embed`, as plain data."""
 
 from __future__ import annotations
 

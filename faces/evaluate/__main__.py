@@ -11,11 +11,12 @@ from checks.core import options
 from converter import command_line
 from converter.errors import UsageError
 from converter.progress import ProgressBar
-from faces.options import add_device_option
+from faces.options import add_crop_option, add_device_option, add_standardise_option, positive_number
 
 _EPILOG = """\
 FOLDER is a data set such as lfw, with Name/Name_0001.jpg; TABLE is a .csv or .parquet of faces, of which all
-pairs are taken. --classify scores a classifier instead: the column predicted_label, or the logits of --model.
+pairs are taken. Images of 160x160 or 182x182 pixels are taken as crops. --classify scores a classifier
+instead: the column predicted_label, or the logits of --model.
 
 exit codes: 0 evaluated, and with --against proven; 1 it differs from TensorFlow's graph; 2 wrong usage; 3 an
 input is unreadable, corrupt or not what it should be; 4 something that is needed, such as a package or a
@@ -44,17 +45,12 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a published model, or a state_dict or TensorFlow file (default: "
         "20170512-110547, or the one of --against)",
     )
-    parser.add_argument(
-        "--standardise",
-        dest="standardisation",
-        choices=("fixed", "per-image"),
-        help="the standardisation of the images (default: that of the published model)",
-    )
+    add_standardise_option(parser)
     pairs = parser.add_argument_group("the protocol")
     pairs.add_argument(
         "--folds",
         metavar="N",
-        type=_count,
+        type=positive_number,
         help="consecutive folds of the pairs (default: those of the list, or 10)",
     )
     pairs.add_argument(
@@ -89,26 +85,13 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--classify", action="store_true", help="score a classifier on the table's column label"
     )
-    parser.add_argument(
-        "--crop",
-        choices=("scaled", "facenet"),
-        default="scaled",
-        help="the crop of photographs, as in align (default: scaled); images of 160x160 or 182x182 pixels "
-        "are crops already",
-    )
+    add_crop_option(parser)
     add_device_option(parser)
     parser.add_argument(
-        "--batch-size", metavar="N", type=_count, default=32, help="images at a time (default: 32)"
+        "--batch-size", metavar="N", type=positive_number, default=32, help="images at a time (default: 32)"
     )
     parser.add_argument("--offline", action="store_true", help="never use the network")
     options.add_report_option(parser)
-
-
-def _count(text: str) -> int:
-    number = command_line.natural_number(text)
-    if number == 0:
-        raise argparse.ArgumentTypeError("0 is too few")
-    return number
 
 
 def _rate(text: str) -> float:
@@ -133,16 +116,7 @@ def _work(arguments: argparse.Namespace) -> int:
     function: Any = run.evaluate_classifier if arguments.classify else run.evaluate
     with ProgressBar("starting", quiet=arguments.quiet) as progress:
         result = function(arguments.source, **given, progress=progress, say=progress.label)
-    if not arguments.quiet:
-        from faces.evaluate.table import print_result
-
-        print_result(result)
-    if arguments.json:
-        command_line.write_json(arguments.json, result.as_json())
-    if arguments.report:
-        from faces.evaluate.page import write_page
-
-        write_page(arguments.report, result, command=arguments.command)
+    command_line.show_result(arguments, result, "faces.evaluate", result.as_json)
     return 0 if result.passed else 1
 
 

@@ -1,4 +1,4 @@
-"""What `evaluate` found, as plain data."""
+"""The result of `evaluate`, as plain data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `identify` found, as plain data."""
+"""The result of `identify`, as plain data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `match` found, as plain data."""
+"""The result of `match`, as plain data."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class MatchResult:
 
     @property
     def same(self) -> bool | None:
-        """Whether the faces count as the same person's; None without a threshold."""
+        """True if the faces count as the same person's; None without a threshold."""
         if self.threshold is None or self.distance is None:
             return None
         return self.distance < self.threshold.value

@@ -75,7 +75,7 @@ class GraphNodes:
 
     @property
     def has_folded_batch_norms(self) -> bool:
-        """Whether most convolutions have no BatchNorm: a transform has folded it into them."""
+        """Return whether most convolutions have no BatchNorm: a transform has folded it into them."""
         variances = sum(name.endswith("/moving_variance") for name in self.constants)
         return self.ops["Conv2D"] > 2 * variances
 
