@@ -63,8 +63,7 @@ class PNet(nn.Module):
 
         Returns:
             Offsets (N, 4, H', W') of the box's left, top, right and bottom from the window's, in window
-            sizes. Probabilities
-            (N, 2, H', W') of no face and of a face. H' is ceil(H / 2) - 5, W' likewise.
+            sizes. Probabilities (N, 2, H', W') of no face and of a face. H' is ceil(H / 2) - 5, W' likewise.
 
         Raises:
             ValueError: The images have a wrong shape or are too small.
