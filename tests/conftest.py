@@ -24,6 +24,7 @@ from converter.convert import tensorflow_tensors, to_numpy_state_dict
 from converter.errors import RequirementError
 from converter.formats.detect import open_source
 from converter.layer_map import NETWORK_SCOPE, ConvertedRow, Variant, table
+from tests.fuzz.sandbox import Sandbox
 from tests.support.package_index import (
     FACENET_MTCNN,
     KERAS_FACENET,
@@ -167,6 +168,14 @@ def written_by_tensorflow(factory, tensors, model, step):
         meta=folder / f"model-{model}.meta",
         frozen=folder / f"{model}.pb",
     )
+
+
+@pytest.fixture(scope="session")
+def sandbox():
+    """A process that has imported the converter, and forks to run it or a program."""
+    opened = Sandbox()
+    yield opened
+    opened.close()
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,6 @@ import pytest
 
 from tests.attacks.attack import ATTACKS, FOLDER, MARK
 from tests.attacks.make import readme
-from tests.fuzz.sandbox import Sandbox
 from tests.fuzz.workers import CPU_SECONDS, EXTRA_MEMORY
 
 pytestmark = pytest.mark.slow
@@ -19,13 +18,6 @@ FUNCTIONS = {
     ".checkpoint": "read_latest",
     ".toml": "read_catalog",
 }
-
-
-@pytest.fixture(scope="module")
-def sandbox():
-    opened = Sandbox()
-    yield opened
-    opened.close()
 
 
 @pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)

@@ -63,18 +63,14 @@ PLACES = {
 }
 
 
-def run(
-    place: str, number: int, *arguments: str | Path, folder: Path, **options
-) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", PROGRAM.format(place=place), str(int(number)), *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        timeout=120,
-        **options,
-    )
+@pytest.fixture
+def run(sandbox):
+    """A function that runs `facenet-port`, stopped at a place by a signal."""
+
+    def run_stopped(place: str, number: int, *arguments: str | Path, folder: Path):
+        return sandbox.run_program(PROGRAM.format(place=place), str(int(number)), *arguments, folder=folder)
+
+    return run_stopped
 
 
 @pytest.mark.parametrize(
@@ -85,19 +81,19 @@ def run(
         ("while it writes", signal.SIGHUP),
     ],
 )
-def test_a_stopped_converter_leaves_nothing(place, number, checkpoint, tmp_path):
+def test_a_stopped_converter_leaves_nothing(run, place, number, checkpoint, tmp_path):
     done = run(PLACES[place], number, "convert", checkpoint.prefix, "-o", "w.pt", folder=tmp_path)
-    assert done.stderr == f"facenet-port convert: error: {MESSAGES[number]}\n"
-    assert done.returncode == CODES[number]
-    assert done.stdout == ""
+    assert done.err == f"facenet-port convert: error: {MESSAGES[number]}\n"
+    assert done.code == CODES[number]
+    assert done.out == ""
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_stopped_converter_keeps_the_file_that_it_was_to_replace(checkpoint, tmp_path):
+def test_a_stopped_converter_keeps_the_file_that_it_was_to_replace(run, checkpoint, tmp_path):
     (tmp_path / "w.pt").write_text("old")
     arguments = ["convert", checkpoint.prefix, "-o", "w.pt", "--overwrite"]
     done = run(PLACES["while it reads back"], signal.SIGTERM, *arguments, folder=tmp_path)
-    assert done.returncode == 143
+    assert done.code == 143
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("w.pt", "old")]
 
 
@@ -121,21 +117,21 @@ def is_alive(pid: int) -> bool:
 
 
 @pytest.mark.parametrize("method", ["__init__", "_wait_until_ready", "ask"])
-def test_the_process_that_reads_hdf5_ends_too(method, single_files, tmp_path):
+def test_the_process_that_reads_hdf5_ends_too(run, method, single_files, tmp_path):
     arguments = ["convert", single_files / "weights.h5", "-o", "w.pt"]
     done = run(CHILD.format(method=method), signal.SIGTERM, *arguments, folder=tmp_path)
-    assert done.returncode == 143, done.stderr
-    assert done.stderr == f"facenet-port convert: error: {MESSAGES[signal.SIGTERM]}\n"
+    assert done.code == 143, done.err
+    assert done.err == f"facenet-port convert: error: {MESSAGES[signal.SIGTERM]}\n"
     for _ in range(50):  # a child that was not ended ends by itself, as soon as it sees the closed socket
-        if not is_alive(int(done.stdout)):
+        if not is_alive(int(done.out)):
             break
         time.sleep(0.1)
-    assert not is_alive(int(done.stdout))
+    assert not is_alive(int(done.out))
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow
-def test_a_stopped_comparison_leaves_no_converted_file(checkpoint, tmp_path):
+def test_a_stopped_comparison_leaves_no_converted_file(run, checkpoint, tmp_path):
     temporary = tmp_path / "temporary"
     temporary.mkdir()
     place = (
@@ -143,13 +139,13 @@ def test_a_stopped_comparison_leaves_no_converted_file(checkpoint, tmp_path):
         "import checks.core.models as models; stop_at(models, 'convert_file')"
     )
     done = run(place, signal.SIGTERM, "compare", checkpoint.frozen, folder=tmp_path)
-    assert done.stderr == f"facenet-port compare: error: {MESSAGES[signal.SIGTERM]}\n"
-    assert done.returncode == 143
+    assert done.err == f"facenet-port compare: error: {MESSAGES[signal.SIGTERM]}\n"
+    assert done.code == 143
     assert list(temporary.iterdir()) == []
 
 
 @pytest.mark.slow
-def test_while_tensorflow_is_imported_its_own_lines_are_not_shown(checkpoint, tmp_path):
+def test_while_tensorflow_is_imported_its_own_lines_are_not_shown(run, checkpoint, tmp_path):
     place = (
         "class Finder:\n"
         "    def find_spec(self, name, *_):\n"
@@ -159,43 +155,46 @@ def test_while_tensorflow_is_imported_its_own_lines_are_not_shown(checkpoint, tm
         "sys.meta_path.insert(0, Finder())"
     )
     done = run(place, signal.SIGTERM, "compare", checkpoint.frozen, folder=tmp_path)
-    assert done.stderr == f"facenet-port compare: error: {MESSAGES[signal.SIGTERM]}\n"
-    assert done.returncode == 143
+    assert done.err == f"facenet-port compare: error: {MESSAGES[signal.SIGTERM]}\n"
+    assert done.code == 143
 
 
 @pytest.mark.slow
-def test_a_stopped_audit_is_one_line(checkpoint, single_files, tmp_path):
+def test_a_stopped_audit_is_one_line(run, checkpoint, single_files, tmp_path):
     place = "import checks.audit.run as run; stop_at(run, 'compare_tensors')"
     arguments = ["audit", single_files / "weights.pt", "--against", checkpoint.prefix, "--json", "a.json"]
     done = run(place, signal.SIGHUP, *arguments, folder=tmp_path)
-    assert done.stderr == f"facenet-port audit: error: {MESSAGES[signal.SIGHUP]}\n"
-    assert done.returncode == 129
+    assert done.err == f"facenet-port audit: error: {MESSAGES[signal.SIGHUP]}\n"
+    assert done.code == 129
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow
-def test_stopped_controls_end_between_two_faults(checkpoint, tmp_path):
+def test_stopped_controls_end_between_two_faults(run, checkpoint, tmp_path):
     """The signal arrives while two threads plant faults."""
     place = (
         "from checks.controls import plant_faults\n"
         "stop_at(plant_faults.FaultPlanter, 'plant')\n"
-        "from checks.controls.tensorflow_reference import ControlSource\n"
-        "inputs = ControlSource.inputs\n"
-        "ControlSource.inputs = lambda self, seed: inputs(self, seed)[:1]"
+        "from checks.controls.tensorflow_reference import ControlInput, ControlSource\n"
+        "from checks.core.inputs import InputBatch, seeded_inputs\n"
+        "def inputs(self, seed):  # one small image\n"
+        "    image = seeded_inputs(seed)[0].images[:1, :107, :107]\n"
+        "    return (ControlInput(self._run(InputBatch('noise', image))),)\n"
+        "ControlSource.inputs = inputs"
     )
     arguments = ["controls", checkpoint.prefix, "--only", "one-ulp", "--json", "controls.json"]
     done = run(place, signal.SIGTERM, *arguments, folder=tmp_path)
-    assert done.stderr == f"facenet-port controls: error: {MESSAGES[signal.SIGTERM]}\n"
-    assert done.returncode == 143
-    assert done.stdout == ""
+    assert done.err == f"facenet-port controls: error: {MESSAGES[signal.SIGTERM]}\n"
+    assert done.code == 143
+    assert done.out == ""
     assert list(tmp_path.iterdir()) == []
 
 
-def test_under_nohup_a_closed_terminal_does_not_stop_it(checkpoint, tmp_path):
+def test_under_nohup_a_closed_terminal_does_not_stop_it(run, checkpoint, tmp_path):
     ignore = "signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
     arguments = ["convert", checkpoint.prefix, "-o", "w.pt", "--quiet"]
     done = run(ignore + PLACES["while it writes"], signal.SIGHUP, *arguments, folder=tmp_path)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.code, done.err) == (0, "")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["w.pt", "w.pt.json"]
 
 

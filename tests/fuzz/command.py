@@ -25,6 +25,9 @@ from tests.fuzz.seeds import network_files
 from tests.fuzz.targets import FULL_RUN, TARGETS
 from tests.fuzz.workers import FINDINGS, judge, make_mutant, run_target
 
+COMMAND = "import sys; from tests.fuzz.command import main; sys.exit(main())"
+"""A program that runs the command."""
+
 PARTS = ("inputs", "conversions", "flips", "kills")
 
 

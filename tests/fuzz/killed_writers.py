@@ -48,7 +48,7 @@ def run_kills(
     seed: int = 0,
     progress: Callable[[str], None] | None = None,
 ) -> dict[str, Kills]:
-    """Kill `count` conversions of a source, as many of each job, at uniformly drawn moments.
+    """Kill `count` conversions of a source, as many of each job, at drawn moments spread over its duration.
 
     Args:
         source: A network in any format.
@@ -60,6 +60,8 @@ def run_kills(
     """
     rng = Random(seed)
     kills = {}
+    folder.mkdir(parents=True, exist_ok=True)
+    _wait(_start(source, folder / "warm.pt", {}))  # warms the caches
     for number, job in enumerate(jobs):
         if progress is not None:
             progress(job)
@@ -70,9 +72,6 @@ def run_kills(
 
 def _kill_job(source: Path, job: str, count: int, folder: Path, rng: Random) -> Kills:
     name, options = JOBS[job]
-    folder.mkdir(parents=True)
-    _wait(_start(source, folder / name, options))  # warms the caches
-    shutil.rmtree(folder)
     folder.mkdir()
     started = time.monotonic()
     _wait(_start(source, folder / name, options))
@@ -86,7 +85,7 @@ def _kill_job(source: Path, job: str, count: int, folder: Path, rng: Random) -> 
             for file in expected:
                 (folder / file).write_text(f"the old {file}")
         pid = _start(source, folder / name, options)
-        time.sleep(rng.uniform(0, 1.05 * duration))
+        time.sleep(1.05 * duration * rng.uniform(number, number + 1) / count)
         os.kill(pid, signal.SIGKILL)
         killed = os.WIFSIGNALED(_wait(pid))
         moment, partial = _look(folder, expected, killed=killed, old=bool(options.get("overwrite")))

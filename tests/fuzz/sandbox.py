@@ -1,4 +1,4 @@
-"""Runs of the command in processes with limits, for attacks and full disks.
+"""Runs of the command in processes with limits, for attacks and full disks, and of whole programs.
 
 As a program, this module imports the modules of the command once and forks for each request. A run then takes
 milliseconds instead of the seconds that importing PyTorch takes.
@@ -6,6 +6,7 @@ milliseconds instead of the seconds that importing PyTorch takes.
 
 from __future__ import annotations
 
+import gc
 import json
 import mmap
 import os
@@ -15,11 +16,14 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
+PROGRAM_SECONDS = 300.0
+"""Time after which a program is killed."""
 
 
 @dataclass(frozen=True)
@@ -76,15 +80,30 @@ class Sandbox:
             function: Instead of the command, a function that takes its only argument: one of `FUNCTIONS`.
             cpu_seconds: Processor time after which SIGPROF ends the process.
         """
-        request = {
-            "arguments": [str(argument) for argument in arguments],
-            "folder": str(folder),
-            "input_size": input_size,
-            "largest_file": largest_file,
-            "user": user,
-            "function": function,
-            "cpu_seconds": cpu_seconds,
-        }
+        return self._ask(
+            arguments,
+            folder,
+            input_size=input_size,
+            largest_file=largest_file,
+            user=user,
+            function=function,
+            cpu_seconds=cpu_seconds,
+        )
+
+    def run_program(self, program: str, *arguments: str | Path, folder: Path) -> Run:
+        """Run `python -c program` without limits, and with the environment of this process.
+
+        The program starts with PyTorch imported, and ends as an interpreter ends: with its handlers of exit.
+
+        Args:
+            program: The source.
+            arguments: Those of the program.
+            folder: The current folder.
+        """
+        return self._ask(arguments, folder, program=program, environment=dict(os.environ))
+
+    def _ask(self, arguments: Sequence[str | Path], folder: Path, **options: Any) -> Run:
+        request = {"arguments": [str(argument) for argument in arguments], "folder": str(folder), **options}
         assert self._process.stdin is not None and self._process.stdout is not None
         print(json.dumps(request), file=self._process.stdin, flush=True)
         return Run(**json.loads(self._process.stdout.readline()))
@@ -94,7 +113,8 @@ class Sandbox:
         self._process.communicate()
 
 
-def _serve() -> None:
+def _serve() -> dict[str, Any] | None:
+    """Answer requests; returns the request of a program in the process that is to run it."""
     import rich.progress
     import rich.table  # noqa: F401
     import torch
@@ -102,11 +122,18 @@ def _serve() -> None:
     # What the command imports when it is needed, so that no run is charged for it.
 
     torch.set_num_threads(1)
+    gc.freeze()  # no fork searches all of torch for cycles as it exits
     for line in sys.stdin:
-        print(json.dumps(_run(json.loads(line))), flush=True)
+        request = json.loads(line)
+        run = _run(request)
+        if run is None:
+            return request
+        print(json.dumps(run), flush=True)
+    return None
 
 
-def _run(request: dict[str, Any]) -> dict[str, Any]:
+def _run(request: dict[str, Any]) -> dict[str, Any] | None:
+    """Run a request in a forked process; returns None in the process of a program."""
     from tests.fuzz.workers import WALL_SECONDS
 
     at_start = mmap.mmap(-1, 8)
@@ -114,8 +141,12 @@ def _run(request: dict[str, Any]) -> dict[str, Any]:
         pid = os.fork()
         if pid == 0:
             at_start[:] = _resident().to_bytes(8, "little")
+            if "program" in request:
+                _prepare(request, out.fileno(), err.fileno())
+                return None
             _become(request, out.fileno(), err.fileno())
-        watchdog = threading.Timer(WALL_SECONDS, os.kill, (pid, signal.SIGKILL))
+        limit = PROGRAM_SECONDS if "program" in request else WALL_SECONDS
+        watchdog = threading.Timer(limit, os.kill, (pid, signal.SIGKILL))
         watchdog.start()
         _, status, used = os.wait4(pid, 0)
         watchdog.cancel()
@@ -181,6 +212,16 @@ def _call(function: str, path: Path) -> int:
     return 0
 
 
+def _prepare(request: dict[str, Any], out: int, err: int) -> None:
+    """Give this process the streams, the arguments, the folder and the environment of a program."""
+    for descriptor, number in ((os.open(os.devnull, os.O_RDONLY), 0), (out, 1), (err, 2)):
+        os.dup2(descriptor, number)
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    sys.argv = ["-c", *request["arguments"]]
+    os.chdir(request["folder"])
+
+
 def _become(request: dict[str, Any], out: int, err: int) -> None:
     """Set the limits, run the command and end, in the forked process."""
     from converter.__main__ import main
@@ -216,4 +257,6 @@ def _become(request: dict[str, Any], out: int, err: int) -> None:
 
 
 if __name__ == "__main__":
-    _serve()
+    request = _serve()
+    if request is not None:
+        exec(request["program"], {"__name__": "__main__"})

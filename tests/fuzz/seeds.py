@@ -32,6 +32,8 @@ Tensors = Mapping[str, NDArray[Any]]
 UNIT = "InceptionResnetV1/Conv2d_1a_3x3"
 _CLASSES = 7
 _MODEL = "20990101-000000"
+_PREFIX = f"model-{_MODEL}.ckpt-90"
+_OBJECT_BASED = "object-based"
 
 
 @dataclass(frozen=True)
@@ -91,32 +93,43 @@ def apart(work: Any, *arguments: Any) -> None:
 
 def checkpoint_seeds(folder: Path, ending: str) -> list[Seed]:
     """Write a checkpoint; with TensorFlow it also has strings and a partitioned variable."""
-    tensors = small_tensors() | _bfloat16()
-    prefix = folder / f"model-{_MODEL}.ckpt-90"
-    if has_tensorflow():
-        tensors["partitioned"] = np.arange(40, dtype=np.float32).reshape(10, 4)
-        tensors["labels"] = np.array([b"one", b"", b"a name with \xff in it"], object)
-    if not prefix.with_name(prefix.name + ".index").exists():
-        if has_tensorflow():
-            apart(_save_with_tensorflow, prefix, tensors)
-        else:
-            write_tensor_bundle(prefix, tensors)
-    seeds = [Seed(prefix.with_name(prefix.name + ending), tensors)]
-    if has_tensorflow():
-        seeds.append(_object_based_seed(folder / "object-based", ending))
-    return seeds
+    prefix = folder / _PREFIX
+    index = prefix.with_name(prefix.name + ending)
+    if not has_tensorflow():
+        write_tensor_bundle(prefix, small_tensors() | _bfloat16())
+        return [Seed(index, small_tensors() | _bfloat16())]
+    _write_with_tensorflow(folder)
+    return [
+        Seed(index, _checkpoint_tensors()),
+        Seed(folder / f"{_OBJECT_BASED}{ending}", _object_based_tensors()),
+    ]
 
 
-def _object_based_seed(prefix: Path, ending: str) -> Seed:
-    """Write a checkpoint of TensorFlow 2, whose keys are not the names of its variables."""
-    tensors = {name: array for name, array in small_tensors().items() if array.dtype == np.float32}
-    if not prefix.with_name(prefix.name + ending).exists():
-        apart(_save_objects, prefix, tensors)
-    return Seed(prefix.with_name(prefix.name + ending), tensors)
+def _checkpoint_tensors() -> dict[str, NDArray[Any]]:
+    partitioned = np.arange(40, dtype=np.float32).reshape(10, 4)
+    labels = np.array([b"one", b"", b"a name with \xff in it"], object)
+    return small_tensors() | _bfloat16() | {"partitioned": partitioned, "labels": labels}
+
+
+def _object_based_tensors() -> dict[str, NDArray[Any]]:
+    return {name: array for name, array in small_tensors().items() if array.dtype == np.float32}
+
+
+def _write_with_tensorflow(folder: Path) -> None:
+    """Write the seeds of all formats of TensorFlow, once, since importing it takes seconds."""
+    if not (folder / "saved_model.pb").exists():
+        apart(_write_tensorflow_seeds, folder)
+
+
+def _write_tensorflow_seeds(folder: Path) -> None:
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    _save_with_tensorflow(folder / _PREFIX, _checkpoint_tensors())
+    _save_objects(folder / _OBJECT_BASED, _object_based_tensors())
+    _freeze_with_tensorflow(folder / "frozen.pb", small_tensors(), _graph_tensors())
 
 
 def _save_objects(prefix: Path, tensors: Tensors) -> None:
-    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    """Write a checkpoint of TensorFlow 2, whose keys are not the names of its variables."""
     import tensorflow as tf
 
     model = tf.Module()
@@ -125,7 +138,6 @@ def _save_objects(prefix: Path, tensors: Tensors) -> None:
 
 
 def _save_with_tensorflow(prefix: Path, tensors: Tensors) -> None:
-    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     import tensorflow as tf
 
     names, slices, values = [], [], []
@@ -148,21 +160,24 @@ def graph_seeds(folder: Path) -> list[Seed]:
 
     With TensorFlow it is also written as a SavedModel, in its graph and in a function of its library.
     """
-    tensors = small_tensors()
-    listed = {f"{name}/listed": array for name, array in tensors.items() if array.size and array.ndim}
-    repeated = {"splat": np.full((4, 5), 1.5, np.float32)}
     path = folder / "frozen.pb"
-    if has_tensorflow():
-        apart(_freeze_with_tensorflow, path, tensors, listed | repeated)
-        tensors |= listed | repeated
-    else:
-        path.write_bytes(_frozen(tensors))
-    saved = folder / "saved_model.pb"
-    return [Seed(path, tensors), *([Seed(saved, small_tensors())] if has_tensorflow() else [])]
+    if not has_tensorflow():
+        path.write_bytes(_frozen(small_tensors()))
+        return [Seed(path, small_tensors())]
+    _write_with_tensorflow(folder)
+    return [
+        Seed(path, small_tensors() | _graph_tensors()),
+        Seed(folder / "saved_model.pb", small_tensors()),
+    ]
+
+
+def _graph_tensors() -> dict[str, NDArray[Any]]:
+    """The tensors that a graph stores as a list, or as one repeated value."""
+    listed = {f"{name}/listed": array for name, array in small_tensors().items() if array.size and array.ndim}
+    return listed | {"splat": np.full((4, 5), 1.5, np.float32)}
 
 
 def _freeze_with_tensorflow(path: Path, tensors: Tensors, listed: Tensors) -> None:
-    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     import tensorflow as tf
 
     graph = tf.compat.v1.GraphDef()
@@ -314,7 +329,7 @@ def network_files(folder: Path, targets: Container[str]) -> dict[str, Path]:
     torch_state_dict = {key: torch.from_numpy(array) for key, array in state_dict.items()}
     files: dict[str, Path] = {}
     if "index" in targets or "data" in targets:
-        prefix = folder / f"model-{_MODEL}.ckpt-90"
+        prefix = folder / _PREFIX
         files["index"], files["data"] = write_tensor_bundle(prefix, tensors)
     if "pb" in targets:
         files["pb"] = folder / "frozen.pb"

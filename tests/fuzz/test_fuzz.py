@@ -3,45 +3,29 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
+from tests.fuzz.command import COMMAND
 from tests.fuzz.damaged_networks import FULL_SIZE
 from tests.fuzz.targets import TARGETS
 from tests.fuzz.workers import EXTRA_MEMORY, FINDINGS, make_mutant
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[2]
-COUNT = 300
+COUNT = 100
 CONVERSIONS = 1
 
 
-def run(arguments, **options):
-    return subprocess.run(
-        [sys.executable, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        **options,
-    )
-
-
 @pytest.fixture(scope="module")
-def fuzzed(tmp_path_factory):
+def fuzzed(sandbox, tmp_path_factory):
     """The figures of one small run, as JSON, and what it printed."""
     folder = tmp_path_factory.mktemp("fuzz")
-    done = run(
-        ["-m", "tests.fuzz", "inputs", "conversions", "flips", "--count", COUNT, "--conversions", CONVERSIONS,
-         "--flips", 300, "--stride", 31, "--json", folder / "figures.json"],
-        cwd=folder,
+    done = sandbox.run_program(
+        COMMAND, "inputs", "conversions", "flips", "--count", str(COUNT), "--conversions", str(CONVERSIONS),
+        "--flips", "300", "--stride", "31", "--json", folder / "figures.json", folder=folder,
     )  # fmt: skip
-    assert (folder / "figures.json").exists(), done.stderr
+    assert (folder / "figures.json").exists(), done.err
     return json.loads((folder / "figures.json").read_text()), done
 
 
@@ -52,7 +36,7 @@ def test_no_mutant_of_a_small_file_does_harm(fuzzed, name):
     count = TARGETS[name].share_of(COUNT)
     assert sum(result["counts"].values()) == count
     found = {outcome: result["counts"][outcome] for outcome in FINDINGS if result["counts"][outcome]}
-    assert found == {}, done.stdout
+    assert found == {}, done.out
     assert result["worst_growth"] <= EXTRA_MEMORY
     # Where all are refused, or none is, the mutants do not reach what they should.
     assert 0 < result["counts"]["refused"] < count
@@ -63,7 +47,7 @@ def test_no_damaged_network_is_converted_unreported(fuzzed, name):
     figures, done = fuzzed
     report = figures["conversions"][name]
     assert sum(report["counts"].values()) == CONVERSIONS
-    assert report["counts"]["findings"] == 0, done.stdout
+    assert report["counts"]["findings"] == 0, done.out
 
 
 @pytest.mark.parametrize("ending", [".index", ".data"])
@@ -76,8 +60,8 @@ def test_every_flipped_bit_of_a_checkpoint_is_detected(fuzzed, ending):
 def test_the_command_says_whether_anything_was_found(fuzzed):
     figures, done = fuzzed
     found = sum(part["found"] for part in figures.values())
-    assert done.returncode == (1 if found else 0), done.stderr
-    assert "Traceback" not in done.stderr
+    assert done.code == (1 if found else 0), done.err
+    assert "Traceback" not in done.err
 
 
 BROKEN = """
@@ -85,6 +69,7 @@ import ctypes, json, sys, tempfile
 from pathlib import Path
 
 from converter.errors import SourceError
+from tests.fuzz import workers
 from tests.fuzz.seeds import Seed
 from tests.fuzz.targets import Target
 from tests.fuzz.workers import run_target
@@ -112,6 +97,7 @@ def take_memory_and_say_so():
 def read_something_else():
     return False
 
+workers.CPU_SECONDS = 0.5
 counts = {}
 for fault in (crash, hang, leave_a_traceback, take_memory, take_memory_and_say_so, read_something_else):
     def seeds(folder):
@@ -129,11 +115,11 @@ print(json.dumps(counts))
 """
 
 
-def test_a_reader_with_a_fault_is_found():
+def test_a_reader_with_a_fault_is_found(sandbox, tmp_path):
     """The control: readers that crash, hang, and so on, each counted as what it is."""
-    done = run(["-c", BROKEN])
-    assert done.returncode == 0, done.stderr
-    counts = json.loads(done.stdout)
+    done = sandbox.run_program(BROKEN, folder=tmp_path)
+    assert done.code == 0, done.err
+    counts = json.loads(done.out)
     expected = {
         "crash": "crashes",
         "hang": "hangs",
@@ -146,7 +132,7 @@ def test_a_reader_with_a_fault_is_found():
         assert counts[fault][outcome] == 1, (fault, counts[fault])
 
 
-def test_a_case_is_made_again_byte_for_byte(tmp_path):
+def test_a_case_is_made_again_byte_for_byte(sandbox, tmp_path):
     target = TARGETS["safetensors"]
     mutants = []
     for folder in ("one", "other"):
@@ -155,6 +141,7 @@ def test_a_case_is_made_again_byte_for_byte(tmp_path):
         mutants.append(make_mutant(target, contents, 5, seed=0))
         assert make_mutant(target, contents, 6, seed=0) != mutants[-1]
     assert mutants[0] == mutants[1]
-    done = run(["-m", "tests.fuzz", "--case", "safetensors:5", "--findings", tmp_path / "kept"])
-    assert done.returncode in (0, 1), done.stderr
+    options = ("--case", "safetensors:5", "--findings", tmp_path / "kept")
+    done = sandbox.run_program(COMMAND, *options, folder=tmp_path)
+    assert done.code in (0, 1), done.err
     assert (tmp_path / "kept" / "safetensors-5.safetensors").read_bytes() == mutants[0][1]

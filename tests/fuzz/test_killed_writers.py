@@ -13,12 +13,13 @@ import time
 import pytest
 
 from converter.formats.tensorflow.bundle_writer import write_tensor_bundle
+from tests.fuzz.command import COMMAND
 from tests.fuzz.killed_writers import JOBS
-from tests.fuzz.sandbox import ROOT, Sandbox
+from tests.fuzz.sandbox import ROOT
 
 pytestmark = pytest.mark.slow
 
-KILLS = 20
+KILLS = 10
 NOBODY = 65534
 FORMATS = {
     "pt": (["-o", "w.pt"], ["w.pt"]),
@@ -26,13 +27,6 @@ FORMATS = {
     "safetensors": (["-o", "w.safetensors"], ["w.safetensors"]),
     "tensorflow": (["-o", "w", "--to", "tensorflow"], ["w.index", "w.data-00000-of-00001"]),
 }
-
-
-@pytest.fixture(scope="module")
-def sandbox():
-    opened = Sandbox()
-    yield opened
-    opened.close()
 
 
 @pytest.fixture(scope="module")
@@ -49,17 +43,11 @@ def source(tensors, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def killed(tmp_path_factory):
+def killed(sandbox, tmp_path_factory):
     figures = tmp_path_factory.mktemp("kills") / "figures.json"
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.fuzz", "kills", "--kills", str(KILLS), "--json", figures],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        cwd=figures.parent,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )
-    assert figures.exists(), done.stderr
+    options = ("kills", "--kills", str(KILLS), "--json", figures)
+    done = sandbox.run_program(COMMAND, *options, folder=figures.parent)
+    assert figures.exists(), done.err
     return json.loads(figures.read_text())["kills"]
 
 
@@ -94,17 +82,11 @@ print(json.dumps(done["pt"].partial))
 """
 
 
-def test_a_careless_writer_is_found(tmp_path):
+def test_a_careless_writer_is_found(sandbox, tmp_path):
     """The control: one that writes under the final name leaves partial files, and they are seen."""
-    done = subprocess.run(
-        [sys.executable, "-c", CARELESS, tmp_path / "kills"],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)
+    done = sandbox.run_program(CARELESS, tmp_path / "kills", folder=tmp_path)
+    assert done.code == 0, done.err
+    assert json.loads(done.out)
 
 
 # Ctrl-C and the like
