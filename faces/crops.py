@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from checks.core.inputs import IMAGE_SIZE
-from converter.errors import SourceError
+from converter.errors import SourceError, UsageError
 from faces.detect.result import Box, Face
 from faces.face_table import FaceTable
 from faces.images import to_rgb
@@ -23,6 +23,7 @@ CropMethod = Literal["scaled", "facenet"]
 CROP_SIZES: dict[CropMethod, int] = {"scaled": IMAGE_SIZE, "facenet": 182}
 """Height and width of a crop in pixels. The network is given the central 160."""
 
+_METHODS: dict[int, CropMethod] = {size: method for method, size in CROP_SIZES.items()}
 # davidsandberg/facenet, src/align/align_dataset_mtcnn.py: --margin 44, in pixels of the photograph.
 _FACENET_MARGIN = 44
 # Of the box's height and width. On 118 photographs of five people it gives fewer wrong decisions than 0.4.
@@ -112,10 +113,50 @@ def cut_out(photograph: NDArray[np.uint8], box: Box, size: int) -> NDArray[np.ui
     return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
 
 
+def crop_of(pixels: NDArray[np.uint8]) -> CropMethod | None:
+    """Return which crop an image is, by its size; None if it is none."""
+    height, width = pixels.shape[:2]
+    return _METHODS.get(height) if height == width else None
+
+
 def is_crop(pixels: NDArray[np.uint8]) -> bool:
     """Return whether an image has the size of a crop."""
-    height, width = pixels.shape[:2]
-    return height == width and height in CROP_SIZES.values()
+    return crop_of(pixels) is not None
+
+
+def find_crop(files: Iterable[Path], method: CropMethod) -> CropMethod:
+    """Find the crop that the faces of images have: that of the first image that can be read.
+
+    Args:
+        files: Photographs or crops.
+        method: The crop of a photograph.
+    """
+    for file in files:
+        try:
+            return crop_of(to_rgb(file)) or method
+        except SourceError:  # whoever reads all of them lists it
+            continue
+    return method
+
+
+def check_crop(file: Path, pixels: NDArray[np.uint8], method: CropMethod, expected: CropMethod) -> None:
+    """Refuse an image of another crop than the first: their embeddings are further apart than of one crop.
+
+    Args:
+        file: The image.
+        pixels: Its pixels.
+        method: The crop of a photograph.
+        expected: The crop of the first image, as `find_crop` finds it.
+
+    Raises:
+        UsageError: The image has another one.
+    """
+    crop = crop_of(pixels) or method
+    if crop != expected:
+        raise UsageError(
+            f"{file} has the crop {crop}, and the first image the crop {expected}: their distance says "
+            "little. Give photographs, or crops of one kind; --crop sets that of photographs."
+        )
 
 
 def central_part(crop: NDArray[np.uint8]) -> NDArray[np.uint8]:

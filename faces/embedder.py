@@ -10,19 +10,26 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from converter.errors import SourceError, UsageError
-from faces.crops import CROP_SIZES, CropMethod, central_part, choose_face, crop_face, is_crop
+from converter.errors import SourceError
+from faces.crops import (
+    CropMethod,
+    FaceImage,
+    central_part,
+    check_crop,
+    choose_face,
+    crop_face,
+    crop_of,
+    find_crop,
+    is_crop,
+)
 from faces.detect.detector import FaceDetector
 from faces.detect.result import Box
 from faces.detect.run import read_batches
-from faces.evaluate.result import ModelFacts
 from faces.model import Model, Standardisation, load_model
 from faces.options import DEFAULT_MODEL, FACTOR, SMALLEST_FACE, THRESHOLDS, check_device
 from faces.threshold import Threshold, find_threshold
 
 Progress = Callable[[int, int | None], None]
-
-_METHODS: dict[int, CropMethod] = {size: method for method, size in CROP_SIZES.items()}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -30,14 +37,17 @@ class EmbeddedFace:
     """A face and its embedding.
 
     Attributes:
+        place: The place of its image among those that were given.
         file: The photograph, or a crop.
         box: The box of the face in pixels; None if the file is a crop.
-        faces: The number of faces in the photograph, of which this is the chosen one; 1 for a crop.
+        faces: The number of faces in the photograph, of which this is the chosen one; 1 for a crop, or if the
+            box was given.
         crop: The crop that the network was given. A file of 160x160 pixels is one of "scaled", a file of
             182x182 one of "facenet".
         embedding: (E,), float32.
     """
 
+    place: int
     file: Path
     box: Box | None
     faces: int
@@ -47,10 +57,10 @@ class EmbeddedFace:
 
 @dataclass(frozen=True, slots=True)
 class EmbeddedFiles:
-    """The faces of files, and the files without one.
+    """The faces of images, and the images without one.
 
     Attributes:
-        faces: A face for each file that has one, in order.
+        faces: A face for each image that has one, in order.
         without_face: The photographs without a face.
         problems: The errors on files that could not be read.
     """
@@ -67,7 +77,8 @@ class Embedder:
     they are first needed.
 
     Args:
-        model: The name of a published model, or a file, as for `faces.model.load_model`.
+        model: The name of a published model, or a file, as for `faces.model.load_model`; None takes
+            `faces.options.DEFAULT_MODEL`.
         standardisation: As for `load_model`.
         crop: The choice among the faces of a photograph, and the margin: as for `faces.align.run.align`.
         device: `cpu`, `cuda` or `mps`.
@@ -76,13 +87,19 @@ class Embedder:
         factor: Ratio of two scales of the pyramid that follow each other.
         offline: Never download.
 
+    Attributes:
+        stated_model: The model that was given; None if none was.
+        stated_standardisation: Likewise.
+        crop: The crop of photographs.
+        offline: Whether nothing is downloaded.
+
     Raises:
         RequirementError: PyTorch has no such device.
     """
 
     def __init__(
         self,
-        model: str | Path = DEFAULT_MODEL,
+        model: str | Path | None = None,
         *,
         standardisation: Standardisation | None = None,
         crop: CropMethod = "scaled",
@@ -93,9 +110,14 @@ class Embedder:
         offline: bool = False,
     ) -> None:
         check_device(device)
-        self.crop = crop
+        self.stated_model, self.stated_standardisation = model, standardisation
+        self.crop, self.offline = crop, offline
         self._load_model = partial(
-            load_model, model, standardisation=standardisation, device=device, offline=offline
+            load_model,
+            model or DEFAULT_MODEL,
+            standardisation=standardisation,
+            device=device,
+            offline=offline,
         )
         self._load_detector = partial(
             FaceDetector,
@@ -116,67 +138,71 @@ class Embedder:
         return self._load_model()
 
     @cached_property
-    def _detector(self) -> FaceDetector:
+    def detector(self) -> FaceDetector:
+        """The detector.
+
+        Raises:
+            SourceError, RequirementError: As for `faces.detect.detector.FaceDetector`.
+        """
         return self._load_detector()
 
-    @property
-    def facts(self) -> ModelFacts:
-        """The network, as plain data."""
-        model, published = self.model, self.model.published
-        accuracy = published.lfw_accuracy if published else None
-        return ModelFacts(model.name, model.sha256, model.standardisation, model.origin, accuracy)
+    def find_crop(self, images: Sequence[FaceImage]) -> CropMethod:
+        """Find the crop that the faces of images will have, as `faces.crops.find_crop` says."""
+        return find_crop((image.file for image in images), self.crop)
 
-    def find_threshold(self, file: str | Path | None, stored: Threshold | None = None) -> Threshold | None:
+    def find_threshold(
+        self, file: str | Path | None, crop: CropMethod, stored: Threshold | None = None
+    ) -> Threshold | None:
         """Find the threshold for decisions on its embeddings, as `faces.threshold.find_threshold` says.
 
         Args:
+            crop: The crop of the faces.
             file: A result of `facenet-port evaluate --json`.
             stored: The threshold that is taken without a file.
 
         Raises:
             SourceError, UsageError: As for `faces.threshold.find_threshold`.
         """
-        return find_threshold(
-            None if file is None else Path(file),
-            stored,
-            model=self.model.name,
-            model_sha256=self.model.sha256,
-            standardisation=self.model.standardisation,
-        )
+        return find_threshold(None if file is None else Path(file), stored, self.model.facts, crop)
 
-    def embed(self, files: Sequence[Path], progress: Progress = lambda done, total: None) -> EmbeddedFiles:
-        """Embed the face of each file.
+    def embed(
+        self, images: Sequence[FaceImage], progress: Progress = lambda done, total: None
+    ) -> EmbeddedFiles:
+        """Embed the face of each image.
 
         Args:
-            files: Photographs and crops.
+            images: Photographs or crops. A photograph whose box is known is cropped around it, and of any
+                other a face is found.
             progress: Progress callback: files done, and their number.
 
         Returns:
             The faces. A file that cannot be read or has no face is listed, and the others are embedded.
 
         Raises:
-            UsageError: A face has another crop than the first.
+            UsageError: An image has another crop than the first.
             RequirementError: The detector's weights are not in the cache and cannot be downloaded.
         """
         faces: list[EmbeddedFace] = []
         without_face: list[Path] = []
         problems: list[SourceError] = []
-        for batch in read_batches(files, problems):
-            embedded, faceless = self._embed_batch(batch)
+        crop = self.find_crop(images)
+        for batch in read_batches([image.file for image in images], problems):
+            for place, pixels in batch:
+                check_crop(images[place].file, pixels, self.crop, crop)
+            embedded, faceless = self._embed_batch(images, batch)
             faces += embedded
             without_face += faceless
-            progress(len(faces) + len(without_face) + len(problems), len(files))
-            _check_crops(faces)
+            progress(len(faces) + len(without_face) + len(problems), len(images))
         return EmbeddedFiles(tuple(faces), tuple(without_face), tuple(problems))
 
-    def embed_all(self, files: Sequence[Path]) -> tuple[EmbeddedFace, ...]:
-        """Embed the face of each file, and refuse a file without one.
+    def embed_all(self, images: Sequence[FaceImage]) -> tuple[EmbeddedFace, ...]:
+        """Embed the face of each image, and refuse an image without one.
 
         Raises:
             SourceError: A file cannot be read, or has no face.
             UsageError, RequirementError: As for `embed`.
         """
-        embedded = self.embed(files)
+        embedded = self.embed(images)
         if embedded.problems:
             raise embedded.problems[0]
         if embedded.without_face:
@@ -188,37 +214,29 @@ class Embedder:
         return embedded.faces
 
     def _embed_batch(
-        self, batch: Sequence[tuple[Path, NDArray[np.uint8]]]
+        self, images: Sequence[FaceImage], batch: Sequence[tuple[int, NDArray[np.uint8]]]
     ) -> tuple[list[EmbeddedFace], list[Path]]:
-        photographs = [pixels for _, pixels in batch if not is_crop(pixels)]
-        found = iter(self._detector.detect(photographs) if photographs else ())
-        chosen: list[tuple[Path, Box | None, int, CropMethod]] = []
+        searched = [pixels for place, pixels in batch if not (is_crop(pixels) or images[place].box)]
+        found = iter(self.detector.detect(searched) if searched else ())
+        chosen: list[tuple[int, Path, Box | None, int, CropMethod]] = []
         crops: list[NDArray[np.uint8]] = []
         without_face: list[Path] = []
-        for file, pixels in batch:
-            height, width = pixels.shape[:2]
-            if is_crop(pixels):
-                chosen.append((file, None, 1, _METHODS[height]))
+        for place, pixels in batch:
+            file, box, count = images[place].file, images[place].box, 1
+            if (crop := crop_of(pixels)) is not None:
+                chosen.append((place, file, None, 1, crop))
                 crops.append(central_part(pixels))
                 continue
-            faces = next(found)
-            if not faces:
-                without_face.append(file)
-                continue
-            box = faces[choose_face(faces, width, height, self.crop)].box
-            chosen.append((file, box, len(faces), self.crop))
+            if box is None:
+                faces = next(found)
+                if not faces:
+                    without_face.append(file)
+                    continue
+                height, width = pixels.shape[:2]
+                box, count = faces[choose_face(faces, width, height, self.crop)].box, len(faces)
+            chosen.append((place, file, box, count, self.crop))
             crops.append(central_part(crop_face(pixels, box, self.crop)))
         if not crops:
             return [], without_face
         rows = self.model.embed(self.model.standardise(np.stack(crops)))
         return [EmbeddedFace(*face, row) for face, row in zip(chosen, rows, strict=True)], without_face
-
-
-def _check_crops(faces: Sequence[EmbeddedFace]) -> None:
-    """Refuse crops of several kinds: their embeddings are further apart than those of one kind."""
-    other = next((face for face in faces if face.crop != faces[0].crop), None)
-    if other is not None:
-        raise UsageError(
-            f"{faces[0].file} has the crop {faces[0].crop}, and {other.file} the crop {other.crop}: their "
-            "distance says little. Give photographs, or crops of one kind; --crop sets that of photographs."
-        )

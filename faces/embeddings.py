@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
 import os
@@ -17,7 +18,7 @@ from converter.errors import SourceError, UsageError
 from faces.crops import CROP_SIZES, CropMethod
 from faces.detect.result import Box
 from faces.face_table import check_format
-from faces.model import STANDARDISATIONS, Standardisation
+from faces.model import STANDARDISATIONS, ModelFacts, Standardisation
 from faces.threshold import Threshold, parse_threshold
 
 COLUMNS = ("image_path", "person_name", "bbox", "embedding")
@@ -49,6 +50,31 @@ class Origin:
         """The origin as the metadata has it."""
         return asdict(self)
 
+    def check(self, network: ModelFacts, name: str) -> None:
+        """Refuse another network than that of the embeddings.
+
+        Args:
+            network: The network.
+            name: What holds the embeddings, such as "the gallery".
+
+        Raises:
+            UsageError: The network or its standardisation is another one.
+        """
+        if self.model_sha256 != network.sha256:
+            raise UsageError(
+                f"the embeddings of {name} are of {self.model} (SHA-256 {self.model_sha256[:12]}), not of "
+                f"{network.name} ({network.sha256[:12]}). Give that one with --model, or embed again."
+            )
+        self.check_standardisation(network.standardisation, name)
+
+    def check_standardisation(self, standardisation: str, name: str) -> None:
+        """Refuse another standardisation than that of the embeddings, as `check` does."""
+        if self.standardisation != standardisation:
+            raise UsageError(
+                f"the images of {name} were standardised {self.standardisation}, not {standardisation}. "
+                "Embed them again."
+            )
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Embeddings:
@@ -72,6 +98,19 @@ class Embeddings:
     def names(self) -> tuple[str, ...]:
         """The name of each face: its person, or its image if the person is not known."""
         return tuple(person or file.name for person, file in zip(self.people, self.files, strict=True))
+
+
+def is_embeddings(path: Path) -> bool:
+    """Return whether a file is a Parquet table with a column of embeddings."""
+    if path.suffix.lower() != ".parquet" or importlib.util.find_spec("pyarrow") is None:
+        return False
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        return "embedding" in pyarrow.parquet.read_schema(path).names
+    except (pyarrow.ArrowException, OSError):  # whoever reads it says why
+        return False
 
 
 def check_output(path: Path) -> None:

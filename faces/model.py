@@ -37,6 +37,25 @@ _NAMES: Mapping[str | None, Standardisation] = {FIXED: "fixed", PER_IMAGE: "per-
 
 
 @dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """A network, as plain data.
+
+    Attributes:
+        name: The name of a published model, or the file.
+        sha256: `weights_digest` of it.
+        standardisation: The standardisation of its images.
+        origin: Where the standardisation is stated.
+        lfw_accuracy: The accuracy on Labeled Faces in the Wild that its author published; None if unknown.
+    """
+
+    name: str
+    sha256: str
+    standardisation: str
+    origin: str
+    lfw_accuracy: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class Model:
     """A network in evaluation mode, and what is known of it.
 
@@ -55,6 +74,12 @@ class Model:
     standardisation: Standardisation
     origin: str
     published: CatalogEntry | None
+
+    @property
+    def facts(self) -> ModelFacts:
+        """The network, as plain data."""
+        accuracy = self.published.lfw_accuracy if self.published else None
+        return ModelFacts(self.name, self.sha256, self.standardisation, self.origin, accuracy)
 
     def standardise(self, pixels: NDArray[Any]) -> NDArray[Any]:
         """Standardise pixels of 0 to 255: (N, H, W, 3) to the same shape in float32."""

@@ -10,7 +10,9 @@ from converter import command_line
 from converter.errors import RequirementError
 
 if TYPE_CHECKING:
+    from faces.crops import CropMethod
     from faces.embedder import Embedder
+    from faces.model import ModelFacts
 
 SMALLEST_FACE = 20
 """Side of the smallest face that the detector looks for, in pixels. This and the next two are facenet's."""
@@ -73,13 +75,17 @@ def add_standardise_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_embedder_options(parser: argparse.ArgumentParser) -> None:
-    """Add --model, --standardise, --crop and the detector's options, which `make_embedder` takes."""
+def add_embedder_options(parser: argparse.ArgumentParser, model: str = DEFAULT_MODEL) -> None:
+    """Add --model, --standardise, --crop and the detector's options, which `make_embedder` takes.
+
+    Args:
+        parser: The command's parser.
+        model: What is taken without --model, in words.
+    """
     parser.add_argument(
         "--model",
         metavar="NAME|FILE",
-        default=DEFAULT_MODEL,
-        help=f"a published model, or a state_dict or TensorFlow file (default: {DEFAULT_MODEL})",
+        help=f"a published model, or a state_dict or TensorFlow file (default: {model})",
     )
     add_standardise_option(parser)
     add_crop_option(parser)
@@ -100,6 +106,13 @@ def add_threshold_option(parser: argparse.ArgumentParser, default: str) -> None:
         help="the threshold that `facenet-port evaluate --json FILE.json` measured with this model "
         f"(default: {default})",
     )
+
+
+def print_no_threshold(arguments: argparse.Namespace, network: ModelFacts, crop: CropMethod) -> None:
+    """Print on stderr that no threshold is known, and how to measure one."""
+    from faces.threshold import explain_no_threshold
+
+    command_line.print_error(f"{arguments.program}: {explain_no_threshold(network, crop)}")
 
 
 def make_embedder(arguments: argparse.Namespace) -> Embedder:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_args
 
 from converter.errors import SourceError, UsageError
 from converter.formats.limits import read_whole
+from faces.crops import CROP_SIZES, CropMethod
 from faces.distance import Distance
+from faces.model import ModelFacts, published_standardisation
 
 _MOST_BYTES = 64 << 20  # a result of `evaluate` has a few thousand
 
@@ -28,6 +31,7 @@ class Threshold:
         model: The name of the network, or its file.
         model_sha256: `faces.model.weights_digest` of the network.
         standardisation: The standardisation of its images.
+        crop: The crop of the faces.
         pairs: The number of pairs that it was measured on.
         different: How many of them show different people.
         source: The list or table of the pairs.
@@ -41,6 +45,7 @@ class Threshold:
     model: str
     model_sha256: str
     standardisation: str
+    crop: CropMethod
     pairs: int
     different: int
     source: str
@@ -57,25 +62,48 @@ class Threshold:
             f"{self.different:,} of different people"
         )
 
-    def check(self, *, model: str, model_sha256: str, distance: Distance, mirrored: bool) -> None:
+    def check(
+        self,
+        network: ModelFacts,
+        *,
+        crop: CropMethod,
+        distance: Distance,
+        subtract_mean: bool = False,
+        mirrored: bool = False,
+    ) -> None:
         """Refuse to be applied to other distances than it was measured on.
 
+        Args:
+            network: The network of the embeddings.
+            crop: The crop of their faces.
+            distance: The measure of their distance.
+            subtract_mean: Whether their mean is subtracted.
+            mirrored: Whether embeddings of mirrored images are part of them.
+
         Raises:
-            UsageError: The network or the distance is another one.
+            UsageError: The network, its standardisation, the crop or the distance is another one.
         """
-        again = "Measure it for this one with `facenet-port evaluate --json`."
-        if model_sha256 != self.model_sha256:
+        measure = _describe(self.distance, subtract_mean=self.subtract_mean, mirrored=self.mirrored)
+        other = _describe(distance, subtract_mean=subtract_mean, mirrored=mirrored)
+        problem = ""
+        if network.sha256 != self.model_sha256:
+            problem = f"was measured with {self.model}, not {network.name}"
+        elif network.standardisation != self.standardisation:
+            problem = f"is of images standardised {self.standardisation}, not {network.standardisation}"
+        elif crop != self.crop:
+            problem = f"is of the crop {self.crop}, not {crop}"
+        elif measure != other:
+            problem = f"is of the distance {measure}, not {other}"
+        if problem:
             raise UsageError(
-                f"the threshold {self.value:.4g} was measured with {self.model}, not {model}. {again}"
+                f"the threshold {self.value:.4g} {problem}. Measure it for this one with "
+                "`facenet-port evaluate --json`."
             )
-        if distance != self.distance or mirrored != self.mirrored:
-            mine, other = (
-                f"{measure}{' of mirrored images too' if both else ''}"
-                for measure, both in ((self.distance, self.mirrored), (distance, mirrored))
-            )
-            raise UsageError(
-                f"the threshold {self.value:.4g} is of the distance {mine}, not {other}. {again}"
-            )
+
+
+def _describe(distance: Distance, *, subtract_mean: bool, mirrored: bool) -> str:
+    mean = " of embeddings with their mean subtracted" if subtract_mean else ""
+    return f"{distance}{mean}{' of mirrored images too' if mirrored else ''}"
 
 
 DEFAULT_THRESHOLD = Threshold(
@@ -87,6 +115,7 @@ DEFAULT_THRESHOLD = Threshold(
     model="20170512-110547",
     model_sha256="0aacbe14c51311757425411cc35ba5723b1bd93e6c043873edb7bdc5e56a1fc6",
     standardisation="per-image",
+    crop="scaled",
     pairs=6903,
     different=5549,
     source="118 photographs of five people",
@@ -96,16 +125,15 @@ photographs in the package that serves this model."""
 
 
 def find_threshold(
-    file: Path | None, stored: Threshold | None, *, model: str, model_sha256: str, standardisation: str
+    file: Path | None, stored: Threshold | None, network: ModelFacts, crop: CropMethod
 ) -> Threshold | None:
     """Find the threshold for decisions on two embeddings, each of one image.
 
     Args:
         file: A result of `facenet-port evaluate --json`.
         stored: The threshold that is taken without a file.
-        model: The name of the network.
-        model_sha256: Its `faces.model.weights_digest`.
-        standardisation: The standardisation of its images.
+        network: The network of the embeddings.
+        crop: The crop of their faces.
 
     Returns:
         The threshold of the file, or the stored one, or one that was measured for the default model; None if
@@ -115,31 +143,31 @@ def find_threshold(
         SourceError: The file cannot be read, or holds no threshold.
         UsageError: The threshold is of another network, or of other embeddings.
     """
-    if file is None and stored is None:
-        default = DEFAULT_THRESHOLD
-        is_default = (model_sha256, standardisation) == (default.model_sha256, default.standardisation)
-        return default if is_default else None
     threshold = stored if file is None else read_threshold(file)
-    assert threshold is not None
-    threshold.check(model=model, model_sha256=model_sha256, distance=threshold.distance, mirrored=False)
-    problem = None
-    if threshold.standardisation != standardisation:
-        problem = f"of images standardised {threshold.standardisation}, not {standardisation}"
-    elif threshold.subtract_mean:
-        problem = "of embeddings with their mean subtracted, which one image does not have"
-    if problem:
-        raise UsageError(
-            f"the threshold {threshold.value:.4g} is {problem}. Measure it again with "
-            "`facenet-port evaluate --json`."
-        )
+    if threshold is None:
+        default = DEFAULT_THRESHOLD
+        ours = (network.sha256, network.standardisation, crop)
+        return default if ours == (default.model_sha256, default.standardisation, default.crop) else None
+    threshold.check(network, crop=crop, distance=threshold.distance)
     return threshold
 
 
-HOW_TO_MEASURE = (
-    "Measure one on faces whose people are known: `facenet-port evaluate crops/faces.csv --model {model} "
-    "--json figures.json`, then give --threshold figures.json."
-)
-"""The next step without a threshold; `model` is the one to measure it for."""
+def explain_no_threshold(network: ModelFacts, crop: CropMethod) -> str:
+    """Say that no threshold is known, and how to measure one: two sentences.
+
+    Args:
+        network: The network that it is needed for.
+        crop: The crop of the faces.
+    """
+    known = published_standardisation(network.name) == network.standardisation
+    options = f"--model {shlex.quote(network.name)}"
+    options += "" if known else f" --standardise {network.standardisation}"
+    options += "" if crop == "scaled" else f" --crop {crop}"
+    return (
+        f"no threshold is known for {network.name} with the crop {crop}. Measure one on photographs of "
+        f"known people: `facenet-port evaluate faces.csv {options} --json figures.json`, then give "
+        "--threshold figures.json."
+    )
 
 
 def parse_threshold(content: Any) -> Threshold:
@@ -148,7 +176,7 @@ def parse_threshold(content: Any) -> Threshold:
     Raises:
         ValueError: It has another form.
     """
-    kinds = {"str": str, "int": int, "float": float, "bool": bool, "Distance": str}
+    kinds = {"str": str, "int": int, "float": float, "bool": bool, "Distance": str, "CropMethod": str}
     fields = {name: kinds[str(field.type)] for name, field in Threshold.__dataclass_fields__.items()}
     if not isinstance(content, dict) or set(content) != set(fields):
         raise ValueError("its fields are not those of a threshold")
@@ -158,6 +186,8 @@ def parse_threshold(content: Any) -> Threshold:
         raise ValueError("its value is not finite")
     if content["distance"] not in get_args(Distance):
         raise ValueError(f"there is no distance {content['distance']!r}")
+    if content["crop"] not in CROP_SIZES:
+        raise ValueError(f"there is no crop {content['crop']!r}")
     return Threshold(**content)
 
 

@@ -80,22 +80,25 @@ def _share(text: str) -> float:
 
 def _work(arguments: argparse.Namespace) -> int:
     check_report(arguments)
+    from faces.align.result import AlignOptions
     from faces.align.run import align
 
     with ProgressBar("cropping faces", quiet=arguments.quiet) as progress:
         result = align(
             arguments.folder,
             arguments.out,
-            crop=arguments.crop,
-            all_faces=arguments.all_faces,
+            options=AlignOptions(
+                arguments.crop,
+                arguments.all_faces,
+                arguments.smallest_face,
+                tuple(arguments.thresholds),
+                arguments.factor,
+            ),
             table=arguments.table,
             split=arguments.split,
             seed=arguments.seed,
             workers=arguments.workers,
             device=arguments.device,
-            smallest_face=arguments.smallest_face,
-            thresholds=tuple(arguments.thresholds),
-            factor=arguments.factor,
             offline=arguments.offline,
             progress=progress,
         )

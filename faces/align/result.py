@@ -9,6 +9,7 @@ from typing import Any
 
 from faces.crops import CROP_SIZES, CropMethod
 from faces.detect.result import Face
+from faces.options import FACTOR, SMALLEST_FACE, THRESHOLDS
 
 LOW_SCORE = 0.95
 """The score below which a face is doubtful: facenet's detector gives most faces over 0.99."""
@@ -48,18 +49,19 @@ class AlignOptions:
     """The options that decide what the crops are.
 
     Attributes:
-        crop: The margin and the size of the crops.
+        crop: "scaled": the largest face, a margin of 0.2 of its box, 160x160 pixels. "facenet": the crop of
+            davidsandberg/facenet's `align_dataset_mtcnn.py`, pixel by pixel: 182x182.
         all_faces: Whether every face is cropped, and not one of each photograph.
         smallest_face: Side of the smallest face that is looked for, in pixels.
         thresholds: Probability of a face that P-Net, R-Net and O-Net ask for.
         factor: Ratio of two scales of the pyramid that follow each other.
     """
 
-    crop: CropMethod
-    all_faces: bool
-    smallest_face: float
-    thresholds: tuple[float, float, float]
-    factor: float
+    crop: CropMethod = "scaled"
+    all_faces: bool = False
+    smallest_face: float = SMALLEST_FACE
+    thresholds: tuple[float, float, float] = THRESHOLDS
+    factor: float = FACTOR
 
 
 @dataclass(frozen=True, slots=True)

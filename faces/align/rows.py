@@ -41,16 +41,18 @@ def split_people(share: float, people: Iterable[str], seed: int) -> dict[str, st
     return {person: TRAIN if place < train else VALIDATION for place, person in enumerate(drawn)}
 
 
-def check_split(share: float, names: Iterable[str]) -> None:
+def check_split(share: float | None, names: Iterable[str]) -> None:
     """Refuse a split that is none.
 
     Args:
-        share: Of the people that are "train".
+        share: Of the people that are "train"; None for no split.
         names: The photographs.
 
     Raises:
         UsageError: The share is not between 0 and 1, or there are fewer than two people.
     """
+    if share is None:
+        return
     if not 0 < share < 1:
         raise UsageError(f"--split {share:g}: give a share of the people between 0 and 1, such as 0.8.")
     if len({person_of(name) for name in names} - {""}) < 2:

@@ -28,7 +28,7 @@ from faces.crops import CropMethod, choose_face, crop_face
 from faces.detect.detector import FaceDetector
 from faces.detect.result import Face
 from faces.face_table import TableFormat, check_format, encode_table
-from faces.options import FACTOR, SMALLEST_FACE, THRESHOLDS, check_device
+from faces.options import check_device
 
 # Photographs that the detector is given at once: at most so many, and no more once they have so many pixels.
 _BATCH, _BATCH_PIXELS = 16, 1 << 24
@@ -40,16 +40,12 @@ def align(
     folder: str | Path,
     out: str | Path,
     *,
-    crop: CropMethod = "scaled",
-    all_faces: bool = False,
+    options: AlignOptions = AlignOptions(),  # noqa: B008, it is frozen
     table: TableFormat = "csv",
     split: float | None = None,
     seed: int = 0,
     workers: int = 2,
     device: str = "cpu",
-    smallest_face: float = SMALLEST_FACE,
-    thresholds: tuple[float, float, float] = THRESHOLDS,
-    factor: float = FACTOR,
     offline: bool = False,
     progress: Progress = lambda done, total: None,
 ) -> AlignResult:
@@ -62,18 +58,13 @@ def align(
     Args:
         folder: Photographs, or a folder of them for each person, at any depth.
         out: A new folder, or one that `align` has made from this folder with these options.
-        crop: "scaled": the largest face, a margin of 0.2 of its box, 160x160 pixels. "facenet": the crop of
-            davidsandberg/facenet's `align_dataset_mtcnn.py`, pixel by pixel: 182x182.
-        all_faces: Whether to crop every face of a photograph.
+        options: The crop and the detector's options.
         table: The table's format, faces.csv or faces.parquet.
         split: The share of people whose faces are "train" in the table's column split_type; all faces of the
             others are "val". None takes the train, val and test among the names of folders.
         seed: Of the split.
         workers: Threads that read photographs and write crops beside the detector.
         device: `cpu`, `cuda` or `mps`.
-        smallest_face: Side of the smallest face to look for, in pixels.
-        thresholds: Probability of a face that P-Net, R-Net and O-Net ask for.
-        factor: Ratio of two scales of the pyramid that follow each other.
         offline: Never download the detector's weights.
         progress: Progress callback: photographs that are done, and their number.
 
@@ -84,13 +75,10 @@ def align(
         RequirementError: The device, a package or the detector's weights are missing.
     """
     folder, out = Path(folder), Path(out)
-    options = AlignOptions(crop, all_faces, smallest_face, thresholds, factor)
     check_device(device)
-    check_format(table)
-    _check_apart(folder, out)
+    _check_output(folder, out, table)
     names, others = _find_files(folder)
-    if split is not None:
-        check_split(split, names)
+    check_split(split, names)
     with Journal(out, options) as journal:
         written = out / f"faces.{table}"
         journal.check_table(written)
@@ -99,13 +87,7 @@ def align(
         waiting = [name for name in names if name not in journal.done]
         if waiting:
             # Before the folder is made: its weights may be missing.
-            detector = FaceDetector(
-                device=device,
-                smallest_face=smallest_face,
-                thresholds=thresholds,
-                factor=factor,
-                offline=offline,
-            )
+            detector = _load_detector(options, device, offline=offline)
             journal.begin()
             _Work(folder, out, options, detector, journal, workers).run(
                 waiting, lambda done: progress(earlier + done, len(names))
@@ -116,7 +98,18 @@ def align(
     return AlignResult(folder, out, written, options, photographs, tuple(others), earlier)
 
 
-def _check_apart(folder: Path, out: Path) -> None:
+def _load_detector(options: AlignOptions, device: str, *, offline: bool) -> FaceDetector:
+    return FaceDetector(
+        device=device,
+        smallest_face=options.smallest_face,
+        thresholds=options.thresholds,
+        factor=options.factor,
+        offline=offline,
+    )
+
+
+def _check_output(folder: Path, out: Path, table: TableFormat) -> None:
+    check_format(table)
     if out.resolve().is_relative_to(folder.resolve()):
         raise UsageError(
             f"{out}: it lies in {folder}, and its crops would be taken for photographs. "

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from converter.errors import RequirementError
 from faces.cluster.result import ClusterResult
 from faces.distance import DISTANCES, Distance
-from faces.embed.run import embed
+from faces.embed.run import embed, find_images
 from faces.embedder import Embedder, Progress
-from faces.threshold import HOW_TO_MEASURE
+from faces.threshold import explain_no_threshold
 
 
 def cluster(
@@ -45,10 +45,11 @@ def cluster(
             "cluster needs scikit-learn, not installed here: pip install 'facenet-port[faces]'."
         )
     embedder = embedder or Embedder()
-    found = embedder.find_threshold(threshold)
+    images, _ = find_images(Path(source))
+    crop = embedder.find_crop(images)
+    found = embedder.find_threshold(threshold, crop)
     if found is None:
-        name = embedder.model.name
-        raise RequirementError(f"no threshold is known for {name}. {HOW_TO_MEASURE.format(model=name)}")
+        raise RequirementError(explain_no_threshold(embedder.model.facts, crop))
     embedded = embed(source, threshold=threshold, embedder=embedder, progress=progress)
     labels = cluster_embeddings(embedded.embeddings.values, found.distance, found.value)
     clusters = [tuple(np.flatnonzero(labels == label).tolist()) for label in np.unique(labels)]

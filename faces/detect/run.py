@@ -57,14 +57,15 @@ def detect(
         device=device, smallest_face=smallest_face, thresholds=thresholds, factor=factor, offline=offline
     )
     photographs: list[Photograph] = []
-    for batch in read_batches(list(files), problems):
-        for (file, pixels), faces in zip(
+    names = list(files)
+    for batch in read_batches(names, problems):
+        for (place, pixels), faces in zip(
             batch, detector.detect([pixels for _, pixels in batch]), strict=True
         ):
             height, width = pixels.shape[:2]
-            photographs.append(Photograph(file, width, height, faces))
+            photographs.append(Photograph(names[place], width, height, faces))
             if drawings is not None:
-                drawings.write(file, pixels, faces)
+                drawings.write(names[place], pixels, faces)
         progress(len(photographs) + len(problems), len(files))
     return DetectionResult(tuple(photographs), tuple(problems))
 
@@ -87,7 +88,7 @@ def _find_files(sources: Sequence[str | Path]) -> tuple[dict[Path, Path], list[S
 
 def read_batches(
     files: Sequence[Path], problems: list[SourceError]
-) -> Iterator[list[tuple[Path, NDArray[np.uint8]]]]:
+) -> Iterator[list[tuple[int, NDArray[np.uint8]]]]:
     """Read photographs in batches that fit in memory.
 
     Args:
@@ -95,12 +96,12 @@ def read_batches(
         problems: The errors on those that cannot be read are added to it.
 
     Returns:
-        Batches of files and their pixels, (height, width, 3) in RGB.
+        Batches of places among `files` and the pixels of the photographs there, (height, width, 3) in RGB.
     """
-    batch: list[tuple[Path, NDArray[np.uint8]]] = []
-    for file in files:
+    batch: list[tuple[int, NDArray[np.uint8]]] = []
+    for place, file in enumerate(files):
         try:
-            batch.append((file, read_photograph(file)))
+            batch.append((place, read_photograph(file)))
         except PhotographError as error:
             problems.append(error)
         if len(batch) == _BATCH or sum(pixels.size // 3 for _, pixels in batch) >= _BATCH_PIXELS:

@@ -9,7 +9,7 @@ from typing import Any
 
 from converter.errors import SourceError
 from faces.embeddings import Embeddings
-from faces.evaluate.result import ModelFacts
+from faces.model import ModelFacts
 
 
 @dataclass(frozen=True, slots=True)

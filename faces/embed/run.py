@@ -11,6 +11,7 @@ from converter.atomic import replace_file
 from converter.counts import counted
 from converter.errors import SourceError
 from faces.align.result import person_of
+from faces.crops import FaceImage, read_images
 from faces.embed.result import EmbedResult
 from faces.embedder import Embedder, Progress
 from faces.embeddings import Embeddings, Origin, check_output, encode_embeddings
@@ -30,8 +31,9 @@ def embed(
     A file that cannot be read or has no face is listed in the result, and the others are embedded.
 
     Args:
-        source: A folder of photographs or crops, or of a folder of them for each person; or the table of
-            `facenet-port align`, which is also read if it lies in the folder.
+        source: A folder of photographs or crops, or of a folder of them for each person; or a table such as
+            that of `facenet-port align`, which is also read if it lies in the folder. Its crops are embedded,
+            or if it has none its photographs, cropped around their boxes.
         output: The .parquet file; older embeddings are replaced. None writes nothing.
         threshold: A result of `facenet-port evaluate --json` with the same model, to be kept with the
             embeddings. None takes the one that was measured for the default model.
@@ -47,34 +49,39 @@ def embed(
     source, output = Path(source), None if output is None else Path(output)
     if output is not None:
         check_output(output)
-    files, people = _find_images(source)
+    images, people = find_images(source)
     embedder = embedder or Embedder()
-    measured = embedder.find_threshold(threshold)
-    embedded = embedder.embed(files, progress)
+    crop = embedder.find_crop(images)
+    measured = embedder.find_threshold(threshold, crop)
+    embedded = embedder.embed(images, progress)
     if not embedded.faces:
-        problem = f"no face was found in its {counted(len(files), 'photograph')}"
+        problem = f"no face was found in its {counted(len(images), 'photograph')}"
         step = f"`facenet-port detect {source}` searches them one by one"
         raise SourceError(source, problem, next_step=step)
-    person = dict(zip(files, people, strict=True))
     model = embedder.model
     embeddings = Embeddings(
         files=tuple(face.file for face in embedded.faces),
-        people=tuple(person[face.file] for face in embedded.faces),
+        people=tuple(people[face.place] for face in embedded.faces),
         boxes=tuple(face.box for face in embedded.faces),
         values=np.stack([face.embedding for face in embedded.faces]),
-        origin=Origin(model.name, model.sha256, model.standardisation, embedded.faces[0].crop, measured),
+        origin=Origin(model.name, model.sha256, model.standardisation, crop, measured),
     )
     if output is not None:
         replace_file(output, encode_embeddings(embeddings, output.parent))
-    return EmbedResult(source, output, embeddings, embedder.facts, embedded.without_face, embedded.problems)
+    return EmbedResult(source, output, embeddings, model.facts, embedded.without_face, embedded.problems)
 
 
-def _find_images(source: Path) -> tuple[list[Path], list[str]]:
-    """Find the images of a folder or table, and the person of each."""
+def find_images(source: Path) -> tuple[list[FaceImage], list[str]]:
+    """Find the images of a folder or table, with their boxes if the table has them, and the person of each.
+
+    Raises:
+        UsageError: There is no such folder or table.
+        SourceError: The folder holds no photographs, or the table lacks columns or files.
+    """
     table = None if not source.exists() else find_table(source)
     if table is None:
         files = find_photographs(source)
-        return files, [person_of(file.relative_to(source).as_posix()) for file in files]
+        return list(map(FaceImage, files)), [person_of(file.relative_to(source).as_posix()) for file in files]
     read = read_table(table)
     people = read.require("person_name")
-    return read.files(), ["" if person is None else str(person) for person in people]
+    return read_images(read), ["" if person is None else str(person) for person in people]

@@ -11,19 +11,20 @@ from checks.core import options
 from converter import command_line
 from converter.errors import UsageError
 from converter.progress import ProgressBar
-from faces.options import add_crop_option, add_device_option, add_standardise_option, positive_number
+from faces.options import DEFAULT_MODEL, add_embedder_options, make_embedder, positive_number
 
 _EPILOG = """\
-FOLDER is a data set such as lfw, with Name/Name_0001.jpg; TABLE is a .csv or .parquet of faces, of which all
-pairs are taken. Images of 160x160 or 182x182 pixels are taken as crops. --classify scores a classifier
-instead: the column predicted_label, or the logits of --model.
+FOLDER is a data set such as lfw, with Name/Name_0001.jpg; TABLE is a .csv or .parquet of faces, or the
+.parquet of embed, of which all pairs are taken. Images of 160x160 or 182x182 pixels are taken as crops.
+--classify scores a classifier instead: the column predicted_label, or the logits of --model.
 
 exit codes: 0 evaluated, and with --against proven; 1 it differs from TensorFlow's graph; 2 wrong usage; 3 an
 input is unreadable, corrupt or not what it should be; 4 something that is needed, such as a package or a
 model, is missing; 130 interrupted, 143 by SIGTERM, 129 by SIGHUP
 """
 
-_PAIR_OPTIONS = ("pairs", "folds", "distance", "subtract_mean", "mirrored", "far", "threshold", "against")
+_PROTOCOL = ("folds", "distance", "subtract_mean", "mirrored", "far")
+_PAIR_OPTIONS = ("pairs", *_PROTOCOL, "threshold", "against")
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,67 +32,61 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "source",
         metavar="FOLDER|TABLE",
         type=command_line.path,
-        help="a folder with --pairs, or a table of faces",
+        help="a folder with --pairs; a table of faces; or the embeddings of embed",
     )
+    _add_protocol_options(parser.add_argument_group("the protocol"))
     parser.add_argument(
+        "--classify", action="store_true", help="score a classifier on the table's column label"
+    )
+    add_embedder_options(parser, f"{DEFAULT_MODEL}, or the one of --against")
+    parser.add_argument(
+        "--batch-size", metavar="N", type=positive_number, default=32, help="images at a time (default: 32)"
+    )
+    options.add_report_option(parser)
+
+
+def _add_protocol_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
         "--pairs",
         metavar="FILE",
         type=command_line.path,
         help="pairs.txt, pairsDevTrain.txt or pairsDevTest.txt",
     )
-    parser.add_argument(
-        "--model",
-        metavar="NAME|FILE",
-        help="a published model, or a state_dict or TensorFlow file (default: "
-        "20170512-110547, or the one of --against)",
-    )
-    add_standardise_option(parser)
-    pairs = parser.add_argument_group("the protocol")
-    pairs.add_argument(
+    group.add_argument(
         "--folds",
         metavar="N",
         type=positive_number,
         help="consecutive folds of the pairs (default: those of the list, or 10)",
     )
-    pairs.add_argument(
+    group.add_argument(
         "--distance",
         choices=("squared-euclidean", "arc-cosine"),
         help="the distance of two embeddings (default: squared-euclidean)",
     )
-    pairs.add_argument(
+    group.add_argument(
         "--subtract-mean", action="store_true", help="subtract the mean embedding of the other folds' pairs"
     )
-    pairs.add_argument(
+    group.add_argument(
         "--mirrored", action="store_true", help="append the embedding of the mirrored image to each embedding"
     )
-    pairs.add_argument(
+    group.add_argument(
         "--far",
         metavar="RATE",
         type=_rate,
         help="the false accept rate of VAL and of the threshold (default: 0.001)",
     )
-    pairs.add_argument(
+    group.add_argument(
         "--threshold",
         metavar="FILE.json",
         type=command_line.path,
         help="also apply the threshold of an earlier --json, as from pairsDevTrain.txt to pairsDevTest.txt",
     )
-    pairs.add_argument(
+    group.add_argument(
         "--against",
         metavar="SOURCE",
         type=command_line.path,
         help="run this checkpoint's TensorFlow graph on the same images, and judge the network by it",
     )
-    parser.add_argument(
-        "--classify", action="store_true", help="score a classifier on the table's column label"
-    )
-    add_crop_option(parser)
-    add_device_option(parser)
-    parser.add_argument(
-        "--batch-size", metavar="N", type=positive_number, default=32, help="images at a time (default: 32)"
-    )
-    parser.add_argument("--offline", action="store_true", help="never use the network")
-    options.add_report_option(parser)
 
 
 def _rate(text: str) -> float:
@@ -109,11 +104,17 @@ def _work(arguments: argparse.Namespace) -> int:
     _check_usage(arguments)
     # PyTorch is imported here, so that Ctrl-C during the import ends as it does later.
     from faces.evaluate import run
+    from faces.evaluate.measure import Settings
 
-    shared = ("model", "standardisation", "crop", "device", "batch_size", "offline")
-    names = shared if arguments.classify else (*_PAIR_OPTIONS, *shared)
-    given = {name: value for name in names if (value := getattr(arguments, name)) is not None}
-    function: Any = run.evaluate_classifier if arguments.classify else run.evaluate
+    if not arguments.classify:
+        arguments.model = arguments.model or arguments.against
+    function: Any = run.evaluate_classifier
+    given = {"embedder": make_embedder(arguments), "batch_size": arguments.batch_size}
+    if not arguments.classify:
+        protocol = {name: value for name in _PROTOCOL if (value := getattr(arguments, name)) is not None}
+        given["settings"] = Settings(**protocol)
+        given |= {name: getattr(arguments, name) for name in ("pairs", "threshold", "against")}
+        function = run.evaluate
     with ProgressBar("starting", quiet=arguments.quiet) as progress:
         result = function(arguments.source, **given, progress=progress, say=progress.label)
     command_line.show_result(arguments, result, "faces.evaluate", result.as_json)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from faces.crops import CropMethod, FaceImage, choose_face, is_crop, read_face
+from faces.crops import CropMethod, FaceImage, check_crop, choose_face, is_crop, read_face
 from faces.detect.detector import FaceDetector
 from faces.images import to_rgb
 
@@ -28,7 +28,7 @@ def find_faces(
 
     Args:
         images: The images; a known box is kept.
-        method: How the face of a photograph is chosen.
+        method: How the face of a photograph is chosen; the crop of every image.
         load: Loads the detector; it is called if an image is no crop.
         progress: Progress callback: images done, and their number.
 
@@ -37,12 +37,14 @@ def find_faces(
 
     Raises:
         SourceError: A file cannot be used as a photograph.
+        UsageError: An image is a crop of another kind.
     """
     faces: list[FaceImage | None] = []
     detector: FaceDetector | None = None
     for image in images:
         progress(len(faces), len(images))
         pixels = to_rgb(image.file)
+        check_crop(image.file, pixels, method, method)
         if is_crop(pixels):
             faces.append(FaceImage(image.file))
             continue

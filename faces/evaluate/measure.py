@@ -29,22 +29,32 @@ from faces.evaluate.protocol import (
     threshold_at_far,
 )
 
+_FOLDS = 10  # of pairs.txt
+
 
 @dataclass(frozen=True, slots=True)
 class Settings:
     """The options of the protocol; the defaults are those of the original.
 
     Attributes:
-        folds: The number of folds; 1 measures what needs no other fold to choose a threshold on.
+        folds: The number of folds, consecutive and not shuffled; 1 measures what needs no other fold to
+            choose a threshold on. None takes that of the list of pairs, or 10.
         distance: The measure of distance.
         subtract_mean: Whether to subtract the mean embedding of the other folds' pairs.
-        far: The false accept rate of the validation rate and of the threshold.
+        far: The false accept rate of the validation rate and of the threshold, between 0 and 1.
+        mirrored: Whether the embedding of the mirrored image is appended to each embedding.
     """
 
-    folds: int = 10
+    folds: int | None = None
     distance: Distance = "squared-euclidean"
     subtract_mean: bool = False
     far: float = 1e-3
+    mirrored: bool = False
+
+    @property
+    def fold_count(self) -> int:
+        """The number of folds."""
+        return _FOLDS if self.folds is None else self.folds
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +100,9 @@ def measure(embeddings: NDArray[Any], pairs: Pairs, settings: Settings) -> Measu
     Raises:
         UsageError: There are fewer pairs than folds.
     """
-    if len(pairs) < settings.folds:
+    if len(pairs) < settings.fold_count:
         raise UsageError(
-            f"{counted(len(pairs), 'pair')} cannot make {settings.folds} folds. Give --folds "
+            f"{counted(len(pairs), 'pair')} cannot make {settings.fold_count} folds. Give --folds "
             f"{max(1, len(pairs))} or fewer."
         )
     (whole,) = split_folds(len(pairs), 1)
@@ -102,9 +112,9 @@ def measure(embeddings: NDArray[Any], pairs: Pairs, settings: Settings) -> Measu
     if pairs.same.all() or not pairs.same.any():
         reason = f"every pair shows {'the same person' if pairs.same.all() else 'different people'}"
         return Measurement(overall, missing=dict.fromkeys(EVERY_FIGURE, reason))
-    folds = split_folds(len(pairs), settings.folds)
+    folds = split_folds(len(pairs), settings.fold_count)
     distances = [overall]
-    if settings.folds > 1:
+    if settings.fold_count > 1:
         distances = distances_by_fold(
             embeddings, pairs, folds, settings.distance, subtract_mean=settings.subtract_mean
         )

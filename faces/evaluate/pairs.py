@@ -193,6 +193,21 @@ def _find(folder: Path, image: NamedImage) -> Path | None:
     return next((path for path in candidates if path.is_file()), None)
 
 
+def pair_all(source: Path, people: Sequence[str]) -> Pairs:
+    """Pair all images of a source.
+
+    Args:
+        source: The table or embeddings.
+        people: The person of each image.
+
+    Raises:
+        SourceError: There is one image.
+    """
+    if len(people) < 2:
+        raise SourceError(source, "one face makes no pair", next_step="Give a table with more faces")
+    return all_pairs(people)
+
+
 def all_pairs(people: Sequence[str]) -> Pairs:
     """Pair each image with every later one: the first with the others, then the second, and so on.
 

@@ -14,26 +14,8 @@ from faces.crops import CropMethod
 from faces.detect.result import Box
 from faces.evaluate.measure import Measurement, Settings
 from faces.evaluate.protocol import Pairs
+from faces.model import ModelFacts
 from faces.threshold import Threshold
-
-
-@dataclass(frozen=True, slots=True)
-class ModelFacts:
-    """The network that was evaluated.
-
-    Attributes:
-        name: The name of a published model, or the file.
-        sha256: `faces.model.weights_digest` of it.
-        standardisation: The standardisation of its images.
-        origin: Where the standardisation is stated.
-        lfw_accuracy: The accuracy on Labeled Faces in the Wild that its author published; None if unknown.
-    """
-
-    name: str
-    sha256: str
-    standardisation: str
-    origin: str
-    lfw_accuracy: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +44,11 @@ class VerificationResult:
         folder: The folder of the images; empty for a table.
         images: The file of each image.
         boxes: The box of the face in each image, in pixels; None for a crop.
-        crop: How faces are cropped.
+        crop: The crop of every face.
         pairs: The pairs, by places among `images`.
         skipped: The number of pairs of which a file is missing, or shows no face.
         model: The network.
         settings: The options of the protocol.
-        mirrored: Whether the embedding of the mirrored image is appended to each embedding.
         measured: The figures.
         threshold: The threshold at `settings.far`, with what it was measured on; None without pairs of
             both kinds.
@@ -88,7 +69,6 @@ class VerificationResult:
     skipped: int
     model: ModelFacts
     settings: Settings
-    mirrored: bool
     measured: Measurement
     threshold: Threshold | None
     applied: Applied | None
@@ -129,12 +109,12 @@ class VerificationResult:
             "accuracy_by_fold": None if accuracy is None else accuracy.by_fold.tolist(),
             "thresholds_by_fold": None if accuracy is None else accuracy.thresholds.tolist(),
             "images": len(self.images),
-            "crop": self.crop if any(self.boxes) else None,
+            "crop": self.crop,
             "source": self.source,
             "folder": self.folder or None,
             "model": asdict(self.model),
             "settings": asdict(self.settings),
-            "mirrored": self.mirrored,
+            "mirrored": self.settings.mirrored,
             "measured_threshold": None if self.threshold is None else self.threshold.as_json(),
             "applied_threshold": None if self.applied is None else asdict(self.applied),
             "against": self.against or None,

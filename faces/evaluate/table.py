@@ -12,7 +12,8 @@ from checks.core.render import Row, Table, print_judgements, print_table
 from converter import command_line
 from converter.counts import counted
 from converter.home_folder import from_home
-from faces.evaluate.result import ClassificationResult, ModelFacts, VerificationResult
+from faces.evaluate.result import ClassificationResult, VerificationResult
+from faces.model import ModelFacts
 
 _WIDTH = 110  # columns; a line may wrap, a figure is not cut off
 _MOST_CLASSES = 12  # classes whose confusion matrix is printed
@@ -80,7 +81,7 @@ def describe_settings(result: VerificationResult) -> str:
         ]
     ]
     parts += ["mean subtracted"] if result.settings.subtract_mean else []
-    parts += ["mirrored images appended"] if result.mirrored else []
+    parts += ["mirrored images appended"] if result.settings.mirrored else []
     return ", ".join(parts)
 
 
@@ -88,7 +89,7 @@ def _figures(result: VerificationResult) -> Iterator[tuple[str, str, str]]:
     """Each figure: its name, its value and what it rests on, or why it is missing."""
     measured, settings = result.measured, result.settings
     accuracy, validation, missing = measured.accuracy, measured.validation, measured.missing
-    folds = f"{settings.folds} consecutive folds, not shuffled"
+    folds = f"{settings.fold_count} consecutive folds, not shuffled"
     yield (
         "accuracy",
         "-" if accuracy is None else f"{accuracy.mean:.4f} ± {accuracy.std:.4f}",
@@ -101,7 +102,7 @@ def _figures(result: VerificationResult) -> Iterator[tuple[str, str, str]]:
         if validation is None
         else f"same pairs accepted at FAR {settings.far:g}, which came to {validation.mean_far:.5f}",
     )
-    rates = "the mean ROC of the folds" if settings.folds > 1 else "the ROC of all pairs"
+    rates = "the mean ROC of the folds" if settings.fold_count > 1 else "the ROC of all pairs"
     yield "AUC", _figure(measured.auc), missing.get("auc", f"area under {rates}")
     yield "EER", _figure(measured.eer), missing.get("eer", f"equal error rate of {rates}")
     different = int(np.count_nonzero(~result.pairs.same))

@@ -47,7 +47,6 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 def _work(arguments: argparse.Namespace) -> int:
     from faces.embeddings import read_embeddings
     from faces.identify.run import identify
-    from faces.threshold import HOW_TO_MEASURE
 
     gallery = read_embeddings(arguments.gallery)
     arguments.model = arguments.model or gallery.origin.model
@@ -62,8 +61,7 @@ def _work(arguments: argparse.Namespace) -> int:
     )
     command_line.show_result(arguments, result, "faces.identify", result.as_json)
     if result.threshold is None:
-        step = HOW_TO_MEASURE.format(model=arguments.model)
-        command_line.print_error(f"{arguments.program}: no threshold is known for {arguments.model}. {step}")
+        options.print_no_threshold(arguments, result.model, result.face.crop)
     return result.exit_code
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from faces.distance import Distance
 from faces.embedder import EmbeddedFace
-from faces.evaluate.result import ModelFacts
+from faces.model import ModelFacts
 from faces.threshold import Threshold
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from converter.errors import UsageError
+from faces.crops import FaceImage
 from faces.distance import DISTANCES
 from faces.embedder import Embedder
 from faces.embeddings import Embeddings
@@ -39,14 +41,15 @@ def identify(
     """
     origin = gallery.origin
     embedder = embedder or Embedder(origin.model, standardisation=origin.standardisation, crop=origin.crop)
-    _check_model(gallery, embedder)
-    found = embedder.find_threshold(threshold, origin.threshold)
-    (face,) = embedder.embed_all([Path(photograph)])
-    if face.crop != origin.crop:
+    origin.check(embedder.model.facts, "the gallery")
+    image = FaceImage(Path(photograph))
+    crop = embedder.find_crop([image])
+    if crop != origin.crop:
         raise UsageError(
-            f"{photograph} has the crop {face.crop}, and the gallery {origin.crop}. Give the "
-            "photograph itself."
+            f"{photograph} has the crop {crop}, and the gallery {origin.crop}. Give the photograph itself."
         )
+    found = embedder.find_threshold(threshold, crop, origin.threshold)
+    (face,) = embedder.embed_all([image])
     measure = "squared-euclidean" if found is None else found.distance
     distances = DISTANCES[measure](gallery.values.astype(np.float64), face.embedding[None].astype(np.float64))
     names = np.array(gallery.names, dtype=object)
@@ -64,19 +67,5 @@ def identify(
         gallery_faces=len(names),
         distance=measure,
         threshold=found,
-        model=embedder.facts,
+        model=replace(embedder.model.facts, origin="the gallery"),
     )
-
-
-def _check_model(gallery: Embeddings, embedder: Embedder) -> None:
-    origin, model = gallery.origin, embedder.model
-    if origin.model_sha256 != model.sha256:
-        raise UsageError(
-            f"the embeddings of the gallery are of {origin.model} (SHA-256 {origin.model_sha256[:12]}), not "
-            f"of {model.name} ({model.sha256[:12]}). Give that one with --model, or embed the gallery again."
-        )
-    if origin.standardisation != model.standardisation:
-        raise UsageError(
-            f"the images of the gallery were standardised {origin.standardisation}, not "
-            f"{model.standardisation}. Embed the gallery again."
-        )

@@ -28,7 +28,6 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _work(arguments: argparse.Namespace) -> int:
     from faces.match.run import match
-    from faces.threshold import HOW_TO_MEASURE
 
     result = match(
         arguments.first,
@@ -37,9 +36,8 @@ def _work(arguments: argparse.Namespace) -> int:
         embedder=options.make_embedder(arguments),
     )
     command_line.show_result(arguments, result, "faces.match", result.as_json)
-    if result.same is None:
-        step = HOW_TO_MEASURE.format(model=arguments.model)
-        command_line.print_error(f"{arguments.program}: no threshold is known for {arguments.model}. {step}")
+    if result.threshold is None:
+        options.print_no_threshold(arguments, result.model, result.faces[0].crop)
     return result.exit_code
 
 

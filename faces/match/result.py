@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from faces.embedder import EmbeddedFace
-from faces.evaluate.result import ModelFacts
+from faces.model import ModelFacts
 from faces.threshold import Threshold
 
 

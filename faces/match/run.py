@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from faces.crops import FaceImage
 from faces.distance import DISTANCES, squared_euclidean
 from faces.embedder import Embedder
 from faces.match.result import MatchResult
@@ -28,13 +29,14 @@ def match(
         embedder: The model and the options; None takes the defaults.
 
     Raises:
-        UsageError: The threshold is of another model, or the two are crops of different kinds.
+        UsageError: The threshold is of another model or crop, or the two are crops of different kinds.
         SourceError: A file cannot be read, or has no face.
         RequirementError: Weights are not in the cache and cannot be downloaded.
     """
     embedder = embedder or Embedder()
-    found = embedder.find_threshold(threshold)
-    one, other = embedder.embed_all([Path(first), Path(second)])
+    images = [FaceImage(Path(first)), FaceImage(Path(second))]
+    found = embedder.find_threshold(threshold, embedder.find_crop(images))
+    one, other = embedder.embed_all(images)
     rows = one.embedding[None].astype(np.float64), other.embedding[None].astype(np.float64)
     return MatchResult(
         faces=(one, other),
@@ -42,5 +44,5 @@ def match(
         squared_euclidean=float(squared_euclidean(*rows)[0]),
         distance=None if found is None else float(DISTANCES[found.distance](*rows)[0]),
         threshold=found,
-        model=embedder.facts,
+        model=embedder.model.facts,
     )

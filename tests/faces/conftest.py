@@ -66,6 +66,7 @@ def figures(network, tmp_path_factory):
                 "model": "weights.pt",
                 "model_sha256": sha256,
                 "standardisation": "fixed",
+                "crop": "scaled",
                 "pairs": 600,
                 "different": 300,
                 "source": "pairs.txt",

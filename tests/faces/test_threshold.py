@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 
 from converter.errors import SourceError, UsageError
-from faces.threshold import Threshold, read_threshold
+from faces.model import ModelFacts
+from faces.threshold import DEFAULT_THRESHOLD, Threshold, explain_no_threshold, find_threshold, read_threshold
 
 MEASURED = Threshold(
     value=0.75,
@@ -19,16 +20,13 @@ MEASURED = Threshold(
     model="vggface2",
     model_sha256="a" * 64,
     standardisation="fixed",
+    crop="scaled",
     pairs=6000,
     different=3000,
     source="pairs.txt",
 )
-FITTING = {
-    "model": "mine.pt",
-    "model_sha256": "a" * 64,
-    "distance": "squared-euclidean",
-    "mirrored": False,
-}
+NETWORK = ModelFacts("mine.pt", "a" * 64, "fixed", "--standardise", None)
+FITTING = {"network": NETWORK, "crop": "scaled", "distance": "squared-euclidean"}
 
 
 def written(path, content):
@@ -45,8 +43,17 @@ def test_a_threshold_is_read_as_it_was_written(tmp_path):
     ("change", "message"),
     [
         (
-            {"model_sha256": "b" * 64},
+            {"network": replace(NETWORK, sha256="b" * 64)},
             "the threshold 0.75 was measured with vggface2, not mine.pt. Measure it for",
+        ),
+        (
+            {"network": replace(NETWORK, standardisation="per-image")},
+            "the threshold 0.75 is of images standardised fixed, not per-image. Measure it for",
+        ),
+        ({"crop": "facenet"}, "the threshold 0.75 is of the crop scaled, not facenet. Measure it for"),
+        (
+            {"subtract_mean": True},
+            "squared-euclidean, not squared-euclidean of embeddings with their mean subtracted. Measure",
         ),
         (
             {"distance": "arc-cosine"},
@@ -75,6 +82,8 @@ def test_a_threshold_of_another_model_or_distance(change, message):
         {**MEASURED.as_json(), "value": "0.75"},
         {**MEASURED.as_json(), "pairs": True},
         {**MEASURED.as_json(), "distance": "manhattan"},
+        {**MEASURED.as_json(), "crop": "loose"},
+        {name: value for name, value in MEASURED.as_json().items() if name != "crop"},
         {**MEASURED.as_json(), "more": 1},
     ],
 )
@@ -96,3 +105,33 @@ def test_a_value_that_is_not_finite_is_none(tmp_path):
     path = written(tmp_path / "r.json", replace(MEASURED, value=float("nan")).as_json())
     with pytest.raises(SourceError, match="it holds no measured threshold"):
         read_threshold(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "crop", "known"),
+    [
+        ({}, "scaled", True),
+        ({}, "facenet", False),
+        ({"standardisation": "fixed"}, "scaled", False),
+        ({"sha256": "a" * 64}, "scaled", False),
+    ],
+)
+def test_the_default_threshold_is_for_what_it_was_measured_with(change, crop, known):
+    default = DEFAULT_THRESHOLD
+    network = ModelFacts(default.model, default.model_sha256, default.standardisation, "the catalog", 0.992)
+    found = find_threshold(None, None, replace(network, **change), crop)
+    assert found == (default if known else None)
+
+
+@pytest.mark.parametrize(
+    ("model", "standardisation", "crop", "options"),
+    [
+        ("20170512-110547", "per-image", "scaled", "--model 20170512-110547 --json"),
+        ("20170512-110547", "fixed", "scaled", "--model 20170512-110547 --standardise fixed --json"),
+        ("my net.pt", "per-image", "facenet", "--model 'my net.pt' --standardise per-image --crop facenet"),
+    ],
+)
+def test_the_next_step_without_a_threshold_is_a_command_that_works(model, standardisation, crop, options):
+    text = explain_no_threshold(ModelFacts(model, "a" * 64, standardisation, "the gallery", None), crop)
+    assert text.startswith(f"no threshold is known for {model} with the crop {crop}. Measure one on")
+    assert f"`facenet-port evaluate faces.csv {options}" in text

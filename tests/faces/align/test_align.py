@@ -103,7 +103,7 @@ def test_every_face_or_the_chosen_one(detector, tmp_path, out):
     result = align(folder, out)
     assert [bool(face.crop) for face in result.photographs[0].faces] == [True, False]
     assert [doubt.text for doubt in result.photographs[0].doubts] == ["2 faces"]
-    align(folder, tmp_path / "all", all_faces=True)
+    align(folder, tmp_path / "all", options=AlignOptions(all_faces=True))
     table = read_table(tmp_path / "all/faces.csv")
     assert table.columns["crop_path"] == ["two_0.png", "two_1.png"]  # as facenet names them
     assert table.columns["bbox"] == ["[60.0, 50.0, 104.0, 94.0]", "[5.0, 5.0, 35.0, 35.0]"]

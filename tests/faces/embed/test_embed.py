@@ -98,6 +98,23 @@ def test_the_table_of_a_folder_decides_on_people(embed, tmp_path):
     assert (embeddings.people, embeddings.files) == (("Bo",), (tmp_path / "crops/b.png",))
 
 
+def test_the_photographs_of_a_table_are_cropped_by_its_boxes(
+    embed, colour_detector, folder, network, tmp_path
+):
+    """Each row is a face, also two of one photograph; a row without a box is searched."""
+    boxes = ("[5, 5, 35, 35]", "[40, 30, 82, 76]", "")
+    rows = [f'Ana/1.png,{person},"{box}"' for person, box in zip(("Cy", "Ana", "Di"), boxes, strict=True)]
+    (folder / "faces.csv").write_text("\n".join(["image_path,person_name,bbox", *rows]) + "\n")
+    assert embed(folder / "faces.csv") == 0
+    assert len(colour_detector.seen) == 1
+    embeddings = read_embeddings(tmp_path / "embeddings.parquet")
+    assert embeddings.people == ("Cy", "Ana", "Di")
+    assert embeddings.boxes == ((5, 5, 35, 35), (40, 30, 82, 76), (40, 30, 82, 76))
+    photograph = np.asarray(Image.open(folder / "Ana/1.png"))
+    for box, row in zip(embeddings.boxes, embeddings.values, strict=True):
+        assert np.abs(row - embedding_of(network, crop_face(photograph, box, "scaled"))).max() < 1e-5
+
+
 def test_a_threshold_is_kept(embed, folder, tmp_path, figures, capsys):
     assert embed(folder, "--threshold", figures(0.75)) == 0
     threshold = read_embeddings(tmp_path / "embeddings.parquet").origin.threshold
@@ -151,9 +168,10 @@ def test_refused(embed, tmp_path, capsys, make, options, code, message):
     ("changes", "message"),
     [
         ({"model_sha256": "a" * 64}, "was measured with weights.pt, not "),
-        ({"standardisation": "per-image"}, "of images standardised per-image, not fixed. Measure it again"),
+        ({"standardisation": "per-image"}, "is of images standardised per-image, not fixed. Measure it"),
         ({"subtract_mean": True}, "of embeddings with their mean subtracted"),
         ({"mirrored": True}, "of mirrored images too"),
+        ({"crop": "facenet"}, "is of the crop facenet, not scaled. Measure it for this one"),
     ],
 )
 def test_thresholds_of_others_are_refused(embed, folder, tmp_path, figures, capsys, changes, message):
@@ -165,7 +183,7 @@ def test_thresholds_of_others_are_refused(embed, folder, tmp_path, figures, caps
 def test_crops_of_two_kinds_are_refused(embed, folder, tmp_path, capsys):
     picture(size=(182, 182)).save(folder / "Ana/crop.png")
     assert embed(folder) == 2
-    assert "crop.png the crop facenet: their distance says little" in capsys.readouterr().err
+    assert "crop.png has the crop facenet, and the first image" in capsys.readouterr().err
 
 
 def test_another_table_is_not_replaced(embed, folder, tmp_path, capsys):

@@ -22,7 +22,7 @@ def write_csv(path, rows):
 
 @pytest.fixture(scope="session")
 def crops(tmp_path_factory):
-    """lfw/NAME/NAME_0001.png of 160x160 or 182x182, similar for a person, and faces.csv beside it."""
+    """lfw/NAME/NAME_0001.png of 160x160, similar for a person, and faces.csv beside it."""
     folder = tmp_path_factory.mktemp("crops")
     random = np.random.default_rng(0)
     rows = []
@@ -31,9 +31,8 @@ def crops(tmp_path_factory):
         base = random.integers(40, 216, (12, 12, 3))
         for number in range(1, EACH + 1):
             pixels = np.clip(base + random.integers(-40, 41, base.shape), 0, 255).astype(np.uint8)
-            side = 182 if number == EACH else 160
             path = f"lfw/{person}/{person}_{number:04d}.png"
-            Image.fromarray(pixels).resize((side, side), Image.Resampling.BICUBIC).save(folder / path)
+            Image.fromarray(pixels).resize((160, 160), Image.Resampling.BICUBIC).save(folder / path)
             rows.append({"image_path": path, "person_name": person, "label": label})
     write_csv(folder / "faces.csv", rows)
     return folder

@@ -11,9 +11,11 @@ from PIL import Image
 
 pytest.importorskip("sklearn")
 
+from facenet_port import main as facenet_port
 from faces.detect.result import Face
 from faces.evaluate import run
 from faces.evaluate.__main__ import main
+from faces.evaluate.protocol import threshold_at_far
 from reference import load
 from tests.faces.evaluate.conftest import EACH, PAIRS, PEOPLE, write_csv
 
@@ -184,6 +186,108 @@ def test_a_threshold_fits_every_file_of_the_same_weights(crops, network, single_
     evaluated(tmp_path, *arguments, single_files / "weights.safetensors", "--threshold", measured)
 
 
+def test_a_threshold_of_other_images_is_refused(crops, network, figures, tmp_path, capsys):
+    arguments = (crops, "--model", network, *FIXED, "--threshold")
+    other = figures(1.0, standardisation="per-image")
+    assert refused(capsys, 2, *arguments, other) == (
+        "the threshold 1 is of images standardised per-image, not fixed. Measure it for this one with "
+        "`facenet-port evaluate --json`."
+    )
+    error = refused(capsys, 2, *arguments, figures(1.0, crop="facenet"))
+    assert "the threshold 1 is of the crop facenet, not scaled." in error
+    error = refused(capsys, 2, *arguments, figures(1.0), "--subtract-mean")
+    assert "not squared-euclidean of embeddings with their mean subtracted." in error
+
+
+def needless(*arguments, **options):
+    raise AssertionError("this is not needed")
+
+
+@pytest.fixture
+def original_crops(crops, tmp_path):
+    """The same images as crops of the original's size, 182x182, with a table."""
+    rows = []
+    for file in sorted((crops / "lfw").rglob("*.png")):
+        Image.open(file).resize((182, 182)).save(tmp_path / file.name)
+        rows.append({"image_path": file.name, "person_name": file.parent.name})
+    return write_csv(tmp_path / "faces.csv", rows)
+
+
+def test_of_the_originals_crops_the_central_part_is_embedded(original_crops, network, tmp_path):
+    result = evaluated(tmp_path, original_crops, "--model", network, *FIXED)
+    assert result["crop"] == result["measured_threshold"]["crop"] == "facenet"
+    model = load(network)
+    rows = np.array([embedded(file, model) for file in sorted(tmp_path.glob("*.png"))])
+    first, second = np.triu_indices(len(rows), 1)
+    distances = ((rows[first] - rows[second]) ** 2).sum(axis=1)
+    person = np.arange(len(rows)) // EACH
+    different = distances[person[first] != person[second]]
+    assert result["threshold"] == pytest.approx(threshold_at_far(different, 1e-3), rel=1e-4)
+
+
+def test_crops_of_two_kinds_are_refused(original_crops, network, tmp_path, capsys):
+    first = sorted(tmp_path.glob("*.png"))[0]
+    Image.open(first).resize((160, 160)).save(first)
+    error = refused(capsys, 2, original_crops, "--model", network, *FIXED)
+    assert "has the crop facenet, and the first image the crop scaled: their distance says little." in error
+
+
+@pytest.fixture
+def embeddings(crops, network, tmp_path):
+    """The faces of `crops`, embedded."""
+    file = tmp_path / "embeddings.parquet"
+    command = ["embed", crops, "-o", file, "--model", network, *FIXED, "--quiet"]
+    assert facenet_port(list(map(str, command))) == 0
+    return file
+
+
+def test_embeddings_are_as_good_as_their_images(crops, network, embeddings, tmp_path, monkeypatch, capsys):
+    options = ("--subtract-mean", "--distance", "arc-cosine")
+    expected = evaluated(tmp_path, crops, "--model", network, *FIXED, *options)
+    measured = (tmp_path / "r.json").rename(tmp_path / "dev.json")
+    monkeypatch.setattr("faces.embedder.load_model", needless)
+    monkeypatch.setattr("faces.embedder.FaceDetector", needless)
+    capsys.readouterr()
+    result = evaluated(tmp_path, embeddings, *options, "--threshold", measured)
+    assert [result[name] for name in FIGURES] == pytest.approx([expected[name] for name in FIGURES], abs=1e-6)
+    threshold = result["measured_threshold"]
+    assert {**threshold, "value": 0, "source": ""} == {
+        **expected["measured_threshold"],
+        "value": 0,
+        "source": "",
+    }
+    printed = capsys.readouterr().out
+    assert f"{embeddings}: 36 pairs of 9 images" in printed
+    assert "standardised by (x - 127.5) / 128 (from the embeddings); arc cosine, mean subtracted" in printed
+
+
+def test_embeddings_of_others_are_refused(crops, network, embeddings, figures, tmp_path, capsys):
+    changed = load(network)
+    with torch.no_grad():
+        changed.last_bn.bias[0] += 1e-3
+    torch.save(changed.state_dict(), tmp_path / "other.pt")
+    error = refused(capsys, 2, embeddings, "--model", tmp_path / "other.pt", *FIXED)
+    assert error.startswith(f"the embeddings of {embeddings} are of {network} (SHA-256 ")
+    assert f"not of {tmp_path / 'other.pt'} (" in error
+    (tmp_path / "other.pt").unlink()
+    standardised = f"the images of {embeddings} were standardised fixed, not per-image. Embed them again."
+    for options in ((), ("--model", network)):
+        assert refused(capsys, 2, embeddings, *options, "--standardise", "per-image") == standardised
+    error = refused(capsys, 2, embeddings, "--crop", "facenet")
+    assert error == f"the faces of {embeddings} have the crop scaled, not facenet. Embed them again."
+    error = refused(capsys, 2, embeddings, "--threshold", figures(1.0, model_sha256="b" * 64))
+    assert f"was measured with weights.pt, not {network}." in error
+    error = refused(capsys, 2, embeddings, "--mirrored")
+    assert error.endswith("--mirrored needs images, and these are embeddings. Give the photographs.")
+    (tmp_path / "nobody").mkdir()
+    for number, file in enumerate(sorted((crops / "lfw").rglob("*.png"))[:2]):
+        Image.open(file).save(tmp_path / f"nobody/{number}.png")
+    command = ["embed", tmp_path / "nobody", "-o", embeddings, "--model", network, *FIXED, "--quiet"]
+    assert facenet_port(list(map(str, command))) == 0
+    error = refused(capsys, 3, embeddings)
+    assert error.startswith(f"{embeddings}: 0.png has no person_name. Put the photographs into a folder for")
+
+
 class SquareDetector:
     """Finds the face of a photograph by construction: from a quarter to three quarters of each side."""
 
@@ -205,7 +309,7 @@ def photographs(crops, tmp_path, monkeypatch):
         path = tmp_path / file.relative_to(crops)
         path.parent.mkdir(parents=True, exist_ok=True)
         photograph.save(path)
-    monkeypatch.setattr(run, "FaceDetector", lambda **options: SquareDetector())
+    monkeypatch.setattr("faces.embedder.FaceDetector", lambda **options: SquareDetector())
     return tmp_path / "lfw"
 
 
@@ -220,7 +324,7 @@ def test_photographs_are_cropped_as_align_does(photographs, network, pairs, tmp_
         crop.save(file)
         rows.append({"image_path": str(file), "person_name": file.parent.name})
     expected = evaluated(tmp_path, photographs, "--pairs", pairs, "--model", network, *FIXED)
-    assert expected["crop"] is None
+    assert expected["crop"] == "scaled"
     assert [result[name] for name in FIGURES] == [expected[name] for name in FIGURES]
 
 
@@ -229,7 +333,7 @@ def test_a_tables_boxes_are_taken_instead_of_the_detector(photographs, network, 
     rows = [{"image_path": str(file), "person_name": file.parent.name} for file in files]
     arguments = ("--model", network, *FIXED)
     found = evaluated(tmp_path, write_csv(tmp_path / "t.csv", rows), *arguments)
-    monkeypatch.setattr(run, "FaceDetector", None)
+    monkeypatch.setattr("faces.embedder.FaceDetector", needless)
     rows = [{**row, "bbox": "[62.5, 62.5, 187.5, 187.5]"} for row in rows]
     stated = evaluated(tmp_path, write_csv(tmp_path / "t.csv", rows), *arguments)
     assert [stated[name] for name in FIGURES] == [found[name] for name in FIGURES]

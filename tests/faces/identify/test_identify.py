@@ -74,6 +74,7 @@ def test_the_nearest_people(folder, gallery, distances, figures, tmp_path, capsy
     screen = capsys.readouterr().out
     assert "Bo: the distance 0.0000 is below 0.0000." in screen
     assert "gallery: 4 faces of 3 people" in screen
+    assert "standardised by (x - 127.5) / 128 (from the gallery); crop scaled" in screen
     assert "threshold 0.0000 at a false accept rate of 0.01, measured on 600 pairs of pairs.txt" in screen
     assert identify(folder / "Bo/1.png", file, "--most", "1", "--json", tmp_path / "r.json", "--quiet") == 0
     assert json.loads((tmp_path / "r.json").read_text())["nearest"] == nearest[:1]
@@ -111,6 +112,8 @@ def test_refused(folder, gallery, single_files, figures, tmp_path, capsys):
     assert "faces.csv: cannot be read as a Parquet table" in capsys.readouterr().err
     assert identify(folder / "Bo/1.png", file, "--threshold", figures(1.0, model_sha256="c" * 64)) == 2
     assert "was measured with weights.pt, not" in capsys.readouterr().err
+    assert identify(folder / "Bo/1.png", file, "--threshold", figures(1.0, crop="facenet")) == 2
+    assert "is of the crop facenet, not scaled" in capsys.readouterr().err
 
 
 @pytest.fixture
@@ -126,4 +129,4 @@ def test_the_embeddings_of_another_model(folder, gallery, other_network, capsys)
     assert identify(folder / "Bo/1.png", gallery(), "--model", other_network) == 2
     message = capsys.readouterr().err
     assert "the embeddings of the gallery are of" in message
-    assert "Give that one with --model, or embed the gallery again." in message
+    assert "Give that one with --model, or embed again." in message

@@ -77,8 +77,9 @@ def test_without_a_threshold_there_is_no_decision(match, crops, network, capsys)
     captured = capsys.readouterr()
     assert "No decision: there is no threshold for this model." in captured.out
     assert "squared Euclidean distance" in captured.out
-    assert f"no threshold is known for {network}. Measure one on faces whose people are known" in captured.err
-    assert f"`facenet-port evaluate crops/faces.csv --model {network} --json figures.json`" in captured.err
+    assert f"no threshold is known for {network} with the crop scaled. Measure one on" in captured.err
+    command = f"`facenet-port evaluate faces.csv --model {network} --standardise fixed --json figures.json`"
+    assert command in captured.err
 
 
 def test_faces_of_photographs(match, tmp_path, figures, capsys):
@@ -96,7 +97,7 @@ def test_faces_of_photographs(match, tmp_path, figures, capsys):
     [
         ("blank.png", 3, "blank.png: no face was found. Give another photograph, or look for smaller faces"),
         ("gone.png", 3, "gone.png: cannot be read (No such file or directory)"),
-        ("original.png", 2, "original.png the crop facenet: their distance says little"),
+        ("original.png", 2, "original.png has the crop facenet, and the first image the crop scaled: their"),
     ],
 )
 def test_refused(match, crops, tmp_path, capsys, second, code, message):
@@ -107,6 +108,23 @@ def test_refused(match, crops, tmp_path, capsys, second, code, message):
     assert not (tmp_path / "result.json").exists()
 
 
-def test_a_threshold_of_another_model_is_refused(match, crops, figures, capsys):
-    assert match(*crops, "--threshold", figures(1.0, model_sha256="b" * 64)) == 2
-    assert "the threshold 1 was measured with weights.pt, not" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_sha256": "b" * 64}, "the threshold 1 was measured with weights.pt, not"),
+        ({"crop": "facenet"}, "the threshold 1 is of the crop facenet, not scaled. Measure it for this one"),
+    ],
+)
+def test_thresholds_of_others_are_refused(match, crops, figures, capsys, changes, message):
+    assert match(*crops, "--threshold", figures(1.0, **changes)) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_threshold_of_the_original_crop(match, tmp_path, figures, capsys):
+    """The crop is that of the images, whatever --crop says of photographs."""
+    for name in "ab":
+        picture(ONE, size=(182, 182)).save(tmp_path / f"{name}.png")
+    pair = tmp_path / "a.png", tmp_path / "b.png"
+    assert match(*pair, "--threshold", figures(1.0, crop="facenet")) == 0
+    assert match(*pair, "--threshold", figures(1.0)) == 2
+    assert "is of the crop scaled, not facenet" in capsys.readouterr().err
