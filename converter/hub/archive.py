@@ -17,6 +17,7 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -28,7 +29,10 @@ MAX_MEMBERS = 64  # the published archives hold four files and a folder
 MAX_SIZE = 4 << 30  # bytes unpacked; a published checkpoint takes 0.2 GiB, one with optimiser slots 0.5 GiB
 MAX_RATIO = 100  # bytes unpacked to bytes of the archive; weights hardly compress, a bomb reaches 1000
 _CHUNK = 1 << 20  # bytes
-_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+_DAMAGED = (
+    zipfile.BadZipFile, tarfile.TarError, NotImplementedError, RuntimeError, EOFError, ValueError,
+    struct.error, zlib.error, lzma.LZMAError, gzip.BadGzipFile,
+)  # fmt: skip
 # A file, in a folder or in none. Any other slash, a backslash, a drive's colon or a control character leads
 # outside the folder on some system.
 _NAME = re.compile(r"((?P<folder>[^/\\:\x00-\x1f\x7f]+)/)?(?P<file>[^/\\:\x00-\x1f\x7f]+)")
@@ -57,22 +61,11 @@ def unpack(archive: Path, folder: Path) -> dict[str, str]:
         SourceError: The archive is damaged or refused.
         OSError: A file cannot be read or written.
     """
-    try:
-        with zipfile.ZipFile(archive) as opened:
-            files = _checked_files(archive, opened)
-            folder.mkdir()
-            try:
-                digests = {
-                    name: _write(archive, opened, info, folder / name) for name, info in sorted(files.items())
-                }
-                sync(folder)
-            except BaseException:
-                shutil.rmtree(folder, ignore_errors=True)
-                raise
-    except (
-        zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError, struct.error, zlib.error
-    ) as error:  # fmt: skip
-        raise SourceError(archive, f"a damaged zip archive ({error})", next_step="Get it again") from error
+    digests = {}
+    with _filling(folder, archive), zipfile.ZipFile(archive) as opened:
+        for name, info in sorted(_checked_files(archive, opened).items()):
+            with opened.open(info) as content:
+                digests[name] = _copy(archive, info.filename, content, info.file_size, folder / name)
     return digests
 
 
@@ -95,34 +88,41 @@ def extract(archive: Path, members: Mapping[str, str], folder: Path) -> dict[str
         OSError: A file cannot be read or written.
     """
     digests: dict[str, str] = {}
-    try:
-        folder.mkdir()
-        try:
-            reader = _zip_members if zipfile.is_zipfile(archive) else _tar_members
-            for member, size, content in reader(archive, members):
-                name = member.rpartition("/")[2]
-                digests[name] = _copy(archive, member, content, size, folder / name)
-                if digests[name] != members[member]:
-                    raise SourceError(
-                        archive,
-                        f"the SHA-256 of its member {member!r} is {digests[name]}, not {members[member]}",
-                        next_step="Correct the catalog's entry",
-                    )
-            if len(digests) < len(members):
-                missing = next(member for member in members if member.rpartition("/")[2] not in digests)
+    with _filling(folder, archive):
+        reader = _zip_members if zipfile.is_zipfile(archive) else _tar_members
+        for member, size, content in reader(archive, members):
+            name = member.rpartition("/")[2]
+            digests[name] = _copy(archive, member, content, size, folder / name)
+            if digests[name] != members[member]:
                 raise SourceError(
-                    archive, f"it has no member {missing!r}", next_step="Correct the catalog's entry"
+                    archive,
+                    f"the SHA-256 of its member {member!r} is {digests[name]}, not {members[member]}",
+                    next_step="Correct the catalog's entry",
                 )
-            sync(folder)
-        except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
-    except (
-        zipfile.BadZipFile, tarfile.TarError, NotImplementedError, RuntimeError, EOFError, ValueError,
-        struct.error, zlib.error, lzma.LZMAError, gzip.BadGzipFile,
-    ) as error:  # fmt: skip
-        raise SourceError(archive, f"a damaged archive ({error})", next_step="Get it again") from error
+        if len(digests) < len(members):
+            missing = next(member for member in members if member.rpartition("/")[2] not in digests)
+            raise SourceError(
+                archive, f"it has no member {missing!r}", next_step="Correct the catalog's entry"
+            )
     return digests
+
+
+@contextmanager
+def _filling(folder: Path, archive: Path) -> Iterator[None]:
+    """Create a folder for the files of an archive, which is removed if anything fails.
+
+    Raises:
+        SourceError: The archive is damaged.
+    """
+    folder.mkdir()
+    try:
+        yield
+        sync(folder)
+    except BaseException as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(error, _DAMAGED):
+            raise SourceError(archive, f"a damaged archive ({error})", next_step="Get it again") from error
+        raise
 
 
 def _zip_members(archive: Path, members: Mapping[str, str]) -> Iterator[tuple[str, int, IO[bytes]]]:
@@ -199,12 +199,8 @@ def _problems(info: zipfile.ZipInfo) -> Iterator[str]:
     kind = stat.S_IFMT(info.external_attr >> 16)
     if kind not in (0, stat.S_IFDIR if info.is_dir() else stat.S_IFREG):
         yield "is a link or another special file"
-    if info.compress_type not in _METHODS:
-        yield "is compressed by a method other than deflate"
     if info.comment:
         yield "has a comment, which may hide another member"
-    if info.header_offset < 0:
-        yield "lies outside the archive"
 
 
 def _is_stray_inside(name: str) -> bool:
@@ -226,11 +222,6 @@ def _check_stray(opened: zipfile.ZipFile, info: zipfile.ZipInfo) -> None:
     with opened.open(info) as content:
         while content.read(_CHUNK):
             pass
-
-
-def _write(archive: Path, opened: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> str:
-    with opened.open(info) as source:
-        return _copy(archive, info.filename, source, info.file_size, path)
 
 
 def _copy(archive: Path, member: str, content: IO[bytes], stated: int, path: Path) -> str:

@@ -196,11 +196,6 @@ def test_a_file_that_says_it_is_a_folder(tmp_path) -> None:
     refuses(tmp_path, zipped((member("model/a.pb", stat.S_IFDIR | 0o755), b"data")), "special file")
 
 
-@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
-def test_an_unusual_compression(method, tmp_path) -> None:
-    refuses(tmp_path, zipped((member("model/a.pb", method=method), b"data" * 99)), "is compressed")
-
-
 # Sizes
 
 
@@ -248,11 +243,11 @@ def test_a_checksum_that_is_wrong_everywhere(tmp_path) -> None:
 
 
 def test_no_zip_an_empty_one_and_a_part_of_one(tmp_path) -> None:
-    refuses(tmp_path, b"", "damaged zip archive")
-    refuses(tmp_path, b"<html>quota</html>", "damaged zip archive")
+    refuses(tmp_path, b"", "damaged archive")
+    refuses(tmp_path, b"<html>quota</html>", "damaged archive")
     refuses(tmp_path, zipped(), "it holds no file")
     refuses(tmp_path, zipped((member(f"{NAME}/", stat.S_IFDIR | 0o755), b"")), "it holds no file")
-    refuses(tmp_path, zipped(*FILES.items())[:-30], "damaged zip archive")
+    refuses(tmp_path, zipped(*FILES.items())[:-30], "damaged archive")
 
 
 WHOLE = zipped(*((f"{NAME}/{name}", data) for name, data in FILES.items()))
