@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from converter.command_line import console
 from converter.errors import RequirementError
 from converter.hub import catalog
 from converter.hub.cache import cache_folder, hub_checkpoints, model_folder_path
-from converter.hub.catalog_entry import ArchiveSource, CatalogEntry, ModelSource, PackageSource
+from converter.hub.catalog_entry import ArchiveSource, CatalogEntry, ModelSource
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +70,7 @@ def _model_as_json(model: ListedModel) -> dict[str, Any]:
         "lfw_accuracy": entry.lfw_accuracy,
         "standardisation": entry.standardisation,
         "sources": [
-            {
-                **_source_as_json(source),
-                "note": source.note,
-                "cached": _text(model.folders.get(source.sha256)),
-            }
+            {**_source_as_json(source), "cached": _text(model.folders.get(source.sha256))}
             for source in entry.sources
         ],
         "state_dict": None if entry.networks else state_dict,
@@ -82,22 +78,11 @@ def _model_as_json(model: ListedModel) -> dict[str, Any]:
 
 
 def _source_as_json(source: ModelSource) -> dict[str, Any]:
-    if isinstance(source, PackageSource):
-        return {
-            "package": source.package,
-            "version": source.version,
-            "sha256": source.sha256,
-            "members": dict(source.members),
-            "note": source.note,
-        }
-    return {
-        "url": source.place,
-        "drive_id": source.drive_id,
-        "size": source.size,
-        "sha256": source.sha256,
-        "files": dict(source.files),
-        "note": source.note,
-    }
+    facts = asdict(source)
+    if isinstance(source, ArchiveSource):
+        del facts["link"]
+        return {"url": source.place, **facts}
+    return facts
 
 
 def _text(path: Path | None) -> str | None:

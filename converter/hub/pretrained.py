@@ -7,7 +7,6 @@ import hashlib
 import logging
 import mmap
 import os
-import shutil
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -230,27 +229,19 @@ def _sha256(path: Path) -> str:
 @contextmanager
 def _set_aside(path: Path) -> Iterator[None]:
     """Keep the file that the block replaces, and its manifest, under a second name; undo this on an error."""
-    kept: list[Path] = []
-    if path.exists():
-        numbers = ("", *(f"-{number}" for number in range(2, 1000)))
-        names = (f"{path.name}.unverified{number}" for number in numbers)
-        taken = {other.name for other in path.parent.iterdir()}
-        aside = path.with_name(next(name for name in names if name not in taken))
+    aside = path.with_name(f"{path.name}.unverified")
+    kept = [
+        (old, new)
+        for old, new in ((path, aside), (manifest_path(path), manifest_path(aside)))
+        if path.exists() and old.exists()
+    ]
+    if kept:
         _LOG.warning("%s is damaged or unproven: it is converted anew, and kept as %s", path, aside.name)
-        for old, new in ((path, aside), (manifest_path(path), manifest_path(aside))):
-            if old.exists():
-                kept.append(new)
-                _link_or_copy(old, new)
+    for old, new in kept:
+        old.replace(new)
     try:
         yield
     except BaseException:
-        for new in kept:
-            new.unlink()
+        for old, new in kept:
+            new.replace(old)
         raise
-
-
-def _link_or_copy(old: Path, new: Path) -> None:
-    try:
-        new.hardlink_to(old)
-    except OSError:  # no hard links on this file system
-        shutil.copy2(old, new)
