@@ -24,11 +24,12 @@ def write_page(path: Path, result: BenchmarkResult, *, command: str) -> None:
         UsageError: The folder does not exist, or cannot be written to.
     """
     over = [figure.name for figure in result.figures if not figure.held]
-    held = len(result.figures) - len(over)
+    bounded = [figure for figure in result.figures if figure.bound is not None]
+    held = len(bounded) - len(over)
     judgement = Judgement(
         "bounds",
         result.passed,
-        f"{held} of {len(result.figures)} figures are within their bound",
+        f"{held} of {len(bounded)} figures are within their bound",
         tuple(over),
     )
     head = Head(
@@ -41,4 +42,4 @@ def write_page(path: Path, result: BenchmarkResult, *, command: str) -> None:
         place="" if result.passed else over[0],
     )
     foot = provenance(command, {}, result.environment, seed=None)
-    write_html(path, "benchmark/page.html", head, foot, figures=figure_table(result))
+    write_html(path, "benchmark/page.html", head, foot, figures=figure_table(result), notes=result.notes)

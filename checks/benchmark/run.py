@@ -1,72 +1,50 @@
-"""Measure the time and memory that converting and comparing take.
+"""Measure the time and memory that converting and comparing take, and finding and embedding faces.
 
-Every figure but that of `pretrained=` covers a whole process, from start to exit. The two sides of a ratio
-run in turn, so that a change in the machine's speed affects both. The median of the ratios counts.
+Most figures cover a whole process, from start to exit. The two sides of a ratio run in turn, so that a
+change in the machine's speed affects both. The median of the ratios counts.
 """
 
 from __future__ import annotations
 
 import os
-import statistics
 import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from checks.benchmark.result import BenchmarkResult, Figure
+from checks.benchmark.face_figures import measure_faces
+from checks.benchmark.processes import ProcessCost, run_process
+from checks.benchmark.result import BenchmarkResult, Figure, Part, summarise
 from checks.core import thresholds
+from converter.errors import RequirementError
 from converter.manifest import file_digest
 
 
-@dataclass(frozen=True, slots=True)
-class ProcessCost:
-    """The cost of one process: wall-clock seconds and peak resident bytes."""
-
-    seconds: float
-    peak: int
-
-
-def run_process(command: Sequence[str]) -> ProcessCost:
-    """Run a command; the operating system measures its cost.
-
-    Raises:
-        RuntimeError: The command failed; the message has its stderr.
-    """
-    with tempfile.TemporaryFile() as output:
-        start = time.perf_counter()
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=output)  # noqa: S603
-        try:
-            _, status, usage = os.wait4(process.pid, 0)
-        except BaseException:  # interrupted
-            process.kill()
-            raise
-        seconds = time.perf_counter() - start
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            output.seek(0)
-            raise RuntimeError(f"{' '.join(command)} failed: {output.read().decode(errors='replace')}")
-    kilobyte = 1 if sys.platform == "darwin" else 1024  # getrusage(2): bytes on macOS, KiB on Linux
-    return ProcessCost(seconds, usage.ru_maxrss * kilobyte)
-
-
-def run_benchmark(folder: Path, rounds: int) -> BenchmarkResult:
-    """Run the whole benchmark.
+def run_benchmark(folder: Path, rounds: int, only: Part | None = None) -> BenchmarkResult:
+    """Run the benchmark.
 
     Args:
         folder: The folder for files, with 800 MB free.
         rounds: The number of runs of each command.
+        only: The part to measure; None measures all. Without a package index, or without the packages that
+            they need, the faces are left out, and the result says so.
 
     Raises:
+        RequirementError: The faces alone are asked for, and cannot be measured.
         RuntimeError: A command failed.
     """
-    figures = tuple(_measure(folder, rounds))
+    figures = [] if only == "faces" else _measure(folder, rounds)
+    notes: tuple[str, ...] = ()
+    if only != "conversion":
+        try:
+            figures += measure_faces(folder, rounds)
+        except RequirementError as error:
+            if only is not None:
+                raise
+            notes = (f"the faces are not measured: {error}",)
     # Imported last: the peak memory of a child is at least that of its parent at the start of the child.
     from checks.core.environment import environment
 
-    return BenchmarkResult(rounds, figures, environment())
+    return BenchmarkResult(rounds, tuple(figures), environment(), notes)
 
 
 def _measure(folder: Path, rounds: int) -> list[Figure]:
@@ -92,18 +70,18 @@ def _measure(folder: Path, rounds: int) -> list[Figure]:
 
     memory = [(a.peak - b.peak) / size for a, b in zip(small_runs, torch_runs, strict=True)]
     return [
-        _figure("convert / import torch, time", ratios(small_runs, torch_runs), thresholds.CONVERT_RATIO),
-        _figure("convert - import torch, peak memory / checkpoint", memory, thresholds.CONVERT_MEMORY),
-        _figure(
+        summarise("convert / import torch, time", ratios(small_runs, torch_runs), thresholds.CONVERT_RATIO),
+        summarise("convert - import torch, peak memory / checkpoint", memory, thresholds.CONVERT_MEMORY),
+        summarise(
             "with averages and slots / without, time", ratios(large_runs, small_runs), thresholds.LARGE_RATIO
         ),
-        _figure(
+        summarise(
             "compare --every-layer on a .pb",
             [run.seconds for run in compare_runs],
             thresholds.COMPARE_SECONDS,
             "s",
         ),
-        _figure(
+        summarise(
             "InceptionResnetV1(pretrained=...) / torch.load, time",
             _pretrained_ratios(folder, small, rounds),
             thresholds.PRETRAINED_RATIO,
@@ -155,10 +133,6 @@ for turn in range(int(sys.argv[2]) + 1):
     if turn:  # the first turn fills the page cache
         print(verified / plain)
 """
-
-
-def _figure(name: str, values: Sequence[float], bound: float, unit: str = "") -> Figure:
-    return Figure(name, statistics.median(values), min(values), max(values), bound, unit)
 
 
 def _checkpoints(folder: Path) -> tuple[Path, Path]:

@@ -13,6 +13,8 @@ def print_result(result: BenchmarkResult) -> None:
     console.print(
         "[bold green]Every bound is kept.[/]" if result.passed else "[bold red]A bound is not kept.[/]"
     )
+    for note in result.notes:
+        console.print(f"note: {note}", markup=False)
     print_table(console, figure_table(result))
 
 
@@ -20,6 +22,6 @@ def figure_table(result: BenchmarkResult) -> Table:
     """Tabulate the figures."""
     rows = []
     for figure in result.figures:
-        cells = tuple(map(figure.show, (figure.value, figure.low, figure.high, figure.bound)))
+        cells = (*map(figure.show, (figure.value, figure.low, figure.high)), figure.limit)
         rows.append(Row(figure.name, cells, () if figure.held else (0,)))
-    return Table("figure", ("median", "smallest", "largest", "at most"), tuple(rows))
+    return Table("figure", ("median", "smallest", "largest", "bound"), tuple(rows))

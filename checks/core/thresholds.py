@@ -99,5 +99,14 @@ LARGE_RATIO = 1.3
 COMPARE_SECONDS = 40.0
 """Benchmark: seconds of `facenet-port compare --every-layer` for a .pb."""
 
+DETECT_RATIO = 1.5
+"""Benchmark: smallest ratio of the photographs a second that are searched to facenet-pytorch's."""
+
+EMBED_RATIO = 1.5
+"""Benchmark: smallest ratio of the photographs a second that are embedded to facenet-pytorch's."""
+
+EMBED_MEMORY = 1.1
+"""Benchmark: peak memory of `facenet-port embed` on four times as many photographs."""
+
 PRETRAINED_RATIO = 1.3
 """Benchmark: time of `InceptionResnetV1(pretrained=...)` from the cache, verified, over torch.load."""

@@ -10,13 +10,13 @@ import torch
 from PIL import Image
 
 import faces
+from checks.benchmark.peer import load_peer
 from faces import mtcnn as module
 from faces.images import to_rgb
 from faces.mtcnn import MTCNN, extract_face, fixed_image_standardization
 from reference import InceptionResnetV1
 from tests.conftest import fetch
 from tests.support.package_index import PEER, peer_class
-from tests.support.peer_detector import load_peer_detector
 
 SIZE = (200, 160)  # of the images in a batch, which the peer wants equal
 
@@ -24,10 +24,7 @@ SIZE = (200, 160)  # of the images in a batch, which the peer wants equal
 @pytest.fixture(scope="module")
 def peer(tmp_path_factory):
     """The peer's class."""
-    peer = type(load_peer_detector(fetch(PEER), tmp_path_factory.mktemp("peer")))
-    functions = peer.extract.__globals__["extract_face"].__globals__["F"]
-    # As torchvision's does to floats.
-    functions.to_tensor = lambda array: torch.from_numpy(array.transpose(2, 0, 1).copy())
+    peer, _ = load_peer(fetch(PEER), tmp_path_factory.mktemp("peer"))
     return peer
 
 

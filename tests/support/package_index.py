@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
-import sys
 import tarfile
-import types
-import zipfile
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
+from checks.benchmark.peer import PEER, load_peer
 from converter.hub.cache import cache_folder
 from converter.hub.catalog import BUILT_IN_BY_NAME
 from converter.hub.catalog_entry import PackageSource
 from converter.hub.package import download_package
+
+__all__ = ["PEER"]  # the source of the peer's classes
 
 
 def _built_in(name: str) -> PackageSource:
@@ -26,14 +25,6 @@ def _built_in(name: str) -> PackageSource:
 
 KERAS_FACENET = _built_in("20170512-110547")
 """The source of facenet_keras.h5, the weights of 20170512-110547, and of photographs of five people."""
-
-PEER = PackageSource(
-    package="facenet-pytorch",
-    version="2.6.0",
-    sha256="ecb82b27beb226d106f2219efe8f829b01b87a8595badd01545679bdb9f19cca",
-    members={},
-)
-"""The source of the InceptionResnetV1 and MTCNN classes that load the published state_dicts."""
 
 FACENET_MTCNN = _built_in("mtcnn")
 """The source of davidsandberg/facenet's MTCNN: facenet/crop/model/det1.npy, det2.npy and det3.npy."""
@@ -78,16 +69,5 @@ def extract(archive: Path, folder: Path, part: str) -> list[Path]:
 
 
 def peer_class(wheel: Path, folder: Path) -> Any:
-    """Import the peer's own InceptionResnetV1 without its package, which needs torchvision."""
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(folder)
-    root = folder / "facenet_pytorch"
-    for name, path in (
-        ("facenet_pytorch", root),
-        ("facenet_pytorch.models", root / "models"),
-        ("facenet_pytorch.models.utils", root / "models" / "utils"),
-    ):
-        package = types.ModuleType(name)
-        package.__path__ = [str(path)]
-        sys.modules[name] = package
-    return importlib.import_module("facenet_pytorch.models.inception_resnet_v1").InceptionResnetV1
+    """Import the peer's own InceptionResnetV1."""
+    return load_peer(wheel, folder)[1]

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from checks.benchmark.peer import load_peer
 from faces.detect import cascade
 from tests.conftest import fetch
 from tests.faces.detect.comparison import (
@@ -25,7 +26,6 @@ from tests.faces.detect.comparison import (
 from tests.faces.detect.conftest import all_jobs
 from tests.support.original_detector import vary
 from tests.support.package_index import PEER
-from tests.support.peer_detector import load_peer_detector
 
 pytestmark = pytest.mark.real
 ULP = 2.0**-23  # float32 between 1 and 2; scores saturate at 1
@@ -173,7 +173,7 @@ def test_a_tie_of_scores_is_told_from_a_fault(detector, some_images):
 def test_the_peer_finds_other_faces(people, original, tmp_path):
     """facenet-pytorch's detector, by the same comparison: misses two, finds others, and moves every box."""
     jobs = all_jobs(people)
-    peer = load_peer_detector(fetch(PEER), tmp_path)
+    peer = load_peer(fetch(PEER), tmp_path)[0](keep_all=True)
     actual = []
     for job in jobs[:118]:
         boxes, scores, landmarks = peer.detect(Image.fromarray(vary(*job)), landmarks=True)

