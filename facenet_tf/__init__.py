@@ -5,11 +5,14 @@ No other package imports TensorFlow; this one does so when one of its modules is
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 import sys
 import tempfile
 from typing import Any
+
+LEGACY_KERAS = "TF_USE_LEGACY_KERAS"
 
 
 def import_tensorflow() -> Any:
@@ -30,6 +33,11 @@ def import_tensorflow() -> Any:
         # Keras comes with TensorFlow and would write its settings to a folder called ~ in this one.
         os.environ.setdefault("KERAS_HOME", os.devnull)
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
+    # TensorFlow ends its import with that of Keras, a third of the time, which no module here uses. It tries
+    # tf_keras instead if this is set, goes on without it, and loads Keras when tf.keras is first used.
+    is_keras_put_off = LEGACY_KERAS not in os.environ and importlib.util.find_spec("tf_keras") is None
+    if is_keras_put_off:
+        os.environ[LEGACY_KERAS] = "1"
     sys.stderr.flush()
     stderr = os.dup(2)
     with tempfile.TemporaryFile() as aside:
@@ -43,6 +51,8 @@ def import_tensorflow() -> Any:
             failed = False
             raise
         finally:
+            if is_keras_put_off:
+                del os.environ[LEGACY_KERAS]
             sys.stderr.flush()
             os.dup2(stderr, 2)
             os.close(stderr)

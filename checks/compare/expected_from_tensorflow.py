@@ -13,7 +13,7 @@ from checks.compare.expected import DIAGNOSED_IMAGES, Checkpoint, DiagnosisRefer
 from checks.compare.expected_from_file import provenance
 from checks.compare.judge import judge_tensors
 from checks.core.activations import activations_of
-from checks.core.inputs import InputBatch, inputs_of, photograph_inputs
+from checks.core.inputs import inputs_of, photograph_inputs
 from checks.core.judgement import Judgement
 from checks.core.source_tensors import BrokenSource, alternative_state_dict, expected_state_dict
 from checks.core.tensorflow_side import Activations, TensorFlowSide
@@ -87,7 +87,7 @@ class ExpectedFromTensorFlow(Expected):
         images = inputs_of(network, self.seed)[0].images[:DIAGNOSED_IMAGES]
         names = activations_of(network, every_layer=True)
         return DiagnosisReference(
-            self.tensorflow.run(InputBatch("diagnosis", images), names).float64,
+            self.tensorflow.run_exact(images, names),
             images,
             expected_state_dict(self.checkpoint.tensors, self.checkpoint.plan),
             alternative_state_dict(self.checkpoint.tensors, self.checkpoint.plan.weights),

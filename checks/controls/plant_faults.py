@@ -45,6 +45,7 @@ class FaultPlanter:
         self._inference = InferenceJudge(clean, reference.inference)
         self._odd = InferenceJudge(clean, [reference.odd])
         self._audit = PortJudge(clean)
+        self._noise = clean_inputs(0)[0]
 
     def run(
         self, faults: Sequence[Fault], seeds: Sequence[int], progress: Progress
@@ -158,16 +159,16 @@ class FaultPlanter:
             return {}  # as a graph, the port gives embeddings only
         if site is not fault.sites[0] and fault.name not in FLOAT32_FAULTS:
             return {}
-        noise = clean_inputs(0)[0]
+        noise = self._noise
         if fault.name not in FLOAT32_FAULTS:  # the distance is of five images, the rest of any
             noise = InputBatch(noise.name, noise.images[:1])
         try:
-            judgements = self._audit.judge(port, [noise])
+            if arithmetic:
+                _, *judgements = self._audit.judge(port, [noise])
+                return shares_of(judgements)
+            preprocessing = self._audit.judge_preprocessing(port, [noise])
         except (RuntimeError, ValueError):  # PyTorch's, if shapes do not fit
             return {}
-        preprocessing, arithmetics, distance = judgements
-        if arithmetic:
-            return shares_of([arithmetics, distance])
         return shares_of([preprocessing]) if preprocessing.share and preprocessing.share > 1 else {}
 
     def _judge_in(self, site: Site, port: Pipeline) -> tuple[Verdict, Cause | None]:

@@ -156,6 +156,10 @@ class TensorFlowSide:
             self._own_rounding(batch.images[:1]),
         )
 
+    def run_exact(self, images: Array, activations: tuple[str, ...]) -> Mapping[str, Array]:
+        """Run the rebuilt graph in float64 alone; as `Activations.float64`."""
+        return self._exact.run(images, activations)
+
     def _own_rounding(self, images: Array) -> tuple[LayerRounding, ...]:
         """Measure the rounding of every layer of the own graph, with the converted weights in float64."""
         assert self._own is not None

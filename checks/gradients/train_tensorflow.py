@@ -83,7 +83,7 @@ def train_tensorflow(
     gradients: dict[Mode, Arrays] = {}
     trainings: dict[OptimiserName, TrainingSteps] = {}
     say("building TensorFlow's training graph")
-    with TrainingNetwork(tensors) as network:
+    with TrainingNetwork(tensors, inference="inference" in modes, images=batch.images.shape) as network:
         for mode in modes:
             say(f"TensorFlow: gradients in {mode}")
             losses[mode], by_variable = network.gradients(*inputs, training=mode == "training")

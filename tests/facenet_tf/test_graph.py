@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 pytest.importorskip("tensorflow")
 
-from facenet_tf import graph
+from facenet_tf import LEGACY_KERAS, graph, import_tensorflow
 from facenet_tf.graph import variable_shapes
 from facenet_tf.rebuilt_network import RebuiltNetwork
 from facenet_tf.session import legacy_graph, open_session
@@ -28,6 +29,13 @@ from tests.facenet_tf.conftest import (
 )
 
 pytestmark = pytest.mark.slow
+
+
+def test_keras_is_there_for_a_program_that_uses_it_after_the_import():
+    keras = import_tensorflow().keras
+    assert LEGACY_KERAS not in os.environ
+    assert keras.layers.Dense.__module__.startswith("keras.src.")
+
 
 tf1 = graph.tf1
 

@@ -1,14 +1,51 @@
-"""The inputs of a comparison at a third of their cost, for tests that do not judge the figures."""
+"""The inputs of the checks at a part of their cost, for tests that do not judge the figures."""
 
 from __future__ import annotations
 
-from checks.core.inputs import InputBatch, inputs_of
+from pathlib import Path
+
+import h5py
+
+from checks.core.inputs import InputBatch, inputs_of, seeded_inputs
 from checks.core.network import Network
 
 TAKEN_FROM = "checks.compare.expected_from_tensorflow.inputs_of"
 """The name that a test replaces by `first_images`: a comparison with TensorFlow takes its inputs there."""
 
+CONTROLS_TAKE_FROM = "checks.controls.tensorflow_reference.seeded_inputs"
+"""The name that a test replaces by `small_images`: the controls take their inputs there."""
+
+_SIDE = 128  # pixels: a pool fits into its map, or does not, where it is so at 160
+
 
 def first_images(network: Network, seed: int) -> list[InputBatch]:
     """The built-in inputs of a network, each with its first image alone."""
     return [InputBatch(batch.name, batch.images[:1]) for batch in inputs_of(network, seed)]
+
+
+def five_images_of_noise(network: Network, seed: int) -> list[InputBatch]:
+    """The same, with noise whole: the headline is judged on its five images."""
+    noise, *others = inputs_of(network, seed)
+    return [noise, *(InputBatch(batch.name, batch.images[:1]) for batch in others)]
+
+
+def small_images(seed: int) -> list[InputBatch]:
+    """The built-in inputs, each cut to 128 x 128 pixels."""
+    return [InputBatch(batch.name, batch.images[:, :_SIDE, :_SIDE]) for batch in seeded_inputs(seed)]
+
+
+def keep_first_images(path: Path) -> None:
+    """Cut a file of stored activations to the first image of each input."""
+    whole = path.rename(path.with_name("whole.h5"))
+    with h5py.File(whole) as given, h5py.File(path, "w") as part:
+        part.attrs.update(given.attrs)
+
+        def copy(name: str, item: h5py.Group | h5py.Dataset) -> None:
+            if isinstance(item, h5py.Dataset):
+                part.create_dataset(name, data=item[:1], chunks=item.chunks, fletcher32=True)
+            else:
+                part.create_group(name)
+            part[name].attrs.update(item.attrs)
+
+        given.visititems(copy)
+    whole.unlink()

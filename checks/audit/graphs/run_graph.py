@@ -23,7 +23,7 @@ from checks.core.inputs import InputBatch, seeded_inputs
 from checks.core.metrics import l2_norm, relative_l2
 from checks.core.network import BOTTLENECK, EMBEDDINGS, LOGITS, NORM_FLOOR
 from checks.core.rounding import first_image, measure_rounding
-from checks.core.types import Array, Say
+from checks.core.types import Array, Arrays, Say
 from reference import InceptionResnetV1
 
 
@@ -91,6 +91,14 @@ def run_graph(
     own = torch.float16 if session.computes_in_half else torch.float32
     networks = Networks(build_own(torch.float64), build_own(own), source, fold)
     say("detecting the preprocessing")
+    preprocessing = find_preprocessing(session, fold, batches)
+    return run_batches(session, networks, preprocessing, batches, say)
+
+
+def find_preprocessing(
+    session: GraphSession, fold: FoldedStandardisation, batches: Sequence[InputBatch]
+) -> Preprocessing:
+    """Find how a graph prepares its images. The arguments are those of `run_graph`."""
     pixels = to_pixels(session.fit_images(batches[min(1, len(batches) - 1)].images[:1]))
 
     def prepare(images: Array) -> Array:
@@ -99,6 +107,17 @@ def run_graph(
     preprocessing = detect_preprocessing(pixels, prepare, session.input_dtype)
     if not np.isfinite(preprocessing.distance):  # the sizes differ
         preprocessing = detect_resized(pixels, prepare, session.input_dtype)
+    return preprocessing
+
+
+def run_batches(
+    session: GraphSession,
+    networks: Networks,
+    preprocessing: Preprocessing,
+    batches: Sequence[InputBatch],
+    say: Say = lambda _: None,
+) -> GraphRun:
+    """Run a graph whose preprocessing is known on some inputs; on none, describe the preprocessing."""
     runs = []
     for batch in batches:
         say(f"running: {batch.name}")
@@ -150,6 +169,35 @@ class Networks:
     source: InceptionResnetV1
     fold: FoldedStandardisation
 
+    def run(self, images: Array, names: tuple[str, ...]) -> Outputs:
+        """Run the networks on the images that the graph's own first convolution takes.
+
+        Args:
+            images: (N, H, W, 3).
+            names: The activations to keep of the networks with the graph's own weights.
+        """
+        exact = run_pytorch(self.exact, images, names)
+        rounded = run_pytorch(self.rounded, images, names)
+        if self.source is self.exact and self.fold.is_identity and EMBEDDINGS in names:
+            return Outputs(exact, rounded, exact[EMBEDDINGS])
+        source = run_pytorch(self.source, self.fold.apply(images), (EMBEDDINGS,))
+        return Outputs(exact, rounded, source[EMBEDDINGS])
+
+
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """What a graph should give on an input, as `Networks` gives it.
+
+    Attributes:
+        exact: Activation to array of the network with the graph's own weights, in float64.
+        rounded: The same in the graph's precision.
+        source: The embeddings of the network with the source's weights, in float64.
+    """
+
+    exact: Arrays
+    rounded: Arrays
+    source: Array
+
 
 def run_batch(
     session: GraphSession, networks: Networks, preprocessing: Preprocessing, batch: InputBatch
@@ -176,21 +224,22 @@ def run_batch(
     roundoff = thresholds.HALF_ROUNDOFF if session.computes_in_half else thresholds.UNIT_ROUNDOFF
     layers = measure_rounding(networks.exact, *first_image(prepared, actual), roundoff)
     names = tuple(dict.fromkeys(name for name, _ in outputs))
-    exact = run_pytorch(networks.exact, prepared, names)
-    rounded = run_pytorch(networks.rounded, prepared, names)
+    expected = networks.run(prepared, names)
     error, floor = max(
         (
-            (_error(array, exact[name]), _floor(rounded[name], exact[name], session.computes_in_half))
+            (
+                _error(array, expected.exact[name]),
+                _floor(expected.rounded[name], expected.exact[name], session.computes_in_half),
+            )
             for name, array in outputs
         ),
         key=lambda pair: pair[0] / pair[1],
     )
     vectors = [array for name, array in outputs if name != LOGITS] or [actual[BOTTLENECK]]
     embeddings = vectors[0].reshape(len(images), -1)
-    expected = run_pytorch(networks.source, networks.fold.apply(prepared), (EMBEDDINGS,))[EMBEDDINGS]
-    gap = np.full(expected.shape, np.inf)
-    if embeddings.shape == expected.shape:
-        gap = normalise(embeddings) - expected
+    gap = np.full(expected.source.shape, np.inf)
+    if embeddings.shape == expected.source.shape:
+        gap = normalise(embeddings) - expected.source
     return InputRun(
         name=batch.name,
         few_values=batch.few_values,
