@@ -24,7 +24,9 @@ from converter.convert import tensorflow_tensors, to_numpy_state_dict
 from converter.errors import RequirementError
 from converter.formats.detect import open_source
 from converter.layer_map import NETWORK_SCOPE, ConvertedRow, Variant, table
+from converter.mtcnn_layer_map import NETWORKS
 from tests.fuzz.sandbox import Sandbox
+from tests.support.numpy_files import by_python2
 from tests.support.package_index import (
     FACENET_MTCNN,
     KERAS_FACENET,
@@ -207,6 +209,21 @@ def single_files(tensors, tmp_path_factory):
         write_keras(folder / "weights.h5", tensors)
 
     return shared_folder(tmp_path_factory, "single-files", write)
+
+
+@pytest.fixture(scope="session")
+def small_source(tmp_path_factory):
+    """P-Net in a .npy file, for tests of what does not depend on the network: its 26 kB take milliseconds."""
+
+    def write(folder):
+        layers = {}
+        for seed, row in enumerate(NETWORKS["P-Net"]):
+            layer, _, parameter = row.variable.partition("/")
+            values = np.random.default_rng(seed).standard_normal(row.shape, np.float32)
+            layers.setdefault(layer, {})[parameter] = values
+        (folder / "p-net.npy").write_bytes(by_python2(layers))
+
+    return shared_folder(tmp_path_factory, "p-net", write) / "p-net.npy"
 
 
 # Network, its file in davidsandberg/facenet, its file in facenet-pytorch, and the SHA-256 of both.

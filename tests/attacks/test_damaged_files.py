@@ -191,7 +191,7 @@ def test_hostile_keras_weights_are_refused(tmp_path, add, problem):
     assert refuses(lambda: KerasHdf5(path), problem).path == path
 
 
-def children():
+def descendants():
     processes = []
     for status in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -206,11 +206,18 @@ def children():
     return below - {os.getpid()}
 
 
+@pytest.fixture
+def children():
+    """A function that returns the processes that the test has started, by their ids."""
+    before = descendants()
+    return lambda: descendants() - before
+
+
 def chunked(group):
     group.create_dataset("kernel:0", data=WEIGHT, chunks=True)
 
 
-def test_the_death_of_the_process_that_reads_is_an_error_and_the_next_file_is_read(tmp_path):
+def test_the_death_of_the_process_that_reads_is_an_error_and_the_next_file_is_read(children, tmp_path):
     path = keras(tmp_path / "k.h5", chunked)
     for number in (signal.SIGSEGV, signal.SIGKILL):
         with KerasHdf5(path) as source:
@@ -223,7 +230,7 @@ def test_the_death_of_the_process_that_reads_is_an_error_and_the_next_file_is_re
     assert same_bits(read_all(KerasHdf5(path))["a/kernel:0"], WEIGHT)
 
 
-def test_neither_a_closed_source_nor_a_refused_file_leaves_a_process(tmp_path):
+def test_neither_a_closed_source_nor_a_refused_file_leaves_a_process(children, tmp_path):
     good, bad = keras(tmp_path / "good.h5"), keras(tmp_path / "bad.h5", unstored)
     with warnings.catch_warnings(action="error"):
         read_all(KerasHdf5(good))

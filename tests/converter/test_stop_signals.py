@@ -81,17 +81,17 @@ def run(sandbox):
         ("while it writes", signal.SIGHUP),
     ],
 )
-def test_a_stopped_converter_leaves_nothing(run, place, number, checkpoint, tmp_path):
-    done = run(PLACES[place], number, "convert", checkpoint.prefix, "-o", "w.pt", folder=tmp_path)
+def test_a_stopped_converter_leaves_nothing(run, place, number, small_source, tmp_path):
+    done = run(PLACES[place], number, "convert", small_source, "-o", "w.pt", folder=tmp_path)
     assert done.err == f"facenet-port convert: error: {MESSAGES[number]}\n"
     assert done.code == CODES[number]
     assert done.out == ""
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_stopped_converter_keeps_the_file_that_it_was_to_replace(run, checkpoint, tmp_path):
+def test_a_stopped_converter_keeps_the_file_that_it_was_to_replace(run, small_source, tmp_path):
     (tmp_path / "w.pt").write_text("old")
-    arguments = ["convert", checkpoint.prefix, "-o", "w.pt", "--overwrite"]
+    arguments = ["convert", small_source, "-o", "w.pt", "--overwrite"]
     done = run(PLACES["while it reads back"], signal.SIGTERM, *arguments, folder=tmp_path)
     assert done.code == 143
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("w.pt", "old")]
@@ -190,9 +190,9 @@ def test_stopped_controls_end_between_two_faults(run, checkpoint, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_under_nohup_a_closed_terminal_does_not_stop_it(run, checkpoint, tmp_path):
+def test_under_nohup_a_closed_terminal_does_not_stop_it(run, small_source, tmp_path):
     ignore = "signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
-    arguments = ["convert", checkpoint.prefix, "-o", "w.pt", "--quiet"]
+    arguments = ["convert", small_source, "-o", "w.pt", "--quiet"]
     done = run(ignore + PLACES["while it writes"], signal.SIGHUP, *arguments, folder=tmp_path)
     assert (done.code, done.err) == (0, "")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["w.pt", "w.pt.json"]

@@ -1,16 +1,12 @@
-"""The original authors' detector, run in a process of its own: `detect_face` of davidsandberg/facenet.
+"""The original authors' detector: `detect_face` of davidsandberg/facenet.
 
 The code and the weights are those of the pinned package yale-dhlab-facenet. Its code is the original's but
-for `imresample`, which is put back here as the original has it.
-
-    python -m tests.support.original_detector JOBS OUT
+for `imresample`, which is put back here as the original has it. Two lines are as TensorFlow 2 wants them.
 """
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import types
 from pathlib import Path
 
@@ -42,12 +38,18 @@ def run_original(jobs: list[tuple[Path, str]], package: Path, out: Path) -> None
         package: The folder of the package's `crop`: detect_face.py, and det1.npy and others in `model`.
         out: The file for `read_results`.
     """
-    listed = out.with_suffix(".jobs.json")
-    listed.write_text(
-        json.dumps([str(package), [(str(photograph), variant) for photograph, variant in jobs]])
-    )
-    command = [sys.executable, "-m", "tests.support.original_detector", str(listed), str(out)]
-    subprocess.run(command, check=True, cwd=Path(__file__).parents[2], capture_output=True)
+    from facenet_tf.session import legacy_graph, tf1
+
+    detector = _load_detector(package)
+    results = []
+    with legacy_graph(), tf1.Session() as session:
+        networks = detector.create_mtcnn(session, str(package))
+        for photograph, variant in jobs:
+            image = vary(photograph, variant)
+            boxes, points = detector.detect_face(image, 20, *networks, [0.6, 0.7, 0.7], 0.709)
+            places = np.reshape(points, (2, 5, -1)).transpose(2, 1, 0) if len(boxes) else np.zeros((0, 5, 2))
+            results.append((boxes.tolist(), places.tolist()))
+    out.write_text(json.dumps(results))
 
 
 def read_results(out: Path) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -64,30 +66,12 @@ def _load_detector(package: Path) -> types.ModuleType:
     source = (package / "detect_face.py").read_text()
     source = source.replace("import tensorflow as tf", "import tensorflow.compat.v1 as tf")
     source = source.replace("from scipy import misc\n", "")
+    source = source.replace(
+        "input_shape[-1].value", "input_shape[-1]"
+    )  # a size is a number since TensorFlow 2
     module = types.ModuleType("detect_face")
     exec(compile(source, "detect_face.py", "exec"), module.__dict__)
     module.imresample = lambda image, size: cv2.resize(
         image, (size[1], size[0]), interpolation=cv2.INTER_AREA
     )
     return module
-
-
-def _main(listed: str, out: str) -> None:
-    import tensorflow.compat.v1 as tf
-
-    package, jobs = json.loads(Path(listed).read_text())
-    tf.disable_v2_behavior()
-    detector = _load_detector(Path(package))
-    results = []
-    with tf.Graph().as_default(), tf.Session() as session:
-        networks = detector.create_mtcnn(session, package)
-        for photograph, variant in jobs:
-            image = vary(Path(photograph), variant)
-            boxes, points = detector.detect_face(image, 20, *networks, [0.6, 0.7, 0.7], 0.709)
-            places = np.reshape(points, (2, 5, -1)).transpose(2, 1, 0) if len(boxes) else np.zeros((0, 5, 2))
-            results.append((boxes.tolist(), places.tolist()))
-    Path(out).write_text(json.dumps(results))
-
-
-if __name__ == "__main__":
-    _main(*sys.argv[1:])

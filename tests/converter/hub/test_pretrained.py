@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,10 +20,11 @@ from converter.__main__ import main
 from converter.convert import to_numpy_state_dict
 from converter.errors import RequirementError, SourceError, UsageError
 from converter.formats.tensorflow.bundle_writer import write_tensor_bundle
-from converter.hub.catalog import BUILT_IN_BY_NAME
+from converter.hub.catalog import BUILT_IN_BY_NAME, find_entry
 from converter.hub.catalog_entry import PublishedStateDict
+from converter.hub.download import model_folder
 from reference import InceptionResnetV1, load_weights
-from tests.conftest import CLASSES, MODEL, same_bits, write_keras
+from tests.conftest import CLASSES, MODEL, STEP, same_bits, write_keras
 from tests.support.google_drive_server import proxy_environment
 
 pytestmark = pytest.mark.slow
@@ -48,23 +50,30 @@ def environment(folder, archive):
 
 
 @pytest.fixture(scope="module")
+def archive(tensors, tmp_path_factory):
+    """A zip with the checkpoint alone, of the files that are published with it."""
+    return zip_checkpoint(tmp_path_factory.mktemp("archive"), tensors)
+
+
+def zip_checkpoint(folder, tensors):
+    """Write a checkpoint as a zip that does not compress."""
+    files = write_tensor_bundle(folder / f"model-{MODEL}.ckpt-{STEP}", tensors)
+    with zipfile.ZipFile(folder / "archive.zip", "w") as archive:
+        for file in files:
+            archive.write(file, f"{MODEL}/{file.name}")
+            file.unlink()
+    return folder / "archive.zip"
+
+
+@pytest.fixture(scope="module")
 def made(archive, tmp_path_factory):
     """The torch folder after the first model by name was converted from a local archive."""
     folder = tmp_path_factory.mktemp("made")
-    code = (
-        "from pathlib import Path; import sys\n"
-        "from converter.hub import catalog\n"
-        "from converter.hub.download import model_folder\n"
-        "model_folder(catalog.find_entry('faces'), archive=Path(sys.argv[1]))\n"
-        "from reference import InceptionResnetV1\n"
-        "InceptionResnetV1(pretrained='faces', offline=True)\n"
-    )
-    subprocess.run(
-        [sys.executable, "-c", code, archive],
-        check=True,
-        cwd=ROOT,
-        env={**os.environ, **environment(folder, archive)},
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        for variable, value in environment(folder, archive).items():
+            patch.setenv(variable, value)
+        model_folder(find_entry("faces"), archive=archive)
+        InceptionResnetV1(pretrained="faces", offline=True)
     return folder
 
 
@@ -251,11 +260,14 @@ def test_an_unknown_name(cache):
         InceptionResnetV1(pretrained="vggface3", offline=True)
 
 
-@pytest.mark.parametrize("place", ["weights", "header", "manifest"])
+def damage(folder, place):
+    path = folder / (f"{FILE}.json" if place == "manifest" else FILE)
+    flip(path, {"weights": path.stat().st_size // 2, "header": 10, "manifest": 0}[place])
+
+
+@pytest.mark.parametrize("place", ["weights", "manifest"])
 def test_a_damaged_file_is_made_anew_and_kept_aside(with_archive, expected, place):
-    path = with_archive / (f"{FILE}.json" if place == "manifest" else FILE)
-    size = path.stat().st_size
-    flip(path, {"weights": size // 2, "header": 10, "manifest": 0}[place])
+    damage(with_archive, place)
     damaged = (with_archive / FILE).read_bytes()
     assert_same(InceptionResnetV1(pretrained="faces", offline=True), expected)
     names = {other.name for other in with_archive.iterdir()}
@@ -265,12 +277,18 @@ def test_a_damaged_file_is_made_anew_and_kept_aside(with_archive, expected, plac
     assert_same(InceptionResnetV1(pretrained="faces", offline=True), expected)
 
 
-def test_a_damaged_file_without_its_archive_is_refused_and_stays(cache):
-    flip(cache / FILE, 5_000_000)
-    before = {path.name: path.read_bytes() for path in cache.iterdir()}
+def refused(folder):
+    """Check that a file is not taken for the model's, and stays as it is."""
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
     with pytest.raises(RequirementError, match="offline mode is on"):
         InceptionResnetV1(pretrained="faces", offline=True)
-    assert {path.name: path.read_bytes() for path in cache.iterdir()} == before
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize("place", ["weights", "header", "manifest"])
+def test_a_damaged_file_without_its_archive_is_refused_and_stays(cache, place):
+    damage(cache, place)
+    refused(cache)
 
 
 def test_a_file_that_was_cut_short(with_archive, expected):
@@ -353,8 +371,18 @@ def test_weights_of_another_source_are_not_those_of_the_name(with_archive, expec
 
 
 @pytest.mark.parametrize("change", ["swapped", "renamed", "reshaped", "classes"])
-def test_a_manifest_that_names_other_tensors_is_not_believed(with_archive, expected, change):
-    path = with_archive / f"{FILE}.json"
+def test_a_manifest_that_names_other_tensors_is_not_believed(cache, change):
+    rename_tensors(cache, change)
+    refused(cache)
+
+
+def test_such_a_file_is_made_anew(with_archive, expected):
+    rename_tensors(with_archive, "swapped")
+    assert_same(InceptionResnetV1(pretrained="faces", offline=True), expected)
+
+
+def rename_tensors(folder, change):
+    path = folder / f"{FILE}.json"
     manifest = json.loads(path.read_text())
     entries = {entry["key"]: entry for entry in manifest["tensors"]}
     mean, variance = entries["conv2d_1a.bn.running_mean"], entries["conv2d_1a.bn.running_var"]
@@ -367,7 +395,6 @@ def test_a_manifest_that_names_other_tensors_is_not_believed(with_archive, expec
     else:
         manifest["network"]["num_classes"] = CLASSES + 1
     path.write_text(json.dumps(manifest))
-    assert_same(InceptionResnetV1(pretrained="faces", offline=True), expected)
 
 
 def test_a_sound_file_in_the_second_folder_counts(cache, expected):
@@ -381,11 +408,8 @@ def test_a_changed_entry_of_the_catalog_is_another_model(with_archive, tensors, 
     """The folder and the state_dict of the former archive are not taken for the new archive."""
     monkeypatch.chdir(tmp_path)  # a folder of the model's name would go before it
     other = {name: array + np.float32(1) for name, array in tensors.items()}
-    folder = tmp_path / "other"
-    folder.mkdir()
-    write_tensor_bundle(folder / f"model-{MODEL}.ckpt-1", other)
-    archive = shutil.make_archive(str(tmp_path / "other-archive"), "zip", folder)
-    digest = hashlib.sha256(Path(archive).read_bytes()).hexdigest()
+    archive = zip_checkpoint(tmp_path, other)
+    digest = hashlib.sha256(archive.read_bytes()).hexdigest()
     catalog = Path(os.environ["FACENET_PORT_CATALOG"])
     lines = [
         f'sha256 = "{digest}"' if line.startswith("sha256") else line
@@ -394,7 +418,7 @@ def test_a_changed_entry_of_the_catalog_is_another_model(with_archive, tensors, 
     catalog.write_text("\n".join(lines))
     with pytest.raises(RequirementError, match="not in the cache"):
         InceptionResnetV1(pretrained="faces", offline=True)
-    assert main(["faces", "--archive", archive, "-o", str(tmp_path / "w.pt"), "--quiet"]) == 0
+    assert main(["faces", "--archive", str(archive), "-o", str(tmp_path / "w.pt"), "--quiet"]) == 0
     actual = torch.load(tmp_path / "w.pt", weights_only=True)
     assert same_bits(actual["logits.bias"].numpy(), other["Logits/biases"])
     assert_same(InceptionResnetV1(pretrained="faces", offline=True), to_numpy_state_dict(other))
@@ -408,34 +432,40 @@ def test_a_cache_that_cannot_be_used(with_archive, monkeypatch, variable):
         InceptionResnetV1(pretrained="faces", offline=True)
 
 
-def test_two_processes_at_once_make_the_file_once(made, archive, tmp_path):
-    variables = environment(tmp_path, archive)
+TWICE = """
+import os, sys
+
+import converter.convert_file as module
+from reference import InceptionResnetV1
+
+convert_file = module.convert_file
+said = []
+
+def recorded(*arguments, **options):
+    said.append("converted")
+    return convert_file(*arguments, **options)
+
+module.convert_file = recorded
+children = [os.fork()]
+if children[-1]:
+    children.append(os.fork())
+if children[-1] == 0:
+    model = InceptionResnetV1(pretrained="faces", offline=True)
+    said.append(str(float(model.last_linear.weight.detach().double().sum())))
+    print("; ".join(said))
+    sys.exit()
+sys.exit(any([os.waitpid(child, 0)[1] for child in children]))
+"""
+
+
+def test_two_processes_at_once_make_the_file_once(sandbox, made, archive, tmp_path, monkeypatch):
+    for variable, value in environment(tmp_path, archive).items():
+        monkeypatch.setenv(variable, value)
     shutil.copytree(made / "cache", tmp_path / "cache")
-    code = (
-        "import converter.convert_file as module\n"
-        "from reference import InceptionResnetV1\n"
-        "convert_file = module.convert_file\n"
-        "def recorded(*arguments, **options):\n"
-        "    print('converted')\n"
-        "    return convert_file(*arguments, **options)\n"
-        "module.convert_file = recorded\n"
-        "model = InceptionResnetV1(pretrained='faces', offline=True)\n"
-        "print(float(model.last_linear.weight.detach().double().sum()))\n"
-    )
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", code],
-            cwd=ROOT,
-            env={**os.environ, **variables},
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for _ in range(2)
-    ]
-    outputs = [process.communicate()[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0]
-    assert sorted(output.count("converted") for output in outputs) == [0, 1]
-    assert outputs[0].splitlines()[-1] == outputs[1].splitlines()[-1]
+    done = sandbox.run_program(TWICE, folder=tmp_path)
+    assert done.code == 0, done.err
+    first, second = sorted((line.split("; ") for line in done.out.splitlines()), key=len)
+    assert second == ["converted", *first]
     hub = tmp_path / "torch" / "hub" / "checkpoints"
     assert {path.name for path in hub.iterdir()} == {FILE, f"{FILE}.json"}
 

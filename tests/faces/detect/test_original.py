@@ -24,7 +24,7 @@ from tests.faces.detect.comparison import (
     compare_faces,
 )
 from tests.faces.detect.conftest import all_jobs
-from tests.support.original_detector import vary
+from tests.support.original_detector import VARIANTS, vary
 from tests.support.package_index import PEER
 
 pytestmark = pytest.mark.real
@@ -87,9 +87,11 @@ def test_some_photographs_have_the_faces_that_the_original_finds(detector, origi
 def test_all_photographs_have_the_faces_that_the_original_finds(detector, original, people):
     jobs = all_jobs(people)
     expected = original(jobs)
-    faces = [sum(len(boxes) for boxes, _ in expected[start : start + 118]) for start in range(0, 472, 118)]
-    assert faces[0] == 124  # as published for the photographs as they are
-    assert all(faces)
+    faces = dict.fromkeys(VARIANTS, 0)
+    for (_, variant), (boxes, _) in zip(jobs, expected, strict=True):
+        faces[variant] += len(boxes)
+    assert faces["as it is"] == 124  # as published for the photographs as they are
+    assert all(faces.values())
     actual: list[Found] = []
     images = []
     for start in range(0, len(jobs), 59):
@@ -97,7 +99,7 @@ def test_all_photographs_have_the_faces_that_the_original_finds(detector, origin
         actual += find(detector, batch)
         images += batch
     comparison = judge(detector, images, expected, actual)
-    assert len(comparison.box) == sum(faces)
+    assert len(comparison.box) == sum(faces.values())
 
 
 def _bilinear(image, height, width):
@@ -149,9 +151,10 @@ FAULTS = {
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_of_the_cascade_is_seen(fault, detector, original, some_jobs, some_images, monkeypatch):
-    """The faults leave 0 to 0.71 of the faces equal, where 0.98 are asked for and a right port has 1."""
+    """They leave at most 0.67 of the faces equal, where 0.98 are asked for and a right port has 1."""
     monkeypatch.setattr(cascade, *FAULTS[fault])
-    comparison = compare_faces(original(some_jobs), find(detector, some_images))
+    as_they_are = slice(0, 12)
+    comparison = compare_faces(original(some_jobs)[as_they_are], find(detector, some_images[as_they_are]))
     assert 1 - comparison.equal > 5 * (1 - LEAST_EQUAL)
 
 

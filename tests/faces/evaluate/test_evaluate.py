@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 
 import numpy as np
@@ -17,6 +18,7 @@ from faces.evaluate import run
 from faces.evaluate.__main__ import main
 from faces.evaluate.protocol import threshold_at_far
 from reference import load
+from tests.faces.conftest import load_once
 from tests.faces.evaluate.conftest import EACH, PAIRS, PEOPLE, write_csv
 
 FIGURES = ["pairs", "same", "skipped", "accuracy", "accuracy_std"]
@@ -24,6 +26,15 @@ FIGURES += ["threshold", "val", "val_std", "far", "auc", "eer"]
 FIXED = ("--standardise", "fixed")
 
 
+@pytest.fixture(autouse=True)
+def each_network_once(monkeypatch):
+    monkeypatch.setattr(run, "load_model", load_once)
+
+
+loaded = functools.cache(load)
+
+
+@functools.cache
 def embedded(path, network, *, mirrored=False):
     """The embedding of a crop, computed apart from the command."""
     pixels = np.asarray(Image.open(path).convert("RGB"), np.float32)
@@ -40,7 +51,7 @@ def embedded(path, network, *, mirrored=False):
 
 def distances_of_pairs(folder, network, *, mirrored=False):
     """The distances of the pairs whose files exist, and whether they are the same person's."""
-    model = load(network)
+    model = loaded(network)
     distances, same = [], []
     for line in PAIRS.splitlines()[1:-1]:
         name, number, *other = line.split("\t")
