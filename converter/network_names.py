@@ -221,8 +221,10 @@ class NetworkTensors(TensorSource):
                 Problem(problem.kind, self.original(problem.name), problem.detail)
                 for problem in error.problems
             ]
-            hint = ""
-            if {problem.kind for problem in problems} == {"unexpected"}:
+            hint, kinds = "", {problem.kind for problem in problems}
+            if kinds == {"missing"} and len(problems) < len(self.source.info):  # most of the network is there
+                hint = "Every tensor of the network is needed: save the whole network again."
+            if kinds == {"unexpected"}:
                 hint = advise_to_ignore([problem.name for problem in problems], self.source.info, self.naming)
             raise error.named(self.path, problems, hint) from None
 

@@ -104,7 +104,7 @@ def compare_with_prediction(
     if is_other_formula and is_near.all():
         return measure(tensor, nearest, place, "approximate", f"{detail}, by an unknown formula")
     result = measure(tensor, prediction.values, place, "differs")
-    return replace(result, detail=f"{detail}, but {result.differing} of {result.values} values differ")
+    return replace(result, detail=f"{detail}, except in {result.differing} of {result.values} values")
 
 
 def uncompared(tensor: PortTensor, place: TensorPlace, status: Status, detail: str = "") -> TensorResult:

@@ -79,9 +79,7 @@ def _open(path: Path, step: int | None) -> TensorSource:
     raise SourceError(
         path,
         "no such file, folder or checkpoint prefix",
-        next_step="Give a model folder, a checkpoint prefix, an .index, .data, .meta, .pb, .h5, .keras, "
-        ".pt or "
-        ".safetensors file, or a name that `facenet-port list` shows",
+        next_step="Check its name, or give the name of a model that `facenet-port list` shows",
     )
 
 
