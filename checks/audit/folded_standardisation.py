@@ -35,15 +35,17 @@ class FoldedStandardisation:
     @property
     def is_identity(self) -> bool:
         """True if nothing was folded in."""
-        return self == FoldedStandardisation()
+        return self == NOTHING_FOLDED
 
     def apply(self, images: Array) -> Array:
         """Turn the images that the convolution takes into those that the network takes, float64."""
         return np.asarray(images.astype(np.float64) / self.divisor - self.offset)
 
 
+NOTHING_FOLDED = FoldedStandardisation()
+
 _KNOWN_FOLDS = (
-    FoldedStandardisation(),
+    NOTHING_FOLDED,
     FoldedStandardisation(128),
     FoldedStandardisation(127.5),
     FoldedStandardisation(255),
@@ -71,16 +73,16 @@ def standardisation_of_first_layer(
     scope = network_layers(source.variant)[0].scope
     weights = source.tensor(scope, "weights")
     if not {"weights", "biases"} <= set(tensors) or "moving_variance" in tensors or weights is None:
-        return FoldedStandardisation()
+        return NOTHING_FOLDED
     expected, actual = CONVOLUTION.apply(weights), tensors["weights"].channels_first()
     bias, norm = tensors["biases"].array, source.batch_norm(scope)
     if actual is None or actual.shape != expected.shape or actual.dtype not in FLOATS:
-        return FoldedStandardisation()
+        return NOTHING_FOLDED
     has_bias = bias.shape == norm.beta.shape and bias.dtype in FLOATS
     for fold in _KNOWN_FOLDS:
         if _explains(fold, actual, bias if has_bias else None, expected, norm):
             return fold
-    return FoldedStandardisation()
+    return NOTHING_FOLDED
 
 
 def _explains(

@@ -168,11 +168,17 @@ def find_epsilon(actual: Array, weights: Array, norm: BatchNorm) -> float | None
         weights: The source's kernel in the same layout.
         norm: The BatchNorm.
     """
-    rows = weights.reshape(len(weights), -1).astype(np.float64)
-    stored = actual.reshape(len(weights), -1).astype(np.float64)
+    rows = weights.reshape(len(weights), -1)
+    stored = actual.reshape(len(weights), -1)
+
+    def fits(factor: Array, channels: slice) -> bool:
+        exact = rows[channels].astype(np.float64) * factor[channels][:, None]
+        gap = np.abs(stored[channels].astype(np.float64) - exact)
+        return bool((gap <= rounding_margin(np.abs(exact), actual.dtype)).all())
+
     for epsilon in OTHER_EPSILONS:
-        exact = rows * norm.factor(epsilon)[:, None]
-        if (np.abs(stored - exact) <= rounding_margin(np.abs(exact), actual.dtype)).all():
+        factor = norm.factor(epsilon)
+        if fits(factor, slice(1)) and fits(factor, slice(None)):  # the first channel refutes most of them
             return epsilon
     return None
 

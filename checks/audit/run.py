@@ -6,7 +6,6 @@ import importlib.util
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,14 +13,14 @@ import torch
 from checks.audit.compare_mtcnn import compare_mtcnn
 from checks.audit.compare_tensors import compare_tensors
 from checks.audit.find_named_layers import find_named_layers, holds_averages_only
-from checks.audit.folded_standardisation import FoldedStandardisation, find_folded_standardisation
+from checks.audit.folded_standardisation import find_folded_standardisation
 from checks.audit.graphs.find_layers import find_layers
 from checks.audit.graphs.graph import Graph, NotUnderstoodError
 from checks.audit.graphs.graph_formats import find_graph_format, format_of
 from checks.audit.graphs.network_from_graph import network_from_graph
 from checks.audit.graphs.onnx_tflite_session import OnnxTfliteSession
 from checks.audit.graphs.quantisation import refuse_quantised
-from checks.audit.graphs.run_graph import audited_batches, run_graph
+from checks.audit.graphs.run_graph import Networks, audited_batches, round_network, run_graph
 from checks.audit.graphs.run_whole import run_whole
 from checks.audit.graphs.runtime_process import RuntimeProcess
 from checks.audit.graphs.tensorflow_session import TensorFlowSession
@@ -246,9 +245,11 @@ def _audit_graph(graph: Graph, source: SourceWeights, trained: str | None, seed:
     say("starting the graph's runtime")
     with RuntimeProcess(graph) as process:
         session = OnnxTfliteSession(graph, layers, process)
-        build_own = partial(network_from_graph, layers)
+        own = network_from_graph(layers)
+        rounded = round_network(own, to_half=layers.computes_in_half)
         fold = find_folded_standardisation(layers.weights, source)
-        run = run_graph(session, build_own, _source_network(source), fold, audited_batches(seed), say)
+        networks = Networks(own, rounded, _source_network(source), fold)
+        run = run_graph(session, networks, audited_batches(seed), say)
     return _Findings(network, results, (*judgements, *judge_run(run, trained)), run)
 
 
@@ -342,11 +343,10 @@ def _run_own_graph(
     if graph is None:
         return None
     with graph:
-        build_own = partial(_build_network, expected_state_dict(tensors, plan), plan.variant)
         session = TensorFlowSession(graph)
-        return run_graph(
-            session, build_own, _source_network(source), FoldedStandardisation(), audited_batches(seed), say
-        )
+        own = _build_network(expected_state_dict(tensors, plan), plan.variant, torch.float64)
+        networks = Networks(own, round_network(own), _source_network(source))
+        return run_graph(session, networks, audited_batches(seed), say)
 
 
 def _remarks(port: PortWeights, source: SourceWeights) -> tuple[str, ...]:
@@ -358,11 +358,11 @@ def _remarks(port: PortWeights, source: SourceWeights) -> tuple[str, ...]:
 
 
 def _find_overflow(source: SourceWeights, seed: int) -> BrokenSource | None:
-    """Run the source in float32 on images of noise; find the first activation that is not finite."""
+    """Run the source in float32 on an image of noise; find the first activation that is not finite."""
     network = _build_network(source.state_dict.tensors, source.variant, torch.float32)
     noise = seeded_inputs(seed)[0]
     names = activation_names(every_layer=False, logits=source.variant.num_classes is not None)
-    return find_overflow(run_pytorch(network, noise.images, names), "the source's", noise.name)
+    return find_overflow(run_pytorch(network, noise.images[:1], names), "the source's", noise.name)
 
 
 def _source_network(source: SourceWeights) -> InceptionResnetV1:

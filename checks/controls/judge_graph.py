@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cache, partial
 from pathlib import Path
 from threading import Lock
 
 import numpy as np
 
-from checks.audit.folded_standardisation import FoldedStandardisation, find_folded_standardisation
+from checks.audit.folded_standardisation import find_folded_standardisation
 from checks.audit.graphs.find_layers import GraphLayers, find_layers
 from checks.audit.graphs.graph import Graph
 from checks.audit.graphs.graph_formats import find_graph_format
@@ -22,6 +21,7 @@ from checks.audit.graphs.run_graph import (
     Outputs,
     audited_batches,
     find_preprocessing,
+    round_network,
     run_batches,
     run_graph,
 )
@@ -101,7 +101,7 @@ class PortJudge:
     """
 
     def __init__(self, clean: Pipeline) -> None:
-        self._networks = _CleanNetworks(clean.float64, clean.float32, clean.float64, FoldedStandardisation())
+        self._networks = _CleanNetworks(clean.float64, clean.float32, clean.float64)
         self._lock = Lock()  # hooks on the clean networks record what every thread runs
 
     def judge(self, port: Pipeline, batches: Sequence[InputBatch]) -> tuple[Judgement, ...]:
@@ -151,12 +151,13 @@ def judge_graphs(
     weights = source_weights(checkpoint.tensors, checkpoint.plan.variant, state_dict)
     source = checkpoint.port().float64
     for graph, layers in graphs:
-        build_own = cache(partial(network_from_graph, layers))
-        fold = find_folded_standardisation(layers.weights, weights)
+        own = network_from_graph(layers)
+        rounded = round_network(own, to_half=layers.computes_in_half)
+        networks = Networks(own, rounded, source, find_folded_standardisation(layers.weights, weights))
         with RuntimeProcess(graph) as process:
             session = OnnxTfliteSession(graph, layers, process)
             for seed in seeds:
-                judgements = judge_run(run_graph(session, build_own, source, fold, clean_inputs(seed)), None)
+                judgements = judge_run(run_graph(session, networks, clean_inputs(seed)), None)
                 alarms = (f"{each.name}: {each.statement}" for each in judgements if not each.passed)
                 say(f"judged {graph.path} on the inputs of seed {seed}")
                 yield CleanRun(seed, tuple(alarms), shares_of(judgements), str(graph.path))

@@ -32,8 +32,8 @@ class _Affine(nn.Module):
         return x * self.scale + self.shift
 
 
-def network_from_graph(graph_layers: GraphLayers, dtype: torch.dtype) -> InceptionResnetV1:
-    """Build the network in evaluation mode; it computes in `dtype`.
+def network_from_graph(graph_layers: GraphLayers) -> InceptionResnetV1:
+    """Build the network in evaluation mode; it computes in float64.
 
     Only the weights are the graph's. A fault in the graph's structure makes the two results differ.
     """
@@ -49,7 +49,7 @@ def network_from_graph(graph_layers: GraphLayers, dtype: torch.dtype) -> Incepti
     model.last_bn = _batch_norm(layers[BOTTLENECK], model.last_bn)  # type: ignore[assignment]
     if LOGITS in layers:
         model.logits = _linear(layers[LOGITS])
-    return model.to(dtype).eval()
+    return model.double().eval()
 
 
 def _set_convolution(model: InceptionResnetV1, module: str, tensors: Tensors) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
-from checks.audit.folded_standardisation import FoldedStandardisation
+from checks.audit.folded_standardisation import NOTHING_FOLDED, FoldedStandardisation
 from checks.audit.graphs.preprocessing import (
     Preprocessing,
     detect_preprocessing,
@@ -69,9 +70,7 @@ class GraphSession(ABC):
 
 def run_graph(
     session: GraphSession,
-    build_own: Callable[[torch.dtype], InceptionResnetV1],
-    source: InceptionResnetV1,
-    fold: FoldedStandardisation,
+    networks: Networks,
     batches: Sequence[InputBatch],
     say: Say = lambda _: None,
 ) -> GraphRun:
@@ -79,19 +78,15 @@ def run_graph(
 
     Args:
         session: The graph.
-        build_own: Builds the network with the graph's own weights, in a dtype.
-        source: The network with the source's weights, in float64.
-        fold: The standardisation that is folded into the graph's first convolution.
+        networks: The networks that it is compared with.
         batches: The inputs, of which one is noise; `audited_batches` gives those of an audit.
         say: Progress callback.
 
     Raises:
         SourceError: The runtime refuses the graph, crashes or does not finish.
     """
-    own = torch.float16 if session.computes_in_half else torch.float32
-    networks = Networks(build_own(torch.float64), build_own(own), source, fold)
     say("detecting the preprocessing")
-    preprocessing = find_preprocessing(session, fold, batches)
+    preprocessing = find_preprocessing(session, networks.fold, batches)
     return run_batches(session, networks, preprocessing, batches, say)
 
 
@@ -167,7 +162,7 @@ class Networks:
     exact: InceptionResnetV1
     rounded: InceptionResnetV1
     source: InceptionResnetV1
-    fold: FoldedStandardisation
+    fold: FoldedStandardisation = NOTHING_FOLDED
 
     def run(self, images: Array, names: tuple[str, ...]) -> Outputs:
         """Run the networks on the images that the graph's own first convolution takes.
@@ -197,6 +192,14 @@ class Outputs:
     exact: Arrays
     rounded: Arrays
     source: Array
+
+
+def round_network(network: InceptionResnetV1, *, to_half: bool = False) -> InceptionResnetV1:
+    """Copy a network of float64 in the precision that a graph computes in.
+
+    It has the bits of a network that is built anew from the weights, because float64 holds them exactly.
+    """
+    return deepcopy(network).to(torch.float16 if to_half else torch.float32)
 
 
 def run_batch(

@@ -5,16 +5,18 @@ This proves less than the comparison of every weight: it shows what the graph co
 
 from __future__ import annotations
 
-from copy import deepcopy
-
-import torch
-
-from checks.audit.folded_standardisation import FoldedStandardisation
 from checks.audit.graphs.find_layers import GraphLayers
 from checks.audit.graphs.graph import Graph
 from checks.audit.graphs.onnx_tflite_session import OnnxTfliteSession
 from checks.audit.graphs.preprocessing import detect_preprocessing, to_pixels
-from checks.audit.graphs.run_graph import Networks, audited_batches, describe_run, normalise, run_batch
+from checks.audit.graphs.run_graph import (
+    Networks,
+    audited_batches,
+    describe_run,
+    normalise,
+    round_network,
+    run_batch,
+)
 from checks.audit.graphs.runtime_process import RuntimeProcess
 from checks.audit.port_layers import PortWeights
 from checks.audit.result import GraphRun
@@ -52,8 +54,7 @@ def run_whole(
         session.input_dtype,
         lambda images: run_pytorch(source, images, (EMBEDDINGS,))[EMBEDDINGS],
     )
-    single = deepcopy(source).to(torch.float32)
-    networks = Networks(source, single, source, FoldedStandardisation())
+    networks = Networks(source, round_network(source), source)
     runs = []
     for batch in batches:
         say(f"running: {batch.name}")
