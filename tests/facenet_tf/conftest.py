@@ -50,18 +50,18 @@ def relative_error(value: NDArray, truth: NDArray) -> float:
     return float(np.linalg.norm(value - truth) / np.linalg.norm(truth))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def images() -> NDArray[np.float32]:
     return np.random.default_rng(1).standard_normal((2, 160, 160, 3), dtype=np.float32)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def rebuilt(tensors: Tensors) -> Iterator[RebuiltNetwork]:
     with RebuiltNetwork(tensors) as network:
         yield network
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def activations(rebuilt: RebuiltNetwork, images: NDArray) -> Activations:
     return rebuilt.run(images)
 

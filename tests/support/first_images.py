@@ -6,6 +6,7 @@ from pathlib import Path
 
 import h5py
 
+from checks.audit.graphs.run_graph import audited_batches
 from checks.core.inputs import InputBatch, inputs_of, seeded_inputs
 from checks.core.network import Network
 
@@ -16,6 +17,12 @@ CONTROLS_TAKE_FROM = "checks.controls.tensorflow_reference.seeded_inputs"
 """The name that a test replaces by `small_images`: the controls take their inputs there."""
 
 _SIDE = 128  # pixels: a pool fits into its map, or does not, where it is so at 160
+
+AUDIT_TAKES_FROM = (
+    "checks.audit.run.audited_batches",
+    "checks.audit.graphs.run_whole.audited_batches",
+)
+"""The names that a test replaces by `first_audited`: an audit takes its inputs there."""
 
 
 def first_images(network: Network, seed: int) -> list[InputBatch]:
@@ -49,3 +56,8 @@ def keep_first_images(path: Path) -> None:
 
         given.visititems(copy)
     whole.unlink()
+
+
+def first_audited(seed: int) -> list[InputBatch]:
+    """An image of noise and a smooth one, of the inputs of an audit."""
+    return [InputBatch(batch.name, batch.images[:1]) for batch in audited_batches(seed)[:2]]

@@ -38,6 +38,7 @@ def export_onnx(
     fold: bool = True,
     fixed_batch: bool = False,
     external: bool = False,
+    channels_last: bool = False,
     size: int = SIZE,
 ) -> Path:
     """Export a model for images (N, 3, size, size).
@@ -50,9 +51,12 @@ def export_onnx(
         fold: Whether the older exporter folds BatchNorm into the convolutions, as it does by default.
         fixed_batch: Whether the graph takes exactly one image.
         external: Whether the weights go into a file beside the graph.
+        channels_last: Whether to export from images in this format of memory.
         size: Height and width of the images.
     """
     images = torch.zeros(1, 3, size, size)
+    if channels_last:
+        images = images.to(memory_format=torch.channels_last)
     if half:
         model, images = model.half(), images.half()
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
@@ -76,8 +80,7 @@ def export_tflite(
     tensors: Arrays,
     path: Path,
     *,
-    half: bool = False,
-    quantised: bool = False,
+    halved: Path | None = None,
     from_bytes: bool = False,
     size: int = SIZE,
 ) -> Path:
@@ -86,8 +89,7 @@ def export_tflite(
     Args:
         tensors: The variables.
         path: The file to write.
-        half: Whether to store the weights in half precision.
-        quantised: Whether to store the weights as integers.
+        halved: A second file to write, with the weights in half precision.
         from_bytes: Whether the graph takes bytes and standardises them as (x - 127.5) / 128.
         size: Height and width of the images.
     """
@@ -106,11 +108,11 @@ def export_tflite(
     with open_session(graph) as session:
         load_variables(session, features)
         converter = tf.compat.v1.lite.TFLiteConverter.from_session(session, [placeholder], [embeddings])
-        if half or quantised:
-            converter.optimizations = [tf.lite.Optimize.DEFAULT]
-        if half:
-            converter.target_spec.supported_types = [tf.float16]
         path.write_bytes(converter.convert())
+        if halved is not None:
+            converter.optimizations = [tf.lite.Optimize.DEFAULT]
+            converter.target_spec.supported_types = [tf.float16]
+            halved.write_bytes(converter.convert())
     return path
 
 

@@ -27,6 +27,16 @@ class Edit:
     def maker(self, name):
         return next(node for node in self.graph.node if name in node.output)
 
+    def remove_ancestors(self, name):
+        """Remove the node that computes a tensor, and the nodes before it that no other needs."""
+        taken = {each for node in self.graph.node for each in node.input}
+        if name in taken or name not in {each for node in self.graph.node for each in node.output}:
+            return
+        node = self.maker(name)
+        self.graph.node.remove(node)
+        for each in node.input:
+            self.remove_ancestors(each)
+
     def flip(self, name, index, bit):
         array = np.array(numpy_helper.to_array(self.constants[name]))
         bits = array.reshape(-1).view(f"u{array.itemsize}")

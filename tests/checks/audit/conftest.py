@@ -6,8 +6,17 @@ import pytest
 
 from converter.convert import to_numpy_state_dict
 from converter.formats.tensorflow.bundle_writer import write_tensor_bundle
+from tests.support.first_images import AUDIT_TAKES_FROM, first_audited
 from tests.support.graph_exports import export_onnx, export_tflite, network
 from tests.support.shared_files import shared_folder
+
+
+@pytest.fixture(autouse=True)
+def few_images(request, monkeypatch):
+    """Audits in a test's process take two images, unless it is marked with `whole_inputs`."""
+    if request.node.get_closest_marker("whole_inputs") is None:
+        for name in AUDIT_TAKES_FROM:
+            monkeypatch.setattr(name, first_audited)
 
 
 @pytest.fixture(scope="session")
@@ -42,8 +51,9 @@ def plain(tensors, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tflite(tensors, tmp_path_factory):
-    """A TFLite graph by TensorFlow."""
-    folder = shared_folder(
-        tmp_path_factory, "tflite", lambda folder: export_tflite(tensors, folder / "single.tflite")
-    )
-    return folder / "single.tflite"
+    """A TFLite graph by TensorFlow; `half.tflite` beside it has its weights in half precision."""
+
+    def write(folder):
+        export_tflite(tensors, folder / "single.tflite", halved=folder / "half.tflite")
+
+    return shared_folder(tmp_path_factory, "tflite", write) / "single.tflite"

@@ -31,14 +31,6 @@ EXACT = "The port is exact: every tensor is the source's, bit for bit."
 
 
 @pytest.fixture(scope="module")
-def source(tensors, tmp_path_factory):
-    """The small network as a checkpoint without a graph."""
-    prefix = tmp_path_factory.mktemp("source") / "model.ckpt-1"
-    write_tensor_bundle(prefix, tensors)
-    return prefix
-
-
-@pytest.fixture(scope="module")
 def state_dict(tensors):
     return to_numpy_state_dict(tensors)
 
@@ -199,32 +191,36 @@ def test_a_bottleneck_may_have_its_scope_of_2017(tensors, state_dict, tmp_path):
 # One bit.
 
 
-@pytest.mark.parametrize(
-    ("key", "bit"),
-    [
-        ("conv2d_1a.conv.weight", 0),
-        (KERNEL, 31),
-        ("repeat_2.9.branch1.2.bn.running_var", 0),
-        ("mixed_7a.branch2.2.bn.bias", 12),
-        ("repeat_3.4.conv2d.bias", 30),
-        ("last_linear.weight", 22),
-        ("last_bn.weight", 0),
-        ("logits.bias", 1),
-    ],
-)
-def test_one_bit_is_found_and_named(source, state_dict, tmp_path, key, bit):
-    port = save(tmp_path / "port.safetensors", {**state_dict, key: flip(state_dict[key], 3, bit)})
-    result = audit(port, source)
+def test_one_bit_of_a_tensor_is_found_and_named(source, state_dict, tmp_path):
+    flipped = {
+        "conv2d_1a.conv.weight": 0,
+        KERNEL: 31,
+        "repeat_2.9.branch1.2.bn.running_var": 0,
+        "mixed_7a.branch2.2.bn.bias": 12,
+        "repeat_3.4.conv2d.bias": 30,
+        "last_linear.weight": 22,
+        "last_bn.weight": 0,
+        "logits.bias": 1,
+    }
+    changed = {key: flip(state_dict[key], 3, bit) for key, bit in flipped.items()}
+    result = audit(save(tmp_path / "port.safetensors", {**state_dict, **changed}), source)
     assert not result.passed
-    assert set(with_status(result, "differs")) == {key}
-    tensor = with_status(result, "differs")[key]
-    assert (tensor.differing, tensor.values) == (1, state_dict[key].size)
-    if bit < 31:  # a changed sign is many steps away
-        assert tensor.max_ulp == 1 << bit
-    assert sum(tensor.ulp_histogram) == tensor.values
-    assert tensor.ulp_histogram[0] == tensor.values - 1
-    assert result.verdict == f"The port differs: {key} is not the source's."
-    assert result.judgements[0].details[0].startswith(f"{key}: 1 of {tensor.values} values differs")
+    wrong = with_status(result, "differs")
+    assert set(wrong) == set(flipped)
+    for key, tensor in wrong.items():
+        assert (tensor.differing, tensor.values) == (1, state_dict[key].size)
+        if flipped[key] < 31:  # a changed sign is many steps away
+            assert tensor.max_ulp == 1 << flipped[key]
+        assert sum(tensor.ulp_histogram) == tensor.values
+        assert tensor.ulp_histogram[0] == tensor.values - 1
+    first, *_ = wrong
+    assert result.verdict == f"The port differs: {first} and 7 more tensors are not faithful."
+    for detail, (key, tensor) in zip(result.judgements[0].details, wrong.items(), strict=True):
+        assert detail.startswith(f"{key}: 1 of {tensor.values} values differs")
+    # Of one tensor alone.
+    port = {**state_dict, "logits.bias": changed["logits.bias"]}
+    result = audit(save(tmp_path / "one.safetensors", port), source)
+    assert result.verdict == "The port differs: logits.bias is not the source's."
 
 
 def test_a_batch_counter_above_zero_is_a_difference(source, state_dict, tmp_path):
@@ -236,38 +232,36 @@ def test_a_batch_counter_above_zero_is_a_difference(source, state_dict, tmp_path
 # Other faults, with their causes.
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
+def test_wrong_kernels_are_explained(source, state_dict, tmp_path):
+    """Seven kernels of one shape, each wrong in a way of its own."""
+    changes = (
         (
-            lambda state_dict: np.ascontiguousarray(state_dict[KERNEL].transpose(0, 1, 3, 2)),
+            lambda kernel: np.ascontiguousarray(kernel.transpose(0, 1, 3, 2)),
             "is laid out as (outputs, inputs, width, height)",
         ),
+        (lambda _: state_dict["repeat_1.2.branch2.1.conv.weight"], "block35_3/Branch_2/Conv2d_0b_3x3"),
+        (lambda kernel: kernel.astype(np.float16).astype(np.float32), "was stored as float16"),
         (
-            lambda state_dict: state_dict["repeat_1.2.branch2.1.conv.weight"],
-            "block35_3/Branch_2/Conv2d_0b_3x3",
-        ),
-        (
-            lambda state_dict: state_dict[KERNEL].astype(np.float16).astype(np.float32),
-            "was stored as float16",
-        ),
-        (
-            lambda state_dict: np.round(state_dict[KERNEL].astype(float), 5).astype(np.float32),
+            lambda kernel: np.round(kernel.astype(float), 5).astype(np.float32),
             "was stored with 5 decimals",
         ),
-        (lambda state_dict: np.zeros_like(state_dict[KERNEL]), "is 0 throughout"),
-        (
-            lambda state_dict: np.ascontiguousarray(state_dict[KERNEL].transpose(2, 3, 1, 0)),
-            "expected (32, 32, 3, 3)",
-        ),
-        (lambda state_dict: state_dict[KERNEL].astype(np.int32), "weights cannot be int32"),
-    ],
-)
-def test_a_wrong_kernel_is_explained(source, state_dict, tmp_path, change, message):
-    result = audit(save(tmp_path / "port.safetensors", {**state_dict, KERNEL: change(state_dict)}), source)
-    assert set(with_status(result, "differs")) == {KERNEL}
-    assert message in with_status(result, "differs")[KERNEL].detail
-    assert message in result.judgements[0].details[0]
+        (np.zeros_like, "is 0 throughout"),
+        (lambda kernel: np.ascontiguousarray(kernel.transpose(2, 3, 1, 0)), "expected (32, 32, 3, 3)"),
+        (lambda kernel: kernel.astype(np.int32), "weights cannot be int32"),
+    )
+    kernels = [f"repeat_1.{block}.branch{branch}.1.conv.weight" for branch in (1, 2) for block in range(5)]
+    kernels.remove("repeat_1.2.branch2.1.conv.weight")
+    messages, port = {}, dict(state_dict)
+    for key, (change, message) in zip(kernels, changes, strict=False):
+        messages[key], port[key] = message, change(state_dict[key])
+    assert len(messages) == len(changes)
+    result = audit(save(tmp_path / "port.safetensors", port), source)
+    wrong = with_status(result, "differs")
+    assert set(wrong) == set(messages)
+    details = dict(zip(wrong, result.judgements[0].details, strict=True))
+    for key, message in messages.items():
+        assert message in wrong[key].detail
+        assert message in details[key]
 
 
 def test_missing_and_extra_tensors_are_named(source, state_dict, tmp_path):
@@ -365,20 +359,19 @@ def test_pytorchs_own_fusion_is_recognised_bit_for_bit(source, folded, tmp_path)
     )
 
 
-@pytest.mark.parametrize(
-    ("key", "bit"),
-    [
-        ("conv2d_2b.conv.weight", 0),
-        ("conv2d_2b.conv.bias", 0),
-        ("last_linear.weight", 0),
-        ("last_linear.bias", 3),
-    ],
-)
-def test_one_bit_of_a_folded_tensor_is_found_and_named(source, folded, tmp_path, key, bit):
-    result = audit(save(tmp_path / "port.safetensors", {**folded, key: flip(folded[key], 11, bit)}), source)
-    assert set(with_status(result, "differs")) == {key}
-    assert with_status(result, "differs")[key].differing == 1
-    assert with_status(result, "differs")[key].max_ulp == 1 << bit
+def test_one_bit_of_a_folded_tensor_is_found_and_named(source, folded, tmp_path):
+    flipped = {
+        "conv2d_2b.conv.weight": 0,
+        "conv2d_4a.conv.bias": 0,
+        "last_linear.weight": 0,
+        "mixed_7a.branch2.2.conv.bias": 3,
+    }
+    changed = {key: flip(folded[key], 11, bit) for key, bit in flipped.items()}
+    result = audit(save(tmp_path / "port.safetensors", {**folded, **changed}), source)
+    wrong = with_status(result, "differs")
+    assert {key: (tensor.differing, tensor.max_ulp) for key, tensor in wrong.items()} == {
+        key: (1, 1 << bit) for key, bit in flipped.items()
+    }
 
 
 def test_folding_with_pytorchs_epsilon_is_named(source, state_dict, tmp_path):
@@ -452,14 +445,11 @@ def test_the_largest_difference_is_shown_with_its_place_and_values(source, state
 # The command.
 
 
-def run(*arguments):
-    command = [sys.executable, "-m", "checks.audit", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True)
-
-
 def test_the_command_prints_the_verdict_first_and_writes_json(source, state_dict, tmp_path):
+    """In a process of its own, as a user's."""
     port = save(tmp_path / "port.safetensors", {**state_dict, KERNEL: flip(state_dict[KERNEL], 0, 4)})
-    process = run(port, "--against", source, "--json", tmp_path / "audit.json")
+    command = [sys.executable, "-m", "checks.audit", port, "--against", source]
+    process = subprocess.run([*command, "--json", tmp_path / "audit.json"], capture_output=True, text=True)
     assert process.returncode == 1, process.stderr
     lines = process.stdout.splitlines()
     assert len(lines) <= 15

@@ -20,7 +20,7 @@ from checks.diagnosis.explain_tensor import SourceTensors
 from converter.convert import to_numpy_state_dict
 from converter.errors import SourceError
 from converter.plan import describe, infer_variant
-from tests.support.graph_exports import fold_batch_norms, inference_graph
+from tests.support.graph_exports import SIZE, fold_batch_norms, inference_graph
 
 pytest.importorskip("tensorflow")
 pytestmark = pytest.mark.slow
@@ -29,8 +29,13 @@ FIRST = "InceptionResnetV1/Conv2d_1a_3x3/Conv2D"
 
 
 @pytest.fixture(scope="module")
-def folded(tensors):
-    return fold_batch_norms(inference_graph(tensors))
+def inference(tensors):
+    return inference_graph(tensors)
+
+
+@pytest.fixture(scope="module")
+def folded(inference):
+    return fold_batch_norms(inference)
 
 
 def save(definition, path, change=None):
@@ -95,8 +100,8 @@ def test_a_folded_graph_is_judged_as_a_graph_and_to_the_last_bit(folded, source,
     assert {len(batch["layers"]) for batch in result["run"]["inputs"]} == {158}
 
 
-def test_folding_in_float32_with_a_sum_is_judged_to_the_last_bit(tensors, tmp_path):
-    path = save(fold_batch_norms(inference_graph(tensors), in_float32=True), tmp_path / "folded.bin")
+def test_folding_in_float32_with_a_sum_is_judged_to_the_last_bit(inference, tensors, tmp_path):
+    path = save(fold_batch_norms(inference, in_float32=True), tmp_path / "folded.bin")
     assert find_graph_format(path).name == "TensorFlow"
     assert unfaithful(path, tensors) == []
     layers = find_layers(read_folded_graph(path))
@@ -170,8 +175,10 @@ def test_a_fault_in_the_structure_is_named(folded, tmp_path, change, remark):
     assert layers.remarks == ((remark,) if remark else ())
 
 
-def test_dropout_behind_phase_train_is_passed_over(folded, source, tmp_path):
+def test_dropout_behind_phase_train_is_passed_over(folded, tensors, tmp_path):
     import tensorflow as tf
+
+    from facenet_tf.frozen import open_frozen
 
     changed = copy.deepcopy(folded)
     matrix = next(node for node in changed.node if node.op == "MatMul")
@@ -188,8 +195,19 @@ def test_dropout_behind_phase_train_is_passed_over(folded, source, tmp_path):
         node.attr["dtype" if op == "Placeholder" else "T"].type = kind.as_datatype_enum
     changed.node[-1].attr["N"].i = 2
     matrix.input[0] = "cond/Merge"
-    result = audit(save(changed, tmp_path / "dropout.pb"), source)
-    assert result.exit_code == 0, (result.not_understood, result.judgements)
+    path = save(changed, tmp_path / "dropout.pb")
+    assert find_graph_format(path).name == "TensorFlow"
+    assert unfaithful(path, tensors) == []
+    graph = read_folded_graph(path)
+    assert [value.name for value in graph.inputs] == ["input"]
+    assert find_layers(graph).remarks == ()
+    # The function with which an audit runs a graph.
+    image = np.random.default_rng(0).standard_normal((1, SIZE, SIZE, 3)).astype(np.float32)
+    expected, actual = (
+        open_frozen(each, ["embeddings"], as_written=False)("input", image)[0]
+        for each in (save(folded, tmp_path / "plain.pb"), path)
+    )
+    np.testing.assert_allclose(actual, expected, atol=1e-6)
 
 
 def test_height_and_width_exchanged_are_not_understood_at_their_place(folded, tmp_path):

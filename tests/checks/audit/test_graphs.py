@@ -10,6 +10,7 @@ import subprocess
 import sys
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
@@ -21,6 +22,7 @@ from checks.audit.graphs.find_layers import find_layers
 from checks.audit.graphs.graph import NotUnderstoodError
 from checks.audit.graphs.graph_formats import find_graph_format
 from checks.audit.graphs.runtime_process import RuntimeProcess
+from checks.audit.judge import judge_run
 from checks.audit.run import audit
 from checks.audit.source_weights import source_weights
 from checks.core.activations import LAYERS, STAGES
@@ -28,8 +30,10 @@ from checks.diagnosis.explain_tensor import SourceTensors
 from converter.convert import to_numpy_state_dict
 from converter.errors import SourceError
 from converter.formats.tensorflow.bundle_writer import write_tensor_bundle
+from converter.hub.catalog_entry import FIXED
 from converter.plan import describe, infer_variant
 from tests.conftest import CLASSES
+from tests.fuzz.sandbox import ROOT
 from tests.support.graph_exports import SIZE, export_onnx, export_tflite, network
 from tests.support.onnx_edit import Edit
 
@@ -47,11 +51,6 @@ def state_dict(tensors):
     return to_numpy_state_dict(tensors)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("graphs")
-
-
 def names(result, *statuses):
     return {tensor.name for tensor in result.tensors if tensor.status in statuses}
 
@@ -67,6 +66,7 @@ def failed(result):
 # Faithful graphs.
 
 
+@pytest.mark.whole_inputs
 def test_pytorchs_export_is_faithful(folded, source):
     result = audit(folded, source)
     assert result.passed, result.judgements
@@ -94,6 +94,7 @@ def test_a_graph_that_folds_nothing_is_exact(plain, source):
     assert {tensor.status for tensor in result.tensors} == {"equal"}
 
 
+@pytest.mark.whole_inputs
 def test_tensorflows_conversion_is_faithful(tflite, source):
     result = audit(tflite, source)
     assert result.passed, result.judgements
@@ -109,8 +110,8 @@ def test_tensorflows_conversion_is_faithful(tflite, source):
     assert len(scaled) == 2 * 5
 
 
-def test_half_precision_is_judged_by_its_own_rounding(tensors, source, folder):
-    result = audit(export_tflite(tensors, folder / "half.tflite", half=True), source)
+def test_half_precision_is_judged_by_its_own_rounding(tflite, source):
+    result = audit(tflite.with_name("half.tflite"), source)
     assert result.passed, result.judgements
     assert (result.run.weights, result.run.arithmetic) == ("float16", "float32")
     assert "rounded to half precision, within rounding" in result.verdict
@@ -118,7 +119,11 @@ def test_half_precision_is_judged_by_its_own_rounding(tensors, source, folder):
     assert 1e-4 < distance < 2e-2  # beyond any float32 tolerance, within that of half precision
 
 
-def test_weights_in_a_file_beside_it_a_fixed_batch_and_no_normalisation(state_dict, source, tmp_path):
+def test_channels_last_weights_in_a_file_beside_it_a_fixed_batch_and_no_normalisation(
+    state_dict, source, tmp_path
+):
+    """All of them in one file of PyTorch's default exporter, which takes most of the time."""
+
     class Prelogits(torch.nn.Module):
         def __init__(self):
             super().__init__()
@@ -128,11 +133,19 @@ def test_weights_in_a_file_beside_it_a_fixed_batch_and_no_normalisation(state_di
             return self.network.prelogits(images)
 
     path = export_onnx(
-        Prelogits().eval(), tmp_path / "port.onnx", dynamo=True, external=True, fixed_batch=True
+        Prelogits().eval().to(memory_format=torch.channels_last),
+        tmp_path / "port.onnx",
+        dynamo=True,
+        external=True,
+        fixed_batch=True,
+        channels_last=True,
     )
     assert path.stat().st_size < 1 << 20
+    # In channels_last the exporter writes as_strided after the average pool.
+    assert "Gather" in {node.op_type for node in onnx.load(path, load_external_data=False).graph.node}
     result = audit(path, source)
     assert result.passed, result.judgements
+    assert result.run.preprocessing == "none baked in: it takes standardised RGB images"
     assert result.run.feed.endswith("gives embeddings before they are normalised")
     assert [file.rpartition("/")[2] for file in result.files][:2] == ["port.onnx", "port.onnx.data"]
     moved = tmp_path / "moved"
@@ -142,10 +155,17 @@ def test_weights_in_a_file_beside_it_a_fixed_batch_and_no_normalisation(state_di
         audit(moved / "port.onnx", source)
 
 
-def test_a_classifier_is_audited_as_well(state_dict, source, tmp_path):
-    model = network(state_dict)
-    model.classify = True
-    result = audit(export_onnx(model, tmp_path / "classifier.onnx"), source)
+@pytest.fixture(scope="module")
+def heads(state_dict, tmp_path_factory):
+    return export_onnx(Heads(state_dict).eval(), tmp_path_factory.mktemp("heads") / "heads.onnx")
+
+
+def test_a_classifier_is_audited_as_well(heads, source, tmp_path):
+    edit = Edit(heads)
+    embeddings = edit.graph.output[0]
+    edit.graph.output.remove(embeddings)
+    edit.remove_ancestors(embeddings.name)
+    result = audit(edit.save(tmp_path / "classifier.onnx"), source)
     assert result.passed, result.judgements
     assert result.run.feed.endswith("gives logits")
     assert result.network.endswith(f"{CLASSES} classes")
@@ -153,32 +173,40 @@ def test_a_classifier_is_audited_as_well(state_dict, source, tmp_path):
 
 
 class Heads(torch.nn.Module):
-    """Outputs the embedding and the logits; correct logits come from the embedding before normalisation."""
+    """Outputs the embedding and the logits."""
 
-    def __init__(self, state_dict, *, correct):
+    def __init__(self, state_dict):
         super().__init__()
-        self.network, self.correct = network(state_dict), correct
+        self.network = network(state_dict)
 
     def forward(self, images):
         prelogits = self.network.prelogits(images)
         embeddings = self.network.head(prelogits)
-        logits = self.network.logits(prelogits if self.correct else embeddings)
-        return logits, embeddings
+        return embeddings, self.network.logits(prelogits)
 
 
-@pytest.mark.parametrize("correct", [True, False])
-def test_logits_are_judged_beside_the_embeddings(state_dict, source, tmp_path, correct):
-    result = audit(export_onnx(Heads(state_dict, correct=correct).eval(), tmp_path / "heads.onnx"), source)
-    assert result.passed is correct, result.judgements
-    assert result.run.feed.endswith("gives embeddings of length one and logits")
-    assert result.run.first_divergence == (None if correct else "Logits")
-    assert "is not judged" not in judgement(result, "tensors").statement
+def test_logits_are_judged_beside_the_embeddings(heads, source, tmp_path):
+    """Correct logits come from the embedding before normalisation."""
+    edit = Edit(heads)
+    embeddings, logits = (output.name for output in edit.graph.output)
+    edit.maker(logits).input[0] = embeddings
+    wrong = edit.save(tmp_path / "wrong.onnx")
+    for path, divergence in ((heads, None), (wrong, "Logits")):
+        result = audit(path, source)
+        assert result.passed is (path == heads), result.judgements
+        assert result.run.feed.endswith("gives embeddings of length one and logits")
+        assert result.run.first_divergence == divergence
+        assert "is not judged" not in judgement(result, "tensors").statement
 
 
 # Preprocessing.
 
 
-def test_pixels_that_the_graph_standardises_itself(plain, source, tmp_path):
+def test_pixels_that_the_graph_standardises_itself_and_otherwise_than_in_training(plain, tensors, tmp_path):
+    """The catalog says how a checkpoint was trained if its folder has a published name."""
+    folder = tmp_path / "20170512-110547"
+    folder.mkdir()
+    write_tensor_bundle(folder / "model.ckpt-1", tensors)
     edit = Edit(plain)
     edit.prepend(
         helper.make_node("Transpose", ["pixels"], ["planes"], perm=[0, 3, 1, 2]),
@@ -188,10 +216,13 @@ def test_pixels_that_the_graph_standardises_itself(plain, source, tmp_path):
         grey=np.float32(127.5),
         range=np.float32(128),
     )
-    result = audit(edit.save(tmp_path / "pixels.onnx"), source)
-    assert result.passed, result.judgements
+    result = audit(edit.save(tmp_path / "pixels.onnx"), folder)
     assert result.run.preprocessing == "(x - 127.5) / 128 is baked in: it takes RGB pixels of 0 to 255"
     assert result.run.feed.startswith("pixels of 0 to 255, NHWC float32")
+    assert failed(result) == {"preprocessing"}
+    assert "in training it was per image (prewhiten)" in judgement(result, "preprocessing").statement
+    for trained in (None, FIXED):
+        assert all(each.passed for each in judge_run(result.run, trained))
 
 
 def test_bgr_bytes_and_another_range_are_detected(plain, source, tmp_path):
@@ -220,6 +251,7 @@ def test_unknown_preprocessing_fails(plain, source, tmp_path):
     assert "Abs before the first layer, which a run cannot judge" in judgement(result, "structure").details
 
 
+@pytest.mark.whole_inputs
 def test_per_image_whitening_is_detected_and_its_rounding_is_not_a_fault(plain, source, tmp_path):
     edit = Edit(plain)
     edit.prepend(
@@ -236,25 +268,8 @@ def test_per_image_whitening_is_detected_and_its_rounding_is_not_a_fault(plain, 
     assert result.run.preprocessing == "per image (prewhiten) is baked in: it takes RGB images of any scale"
 
 
-def test_another_standardisation_than_in_training_fails(plain, tensors, tmp_path):
-    """The catalog says how a checkpoint was trained if its folder has a published name."""
-    folder = tmp_path / "20170512-110547"
-    folder.mkdir()
-    write_tensor_bundle(folder / "model.ckpt-1", tensors)
-    edit = Edit(plain)
-    edit.prepend(
-        helper.make_node("Sub", ["pixels", "grey"], ["centred"]),
-        helper.make_node("Div", ["centred", "range"], ["images"]),
-        grey=np.float32(127.5),
-        range=np.float32(128),
-    )
-    result = audit(edit.save(tmp_path / "fixed.onnx"), folder)
-    assert failed(result) == {"preprocessing"}
-    assert "in training it was per image (prewhiten)" in judgement(result, "preprocessing").statement
-
-
-def test_standardisation_folded_into_the_first_layer_is_detected(tensors, source, folder):
-    result = audit(export_tflite(tensors, folder / "bytes.tflite", from_bytes=True), source)
+def test_standardisation_folded_into_the_first_layer_is_detected(tensors, source, tmp_path):
+    result = audit(export_tflite(tensors, tmp_path / "bytes.tflite", from_bytes=True), source)
     assert result.passed, result.judgements
     assert result.run.preprocessing == "(x - 127.5) / 128 is baked in: it takes RGB pixels of 0 to 255"
     first = [tensor for tensor in result.tensors if tensor.stage == "Conv2d_1a_3x3"]
@@ -291,14 +306,18 @@ def test_one_bit_of_a_folded_kernel_is_found_and_named_by_the_command(folded, so
     assert out.count("\n") <= 15
 
 
-@pytest.mark.parametrize("bit", [0, 12, 23, 31])
-@pytest.mark.parametrize("place", [1, 2])
-def test_one_bit_of_any_folded_tensor_is_found_and_named(folded, tensors, tmp_path, bit, place):
+def test_one_bit_of_any_folded_tensor_is_found_and_named(folded, tensors, tmp_path):
+    """Bits of the fraction, the exponent and the sign, each of a kernel or a bias of its own."""
     edit = Edit(folded)
-    name = edit.node("Conv", 97).input[place]
-    edit.flip(name, 5, bit)
-    (wrong,) = tensors_at_fault(edit.save(tmp_path / "flipped.onnx"), tensors)
-    assert (wrong.name, wrong.differing) == (name, 1)
+    flipped = {}
+    for place in (1, 2):
+        for bit in (0, 12, 23, 31):
+            name = edit.node("Conv", len(flipped) + 90).input[place]
+            edit.flip(name, 5, bit)
+            flipped[name] = 1
+    wrong = tensors_at_fault(edit.save(tmp_path / "flipped.onnx"), tensors)
+    assert {each.name: each.differing for each in wrong} == flipped
+    assert len(flipped) == 8
 
 
 def test_a_graph_made_for_bgr_in_its_weights_is_named(folded, plain, tensors, tmp_path):
@@ -384,8 +403,8 @@ def test_a_residual_that_is_not_scaled_is_named(plain, tensors, tmp_path):
     assert (wrong.status, wrong.name) == ("missing", "Repeat/block35_1, the residual scale of 0.17")
 
 
-def test_quantised_weights_are_refused(tensors, source, folder, capsys):
-    path = export_tflite(tensors, folder / "quantised.tflite", quantised=True)
+def test_quantised_weights_are_refused(source, tmp_path, capsys):
+    path = small_tflite(tmp_path / "quantised.tflite", quantised=True)
     assert main([str(path), "--against", str(source)]) == 3
     message = capsys.readouterr().err
     assert "it is quantised (" in message
@@ -401,34 +420,34 @@ def other_epsilon(edit):
     next(each for each in edit.node("BatchNormalization", 3).attribute if each.name == "epsilon").f = 1e-5
 
 
-@pytest.mark.parametrize(
-    ("fault", "message", "place"),
-    [
-        (
-            swap_branches,
-            "Repeat_1/block17_1 concatenates its branches in the order 1, 0",
-            "Repeat_1/block17_1",
-        ),
-        (add_relu, "Block8 ends with a ReLU", "Block8"),
-        (drop_relu, "Repeat/block35_1 ends without a ReLU", "Repeat/block35_1"),
-        (pad_pool, "MaxPool_3a_3x3 is padded by ((1, 1), (1, 1)), expected VALID", "MaxPool_3a_3x3"),
-        (unpad_convolution, "Conv2d_2b_3x3 is padded by ((0, 0), (0, 0)), expected SAME", "Conv2d_2b_3x3"),
-        (other_epsilon, "Conv2d_3b_1x1 normalises with an epsilon of 1e-05", "Conv2d_3b_1x1"),
-    ],
-)
-def test_a_fault_in_a_graph_is_found_at_its_layer(plain, source, tmp_path, fault, message, place):
+FAULTS = {
+    unpad_convolution: ("Conv2d_2b_3x3", "is padded by ((0, 0), (0, 0)), expected SAME"),
+    pad_pool: ("MaxPool_3a_3x3", "is padded by ((1, 1), (1, 1)), expected VALID"),
+    other_epsilon: ("Conv2d_3b_1x1", "normalises with an epsilon of 1e-05, not 0.001"),
+    drop_relu: ("Repeat/block35_1", "ends without a ReLU"),
+    swap_branches: ("Repeat_1/block17_1", "concatenates its branches in the order 1, 0"),
+    add_relu: ("Block8", "ends with a ReLU"),
+}
+"""Each fault, in the order of evaluation, with its place and its message."""
+
+
+def test_faults_in_a_graph_are_found_each_at_its_layer(plain, source, tmp_path):
     edit = Edit(plain)
-    fault(edit)
-    result = audit(edit.save(tmp_path / "fault.onnx"), source)
+    for fault in FAULTS:
+        fault(edit)
+    result = audit(edit.save(tmp_path / "faults.onnx"), source)
     assert judgement(result, "tensors").passed
     assert {"structure", "arithmetic"} <= failed(result)
-    assert any(message in detail for detail in judgement(result, "structure").details)
-    first = result.run.first_divergence
-    assert first is not None
-    # A wrong order of concatenation shows first in the block's last convolution.
-    assert first.removeprefix("InceptionResnetV1/").startswith(place)
-    assert result.verdict.startswith(
-        "The port differs: its weights are faithful, but its graph computes another result from "
+    messages = [f"{place} {message}" for place, message in FAULTS.values()]
+    assert sorted(judgement(result, "structure").details) == sorted(messages)
+    # A wrong order of concatenation shows in the block's last convolution. No layer without a fault diverges.
+    first, *_ = places = [place for place, _ in FAULTS.values()]
+    diverging = [
+        layer.activation.removeprefix("InceptionResnetV1/") for layer in result.run.inputs[0].diverging
+    ]
+    assert [name.removesuffix("/Conv2d_1x1") for name in diverging] == places
+    assert result.verdict == (
+        f"The port differs: its weights are faithful, but its graph computes another result from {first} on."
     )
 
 
@@ -470,17 +489,20 @@ def small_onnx(path):
     return path
 
 
-def small_tflite(path):
+def small_tflite(path, *, quantised=False):
     import tensorflow as tf
 
     class Model(tf.Module):
         @tf.function(input_signature=[tf.TensorSpec((1, 8, 8, 3), tf.float32)])
         def __call__(self, images):
-            return tf.nn.conv2d(images, tf.ones((3, 3, 3, 2)), 1, "SAME")
+            return tf.nn.conv2d(images, tf.ones((3, 3, 3, 64)), 1, "SAME")
 
     model = Model()
     concrete = model.__call__.get_concrete_function()
-    path.write_bytes(tf.lite.TFLiteConverter.from_concrete_functions([concrete], model).convert())
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([concrete], model)
+    if quantised:
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    path.write_bytes(converter.convert())
     return path
 
 
@@ -568,26 +590,33 @@ def test_a_runtime_that_refuses_or_crashes_is_a_refusal(folded, tmp_path):
             process.run(images, ["embeddings"], as_written=False)
 
 
-@pytest.mark.parametrize(
-    ("module", "file", "line"),
-    [
-        ("onnx", "port.onnx", "pip install 'facenet-port[onnx]'"),
-        ("onnxruntime", "port.onnx", "pip install 'facenet-port[onnx]'"),
-        ("ai_edge_litert", "port.tflite", "pip install 'facenet-port[tflite]'"),
-    ],
-)
-def test_a_missing_package_gives_exit_code_4_and_the_line_that_installs_it(tmp_path, module, file, line):
-    starts = {"port.onnx": b"\x08\x08\x12\x07pytorch", "port.tflite": b"\x1c\0\0\0TFL3"}
-    (tmp_path / file).write_bytes(starts[file])
+def test_a_missing_package_gives_exit_code_4_and_the_line_that_installs_it(tmp_path):
+    """One process starts without all of them, and audits without each alone."""
+    onnx_line, tflite_line = (f"pip install 'facenet-port[{extra}]'" for extra in ("onnx", "tflite"))
+    lines = {"onnx": onnx_line, "onnxruntime": onnx_line, "ai_edge_litert": tflite_line}
+    (tmp_path / "port.onnx").write_bytes(b"\x08\x08\x12\x07pytorch")
+    (tmp_path / "port.tflite").write_bytes(b"\x1c\0\0\0TFL3")
     code = (
-        f"import sys; sys.modules[{module!r}] = None; "
-        "from checks.audit.__main__ import main; sys.exit(main())"
+        "import sys\n"
+        "modules = sys.argv[1:]\n"
+        "sys.modules.update(dict.fromkeys(modules))\n"
+        "from checks.audit.__main__ import main\n"
+        "for module in modules:\n"
+        "    for each in modules:\n"
+        "        sys.modules.pop(each, None)\n"
+        "    sys.modules[module] = None\n"
+        "    port = 'port.tflite' if module == 'ai_edge_litert' else 'port.onnx'\n"
+        "    print(main([port, '--against', 'vggface2', '--offline']))\n"
     )
-    command = [sys.executable, "-c", code, str(tmp_path / file), "--against", "vggface2", "--offline"]
-    process = subprocess.run(command, capture_output=True, text=True)
-    assert (process.returncode, process.stdout) == (4, "")
-    assert process.stderr.count("\n") == 1
-    assert line in process.stderr
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.run(
+        [sys.executable, "-c", code, *lines], capture_output=True, text=True, cwd=tmp_path, env=environment
+    )
+    assert (process.returncode, process.stdout) == (0, "4\n" * 3), process.stderr
+    messages = process.stderr.splitlines()
+    assert len(messages) == 3
+    for message, (module, line) in zip(messages, lines.items(), strict=True):
+        assert f"graphs needs {module.replace('_', '-')}: {line}." in message
 
 
 @pytest.mark.parametrize("name", ["port.onnx", "port.tflite"])

@@ -10,6 +10,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -23,14 +24,16 @@ from checks.audit.compare_tensors import compare_tensors
 from checks.audit.graphs import onnx_file, tflite_file
 from checks.audit.graphs.find_layers import find_layers
 from checks.audit.graphs.graph import Graph
+from checks.audit.judge import judge_tensors, write_verdict
 from checks.audit.published_ports import find_source
 from checks.audit.result import AuditResult, TensorResult
 from checks.audit.run import audit
-from checks.audit.source_weights import source_weights
+from checks.audit.source_weights import SourceWeights, source_weights
 from checks.diagnosis.explain_tensor import SourceTensors
 from converter.convert import to_numpy_state_dict
 from converter.plan import describe, infer_variant
 from tests.conftest import MTCNN_FILES
+from tests.support.first_images import AUDIT_TAKES_FROM, first_audited
 from tests.support.graph_exports import export_onnx, export_tflite, network
 
 pytestmark = pytest.mark.real
@@ -53,14 +56,32 @@ def graphs(real_tensors: dict[str, NDArray], tmp_path_factory: pytest.TempPathFa
     """The real weights as ONNX, by PyTorch's exporter, and as TFLite, by TensorFlow's converter."""
     folder = tmp_path_factory.mktemp("graphs")
     state_dict = to_numpy_state_dict(real_tensors)
-    return {
-        name: export_tflite(real_tensors, folder / name, half=name.startswith("half"), size=160)
-        if name.endswith(".tflite")
-        else export_onnx(
-            network(state_dict), folder / name, half=name.startswith("half"), dynamo=True, size=160
-        )
-        for name in FORMATS
-    }
+    for name in ("single.onnx", "half.onnx"):
+        half = name.startswith("half")
+        export_onnx(network(state_dict), folder / name, half=half, dynamo=True, size=160)
+    export_tflite(real_tensors, folder / "single.tflite", halved=folder / "half.tflite", size=160)
+    return {name: folder / name for name in FORMATS}
+
+
+@pytest.fixture(scope="module", params=FORMATS)
+def audited(
+    request: pytest.FixtureRequest, graphs: dict[str, Path], real_checkpoint: Path, tmp_path_factory: Any
+) -> tuple[str, int, dict[str, Any]]:
+    """The name of a graph, and the exit code and the JSON of its audit by the command."""
+    out = tmp_path_factory.mktemp("audit") / "audit.json"
+    port = str(graphs[request.param])
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param.startswith("half"):  # the images of a user's audit are for the single precision
+            patch.setattr(AUDIT_TAKES_FROM[0], first_audited)
+        code = main([port, "--against", str(real_checkpoint), "--json", str(out), "--quiet"])
+    return request.param, code, json.loads(out.read_text())
+
+
+@pytest.fixture(scope="module")
+def expected(real_tensors: dict[str, NDArray]) -> SourceWeights:
+    """The real weights as an audit reads them from a source."""
+    state_dict = SourceTensors(to_numpy_state_dict(real_tensors), {})
+    return source_weights(real_tensors, infer_variant(describe(real_tensors)), state_dict)
 
 
 def faults(result: AuditResult) -> list[TensorResult]:
@@ -112,13 +133,9 @@ def test_the_checkpoint_and_its_frozen_graph_are_exact_and_run(keras: Path, real
     assert result.run.preprocessing == "none baked in: it takes standardised RGB images"
 
 
-@pytest.mark.parametrize("name", FORMATS)
-def test_an_exported_graph_is_faithful(
-    graphs: dict[str, Path], real_checkpoint: Path, tmp_path: Path, name: str
-) -> None:
-    out = tmp_path / "audit.json"
-    assert main([str(graphs[name]), "--against", str(real_checkpoint), "--json", str(out), "--quiet"]) == 0
-    result = json.loads(out.read_text())
+def test_an_exported_graph_is_faithful(audited: tuple[str, int, dict[str, Any]]) -> None:
+    name, code, result = audited
+    assert code == 0
     assert result["verdict"] == (
         f"The port is faithful: its weights are the source's {VERDICTS[name]}, and its graph computes what "
         "the network does."
@@ -161,23 +178,14 @@ def mutate(graph: Graph, name: str, index: int, bit: int) -> Graph:
     return replace(graph, constants=constants)
 
 
-@pytest.mark.parametrize("name", FORMATS)
 def test_one_bit_of_any_tensor_of_a_graph_is_found_and_named(
-    graphs: dict[str, Path], real_tensors: dict[str, NDArray], name: str
+    graphs: dict[str, Path], expected: SourceWeights, audited: tuple[str, int, dict[str, Any]]
 ) -> None:
-    """Change seeded bits of tensors whose last bit a formula gives; every third one is the lowest bit."""
-    expected = source_weights(
-        real_tensors,
-        infer_variant(describe(real_tensors)),
-        SourceTensors(to_numpy_state_dict(real_tensors), {}),
-    )
+    """Change a seeded bit of eight tensors whose last bit a formula gives; of every third, the lowest."""
+    name, _, result = audited
     graph = read_graph(graphs[name])
     random = np.random.default_rng(0)
-    unique = {
-        tensor.name
-        for tensor in compare_tensors(find_layers(graph).weights, expected)
-        if tensor.status != "approximate"
-    }
+    unique = {tensor["name"] for tensor in result["tensors"] if tensor["status"] != "approximate"}
     weights = [
         node.inputs[place]
         for node in graph.nodes
@@ -185,22 +193,28 @@ def test_one_bit_of_any_tensor_of_a_graph_is_found_and_named(
         if node.op in ("conv", "dense") and place < len(node.inputs) and node.inputs[place]
     ]
     weights = [each for each in weights if (each.rpartition("#")[0] or each) in unique]
-    for number, constant in enumerate([weights[-1], *random.choice(weights[:-1], 7, replace=False)]):
+    chosen = [weights[-1], *random.choice(weights[:-1], 7, replace=False)]
+    for number, constant in enumerate(chosen):
         array = graph.constants[constant]
         bit = 0 if number % 3 == 0 else int(random.integers(8 * array.itemsize))
-        changed = mutate(graph, constant, int(random.integers(array.size)), bit)
-        wrong = [
-            tensor
-            for tensor in compare_tensors(find_layers(changed).weights, expected)
-            if not tensor.is_faithful
-        ]
-        assert [(tensor.name, tensor.differing) for tensor in wrong] == [
-            (constant.rpartition("#")[0] or constant, 1)
-        ]
+        graph = mutate(graph, constant, int(random.integers(array.size)), bit)
+    wrong = [
+        tensor for tensor in compare_tensors(find_layers(graph).weights, expected) if not tensor.is_faithful
+    ]
+    assert sorted((tensor.name, tensor.differing) for tensor in wrong) == sorted(
+        (constant.rpartition("#")[0] or constant, 1) for constant in chosen
+    )
 
 
-def test_one_bit_of_an_onnx_file_fails_the_command(
-    graphs: dict[str, Path], real_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def judge_file(path: Path, expected: SourceWeights) -> tuple[str, tuple[str, ...]]:
+    """Judge the weights of a graph file as the command does; return the verdict and the details."""
+    results = compare_tensors(find_layers(read_graph(path)).weights, expected)
+    judgement = judge_tensors(results)
+    return write_verdict(results, (judgement,), None), judgement.details
+
+
+def test_one_bit_of_an_onnx_file_in_half_precision_is_named(
+    graphs: dict[str, Path], expected: SourceWeights, tmp_path: Path
 ) -> None:
     model = onnx.load(graphs["half.onnx"])
     kernel = next(each for each in model.graph.initializer if each.name == "mixed_7a.branch1.1.conv.weight")
@@ -208,14 +222,13 @@ def test_one_bit_of_an_onnx_file_fails_the_command(
     array.reshape(-1).view(np.uint16)[12345] ^= 1
     kernel.CopyFrom(numpy_helper.from_array(array, kernel.name))
     onnx.save(model, tmp_path / "changed.onnx")
-    assert main([str(tmp_path / "changed.onnx"), "--against", str(real_checkpoint)]) == 1
-    out = capsys.readouterr().out
-    assert "The port differs: mixed_7a.branch1.1.conv.weight is not the source's." in out
-    assert "1 of 589824 values differs, by up to 1 step from one float16 to the next" in out
+    verdict, (detail,) = judge_file(tmp_path / "changed.onnx", expected)
+    assert verdict == "The port differs: mixed_7a.branch1.1.conv.weight is not the source's."
+    assert "1 of 589824 values differs, by up to 1 step from one float16 to the next" in detail
 
 
-def test_one_bit_of_a_tflite_file_fails_the_command(
-    graphs: dict[str, Path], real_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_one_bit_of_a_tflite_file_is_named(
+    graphs: dict[str, Path], expected: SourceWeights, tmp_path: Path
 ) -> None:
     graph = tflite_file.read_tflite(graphs["single.tflite"])
     kernel = next(node.inputs[1] for node in graph.nodes if node.op == "conv")
@@ -223,10 +236,9 @@ def test_one_bit_of_a_tflite_file_fails_the_command(
     place = content.index(graph.constants[kernel].tobytes())
     content[place] ^= 1
     (tmp_path / "changed.tflite").write_bytes(content)
-    assert main([str(tmp_path / "changed.tflite"), "--against", str(real_checkpoint)]) == 1
-    out = capsys.readouterr().out
-    assert f"The port differs: {kernel.rpartition('#')[0]} is not the source's." in out
-    assert "1 of 864 values differs, by up to 1 step from one float32 to the next" in out
+    verdict, (detail,) = judge_file(tmp_path / "changed.tflite", expected)
+    assert verdict == f"The port differs: {kernel.rpartition('#')[0]} is not the source's."
+    assert "1 of 864 values differs, by up to 1 step from one float32 to the next" in detail
 
 
 @pytest.mark.parametrize("name", MTCNN_FILES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import shutil
 
 import numpy as np
@@ -21,18 +22,34 @@ from tests.support.shared_files import shared_folder
 
 tf = pytest.importorskip("tensorflow")
 tf1 = tf.compat.v1
+VariableDef = importlib.import_module("tensorflow.core.framework.variable_pb2").VariableDef
 
 pytestmark = pytest.mark.slow
 
 IMAGES = np.random.default_rng(0).standard_normal((2, 160, 160, 3)).astype(np.float32)
 
 
-def write_tf1(folder, checkpoint):
+def import_training_graph(session, checkpoint, tensors, scope=""):
+    """Import the training graph up to its loss, with the network's variables and their values.
+
+    What follows, gradients, Adam and averages, is most of the graph, and the tests below do not need it.
+    """
+    meta = tf1.MetaGraphDef.FromString(checkpoint.meta.read_bytes())
+    stored = map(VariableDef.FromString, meta.collection_def["variables"].bytes_list.value)
+    kept = {name: each for each in stored if (name := each.variable_name.removesuffix(":0")) in tensors}
+    ends = ["embeddings", "cross_entropy", *(each.initializer_name for each in kept.values())]
+    tf.import_graph_def(tf1.graph_util.extract_sub_graph(meta.graph_def, ends), name=scope)
+    variables = [tf1.Variable.from_proto(each, import_scope=scope) for each in kept.values()]
+    for variable in variables:
+        tf1.add_to_collection(tf1.GraphKeys.GLOBAL_VARIABLES, variable)
+    values = {each.initial_value: tensors[name] for each, name in zip(variables, kept, strict=True)}
+    session.run([variable.initializer for variable in variables], values)
+
+
+def write_tf1(folder, checkpoint, tensors):
     """Save the training graph under a signature, as a script for TensorFlow Serving does."""
     with tf.Graph().as_default() as graph, tf1.Session() as session:
-        saver = tf1.train.import_meta_graph(str(checkpoint.meta), clear_devices=True)
-        session.run(tf1.global_variables_initializer())
-        saver.restore(session, str(checkpoint.prefix))
+        import_training_graph(session, checkpoint, tensors)
         tensor = graph.get_tensor_by_name
         tf1.saved_model.simple_save(
             session,
@@ -64,13 +81,11 @@ def write_tf2(folder, tensors):
     tf.saved_model.save(module, str(folder / "tf2"), signatures=module.serve)
 
 
-def write_under_a_prefix(folder, checkpoint):
+def write_under_a_prefix(folder, checkpoint, tensors):
     """Save the training graph as a script does that imports it into a graph of its own, under `import/`."""
     folder.mkdir()
     with tf.Graph().as_default(), tf1.Session() as session:
-        saver = tf1.train.import_meta_graph(str(checkpoint.meta), clear_devices=True, import_scope="import")
-        session.run(tf1.global_variables_initializer())
-        saver.restore(session, str(checkpoint.prefix))
+        import_training_graph(session, checkpoint, tensors, "import")
         tf1.train.Saver(tf1.global_variables()).save(session, str(folder / "model.ckpt-1"))
     frozen = tf1.GraphDef.FromString(checkpoint.frozen.read_bytes())
     with tf.Graph().as_default() as graph:
@@ -93,9 +108,9 @@ def write_averages_alone(folder, checkpoint, tensors):
 @pytest.fixture(scope="module")
 def folder(checkpoint, tensors, tmp_path_factory):
     def write(folder):
-        write_tf1(folder, checkpoint)
+        write_tf1(folder, checkpoint, tensors)
         write_tf2(folder, tensors)
-        write_under_a_prefix(folder / "prefix", checkpoint)
+        write_under_a_prefix(folder / "prefix", checkpoint, tensors)
         write_averages_alone(folder / "averages", checkpoint, tensors)
 
     return shared_folder(tmp_path_factory, "saved-models", write)
@@ -141,14 +156,19 @@ def test_the_updates_of_running_variances_are_read_wherever_the_training_graph_i
         assert read_updates(NetworkTensors(source), "variable")[0] == {}
 
 
-def test_compare_takes_it_for_a_source_and_its_graph_for_a_judge(folder, monkeypatch):
-    monkeypatch.setattr(TAKEN_FROM, first_images)
-    result = compare(folder / "tf2")
+@pytest.fixture
+def one_image(monkeypatch):
+    """Comparisons take one image of noise."""
+    monkeypatch.setattr(TAKEN_FROM, lambda network, seed: first_images(network, seed)[:1])
+
+
+def test_compare_takes_it_for_a_source_and_its_graph_for_a_judge(folder, one_image):
+    result = compare(folder / "tf1")
     assert result.passed
     assert result.own_graph == "saved_model.pb"
 
 
-def test_averages_alone_are_compared_when_they_are_asked_for(folder):
+def test_averages_alone_are_compared_when_they_are_asked_for(folder, one_image):
     with pytest.raises(MappingError, match="--weights average"):
         compare(folder / "averages")
     result = compare(folder / "averages", weights="average")
