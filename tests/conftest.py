@@ -26,6 +26,7 @@ from converter.formats.detect import open_source
 from converter.layer_map import NETWORK_SCOPE, ConvertedRow, Variant, table
 from converter.mtcnn_layer_map import NETWORKS
 from tests.fuzz.sandbox import Sandbox
+from tests.support.main_job import read_main_job, run_main_job
 from tests.support.numpy_files import by_python2
 from tests.support.package_index import (
     FACENET_MTCNN,
@@ -337,6 +338,14 @@ def built_in(tmp_path_factory):
     from checks.core.builtin_checkpoint import built_in_checkpoint
 
     return built_in_checkpoint()
+
+
+@pytest.fixture(scope="session")
+def main_job(tmp_path_factory):
+    """`facenet-port compare`, with an empty cache."""
+    if importlib.util.find_spec("tensorflow") is None:
+        pytest.skip("TensorFlow is not installed")
+    return read_main_job(shared_folder(tmp_path_factory, "main-job", run_main_job))
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ import pkgutil
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,10 @@ import pytest
 import facenet_port
 from checks.core.builtin_checkpoint import MODEL_NAME, built_in_checkpoint
 from tests.docs.blocks import Block, read_blocks, stable
+from tests.support import main_job
+from tests.support.first_images import keep_first_images
+from tests.support.main_job import user_environment
+from tests.support.shared_tensorflow import shared_tensorflow
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -52,11 +57,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     cache = home / ".cache" / "facenet-port"
     cache.mkdir(parents=True)
     (cache / MODEL_NAME).symlink_to(built_in_checkpoint())
-    kept = {
-        name: value for name, value in os.environ.items() if not name.startswith(("XDG_", "FACENET_PORT_"))
-    }
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    return kept | {"HOME": str(home), "PATH": path, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    return user_environment(home)
 
 
 def _name(value: object) -> str:
@@ -79,9 +80,9 @@ def _run_as_a_user(block: Block, folder: Path, environment: dict[str, str]) -> t
 
 
 def _run_here(
-    commands: list[list[str]], folder: Path, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    block: Block, folder: Path, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> tuple[int, str]:
-    """Run calls of `facenet-port` in this process, which has TensorFlow; return exit code and output."""
+    """Run Python or calls of `facenet-port` in this process, which has PyTorch and TensorFlow."""
     monkeypatch.chdir(folder)
     for name in os.environ.keys() - environment.keys():
         monkeypatch.delenv(name)
@@ -89,14 +90,31 @@ def _run_here(
         monkeypatch.setenv(name, value)
     exit_code = 0
     with contextlib.redirect_stdout(io.StringIO()) as printed, contextlib.redirect_stderr(printed):
-        for words in commands:
+        if block.language == "python":
+            exec(compile(block.code, "block", "exec"), {"__name__": "__main__"})
+        for words in block.commands:
             exit_code = exit_code or facenet_port.main(
                 [re.sub("^~/", f"{environment['HOME']}/", word) for word in words[1:]]
             )
     return exit_code, printed.getvalue()
 
 
+def _runs_here(page: Path, block: Block) -> bool:
+    """Whether a block needs no process of its own, as README's have."""
+    if page.name == "README.md":
+        return False
+    return block.language == "python" or bool(block.commands)
+
+
+@pytest.fixture(scope="module")
+def one_tensorflow(environment: dict[str, str]) -> Iterator[None]:
+    """One set of graphs for the pages' comparisons with the built-in checkpoint."""
+    with shared_tensorflow():
+        yield
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_tensorflow")
 @pytest.mark.parametrize(("page", "block"), BLOCKS, ids=_name)
 def test_a_block_runs_and_shows_what_the_page_shows(
     page: Path,
@@ -104,14 +122,18 @@ def test_a_block_runs_and_shows_what_the_page_shows(
     folders: dict[Path, Path],
     environment: dict[str, str],
     monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
 ) -> None:
     if block.not_run:
         pytest.skip(f"{page.name}, line {block.line}: {block.not_run}")
     if block.file:
         (folders[page] / block.file).write_text(block.code)
         return
-    if page.name != "README.md" and block.commands:
-        exit_code, output = _run_here(block.commands, folders[page], environment, monkeypatch)
+    if block.commands == [main_job.COMMAND]:
+        job = request.getfixturevalue("main_job")  # of several tests; it fails unless the exit code is 0
+        exit_code, output = 0, job.screen
+    elif _runs_here(page, block):
+        exit_code, output = _run_here(block, folders[page], environment, monkeypatch)
     else:
         exit_code, output = _run_as_a_user(block, folders[page], environment)
     assert exit_code == block.exit_code, output
@@ -119,6 +141,8 @@ def test_a_block_runs_and_shows_what_the_page_shows(
     actual = {stable(line) for line in output.splitlines()}
     expected = {stable(line) for line in block.output.splitlines()} - {"", "..."}
     assert expected <= actual, f"the page shows {sorted(expected - actual)}, the output is\n{output}"
+    if "--save-activations" in block.code:  # the blocks that read the file then take half as long
+        keep_first_images(folders[page] / "activations.h5")
 
 
 def test_a_line_that_is_no_output_of_the_command_is_noticed() -> None:

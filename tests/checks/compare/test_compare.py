@@ -2,12 +2,11 @@
 
 import hashlib
 import json
-import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import h5py
@@ -34,6 +33,8 @@ from checks.core.tensorflow_side import Activations
 from converter.convert_file import convert_file
 from converter.errors import SourceError, UsageError
 from facenet_tf.graph import STAGES
+from tests.support.first_images import keep_first_images
+from tests.support.main_job import MainJob
 
 pytestmark = pytest.mark.slow
 
@@ -46,46 +47,12 @@ WITHOUT_TENSORFLOW = (
 )
 
 
-@dataclass(frozen=True)
-class MainJob:
-    """`python -m checks.compare` without SOURCE, run once on an empty cache."""
-
-    result: subprocess.CompletedProcess[str]
-    report: Mapping[str, object]
-    activations: Path
-    checkpoint: Path
-    environment: Mapping[str, str]
-
-
-@pytest.fixture(scope="module")
-def main_job(tmp_path_factory: pytest.TempPathFactory) -> MainJob:
-    folder = tmp_path_factory.mktemp("main-job")
-    environment = {**os.environ, "XDG_CACHE_HOME": str(folder / "cache")}
-    activations, report = folder / "activations.h5", folder / "report.json"
-    options = ["--save-activations", str(activations), "--json", str(report)]
-    result = subprocess.run(
-        [sys.executable, "-m", "checks.compare", *options], env=environment, capture_output=True, text=True
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
-    checkpoint = folder / "cache" / "facenet-port" / "built-in-512d-8631"
-    return MainJob(result, json.loads(report.read_text()), activations, checkpoint, environment)
-
-
 @pytest.fixture(scope="module")
 def stored(main_job: MainJob, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The stored activations with the first image of each input alone, which a comparison reads faster."""
     path = tmp_path_factory.mktemp("stored") / "activations.h5"
-    with h5py.File(main_job.activations) as whole, h5py.File(path, "w") as part:
-        part.attrs.update(whole.attrs)
-
-        def copy(name: str, item: h5py.Group | h5py.Dataset) -> None:
-            if isinstance(item, h5py.Dataset):
-                part.create_dataset(name, data=item[:1], chunks=item.chunks, fletcher32=True)
-            else:
-                part.create_group(name)
-            part[name].attrs.update(item.attrs)
-
-        whole.visititems(copy)
+    shutil.copyfile(main_job.activations, path)
+    keep_first_images(path)
     return path
 
 
@@ -99,7 +66,7 @@ def clean(main_job: MainJob, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_built_in_checkpoint_is_real_and_proven(main_job: MainJob) -> None:
-    stdout = main_job.result.stdout
+    stdout = main_job.screen
     assert len(stdout.splitlines()) <= 15
     assert stdout.startswith("The port is exact: ")
     assert stdout.count("holds ") == 4
@@ -108,7 +75,7 @@ def test_the_built_in_checkpoint_is_real_and_proven(main_job: MainJob) -> None:
     assert re.search(r"headline +float32 distance \S+ on 5 standard normal images \(limit 4e-06\)", stdout)
     digest = hashlib.sha256(main_job.activations.read_bytes()).hexdigest()
     size = f"{main_job.activations.stat().st_size / 1e6:.1f} MB"
-    assert f"{main_job.activations}, {size}, SHA-256 {digest}" in stdout
+    assert f"~/activations.h5, {size}, SHA-256 {digest}" in stdout
     files = {file.name for file in main_job.checkpoint.iterdir()}
     prefix = "model-built-in-512d-8631.ckpt-1"
     assert files == {
@@ -143,13 +110,19 @@ def test_both_sides_name_the_same_activations_in_the_same_order(main_job: MainJo
     assert activation_names(every_layer=False, logits=True) == STAGES
 
 
-def test_stored_activations_prove_a_port_without_tensorflow(main_job: MainJob, clean: Path) -> None:
+@pytest.fixture(scope="module")
+def tables(main_job: MainJob, clean: Path) -> str:
+    """The tables of a clean port against the stored activations, without TensorFlow."""
     command = [sys.executable, "-c", WITHOUT_TENSORFLOW]
-    options = ["--state-dict", str(clean), "--activations", str(main_job.activations)]
+    options = ["--state-dict", str(clean), "--activations", str(main_job.activations), "--verbose"]
     result = subprocess.run([*command, *options], env=main_job.environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
-    assert result.stdout.count("holds ") == 4
-    assert "716 tensors have the dtype, shape and SHA-256" in result.stdout
+    return result.stdout
+
+
+def test_stored_activations_prove_a_port_without_tensorflow(tables: str) -> None:
+    assert sum(line.startswith("holds ") for line in tables.splitlines()) == 4
+    assert "716 tensors have the dtype, shape and SHA-256" in tables
 
 
 def test_without_tensorflow_the_message_says_what_to_install(main_job: MainJob) -> None:
@@ -182,10 +155,36 @@ def _exchange_statistics(state_dict: dict[str, torch.Tensor]) -> None:
     state_dict[mean], state_dict[variance] = state_dict[variance], state_dict[mean].abs()
 
 
+@pytest.fixture(scope="module")
+def one_step(
+    main_job: MainJob, stored: Path, clean: Path, tmp_path_factory: pytest.TempPathFactory
+) -> CompareResult:
+    """The result on a port with one value a float32 step off; its paths are given as text."""
+    faulty = tmp_path_factory.mktemp("one-step") / "faulty.pt"
+    state_dict = torch.load(clean, weights_only=True)
+    _one_step(state_dict)
+    torch.save(state_dict, faulty)
+    return compare(str(main_job.checkpoint), state_dict=str(faulty), activations=str(stored))
+
+
+def assert_found(result: CompareResult, tensor: str, place: str) -> None:
+    """Check that a wrong tensor fails the judgements, and where it does."""
+    assert not result.passed
+    tensors, mapping, _, _ = result.judgements
+    assert not tensors.passed
+    assert any(tensor in detail for detail in tensors.details)
+    assert not mapping.passed
+    assert result.inputs[0].first_divergence == place
+
+
+def test_one_step_of_one_value_is_found_and_placed(one_step: CompareResult) -> None:
+    key, block = "repeat_2.4.branch1.1.conv.weight", "InceptionResnetV1/Repeat_1/block17_5"
+    assert_found(one_step, f"{key}: 1 of 114688", block)
+
+
 @pytest.mark.parametrize(
     ("fault", "tensor", "place"),
     [
-        (_one_step, "repeat_2.4.branch1.1.conv.weight: 1 of 114688", "InceptionResnetV1/Repeat_1/block17_5"),
         (_swap_blocks, "repeat_1.1.conv2d.bias", "InceptionResnetV1/Repeat/block35_2"),
         (_flip_kernel, "mixed_7a.branch2.1.conv.weight", "InceptionResnetV1/Mixed_7a"),
         (_exchange_statistics, "last_bn.running_var", "InceptionResnetV1/Bottleneck"),
@@ -204,12 +203,7 @@ def test_a_fault_in_the_weights_is_found_and_placed(
     fault(state_dict)
     torch.save(state_dict, tmp_path / "faulty.pt")
     result = compare(main_job.checkpoint, state_dict=tmp_path / "faulty.pt", activations=stored)
-    assert not result.passed
-    tensors, mapping, _, _ = result.judgements
-    assert not tensors.passed
-    assert any(tensor in detail for detail in tensors.details)
-    assert not mapping.passed
-    assert result.inputs[0].first_divergence == place
+    assert_found(result, tensor, place)
 
 
 def test_a_state_dict_that_does_not_load_fails_every_judgement(
@@ -302,12 +296,8 @@ def test_a_difference_ends_with_exit_code_1_and_names_the_place(
     assert "The port is exact" not in output.out
 
 
-def test_the_tables_explain_each_of_their_columns(
-    main_job: MainJob, clean: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    options = ["--state-dict", str(clean), "--activations", str(main_job.activations), "--verbose"]
-    assert compare_command.main(options) == 0
-    lines = capsys.readouterr().out.splitlines()
+def test_the_tables_explain_each_of_their_columns(main_job: MainJob, tables: str) -> None:
+    lines = tables.splitlines()
     assert lines[0].startswith("The port is exact: ")
     for heading, explanation in (*ACTIVATION_COLUMNS, *INPUT_COLUMNS):
         assert any(" ".join(heading.split()) in line and explanation in line for line in lines)
@@ -320,24 +310,17 @@ def test_the_tables_explain_each_of_their_columns(
 
 
 def test_the_cause_is_named_without_tensorflow_from_stored_stages(
-    main_job: MainJob, stored: Path, clean: Path, tmp_path: Path
+    one_step: CompareResult, clean: Path
 ) -> None:
-    state_dict = torch.load(clean, weights_only=True)
-    _one_step(state_dict)
-    torch.save(state_dict, tmp_path / "faulty.pt")
-    result = compare(
-        str(main_job.checkpoint),
-        state_dict=str(tmp_path / "faulty.pt"),
-        activations=str(stored),
-    )
-    lines = dict(explain(result))
+    lines = dict(explain(one_step))
     key, scope = (
         "repeat_2.4.branch1.1.conv.weight",
         "InceptionResnetV1/Repeat_1/block17_5/Branch_1/Conv2d_0b_1x7",
     )
     assert lines["Tensor"] == f"{key} (TensorFlow variable: {scope}/weights)"
-    clean_value = torch.load(clean, weights_only=True)[key].reshape(-1)[1000]
-    index = np.unravel_index(1000, state_dict[key].shape)
+    weight = torch.load(clean, weights_only=True)[key]
+    clean_value = weight.reshape(-1)[1000]
+    index = np.unravel_index(1000, weight.shape)
     assert lines["Value"].startswith(f"[{', '.join(map(str, index))}] expected {clean_value:.9g}, actual ")
     assert lines["Value"].endswith("; 1 value differs")
     assert lines["In all"].endswith("; 1 tensor differs from the source")
