@@ -68,7 +68,7 @@ pwd.getpwuid = no_name
 from checks.audit import run
 from checks.core.inputs import InputBatch
 batches = run.audited_batches
-run.audited_batches = lambda seed: [InputBatch(batch.name, batch.images[:1]) for batch in batches(seed)]
+run.audited_batches = lambda seed: [InputBatch(batch.name, batch.images[:1]) for batch in batches(seed)[:2]]
 from facenet_port import main
 sys.exit(main(sys.argv[1:]))
 """

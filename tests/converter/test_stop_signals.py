@@ -18,8 +18,6 @@ from tests.fuzz.sandbox import ROOT
 from tests.support import google_drive_server
 from tests.support.google_drive_server import held_file
 
-pytestmark = pytest.mark.slow
-
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
 MESSAGES = {
     signal.SIGINT: "interrupted; no file was left half written",
