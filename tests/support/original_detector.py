@@ -13,7 +13,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-VARIANTS = ("as it is", "half", "double", "rotated")
+_TURNS = {
+    "turned left": Image.Transpose.ROTATE_90,
+    "upside down": Image.Transpose.ROTATE_180,
+    "turned right": Image.Transpose.ROTATE_270,
+}
+VARIANTS = ("as it is", "half", "double", *_TURNS)
 
 
 def vary(photograph: Path, variant: str) -> np.ndarray:
@@ -25,8 +30,8 @@ def vary(photograph: Path, variant: str) -> np.ndarray:
         image = image.resize((width // 2, height // 2))
     elif variant == "double":
         image = image.resize((width * 2, height * 2))
-    elif variant == "rotated":
-        image = image.transpose(Image.Transpose.ROTATE_90)
+    elif variant in _TURNS:
+        image = image.transpose(_TURNS[variant])
     return np.asarray(image)
 
 
