@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -143,6 +144,23 @@ def add_device_option(parser: argparse.ArgumentParser) -> None:
         default="cpu",
         help="where the networks run (default: cpu)",
     )
+
+
+def require_packages(command: str, **packages: str) -> None:
+    """Refuse to start without packages of the extra `faces`.
+
+    Args:
+        command: The command that needs them.
+        packages: Module to the name of its package.
+
+    Raises:
+        RequirementError: Some are not installed.
+    """
+    missing = [name for module, name in packages.items() if importlib.util.find_spec(module) is None]
+    if missing:
+        raise RequirementError(
+            f"{command} needs {' and '.join(missing)}, not installed here: pip install 'facenet-port[faces]'."
+        )
 
 
 def check_device(device: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from faces.cluster.result import ClusterResult
 from faces.distance import DISTANCES, Distance
 from faces.embed.run import embed, find_images
 from faces.embedder import Embedder, Progress
+from faces.options import require_packages
 from faces.threshold import explain_no_threshold
 
 
@@ -40,10 +40,7 @@ def cluster(
         UsageError, SourceError: As for `embed`.
         RequirementError: No threshold is known for the model, or a package or weights are missing.
     """
-    if importlib.util.find_spec("sklearn") is None:
-        raise RequirementError(
-            "cluster needs scikit-learn, not installed here: pip install 'facenet-port[faces]'."
-        )
+    require_packages("cluster", sklearn="scikit-learn")
     embedder = embedder or Embedder()
     images, _ = find_images(Path(source))
     crop = embedder.find_crop(images)

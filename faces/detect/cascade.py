@@ -12,9 +12,17 @@ from __future__ import annotations
 
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
+
+from converter.errors import RequirementError
+
+try:
+    import cv2
+except ModuleNotFoundError:
+    raise RequirementError(
+        "the detector needs opencv-python-headless, not installed here: pip install 'facenet-port[faces]'."
+    ) from None
 
 WINDOW = 12
 """P-Net's window in pixels; the shorter side of the smallest level of a pyramid."""

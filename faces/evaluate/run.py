@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +10,7 @@ import numpy as np
 
 from checks.core.environment import environment
 from checks.core.judgement import Judgement
-from converter.errors import RequirementError, SourceError, UsageError
+from converter.errors import SourceError, UsageError
 from faces.crops import CropMethod, read_images
 from faces.embedder import Embedder
 from faces.embeddings import is_embeddings
@@ -25,9 +24,9 @@ from faces.evaluate.protocol import Pairs
 from faces.evaluate.result import Applied, ClassificationResult, VerificationResult
 from faces.face_table import ENDINGS, FaceTable, read_table
 from faces.model import Model, ModelFacts
+from faces.options import require_packages
 from faces.threshold import Threshold, read_threshold
 
-_PACKAGES = {"sklearn": "scikit-learn", "scipy": "scipy"}
 PREDICTED = "predicted_label"
 """The column of a table with a classifier's answers."""
 
@@ -70,7 +69,7 @@ def evaluate(
             columns or files; no pair of the list has both files.
         RequirementError: A package, or a model that is not in the cache, is missing.
     """
-    _require_packages()
+    require_packages("evaluate", sklearn="scikit-learn", scipy="scipy")
     source, embedder = Path(source), embedder or Embedder(against)
     given = None if threshold is None else read_threshold(Path(threshold))
     if pairs is None and is_embeddings(source):
@@ -168,7 +167,7 @@ def evaluate_classifier(
             columns or files; a label is no class of the network.
         RequirementError: A package, or a model that is not in the cache, is missing.
     """
-    _require_packages()
+    require_packages("evaluate", sklearn="scikit-learn", scipy="scipy")
     table = _read_table(Path(source))
     labels, network, faceless = table.column("label"), None, 0
     if embedder is None or embedder.stated_model is None:
@@ -214,14 +213,6 @@ def _check_labels(table: FaceTable, labels: list[str], model: Model) -> None:
                 f"{classes - 1}",
                 next_step="Give the table that the classifier was trained with",
             )
-
-
-def _require_packages() -> None:
-    missing = [name for module, name in _PACKAGES.items() if importlib.util.find_spec(module) is None]
-    if missing:
-        raise RequirementError(
-            f"evaluate needs {' and '.join(missing)}, not installed here: pip install 'facenet-port[faces]'."
-        )
 
 
 def _find_pairs(source: Path, pairs: Path | None) -> tuple[FoundPairs, list[Path], int | None]:

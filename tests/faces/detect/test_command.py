@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ from PIL import Image
 
 import facenet_port
 from converter.errors import RequirementError
+from faces.detect import cascade
 from faces.detect import detector as detector_module
 from tests.faces.detect.comparison import as_arrays
 
@@ -158,3 +161,9 @@ def test_weights_that_cannot_be_had_are_named(folder, capsys, monkeypatch) -> No
     assert (
         capsys.readouterr().err == "facenet-port detect: error: mtcnn is not in the cache; offline is True.\n"
     )
+
+
+def test_a_detector_without_opencv_says_what_to_install(monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "cv2", None)  # as if it were not installed
+    with pytest.raises(RequirementError, match=r"needs opencv-python-headless.*'facenet-port\[faces\]'"):
+        importlib.reload(cascade)

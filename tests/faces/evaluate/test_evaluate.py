@@ -552,7 +552,7 @@ def test_labels_that_are_no_classes_of_the_network(crops, network, tmp_path, cap
 
 
 def test_without_scikit_learn_the_extra_is_named(crops, capsys, monkeypatch):
-    monkeypatch.setattr(run.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert refused(capsys, 4, crops / "faces.csv") == (
         "evaluate needs scikit-learn and scipy, not installed here: pip install 'facenet-port[faces]'."
     )
