@@ -49,6 +49,11 @@ _COMMANDS = {
         "COMMAND",
         "measure how well a network tells faces apart",
     ),
+    "face-controls": (
+        "faces.controls.__main__",
+        "COMMAND",
+        "show that faults from photograph to decision are found",
+    ),
     "benchmark": (
         "checks.benchmark.__main__",
         "COMMAND",
@@ -61,13 +66,12 @@ usage: facenet-port COMMAND ...
 
 Convert David Sandberg's FaceNet models to PyTorch, prove the result, and use it.
 
-commands:
+`facenet-port COMMAND --help` lists the options of one of these commands:
 {commands}
 
 examples:
   facenet-port convert model/ -o weights.pt  convert the checkpoint in a folder
-  facenet-port compare model/                prove that the conversion is exact
-`facenet-port COMMAND --help` lists the options of a command."""
+  facenet-port compare model/                prove that the conversion is exact"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

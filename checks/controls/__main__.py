@@ -54,9 +54,10 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 def _work(arguments: argparse.Namespace) -> int:
     options.check_report(arguments)
     # PyTorch is imported here, so that --help and wrong usage do not wait for it.
+    from checks.controls.faults.all_faults import ALL_FAULTS
     from checks.controls.run import CLEAN_RUNS, choose, run_controls
 
-    faults = choose(arguments.only)
+    faults = choose(arguments.only, ALL_FAULTS)
     clean = (0 if arguments.only else CLEAN_RUNS) if arguments.clean is None else arguments.clean
     source = options.locate(arguments)
     with ProgressBar("starting", quiet=arguments.quiet) as progress:

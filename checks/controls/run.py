@@ -6,6 +6,7 @@ import difflib
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 from checks.controls.faults.all_faults import ALL_FAULTS
 from checks.controls.faults.fault import Fault
@@ -24,18 +25,26 @@ from converter.hub.locate import locate
 CLEAN_RUNS = 5
 
 
-def choose(names: Sequence[str]) -> tuple[Fault, ...]:
-    """Find the classes with these names, in the order of `ALL_FAULTS`; no name means all.
+class _Named(Protocol):
+    @property
+    def name(self) -> str: ...
+
+
+_NamedFault = TypeVar("_NamedFault", bound=_Named)
+
+
+def choose(names: Sequence[str], catalog: Sequence[_NamedFault]) -> tuple[_NamedFault, ...]:
+    """Find the faults with these names, in the order of a catalog; no name means all.
 
     Raises:
-        UsageError: There is no class of a name.
+        UsageError: There is no fault of a name.
     """
-    known = [fault.name for fault in ALL_FAULTS]
+    known = [fault.name for fault in catalog]
     for name in names:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=3) or known[:3]
-            raise UsageError(f"--only {name}: no such class of faults. Near it: {', '.join(near)}.")
-    return tuple(fault for fault in ALL_FAULTS if not names or fault.name in names)
+            raise UsageError(f"--only {name}: no such fault. Near it: {', '.join(near)}.")
+    return tuple(fault for fault in catalog if not names or fault.name in names)
 
 
 def run_controls(

@@ -78,6 +78,22 @@ FACE_FIGURE = 1e-4
 """Evaluate: largest difference of an accuracy, a rate or an area from TensorFlow's: a step of the last
 digit that is shown. One pair of 5,000 decided otherwise exceeds it."""
 
+FACE_BOX = 0.01
+"""Detector: largest difference of a side of a box from the original's, in pixels. The rounding of TensorFlow
+and PyTorch comes to 0.00005; another candidate of the same face is pixels away."""
+
+FACE_LANDMARK = 0.05
+"""Detector: largest difference of a coordinate of a landmark, in pixels. Landmarks are float32 shares of a
+whole crop, and a box moves little in the last step."""
+
+FACE_EMBEDDING = 1e-5
+"""Face controls: largest distance of an embedding from that of TensorFlow's graph on the original's
+standardisation of the same crop. Two right float32 networks come to a tenth of it."""
+
+FACE_PROTOCOL = 1e-12
+"""Face controls: largest difference of a distance or a figure of the protocol from the original's: float64
+rounds to 1e-16, and a figure of some thousand pairs changes by steps of 1e-4."""
+
 MARGIN = 2.0
 """Controls: smallest margin of a judgement, on both sides of its bound."""
 

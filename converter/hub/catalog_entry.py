@@ -118,6 +118,7 @@ class CatalogEntry:
         sources: Where its files come from, in the order in which they are tried.
         networks: The names of the files if each holds a network of its own; empty for a checkpoint.
         state_dict: The PyTorch file that facenet-pytorch published of it, if any.
+        command: The command that takes the archive of a source with --archive; empty for `convert NAME`.
     """
 
     name: str
@@ -130,6 +131,7 @@ class CatalogEntry:
     sources: tuple[ModelSource, ...]
     networks: tuple[str, ...] = ()
     state_dict: PublishedStateDict | None = None
+    command: str = ""
 
     @property
     def state_dict_name(self) -> str:

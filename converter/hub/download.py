@@ -111,7 +111,8 @@ def _match(
 
 
 def _by_hand(entry: CatalogEntry, source: ModelSource) -> str:
-    return f"By hand: {source.by_hand}, then run facenet-port convert {entry.name} --archive FILE"
+    command = entry.command or f"convert {entry.name}"
+    return f"By hand: {source.by_hand}, then run facenet-port {command} --archive FILE"
 
 
 def _fill(

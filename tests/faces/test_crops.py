@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
 from converter.errors import SourceError
 from faces import crops
+from faces.controls.faults import FAULTS
 from faces.crops import CROP_SIZES, central_part, choose_face, crop_face, read_crop
 from faces.detect.result import Face
 from tests.conftest import fetch
@@ -51,7 +51,7 @@ def count_different(made):
     different = 0
     for pixels, faces, expected in made:
         height, width = pixels.shape[:2]
-        chosen = faces[choose_face(faces, width, height, "facenet")]
+        chosen = faces[crops.choose_face(faces, width, height, "facenet")]
         different += not np.array_equal(crop_face(pixels, chosen.box, "facenet"), expected)
     return different
 
@@ -60,40 +60,18 @@ def test_the_crop_of_facenet_has_the_pixels_of_the_original(made):
     assert count_different(made) == 0
 
 
-def margin_of_the_crop(box, method):
-    share = 44 / (182 - 44) / 2  # facenet-pytorch's
-    across, down = (box[2] - box[0]) * share, (box[3] - box[1]) * share
-    return box[0] - across, box[1] - down, box[2] + across, box[3] + down
+LEAST = {
+    "margin-of-the-crop": COUNT // 2,
+    "largest-face": 2,
+    "box-rounded": COUNT // 2,
+    "opencv-for-pillow": COUNT // 2,
+}
 
 
-def largest(faces, width, height, method):
-    return int(np.argmax([(f.box[2] - f.box[0]) * (f.box[3] - f.box[1]) for f in faces]))
-
-
-def rounded(photograph, box, size, original=crops.cut_out):
-    return original(photograph, tuple(round(side) for side in box), size)
-
-
-def by_opencv(photograph, box, size):
-    height, width = photograph.shape[:2]
-    left, top = int(max(box[0], 0)), int(max(box[1], 0))
-    right, bottom = int(min(box[2], width)), int(min(box[3], height))
-    return cv2.resize(photograph[top:bottom, left:right], (size, size), interpolation=cv2.INTER_LINEAR)
-
-
-@pytest.mark.parametrize(
-    ("name", "fault", "least"),
-    [
-        ("add_margin", margin_of_the_crop, COUNT // 2),
-        ("choose_face", largest, 2),
-        ("cut_out", rounded, COUNT // 2),
-        ("cut_out", by_opencv, COUNT // 2),
-    ],
-)
-def test_each_way_in_which_ports_crop_otherwise_is_noticed(made, monkeypatch, name, fault, least):
-    monkeypatch.setattr(crops, name, fault)
-    monkeypatch.setitem(globals(), "choose_face", crops.choose_face)
-    assert count_different(made) >= least
+@pytest.mark.parametrize("fault", [fault for fault in FAULTS if fault.stage == "crop"], ids=lambda f: f.name)
+def test_each_way_in_which_ports_crop_otherwise_is_noticed(made, fault):
+    with fault.planted():
+        assert count_different(made) >= LEAST[fault.name]
 
 
 def test_a_scaled_crop_is_a_tenth_of_the_box_wider_on_each_side():

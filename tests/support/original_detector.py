@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from tests.support.package_index import extract
+
 _TURNS = {
     "turned left": Image.Transpose.ROTATE_90,
     "upside down": Image.Transpose.ROTATE_180,
@@ -35,12 +37,21 @@ def vary(photograph: Path, variant: str) -> np.ndarray:
     return np.asarray(image)
 
 
+def unpack_detector(archive: Path, folder: Path) -> None:
+    """Unpack the original's code and weights from the package yale-dhlab-facenet, for `run_original`."""
+    (folder / "model").mkdir()
+    (code,) = extract(archive, folder, "/crop/detect_face.py")
+    code.rename(folder / "detect_face.py")
+    for weights in extract(archive, folder / "model", "/crop/model/det"):
+        weights.rename(weights.with_name(weights.name.partition("-")[2]))
+
+
 def run_original(jobs: list[tuple[Path, str]], package: Path, out: Path) -> None:
     """Have the original find the faces of variants of photographs.
 
     Args:
         jobs: Photographs and variants.
-        package: The folder of the package's `crop`: detect_face.py, and det1.npy and others in `model`.
+        package: A folder that `unpack_detector` filled.
         out: The file for `read_results`.
     """
     from facenet_tf.session import legacy_graph, tf1

