@@ -84,10 +84,16 @@ def run_face_controls(
 
 
 def _judge_clean(stage: Stage, result: Any, of_faults: Results) -> StageResult:
-    """Judge a stage without a fault; if it fails, find the faults that give its result."""
+    """Judge a stage without a fault; if it fails, find the faults that explain it.
+
+    A fault that is there already gives the same result when it is planted once more, or if it is an exchange,
+    such as BGR for RGB, that of the original.
+    """
     judgement = stage.judge_result(result)
     value = stage.difference(stage.expected, result)
-    causes = () if judgement.passed else _explain(stage, result, of_faults)
+    causes: tuple[str, ...] = ()
+    if not judgement.passed:
+        causes = _explain(stage, result, of_faults) + _explain(stage, stage.expected, of_faults)
     return StageResult(
         stage.name, stage.command, stage.judge, stage.unit, stage.bound, value, judgement, causes
     )

@@ -27,7 +27,7 @@ def print_result(result: FaceControlsResult, *, verbose: bool = False) -> None:
     sentence = "The checks hold" if result.passed else "The checks do not hold"
     style = "bold green" if result.passed else "bold red"
     console.print(f"[{style}]{sentence}[/] from a photograph to a decision ({result.seconds:.0f} s)")
-    print_judgements(console, summary(result), most_details=0)
+    print_judgements(console, summary(result))
     print_table(console, stage_table(result))
     if verbose:
         print_table(console, fault_table(result))
@@ -88,10 +88,8 @@ def _as_with(faults: tuple[str, ...]) -> str:
 
 def _judge_margins(result: FaceControlsResult) -> Judgement:
     clean, fault = (min(getattr(margin, side) for margin in result.margins) for side in ("clean", "fault"))
-    statement = (
-        f"limit over clean at least {times(clean)}, planted faults over limit at least {times(fault)} "
-        f"(both at least {thresholds.MARGIN:g})"
-    )
+    statement = f"smallest of limit over clean {times(clean)}, of fault over limit {times(fault)}"
+    statement += f" (both at least {thresholds.MARGIN:g})"
     return Judgement("margins", all(margin.holds for margin in result.margins), statement)
 
 
