@@ -37,9 +37,13 @@ def _work(arguments: argparse.Namespace) -> int:
     from faces.controls.run import run_face_controls
 
     faults = choose(arguments.only, FAULTS)
-    with ProgressBar("planting faults", quiet=arguments.quiet) as progress:
+    with ProgressBar("starting", quiet=arguments.quiet) as progress:
         result = run_face_controls(
-            faults, offline=arguments.offline, archive=arguments.archive, progress=progress
+            faults,
+            offline=arguments.offline,
+            archive=arguments.archive,
+            say=progress.label,
+            progress=progress,
         )
     command_line.show_result(arguments, result, "faces.controls", result.as_json)
     return 0 if result.passed else 1

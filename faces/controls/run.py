@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from checks.core.activations import one_thread
+from checks.core.types import Say
 from converter.hub.locate import fetch
 from faces.controls.faults import FAULTS, PathFault, StageName
 from faces.controls.original import read_original
@@ -16,6 +18,8 @@ from faces.controls.stages import Stage, make_stages
 from faces.detect.detector import FaceDetector
 from faces.model import load_model
 from faces.options import require_packages
+
+Progress = Callable[[int, int | None], None]
 
 Results = Mapping[str, Any]
 """Fault to a result of `Stage.observe`."""
@@ -27,7 +31,8 @@ def run_face_controls(
     *,
     offline: bool = False,
     archive: str | Path | None = None,
-    progress: Callable[[int, int | None], None] = lambda done, total: None,
+    say: Say = lambda _: None,
+    progress: Progress = lambda done, total: None,
 ) -> FaceControlsResult:
     """Plant faults between a photograph and a decision one at a time, and see that the judgements find them.
 
@@ -40,7 +45,8 @@ def run_face_controls(
         faults: The faults to plant; those of the same stages are run as well, to name them.
         offline: Never download.
         archive: The package with the photographs, if the user has it.
-        progress: Progress callback: faults planted, and their number.
+        say: Progress callback.
+        progress: Progress callback: bytes received, then faults planted, and their number.
 
     Returns:
         The result; its `passed` is the verdict.
@@ -51,27 +57,25 @@ def run_face_controls(
     """
     started = time.monotonic()
     require_packages("face-controls", sklearn="scikit-learn", scipy="scipy")
+    say("getting photographs and weights")
     original = read_original()
     archive = None if archive is None else Path(archive)
     files = fetch(original.entry, offline=offline, archive=archive, progress=progress).files
     photographs = [files[photograph.name] for photograph in original.photographs]
     detector, network = FaceDetector(offline=offline), load_model(offline=offline)
     stages = make_stages(original, photographs, detector, network)
-    clean = {stage.name: stage.observe() for stage in stages}
-    failed = {stage.name for stage in stages if not stage.judge_result(clean[stage.name]).passed}
-    named = failed | {fault.stage for fault in faults}
-    planted = [*faults, *(fault for fault in FAULTS if fault.stage in named and fault not in faults)]
-    results: dict[str, ResultsByStage] = {}
-    for done, fault in enumerate(planted):
-        progress(done, len(planted))
-        end = [stage.name for stage in stages].index(fault.stage) + 1
-        # A fault that is only there to tell others from it is run in its own stage alone.
-        start = 0 if fault in faults else end - 1
-        with fault.planted():
-            results[fault.name] = {stage.name: stage.observe() for stage in stages[start:end]}
-    of_stage: dict[str, Results] = {
+    say("planting faults")
+    with one_thread():
+        clean = {stage.name: stage.observe() for stage in stages}
+        wrong = {stage.name for stage in stages if not stage.judge_result(clean[stage.name]).passed}
+        asked = wrong | {fault.stage for fault in faults}
+        others = [fault for fault in FAULTS if fault.stage in asked and fault not in faults]
+        results = _plant(faults, others, stages, progress)
+    of_stage: dict[StageName, Results] = {
         stage.name: {
-            fault.name: results[fault.name][stage.name] for fault in planted if fault.stage == stage.name
+            fault.name: results[fault.name][stage.name]
+            for fault in (*faults, *others)
+            if fault.stage == stage.name
         }
         for stage in stages
     }
@@ -81,6 +85,25 @@ def run_face_controls(
         time.monotonic() - started,
         tuple(map(str, photographs)),
     )
+
+
+def _plant(
+    faults: Sequence[PathFault], others: Sequence[PathFault], stages: Sequence[Stage], progress: Progress
+) -> dict[str, ResultsByStage]:
+    """Run every stage up to that of each fault with the fault, and of others, to compare, that stage alone.
+
+    Returns:
+        Fault to the results.
+    """
+    names = [stage.name for stage in stages]
+    results: dict[str, ResultsByStage] = {}
+    for done, fault in enumerate((*faults, *others)):
+        progress(done, len(faults) + len(others))
+        place = names.index(fault.stage)
+        with fault.planted():
+            run = stages[0 if fault in faults else place : place + 1]
+            results[fault.name] = {stage.name: stage.observe() for stage in run}
+    return results
 
 
 def _judge_clean(stage: Stage, result: Any, of_faults: Results) -> StageResult:

@@ -31,6 +31,7 @@ EXPLAINED = {
     "audit": "audit.md",
     "gradients": "training.md",
     "controls": "proof.md",
+    "face-controls": "proof.md",
     "detect": "faces.md",
     "align": "faces.md",
     "embed": "faces.md",
@@ -173,7 +174,7 @@ def options() -> dict[str, set[str]]:
 
 def test_every_command_has_its_page() -> None:
     commands = _help("--help").partition("commands:")[2].partition("examples:")[0]
-    listed = re.findall(r"^  ([a-z]+)", commands, re.MULTILINE)
+    listed = re.findall(r"^  ([a-z-]+)", commands, re.MULTILINE)
     assert sorted(listed) == sorted(EXPLAINED)
 
 
@@ -188,7 +189,7 @@ def test_every_option_of_a_command_is_explained(command: str, options: dict[str,
 def test_every_option_that_a_page_gives_to_a_command_exists(options: dict[str, set[str]]) -> None:
     for page, block in BLOCKS:
         for line in block.code.replace("\\\n", " ").splitlines():
-            command = re.match(r"facenet-port (\w+)", line)
+            command = re.match(r"facenet-port ([\w-]+)", line)
             if command and block.language == "bash":
                 unknown = set(OPTION.findall(line)) - options[command[1]]
                 assert not unknown, f"{page.name}, line {block.line}: {command[1]} has no {sorted(unknown)}"

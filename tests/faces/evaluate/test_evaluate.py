@@ -14,7 +14,6 @@ pytest.importorskip("sklearn")
 
 from facenet_port import main as facenet_port
 from faces.detect.result import Face
-from faces.evaluate import run
 from faces.evaluate.__main__ import main
 from faces.evaluate.protocol import threshold_at_far
 from reference import load
