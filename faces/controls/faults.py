@@ -141,10 +141,6 @@ def _euclidean(first: Floats, second: Floats) -> Floats:
     return distances
 
 
-def _radians(first: Floats, second: Floats) -> Floats:
-    return np.pi * arc_cosine(first, second)
-
-
 def _shuffle_folds(split_folds: Callable[..., tuple[Fold, ...]]) -> Callable[..., tuple[Fold, ...]]:
     def shuffled(pairs: int, folds: int) -> tuple[Fold, ...]:
         order = np.random.default_rng(0).permutation(pairs)
@@ -157,10 +153,6 @@ def _shuffle_folds(split_folds: Callable[..., tuple[Fold, ...]]) -> Callable[...
 
 def _train_on_all(split_folds: Callable[..., tuple[Fold, ...]]) -> Callable[..., tuple[Fold, ...]]:
     return lambda pairs, folds: tuple(Fold(np.arange(pairs), fold.test) for fold in split_folds(pairs, folds))
-
-
-def _no_mean(embeddings: Array, pairs: Pairs, chosen: Indices) -> Floats:
-    return np.zeros(embeddings.shape[1])
 
 
 def _mean_of_all(embeddings: Array, pairs: Pairs, chosen: Indices) -> Floats:
@@ -340,7 +332,7 @@ FAULTS: tuple[PathFault, ...] = (
         "the angle in radians for its share of pi",
         protocol,
         "DISTANCES",
-        _entry("arc-cosine", _radians),
+        _entry("arc-cosine", lambda first, second: np.pi * arc_cosine(first, second)),
     ),
     PathFault(
         "folds-shuffled",
@@ -364,7 +356,7 @@ FAULTS: tuple[PathFault, ...] = (
         "the mean of the embeddings is not subtracted where the option asks for it",
         protocol,
         "pair_mean",
-        _instead(_no_mean),
+        _instead(lambda embeddings, pairs, chosen: np.zeros(embeddings.shape[1])),
     ),
     PathFault(
         "mean-of-all-embeddings",

@@ -77,7 +77,7 @@ def original_measurement(original, embeddings, pairs, settings):
     tpr, fpr, accuracy, val, val_std, far = original.evaluate(
         interleaved,
         pairs.same,
-        nrof_folds=settings.folds,
+        nrof_folds=settings.fold_count,
         distance_metric=METRICS[settings.distance],
         subtract_mean=settings.subtract_mean,
     )
