@@ -27,7 +27,7 @@ FIXED = ("--standardise", "fixed")
 
 @pytest.fixture(autouse=True)
 def each_network_once(monkeypatch):
-    monkeypatch.setattr(run, "load_model", load_once)
+    monkeypatch.setattr("faces.embedder.load_model", load_once)
 
 
 loaded = functools.cache(load)
