@@ -103,7 +103,7 @@ def to_tensorflow(
 
     Args:
         state_dict: Key to tensor or NumPy array: float32, float16, bfloat16 or float64. Batch counters are
-            of int64, or absent. A prefix such as `module.` is taken off, as `find_prefix` says.
+            any one number, or absent. A prefix such as `module.` is taken off, as `find_prefix` says.
         variant: The network that `plan_conversion` finds in TensorFlow tensors. A state_dict does not state
             whether BatchNorm has a gamma, nor the scope of the Bottleneck. Without a variant, gammas are
             written if any BatchNorm weight differs from one, and the Bottleneck is in the network's scope.
@@ -132,7 +132,7 @@ def to_tensorflow(
         if key not in rows
     ]
     for key, row in rows.items():
-        if key not in info:
+        if key not in info or (key.endswith(COUNTER) and info[key].size == 1):
             continue
         if info[key].shape != row.info.shape:
             problems.append(Problem("misshapen", key, f"{info[key].shape}, expected {row.info.shape}"))

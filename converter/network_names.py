@@ -15,10 +15,11 @@ from fnmatch import fnmatchcase
 from functools import cache
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from converter.errors import UsageError
-from converter.formats.source import Naming, TensorSource
+from converter.formats.source import Naming, TensorInfo, TensorSource
 from converter.keras_layer_map import keras_names
 from converter.layer_map import BOTTLENECK_SCOPES, ConvertedRow, Variant, table
 from converter.mtcnn_layer_map import NETWORKS, find_network, names_of
@@ -27,6 +28,7 @@ from converter.plan import AVERAGE, TRAINING_STATE, MappingError, Problem
 COUNTER = "num_batches_tracked"
 """The last part of a key that carries no information: PyTorch before 0.4.1 had none."""
 
+_COUNTER_INFO = TensorInfo(np.dtype(np.int64), ())
 _MOST_PARTS = 8  # of a name of the network
 _MOST_PATTERNS = 4  # that a message suggests
 
@@ -123,7 +125,8 @@ def network_name(name: str, prefix: str) -> str:
 class NetworkTensors(TensorSource):
     """An open source under the network's names: without the prefix, and without what --ignore leaves out.
 
-    A name outside the prefix is followed by a remark, so that it is not taken for a name of the network.
+    A name outside the prefix is followed by a remark, so that it is not taken for a name of the network. A
+    batch counter of one element is an int64 scalar, whatever it is in the file: PyTorch loads it like that.
 
     Args:
         source: The open source, which stays the caller's to close.
@@ -161,7 +164,10 @@ class NetworkTensors(TensorSource):
         except UsageError as error:
             raise UsageError(f"{self.path}: {error}") from None
         self._names = {network_name(name, self.prefix): name for name in kept}
-        self.info = {name: source.info[original] for name, original in self._names.items()}
+        self.info = {
+            name: _COUNTER_INFO if self._is_counter(name) else source.info[original]
+            for name, original in self._names.items()
+        }
 
     def _check_needed(self, kept: Sequence[str]) -> None:
         """Check that --ignore leaves the network whole; averages and batch counters are not needed."""
@@ -187,7 +193,13 @@ class NetworkTensors(TensorSource):
             KeyError: There is no tensor of this name.
             SourceError: The tensor is corrupt.
         """
-        return self.source[self._names[name]]
+        array = self.source[self._names[name]]
+        return array.reshape(()).astype(_COUNTER_INFO.dtype) if self._is_counter(name) else array
+
+    def _is_counter(self, name: str) -> bool:
+        """Return whether a tensor is a batch counter, which may be of any dtype, and of shape (1,)."""
+        is_of_pytorch = self.naming == "pytorch" and name.endswith(f".{COUNTER}")
+        return is_of_pytorch and self.source.info[self._names[name]].size == 1
 
     def original(self, name: str) -> str:
         """The name in the file of a tensor; of a missing one, the name that it would have."""

@@ -149,9 +149,10 @@ def test_a_classifier_that_the_source_lacks_is_not_judged(tensors, state_dict, t
     assert "2 not judged" in result.judgements[0].statement
 
 
-def test_batch_counters_are_optional(source, state_dict, tmp_path):
+def test_batch_counters_are_optional_and_any_zero(source, state_dict, tmp_path):
     older = {key: array for key, array in state_dict.items() if not key.endswith("num_batches_tracked")}
-    assert audit(save(tmp_path / "port.safetensors", older), source).verdict == EXACT
+    for counter in ({}, {"last_bn.num_batches_tracked": np.zeros(1, np.float32)}):
+        assert audit(save(tmp_path / "port.safetensors", older | counter), source).verdict == EXACT
 
 
 def test_deepfaces_names_are_understood(source, tensors, tmp_path):

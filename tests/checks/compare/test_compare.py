@@ -257,6 +257,15 @@ def test_a_training_file_with_a_prefix_and_extras(
     assert "--ignore 'arcface' matches no tensor of" in capsys.readouterr().err
 
 
+def test_a_batch_counter_may_be_any_one_number(stored: Path, clean: Path, tmp_path: Path) -> None:
+    state_dict = torch.load(clean, weights_only=True)
+    for key in [key for key in state_dict if key.endswith("num_batches_tracked")]:
+        state_dict[key] = torch.zeros(1)
+    torch.save(state_dict, tmp_path / "older.pt")
+    options = ["--state-dict", str(tmp_path / "older.pt"), "--activations", str(stored)]
+    assert compare_command.main(options) == 0
+
+
 def test_the_repair_of_a_wrapped_model_is_a_plain_state_dict(
     main_job: MainJob, stored: Path, clean: Path, training_file: Path, tmp_path: Path
 ) -> None:
