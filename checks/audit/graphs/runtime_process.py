@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, Self
 
@@ -100,20 +101,26 @@ def _open_onnx(path: Path, outputs: Sequence[str], as_written: bool) -> Session:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 4
-    model, _ = load_onnx(path)
+    content, known = _read_onnx(path)
     if as_written:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        # onnxruntime fetches only the outputs that the model declares.
-        known = {output.name for output in model.graph.output}
-        model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs if name not in known)
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+        # onnxruntime fetches only the outputs that the model declares. Protobuf appends repeated fields.
+        more = [onnx.ValueInfoProto(name=name) for name in outputs if name not in known]
+        content += onnx.ModelProto(graph=onnx.GraphProto(output=more)).SerializeToString()
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
     def run(input_name: str, images: Array) -> list[Array]:
         return [np.asarray(array) for array in session.run(list(outputs), {input_name: images})]
 
     return run
+
+
+@cache
+def _read_onnx(path: Path) -> tuple[bytes, frozenset[str]]:
+    """Read a model with the weights from the files beside it, and the names of its outputs."""
+    model, files = load_onnx(path)
+    content = path.read_bytes() if len(files) == 1 else model.SerializeToString()
+    return content, frozenset(output.name for output in model.graph.output)
 
 
 def _open_tflite(path: Path, outputs: Sequence[str], as_written: bool) -> Session:
