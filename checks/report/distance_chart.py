@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
 from checks.core.types import Array
@@ -54,8 +54,8 @@ def draw_distances(distances: Distances) -> Figure:
     axes.set_xlim(0, edges[-1])
     axes.set_ylim(0)
     axes.xaxis.set_major_locator(MaxNLocator(8))
-    axes.yaxis.set_major_locator(MaxNLocator(4))
-    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.yaxis.set_major_locator(MaxNLocator(6, steps=(1, 2, 5, 10)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.6g}%"))
     axes.grid(axis="y", color=colour("grid"), linewidth=0.8)
     for row, (label, place) in enumerate(distances.thresholds):
         axes.axvline(place, color=colour("limit"), linewidth=1.2, linestyle=(0, (5, 3)), zorder=4)

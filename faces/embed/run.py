@@ -43,7 +43,8 @@ def embed(
     Raises:
         UsageError: There is no such folder, the file is something else, the threshold is of another model,
             or there are crops of several kinds.
-        SourceError: The folder holds no photographs or no face, or the table lacks columns or files.
+        SourceError: The folder holds no photographs that can be read, or no face, or the table lacks columns
+            or files.
         RequirementError: A package or weights are missing.
     """
     source, output = Path(source), None if output is None else Path(output)
@@ -54,6 +55,8 @@ def embed(
     crop = embedder.find_crop(images)
     measured = embedder.find_threshold(threshold, crop)
     embedded = embedder.embed(images, progress)
+    if embedded.problems and not (embedded.faces or embedded.without_face):
+        raise embedded.problems[0]
     if not embedded.faces:
         problem = f"no face was found in its {counted(len(images), 'photograph')}"
         step = f"`facenet-port detect {source}` searches them one by one"

@@ -203,6 +203,15 @@ def test_nobody_in_a_whole_batch(ours, images):
     assert probabilities.shape == (3, 1)
 
 
+def test_a_profile_gives_no_face_unless_the_thresholds_are_lower(ours, photographs):
+    image = Image.open(sorted(photographs.rglob("*.jpg"))[0]).convert("RGB")
+    left, _, right, _ = ours().detect(image)[0][0]
+    image.paste((90, 90, 90), (int(left + 0.35 * (right - left)), 0, image.width, image.height))
+    assert ours()(image, return_prob=True) == (None, None)
+    assert ours(keep_all=True).detect(image, landmarks=True) == (None, None, None)
+    assert ours(thresholds=[0.4, 0.4, 0.4])(image) is not None
+
+
 def test_channels_first_and_floats_of_0_to_1_are_refused(ours, images):
     array = np.asarray(images["one"])
     with pytest.raises(ValueError, match="The channels stand first"):

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -42,6 +43,7 @@ pytest.importorskip("jinja2")
 from checks.audit.page import write_page
 from checks.report.charts import Drawer
 from checks.report.depth_chart import Depth, Limit, Series
+from checks.report.distance_chart import Distances
 from checks.report.page import breakable
 from checks.report.provenance import shown_path
 
@@ -494,6 +496,15 @@ def test_zero_and_infinity_have_places_of_their_own() -> None:
     proper = Drawer().depth(replace(depth, series=(replace(series, values=(1e-15,) * 5),)))
     assert not {">0<", ">∞<"} & set(re.findall(r">[^<\s]+<", proper.svg))
     assert [entry.label for entry in proper.legend] == ["error", "1e-13 threshold"]
+
+
+def test_shares_are_labelled_with_their_value() -> None:
+    """No label is rounded: 2.5 % would read 2 %."""
+    same, different = np.linspace(0.2, 1.4, 300), np.linspace(1.0, 2.8, 400)
+    chart = Drawer().distances(Distances("says", same, different, (("best", 1.2),)))
+    labels = [float(label) for label in re.findall(r">([\d.]+)%<", chart.svg)]
+    assert len(labels) > 3
+    assert len(set(np.diff(labels).round(9))) == 1
 
 
 def test_a_name_may_be_broken_and_a_number_may_not() -> None:
