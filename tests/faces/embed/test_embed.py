@@ -147,6 +147,15 @@ def test_no_face_at_all(embed, tmp_path, capsys):
     assert not (tmp_path / "embeddings.parquet").exists()
 
 
+def test_a_folder_of_which_nothing_can_be_read(embed, tmp_path, capsys):
+    (tmp_path / "photos").mkdir()
+    Image.new("L", (10_000, 10_000)).save(tmp_path / "photos/large.png")
+    assert embed(tmp_path / "photos") == 3
+    message = f"{tmp_path / 'photos/large.png'}: more than the 89,478,485 pixels that Pillow takes."
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "embeddings.parquet").exists()
+
+
 @pytest.mark.parametrize(
     ("make", "options", "code", "message"),
     [
