@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import MethodType
 from typing import Any
@@ -340,8 +341,9 @@ def test_the_command_refuses_what_it_cannot_use(
 
 @pytest.mark.real
 def test_training_goes_on_from_real_weights_as_in_tensorflow(
-    keras: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    keras: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("checks.gradients.run.draw_batch", partial(draw_batch, image_size=SIZE))
     assert gradients.main([str(keras), "--json", str(tmp_path / "report.json")]) == 0
     assert capsys.readouterr().out.count("holds ") == 5
     report = json.loads((tmp_path / "report.json").read_text())
