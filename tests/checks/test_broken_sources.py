@@ -23,6 +23,7 @@ from converter.errors import SourceError
 from converter.formats.tensorflow.bundle_writer import write_tensor_bundle
 from converter.plan import describe, plan_conversion
 from reference import InceptionResnetV1
+from tests.support.first_images import TAKEN_FROM, first_images
 from tests.support.graph_exports import export_onnx, network
 
 pytestmark = pytest.mark.slow
@@ -131,7 +132,8 @@ def test_a_prefix_of_a_broken_source_is_stated(one_nan, tmp_path):
     assert result.names == ("m.ckpt-1: the names of the network begin with 'import/', which is taken off",)
 
 
-def test_finite_weights_that_overflow_are_the_sources_fault(tensors, tmp_path, capsys):
+def test_finite_weights_that_overflow_are_the_sources_fault(tensors, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(TAKEN_FROM, first_images)
     huge = np.full_like(tensors["InceptionResnetV1/Conv2d_1a_3x3/weights"], 3e38)
     write_tensor_bundle(tmp_path / "m.ckpt-1", {**tensors, "InceptionResnetV1/Conv2d_1a_3x3/weights": huge})
     stored = tmp_path / "activations.h5"
@@ -143,7 +145,8 @@ def test_finite_weights_that_overflow_are_the_sources_fault(tensors, tmp_path, c
     assert not stored.exists()
 
 
-def test_a_nan_in_the_port_alone_is_the_ports_fault(sound, broken_port, tmp_path, capsys):
+def test_a_nan_in_the_port_alone_is_the_ports_fault(sound, broken_port, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(TAKEN_FROM, first_images)
     code, report, page = reports(tmp_path, compare_main, sound, "--state-dict", broken_port)
     out, error = capsys.readouterr()
     assert code == 1

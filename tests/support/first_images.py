@@ -36,6 +36,11 @@ def five_images_of_noise(network: Network, seed: int) -> list[InputBatch]:
     return [noise, *(InputBatch(batch.name, batch.images[:1]) for batch in others)]
 
 
+def four_images(network: Network, seed: int) -> list[InputBatch]:
+    """The built-in inputs, each with at most four images: those of MTCNN's networks have 32."""
+    return [InputBatch(batch.name, batch.images[:4]) for batch in inputs_of(network, seed)]
+
+
 def small_images(seed: int) -> list[InputBatch]:
     """The built-in inputs, each cut to 128 x 128 pixels."""
     return [InputBatch(batch.name, batch.images[:, :_SIDE, :_SIDE]) for batch in seeded_inputs(seed)]

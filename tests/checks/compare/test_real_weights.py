@@ -7,7 +7,6 @@ and says so.
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from checks.compare import __main__ as compare_command
 from checks.compare.result import CompareResult
 from checks.compare.run import compare
 from checks.core.activations import STAGES
@@ -29,7 +29,8 @@ from converter.formats.detect import open_source
 from converter.layer_map import Variant
 from reference import InceptionResnetV1
 from tests.conftest import fetch
-from tests.support.package_index import PEER, extract, peer_class
+from tests.support.first_images import TAKEN_FROM, first_images, five_images_of_noise
+from tests.support.package_index import PEER, peer_class
 
 pytestmark = pytest.mark.real
 
@@ -46,17 +47,6 @@ def peer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         del sys.modules[name]
 
 
-@pytest.fixture(scope="module")
-def photographs(keras_archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("photographs")
-    taken = extract(keras_archive, folder, "/5-celebrity-faces-dataset/val/")  # five of each of five people
-    assert len(taken) == 25
-    for number, path in enumerate(taken):
-        if number % 5 > 1:
-            path.unlink()
-    return folder
-
-
 def _check_report(report: CompareResult, *, own_graph: str | None, activations: int) -> None:
     assert report.passed, report.judgements
     assert report.own_graph == own_graph
@@ -70,8 +60,9 @@ def _check_report(report: CompareResult, *, own_graph: str | None, activations: 
 
 
 def test_the_keras_file_is_proven_at_every_convolution_and_on_photographs(
-    keras: Path, photographs: Path
+    keras: Path, photographs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(TAKEN_FROM, five_images_of_noise)
     report = compare(keras, every_layer=True, images=photographs)
     _check_report(report, own_graph=None, activations=EVERY_ACTIVATION)
     names = [batch.name for batch in report.inputs]
@@ -83,7 +74,10 @@ def test_the_keras_file_is_proven_at_every_convolution_and_on_photographs(
     assert torch.cdist(faces, faces).max() > 2 * torch.cdist(noise, noise).max()
 
 
-def test_the_checkpoint_folder_is_proven_against_its_own_graph(real_checkpoint: Path) -> None:
+def test_the_checkpoint_folder_is_proven_against_its_own_graph(
+    real_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TAKEN_FROM, five_images_of_noise)
     report = compare(real_checkpoint, every_layer=True)
     _check_report(report, own_graph="model-20170512-110547.meta", activations=EVERY_ACTIVATION)
     rebuilt = [value for batch in report.inputs for value in batch.rebuilt.values()]
@@ -93,12 +87,16 @@ def test_the_checkpoint_folder_is_proven_against_its_own_graph(real_checkpoint: 
     assert max(rebuilt) <= 1e-6
 
 
-def test_the_frozen_graph_is_proven_by_the_command(real_checkpoint: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "checks.compare", str(real_checkpoint / "20170512-110547.pb")]
+def test_the_frozen_graph_is_proven_by_the_command(
+    real_checkpoint: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(TAKEN_FROM, first_images)
     options = ["--every-layer", "--json", str(tmp_path / "report.json")]
-    result = subprocess.run([*command, *options], capture_output=True, text=True)
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert result.stdout.count("holds ") == 4
+    assert compare_command.main([str(real_checkpoint / "20170512-110547.pb"), *options]) == 0
+    assert capsys.readouterr().out.count("holds ") == 4
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["passed"]
     assert report["own_graph"] == "20170512-110547.pb"
