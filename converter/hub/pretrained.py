@@ -151,11 +151,7 @@ def _make(entry: CatalogEntry, offline: bool) -> _Candidate:
                 overwrite=True,
                 progress=progress,
             )
-        candidate = _verified(entry)
-    if candidate is None:
-        problem = "the file changed after it was written"
-        raise SourceError(destination, problem, next_step="Run the program again")
-    return candidate
+        return next(_candidates(entry))
 
 
 def _candidates(entry: CatalogEntry) -> Iterator[_Candidate]:
