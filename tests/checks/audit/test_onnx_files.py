@@ -109,7 +109,6 @@ def test_half_precision_within_a_float32_wrapper(tensors, source, tmp_path):
     assert (result.run.weights, result.run.arithmetic) == ("float16", "float16")
 
 
-@pytest.mark.slow
 def test_values_that_a_gather_reorders_are_found_when_it_is_run(plain, source, tmp_path):
     """The search passes over a Gather; the run does not."""
     edit = Edit(plain)
