@@ -31,6 +31,7 @@ from checks.diagnosis.causes import Cause
 from checks.gradients.__main__ import main as gradients
 from converter.formats.detect import open_source
 from converter.mtcnn_layer_map import NETWORKS, MtcnnNetwork
+from tests.support.first_images import TAKEN_FROM, four_images
 
 pytestmark = pytest.mark.real
 
@@ -65,6 +66,7 @@ def test_the_command(
 ) -> None:
     original, _ = mtcnn_files["P-Net"]
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(TAKEN_FROM, four_images)
     files = ["--json", "result.json", "--report", "page.html", "--save-activations", "stored.h5"]
     assert main([str(original), "--verbose", *files]) == 0
     out = capsys.readouterr().out
@@ -170,7 +172,10 @@ WEIGHTS = {
 
 
 @pytest.mark.parametrize("fault", WEIGHTS)
-def test_wrong_weights_are_named_and_repaired(fault: str, mtcnn_files: Files, tmp_path: Path) -> None:
+def test_wrong_weights_are_named_and_repaired(
+    fault: str, mtcnn_files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TAKEN_FROM, four_images)
     name, change, cause, key, statement = WEIGHTS[fault]
     original, port = mtcnn_files[name]
     weights = torch.load(port, weights_only=True)

@@ -23,6 +23,7 @@ from checks.controls import __main__ as controls
 from checks.core.activations import STAGES
 from checks.core.judgement import Judgement
 from checks.core.rounding import LayerRounding
+from checks.diagnosis.causes import Cause
 from checks.gradients import __main__ as gradients
 from checks.gradients.judge import judge_gradients, judge_steps
 from checks.gradients.result import (
@@ -117,6 +118,14 @@ class Opened:
     page: object
     faults: list[str]
 
+    def collect_faults(self) -> None:
+        """Collect the faults of the page as it is, first as it opens and then with its details unfolded."""
+        unfold = "document.querySelectorAll('details').forEach(details => details.open = {})"
+        self.faults += self.page.evaluate(FAULTS, SMALLEST_LETTERS)
+        self.page.evaluate(unfold.format("true"))
+        self.faults += self.page.evaluate(FAULTS, SMALLEST_LETTERS)
+        self.page.evaluate(unfold.format("false"))
+
     def in_view(self, selector: str) -> bool:
         """Return True if an element is wholly in the window, without scrolling."""
         box = self.page.locator(selector).first.bounding_box()
@@ -129,10 +138,10 @@ class Opened:
         )
 
 
-def open_page(browser, path: Path, size: tuple[int, int] = SIZES[0], scheme: str = "light") -> Opened:
-    """Open a page and collect its faults, first as it opens and then with its details unfolded."""
+def open_page(browser, path: Path, size: tuple[int, int] = SIZES[0]) -> Opened:
+    """Open a page in light colours and collect its faults."""
     width, height = size
-    page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
+    page = browser.new_page(viewport={"width": width, "height": height}, color_scheme="light")
     faults: list[str] = []
     page.on(
         "console",
@@ -142,11 +151,9 @@ def open_page(browser, path: Path, size: tuple[int, int] = SIZES[0], scheme: str
     address = path.resolve().as_uri()
     page.on("request", lambda sent: faults.append(f"request: {sent.url}") if sent.url != address else None)
     page.goto(address)
-    faults += page.evaluate(FAULTS, SMALLEST_LETTERS)
-    page.evaluate("document.querySelectorAll('details').forEach(details => details.open = true)")
-    faults += page.evaluate(FAULTS, SMALLEST_LETTERS)
-    page.evaluate("document.querySelectorAll('details').forEach(details => details.open = false)")
-    return Opened(page, faults)
+    opened = Opened(page, faults)
+    opened.collect_faults()
+    return opened
 
 
 def look(browser, path: Path, *, place: str | None, holds: bool) -> None:
@@ -154,9 +161,12 @@ def look(browser, path: Path, *, place: str | None, holds: bool) -> None:
     assert path.stat().st_size < MOST_BYTES
     backgrounds = set()
     for size in SIZES:
+        opened = open_page(browser, path, size)
+        page = opened.page
         for scheme in ("light", "dark"):
-            opened = open_page(browser, path, size, scheme)
-            page = opened.page
+            if scheme == "dark":
+                page.emulate_media(color_scheme="dark")
+                opened.collect_faults()
             assert opened.faults == [], (size, scheme)
             assert opened.in_view("#verdict")
             badge = page.locator(".verdict .badge")
@@ -166,7 +176,7 @@ def look(browser, path: Path, *, place: str | None, holds: bool) -> None:
                 assert opened.in_view("#place")
                 assert opened.in_view("#reasons p")
             backgrounds.add(page.evaluate("getComputedStyle(document.body).backgroundColor"))
-            page.close()
+        page.close()
     assert len(backgrounds) == 2
 
 
@@ -211,7 +221,7 @@ def test_an_element_below_the_window_is_not_in_view(browser, tmp_path: Path) -> 
     opened.page.close()
 
 
-# compare and controls, from the command line
+# compare, audit and controls, from the command line
 
 
 @dataclass(frozen=True)
@@ -242,7 +252,6 @@ def pages(checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Pages:
         "clean": (compare, [source, "--save-activations", stored, "--seed", "3"]),
         "faulty": (compare, [source, "--state-dict", faulty, "--activations", stored]),
         "audit": (audit, [graph, "--against", source]),
-        "controls": (controls, [source, "--only", "kernel-flipped", "--clean", "0"]),
     }
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(TAKEN_FROM, first_images)
@@ -304,10 +313,19 @@ def test_names_of_files_come_out_as_text(browser, pages: Pages) -> None:
     opened.page.close()
 
 
-def test_the_controls_are_reported_as_a_matrix(browser, pages: Pages) -> None:
-    assert pages.exit_codes["controls"] == 0
-    look(browser, pages.path("controls"), place=None, holds=True)
-    page = open_page(browser, pages.path("controls")).page
+def test_the_controls_are_reported_as_a_matrix(browser, monkeypatch, tmp_path: Path) -> None:
+    from checks.controls.result import ControlsResult, SiteResult
+
+    activation, judgements = "InceptionResnetV1/Mixed_6a", ("tensors", "mapping")
+    site = SiteResult("kernel-flipped", "weights", "a", "inference", "killed", judgements, activation)
+    site = replace(site, place=activation, cause=Cause.FLIPPED, named=Cause.FLIPPED, shares={"mapping": 9.0})
+    sites = tuple(replace(site, site=label) for label in ("a", "b", "c"))
+    result = ControlsResult("here", Variant(), True, sites, (), 1.0)
+    monkeypatch.setattr("checks.controls.run.run_controls", lambda *_, **__: result)
+    path = tmp_path / "controls.html"
+    assert controls.main(["--only", "kernel-flipped", "--report", str(path), "--quiet"]) == 0
+    look(browser, path, place=None, holds=True)
+    page = open_page(browser, path).page
     row = page.locator("tr", has=page.locator("th", has_text="kernel-flipped"))
     heads = page.locator("thead th").all_inner_texts()
     cells = dict(zip(heads[1:], row.locator("td").all_inner_texts(), strict=True))
