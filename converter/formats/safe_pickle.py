@@ -34,6 +34,20 @@ class Global:
     name: str
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Unread:
+    """A value that no reader looks at, and that stays what it is in a message.
+
+    Attributes:
+        kind: What it is, such as "a tuple".
+    """
+
+    kind: str
+
+    def __str__(self) -> str:
+        return self.kind
+
+
 _MARK = object()
 _T = TypeVar("_T")
 
@@ -78,6 +92,8 @@ class PickleReader(ABC):
             stack.append(_CONSTANTS[opcode]())
         elif opcode in _VALUES:
             stack.append(argument)
+        elif opcode == "LONG4":  # of more than 255 bytes, which take long to print
+            stack.append(Unread("a large number"))
         elif opcode in ("BINPUT", "LONG_BINPUT"):
             memo[argument] = stack[-1]
         elif opcode == "MEMOIZE":
@@ -141,7 +157,7 @@ _CONSTANTS: Mapping[str, Callable[[], Any]] = {
 }
 _VALUES = {
     "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE", "SHORT_BINSTRING",
-    "BINSTRING", "SHORT_BINBYTES", "BINBYTES",
+    "BINSTRING", "SHORT_BINBYTES", "BINBYTES", "BINUNICODE8", "BINBYTES8",
 }  # fmt: skip
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
@@ -188,15 +204,15 @@ def _pop_to_mark(stack: list[Any]) -> list[Any]:
 
 
 def set_items(target: dict[Any, Any], items: Iterable[Any]) -> None:
-    """Put pairs of key and value into a dict.
+    """Put pairs of key and value into a dict; a key that is neither a text nor a number as `Unread`.
 
     Raises:
-        DamagedPickleError: A key is neither a text nor a number, or is in the dict already.
+        DamagedPickleError: A key is in the dict already.
     """
     for key, value in items:
         # Hashing nested tuples that share their parts takes time exponential in their depth.
-        if type(key) not in (str, int, float, bool):
-            raise DamagedPickleError("a key is not a name")
+        if type(key) not in (str, int, float, bool, Unread):
+            key = Unread(f"a key of type {type(key).__name__}")
         if key in target:
             raise DamagedPickleError(f"key {str(key)[:200]!r} appears twice")
         target[key] = value

@@ -17,9 +17,16 @@ from numpy.typing import NDArray
 
 from converter.errors import SourceError
 from converter.formats.limits import check_claims, open_regular
-from converter.formats.safe_pickle import DamagedPickleError, ForbiddenPickleError
+from converter.formats.safe_pickle import DamagedPickleError, ForbiddenPickleError, Unread
 from converter.formats.source import DOWNLOAD_AGAIN, Naming, TensorInfo, TensorSource
-from converter.formats.torch.state_dict_pickle import MAX_PICKLE_BYTES, Other, Tensor, TorchPickleReader
+from converter.formats.torch.state_dict_pickle import (
+    EXPANDED,
+    MAX_PICKLE_BYTES,
+    META,
+    Other,
+    Tensor,
+    TorchPickleReader,
+)
 from converter.formats.torch.state_dict_zip import read_archive
 from converter.free_names import save_line
 
@@ -58,6 +65,7 @@ class StateDictFile(TensorSource):
     def __init__(self, path: Path, *, verify: bool = True) -> None:
         self.path = path
         self.files = (path,)
+        self._keys: tuple[str, ...] = ()
         try:
             with open_regular(path) as file:
                 self._size = os.fstat(file.fileno()).st_size
@@ -129,24 +137,39 @@ class StateDictFile(TensorSource):
         try:
             return walk.load(pickle)
         except ForbiddenPickleError as error:
-            if b"torch.nn.modules" not in pickle.getvalue():
+            content = pickle.getvalue()
+            key = next((key for key in STATE_DICT_KEYS if _holds_text(content, key)), None)
+            if b"torch.nn.modules" not in content:
+                # The name of a class or function is readable: the file is sound.
+                or_damaged = "" if "." in str(error) else ", or is damaged"
+                line = save_line("model.state_dict()") if key is None else self._save([key])
                 raise SourceError(
                     self.path,
-                    f"the pickle inside asks for more than tensors, or is damaged ({error}); it was not run",
-                    next_step=f"Ask its author for a plain state_dict: {save_line('model.state_dict()')}",
+                    f"the pickle inside asks for more than tensors{or_damaged} ({error}); it was not run",
+                    next_step=f"If you trust it, save its weights in a file of their own: {line}",
                 ) from error
+            line = f"model = {self._load()}; {save_line('model.state_dict()')}"
+            if key in ("state_dict", "model_state_dict"):
+                line = self._save([key])
             raise SourceError(
                 self.path,
                 f"it holds a whole pickled model, which is code ({error}); it was not run",
-                next_step="If you trust it, write its weights where the model's code is: "
-                f"model = {self._load()}; {save_line('model.state_dict()')}. In a training file the "
-                "model is an entry of the dictionary that torch.load returns",
+                next_step=f"If you trust it, write its weights where the model's code is: {line}. In a "
+                "training file the model is an entry of the dictionary that torch.load returns",
             ) from error
 
     def _find_state_dict(self, content: Any) -> dict[Any, Any]:
         """Find the state_dict in a training file; the content itself if it is not one."""
         if not isinstance(content, dict):
-            raise SourceError(self.path, f"it holds a {_kind(content)}, not a state_dict")
+            items = content if isinstance(content, list | tuple) else ()
+            index = next((index for index, item in enumerate(items) if _holds_tensors(item)), None)
+            raise SourceError(
+                self.path,
+                f"it holds {_kind(content)}, not a state_dict",
+                next_step="Give the file of the weights"
+                if index is None
+                else f"If you trust it, save the state_dict in a file of its own: {self._save([index])}",
+            )
         found = _find_state_dicts(content, STATE_DICT_KEYS)
         if len(found) > 1:
             places = " and ".join(repr(".".join(keys)) for keys, _ in found)
@@ -158,6 +181,7 @@ class StateDictFile(TensorSource):
             )
         if found:
             ((keys, state_dict),) = found
+            self._keys = keys
             self.key = ".".join(keys)
             self.format = f"PyTorch state_dict, under {self.key!r}"
             self.beside = tuple(_names_beside(content, keys))
@@ -181,23 +205,44 @@ class StateDictFile(TensorSource):
 
     def _save(self, keys: Sequence[object]) -> str:
         """Give the line that saves an entry of a training file."""
-        return save_line(self._load() + "".join(f"[{key!r}]"[:200] for key in keys))
+        return save_line(self._entry(keys))
+
+    def _entry(self, keys: Sequence[object]) -> str:
+        return self._load() + "".join(f"[{key!r}]"[:200] for key in keys)
 
     def _check_content(self, content: dict[Any, Any]) -> dict[str, Tensor]:
         for name, value in content.items():
-            if not isinstance(name, str) or not isinstance(value, Tensor | Other):
+            if not isinstance(name, str):
                 raise SourceError(
                     self.path,
-                    f"{repr(name)[:200]} is a {_kind(value)}, not a tensor",
-                    next_step="If this is a training file, save the state_dict in it in a file of its own: "
+                    f"its keys are not names: {_kind(name)} is among them",
+                    next_step=f"Save its state_dict in a file of its own: {save_line('model.state_dict()')}",
+                )
+            if not isinstance(value, Tensor | Other):
+                line = self._save_tensors("v", "if torch.is_tensor(v)")
+                raise SourceError(
+                    self.path,
+                    f"{name[:200]!r} is {_kind(value)}, not a tensor",
+                    next_step=f"If you trust it, save its tensors in a file of their own: {line}"
+                    if _holds_tensors(content)
+                    else "If this is a training file, save the state_dict in it in a file of its own: "
                     f"{save_line('STATE_DICT')}",
                 )
             if isinstance(value, Other):
-                problem = f"this is not a dense tensor ({value.function[:80]})"
-                if value.function == "torch._utils._rebuild_meta_tensor_no_storage":
+                problem = f"this is not a dense tensor that can be converted ({value.function[:80]})"
+                step = None
+                if value.function == META:
                     problem = "it was saved without its data (a tensor of the meta device)"
-                raise SourceError(self.path, problem, tensor=name[:200])
+                elif value.function == EXPANDED:
+                    problem = "it has more elements than are stored (an expanded tensor)"
+                    step = f"If you trust it, store them all: {self._save_tensors('v.contiguous()')}"
+                raise SourceError(self.path, problem, tensor=name[:200], next_step=step)
         return content
+
+    def _save_tensors(self, value: str, condition: str = "") -> str:
+        """Give the line that saves the items `v` of the state_dict under their keys."""
+        entry = self._entry(self._keys)
+        return save_line(f"{{k: {value} for k, v in {entry}.items(){condition and ' '}{condition}}}")
 
     def _damaged(self, problem: str) -> SourceError:
         return SourceError(
@@ -250,7 +295,7 @@ def _find_state_dicts(
     def walk(outer: dict[Any, Any], path: tuple[Any, ...]) -> None:
         for key in outer if names is None else names:
             value = outer.get(key)
-            if not isinstance(value, dict) or id(value) in seen:
+            if not isinstance(value, dict) or isinstance(key, Unread) or id(value) in seen:
                 continue
             seen.add(id(value))
             before = len(found)
@@ -275,8 +320,18 @@ def _holds_tensors(value: Any) -> bool:
     return isinstance(value, dict) and any(isinstance(item, Tensor) for item in value.values())
 
 
+def _holds_text(pickle: bytes, text: str) -> bool:
+    """Return whether a text stands in a pickle of protocol 2 (with 4 bytes of its length) or 4 (with one)."""
+    count, raw = len(text), text.encode()
+    return any(head + raw in pickle for head in (b"X" + count.to_bytes(4, "little"), b"\x8c%c" % count))
+
+
 def _kind(value: Any) -> str:
-    return "Tensor" if isinstance(value, Tensor | Other) else type(value).__name__
+    """Name the type of a value, with an article."""
+    if value is None or isinstance(value, Unread):
+        return str(value)
+    name = "tensor or array" if isinstance(value, Tensor | Other) else type(value).__name__
+    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
 
 
 def write_state_dict(file: BinaryIO, state_dict: Mapping[str, NDArray[Any]]) -> None:

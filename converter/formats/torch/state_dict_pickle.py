@@ -41,6 +41,7 @@ _DTYPES = {
     "torch.BoolStorage": ("bool", 1),
     "torch.ComplexFloatStorage": ("complex64", 8),
     "torch.ComplexDoubleStorage": ("complex128", 16),
+    "torch.storage.UntypedStorage": ("uint8", 1),  # of the dtypes since PyTorch 2.1, such as float8
 }
 
 
@@ -69,30 +70,37 @@ class Storage:
 # The names that torch.save itself writes: tensors, storages, dtypes, layouts and devices.
 _OF_TORCH = re.compile(
     r"torch\.(_utils\._rebuild_\w+|_tensor\._rebuild_from_type_v2|serialization\._get_layout"
-    r"|nn\.parameter\.(Parameter|Buffer)|torch_version\.TorchVersion|Size|Tensor|device|\w+Storage"
+    r"|nn\.parameter\.(Parameter|Buffer)|torch_version\.TorchVersion|Size|Tensor|device|(storage\.)?\w+Storage"
     r"|q?u?int\d+\w*|b?float\d+\w*|complex\d+|bool|per_\w+_affine\w*)"
 )
 # What training files hold beside the weights, with the names of NumPy 1 and 2, Python 2 and 3.
 _BESIDE_WEIGHTS = {
     "_codecs.encode",  # bytes
-    "__builtin__.set",
     "argparse.Namespace",
-    "builtins.set",
     "collections.Counter",
+    "datetime.date",
     "datetime.datetime",
+    "datetime.time",
     "datetime.timedelta",
-    "numpy._core.multiarray._reconstruct",
-    "numpy._core.multiarray.scalar",
-    "numpy._core.numeric._frombuffer",
-    "numpy.core.multiarray._reconstruct",
-    "numpy.core.multiarray.scalar",
-    "numpy.core.numeric._frombuffer",
+    "datetime.timezone",
+    "decimal.Decimal",
+    "fractions.Fraction",
     "numpy.dtype",
     "numpy.ndarray",
-    "pathlib.PosixPath",
-    "pathlib.PurePosixPath",
-    "pathlib.PureWindowsPath",
-    "pathlib.WindowsPath",
+    "types.SimpleNamespace",
+    "uuid.UUID",
+    *(f"numpy.{core}.numeric._frombuffer" for core in ("core", "_core")),
+    *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("_reconstruct", "scalar")),
+    *(
+        f"{module}.{name}"
+        for module in ("__builtin__", "builtins")
+        for name in ("bytearray", "complex", "frozenset", "range", "set", "slice", "xrange")
+    ),
+    *(
+        f"{module}.{name}"
+        for module in ("pathlib", "pathlib._local")  # the latter in Python 3.13
+        for name in ("PosixPath", "PurePosixPath", "PureWindowsPath", "WindowsPath")
+    ),
 }
 
 
@@ -132,9 +140,18 @@ class Tensor:
     strides: tuple[int, ...]
 
 
+_LISTS = {"collections.deque"}
+EXPANDED = "an expanded tensor"
+META = "torch._utils._rebuild_meta_tensor_no_storage"
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Other:
-    """Anything but a dense tensor: a sparse, quantised or meta tensor, a device, a number of NumPy."""
+    """Anything but a dense tensor: a sparse, quantised, expanded or meta tensor, a device, a number of NumPy.
+
+    Attributes:
+        function: The function that makes it; of a tensor of another dtype, the dtype; or `EXPANDED`.
+    """
 
     function: str
 
@@ -155,6 +172,8 @@ class TorchPickleReader(PickleReader):
             stack.append(self._storage(stack.pop()))
         elif opcode == "EMPTY_SET":
             stack.append([])  # items of a set need not be hashable here
+        elif opcode == "FROZENSET":
+            super()._step("TUPLE", argument, stack, memo)
         elif opcode == "ADDITEMS":
             super()._step("APPENDS", argument, stack, memo)
         elif opcode == "BYTEARRAY8":
@@ -169,7 +188,7 @@ class TorchPickleReader(PickleReader):
             super()._step(opcode, argument, stack, memo)
 
     def _allows(self, name: str) -> bool:
-        known = name in _BESIDE_WEIGHTS | _DICTIONARIES | _FACTORIES
+        known = name in _BESIDE_WEIGHTS | _DICTIONARIES | _LISTS | _FACTORIES
         return known or _OF_TORCH.fullmatch(name) is not None
 
     def _build(self, target: Any, state: Any) -> None:
@@ -197,6 +216,8 @@ class TorchPickleReader(PickleReader):
     def _call(self, name: str, arguments: tuple[Any, ...]) -> Any:
         if name == "collections.defaultdict":
             return {}  # its argument makes values, and none is made here
+        if name in _LISTS:
+            return []  # its items follow
         if name in _DICTIONARIES:
             target: dict[Any, Any] = {}
             if arguments:  # as Python 2 writes it
@@ -211,10 +232,12 @@ class TorchPickleReader(PickleReader):
         if name == "torch._utils._rebuild_tensor_v2":
             storage, offset, shape, stride, _, hooks, *metadata = arguments
             return Other(name) if hooks or any(metadata) else _tensor(storage, offset, shape, stride)
+        if name == "torch._utils._rebuild_tensor_v3":
+            return Other(expect_type(Global, arguments[6]).name)
         return Other(name)
 
 
-def _tensor(storage: Any, offset: Any, shape: Any, stride: Any) -> Tensor:
+def _tensor(storage: Any, offset: Any, shape: Any, stride: Any) -> Tensor | Other:
     storage = expect_type(Storage, storage)
     shape = tuple(map(expect_size, expect_type(tuple, shape)))
     strides = tuple(map(expect_size, expect_type(tuple, stride)))
@@ -224,7 +247,8 @@ def _tensor(storage: Any, offset: Any, shape: Any, stride: Any) -> Tensor:
     last = expect_size(offset)
     if count:
         last += sum((extent - 1) * step for extent, step in zip(shape, strides, strict=True)) + 1
-    # PyTorch would enlarge the storage. An expanded tensor is refused too: a small file could claim any size.
-    if last > storage.numel or count > storage.numel:
+    if last > storage.numel:  # PyTorch would enlarge the storage
         raise DamagedPickleError("a tensor is larger than its storage")
+    if count > storage.numel:  # a small file could claim any size
+        return Other(EXPANDED)
     return Tensor(storage, offset, shape, strides)

@@ -11,10 +11,13 @@ import struct
 import subprocess
 import sys
 import zipfile
-from collections import OrderedDict, defaultdict
-from datetime import datetime
+from collections import Counter, OrderedDict, defaultdict, deque
+from datetime import UTC, date, datetime, time, timedelta, timezone
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
+from uuid import UUID
 
 import h5py
 import ml_dtypes
@@ -562,10 +565,23 @@ def test_a_torchscript_file_is_called_one(tmp_path):
     ("content", "problem"),
     [
         ([torch.ones(2)], "holds a list, not a state_dict"),
-        (torch.ones(2), "holds a Tensor"),
+        (torch.ones(2), "holds a tensor or array"),
+        (
+            (3, STATE),
+            r"holds a tuple, .*: torch\.save\(torch\.load\(.*weights_only=False\)\[1\], \"weights.pt\"\)",
+        ),
         ({"state_dict": {}, "epoch": 3}, "'state_dict' is a dict, not a tensor"),
-        ({"state_dict": {"w": torch.ones(2), "n": 3}}, "'n' is a int, not a tensor"),
-        ({1: torch.ones(2)}, "1 is a Tensor, not a tensor|1 is"),
+        (
+            {"state_dict": {"w": torch.ones(2), "n": 3}},
+            r"'n' is an int, .*\['state_dict'\]\.items\(\) if torch\.is",
+        ),
+        ({1: torch.ones(2)}, "its keys are not names: an int is among them"),
+        ({(1, 2): STATE}, "its keys are not names: a key of type tuple is among them"),
+        ({"w": torch.ones(1).expand(4)}, r"tensor 'w': .*expanded tensor.*{k: v\.contiguous\(\) for k, v in"),
+        (
+            {"w": torch.ones(4, dtype=torch.float8_e4m3fn)},
+            r"tensor 'w': .*converted \(torch\.float8_e4m3fn\)",
+        ),
         ({"w": torch.ones(2).to_sparse()}, "tensor 'w': this is not a dense tensor"),
         ({"w": torch.ones(2, device="meta")}, "tensor 'w': it was saved without its data"),
     ],
@@ -677,7 +693,11 @@ def test_dictionaries_of_options_carry_no_code(tmp_path, options_of, name, proto
 
 def test_a_dictionary_of_an_unknown_class_is_refused(tmp_path, options_of):
     path = save(tmp_path / "s.pt", {"state_dict": STATE, "options": options_of("somewhere.Options", lr=0.1)})
-    refuses(lambda: StateDictFile(path), r"asks for more than tensors, or is damaged \(somewhere\.Options\)")
+    error = refuses(lambda: StateDictFile(path), r"asks for more than tensors \(somewhere\.Options\); it was")
+    assert (
+        f"torch.save(torch.load({str(path)!r}, map_location=\"cpu\", weights_only=False)['state_dict'],"
+        in str(error)
+    )
 
 
 @pytest.mark.parametrize(
@@ -712,6 +732,55 @@ def test_paths_and_dates_beside_the_weights(tmp_path, legacy):
     path = save(tmp_path / "s.pt", {"state_dict": STATE, "args": options}, legacy)
     with StateDictFile(path) as source:
         assert source.beside == ("args",)
+
+
+BESIDE = {
+    "keys": {(1, (2, 3)): 1, None: 2, b"x": 3, torch.float16: 4, 2**4000: 5, frozenset({1}): 6},
+    "numbers": [2**4000, 1j, Decimal("1.5"), Fraction(1, 3)],
+    "texts": ["x" * 300, b"x" * 300, bytearray(b"x"), bytearray(b"x" * 300)],
+    "collections": [deque([1], maxlen=3), deque(), frozenset({1, (2,)}), Counter("aab"), range(3), slice(1)],
+    "times": [
+        date(2026, 1, 2),
+        time(3),
+        datetime(2026, 1, 2, tzinfo=UTC),
+        timedelta(1),
+        timezone(timedelta(0, 60)),
+    ],
+    "options": SimpleNamespace(lr=0.1),
+    "run": UUID(int=1),
+    "tensors": [
+        torch.ones(1).expand(5),
+        torch.ones(3, dtype=torch.uint16),
+        torch.ones(3, dtype=torch.float8_e4m3fn),
+        torch.ones(2, dtype=torch.complex64),
+        torch.eye(3).to_sparse(),
+    ],
+}
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+def test_any_plain_value_may_stand_beside_the_weights(tmp_path, protocol, legacy):
+    content = {"state_dict": STATE, **BESIDE, ("a", "key"): 1}
+    torch.save(
+        content, tmp_path / "s.pt", pickle_protocol=protocol, _use_new_zipfile_serialization=not legacy
+    )
+    with StateDictFile(tmp_path / "s.pt") as source:
+        assert source.beside == (*BESIDE, "a key of type tuple")
+        assert all(same_bits(source[key], tensor.numpy()) for key, tensor in STATE.items())
+
+
+def test_paths_of_python_3_13_beside_the_weights(tmp_path, monkeypatch):
+    module = ModuleType("pathlib._local")
+    module.PosixPath = type("PosixPath", (), {"__module__": "pathlib._local", "__reduce__": reduce_to_parts})
+    monkeypatch.setitem(sys.modules, "pathlib._local", module)
+    path = save(tmp_path / "s.pt", {"state_dict": STATE, "folder": module.PosixPath()})
+    with StateDictFile(path) as source:
+        assert source.beside == ("folder",)
+
+
+def reduce_to_parts(path):
+    return type(path), ("runs", "1")
 
 
 @pytest.mark.parametrize("protocol", [2, 4])
