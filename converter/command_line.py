@@ -24,7 +24,7 @@ from typing import Any
 from rich.console import Console
 
 from converter.atomic import AtomicFiles, replace_file
-from converter.errors import PortError, RequirementError, UsageError
+from converter.errors import PortError, RequirementError, SourceError, UsageError
 from converter.progress import ProgressBar
 from converter.stop_signals import StopSignals
 
@@ -303,8 +303,8 @@ def check_result_file(
         starts: The first bytes of such files, in lower case.
 
     Raises:
-        UsageError: The file exists and is something else, its folder does not exist or cannot be written to,
-            or another argument names the same file.
+        UsageError: The file exists and is something else or a manifest, its folder does not exist or cannot
+            be written to, or another argument names the same file.
     """
     path: Path = getattr(arguments, name)
     option = f"--{name}"
@@ -318,6 +318,11 @@ def check_result_file(
         article = "an" if endings[0] == ".html" else "a"
         raise UsageError(
             f"{option} {path}: it exists and is not {article} {endings[0]} file. Give another name."
+        )
+    if path.exists() and _is_manifest(path):
+        raise UsageError(
+            f"{option} {path}: this is the manifest of a conversion, by which its weights are verified. Give "
+            "another name."
         )
     if (other := _names_same_file(arguments, name)) is not None:
         raise UsageError(f"{option} {path}: {other} names the same file. Give another name.")
@@ -334,6 +339,16 @@ def _names_same_file(arguments: argparse.Namespace, name: str) -> str | None:
             option = f"--{other.replace('_', '-')}"
             return option if option in arguments.options else other.upper()
     return None
+
+
+def _is_manifest(path: Path) -> bool:
+    from converter.manifest import read_manifest  # slow to import
+
+    try:
+        read_manifest(path)
+    except SourceError:
+        return False
+    return True
 
 
 def _starts_with(path: Path, starts: Sequence[bytes]) -> bool:

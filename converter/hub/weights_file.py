@@ -89,8 +89,17 @@ def _verify(path: Path) -> None:
     beside = manifest_path(path)
     if not beside.exists():
         return
+    try:
+        manifest = read_manifest(beside)
+    except SourceError as error:
+        raise SourceError(
+            beside,
+            f"it has the name of the manifest of {path.name}, but is not a manifest of this converter, or is "
+            "damaged",
+            next_step=f"Move it away to load {path.name} unverified, or convert the checkpoint again",
+        ) from error
     digest = file_digest(path)
-    if digest not in read_manifest(beside).output.values():
+    if digest not in manifest.output.values():
         raise SourceError(
             path,
             f"its SHA-256 is {digest}, not the one in {beside.name}: it is not the file that was converted",

@@ -27,12 +27,15 @@ def test_json_replaces_an_older_result_and_nothing_else(source: Path, tmp_path: 
     older.write_text("older")
     assert main([str(source), "-o", str(tmp_path / "w.pt"), "--json", str(older), "--quiet"]) == 0
     assert json.loads(older.read_text())["converted"] == 492
+    assert main(["list", "--json", str(older), "--quiet"]) == 0  # it is no manifest
     weights = (tmp_path / "w.pt").read_bytes()
     for command in (main, compare.main):
         assert command([str(source), "--json", str(tmp_path / "w.pt")]) == 2
         assert "w.pt: it exists and is not a .json file" in capsys.readouterr().err
         assert command([str(source), "--json", str(tmp_path / "no" / "r.json")]) == 2
         assert "there is no folder" in capsys.readouterr().err
+        assert command([str(source), "--json", str(tmp_path / "w.pt.json")]) == 2
+        assert "w.pt.json: this is the manifest of a conversion" in capsys.readouterr().err
     assert (tmp_path / "w.pt").read_bytes() == weights
 
 

@@ -325,9 +325,10 @@ def test_load_verifies_the_manifest_beside_the_file(single_files, tmp_path):
     with pytest.raises(SourceError, match=r"not the one in other\.pt\.json: it is not the file"):
         reference.load(other)
     (tmp_path / "other.pt.json").unlink()
-    (tmp_path / "other.pt.json").write_text("{}")
-    with pytest.raises(SourceError, match="not a manifest of this converter"):
-        reference.load(other)
+    for foreign in ("{}", "", '{"network": 7}'):
+        (tmp_path / "other.pt.json").write_text(foreign)
+        with pytest.raises(SourceError, match=r"other\.pt\.json: .* not a manifest .* Move it away to load"):
+            reference.load(other)
 
 
 def test_load_of_a_name_says_how_to_load_it(tmp_path, monkeypatch):
