@@ -201,6 +201,8 @@ def _problems(info: zipfile.ZipInfo) -> Iterator[str]:
         yield "is a link or another special file"
     if info.comment:
         yield "has a comment, which may hide another member"
+    if info.header_offset < 0:
+        yield "lies outside the archive"
 
 
 def _is_stray_inside(name: str) -> bool:
