@@ -10,6 +10,7 @@ import codecs
 import logging
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +30,8 @@ MAX_STATE_BYTES = 1 << 20
 _WITH_STEP = re.compile(r"(?P<model>.+)-(?P<step>0|[1-9][0-9]*)")  # Saver.save: "%s-%d"
 _FILE_ENDING = re.compile(r"\.(index|meta|data-\d{5}-of-\d{5})$")
 _WINDOWS_PATH = re.compile(r"\\\\|[^\\]+\\")
+_UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+_QUOTES = "\"'\u201c\u201d\u201e\u2018\u2019\u00ab\u00bb"
 _WITHOUT_STATE = "Delete it to take the highest step, or name the checkpoint itself"
 _MOST_NAMES = 12  # that a message lists
 
@@ -87,7 +90,8 @@ def read_latest(state: Path) -> tuple[str, ...]:
     Only the base name is returned: training writes absolute paths by default, which are wrong in a folder
     that was moved or came from another machine. A file that was edited on Windows may have a byte order mark,
     UTF-16, or a path with single backslashes, which protobuf's text format takes for escapes; whoever writes
-    a name by hand may add the ending of a file.
+    a name by hand may add the ending of a file. A file that is not in that format counts if the checkpoint
+    that it seems to name is in its folder.
 
     Args:
         state: The file, a CheckpointState in protobuf's text format.
@@ -105,30 +109,60 @@ def read_latest(state: Path) -> tuple[str, ...]:
     if len(content) > MAX_STATE_BYTES:
         problem = f"it has over {MAX_STATE_BYTES >> 20} MB, more than any list of checkpoints"
         raise SourceError(state, problem, next_step=_WITHOUT_STATE)
-    bases = [re.split(r"[/\\]", path)[-1].strip() for path in _read_paths(state, content)]
-    names = [name for base in bases for name in (base, _FILE_ENDING.sub("", base)) if name]
+    paths = _read_paths(content)
+    names = _names_of(paths)
+    if not paths:
+        by_hand = _names_of(_read_by_hand(content))
+        names = [name for name in by_hand if name in {each.name for each in find_snapshots(state.parent)}]
+        if not names:
+            problem = "this is not a readable list of checkpoints"
+            if by_hand:
+                problem += f"; it seems to name {by_hand[-1][:200]!r}, which is not in that folder"
+            raise SourceError(state, problem, next_step=_WITHOUT_STATE)
     if not names:
         raise SourceError(state, "it does not name a checkpoint", next_step=_WITHOUT_STATE)
     return tuple(dict.fromkeys(names))
 
 
-def _read_paths(state: Path, content: bytes) -> list[str]:
+def _names_of(paths: Sequence[str]) -> list[str]:
+    """Give the base names of POSIX or Windows paths, each also without the ending of a file."""
+    bases = [re.split(r"[/\\]", path)[-1].strip() for path in paths]
+    return [name for base in bases for name in (base, _FILE_ENDING.sub("", base)) if name]
+
+
+def _read_paths(content: bytes) -> list[str]:
     """Parse a `checkpoint` file; a second reading takes each backslash for part of a Windows path."""
-    utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    paths, errors = [], []
+    utf16 = content.startswith(_UTF_16)
+    paths = []
     for doubled in (False, True):
-        try:
+        with suppress(text_format.ParseError, ValueError, RecursionError):
             text = content.decode("utf-16" if utf16 else "utf-8-sig")
             text = text.replace("\\", "\\\\") if doubled else text
             path = text_format.Parse(text, CheckpointState()).model_checkpoint_path
             if not doubled or _WINDOWS_PATH.match(path):
                 paths.append(path)
-        except (text_format.ParseError, ValueError, RecursionError) as error:
-            errors.append(error)
-    if not paths:
-        problem = "this is not a readable list of checkpoints"
-        raise SourceError(state, problem, next_step=_WITHOUT_STATE) from errors[0]
     return paths
+
+
+def _read_by_hand(content: bytes) -> list[str]:
+    """Read the path of a `checkpoint` file that is not in protobuf's text format; empty without one path.
+
+    Editors leave other quotes or none, NULs, the letters of a Windows code page, UTF-16 without its mark.
+    """
+    encoding = "utf-8-sig"
+    if content.startswith(_UTF_16):
+        encoding = "utf-16"
+    elif b"\0" in content[:2]:
+        encoding = "utf-16-le" if content[1:2] == b"\0" else "utf-16-be"
+    try:
+        text = content.decode(encoding)
+    except UnicodeDecodeError:
+        text = content.decode("cp1252", "replace")
+    items = (re.split("[:=]", line, maxsplit=1) for line in text.splitlines())
+    paths = [
+        item[-1].strip(f" \t\0{_QUOTES}") for item in items if item[0].strip() == "model_checkpoint_path"
+    ]
+    return paths if len(paths) == 1 else []
 
 
 def choose(
@@ -156,9 +190,12 @@ def choose(
         return _choose_step(candidates, where, step, state)
     try:
         named = _find_named(candidates, state)
-    except SourceError:
+    except SourceError as error:
         if len(candidates) > 1:
             raise
+        logging.getLogger(__name__).warning(
+            "%s %s is the only checkpoint there and is taken.", error, candidates[0].name
+        )
         return candidates[0]
     if named is not None:
         return named

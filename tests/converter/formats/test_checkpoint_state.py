@@ -168,6 +168,36 @@ def test_a_windows_path_with_single_backslashes(tmp_path, caplog, folder, name):
     assert not caplog.records
 
 
+BY_HAND = {
+    "a Windows code page": 'model_checkpoint_path: "D:\\Modèles\\m.ckpt-9"\r\n'.encode("cp1252"),
+    "a Greek code page": 'model_checkpoint_path: "D:\\Μοντέλα\\m.ckpt-9"\r\n'.encode("cp1253"),
+    "quotes of a code page": "model_checkpoint_path: “m.ckpt-9”".encode("cp1252"),
+    "UTF-16 without its mark": 'model_checkpoint_path: "m.ckpt-9"\r\n'.encode("utf-16-le"),
+    "UTF-16, big-endian, without its mark": 'model_checkpoint_path: "m.ckpt-9"'.encode("utf-16-be"),
+    "UTF-16 without quotes": "model_checkpoint_path: m.ckpt-9.index".encode("utf-16"),
+    "no quotes": b"model_checkpoint_path: /runs/a:b/m.ckpt-9\n",
+    "an equals sign": b'model_checkpoint_path = "m.ckpt-9"\nall_model_checkpoint_paths = "m.ckpt-10"',
+    "curly quotes": "model_checkpoint_path: „C:\\models\\m.ckpt-9“\n".encode(),
+    "NULs at the end": b'model_checkpoint_path: "m.ckpt-9"\n' + bytes(512),
+    "NULs of a lost write": b'model_checkpoint_path: "m.ckpt-9"' + bytes(512),
+    "a field of the future": b'model_checkpoint_path: "m.ckpt-9"\nfuture_field: 3\n',
+}
+
+
+@pytest.mark.parametrize("content", BY_HAND.values(), ids=BY_HAND)
+def test_what_editors_make_of_it_counts_if_the_checkpoint_is_there(tmp_path, caplog, content):
+    small(tmp_path, "m.ckpt-9", "m.ckpt-10")
+    (tmp_path / "checkpoint").write_bytes(content)
+    assert opened(tmp_path) == opened(tmp_path / "checkpoint") == "m.ckpt-9"
+    assert not caplog.records
+    for path in tmp_path.glob("m.ckpt-9.*"):
+        path.unlink()
+    problem = r"not a readable list .*it seems to name 'm\.ckpt-9', which is not in that folder\. Delete it"
+    with pytest.raises(SourceError, match=problem):
+        opened(small(tmp_path, "m.ckpt-8"))
+    assert not caplog.records
+
+
 def test_a_name_with_an_ending_that_is_its_own(tmp_path):
     small(tmp_path, "m.index", "m")
     assert opened(state(tmp_path, 'model_checkpoint_path: "m.index"')) == "m.index"
@@ -234,9 +264,11 @@ def test_a_name_without_a_step_is_no_step(tmp_path):
     assert opened(state(tmp_path, 'model_checkpoint_path: "m.ckpt"')) == "m.ckpt"
 
 
-def test_a_single_checkpoint_needs_no_list(tmp_path):
+def test_a_single_checkpoint_needs_no_list(tmp_path, caplog):
     state(small(tmp_path, "m.ckpt-10"), "damaged")
     assert opened(tmp_path) == "m.ckpt-10"
+    (record,) = caplog.records
+    assert record.getMessage().endswith("m.ckpt-10 is the only checkpoint there and is taken.")
     with pytest.raises(SourceError, match=r"checkpoint: this is not a readable list of checkpoints"):
         open_source(tmp_path / "checkpoint")
 
