@@ -58,7 +58,7 @@ def measure_faces(folder: Path, rounds: int, most: int | None = None) -> list[Fi
     return [
         *_rates("detect", seconds, count, thresholds.DETECT_RATIO),
         *_rates("embed", seconds, count, thresholds.EMBED_RATIO),
-        _memory(folder, photographs, count, min(rounds, 2), environment),
+        _memory(folder, photographs, count, min(rounds, 3), environment),
     ]
 
 
