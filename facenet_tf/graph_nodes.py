@@ -23,11 +23,15 @@ class GraphError(ValueError):
     Args:
         path: The file.
         problem: A clause without a full stop.
+
+    Attributes:
+        path: The file.
+        problem: The clause.
     """
 
     def __init__(self, path: Path, problem: str) -> None:
         super().__init__(f"{path}: {problem}.")
-        self.path = path
+        self.path, self.problem = path, problem
 
 
 def rename_nodes(graph_def: Any, names: Mapping[str, str]) -> None:
@@ -79,7 +83,7 @@ class GraphNodes:
             GraphError: There is no such node.
         """
         if name not in self.by_name:
-            raise GraphError(self.path, f"no node {name!r}: not the Inception-ResNet-v1 graph of facenet")
+            raise GraphError(self.path, f"it has no node {name!r}")
         return self.by_name[name]
 
     def producer(self, node: Any, index: int) -> Any:

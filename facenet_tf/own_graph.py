@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from facenet_tf import import_tensorflow
 from facenet_tf.find_activations import AVERAGE_POOL, find_activations, find_logits
+from facenet_tf.graph_interface import NORMALISATION, name_interface
 from facenet_tf.graph_nodes import REF_VARIABLES, VARIABLES, GraphError, GraphNodes, rename_nodes
 from facenet_tf.saved_model import read_saved_model
 from facenet_tf.session import check_activations, check_images, legacy_graph, open_session
@@ -76,6 +77,7 @@ class OwnGraph:
         activations: The names that `run` takes, in the order of evaluation: the stages of
             `facenet_tf.graph.STAGES` and the 132 convolutions.
         has_logits: Whether the graph has a classification head.
+        is_normalised: Whether the graph itself scales its embeddings to length one.
         operations: Every kind of operation in the graph.
         tensors: Variable name to the array that TensorFlow's reader returned.
         pool_size: Height and width of the last average pool, or None if the graph does not fix them.
@@ -93,6 +95,7 @@ class OwnGraph:
         self.path = path
         self.tensors = tensors
         self.has_logits = logits is not None
+        self.is_normalised = not any(name.startswith(f"{NORMALISATION}/") for name in nodes.by_name)
         self.operations = frozenset(node.op for node in graph_def.node)
         ends = find_activations(nodes, logits)
         self.activations = tuple(ends)
@@ -226,6 +229,7 @@ class OwnGraph:
 
         Raises:
             ValueError: The images have a wrong shape or an unsupported size, or an activation does not exist.
+            GraphError: TensorFlow does not run the graph.
         """
         check_images(images)
         if not self.supports(*images.shape[1:3]):
@@ -236,10 +240,14 @@ class OwnGraph:
         names = self.activations if activations is None else tuple(activations)
         check_activations(names, self.activations)
         feeds = {"input": images, "phase_train": False, "batch_size": len(images)}
-        values: dict[str, NDArray[Any]] = self._session.run(
-            {name: self._tensors[name] for name in names},
-            {tensor: feeds[name] for name, tensor in self._feeds.items()},
-        )
+        try:
+            values: dict[str, NDArray[Any]] = self._session.run(
+                {name: self._tensors[name] for name in names},
+                {tensor: feeds[name] for name, tensor in self._feeds.items()},
+            )
+        except tf.errors.InvalidArgumentError as error:
+            first = str(error.message).strip().splitlines()[0].removesuffix(".")
+            raise GraphError(self.path, f"TensorFlow does not run it: {first}") from error
         if AVERAGE_POOL in values:
             values[AVERAGE_POOL] = values[AVERAGE_POOL].reshape(len(images), 1, 1, -1)
         return values
@@ -268,6 +276,7 @@ def _cut_to_inference(path: Path, graph_def: Any) -> tuple[Any, str | None]:
     Returns:
         The GraphDef, and the node of the logits, or None.
     """
+    name_interface(path, graph_def)
     nodes = GraphNodes(path, graph_def)
     logits = find_logits(nodes, FEEDS)
     outputs = ["embeddings"] if logits is None else ["embeddings", logits]

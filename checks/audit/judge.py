@@ -211,16 +211,18 @@ def write_verdict(
     judgements: Sequence[Judgement],
     run: GraphRun | None,
     broken: BrokenSource | None = None,
+    *,
+    is_not_run: bool = False,
 ) -> str:
-    """Write the verdict, a sentence or two."""
+    """Write the verdict, a sentence or two; `is_not_run` if the port has a graph that could not be run."""
+    port = _write_port_verdict(results, judgements, run, is_not_run)
     if broken is not None:
-        port = _write_port_verdict(results, judgements, run)
         return f"The source is broken: {broken.statement}. {port} {broken.next_step}."
-    return _write_port_verdict(results, judgements, run)
+    return port
 
 
 def _write_port_verdict(
-    results: Sequence[TensorResult], judgements: Sequence[Judgement], run: GraphRun | None
+    results: Sequence[TensorResult], judgements: Sequence[Judgement], run: GraphRun | None, is_not_run: bool
 ) -> str:
     faults = [result for result in results if not result.is_faithful]
     if len(faults) > 1:
@@ -238,14 +240,14 @@ def _write_port_verdict(
         )
     if failed:
         return f"The port differs: its weights are faithful, but {' and '.join(failed)} failed."
-    sentence = _faithful_verdict({result.status for result in results}, run)
+    sentence = _faithful_verdict({result.status for result in results}, run, is_not_run)
     unjudged = sum(result.status == "not judged" for result in results)
     if unjudged:
         return f"{sentence} {counted(unjudged, 'tensor')} could not be judged: not in the source."
     return sentence
 
 
-def _faithful_verdict(statuses: set[Status], run: GraphRun | None) -> str:
+def _faithful_verdict(statuses: set[Status], run: GraphRun | None, is_not_run: bool) -> str:
     changes = []
     if statuses & {"folded", "approximate"}:
         changes.append("with factors folded in")
@@ -254,7 +256,10 @@ def _faithful_verdict(statuses: set[Status], run: GraphRun | None) -> str:
     graph = "" if run is None else ", and its graph computes what the network does"
     if run is not None and run.resized:
         graph += f" with the images that it resizes {run.resized}"
-    if not changes:
-        return f"The port is exact: every tensor is the source's, bit for bit{graph}."
     exactness = "within rounding" if "approximate" in statuses else "bit for bit"
-    return f"The port is faithful: its weights are the source's {' and '.join(changes)}, {exactness}{graph}."
+    claim = f"its weights are the source's {' and '.join(changes)}, {exactness}"
+    if not changes:
+        claim = "every tensor is the source's, bit for bit"
+    if is_not_run:
+        return f"Weaker proof: {claim}, but its graph was not run."
+    return f"The port is {'faithful' if changes else 'exact'}: {claim}{graph}."

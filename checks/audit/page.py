@@ -9,7 +9,7 @@ from itertools import zip_longest
 from pathlib import Path
 
 from checks.audit.judge import describe_tensor
-from checks.audit.result import ONLY_EMBEDDINGS, AuditResult, GraphRun, InputRun, Status, TensorResult
+from checks.audit.result import WEAKER, AuditResult, GraphRun, InputRun, Status, TensorResult
 from checks.audit.table import STATUS_MEANINGS, run_table
 from checks.core import thresholds
 from checks.core.metrics import exact_value, figure
@@ -100,13 +100,15 @@ def _head(result: AuditResult, unfaithful: Sequence[TensorResult]) -> Head:
         reasons.append(("First divergence", f"{short_name(result.run.first_divergence)}, when run"))
     if result.not_understood:
         reasons.append(("Not understood", result.not_understood))
+    if result.not_run:
+        reasons.append(("Not run", result.not_run))
     if result.recognised:
         reasons.append(("Recognised", result.recognised))
     return Head(
         command="audit",
         passed=result.passed,
         word=_word(result),
-        is_weaker=result.exit_code == ONLY_EMBEDDINGS,
+        is_weaker=result.exit_code == WEAKER,
         sentence=result.verdict,
         facts=(
             ("port", shown_path(result.port)),
@@ -125,7 +127,7 @@ def _word(result: AuditResult) -> str:
     """The verdict in a word or two."""
     if result.broken is not None and not result.differs:
         return "Broken source"
-    return {0: "Sound", ONLY_EMBEDDINGS: "Weaker proof"}.get(result.exit_code, "Differs")
+    return {0: "Sound", WEAKER: "Weaker proof"}.get(result.exit_code, "Differs")
 
 
 def _ulps(steps: int) -> str:

@@ -31,8 +31,8 @@ FAITHFUL: frozenset[Status] = frozenset({"equal", "folded", "rounded", "approxim
 """Statuses that count as faithful."""
 
 
-ONLY_EMBEDDINGS = 5
-"""Exit code: the embeddings are the source's, but the weights could not be compared."""
+WEAKER = 5
+"""Exit code: either the embeddings or the weights are the source's, and the others could not be compared."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +182,8 @@ class AuditResult:
         broken: What is broken in the source, so that no graph is run; None for a sound source.
         not_understood: The place where a graph is not understood, so that only its embeddings were compared;
             empty if every tensor was compared.
+        not_run: The reason why a TensorFlow graph was not run, so that only its weights were compared; empty
+            if it was run or there is none.
     """
 
     port: str
@@ -199,10 +201,11 @@ class AuditResult:
     environment: Mapping[str, Any]
     broken: BrokenSource | None = None
     not_understood: str = ""
+    not_run: str = ""
 
     @property
     def passed(self) -> bool:
-        """True if every tensor was compared, every judgement holds and the source is sound."""
+        """True if all tensors were compared, a graph was run, all judgements hold and the source is sound."""
         return self.exit_code == 0
 
     @property
@@ -212,9 +215,9 @@ class AuditResult:
 
     @property
     def exit_code(self) -> int:
-        """0 faithful; 1 the port differs; 3 it does not, but its source is broken; or `ONLY_EMBEDDINGS`."""
+        """0 faithful; 1 the port differs; 3 it does not, but its source is broken; or `WEAKER`."""
         if self.differs:
             return 1
         if self.broken is not None:
             return SourceError.exit_code
-        return ONLY_EMBEDDINGS if self.not_understood else 0
+        return WEAKER if self.not_understood or self.not_run else 0

@@ -155,6 +155,7 @@ class _Findings:
     run: GraphRun | None = None
     broken: BrokenSource | None = None
     not_understood: str = ""
+    not_run: str = ""
 
 
 def _make_result(
@@ -174,7 +175,13 @@ def _make_result(
     if findings.not_understood:
         verdict = write_embeddings_verdict(findings.judgements)
     else:
-        verdict = write_verdict(findings.tensors, findings.judgements, findings.run, findings.broken)
+        verdict = write_verdict(
+            findings.tensors,
+            findings.judgements,
+            findings.run,
+            findings.broken,
+            is_not_run=bool(findings.not_run),
+        )
     return AuditResult(
         port=str(port.path),
         format=port.format,
@@ -191,6 +198,7 @@ def _make_result(
         environment=environment() | runtimes,
         broken=findings.broken,
         not_understood=findings.not_understood,
+        not_run=findings.not_run,
     )
 
 
@@ -306,8 +314,7 @@ def _audit_weights(
     say("comparing")
     results = compare_tensors(weights, source)
     remarks = list(_remarks(weights, source))
-    judgements: list[Judgement] = []
-    run: GraphRun | None = None
+    run, not_run = None, ""
     broken = source.broken
     if port.naming == "tensorflow":
         broken = broken or _find_overflow(source, seed)
@@ -322,12 +329,14 @@ def _audit_weights(
         except OSError:  # the machine's, not the port's
             raise
         except Exception as error:  # TensorFlow raises anything on a foreign graph
-            message = " ".join(str(error).split())[:_LONGEST_MESSAGE]
-            judgements.append(Judgement("arithmetic", False, f"its own graph: {message}"))
-    if run is not None:
-        judgements += judge_run(run, trained)
-    judgements.insert(0, judge_tensors(results, remarks))
-    return _Findings(describe_network(source.variant), results, tuple(judgements), run, broken)
+            problem = getattr(error.__cause__ or error, "problem", str(error))
+            not_run = " ".join(problem.split())[:_LONGEST_MESSAGE].removesuffix(".")
+    judgements = (
+        judge_tensors(results, remarks),
+        *(() if run is None else judge_run(run, trained)),
+    )
+    network = describe_network(source.variant)
+    return _Findings(network, results, judgements, run, broken, not_run=not_run)
 
 
 def _run_own_graph(

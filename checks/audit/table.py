@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from checks.audit.judge import describe_largest, describe_tensor, judge_distance
-from checks.audit.result import FAITHFUL, ONLY_EMBEDDINGS, AuditResult, GraphRun, Status, TensorResult
+from checks.audit.result import FAITHFUL, WEAKER, AuditResult, GraphRun, Status, TensorResult
 from checks.core.inputs import NOISE
 from checks.core.metrics import figure
 from checks.core.network import short_name
@@ -47,7 +47,7 @@ def print_result(result: AuditResult, *, verbose: bool = False) -> None:
         verbose: Whether to print the tables and every detail as well.
     """
     console = command_line.console(_WIDTH)
-    style = {0: "bold green", ONLY_EMBEDDINGS: "bold yellow"}.get(result.exit_code, "bold red")
+    style = {0: "bold green", WEAKER: "bold yellow"}.get(result.exit_code, "bold red")
     console.print(result.verdict, style=style, markup=False)
     console.print(f"  port     {from_home(result.port)} ({result.format})", markup=False)
     console.print(f"  against  {from_home(result.source)} ({result.network})", markup=False)
@@ -57,6 +57,8 @@ def print_result(result: AuditResult, *, verbose: bool = False) -> None:
         console.print(f"  {result.recognised}", markup=False)
     if result.not_understood:
         console.print(f"  not understood: {result.not_understood}", markup=False)
+    if result.not_run:
+        console.print(f"  its graph was not run: {result.not_run}", markup=False)
     print_judgements(console, result.judgements, most_details=0)
     if not result.passed:
         for line in _first_difference(result):

@@ -195,7 +195,7 @@ def find_meta(prefix: str | Path) -> Path | None:
 
 WITHOUT_OWN_GRAPH: Mapping[GraphKind, str] = {
     "meta": "Move the .meta away",
-    "frozen": "Give the checkpoint that it was frozen from, without its .meta,",
+    "frozen": "Give the checkpoint that it was frozen from, its .index and .data alone,",
     "saved_model": "Move saved_model.pb away and give variables/",
 }
 """Kind of an own graph to the advice that leaves it out."""
@@ -241,6 +241,6 @@ def open_own_graph(source: TensorSource, weights: Weights) -> OwnGraph | None:
             return OwnGraph.from_frozen(path, weights, scope)
         return OwnGraph.from_checkpoint(path, opened.path, weights, scope)
     except GraphError as error:
-        problem = f"the checkpoint's own graph cannot be run ({error})"
+        problem = f"the checkpoint's own graph cannot be run: {error.problem}"
         next_step = f"{WITHOUT_OWN_GRAPH[kind]} to compare with the rebuilt graph alone"
         raise SourceError(error.path, problem, next_step=next_step) from error

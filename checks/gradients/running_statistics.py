@@ -48,7 +48,7 @@ def read_updates(
     try:
         return read_variance_updates(path, read_graph(path, kind, weights, source.prefix)), path
     except GraphError as error:
-        problem = f"the updates of its running variances cannot be read ({error})"
+        problem = f"the updates of its running variances cannot be read: {error.problem}"
         next_step = f"{WITHOUT_OWN_GRAPH[kind]} to check against slim's fused BatchNorm"
         raise SourceError(path, problem, next_step=next_step) from error
 

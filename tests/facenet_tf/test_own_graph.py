@@ -17,7 +17,7 @@ from converter.formats.tensorflow.bundle_writer import write_tensor_bundle
 from facenet_tf import checkpoint as checkpoint_writer
 from facenet_tf import graph
 from facenet_tf.checkpoint import write_checkpoint
-from facenet_tf.graph_nodes import GraphError
+from facenet_tf.graph_nodes import GraphError, rename_nodes
 from facenet_tf.own_graph import OwnGraph
 from facenet_tf.rebuilt_network import RebuiltNetwork
 from facenet_tf.session import legacy_graph, open_session
@@ -128,6 +128,54 @@ def test_activations_do_not_depend_on_the_names_of_operations(
         np.testing.assert_array_equal(value, expected[activation], err_msg=activation)
 
 
+def rename_everything(definition: Any) -> None:
+    names = {"embeddings": "output", "input": "input_1", "phase_train": "keras_learning_phase"}
+    rename_nodes(definition, names)
+
+
+def cut_before_the_normalisation(definition: Any) -> None:
+    kept = [node for node in definition.node if node.name.partition("/")[0] != "embeddings"]
+    del definition.node[:]
+    definition.node.extend(kept)
+
+
+def cut_at_both_ends(definition: Any) -> None:
+    nodes = {node.name: node for node in definition.node}
+    nodes["input"].Clear()
+    nodes["input"].name, nodes["input"].op = "input", "Placeholder"
+    nodes["input"].attr["dtype"].type = graph.tf.float32.as_datatype_enum
+    rename_nodes(definition, {"input": "image_input"})
+    cut_before_the_normalisation(definition)
+
+
+@pytest.mark.parametrize("change", [rename_everything, cut_at_both_ends])
+def test_input_and_end_may_have_other_names(
+    frozen_def: Any, from_pb: OwnGraph, images: NDArray, tmp_path: Path, change: Callable[[Any], None]
+) -> None:
+    changed = tf1.GraphDef()
+    changed.CopyFrom(frozen_def)
+    change(changed)
+    (tmp_path / "changed.pb").write_bytes(changed.SerializeToString())
+    with OwnGraph.from_frozen(tmp_path / "changed.pb") as network:
+        assert network.activations == from_pb.activations
+        assert network.is_normalised is (change is rename_everything)
+        value = network.run(images[:1], ["embeddings"])["embeddings"]
+    np.testing.assert_array_equal(value, from_pb.run(images[:1], ["embeddings"])["embeddings"])
+
+
+def test_an_end_that_is_not_the_networks_is_not_taken_for_the_embeddings(
+    frozen_def: Any, tmp_path: Path
+) -> None:
+    changed = tf1.GraphDef()
+    changed.CopyFrom(frozen_def)
+    cut_before_the_normalisation(changed)
+    bottleneck = next(node.name for node in changed.node if node.name.endswith("Bottleneck/MatMul"))
+    changed.node.add(name="probabilities", op="Softmax", input=[bottleneck])
+    (tmp_path / "changed.pb").write_bytes(changed.SerializeToString())
+    with pytest.raises(GraphError, match=r"no node 'embeddings', .* its last nodes are .*'probabilities'"):
+        OwnGraph.from_frozen(tmp_path / "changed.pb")
+
+
 def test_triplet_checkpoint_of_an_older_release(
     tensors: Tensors, tmp_path: Path, images: NDArray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -188,7 +236,7 @@ def test_other_shapes_of_images_are_refused(from_pb: OwnGraph, shape: tuple[int,
     ("content", "message"),
     [
         (b"<!DOCTYPE html><title>Quota exceeded</title>", "the file is damaged, cut off or not a graph"),
-        (b"", "no node 'embeddings'"),
+        (b"", "it has no node 'embeddings'"),
         (another_network, "0 convolutions have weights here, not 132"),
     ],
 )

@@ -37,15 +37,17 @@ class TensorFlowSession(GraphSession):
         graph: The graph.
 
     Raises:
-        ValueError: The graph holds operations that are not arithmetic, and was not run.
+        ValueError: The graph holds operations that are not arithmetic.
     """
 
     def __init__(self, graph: OwnGraph) -> None:
         others = sorted(graph.operations - ARITHMETIC)
         if others:
-            raise ValueError(f"it was not run: it holds {', '.join(others)}, not only arithmetic")
+            raise ValueError(f"it holds {', '.join(others)}, not only arithmetic")
         self.runtime = f"TensorFlow {versions()['tensorflow']}"
         self._graph = graph
+        if not graph.is_normalised:
+            self.output_description = "embeddings before the L2 normalisation, which was added to run it"
         self.activations = tuple(
             activation
             for activation in activation_names(every_layer=True, logits=False)
