@@ -134,8 +134,8 @@ def _find_images(nodes: GraphNodes, forward: list[Any]) -> str:
             ", ".join(f"{node.name!r} ({node.op})" for node in forward if node.op in _PLACEHOLDERS) or "none"
         )
         raise GraphError(nodes.path, f"it has no single input of float32 images; its placeholders: {held}")
-    return images[0]
+    return str(images[0])
 
 
 def _is_placeholder(node: Any, dtype: Any) -> bool:
-    return node.op in _PLACEHOLDERS and node.attr["dtype"].type == dtype.as_datatype_enum
+    return node.op in _PLACEHOLDERS and bool(node.attr["dtype"].type == dtype.as_datatype_enum)
