@@ -8,9 +8,12 @@ from pathlib import PurePath
 _STRAY = re.compile(
     r"\.(?!\.?$).+"  # hidden files and folders: ._name and .DS_Store of macOS, .ipynb_checkpoints, .nfs...
     r"|__macosx|icon\r"  # macOS, in archives and on foreign disks
-    r"|thumbs\.db|ehthumbs\.db|desktop\.ini|\$recycle\.bin|system volume information"  # Windows
-    r"|@eadir|#recycle|lost\+found|__pycache__"  # NAS devices, Linux, Python
-    r"|.*~|~\$.*|#.*#|.*\.sw[op]"  # editors and office programs
+    r"|network trash folder|temporary items|thevolumesettingsfolder"
+    r"|thumbs\.db|ehthumbs\.db|desktop\.ini"  # Windows
+    r"|\$recycle\.bin|recycler|system volume information|found\.\d{3}"
+    r"|@(eadir|recycle|recently-snapshot|sharebin|tmp|gmt-[\d.-]+)|#(recycle|snapshot)"  # NAS devices
+    r"|lost\+found|__pycache__"  # Linux, Python
+    r"|.*~|~.*|#.*#|.*\.sw[op]|.*\.sb-[\da-f]+-\w+"  # editors and office programs
     r"|.*\.(tmp|temp|tempstate\d*|part|partial|filepart|crdownload|download|opdownload|aria2|incomplete|lock)",
     re.DOTALL | re.IGNORECASE,
 )

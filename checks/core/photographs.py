@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from checks.core.types import Array
 from converter.errors import SourceError, UsageError
 from converter.formats.limits import open_regular
+from converter.formats.neighbours import HEAD_BYTES, recognise_placeholder
 from converter.stray_files import is_stray
 
 if TYPE_CHECKING:
@@ -115,5 +116,9 @@ def _to_rgb(file: Path, image: Image) -> NDArray[np.uint8]:
 
 
 def _undecodable(file: Path) -> PhotographError:
+    with open_regular(file) as opened:
+        placeholder = recognise_placeholder(opened.read(HEAD_BYTES))
+    if placeholder is not None:
+        return PhotographError(file, *placeholder)
     empty = "" if file.stat().st_size else ": it is empty"
     return PhotographError(file, f"cannot be decoded as a photograph{empty}")

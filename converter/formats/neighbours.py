@@ -38,34 +38,42 @@ _TEXT_GRAPH = re.compile(
 )
 
 
-def refuse_placeholder(path: Path, head: bytes) -> None:
-    """Refuse a file that stands for another one: a pointer of Git LFS, or a page sent in place of a download.
+def recognise_placeholder(head: bytes) -> tuple[str, str] | None:
+    """Recognise a pointer of Git LFS, or a page that was sent in place of a download.
 
     Args:
-        path: The file.
         head: Its first `HEAD_BYTES`.
 
-    Raises:
-        SourceError: It is one.
+    Returns:
+        The problem and the next step, both clauses; None for any other file.
     """
     text = head.lstrip().lower()
     if head.startswith(_LFS):
         size = re.search(rb"\nsize (\d+)\n", head)
         of = f" of {int(size[1]):,} bytes" if size else ""
         problem = f"this is a pointer of Git LFS, not the file itself{of}"
-        raise SourceError(
-            path, problem, next_step="Run `git lfs pull` in its repository, or download the file"
-        )
+        return problem, "Run `git lfs pull` in its repository, or download the file"
     if text.startswith((b"<!doctype", b"<html")):
-        raise SourceError(
-            path,
-            "this is a web page, not a model. Google Drive sends one when it asks for a confirmation or when "
-            "its quota is used up",
-            next_step="Open the link in a browser and save the file itself",
+        return (
+            "this is a web page, not the file itself. Google Drive sends one when it asks for a confirmation "
+            "or when its quota is used up",
+            "Open the link in a browser and save the file itself",
         )
     if text.startswith(b"<?xml") and b"<error" in text:
-        problem = "this is the error message of a server, not a model"
-        raise SourceError(path, problem, next_step="Check the link and download the file again")
+        problem = "this is the error message of a server, not the file itself"
+        return problem, "Check the link and download the file again"
+    return None
+
+
+def refuse_placeholder(path: Path, head: bytes) -> None:
+    """Refuse a file that stands for another one, as `recognise_placeholder` says.
+
+    Raises:
+        SourceError: It is one.
+    """
+    if (recognised := recognise_placeholder(head)) is not None:
+        problem, next_step = recognised
+        raise SourceError(path, problem, next_step=next_step)
 
 
 def is_onnx(head: bytes) -> bool:

@@ -187,7 +187,7 @@ def test_random_bytes(command, tmp_path, extension):
 def test_a_web_page(command, tmp_path, extension):
     path = tmp_path / f"20180402-114759.{extension}"
     path.write_bytes(DRIVE_PAGE)
-    command.refuses(path, says=[path, "this is a web page, not a model", "save the file itself"])
+    command.refuses(path, says=[path, "this is a web page, not the file itself", "save the file itself"])
 
 
 def test_a_folder_that_holds_a_web_page(command, tmp_path):

@@ -34,6 +34,19 @@ LEFT = [
     "__MACOSX/._{}",
     "@eaDir/{}",
     "$RECYCLE.BIN/{}",
+    "RECYCLER/{}",
+    "found.000/{}",
+    "@Recycle/{}",
+    "@Recently-Snapshot/{}",
+    "@tmp/{}",
+    "@GMT-2026.01.02-03.04.05/{}",
+    "#snapshot/{}",
+    "~snapshot/{}",
+    "Network Trash Folder/{}",
+    "Temporary Items/{}",
+    ".Temporary Items/{}",
+    "~{}",
+    "{}.sb-1234ab-Xy12ab",
 ]
 BY_SYSTEMS = [".DS_Store", "Thumbs.db", "desktop.ini", "Icon\r", ".nfs0000000001", ".directory"]
 
@@ -168,6 +181,12 @@ def test_names_of_users_are_not_stray() -> None:
         "part.pt",
         "a.partial.pt",
         "tmp/x",
+        "recycled/x",
+        "snapshot/x",
+        "found.1.jpg",
+        "#1.jpg",
+        "@ann.jpg",
+        "a.sb-1.jpg",
         "..",
         ".",
     ):

@@ -543,7 +543,7 @@ def test_the_source_is_found_by_a_published_sha256(single_files, monkeypatch):
     ("name", "content", "message"),
     [
         ("empty.pt", b"", "the file is empty"),
-        ("page.pt", b"<!doctype html><html>", "a web page, not a model"),
+        ("page.pt", b"<!doctype html><html>", "a web page, not the file itself"),
         ("cut.safetensors", b"\x40\0\0\0\0\0\0\0{", "this safetensors file is cut off"),
         ("noise.bin", bytes(range(200)) * 3, "this is not a TensorFlow graph"),
     ],

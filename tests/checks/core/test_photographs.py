@@ -54,7 +54,12 @@ BAD = {
     "cut.webp": (truncated, "cannot be decoded as a photograph"),
     "flipped.png": (broken_png, "cannot be decoded as a photograph"),
     "empty.jpg": (lambda path: path.touch(), "cannot be decoded as a photograph: it is empty"),
-    "page.jpeg": (lambda path: path.write_text("<!doctype html>"), "cannot be decoded as a photograph"),
+    "text.jpeg": (lambda path: path.write_text("a photograph"), "cannot be decoded as a photograph"),
+    "page.jpeg": (lambda path: path.write_text("<!doctype html>"), "this is a web page, not the file itself"),
+    "pointer.jpg": (
+        lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\nsize 12\n"),
+        "this is a pointer of Git LFS, not the file itself. Run `git lfs pull`",
+    ),
     "large.png": (of_pixels(10_000, 9_000), "more than the 89,478,485 pixels that Pillow takes"),
     "bomb.png": (of_pixels(50_000, 50_000), "more than the 89,478,485 pixels that Pillow takes"),
     "pipe.jpg": (os.mkfifo, "this is not a regular file"),

@@ -77,14 +77,15 @@ def test_a_data_file_that_is_a_pointer_of_git_lfs(refusal, tmp_path):
 @pytest.mark.parametrize("page", [b"<!DOCTYPE html><title>Quota</title>", b"\n<HTML><head>"])
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_a_web_page(refusal, tmp_path, ending, page):
-    assert "this is a web page, not a model" in refusal(write(tmp_path / f"model.{ending}", page))
+    assert "this is a web page, not the file itself" in refusal(write(tmp_path / f"model.{ending}", page))
 
 
 @pytest.mark.parametrize("ending", ["pb", "h5", "pt", "index"])
 def test_the_error_of_a_bucket(refusal, tmp_path, ending):
     error = b"<?xml version='1.0' encoding='UTF-8'?><Error><Code>AccessDenied</Code></Error>"
     assert refusal(write(tmp_path / f"model.{ending}", error)) == (
-        "this is the error message of a server, not a model. Check the link and download the file again."
+        "this is the error message of a server, not the file itself. Check the link and download the file "
+        "again."
     )
 
 

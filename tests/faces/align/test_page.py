@@ -22,7 +22,7 @@ def test_every_photograph_is_shown_the_doubtful_ones_first(detector, tmp_path):
         "nobody": (),
     }.items():
         picture(*faces).save(folder / f"Ana/{name}.png")
-    (folder / "Ana/page.jpg").write_text("<!doctype html>")
+    (folder / "Ana/page.jpg").touch()
     report = tmp_path / "sheet.html"
     main(["align", str(folder), str(tmp_path / "crops"), "--quiet", "--report", str(report)])
     page = report.read_text()
@@ -30,7 +30,8 @@ def test_every_photograph_is_shown_the_doubtful_ones_first(detector, tmp_path):
     assert page.count("data:image/jpeg;base64,") == 6
     captions = [re.sub("<wbr>|<[^>]*>", "", text) for text in re.findall("<figcaption>(.*?)</figc", page)]
     assert captions == [
-        "Ana/page.jpgcannot be decoded as a photograph. Leave it out, or save it again as JPEG or PNG.",
+        "Ana/page.jpgcannot be decoded as a photograph: it is empty. Leave it out, or save it again as JPEG "
+        "or PNG.",
         "Ana/nobody.png",
         "Ana/several.png2 faces",
         "Ana/low.pngscore 0.90",
