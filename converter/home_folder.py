@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from converter.errors import RequirementError
@@ -13,6 +14,18 @@ def home_folder() -> Path | None:
         return Path.home()
     except RuntimeError:
         return None
+
+
+def xdg_folder(variable: str) -> Path | None:
+    """The folder that a variable such as XDG_CACHE_HOME names; None without one, or if its path is relative.
+
+    The XDG Base Directory Specification has relative paths ignored.
+
+    Raises:
+        RequirementError: It begins with a ~, and there is no home folder.
+    """
+    folder = expand(os.environ.get(variable, ""), variable)
+    return folder if folder.is_absolute() else None
 
 
 def from_home(path: Path | str) -> str:

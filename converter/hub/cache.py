@@ -20,7 +20,7 @@ from pathlib import Path
 
 from converter.atomic import DISK_FULL
 from converter.errors import RequirementError, SourceError
-from converter.home_folder import expand, home_folder
+from converter.home_folder import expand, home_folder, xdg_folder
 from converter.hub.catalog_entry import CatalogEntry, ModelSource, file_digests
 from converter.stray_files import is_stray
 
@@ -39,13 +39,12 @@ def cache_folder() -> Path:
     """$FACENET_PORT_CACHE, or facenet-port in $XDG_CACHE_HOME, in ~/.cache, or without a home in $TORCH_HOME.
 
     Raises:
-        RequirementError: None of these variables is set, and there is no home folder.
+        RequirementError: None of these variables is set to an absolute path, and there is no home folder.
     """
     named = os.environ.get(VARIABLE)
     if named:
         return expand(named, VARIABLE)
-    root = os.environ.get(_XDG)
-    return (Path(root) if root else _caches_at_home(_TORCH)) / "facenet-port"
+    return (xdg_folder(_XDG) or _caches_at_home(_TORCH)) / "facenet-port"
 
 
 def is_cached(path: Path) -> bool:

@@ -62,11 +62,14 @@ def model_folder(
             advice = " or ".join(source.by_hand for source in entry.sources)
             source = _match(archive, entry.sources, next_step=advice[0].upper() + advice[1:])
         if source is None or not cache.model_folder_path(entry, source).exists():
+            if archive is None and offline:
+                ways = " ".join(f"{_by_hand(entry, source)}." for source in entry.sources)
+                raise RequirementError(f"{entry.name} is not in the cache, and offline mode is on. {ways}")
             with cache.lock(entry.name):
                 if archive is None:
                     source = cache.cached_source(entry)  # another process may have been faster
                 if source is None or not cache.model_folder_path(entry, source).exists():
-                    source = _fill(entry, source, offline, archive, progress)
+                    source = _fill(entry, source, archive, progress)
         folder = cache.model_folder_path(entry, source)
         cache.check_model_folder(folder, entry.name, source)
     return folder
@@ -118,14 +121,10 @@ def _by_hand(entry: CatalogEntry, source: ModelSource) -> str:
 def _fill(
     entry: CatalogEntry,
     source: ModelSource | None,
-    offline: bool,
     archive: Path | None,
     progress: Progress | None,
 ) -> ModelSource:
     """Put the folder of a model into the cache; return the source that it is from."""
-    if archive is None and offline:
-        ways = " ".join(f"{_by_hand(entry, source)}." for source in entry.sources)
-        raise RequirementError(f"{entry.name} is not in the cache, and offline mode is on. {ways}")
     work = cache.incomplete_folder(entry)
     try:
         work.mkdir(parents=True, exist_ok=True)

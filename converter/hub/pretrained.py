@@ -128,18 +128,18 @@ def _make(entry: CatalogEntry, offline: bool) -> _Candidate:
     from converter.progress import ProgressBar
 
     destination = hub_checkpoints() / entry.state_dict_name
+    try:
+        with ProgressBar(f"downloading {entry.name}") as progress:
+            model = fetch(entry, offline=offline, progress=progress)
+    except RequirementError as error:
+        if not destination.exists():
+            raise
+        problem = "neither its SHA-256 nor a manifest beside it proves it"
+        raise RequirementError(f"{destination}: {problem}. {error}") from None
     with lock(destination.name):
         candidate = _verified(entry)
         if candidate is not None:
             return candidate
-        try:
-            with ProgressBar(f"downloading {entry.name}") as progress:
-                model = fetch(entry, offline=offline, progress=progress)
-        except RequirementError as error:
-            if not destination.exists():
-                raise
-            problem = "neither its SHA-256 nor a manifest beside it proves it"
-            raise RequirementError(f"{destination}: {problem}. {error}") from None
         destination.parent.mkdir(parents=True, exist_ok=True)
         if not os.access(destination.parent, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(destination.parent))

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from converter.errors import SourceError
-from converter.home_folder import expand, home_folder
+from converter.home_folder import expand, home_folder, xdg_folder
 from converter.hub.catalog_entry import (
     FIXED,
     PER_IMAGE,
@@ -79,13 +79,13 @@ def catalog_path() -> Path | None:
     named = os.environ.get(VARIABLE)
     if named:
         return expand(named, VARIABLE)
-    root = os.environ.get("XDG_CONFIG_HOME")
-    if not root:
+    root = xdg_folder("XDG_CONFIG_HOME")
+    if root is None:
         home = home_folder()
         if home is None:
             return None
-        root = str(home / ".config")
-    return Path(root) / "facenet-port" / "catalog.toml"
+        root = home / ".config"
+    return root / "facenet-port" / "catalog.toml"
 
 
 def read_catalog(built_in: Iterable[CatalogEntry]) -> tuple[CatalogEntry, ...]:

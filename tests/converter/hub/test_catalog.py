@@ -204,7 +204,9 @@ def test_where_the_file_is_looked_for(home, monkeypatch, write) -> None:
         path.parent.mkdir(parents=True)
         path.write_text(f"[{name}]\n{MINIMAL}")
     assert [entry.name for entry in all_entries()[len(BUILT_IN) :]] == ["default"]
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(home / "xdg"))
+    monkeypatch.setenv("XDG_CONFIG_HOME", "xdg")
+    assert [entry.name for entry in all_entries()[len(BUILT_IN) :]] == ["default"]
+    monkeypatch.setenv("XDG_CONFIG_HOME", "~/xdg")
     assert [entry.name for entry in all_entries()[len(BUILT_IN) :]] == ["elsewhere"]
     write(f"[named]\n{MINIMAL}")
     assert [entry.name for entry in all_entries()[len(BUILT_IN) :]] == ["named"]
@@ -322,8 +324,9 @@ def test_every_key_that_is_read_is_documented() -> None:
 
 def test_the_cache_folder(home, monkeypatch) -> None:
     assert cache.cache_folder() == home / ".cache" / "facenet-port"
-    monkeypatch.setenv("XDG_CACHE_HOME", str(home / "xdg"))
-    assert cache.cache_folder() == home / "xdg" / "facenet-port"
+    for xdg, folder in (("xdg", ".cache"), ("~/xdg", "xdg"), (str(home / "xdg"), "xdg"), ("", ".cache")):
+        monkeypatch.setenv("XDG_CACHE_HOME", xdg)  # which its specification wants absolute
+        assert cache.cache_folder() == home / folder / "facenet-port"
     monkeypatch.setenv("FACENET_PORT_CACHE", "~/own")
     assert cache.cache_folder() == home / "own"
     assert cache.model_folder_path(BUILT_IN[0], BUILT_IN[0].sources[0]) == (

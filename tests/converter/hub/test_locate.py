@@ -8,15 +8,20 @@ import pytest
 
 from converter.errors import RequirementError, SourceError
 from converter.hub.locate import locate
+from reference import InceptionResnetV1
 
 
 @pytest.mark.parametrize("name", ["vggface2", "casia-webface", "20180402-114759", "20170511-185253"])
 def test_published_names_are_known(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FACENET_PORT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     with pytest.raises(RequirementError, match=r"https://drive\.google\.com/file/d/") as caught:
         locate(name, offline=True)
     assert caught.value.exit_code == 4
+    with pytest.raises(RequirementError, match="offline mode is on"):
+        InceptionResnetV1(pretrained=name, offline=True)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_unknown_name_is_a_path():

@@ -429,7 +429,7 @@ def test_a_cache_that_cannot_be_used(with_archive, monkeypatch, variable):
     (with_archive / FILE).unlink()
     monkeypatch.setenv(variable, "/proc/nothing")
     with pytest.raises(RequirementError, match=r"cache cannot be used .*TORCH_HOME|FACENET_PORT_CACHE"):
-        InceptionResnetV1(pretrained="faces", offline=True)
+        InceptionResnetV1(pretrained="faces")
 
 
 TWICE = """
