@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
@@ -10,6 +11,7 @@ from typing import Self
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _CLEANING_UP = 5.0  # seconds
+_UNTIL_IMPORTED = 0.05  # seconds
 
 
 class Stop(KeyboardInterrupt):
@@ -23,9 +25,11 @@ class Stop(KeyboardInterrupt):
 class StopSignals:
     """A context manager: the first of these signals raises `Stop` in the main thread.
 
-    Those that follow within a few seconds are ignored, so that the work can clean up. A later one raises
-    again, in case a library has swallowed the first. A signal that is ignored, such as SIGHUP under nohup, or
-    that has a handler already is left alone; so is everything in another thread than the main one.
+    During an import it is put off until the import has ended, because the C++ code of PyTorch imports modules
+    and aborts the process if one of them raises. Those that follow within a few seconds are ignored, so that
+    the work can clean up. A later one raises again, in case a library has swallowed the first. A signal that
+    is ignored, such as SIGHUP under nohup, or that has a handler already is left alone; so is everything in
+    another thread than the main one.
 
     Attributes:
         received: The signal that has stopped the work; None until then.
@@ -67,9 +71,21 @@ class StopSignals:
         for number, before in self._before.items():
             signal.signal(number, signal.SIG_IGN if ends else before)  # type: ignore[arg-type]
 
-    def _stop(self, number: int, _: FrameType | None) -> None:
+    def _stop(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None and time.monotonic() - self._time < _CLEANING_UP:
+            return
+        if _is_importing(frame):
+            again = threading.Timer(_UNTIL_IMPORTED, os.kill, (os.getpid(), number))
+            again.daemon = True
+            again.start()
             return
         self.received = signal.Signals(number)
         self._time = time.monotonic()
         raise Stop
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    """Whether a frame belongs to the import of a module, at any depth."""
+    while frame is not None and frame.f_code.co_filename != "<frozen importlib._bootstrap>":
+        frame = frame.f_back
+    return frame is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import os
 import signal
 import subprocess
@@ -277,6 +278,18 @@ def test_the_first_signal_raises_and_the_second_does_not():
             os.kill(os.getpid(), number)
         assert (stop.received, stop.exit_code, stop.cause) == (signal.SIGTERM, 143, "ended by SIGTERM")
     assert handlers() == before
+
+
+def test_during_an_import_a_signal_raises_when_the_import_has_ended(tmp_path, monkeypatch):
+    lines = ["import os, signal", "os.kill(os.getpid(), signal.SIGTERM)", "IS_WHOLE = True"]
+    (tmp_path / "stopped_while_imported.py").write_text("\n".join(lines))
+    monkeypatch.syspath_prepend(tmp_path)
+    with StopSignals(for_good=False) as stop:
+        with pytest.raises(KeyboardInterrupt):
+            assert importlib.import_module("stopped_while_imported").IS_WHOLE
+            assert stop.received is None
+            time.sleep(10)
+        assert stop.received == signal.SIGTERM
 
 
 def test_a_signal_long_after_a_swallowed_one_raises(monkeypatch):
