@@ -37,7 +37,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         help="checkpoint to convert: a path or the name of a published model",
     )  # fmt: skip
     parser.add_argument(
-        "-o", "--output", metavar="OUT", type=command_line.path,
+        "-o", "--output", metavar="OUT", type=command_line.output,
         help="file to write, or checkpoint prefix (default: <model>-<dataset>.pt in this folder); a folder "
         "for mtcnn and with --all-steps (default: this one)",
     )  # fmt: skip

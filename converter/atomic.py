@@ -161,11 +161,14 @@ class AtomicFiles:
         """Return the path to write the file `name` to.
 
         Raises:
-            UsageError: A file of that name exists and must not be replaced, or it is a folder.
+            UsageError: A file or link of that name exists and must not be replaced, it is a folder, or the
+                name is too long.
         """
+        if len(os.fsencode(name)) > os.pathconf(self._folder, "PC_NAME_MAX"):
+            raise UsageError(f"{self._folder / name}: the name is too long. Give a shorter one with -o.")
         if (self._folder / name).is_dir():
             raise UsageError(f"{self._folder / name} is a folder. Give the name of a file in it with -o.")
-        if (self._folder / name).exists() and not self._overwrite:
+        if os.path.lexists(self._folder / name) and not self._overwrite:
             raise UsageError(
                 f"{self._folder / name} exists. Give another name, or let the converter replace it with "
                 "--overwrite (in Python overwrite=True)."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import codecs
 import difflib
+import errno
 import importlib
 import io
 import json
@@ -73,6 +74,13 @@ def path(text: str) -> Path:
     if not text:
         raise argparse.ArgumentTypeError("an empty path")
     return Path(text)
+
+
+def output(text: str) -> Path:
+    """Parse an argument that names an output; a name that ends in / has to be a folder that exists."""
+    if text.endswith("/") and not Path(text).is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is no folder. Create it, or leave out the / to name a file")
+    return path(text)
 
 
 def natural_number(text: str) -> int:
@@ -152,7 +160,7 @@ class Command:
         """Add every option of the command to a parser."""
         parser.formatter_class = argparse.RawDescriptionHelpFormatter
         self.add_arguments(parser)
-        parser.add_argument("--json", type=path, metavar="FILE", help="also write the result as JSON")
+        parser.add_argument("--json", type=output, metavar="FILE", help="also write the result as JSON")
         parser.add_argument(
             "--quiet", action="store_true", help="print no tables and no progress, only warnings and errors"
         )
@@ -245,6 +253,8 @@ def _explain(error: BaseException) -> tuple[str, int]:
     if isinstance(error, OSError) and "temporary directory" in str(error):  # tempfile's or matplotlib's
         problem = "no folder for temporary files can be written to"
         return f"{problem}. Set TMPDIR to one with 500 MB free.", RequirementError.exit_code
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return f"{error.filename}: the name is too long. Give a shorter one.", UsageError.exit_code
     if isinstance(error, OSError):
         return f"{error}. Check the disk's free space and the permissions.", RequirementError.exit_code
     report = "Please report it, with the output of --debug."

@@ -42,7 +42,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--save-activations",
         metavar="FILE",
-        type=command_line.path,
+        type=command_line.output,
         help="store TensorFlow's activations in this HDF5 file, for machines without TensorFlow",
     )
     parser.add_argument(
@@ -54,7 +54,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--repair",
         metavar="OUT",
-        type=command_line.path,
+        type=command_line.output,
         help="if the fault is in the weights, write a corrected state_dict (.pt, .pth or .safetensors)",
     )
     options.add_verbose_option(parser)

@@ -84,7 +84,7 @@ def add_report_option(parser: argparse.ArgumentParser, note: str = "") -> None:
     parser.add_argument(
         "--report",
         metavar="FILE.html",
-        type=command_line.path,
+        type=command_line.output,
         help=f"also write the result as a page that opens in a browser{note}",
     )
 

@@ -27,7 +27,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "-o",
         "--output",
         metavar="FILE.parquet",
-        type=command_line.path,
+        type=command_line.output,
         required=True,
         help="the file of embeddings; older ones are replaced",
     )

@@ -114,6 +114,42 @@ def test_json_never_lands_on_an_output_without_a_name(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("w" * 252 + ".pt", "the name is too long. Give a shorter one"),
+        ("w" * 248 + ".pt", "the name is too long. Give a shorter one"),  # with its manifest
+        ("dangling.pt", "dangling.pt exists. Give another name"),
+        ("circle.pt", "circle.pt exists. Give another name"),
+    ],
+)
+def test_outputs_that_cannot_be_written_are_refused_before_the_work(
+    name: str, says: str, small_source: Path, tmp_path: Path, capsys
+) -> None:
+    (tmp_path / "dangling.pt").symlink_to("nowhere")
+    (tmp_path / "circle.pt").symlink_to("circle.pt")
+    before = {path.name for path in tmp_path.iterdir()}
+    assert main([str(small_source), "-o", f"{tmp_path}/{name}"]) == 2
+    assert says in capsys.readouterr().err
+    assert {path.name for path in tmp_path.iterdir()} == before
+    if name == "dangling.pt":
+        assert main([str(small_source), "-o", f"{tmp_path}/{name}", "--overwrite"]) == 0
+        assert (tmp_path / name).is_file() and not (tmp_path / name).is_symlink()
+
+
+@pytest.mark.parametrize("arguments", [["list", "--json"], ["x.pb", "-o"]])
+def test_a_folder_that_is_not_there_becomes_no_file(arguments: list[str], tmp_path: Path, capsys) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main([*arguments, f"{tmp_path}/new/"])
+    assert "new/ is no folder. Create it, or leave out the / to name a file" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_json_of_a_long_name_is_wrong_usage(tmp_path: Path, capsys) -> None:
+    assert main(["list", "--json", f"{tmp_path}/{'w' * 256}"]) == 2
+    assert "w: the name is too long. Give a shorter one." in capsys.readouterr().err
+
+
 def test_json_never_lands_on_the_source(tmp_path: Path, capsys) -> None:
     source = tmp_path / "weights.json"
     source.write_text("{}")

@@ -206,7 +206,7 @@ def _read_external(path: Path, tensor: Any, files: list[Path], claimed: dict[str
 
 
 def _external_file(path: Path, tensor: str, location: str) -> Path:
-    """Find the file with the data of a tensor; it must lie in the folder of the model, or beside its target.
+    """Find the file with the data of a tensor; it must lie in the folder of the model or of a link to it.
 
     In the cache of huggingface_hub the model and its data are links, from snapshots/REVISION to blobs.
 
@@ -217,8 +217,17 @@ def _external_file(path: Path, tensor: str, location: str) -> Path:
     if not location or relative.is_absolute() or ".." in relative.parts:
         problem = f"its data lies outside the folder of the model, in {location!r}"
         raise SourceError(path, problem, tensor=tensor, next_step="Export the model again, into one folder")
-    folders = [path.parent.resolve(), path.resolve().parent]
-    folders += [parent.parent / "blobs" for parent in folders[0].parents if parent.name == "snapshots"]
+    folders = [path.parent.resolve()]
+    link = path  # of no circle: the model has been read
+    while link.is_symlink():
+        link = link.parent / link.readlink()
+        folders.append(link.parent.resolve())
+    folders += [
+        parent.parent / "blobs"
+        for folder in folders
+        for parent in folder.parents
+        if parent.name == "snapshots"
+    ]
     beside = next(
         (folder / relative for folder in folders if (folder / relative).exists()), path.parent / relative
     )

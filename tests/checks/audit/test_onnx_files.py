@@ -310,6 +310,20 @@ def test_a_link_to_a_model_elsewhere_finds_the_data_beside_it(tmp_path):
     assert read_onnx(tmp_path / "current.onnx").constants["weights"].shape == (4, 3, 3, 3)
 
 
+def test_a_chain_of_links_finds_the_data_beside_each(tmp_path):
+    """A link in the home folder to one in a snapshot, whose data is a link to a blob of another name."""
+    snapshot, blobs, store = tmp_path / "hub/snapshots/0", tmp_path / "hub/blobs", tmp_path / "store"
+    for folder in (snapshot, blobs, store):
+        folder.mkdir(parents=True)
+    small_model(snapshot / "model.onnx", external="model.onnx.data")
+    (snapshot / "model.onnx").rename(store / "a1")
+    (snapshot / "model.onnx.data").rename(blobs / "b2")
+    (snapshot / "model.onnx").symlink_to("../../../store/a1")
+    (snapshot / "model.onnx.data").symlink_to("../../blobs/b2")
+    (tmp_path / "m.onnx").symlink_to("hub/snapshots/0/model.onnx")
+    assert read_onnx(tmp_path / "m.onnx").constants["weights"].shape == (4, 3, 3, 3)
+
+
 def test_a_link_out_of_the_cache_is_refused(hub, tmp_path, source, capsys):
     secret = tmp_path / "secret"
     secret.write_bytes(bytes(4096))
