@@ -90,10 +90,13 @@ def _sibling(prefix: Path, ending: str) -> Path:
 def _open_folder(folder: Path, step: int | None) -> TensorSource:
     snapshots = find_snapshots(folder)
     if snapshots:
-        return _open_file(choose(snapshots, folder, step=step, state=find_state(folder)).path, step)
+        return _open_snapshot(choose(snapshots, folder, step=step, state=find_state(folder)), step)
     for name in (_SAVED_MODEL, f"{_SAVED_MODEL}txt"):
         if (folder / name).is_file():
             return _open_file(folder / name, step)
+    variables = folder / "variables" / "variables.index"  # of a SavedModel that was copied in part
+    if variables.is_file():
+        return _open_file(variables, step)
     files = sorted(entry for entry in folder.iterdir() if entry.is_file())
     found = [file for file in files if not is_stray(file.name)]
     candidates = [file for file in found if file.suffix.lower() in _SINGLE_FILES]
@@ -111,6 +114,12 @@ def _open_folder(folder: Path, step: int | None) -> TensorSource:
             f"{folder}: {len(candidates)} checkpoints in one folder ({names}). Name one of these files."
         )
     return _open_file(candidates[0], step)
+
+
+def _open_snapshot(snapshot: Snapshot, step: int | None) -> TensorSource:
+    source = _open_file(snapshot.path, step)
+    source.notes += (snapshot.note,) if snapshot.note else ()
+    return source
 
 
 def _list_content(files: Sequence[Path]) -> str:
@@ -292,7 +301,7 @@ def _open_beside_state(path: Path, step: int | None) -> TensorSource:
             f"it names the checkpoint {latest!r}, but there is no checkpoint beside it",
             next_step=f"Put {latest}.index and its .data file beside it",
         )
-    return _open_file(choose(snapshots, path, step=step, state=path).path, step)
+    return _open_snapshot(choose(snapshots, path, step=step, state=path), step)
 
 
 def _open_beside_meta(path: Path, step: int | None) -> TensorSource:
@@ -309,7 +318,7 @@ def _open_beside_meta(path: Path, step: int | None) -> TensorSource:
             "this is a graph without weights, and no checkpoint of its name is beside it",
             next_step=f"Put {prefix.name}.ckpt-STEP.index and its .data file beside it",
         )
-    return _open_file(choose(beside, path, step=step, state=find_state(path.parent)).path, step)
+    return _open_snapshot(choose(beside, path, step=step, state=find_state(path.parent)), step)
 
 
 def _open_frozen_graph(path: Path, step: int | None) -> TensorSource:

@@ -11,7 +11,7 @@ import logging
 import re
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from google.protobuf import text_format
@@ -45,12 +45,14 @@ class Snapshot:
         name: TensorFlow's name for it, without the folder.
         model: The name without the step.
         step: The training step; None if the name has none.
+        note: A clause on why it was chosen, if the `checkpoint` file does not name it.
     """
 
     path: Path
     name: str
     model: str
     step: int | None
+    note: str = ""
 
     @classmethod
     def of(cls, path: Path) -> Snapshot:
@@ -196,14 +198,15 @@ def choose(
         logging.getLogger(__name__).warning(
             "%s %s is the only checkpoint there and is taken.", error, candidates[0].name
         )
-        return candidates[0]
+        note = f"the file {STATE_FILE} cannot be read; {candidates[0].name} is the only checkpoint there"
+        return replace(candidates[0], note=note)
     if named is not None:
         return named
     models = {snapshot.model for snapshot in candidates}
     if len(models) > 1 or (len(candidates) > 1 and candidates[0].step is None):
         raise _ambiguous(candidates, where)
     if state is not None:
-        _warn_of_another(candidates[-1], state)
+        return replace(candidates[-1], note=_warn_of_another(candidates[-1], state))
     return candidates[-1]
 
 
@@ -238,20 +241,23 @@ def _find_named(candidates: Sequence[Snapshot], state: Path | None) -> Snapshot 
     return next((by_name[name] for name in read_latest(state) if name in by_name), None)
 
 
-def _warn_of_another(chosen: Snapshot, state: Path) -> None:
-    """Warn that the checkpoint that a `checkpoint` file names is gone, and which one is taken instead.
+def _warn_of_another(chosen: Snapshot, state: Path) -> str:
+    """Warn that the checkpoint that a `checkpoint` file names is gone, and which one is taken; return a note.
 
     Nothing is amiss if it is there and of another model: the user gave a .meta then.
     """
     names = read_latest(state)
-    if not {snapshot.name for snapshot in find_snapshots(state.parent)} & set(names):
-        logging.getLogger(__name__).warning(
-            "%s names %r, which is not in that folder; %s is taken instead. To choose another one, "
-            "name its .index file.",
-            state,
-            names[-1],
-            chosen.name,
-        )
+    if {snapshot.name for snapshot in find_snapshots(state.parent)} & set(names):
+        return ""
+    logging.getLogger(__name__).warning(
+        "%s names %r, which is not in that folder; %s is taken instead. To choose another one, "
+        "name its .index file.",
+        state,
+        names[-1],
+        chosen.name,
+    )
+    gone = f"the file {STATE_FILE} names {names[-1]!r}, which is not in its folder"
+    return f"{gone}; {chosen.name} is taken instead"
 
 
 def _ambiguous(candidates: Sequence[Snapshot], where: Path) -> UsageError:

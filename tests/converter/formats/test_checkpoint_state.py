@@ -20,6 +20,7 @@ from converter.formats.tensorflow.checkpoint_state import (
     find_state,
     read_latest,
 )
+from converter.network_names import NetworkTensors
 
 
 @pytest.fixture(scope="module")
@@ -214,6 +215,10 @@ def test_another_checkpoint_than_the_named_one_is_never_taken_silently(tmp_path,
         f"{tmp_path / 'checkpoint'} names 'm.ckpt-11', which is not in that folder; m.ckpt-9 is "
         "taken instead. To choose another one, name its .index file."
     )
+    with open_source(tmp_path / path) as source:
+        assert NetworkTensors(source).statements == (
+            "the file checkpoint names 'm.ckpt-11', which is not in its folder; m.ckpt-9 is taken instead",
+        )
 
 
 def test_the_command_warns_of_it_once_and_in_its_own_name(tmp_path, capsys):
@@ -269,8 +274,17 @@ def test_a_single_checkpoint_needs_no_list(tmp_path, caplog):
     assert opened(tmp_path) == "m.ckpt-10"
     (record,) = caplog.records
     assert record.getMessage().endswith("m.ckpt-10 is the only checkpoint there and is taken.")
+    with open_source(tmp_path) as source:
+        assert source.notes == ("the file checkpoint cannot be read; m.ckpt-10 is the only checkpoint there",)
     with pytest.raises(SourceError, match=r"checkpoint: this is not a readable list of checkpoints"):
         open_source(tmp_path / "checkpoint")
+
+
+def test_the_variables_of_a_saved_model_without_its_graph(tmp_path):
+    (tmp_path / "variables").mkdir()
+    small(tmp_path / "variables", "variables")
+    (tmp_path / "fingerprint.pb").write_bytes(b"\x08\x01")
+    assert opened(tmp_path) == "variables"
 
 
 # Hostile lists
