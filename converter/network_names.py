@@ -29,6 +29,9 @@ COUNTER = "num_batches_tracked"
 """The last part of a key that carries no information: PyTorch before 0.4.1 had none."""
 
 _COUNTER_INFO = TensorInfo(np.dtype(np.int64), ())
+_ANY_NETWORKS = (f"{BOTTLENECK_SCOPES[-1]}/", "Logits/")
+"""What names of facenet's other networks end in too, so that they alone show no prefix."""
+
 _MOST_PARTS = 8  # of a name of the network
 _MOST_PATTERNS = 4  # that a message suggests
 
@@ -71,6 +74,7 @@ def find_prefix(names: Collection[str], naming: Naming) -> str:
         UsageError: The names of two networks stand under two prefixes.
     """
     groups = _group(names, naming, known_names(naming))
+    groups = {p: ends for p, ends in groups.items() if not all(e.startswith(_ANY_NETWORKS) for e in ends)}
     if not groups:
         return _mtcnn_prefix(names, naming)
     first, *others = sorted(groups, key=lambda prefix: len(groups[prefix]), reverse=True)

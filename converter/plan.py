@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -55,6 +55,9 @@ NO_BOTTLENECK = (
     "shows.",
 )
 """The clause and the advice on a network whose only missing tensors are those of the Bottleneck."""
+
+_OTHER_NETWORKS = {"InceptionResnetV2": "Inception-ResNet-v2", "squeezenet": "SqueezeNet"}
+"""Scope to name of the other networks of facenet's models folder."""
 
 ProblemKind = Literal["missing", "unexpected", "misshapen", "wrong dtype", "duplicate", "out of range"]
 
@@ -295,8 +298,23 @@ def _recognise(
         )
     if isinstance(network, MtcnnNetwork):
         return "", ""
+    if other := other_network(info):
+        return other
     bottleneck = [name for name in missing if name.startswith(f"{network.bottleneck_scope}/")]
     return NO_BOTTLENECK if bottleneck and bottleneck == missing and len(missing) >= 4 else ("", "")
+
+
+def other_network(names: Iterable[str]) -> tuple[str, str] | None:
+    """Recognise another network of facenet by its scope: a clause that says so, and advice; else None."""
+    scopes = {part for name in names for part in name.split("/")[:-1]}
+    found = [] if "InceptionResnetV1" in scopes else [each for each in _OTHER_NETWORKS if each in scopes]
+    if not found:
+        return None
+    scope = found[0]
+    return (
+        f"this is {_OTHER_NETWORKS[scope]}, another network of facenet: its tensors stand under {scope}/",
+        "Only Inception-ResNet-v1 is ported; give such a model, as `facenet-port list` shows them.",
+    )
 
 
 def _choose_sources(

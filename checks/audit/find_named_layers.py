@@ -23,7 +23,7 @@ from converter.keras_layer_map import keras_names, keras_weight
 from converter.layer_map import BOTTLENECK_SCOPES, Layer, Variant
 from converter.layouts import CONVOLUTION, FULLY_CONNECTED, VECTOR, Layout
 from converter.network_names import COUNTER, NetworkTensors, known_names
-from converter.plan import AVERAGE, reason_to_leave_out
+from converter.plan import AVERAGE, NO_BOTTLENECK, other_network, reason_to_leave_out
 
 _SCALAR = Layout("->", ())
 _KEYS = state_dict_keys(Variant(num_classes=1))
@@ -41,7 +41,8 @@ def find_named_layers(source: NetworkTensors, *, averages: bool = False) -> Port
         averages: Whether moving averages stand for their variables, which the file does not have.
 
     Raises:
-        SourceError: No tensor has a name of this network, or a tensor is corrupt.
+        SourceError: No tensor has a name of this network, it is another network of facenet, or a tensor is
+            corrupt.
     """
     names = expected_names(source.naming)
     places = {name: (scope, role) for scope, roles in names.items() for role, name in roles.items()}
@@ -63,6 +64,8 @@ def find_named_layers(source: NetworkTensors, *, averages: bool = False) -> Port
         scope, role = place
         layout = _layout(source.naming, role, len(info.shape))
         layers.setdefault(scope, {})[role] = PortTensor(shown, np.array(source[name]), layout)
+    if other := other_network(source.info):
+        raise SourceError(source.path, other[0], next_step=other[1].removesuffix("."))
     if not layers:
         first = ", ".join(list(source.info)[:3])
         none = "its only tensor" if len(source) == 1 else f"none of its {len(source)} tensors"
@@ -73,6 +76,9 @@ def find_named_layers(source: NetworkTensors, *, averages: bool = False) -> Port
             f"expected name, such as {names[network_layers(Variant())[0].scope]['weights']}",
             next_step="Give the weights of a FaceNet port under the names of facenet-pytorch, Keras or slim",
         )
+    absent = {layer.scope for layer in network_layers(Variant())} - set(layers)
+    if absent == {BOTTLENECK_SCOPES[0]}:
+        raise SourceError(source.path, NO_BOTTLENECK[0], next_step=NO_BOTTLENECK[1].removesuffix("."))
     full_names: dict[str, dict[Role, str]] = {
         scope: {role: source.prefix + name for role, name in roles.items()} for scope, roles in names.items()
     }

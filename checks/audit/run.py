@@ -169,7 +169,8 @@ def _make_result(
     published = find_published_port(files[str(port.files[0])])
     names = tuple(f"{each.path.name}: {said}" for each in named for said in each.statements)
     extra = [tensor.name for tensor in findings.tensors if tensor.status == "extra"]
-    if extra and isinstance(port, NetworkTensors):
+    is_whole = all(tensor.status != "missing" for tensor in findings.tensors)
+    if extra and is_whole and isinstance(port, NetworkTensors):  # else a name may be wrong, not too many
         names += (advise_to_ignore(extra, port.source.info, port.naming),)
     runtimes = format_of(port).versions() if isinstance(port, Graph) else {}
     if findings.not_understood:

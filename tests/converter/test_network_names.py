@@ -365,3 +365,16 @@ def test_a_source_is_not_its_own_output(single_files, tmp_path, monkeypatch, cap
     assert main(["weights.pt", *options]) == 2
     assert "weights.pt is the source itself. Give another name with -o." in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"weights.pt": content}
+
+
+@pytest.mark.parametrize(
+    ("scope", "network"), [("InceptionResnetV2", "Inception-ResNet-v2"), ("squeezenet", "SqueezeNet")]
+)
+def test_other_networks_of_facenet_are_recognised(scope, network):
+    """Their Bottleneck and Logits have the names of this network's, and show no prefix."""
+    leaves = ("weights", "BatchNorm/beta", "BatchNorm/moving_mean", "BatchNorm/moving_variance")
+    names = [f"{scope}/{layer}/{leaf}" for layer in ("conv1", "Bottleneck") for leaf in leaves]
+    names += ["Logits/weights", "Logits/biases"]
+    assert find_prefix(names, "tensorflow") == ""
+    with pytest.raises(MappingError, match=f"^this is {network}, another network of facenet"):
+        plan_conversion({name: TensorInfo(np.dtype("float32"), (1,)) for name in names})

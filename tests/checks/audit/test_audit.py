@@ -271,6 +271,7 @@ def test_missing_and_extra_tensors_are_named(source, state_dict, tmp_path):
     assert set(with_status(result, "missing")) == {KERNEL, "last_bn.bias"}
     assert set(with_status(result, "extra")) == {"ema.decay"}
     assert result.judgements[0].statement.startswith("3 of 717 tensors: 2 missing, 1 extra")
+    assert not any("--ignore" in statement for statement in result.names)
 
 
 def test_a_whole_layer_that_is_missing_is_named_tensor_by_tensor(source, state_dict, tmp_path):
@@ -569,6 +570,13 @@ def test_another_network_is_refused_by_name(source, tmp_path, capsys):
     message = capsys.readouterr().err
     assert "resnet.safetensors: not an Inception-ResNet-v1: its only tensor" in message
     assert "layer1.0.conv1.weight" in message
+
+
+def test_a_network_without_a_bottleneck_is_refused_by_name(source, state_dict, tmp_path, capsys):
+    kept = {key: tensor for key, tensor in state_dict.items() if not key.startswith("last_")}
+    save(tmp_path / "old.pt", kept)
+    assert main([str(tmp_path / "old.pt"), "--against", str(source)]) == 3
+    assert "this is the network of before February 2017: it has no Bottleneck" in capsys.readouterr().err
 
 
 def test_a_missing_file_is_refused(source, tmp_path, capsys):
