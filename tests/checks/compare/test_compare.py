@@ -381,9 +381,7 @@ def test_a_state_dict_of_another_size_or_dtype_is_a_difference(
     whole = torch.load(clean, weights_only=True)
     features = {key: tensor for key, tensor in whole.items() if not key.startswith("logits.")}
     half = {key: tensor.bfloat16() if tensor.is_floating_point() else tensor for key, tensor in whole.items()}
-    counters = {
-        k: torch.zeros(1, dtype=torch.float64) if k.endswith("tracked") else t for k, t in whole.items()
-    }
+    counters = {key: torch.zeros(2) if key.endswith("tracked") else tensor for key, tensor in whole.items()}
     for name, state_dict in (("features", features), ("half", half), ("counters", counters), ("empty", {})):
         torch.save(state_dict, tmp_path / f"{name}.pt")
         result = compare(state_dict=tmp_path / f"{name}.pt", activations=stored)

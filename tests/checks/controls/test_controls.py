@@ -19,6 +19,7 @@ from checks.compare.judge import judge_mapping, judge_rounding
 from checks.compare.measure import measure, measure_activation
 from checks.controls import __main__ as controls
 from checks.controls import run
+from checks.controls.faults import all_faults
 from checks.controls.faults.all_faults import ALL_FAULTS
 from checks.controls.faults.fault import Fault, Site
 from checks.controls.judge_inference import InferenceJudge, judge_whole, tensors_hold
@@ -322,7 +323,7 @@ def judged(tensors, features):
         for fault in ALL_FAULTS
     ]
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as screen:
-        patch.setattr(run, "ALL_FAULTS", tuple(faults))  # a site of TF32 takes as long as ten others
+        patch.setattr(all_faults, "ALL_FAULTS", tuple(faults))  # a site of TF32 takes as long as ten others
         exit_code = controls.main([str(features), *options])
     return Judged(port, exit_code, screen.getvalue(), json.loads(report.read_text()))
 
@@ -370,7 +371,7 @@ def test_the_command_writes_what_it_prints(opened, tmp_path, capsys):
 
 def test_a_surviving_fault_ends_with_exit_code_1_and_is_spelled_out(opened, monkeypatch, capsys):
     nothing = _fault(Site("nowhere", ACTIVATION, lambda port: nullcontext()))
-    monkeypatch.setattr(run, "ALL_FAULTS", (nothing,))
+    monkeypatch.setattr(all_faults, "ALL_FAULTS", (nothing,))
     assert controls.main(["--only", nothing.name, "--clean", "0"]) == 1
     assert "made-for-a-test at nowhere: survived (inference)" in capsys.readouterr().out
 
