@@ -398,7 +398,7 @@ class Evil:
 def test_a_pickle_with_code_in_it(command, tmp_path, legacy, name):
     trace = tmp_path / "trace"
     torch.save({"w": Evil(trace)}, tmp_path / name, _use_new_zipfile_serialization=not legacy)
-    command.refuses(tmp_path / name, says=[tmp_path / name, "it was not run", "plain state_dict"])
+    command.refuses(tmp_path / name, says=[tmp_path / name, "it was not run", "in a file of their own"])
     assert not trace.exists()
     torch.load(tmp_path / name, weights_only=False)  # the control: the code works where it is trusted
     assert trace.exists()
@@ -421,7 +421,7 @@ def test_a_training_checkpoint_of_pytorch(command, tmp_path):
     torch.save({"epoch": 3, "weights": {"w": torch.zeros(2)}}, path)
     command.refuses(path, says=[path, "a training file, with tensors under 'weights'", "['weights'], "])
     torch.save({"epoch": 3, "w": torch.zeros(2)}, path)
-    command.refuses(path, says=[path, "'epoch' is a int", "save the state_dict in it"])
+    command.refuses(path, says=[path, "'epoch' is an int", "save its tensors in a file of their own"])
 
 
 def test_a_flipped_bit_in_a_state_dict(command, tmp_path):

@@ -26,8 +26,10 @@ def test_pairs_at_both_widths_light_and_dark(browser, crops, network, pairs, tmp
     text = page.read_text(encoding="utf-8")
     assert len(set(re.findall(r'\bid="([^"]+)"', text))) == len(re.findall(r'\bid="', text))
     for size in SIZES:
+        opened = open_page(browser, page, size)
         for scheme in ("light", "dark"):
-            opened = open_page(browser, page, size, scheme)
+            opened.page.emulate_media(color_scheme=scheme)
+            opened.collect_faults()
             assert opened.faults == [], (size, scheme)
             assert opened.in_view("#verdict")
             accuracy = f"{result['accuracy']:.4f} ± {result['accuracy_std']:.4f}"
@@ -35,7 +37,7 @@ def test_pairs_at_both_widths_light_and_dark(browser, crops, network, pairs, tmp
             pictures = opened.page.locator(".pictures img")
             assert pictures.count() == 2 * result["pairs"]
             assert pictures.first.evaluate("image => image.naturalWidth") == 160
-            opened.page.close()
+        opened.page.close()
 
 
 def test_a_classifier_at_both_widths(browser, tmp_path):
