@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from checks.core.photographs import read_photograph
+from checks.core.photographs import convert_to_rgb, read_photograph
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -26,14 +26,15 @@ def to_rgb(image: ImageLike) -> NDArray[np.uint8]:
     Args:
         image: The path of a photograph, a Pillow image, or an array or tensor of shape (height, width),
             (height, width, 1), (height, width, 3) in RGB or (height, width, 4) in RGBA, with whole numbers of
-            0 to 255. Grey becomes RGB, an alpha channel is dropped. The EXIF orientation of a file is
-            applied, that of a Pillow image is not: `PIL.ImageOps.exif_transpose` does it.
+            0 to 255. Grey becomes RGB, an alpha channel is dropped, and of 16 bits in a Pillow image the
+            upper 8 are taken. The EXIF orientation of a file is applied, that of a Pillow image is not:
+            `PIL.ImageOps.exif_transpose` does it.
 
     Returns:
         (height, width, 3). It may share the memory of an array.
 
     Raises:
-        PhotographError: The file cannot be used as a photograph.
+        PhotographError: The file, or a Pillow image of 32 bits a channel, cannot be used as a photograph.
         TypeError: The image has none of these forms.
         ValueError: The array has another shape, as with channels first, is empty, or holds other values, such
             as floats of 0 to 1. A detector would find no face in such an image.
@@ -41,7 +42,7 @@ def to_rgb(image: ImageLike) -> NDArray[np.uint8]:
     if isinstance(image, str | Path):
         return read_photograph(image)
     if hasattr(image, "convert"):  # Pillow's; importing it only to know the class takes time
-        return np.array(image.convert("RGB"))
+        return convert_to_rgb(Path(f"the Pillow image of mode {image.mode}"), image)
     if not isinstance(image, np.ndarray) and not hasattr(image, "cpu"):  # not a tensor either
         raise TypeError(
             f"{type(image).__name__} is no image: give a path, a Pillow image, an array or a tensor"
@@ -70,7 +71,7 @@ def _whole_numbers(image: NDArray[Any]) -> NDArray[np.uint8]:
     if image.dtype == np.uint8:
         return image
     low, high = float(image.min()), float(image.max())
-    scaled = image.dtype.kind not in "iu" and high <= 1
+    scaled = image.dtype.kind not in "iu" and 0 < high <= 1
     if scaled or not 0 <= low <= high <= 255 or (image % 1).any():
         raise ValueError(
             f"an image of {image.dtype} with values from {low:.4g} to {high:.4g}: give whole numbers of 0 to "

@@ -92,8 +92,12 @@ class MTCNN(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """The device of the networks."""
+        """The device of the networks. Setting it moves them."""
         return next(self.pnet.parameters()).device
+
+    @device.setter
+    def device(self, device: torch.device | str) -> None:
+        self.to(device)
 
     def forward(self, img: Images, save_path: Paths = None, return_prob: bool = False) -> Any:
         """Find and crop faces.
@@ -112,7 +116,9 @@ class MTCNN(nn.Module):
 
         Raises:
             TypeError, ValueError, PhotographError: As `faces.images.to_rgb` says.
+            ValueError: There are not as many paths as images.
         """
+        _paths_of(img, save_path)  # before the work
         boxes, probabilities, points = self.detect(img, landmarks=True)
         if not self.keep_all:
             boxes, probabilities, points = self.select_boxes(
@@ -201,10 +207,9 @@ class MTCNN(nn.Module):
         Returns:
             The crops, as `forward` does; without `keep_all` of the first box.
         """
-        images = _as_batch(img)
+        images, paths = _as_batch(img), _paths_of(img, save_path)
         if not _is_batch(img):
-            return self._extract(images[0], batch_boxes, save_path)
-        paths: Any = [save_path] if isinstance(save_path, str | Path) else save_path or [None] * len(images)
+            return self._extract(images[0], batch_boxes, paths[0])
         return [self._extract(*item) for item in zip(images, batch_boxes, paths, strict=True)]
 
     def _detector(self) -> FaceDetector:
@@ -292,9 +297,20 @@ def _as_batch(images: Images) -> list[ImageLike]:
     return list(batch)
 
 
+def _paths_of(images: Images, paths: Paths) -> Sequence[Any]:
+    """Return the path of each image's crop, or None for each."""
+    count = len(_as_batch(images))
+    given = [paths] if isinstance(paths, str | Path) else paths or [None] * count
+    if len(given) != count:
+        raise ValueError(
+            f"save_path: {len(given)} for {count} images. Give a list with a path for each image"
+        )
+    return given
+
+
 def _stack_results(results: Sequence[tuple[Any, Any, Any]]) -> tuple[Any, Any, Any]:
     """Turn the boxes, probabilities and landmarks of each image into an array of boxes, and so on."""
-    boxes, probabilities, points = zip(*results, strict=True)
+    boxes, probabilities, points = zip(*results, strict=True) if results else ((), (), ())
     return _stack(boxes), _stack(probabilities), _stack(points)
 
 

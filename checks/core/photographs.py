@@ -87,7 +87,7 @@ def read_photograph(file: str | Path) -> NDArray[np.uint8]:
         try:
             with open_regular(file) as opened, Image.open(opened) as image:
                 image.load()  # the EXIF of some formats stands behind the pixels
-                return _to_rgb(file, ImageOps.exif_transpose(image))
+                return convert_to_rgb(file, ImageOps.exif_transpose(image))
         except PhotographError:
             raise
         except SourceError:
@@ -104,7 +104,19 @@ def read_photograph(file: str | Path) -> NDArray[np.uint8]:
             raise _undecodable(file) from error
 
 
-def _to_rgb(file: Path, image: Image) -> NDArray[np.uint8]:
+def convert_to_rgb(file: Path, image: Image) -> NDArray[np.uint8]:
+    """Turn a Pillow image into RGB pixels, as `read_photograph` says.
+
+    Args:
+        file: Its file, or a name for it in messages.
+        image: The image, upright.
+
+    Returns:
+        (height, width, 3).
+
+    Raises:
+        PhotographError: Its pixels are not whole numbers of 8 or 16 bits.
+    """
     if not image.mode.startswith(("I", "F")):
         return np.array(image.convert("RGB"))
     levels: Array = np.asarray(image)  # Pillow would clip 16 bits to 8, not scale them

@@ -128,6 +128,14 @@ def test_pixels_that_are_no_levels_are_refused(tmp_path: Path) -> None:
         )
 
 
+@pytest.mark.parametrize("mode", ["I;16", "I"])
+def test_a_pillow_image_of_16_bits_is_that_of_its_file(mode: str, tmp_path: Path) -> None:
+    image = Image.open(sixteen_bits(tmp_path / "sixteen.png"))
+    assert close(to_rgb(image if image.mode == mode else image.convert(mode)), in_grey(GREY), most=0)
+    with pytest.raises(PhotographError, match="the Pillow image of mode F: its pixels are not whole numbers"):
+        to_rgb(Image.fromarray(GREY.astype(np.float32)))
+
+
 def test_a_file_that_is_no_photograph_is_named_with_the_next_step(tmp_path: Path) -> None:
     path = tmp_path / "notes.txt"
     path.write_text("no photograph")
@@ -154,6 +162,7 @@ def test_a_file_that_is_no_photograph_is_named_with_the_next_step(tmp_path: Path
         (Image.fromarray(PIXELS).convert("RGBA"), PIXELS),
         (Image.fromarray(GREY), in_grey(GREY)),
         (np.zeros((5, 4), np.int64), np.zeros((5, 4, 3))),
+        (np.zeros((5, 4, 3), np.float32), np.zeros((5, 4, 3))),  # a black frame
     ],
     ids=lambda value: f"{type(value).__name__}-{getattr(value, 'dtype', '')}",
 )

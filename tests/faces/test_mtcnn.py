@@ -169,6 +169,25 @@ def test_crops_are_saved_as_the_peer_names_them(ours, images, tmp_path):
     assert [(tmp_path / f"{name}.png").exists() for name in "abc"] == [True, False, True]
 
 
+def test_there_is_a_path_for_each_image(ours, images, tmp_path, monkeypatch):
+    ours()(images["one"], save_path=[tmp_path / "one.png"])
+    assert (tmp_path / "one.png").exists()
+    monkeypatch.setattr(module.FaceDetector, "detect", None)  # it is refused before the work
+    with pytest.raises(
+        ValueError, match=r"save_path: 1 for 2 images. Give a list with a path for each image"
+    ):
+        ours()([images["one"], images["other"]], save_path=str(tmp_path / "x.png"))
+
+
+def test_a_batch_of_no_images(ours):
+    faces, probabilities = ours()([], return_prob=True)
+    assert (faces, probabilities.shape) == ([], (0,))
+
+
+def test_a_black_frame_of_floats_has_no_face(ours):
+    assert ours()(np.zeros((90, 120, 3), np.float32)) is None
+
+
 def test_which_face_can_be_chosen(ours, images):
     boxes = np.array([(0, 0, 60, 60), (120, 90, 170, 140), (200, 0, 210, 10)], float)
     probabilities, points = np.array([0.95, 0.8, 0.99]), np.zeros((3, 5, 2))
@@ -256,4 +275,6 @@ def test_the_names_are_imported_at_first_use():
 
 def test_the_module_moves_as_one_and_its_keys_are_the_peers(ours, peer):
     assert list(ours().state_dict()) == list(peer().state_dict())
-    assert ours(device="cpu").device == torch.device("cpu")
+    detector = ours(device="cpu")
+    assert detector.device == torch.device("cpu")
+    detector.device = "cpu"  # the peer's is an attribute
