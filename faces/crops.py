@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -159,6 +160,25 @@ def check_crop(file: Path, pixels: NDArray[np.uint8], method: CropMethod, expect
         )
 
 
+def check_box(image: FaceImage, pixels: NDArray[np.uint8]) -> None:
+    """Refuse a box that lies outside its photograph.
+
+    Args:
+        image: The image.
+        pixels: Its pixels.
+
+    Raises:
+        SourceError: No pixel of the photograph is in the box. The box of a crop does not matter.
+    """
+    if image.box is None or is_crop(pixels):
+        return
+    height, width = pixels.shape[:2]
+    left, top, right, bottom = image.box
+    if not (left < width and top < height and right > 0 and bottom > 0):
+        problem = f"the bbox {list(image.box)} lies outside its {width}x{height} pixels"
+        raise SourceError(image.file, problem, next_step="Correct it in the table, in pixels of this image")
+
+
 def central_part(crop: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Take the part of a crop that the network is given: (160, 160, 3)."""
     start = (crop.shape[0] - IMAGE_SIZE) // 2
@@ -191,11 +211,12 @@ def read_face(image: FaceImage, method: CropMethod) -> NDArray[np.uint8]:
         method: The crop of a photograph.
 
     Raises:
-        SourceError: The file cannot be used as a photograph.
+        SourceError: The file cannot be used as a photograph, or the box lies outside it.
     """
     if image.box is None:
         return read_crop(image.file)
     pixels = to_rgb(image.file)
+    check_box(image, pixels)
     return central_part(pixels if is_crop(pixels) else crop_face(pixels, image.box, method))
 
 
@@ -219,8 +240,8 @@ def _parse_box(path: Path, row: int, value: Any) -> Box | None:
     try:
         numbers = json.loads(value) if isinstance(value, str) else list(value)
         x1, y1, x2, y2 = (float(number) for number in numbers)
-        if not (x1 < x2 and y1 < y2):
-            raise ValueError("the right side lies left, or the bottom above")
+        if not (-math.inf < x1 < x2 < math.inf and -math.inf < y1 < y2 < math.inf):
+            raise ValueError("the right side lies left, the bottom above, or one is not finite")
     except (ValueError, TypeError) as error:
         step = "Write [x1, y1, x2, y2] in pixels"
         raise SourceError(path, f"row {row} has the bbox {value!r:.60}", next_step=step) from error

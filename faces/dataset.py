@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +18,7 @@ from converter.errors import SourceError, UsageError
 from faces.align.result import person_of
 from faces.crops import FaceImage, central_part, choose_face, crop_face, is_crop, read_face, read_images
 from faces.detect.detector import FaceDetector
-from faces.face_table import FaceTable, find_table, read_table
+from faces.face_table import FaceTable, find_table, read_table, whole_number
 from faces.images import ImageLike, to_rgb
 from faces.model import STANDARDISATIONS, Model, Standardisation, published_standardisation
 from reference import InceptionResnetV1
@@ -217,10 +216,11 @@ def _find_faces(source: Path, *, with_split: bool) -> list[_Entry]:
     table = read_table(path or source / "faces.csv")
     images = read_images(table)
     splits = table.column("split_type") if with_split else [""] * len(images)
-    people = ["" if person is None else str(person) for person in table.require("person_name")]
+    people = table.texts("person_name")
     labels = _number(people)
     if "label" in table.columns:
-        labels = [_parse_label(table, row, label) for row, label in enumerate(table.columns["label"], 1)]
+        labels = [_parse_label(table, row, label) for row, label in enumerate(table.texts("label"), 1)]
+        _check_labels(table, people, labels)
     return list(map(_Entry, images, people, labels, splits))
 
 
@@ -230,11 +230,24 @@ def _number(people: Sequence[str]) -> list[int]:
     return [places.get(person, NOBODY) for person in people]
 
 
-def _parse_label(table: FaceTable, row: int, label: Any) -> int:
-    if label is None or label == "":
-        return NOBODY
-    try:
-        return int(label)
-    except ValueError:
-        step = "Give whole numbers, or a table without this column: people are numbered then"
-        raise SourceError(table.path, f"row {row} has the label {label!r}", next_step=step) from None
+_LABELS = "Give whole numbers from 0, one for each person, or no column label: people are numbered then"
+
+
+def _parse_label(table: FaceTable, row: int, text: str) -> int:
+    label = whole_number(text or str(NOBODY))
+    if label != str(NOBODY) and not (label.isascii() and label.isdigit()):
+        raise SourceError(table.path, f"row {row} has the label {text!r}", next_step=_LABELS)
+    return int(label)
+
+
+def _check_labels(table: FaceTable, people: Sequence[str], labels: Sequence[int]) -> None:
+    """Refuse a label of two people, and a person with two labels."""
+    named = [(person, label) for person, label in zip(people, labels, strict=True) if label != NOBODY]
+    person_of_label, label_of_person = {label: person for person, label in named}, dict(named)
+    for person, label in named:
+        if person_of_label[label] != person:
+            problem = f"the label {label} is that of {person!r} and of {person_of_label[label]!r}"
+            raise SourceError(table.path, problem, next_step=_LABELS)
+        if person and label_of_person[person] != label:
+            problem = f"{person!r} has the labels {label} and {label_of_person[person]}"
+            raise SourceError(table.path, problem, next_step=_LABELS)

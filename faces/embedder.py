@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from converter.errors import SourceError
+from converter.errors import SourceError, UsageError
 from faces.crops import (
     CropMethod,
     FaceImage,
     central_part,
+    check_box,
     check_crop,
     choose_face,
     crop_face,
@@ -147,8 +148,18 @@ class Embedder:
         return self._load_detector()
 
     def find_crop(self, images: Sequence[FaceImage]) -> CropMethod:
-        """Find the crop that the faces of images will have, as `faces.crops.find_crop` says."""
-        return find_crop((image.file for image in images), self.crop)
+        """Find the crop that the faces of images will have, as `faces.crops.find_crop` says.
+
+        Raises:
+            UsageError: The images are crops of "scaled", and "facenet" is wanted.
+        """
+        crop = find_crop((image.file for image in images), self.crop)
+        if self.crop == "facenet" and crop == "scaled":
+            raise UsageError(
+                f"{images[0].file} is a crop of 160x160 pixels, of `--crop scaled`, and the crop facenet is "
+                "needed. Give the photographs themselves."
+            )
+        return crop
 
     def find_threshold(
         self, file: str | Path | None, crop: CropMethod, stored: Threshold | None = None
@@ -180,6 +191,7 @@ class Embedder:
 
         Raises:
             UsageError: An image has another crop than the first.
+            SourceError: A box lies outside its photograph.
             RequirementError: The detector's weights are not in the cache and cannot be downloaded.
         """
         faces: list[EmbeddedFace] = []
@@ -189,6 +201,7 @@ class Embedder:
         for batch in read_batches([image.file for image in images], problems):
             for place, pixels in batch:
                 check_crop(images[place].file, pixels, self.crop, crop)
+                check_box(images[place], pixels)
             embedded, faceless = self._embed_batch(images, batch)
             faces += embedded
             without_face += faceless

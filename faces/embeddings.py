@@ -96,8 +96,8 @@ class Embeddings:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The name of each face: its person, or its image if the person is not known."""
-        return tuple(person or file.name for person, file in zip(self.people, self.files, strict=True))
+        """The name of each face: its person, or the path of its image if the person is not known."""
+        return tuple(person or str(file) for person, file in zip(self.people, self.files, strict=True))
 
 
 def is_embeddings(path: Path) -> bool:

@@ -6,6 +6,9 @@ import csv
 import importlib.util
 import io
 import json
+import math
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,19 +52,25 @@ class FaceTable:
             )
         return self.columns[name]
 
+    def texts(self, name: str) -> list[str]:
+        """The values of a column as text without spaces at its ends; empty where a value is missing.
+
+        Raises:
+            SourceError: There is no such column.
+        """
+        return ["" if _is_missing(value) else str(value).strip() for value in self.require(name)]
+
     def column(self, name: str) -> list[str]:
-        """The values of a column as text.
+        """The values of a column, as `texts` gives them, of which none is missing.
 
         Raises:
             SourceError: There is no such column, or a value of it is missing.
         """
-        values = self.require(name)
-        missing = next((row for row, value in enumerate(values, 1) if value is None or value == ""), None)
-        if missing is not None:
-            raise SourceError(
-                self.path, f"row {missing} has no {name}", next_step="Fill it in, or remove the row"
-            )
-        return [str(value) for value in values]
+        values = self.texts(name)
+        if "" in values:
+            problem = f"row {values.index('') + 1} has no {name}"
+            raise SourceError(self.path, problem, next_step="Fill it in, or remove the row")
+        return values
 
     def files(self) -> list[Path]:
         """The image of each face: its crop_path if the table has this column, otherwise its image_path.
@@ -72,7 +81,8 @@ class FaceTable:
             SourceError: There is no such column, or files are missing.
         """
         column = "crop_path" if "crop_path" in self.columns else "image_path"
-        paths = [self._locate(value) for value in self.column(column)]
+        self.column(column)  # none is missing
+        paths = [self._locate(str(value)) for value in self.columns[column]]  # a file's name may have spaces
         missing = list(dict.fromkeys(str(path) for path in paths if not path.is_file()))
         if missing:
             named = ", ".join(missing[:_MOST_NAMED]) + (", ..." if len(missing) > _MOST_NAMED else "")
@@ -86,6 +96,17 @@ class FaceTable:
     def _locate(self, value: str) -> Path:
         beside = self.path.parent / value  # an absolute path stays as it is
         return beside if beside.is_file() or not Path(value).is_file() else Path(value)
+
+
+def _is_missing(value: Any) -> bool:
+    """Return whether a cell is empty: None, or the NaN that pandas writes for it."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def whole_number(label: str) -> str:
+    """Write a label that is a whole number in one form: 1 for 01 and 1.0, which pandas makes of 1."""
+    match = re.fullmatch(r"(-?)0*([0-9]+)(\.0*)?", label)
+    return label if match is None else match[1] + match[2]
 
 
 def find_table(source: Path) -> Path | None:
@@ -121,6 +142,13 @@ def read_table(path: Path) -> FaceTable:
     return FaceTable(path, columns)
 
 
+def _check_names(path: Path, names: Sequence[str]) -> None:
+    repeated = [name for name, count in Counter(names).items() if name and count > 1]
+    if repeated:
+        problem = f"it has more than one column {repeated[0]}"
+        raise SourceError(path, problem, next_step="Remove or rename all but one")
+
+
 def _read_csv(path: Path) -> dict[str, list[Any]]:
     content = read_whole(path, _MOST_BYTES, "it is larger than 1 GB")
     step = "Give a table in UTF-8 with commas, and the names of its columns in the first line"
@@ -128,12 +156,13 @@ def _read_csv(path: Path) -> dict[str, list[Any]]:
         header, *rows = csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""), strict=True)
     except (UnicodeDecodeError, ValueError, csv.Error) as error:
         raise SourceError(path, "this is not a CSV table", next_step=step) from error
-    rows = [row for row in rows if row]
+    header, rows = [name.strip() for name in header], [row for row in rows if row]
+    _check_names(path, header)
     for number, row in enumerate(rows, 1):
         if len(row) != len(header):
             problem = f"row {number} has {counted(len(row), 'field')}, the first line names {len(header)}"
             raise SourceError(path, problem, next_step=step)
-    return {name.strip(): [row[place] for row in rows] for place, name in enumerate(header)}
+    return {name: [row[place] for row in rows] for place, name in enumerate(header)}
 
 
 def encode_table(table_format: TableFormat, columns: Mapping[str, Sequence[Any]]) -> bytes:
@@ -181,7 +210,9 @@ def _read_parquet(path: Path) -> dict[str, list[Any]]:
     import pyarrow.parquet
 
     try:
-        return dict(pyarrow.parquet.read_table(path).to_pydict())
+        table = pyarrow.parquet.read_table(path)
     except (pyarrow.ArrowException, OSError) as error:
         problem = f"cannot be read as a Parquet table ({str(error).splitlines()[0]})"
         raise SourceError(path, problem, next_step="Write it again") from error
+    _check_names(path, table.column_names)
+    return dict(table.to_pydict())

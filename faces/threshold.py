@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import shlex
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from faces.distance import Distance
 from faces.model import ModelFacts, published_standardisation
 
 _MOST_BYTES = 64 << 20  # a result of `evaluate` has a few thousand
+_LARGEST = 4.0  # squared distance of embeddings, which have length 1; `evaluate` measures no larger threshold
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,10 @@ class Threshold:
         other = _describe(distance, subtract_mean=subtract_mean, mirrored=mirrored)
         problem = ""
         if network.sha256 != self.model_sha256:
-            problem = f"was measured with {self.model}, not {network.name}"
+            problem = (
+                f"was measured with {self.model} (SHA-256 {self.model_sha256[:12]}), not {network.name} "
+                f"({network.sha256[:12]})"
+            )
         elif network.standardisation != self.standardisation:
             problem = f"is of images standardised {self.standardisation}, not {network.standardisation}"
         elif crop != self.crop:
@@ -176,19 +179,24 @@ def parse_threshold(content: Any) -> Threshold:
     Raises:
         ValueError: It has another form.
     """
-    kinds = {"str": str, "int": int, "float": float, "bool": bool, "Distance": str, "CropMethod": str}
+    text = (str,)
+    # A float may be a whole number: whoever edits a file writes 1 for 1.0.
+    numbers = {"int": (int,), "float": (float, int), "bool": (bool,)}
+    kinds: dict[str, tuple[type, ...]] = {"str": text, "Distance": text, "CropMethod": text, **numbers}
     fields = {name: kinds[str(field.type)] for name, field in Threshold.__dataclass_fields__.items()}
     if not isinstance(content, dict) or set(content) != set(fields):
         raise ValueError("its fields are not those of a threshold")
-    if any(type(content[name]) is not kind for name, kind in fields.items()):
+    if any(type(content[name]) not in kind for name, kind in fields.items()):
         raise ValueError("a field has a value of another type")
-    if not math.isfinite(content["value"]):
-        raise ValueError("its value is not finite")
+    if not (0 <= content["value"] <= _LARGEST and 0 <= content["far"] <= 1):  # NaN is not
+        raise ValueError("its value or its false accept rate is out of range")
+    if not 0 <= content["different"] <= content["pairs"]:
+        raise ValueError("its numbers of pairs contradict each other")
     if content["distance"] not in get_args(Distance):
         raise ValueError(f"there is no distance {content['distance']!r}")
     if content["crop"] not in CROP_SIZES:
         raise ValueError(f"there is no crop {content['crop']!r}")
-    return Threshold(**content)
+    return Threshold(**content | {name: float(content[name]) for name in ("value", "far")})
 
 
 def read_threshold(path: Path) -> Threshold:

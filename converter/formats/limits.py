@@ -66,7 +66,8 @@ def read_whole(path: Path, most_bytes: int, problem: str) -> bytes:
                 raise SourceError(path, problem)
             return file.read(size)
     except OSError as error:
-        raise SourceError(path, f"the file cannot be read ({error.strerror})") from error
+        problem = f"the file cannot be read ({error.strerror})"
+        raise SourceError(path, problem, next_step="Check its name and its permissions") from error
 
 
 def most_bytes(file_size: int) -> int:

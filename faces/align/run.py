@@ -115,6 +115,9 @@ def _check_output(folder: Path, out: Path, table: TableFormat) -> None:
             f"{out}: it lies in {folder}, and its crops would be taken for photographs. "
             "Give a folder elsewhere."
         )
+    file = next((parent for parent in out.parents if parent.is_file()), None)
+    if file is not None:
+        raise UsageError(f"{out}: {file} is a file, not a folder. Give a folder elsewhere.")
 
 
 def _find_files(folder: Path) -> tuple[list[str], list[str]]:

@@ -86,5 +86,4 @@ def find_images(source: Path) -> tuple[list[FaceImage], list[str]]:
         files = find_photographs(source)
         return list(map(FaceImage, files)), [person_of(file.relative_to(source).as_posix()) for file in files]
     read = read_table(table)
-    people = read.require("person_name")
-    return read_images(read), ["" if person is None else str(person) for person in people]
+    return read_images(read), read.texts("person_name")

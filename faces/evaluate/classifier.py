@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -34,7 +35,9 @@ def score(labels: Sequence[str], predicted: Sequence[str]) -> Scores:
     from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
     names = sorted({*labels, *predicted}, key=_order)
-    confusion: NDArray[np.int64] = confusion_matrix(labels, predicted, labels=names)
+    with warnings.catch_warnings():  # of one class it warns that `labels` should name all, as it does
+        warnings.simplefilter("ignore", UserWarning)
+        confusion: NDArray[np.int64] = confusion_matrix(labels, predicted, labels=names)
     precision, recall, _, faces = precision_recall_fscore_support(
         labels, predicted, labels=names, zero_division=np.nan
     )

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from faces.crops import CropMethod, FaceImage, check_crop, choose_face, is_crop, read_face
+from faces.crops import CropMethod, FaceImage, check_box, check_crop, choose_face, is_crop, read_face
 from faces.detect.detector import FaceDetector
 from faces.images import to_rgb
 
@@ -36,7 +36,7 @@ def find_faces(
         The face of each image; None for a photograph without one.
 
     Raises:
-        SourceError: A file cannot be used as a photograph.
+        SourceError: A file cannot be used as a photograph, or a box lies outside it.
         UsageError: An image is a crop of another kind.
     """
     faces: list[FaceImage | None] = []
@@ -45,6 +45,7 @@ def find_faces(
         progress(len(faces), len(images))
         pixels = to_rgb(image.file)
         check_crop(image.file, pixels, method, method)
+        check_box(image, pixels)
         if is_crop(pixels):
             faces.append(FaceImage(image.file))
             continue

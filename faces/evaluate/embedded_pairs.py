@@ -78,7 +78,7 @@ def read_embedded(source: Path, embedder: Embedder) -> EmbeddedPairs:
         origin="the embeddings",
         lfw_accuracy=published.lfw_accuracy if published else None,
     )
-    found = FoundPairs(tuple(map(FaceImage, embeddings.files)), pair_all(source, embeddings.people))
+    found = pair_all(source, list(map(FaceImage, embeddings.files, embeddings.boxes)), embeddings.people)
     return EmbeddedPairs(found, embeddings.boxes, origin.crop, network, embeddings.values)
 
 

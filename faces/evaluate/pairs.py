@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,7 +68,8 @@ class FoundPairs:
         images: The images, in the order of first use.
         pairs: The pairs, by places among `images`.
         skipped: The number of pairs of which a file is missing, or shows no face.
-        notes: Sentences on pairs that the list states and does not have, and on photographs without a face.
+        notes: Sentences on pairs that the list states and does not have, on photographs without a face, and
+            on names that differ in case alone.
     """
 
     images: tuple[FaceImage, ...]
@@ -120,7 +122,7 @@ def read_pairs(path: Path) -> PairsList:
     counts = lines[0].split()
     if len(counts) not in (1, 2) or not all(map(_is_count, counts)):
         raise SourceError(path, f"line 1 is {lines[0]!r:.60}, not a count of folds", next_step=_EXAMPLE)
-    pairs = [_parse(path, number, line) for number, line in enumerate(lines[1:], 2) if line.strip()]
+    pairs = [_parse(path, number, line.strip()) for number, line in enumerate(lines[1:], 2) if line.strip()]
     if not pairs:
         raise SourceError(path, "it lists no pairs", next_step=_EXAMPLE)
     folds = int(counts[0]) if len(counts) == 2 else 1
@@ -137,7 +139,7 @@ def _parse(path: Path, number: int, line: str) -> NamedPair:
     same = len(fields) == 3
     first, second = fields[:2], ([fields[0], fields[2]] if same else fields[2:])
     if len(fields) not in (3, 4) or not (_is_count(first[1]) and _is_count(second[1])):
-        raise SourceError(path, f"line {number} is {line.strip()!r:.60}, not a pair", next_step=_EXAMPLE)
+        raise SourceError(path, f"line {number} is {line!r:.60}, not a pair", next_step=_EXAMPLE)
     return NamedPair(NamedImage(first[0], int(first[1])), NamedImage(second[0], int(second[1])), same)
 
 
@@ -193,19 +195,30 @@ def _find(folder: Path, image: NamedImage) -> Path | None:
     return next((path for path in candidates if path.is_file()), None)
 
 
-def pair_all(source: Path, people: Sequence[str]) -> Pairs:
+def pair_all(source: Path, images: Sequence[FaceImage], people: Sequence[str]) -> FoundPairs:
     """Pair all images of a source.
 
     Args:
         source: The table or embeddings.
-        people: The person of each image.
+        images: The images.
+        people: The person of each.
 
     Raises:
-        SourceError: There is one image.
+        SourceError: There is one image, or one is listed twice.
     """
     if len(people) < 2:
         raise SourceError(source, "one face makes no pair", next_step="Give a table with more faces")
-    return all_pairs(people)
+    image, count = Counter(images).most_common(1)[0]
+    if count > 1:
+        problem = f"it lists the face of {image.file} {counted(count, 'time')}"
+        raise SourceError(source, problem, next_step="Remove all rows of it but one")
+    spellings: dict[str, str] = {}
+    notes = [
+        f"{spellings[name.casefold()]} and {name} count as two people"
+        for name in dict.fromkeys(people)
+        if spellings.setdefault(name.casefold(), name) != name
+    ]
+    return FoundPairs(tuple(images), all_pairs(people), notes=tuple(notes))
 
 
 def all_pairs(people: Sequence[str]) -> Pairs:

@@ -22,7 +22,7 @@ from faces.evaluate.measure import Measurement, Settings, measure
 from faces.evaluate.pairs import FoundPairs, find_images, pair_all, read_pairs
 from faces.evaluate.protocol import Pairs
 from faces.evaluate.result import Applied, ClassificationResult, VerificationResult
-from faces.face_table import ENDINGS, FaceTable, read_table
+from faces.face_table import ENDINGS, FaceTable, read_table, whole_number
 from faces.model import Model, ModelFacts
 from faces.options import require_packages
 from faces.threshold import Threshold, read_threshold
@@ -154,7 +154,7 @@ def evaluate_classifier(
 
     Args:
         source: A table with the column label, a number from 0, and crops; or with the columns label and
-            predicted_label, of any text, if no model is stated.
+            predicted_label, of any text, if no model is stated. 1.0 and 01 are the label 1.
         embedder: The model, a network with a classifier, and the crop of photographs. None, or one that
             states no model, takes the table's predictions.
         batch_size: Images that the network takes at a time.
@@ -169,9 +169,12 @@ def evaluate_classifier(
     """
     require_packages("evaluate", sklearn="scikit-learn", scipy="scipy")
     table = _read_table(Path(source))
-    labels, network, faceless = table.column("label"), None, 0
+    labels, network, faceless = list(map(whole_number, table.column("label"))), None, 0
     if embedder is None or embedder.stated_model is None:
-        predicted = table.column(PREDICTED)
+        if PREDICTED not in table.columns:
+            step = "Add it, or give the classifier itself with --model"
+            raise SourceError(table.path, f"it has no column {PREDICTED}", next_step=step)
+        predicted = list(map(whole_number, table.column(PREDICTED)))
     else:
         images, network = read_images(table), embedder.model
         _check_labels(table, labels, network)
@@ -219,8 +222,7 @@ def _find_pairs(source: Path, pairs: Path | None) -> tuple[FoundPairs, list[Path
     """Find the pairs of a list or of a table, the files that they were read from, and the list's folds."""
     if pairs is None:
         table = _read_table(source)
-        pairs_of_all = pair_all(source, table.column("person_name"))
-        return FoundPairs(tuple(read_images(table)), pairs_of_all), [table.path], None
+        return pair_all(source, read_images(table), table.column("person_name")), [table.path], None
     if not source.is_dir():
         raise UsageError(f"{source}: --pairs needs the folder of the set here, and this is none.")
     listed = read_pairs(pairs)

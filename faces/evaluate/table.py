@@ -44,7 +44,8 @@ def _print_verification(console: Console, result: VerificationResult) -> None:
     pairs = f"{len(result.pairs):,} pairs of {len(result.images):,} images"
     kinds = f"{result.same:,} of the same person and {different:,} of different people"
     console.print(f"{place}: {pairs}, {kinds}{skipped}", markup=False)
-    console.print(f"{describe_network(result.model)}; {describe_settings(result)}", markup=False)
+    network = f"{describe_network(result.model)}; crop {result.crop}"
+    console.print(f"{network}; {describe_settings(result)}", markup=False)
     photographs = sum(box is not None for box in result.boxes)
     if photographs:
         detail = f"{counted(photographs, 'photograph')} cropped by `align`'s --crop {result.crop}"

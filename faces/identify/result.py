@@ -18,7 +18,7 @@ class Neighbour:
     """A person of the gallery.
 
     Attributes:
-        name: The person, or the name of the image if its person is not known.
+        name: The person, or the path of the image if its person is not known.
         distance: The distance to the nearest of the person's faces.
         file: The image of this face.
         faces: The number of the person's faces in the gallery.

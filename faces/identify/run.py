@@ -35,7 +35,7 @@ def identify(
         embedder: The model and the options. None takes those of the gallery.
 
     Raises:
-        UsageError: The gallery or the threshold is of another model, or the gallery of another crop.
+        UsageError: The gallery or the threshold is of another model, or the gallery of another crop or size.
         SourceError: The photograph cannot be read, or has no face.
         RequirementError: Weights are not in the cache and cannot be downloaded.
     """
@@ -50,6 +50,12 @@ def identify(
         )
     found = embedder.find_threshold(threshold, crop, origin.threshold)
     (face,) = embedder.embed_all([image])
+    size, needed = gallery.values.shape[1], len(face.embedding)
+    if size != needed:
+        raise UsageError(
+            f"the embeddings of the gallery have {size} numbers, and those of {origin.model} {needed}. "
+            "Embed the gallery again."
+        )
     measure = "squared-euclidean" if found is None else found.distance
     distances = DISTANCES[measure](gallery.values.astype(np.float64), face.embedding[None].astype(np.float64))
     names = np.array(gallery.names, dtype=object)

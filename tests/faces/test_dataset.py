@@ -111,6 +111,18 @@ def test_bad_tables_and_files_are_named(folder):
     table.write_text(TABLE.replace("train,1", "train,Bo"))
     with pytest.raises(SourceError, match="row 3 has the label 'Bo'"):
         FaceDataset(table, standardisation="fixed")
+    for label in ("0.9", "-5", "-0.5"):
+        table.write_text(TABLE.replace("train,1", f"train,{label}"))
+        with pytest.raises(SourceError, match=f"row 3 has the label '{label}'. Give whole numbers from 0"):
+            FaceDataset(table, standardisation="fixed")
+    table.write_text(TABLE.replace("train,1", "train,0"))
+    with pytest.raises(SourceError, match="the label 0 is that of 'Ana' and of 'Bo'"):
+        FaceDataset(table, standardisation="fixed")
+    table.write_text(TABLE.replace("val,0", "val,2"))
+    with pytest.raises(SourceError, match="'Ana' has the labels 0 and 2"):
+        FaceDataset(table, standardisation="fixed")
+    table.write_text(TABLE.replace("train,1", "train,1.0").replace("train,,", "train,-1,"))
+    assert FaceDataset(table, standardisation="fixed").labels == (0, 0, 1, NOBODY)
     table.write_text(TABLE.replace("Ana/1.png", "wide.png"))
     Image.new("RGB", (200, 100)).save(folder / "wide.png")
     with pytest.raises(SourceError, match="its 200x100 pixels are not those of a crop"):

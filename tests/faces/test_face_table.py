@@ -70,3 +70,32 @@ def test_missing_columns_and_files_are_named(table, tmp_path):
         f"{table}: 1 file of its column image_path cannot be found: {tmp_path / 'a.png'}. Relative paths "
         "start at the table's folder, or at the current one."
     )
+
+
+def test_spaces_at_the_ends_and_empty_cells_are_no_names(tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    pyarrow = pytest.importorskip("pyarrow")
+    (tmp_path / " a.png").touch()
+    (tmp_path / "t.csv").write_text("image_path,person_name,note\n a.png, Ana ,  \n")
+    read = read_table(tmp_path / "t.csv")
+    assert (read.column("person_name"), read.texts("note")) == (["Ana"], [""])
+    assert read.files() == [tmp_path / " a.png"]  # a file's name may begin with a space
+    columns = {"image_path": [" a.png"] * 2, "person_name": ["Ana", "\t"], "label": [0.0, float("nan")]}
+    parquet.write_table(pyarrow.table(columns), tmp_path / "t.parquet")
+    for name in ("person_name", "label"):
+        with pytest.raises(SourceError, match=f"row 2 has no {name}. Fill it in, or remove the row"):
+            read_table(tmp_path / "t.parquet").column(name)
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_two_columns_of_one_name_are_refused(ending, tmp_path):
+    path = tmp_path / f"t.{ending}"
+    if ending == "csv":
+        path.write_text("image_path,label, label\na.png,0,1\n")
+    else:
+        pyarrow = pytest.importorskip("pyarrow")
+        columns = [pyarrow.array(values) for values in (["a.png"], [0], [1])]
+        table = pyarrow.Table.from_arrays(columns, names=["image_path", "label", "label"])
+        pytest.importorskip("pyarrow.parquet").write_table(table, path)
+    with pytest.raises(SourceError, match=r"it has more than one column label. Remove or rename all but one"):
+        read_table(path)

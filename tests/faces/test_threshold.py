@@ -37,6 +37,8 @@ def written(path, content):
 def test_a_threshold_is_read_as_it_was_written(tmp_path):
     assert read_threshold(written(tmp_path / "r.json", MEASURED.as_json())) == MEASURED
     MEASURED.check(**FITTING)
+    edited = written(tmp_path / "r.json", {**MEASURED.as_json(), "value": 1})
+    assert read_threshold(edited) == replace(MEASURED, value=1.0)
 
 
 @pytest.mark.parametrize(
@@ -44,7 +46,8 @@ def test_a_threshold_is_read_as_it_was_written(tmp_path):
     [
         (
             {"network": replace(NETWORK, sha256="b" * 64)},
-            "the threshold 0.75 was measured with vggface2, not mine.pt. Measure it for",
+            "the threshold 0.75 was measured with vggface2 (SHA-256 aaaaaaaaaaaa), not mine.pt "
+            "(bbbbbbbbbbbb). Measure it for",
         ),
         (
             {"network": replace(NETWORK, standardisation="per-image")},
@@ -81,6 +84,12 @@ def test_a_threshold_of_another_model_or_distance(change, message):
         {"value": 0.75},
         {**MEASURED.as_json(), "value": "0.75"},
         {**MEASURED.as_json(), "pairs": True},
+        {**MEASURED.as_json(), "pairs": -5},
+        {**MEASURED.as_json(), "different": 6001},
+        {**MEASURED.as_json(), "value": True},
+        {**MEASURED.as_json(), "value": -3.0},
+        {**MEASURED.as_json(), "value": 10**400},
+        {**MEASURED.as_json(), "far": 7.0},
         {**MEASURED.as_json(), "distance": "manhattan"},
         {**MEASURED.as_json(), "crop": "loose"},
         {name: value for name, value in MEASURED.as_json().items() if name != "crop"},

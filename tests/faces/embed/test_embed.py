@@ -176,7 +176,7 @@ def test_refused(embed, tmp_path, capsys, make, options, code, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_sha256": "a" * 64}, "was measured with weights.pt, not "),
+        ({"model_sha256": "a" * 64}, "was measured with weights.pt (SHA-256 aaaaaaaaaaaa), not "),
         ({"standardisation": "per-image"}, "is of images standardised per-image, not fixed. Measure it"),
         ({"subtract_mean": True}, "of embeddings with their mean subtracted"),
         ({"mirrored": True}, "of mirrored images too"),
@@ -193,6 +193,19 @@ def test_crops_of_two_kinds_are_refused(embed, folder, tmp_path, capsys):
     picture(size=(182, 182)).save(folder / "Ana/crop.png")
     assert embed(folder) == 2
     assert "crop.png has the crop facenet, and the first image" in capsys.readouterr().err
+
+
+def test_a_crop_of_another_kind_than_asked_for_is_refused(embed, folder, tmp_path, capsys):
+    picture(size=(160, 160)).save(folder / "Ana/1.png")
+    assert embed(folder, "--crop", "facenet") == 2
+    assert "1.png is a crop of 160x160 pixels, of `--crop scaled`, and the crop" in capsys.readouterr().err
+
+
+def test_a_box_outside_its_photograph_is_refused(embed, folder, tmp_path, capsys):
+    (folder / "faces.csv").write_text('image_path,person_name,bbox\nAna/1.png,Ana,"[900, 1, 999, 9]"\n')
+    assert embed(folder) == 3
+    assert "Ana/1.png: the bbox [900.0, 1.0, 999.0, 9.0] lies outside its " in capsys.readouterr().err
+    assert not (tmp_path / "embeddings.parquet").exists()
 
 
 def test_another_table_is_not_replaced(embed, folder, tmp_path, capsys):

@@ -29,6 +29,12 @@ def test_a_class_that_is_never_given_has_no_precision_and_counts_as_0(recwarn):
     assert not recwarn.list
 
 
+def test_one_class(recwarn):
+    scores = score(["a", "a"], ["a", "a"])
+    assert (scores.accuracy, scores.confusion.tolist()) == (1.0, [[2]])
+    assert not recwarn.list
+
+
 def test_a_label_that_only_the_classifier_gives_is_no_class_of_the_mean():
     scores = score(["a", "a"], ["a", "z"])
     assert [(item.label, item.faces, item.recall) for item in scores.classes] == [

@@ -102,7 +102,10 @@ def test_a_folder_with_a_list_of_pairs(mirrored, crops, network, pairs, tmp_path
         in printed
     )
     assert "11 pairs of 9 images, 6 of the same person and 5 of different people, 1 skipped" in printed
-    assert "standardised by (x - 127.5) / 128 (from --standardise)" in printed
+    assert (
+        "standardised by (x - 127.5) / 128 (from --standardise); crop scaled; squared Euclidean distance"
+        in printed
+    )
     assert ("mirrored images appended" in printed) == mirrored
     assert "2 consecutive folds, not shuffled" in " ".join(printed.split())
     assert "a false accept rate of 0.001 is less than one of the 5 different pairs" in printed
@@ -182,7 +185,8 @@ def test_a_threshold_of_one_list_is_applied_to_another(crops, network, pairs, tm
     torch.save(changed.state_dict(), tmp_path / "other.pt")
     error = refused(capsys, 2, *arguments[:3], "--model", tmp_path / "other.pt", *other)
     assert error.startswith(
-        f"the threshold {value:.4g} was measured with {network}, not {tmp_path / 'other.pt'}."
+        f"the threshold {value:.4g} was measured with {network} (SHA-256 "
+        f"{applied['threshold']['model_sha256'][:12]}), not {tmp_path / 'other.pt'} ("
     )
     (tmp_path / "list.json").write_text("[1]")
     error = refused(capsys, 3, *arguments, "--threshold", tmp_path / "list.json")
@@ -268,7 +272,7 @@ def test_embeddings_are_as_good_as_their_images(crops, network, embeddings, tmp_
     }
     printed = capsys.readouterr().out
     assert f"{embeddings}: 36 pairs of 9 images" in printed
-    assert "standardised by (x - 127.5) / 128 (from the embeddings); arc cosine, mean subtracted" in printed
+    assert "standardised by (x - 127.5) / 128 (from the embeddings); crop scaled; arc cosine" in printed
 
 
 def test_embeddings_of_others_are_refused(crops, network, embeddings, figures, tmp_path, capsys):
@@ -286,7 +290,7 @@ def test_embeddings_of_others_are_refused(crops, network, embeddings, figures, t
     error = refused(capsys, 2, embeddings, "--crop", "facenet")
     assert error == f"the faces of {embeddings} have the crop scaled, not facenet. Embed them again."
     error = refused(capsys, 2, embeddings, "--threshold", figures(1.0, model_sha256="b" * 64))
-    assert f"was measured with weights.pt, not {network}." in error
+    assert f"was measured with weights.pt (SHA-256 bbbbbbbbbbbb), not {network} (" in error
     error = refused(capsys, 2, embeddings, "--mirrored")
     assert error.endswith("--mirrored needs images, and these are embeddings. Give the photographs.")
     (tmp_path / "nobody").mkdir()
@@ -375,6 +379,52 @@ def test_a_box_that_is_none_is_named_by_row(photographs, network, tmp_path, caps
     )
 
 
+def test_a_box_outside_its_photograph_is_named(photographs, network, tmp_path, capsys):
+    files = sorted(photographs.rglob("*.png"))
+    for box, problem in (
+        (
+            "[300, 10, 400, 90]",
+            f"{files[1]}: the bbox [300.0, 10.0, 400.0, 90.0] lies outside its 250x250 pixels.",
+        ),
+        (
+            "[-90, -90, 0, 0]",
+            f"{files[1]}: the bbox [-90.0, -90.0, 0.0, 0.0] lies outside its 250x250 pixels.",
+        ),
+        ("[10, 10, Infinity, 90]", "row 2 has the bbox '[10, 10, Infinity, 90]'. Write [x1, y1, x2, y2]"),
+    ):
+        boxes = ("[240, 240, 270, 270]", box)  # a part of the first is inside
+        rows = [
+            {"image_path": str(file), "person_name": "Ana", "bbox": given}
+            for file, given in zip(files, boxes, strict=False)
+        ]
+        assert problem in refused(capsys, 3, write_csv(tmp_path / "t.csv", rows), "--model", network, *FIXED)
+
+
+def test_a_face_that_is_listed_twice_is_refused_and_names_of_two_cases_are_noted(
+    crops, network, tmp_path, capsys
+):
+    files = sorted((crops / "lfw").rglob("*.png"))[:3]
+    people = ("Ana", "ana ", " Ana")
+    rows = [{"image_path": str(file), "person_name": name} for file, name in zip(files, people, strict=True)]
+    arguments = ("--model", network, *FIXED, "--folds", "2")
+    result = evaluated(tmp_path, write_csv(tmp_path / "t.csv", rows), *arguments)
+    assert (result["pairs"], result["same"]) == (3, 1)  # spaces at its ends are no part of a name
+    assert "note: Ana and ana count as two people" in capsys.readouterr().out
+    error = refused(capsys, 3, write_csv(tmp_path / "t.csv", [*rows, rows[0]]), *arguments)
+    assert (
+        error
+        == f"{tmp_path / 't.csv'}: it lists the face of {files[0]} 2 times. Remove all rows of it but one."
+    )
+
+
+def test_a_crop_of_another_kind_than_asked_for_is_refused(crops, network, tmp_path, capsys):
+    error = refused(capsys, 2, crops, "--model", network, *FIXED, "--crop", "facenet")
+    assert error == (
+        f"{crops / 'lfw/Ana_Lind/Ana_Lind_0001.png'} is a crop of 160x160 pixels, of `--crop scaled`, and "
+        "the crop facenet is needed. Give the photographs themselves."
+    )
+
+
 def test_a_page_with_curves_histograms_and_pictures(crops, network, pairs, tmp_path):
     pytest.importorskip("matplotlib")
     page = tmp_path / "r.html"
@@ -414,6 +464,21 @@ def test_predictions_of_a_table(crops, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "0.5000 of the faces are given their label." in printed
     assert "2 faces of 2 classes; the predictions in the table" in printed
+
+
+def test_a_label_is_the_same_number_in_every_form(tmp_path, capsys):
+    # pandas writes whole numbers as 0.0 where one is missing
+    rows = [("0", "0.0"), ("01", "1"), (" a", "a"), ("-2.0", "-2"), ("1.5", "1")]
+    rows = [{"label": label, "predicted_label": predicted} for label, predicted in rows]
+    result = evaluated(tmp_path, write_csv(tmp_path / "t.csv", rows), "--classify")
+    assert result["accuracy"] == 0.8
+
+
+def test_a_table_without_answers_needs_a_classifier(crops, capsys):
+    assert refused(capsys, 3, crops, "--classify") == (
+        f"{crops / 'faces.csv'}: it has no column predicted_label. Add it, or give the classifier itself "
+        "with --model."
+    )
 
 
 def test_the_logits_of_a_network(crops, network, tmp_path):

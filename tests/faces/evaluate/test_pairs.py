@@ -128,6 +128,12 @@ def test_names_with_spaces_are_read_between_tabs(tmp_path):
     (tmp_path / "pairs.txt").write_text("1\nAnna Lind\t1\t2\nAnna Lind\t1\tJo Ek\t2\n")
     pairs = read_pairs(tmp_path / "pairs.txt").pairs
     assert pairs[1].second.stem == "Jo Ek/Jo Ek_0002"
+    (tmp_path / "pairs.txt").write_text("1\t\nAnna Lind\t1\t2\t\nAnna Lind\t1\tJo Ek\t2 \t \n")
+    assert read_pairs(tmp_path / "pairs.txt").pairs == pairs
+    with pytest.raises(
+        SourceError, match=r"none.txt: the file cannot be read .* Check its name and its permissions"
+    ):
+        read_pairs(tmp_path / "none.txt")
 
 
 def test_all_pairs_are_the_combinations_in_order():

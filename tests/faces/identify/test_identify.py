@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 import torch
 from PIL import Image
@@ -61,7 +63,7 @@ def test_the_nearest_people(folder, gallery, distances, figures, tmp_path, capsy
     expected = {
         "Bo": (distances["Bo/1.png"], 1),
         "Ana": (min(distances["Ana/1.png"], distances["Ana/2.png"]), 2),
-        "stranger.png": (distances["stranger.png"], 1),
+        str(file.parent / "people/stranger.png"): (distances["stranger.png"], 1),
     }
     assert result["person"] == "Bo"
     nearest = result["nearest"]
@@ -111,9 +113,18 @@ def test_refused(folder, gallery, single_files, figures, tmp_path, capsys):
     assert identify(tmp_path / "blank.png", tmp_path / "faces.csv") == 3
     assert "faces.csv: cannot be read as a Parquet table" in capsys.readouterr().err
     assert identify(folder / "Bo/1.png", file, "--threshold", figures(1.0, model_sha256="c" * 64)) == 2
-    assert "was measured with weights.pt, not" in capsys.readouterr().err
+    assert "was measured with weights.pt (SHA-256 cccccccccccc), not" in capsys.readouterr().err
     assert identify(folder / "Bo/1.png", file, "--threshold", figures(1.0, crop="facenet")) == 2
     assert "is of the crop facenet, not scaled" in capsys.readouterr().err
+
+
+def test_embeddings_of_another_size(folder, gallery, figures, capsys):
+    file = gallery("--threshold", figures(1.0))
+    table = pyarrow.parquet.read_table(file)
+    rows = pyarrow.array([[1.0, *[0.0] * 63]] * len(table))
+    pyarrow.parquet.write_table(table.set_column(3, "embedding", rows), file)
+    assert identify(folder / "Bo/1.png", file) == 2
+    assert "the embeddings of the gallery have 64 numbers, and those of " in capsys.readouterr().err
 
 
 @pytest.fixture
