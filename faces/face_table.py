@@ -22,6 +22,7 @@ TableFormat = Literal["csv", "parquet"]
 
 ENDINGS = (".csv", ".parquet")
 _MOST_BYTES = 1 << 30
+_ALIGN = "`facenet-port align` writes a table with the columns that every command needs"
 _MOST_NAMED = 3  # files in a message
 
 
@@ -37,8 +38,12 @@ class FaceTable:
     path: Path
     columns: Mapping[str, Sequence[Any]]
 
-    def require(self, name: str) -> Sequence[Any]:
+    def require(self, name: str, next_step: str = _ALIGN) -> Sequence[Any]:
         """The values of a column, which may be missing.
+
+        Args:
+            name: The column.
+            next_step: What to do without it, a clause.
 
         Raises:
             SourceError: There is no such column.
@@ -48,7 +53,7 @@ class FaceTable:
             raise SourceError(
                 self.path,
                 f"it has no column {name}; its columns are {held}",
-                next_step="`facenet-port align` writes a table with the columns that every command needs",
+                next_step=next_step,
             )
         return self.columns[name]
 
@@ -210,9 +215,8 @@ def _read_parquet(path: Path) -> dict[str, list[Any]]:
     import pyarrow.parquet
 
     try:
-        table = pyarrow.parquet.read_table(path)
+        _check_names(path, pyarrow.parquet.read_schema(path).names)
+        return dict(pyarrow.parquet.read_table(path).to_pydict())
     except (pyarrow.ArrowException, OSError) as error:
         problem = f"cannot be read as a Parquet table ({str(error).splitlines()[0]})"
         raise SourceError(path, problem, next_step="Write it again") from error
-    _check_names(path, table.column_names)
-    return dict(table.to_pydict())

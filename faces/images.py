@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,7 +42,8 @@ def to_rgb(image: ImageLike) -> NDArray[np.uint8]:
     if isinstance(image, str | Path):
         return read_photograph(image)
     if hasattr(image, "convert"):  # Pillow's; importing it only to know the class takes time
-        return convert_to_rgb(Path(f"the Pillow image of mode {image.mode}"), image)
+        pillow = cast("PIL.Image.Image", image)
+        return convert_to_rgb(Path(f"the Pillow image of mode {pillow.mode}"), pillow)
     if not isinstance(image, np.ndarray) and not hasattr(image, "cpu"):  # not a tensor either
         raise TypeError(
             f"{type(image).__name__} is no image: give a path, a Pillow image, an array or a tensor"

@@ -300,7 +300,7 @@ def _as_batch(images: Images) -> list[ImageLike]:
 def _paths_of(images: Images, paths: Paths) -> Sequence[Any]:
     """Return the path of each image's crop, or None for each."""
     count = len(_as_batch(images))
-    given = [paths] if isinstance(paths, str | Path) else paths or [None] * count
+    given: Sequence[Any] = [paths] if isinstance(paths, str | Path) else paths or [None] * count
     if len(given) != count:
         raise ValueError(
             f"save_path: {len(given)} for {count} images. Give a list with a path for each image"

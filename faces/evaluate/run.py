@@ -171,9 +171,7 @@ def evaluate_classifier(
     table = _read_table(Path(source))
     labels, network, faceless = list(map(whole_number, table.column("label"))), None, 0
     if embedder is None or embedder.stated_model is None:
-        if PREDICTED not in table.columns:
-            step = "Add it, or give the classifier itself with --model"
-            raise SourceError(table.path, f"it has no column {PREDICTED}", next_step=step)
+        table.require(PREDICTED, "Add it, or give the classifier itself with --model")
         predicted = list(map(whole_number, table.column(PREDICTED)))
     else:
         images, network = read_images(table), embedder.model
@@ -222,7 +220,8 @@ def _find_pairs(source: Path, pairs: Path | None) -> tuple[FoundPairs, list[Path
     """Find the pairs of a list or of a table, the files that they were read from, and the list's folds."""
     if pairs is None:
         table = _read_table(source)
-        return pair_all(source, read_images(table), table.column("person_name")), [table.path], None
+        people = table.column("person_name")
+        return pair_all(source, read_images(table), people), [table.path], None
     if not source.is_dir():
         raise UsageError(f"{source}: --pairs needs the folder of the set here, and this is none.")
     listed = read_pairs(pairs)

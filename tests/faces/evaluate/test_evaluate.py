@@ -476,8 +476,8 @@ def test_a_label_is_the_same_number_in_every_form(tmp_path, capsys):
 
 def test_a_table_without_answers_needs_a_classifier(crops, capsys):
     assert refused(capsys, 3, crops, "--classify") == (
-        f"{crops / 'faces.csv'}: it has no column predicted_label. Add it, or give the classifier itself "
-        "with --model."
+        f"{crops / 'faces.csv'}: it has no column predicted_label; its columns are image_path, person_name, "
+        "label. Add it, or give the classifier itself with --model."
     )
 
 
@@ -555,6 +555,7 @@ def test_a_table_whose_files_are_missing(capsys, tmp_path):
 )
 def test_a_table_that_is_none(content, problem, tmp_path, capsys):
     (tmp_path / "t.csv").write_bytes(content)
+    (tmp_path / "a.png").touch()
     assert refused(capsys, 3, tmp_path / "t.csv").startswith(f"{tmp_path / 't.csv'}: {problem}")
 
 

@@ -111,7 +111,10 @@ def test_refused(match, crops, tmp_path, capsys, second, code, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_sha256": "b" * 64}, "the threshold 1 was measured with weights.pt, not"),
+        (
+            {"model_sha256": "b" * 64},
+            "the threshold 1 was measured with weights.pt (SHA-256 bbbbbbbbbbbb), not",
+        ),
         ({"crop": "facenet"}, "the threshold 1 is of the crop facenet, not scaled. Measure it for this one"),
     ],
 )
