@@ -18,11 +18,12 @@ from converter.atomic import DISK_FULL, HiddenFolder
 from converter.convert import with_counters
 from converter.convert_file import convert_file
 from converter.counts import counted
-from converter.errors import RequirementError, UsageError
+from converter.errors import RequirementError, SourceError, UsageError
 from converter.formats.detect import open_source
+from converter.layer_map import Variant, table
 from converter.mtcnn_layer_map import Network
-from converter.network_names import NetworkTensors
-from converter.plan import Weights
+from converter.network_names import COUNTER, NetworkTensors
+from converter.plan import NO_BOTTLENECK, Weights
 from reference.weights import build_network
 
 _Model = TypeVar("_Model", bound=nn.Module)
@@ -63,7 +64,7 @@ def load_state_dict(
 
     Raises:
         UsageError: `state_dict` is not a state_dict, or `NetworkTensors` refuses it.
-        SourceError: It is unreadable or corrupt.
+        SourceError: It is unreadable or corrupt, or the network of before February 2017.
         RequirementError: The folder for temporary files has no room for the converted source.
     """
     if state_dict is not None:
@@ -72,6 +73,7 @@ def load_state_dict(
                 raise UsageError(f"--state-dict {state_dict}: this is a {opened.format}, not a state_dict.")
             named = NetworkTensors(opened, ignore)
             arrays = {key: np.array(named[key]) for key in named}
+        _refuse_without_bottleneck(Path(state_dict), arrays)
         return LoadedPort(with_counters(arrays), named)
     with HiddenFolder(Path(tempfile.gettempdir())) as folder:
         path = folder / "converted.pt"
@@ -86,6 +88,13 @@ def load_state_dict(
             ) from error
         loaded = torch.load(path, weights_only=True)
         return LoadedPort({key: tensor.numpy() for key, tensor in loaded.items()})
+
+
+def _refuse_without_bottleneck(path: Path, arrays: Arrays) -> None:
+    """Refuse a state_dict that lacks the Bottleneck, all of it and nothing else."""
+    missing = {row.key for row in table(Variant()) if not row.key.endswith(COUNTER)} - set(arrays)
+    if len(missing) >= 4 and all(key.startswith(("last_linear.", "last_bn.")) for key in missing):
+        raise SourceError(path, NO_BOTTLENECK[0], next_step=NO_BOTTLENECK[1].removesuffix("."))
 
 
 def build_port(arrays: Arrays, variant: Network) -> Port | str:

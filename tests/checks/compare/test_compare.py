@@ -389,6 +389,22 @@ def test_a_state_dict_of_another_size_or_dtype_is_a_difference(
         assert all(len(detail) < 300 for judgement in result.judgements for detail in judgement.details)
 
 
+def test_a_state_dict_without_a_bottleneck_is_refused_by_name(
+    stored: Path, clean: Path, tmp_path: Path
+) -> None:
+    whole = torch.load(clean, weights_only=True)
+    old = {key: tensor for key, tensor in whole.items() if not key.startswith("last_")}
+    torch.save(old, tmp_path / "old.pt")
+    with pytest.raises(
+        SourceError, match=r"old\.pt: this is the network of before February 2017.*1792 numbers"
+    ):
+        compare(state_dict=tmp_path / "old.pt", activations=stored)
+    torch.save(
+        {key: tensor for key, tensor in old.items() if key != "block8.conv2d.bias"}, tmp_path / "broken.pt"
+    )
+    assert not compare(state_dict=tmp_path / "broken.pt", activations=stored).passed
+
+
 @pytest.mark.parametrize("gone", ["input", "activation", "graph comparison"])
 def test_incomplete_activations_prove_nothing(gone: str, stored: Path, clean: Path, tmp_path: Path) -> None:
     shortened = tmp_path / "short.h5"

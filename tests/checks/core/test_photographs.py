@@ -58,7 +58,7 @@ BAD = {
     "page.jpeg": (lambda path: path.write_text("<!doctype html>"), "this is a web page, not the file itself"),
     "pointer.jpg": (
         lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\nsize 12\n"),
-        "this is a pointer of Git LFS, not the file itself. Run `git lfs pull`",
+        "this is a pointer of Git LFS, not the file itself of 12 bytes. Run `git lfs pull`",
     ),
     "large.png": (of_pixels(10_000, 9_000), "more than the 89,478,485 pixels that Pillow takes"),
     "bomb.png": (of_pixels(50_000, 50_000), "more than the 89,478,485 pixels that Pillow takes"),
