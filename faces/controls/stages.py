@@ -70,7 +70,7 @@ class Stage:
 def make_stages(
     original: Original, photographs: Sequence[Path], detector: FaceDetector, network: Model
 ) -> tuple[Stage, ...]:
-    """Make every stage, in the order of the path.
+    """Make every stage, in the order of the path: one table, which is longer than a function should be.
 
     Args:
         original: The original's results.
