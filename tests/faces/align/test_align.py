@@ -147,9 +147,9 @@ def test_what_has_no_crop_is_listed_and_the_rest_goes_on(detector, folder, out, 
         "other  1 file not searched: notes.txt",
     ]
     assert printed.err == (
-        f"facenet-port align: {folder}/Bo/page.jpg: this is a web page, not the file itself. Google Drive sends one "
-        "when it asks for a confirmation or when its quota is used up. Open the link in a browser and save the file "
-        "itself.\n"
+        f"facenet-port align: {folder}/Bo/page.jpg: this is a web page, not the file itself. Google Drive "
+        "sends one when it asks for a confirmation or when its quota is used up. Open the link in a browser "
+        "and save the file itself.\n"
     )
     result = json.loads((tmp_path / "a.json").read_text())
     assert result["without_face"] == ["Bo/nobody.png", "one.bmp"]
