@@ -133,6 +133,11 @@ def check_output(path: Path) -> None:
         raise UsageError(f"{path}: it exists and holds no embeddings. Give another name.") from None
 
 
+def path_in(folder: Path, file: Path) -> str:
+    """Return the path of an image in the embeddings of a folder."""
+    return Path(os.path.relpath(file.resolve(), folder.resolve())).as_posix()
+
+
 def encode_embeddings(embeddings: Embeddings, folder: Path) -> bytes:
     """Encode embeddings as the content of a Parquet file.
 
@@ -148,9 +153,8 @@ def encode_embeddings(embeddings: Embeddings, folder: Path) -> bytes:
     import pyarrow.parquet
 
     values = pyarrow.array(embeddings.values.ravel())
-    start = folder.resolve()
     columns = (
-        [Path(os.path.relpath(file.resolve(), start)).as_posix() for file in embeddings.files],
+        [path_in(folder, file) for file in embeddings.files],
         list(embeddings.people),
         pyarrow.array(embeddings.boxes, pyarrow.list_(pyarrow.float64())),
         pyarrow.FixedSizeListArray.from_arrays(values, embeddings.values.shape[1]),

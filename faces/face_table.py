@@ -20,6 +20,7 @@ from converter.formats.limits import read_whole
 
 TableFormat = Literal["csv", "parquet"]
 
+TABLE_FORMATS: tuple[TableFormat, ...] = ("csv", "parquet")
 ENDINGS = (".csv", ".parquet")
 _MOST_BYTES = 1 << 30
 _ALIGN = "`facenet-port align` writes a table with the columns that every command needs"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,8 +40,29 @@ class PhotographError(SourceError):
         self.remedy = remedy
 
 
+def walk(folder: Path, within: tuple[Path, ...] = ()) -> Iterator[Path]:
+    """Give the files of a folder and its subfolders without the stray ones; links to folders are followed.
+
+    Args:
+        folder: The folder.
+        within: The resolved folders that it lies in: a link back to one of them is not followed.
+    """
+    resolved = folder.resolve()
+    if resolved in within:
+        return
+    try:
+        paths = [path for path in folder.iterdir() if not is_stray(path.name)]
+    except PermissionError:  # such as a folder of the system
+        return
+    for path in paths:
+        if path.is_dir():
+            yield from walk(path, (*within, resolved))
+        else:
+            yield path
+
+
 def find_photographs(folder: str | Path) -> list[Path]:
-    """Find all photographs of a folder and its subfolders, sorted by name; stray files are left out.
+    """Find all photographs of a folder and its subfolders, sorted by name, as `walk` does.
 
     Raises:
         UsageError: There is no such folder.
@@ -49,13 +71,7 @@ def find_photographs(folder: str | Path) -> list[Path]:
     folder = Path(folder)
     if not folder.is_dir():
         raise UsageError(f"{folder}: there is no such folder. Give a folder of photographs.")
-    files = sorted(
-        file
-        for file in folder.rglob("*")
-        if file.suffix.lower() in PHOTOGRAPH_ENDINGS
-        and not is_stray(file.relative_to(folder))
-        and not file.is_dir()
-    )
+    files = sorted(file for file in walk(folder) if file.suffix.lower() in PHOTOGRAPH_ENDINGS)
     if not files:
         kinds = ", ".join(sorted(PHOTOGRAPH_ENDINGS))
         raise SourceError(folder, "it holds no photographs", next_step=f"Give a folder with {kinds} files")

@@ -16,18 +16,17 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from checks.core.photographs import PhotographError, find_photographs, read_photograph
+from checks.core.photographs import PhotographError, find_photographs, read_photograph, walk
 from converter.atomic import HiddenFolder, sync
 from converter.errors import SourceError, UsageError
 from converter.formats.limits import is_utf_8
-from converter.stray_files import is_stray
 from faces.align.journal import FileState, Journal
 from faces.align.result import AlignedPhotograph, AlignOptions, AlignResult, CroppedFace
 from faces.align.rows import check_split, face_columns, image_path, start_of_paths
 from faces.crops import CropMethod, choose_face, crop_face
 from faces.detect.detector import FaceDetector
 from faces.detect.result import Face
-from faces.face_table import TableFormat, check_format, encode_table
+from faces.face_table import TABLE_FORMATS, TableFormat, check_format, encode_table
 from faces.options import check_device
 
 # Photographs that the detector is given at once: at most so many, and no more once they have so many pixels.
@@ -59,7 +58,8 @@ def align(
         folder: Photographs, or a folder of them for each person, at any depth.
         out: A new folder, or one that `align` has made from this folder with these options.
         options: The crop and the detector's options.
-        table: The table's format, faces.csv or faces.parquet.
+        table: The table's format, faces.csv or faces.parquet. The other one, if an earlier run has written
+            it, is written again, too.
         split: The share of people whose faces are "train" in the table's column split_type; all faces of the
             others are "val". None takes the train, val and test among the names of folders.
         seed: Of the split.
@@ -76,12 +76,14 @@ def align(
     """
     folder, out = Path(folder), Path(out)
     check_device(device)
-    _check_output(folder, out, table)
+    # A table of the other format that an earlier run has written is kept up to date as well.
+    formats = [name for name in TABLE_FORMATS if name == table or (out / f"faces.{name}").exists()]
+    _check_output(folder, out, formats)
     names, others = _find_files(folder)
     check_split(split, names)
     with Journal(out, options) as journal:
-        written = out / f"faces.{table}"
-        journal.check_table(written)
+        for name in formats:
+            journal.check_table(out / f"faces.{name}")
         journal.forget_undone(folder, names)
         earlier = len(journal.done)
         waiting = [name for name in names if name not in journal.done]
@@ -94,8 +96,9 @@ def align(
             )
         photographs = tuple(journal.done[name] for name in names)
         columns = face_columns(out, folder, photographs, split, seed)
-        journal.write_table(written, encode_table(table, columns))
-    return AlignResult(folder, out, written, options, photographs, tuple(others), earlier)
+        for name in formats:
+            journal.write_table(out / f"faces.{name}", encode_table(name, columns))
+    return AlignResult(folder, out, out / f"faces.{table}", options, photographs, tuple(others), earlier)
 
 
 def _load_detector(options: AlignOptions, device: str, *, offline: bool) -> FaceDetector:
@@ -108,8 +111,9 @@ def _load_detector(options: AlignOptions, device: str, *, offline: bool) -> Face
     )
 
 
-def _check_output(folder: Path, out: Path, table: TableFormat) -> None:
-    check_format(table)
+def _check_output(folder: Path, out: Path, formats: Sequence[TableFormat]) -> None:
+    for table in formats:
+        check_format(table)
     if out.resolve().is_relative_to(folder.resolve()):
         raise UsageError(
             f"{out}: it lies in {folder}, and its crops would be taken for photographs. "
@@ -124,10 +128,8 @@ def _find_files(folder: Path) -> tuple[list[str], list[str]]:
     """Find the photographs of a folder, and its other files that no system has left there."""
     photographs = [file.relative_to(folder).as_posix() for file in find_photographs(folder)]
     known = set(photographs)
-    others = (file.relative_to(folder) for file in folder.rglob("*") if file.is_file())
-    return photographs, sorted(
-        file.as_posix() for file in others if not is_stray(file) and file.as_posix() not in known
-    )
+    files = (file.relative_to(folder).as_posix() for file in walk(folder) if file.is_file())
+    return photographs, sorted(name for name in files if name not in known)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,15 +6,16 @@ from pathlib import Path
 
 import numpy as np
 
-from checks.core.photographs import find_photographs
+from checks.core.photographs import PhotographError, find_photographs
 from converter.atomic import replace_file
 from converter.counts import counted
 from converter.errors import SourceError
+from converter.formats.limits import is_utf_8
 from faces.align.result import person_of
 from faces.crops import FaceImage, read_images
 from faces.embed.result import EmbedResult
 from faces.embedder import Embedder, Progress
-from faces.embeddings import Embeddings, Origin, check_output, encode_embeddings
+from faces.embeddings import Embeddings, Origin, check_output, encode_embeddings, path_in
 from faces.face_table import find_table, read_table
 
 
@@ -51,12 +52,16 @@ def embed(
     if output is not None:
         check_output(output)
     images, people = find_images(source)
+    unwritable: list[PhotographError] = []
+    if output is not None:
+        images, people, unwritable = _leave_out_unwritable(images, people, output.parent)
     embedder = embedder or Embedder()
     crop = embedder.find_crop(images)
     measured = embedder.find_threshold(threshold, crop)
     embedded = embedder.embed(images, progress)
-    if embedded.problems and not (embedded.faces or embedded.without_face):
-        raise embedded.problems[0]
+    problems = (*unwritable, *embedded.problems)
+    if problems and not (embedded.faces or embedded.without_face):
+        raise problems[0]
     if not embedded.faces:
         problem = f"no face was found in its {counted(len(images), 'photograph')}"
         step = f"`facenet-port detect {source}` searches them one by one"
@@ -71,7 +76,21 @@ def embed(
     )
     if output is not None:
         replace_file(output, encode_embeddings(embeddings, output.parent))
-    return EmbedResult(source, output, embeddings, model.facts, embedded.without_face, embedded.problems)
+    return EmbedResult(source, output, embeddings, model.facts, embedded.without_face, problems)
+
+
+def _leave_out_unwritable(
+    images: list[FaceImage], people: list[str], folder: Path
+) -> tuple[list[FaceImage], list[str], list[PhotographError]]:
+    """Leave out images whose path or person Parquet, which is UTF-8, cannot hold, with an error on each."""
+    kept, problems = [], []
+    for image, person in zip(images, people, strict=True):
+        if is_utf_8(Path(path_in(folder, image.file), person)):
+            kept.append((image, person))
+        else:
+            problem = "its path is not UTF-8, which Parquet needs"
+            problems.append(PhotographError(image.file, problem, "Rename it"))
+    return [image for image, _ in kept], [person for _, person in kept], problems
 
 
 def find_images(source: Path) -> tuple[list[FaceImage], list[str]]:

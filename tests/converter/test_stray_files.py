@@ -134,6 +134,21 @@ def test_a_folder_is_no_photograph_whatever_its_name(tmp_path: Path) -> None:
     assert find_photographs(tmp_path) == [tmp_path / "album.jpg" / "1.png"]
 
 
+def test_links_to_folders_are_followed_but_not_in_circles(tmp_path: Path) -> None:
+    image = Image.fromarray(np.zeros((9, 9, 3), np.uint8))
+    people, elsewhere = tmp_path / "people", tmp_path / "elsewhere"
+    (people / "ana").mkdir(parents=True)
+    elsewhere.mkdir()
+    image.save(people / "ana" / "1.png")
+    image.save(elsewhere / "2.png")
+    for link in ("ben", "cy"):
+        (people / link).symlink_to(elsewhere)
+    (people / "ana" / "again").symlink_to(people)
+    (elsewhere / "people").symlink_to(people)
+    found = [file.relative_to(people).as_posix() for file in find_photographs(people)]
+    assert found == ["ana/1.png", "ben/2.png", "cy/2.png"]
+
+
 def test_a_hidden_folder_that_the_user_names_is_searched(tmp_path: Path) -> None:
     folder = tmp_path / ".faces"
     folder.mkdir()

@@ -61,6 +61,27 @@ def test_parquet_has_the_same_rows(detector, folder, out, tmp_path):
     assert parquet.columns["bbox"][0] == [40.0, 30.0, 82.0, 76.0]
 
 
+def test_the_table_of_the_other_format_is_kept_up_to_date(detector, folder, out):
+    align(folder, out)
+    write(folder, "Cy/1.png")
+    align(folder, out, table="parquet")
+    for name in ("faces.csv", "faces.parquet"):
+        assert read_table(out / name).columns["person_name"] == ["Ana", "Ana", "Bo", "Cy"]
+    (out / "faces.csv").write_text("crop_path\nmine.png\n")
+    with pytest.raises(run.UsageError, match=r"faces.csv: it was changed since align wrote it"):
+        align(folder, out, table="parquet")
+
+
+def test_the_folder_of_a_person_may_be_a_link(detector, folder, out):
+    (folder.parent / "elsewhere").mkdir()
+    (folder / "Bo/1.png").rename(folder.parent / "elsewhere/1.png")
+    (folder.parent / "elsewhere/notes.txt").touch()
+    (folder / "Cy").symlink_to(folder.parent / "elsewhere")
+    result = align(folder, out)
+    assert read_table(out / "faces.csv").columns["person_name"] == ["Ana", "Ana", "Cy"]
+    assert result.others == ("Cy/notes.txt",)
+
+
 def test_photographs_without_people(detector, tmp_path, out):
     write(tmp_path / "photos", "a.png")
     align(tmp_path / "photos", out)

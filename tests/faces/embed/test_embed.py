@@ -140,6 +140,18 @@ def test_what_has_no_face_is_listed(embed, folder, tmp_path, capsys):
     assert len(read_embeddings(tmp_path / "embeddings.parquet").files) == 3
 
 
+def test_a_path_that_parquet_cannot_hold_is_listed(embed, folder, tmp_path, capsys):
+    (folder / "Ana").rename(folder / "caf\udce9")
+    assert embed(folder) == 3
+    assert read_embeddings(tmp_path / "embeddings.parquet").people == ("Bo",)
+    error = capsys.readouterr().err
+    assert error.count("its path is not UTF-8, which Parquet needs. Rename it.") == 2
+    (folder / "Bo/1.png").unlink()
+    assert embed(folder, out="other.parquet") == 3
+    assert "1.png: its path is not UTF-8" in capsys.readouterr().err
+    assert not (tmp_path / "other.parquet").exists()
+
+
 def test_no_face_at_all(embed, tmp_path, capsys):
     write(tmp_path / "photos", "a.png", faces=())
     assert embed(tmp_path / "photos") == 3
