@@ -9,6 +9,7 @@ import fcntl
 import hashlib
 import json
 import os
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -21,7 +22,7 @@ from converter.errors import SourceError, UsageError
 from converter.formats.limits import read_whole
 from converter.manifest import file_digest
 from converter.stray_files import is_stray
-from faces.align.result import AlignedPhotograph, AlignOptions, CroppedFace
+from faces.align.result import AlignedPhotograph, AlignOptions, CroppedFace, person_of
 from faces.detect.result import Face
 
 NAME = "align.jsonl"
@@ -130,6 +131,20 @@ class Journal:
         """
         if table.exists() and file_digest(table) not in self._tables:
             raise UsageError(f"{table}: it was changed since align wrote it. Rename it to keep it.")
+
+    def find_copies(self) -> dict[str, str]:
+        """Find photographs with the content of another person's: each name to that of the other."""
+        groups: defaultdict[str, list[str]] = defaultdict(list)
+        for name in self.done:
+            if name in self._states:
+                groups[self._states[name].sha256].append(name)
+        return {
+            name: other
+            for group in groups.values()
+            for name in group
+            for other in group
+            if person_of(other) != person_of(name)
+        }
 
     def forget_undone(self, folder: Path, names: Iterable[str]) -> None:
         """Leave in `done` the photographs that are done and have not changed.

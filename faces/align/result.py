@@ -17,8 +17,9 @@ SMALL_FACE = 40
 """The width or height in pixels below which a face is doubtful: a crop magnifies it four times."""
 
 
-SEVERAL, SCORE, SMALL, CUT = "several faces", "a low score", "a small face", "a face that is cut off"
-DOUBTS = (SEVERAL, SCORE, SMALL, CUT)
+COPY, SEVERAL, SCORE = "a copy in another person's folder", "several faces", "a low score"
+SMALL, CUT = "a small face", "a face that is cut off"
+DOUBTS = (COPY, SEVERAL, SCORE, SMALL, CUT)
 """The kinds of doubts, the gravest first."""
 
 
@@ -87,6 +88,7 @@ class AlignedPhotograph:
         height: Likewise.
         faces: Its faces, by falling score.
         problem: The reason why it could not be read, with the next step; empty if it could.
+        copy: The name of a photograph of another person with the same content; empty if there is none.
     """
 
     name: str
@@ -94,6 +96,7 @@ class AlignedPhotograph:
     height: int = 0
     faces: tuple[CroppedFace, ...] = ()
     problem: str = ""
+    copy: str = ""
 
     @property
     def person(self) -> str:
@@ -108,7 +111,9 @@ class AlignedPhotograph:
     @property
     def doubts(self) -> tuple[Doubt, ...]:
         """The reasons to look at its crops, in the order of `DOUBTS`; none without a face."""
-        doubts = [Doubt(SEVERAL, f"{len(self.faces)} faces")] if len(self.faces) > 1 else []
+        doubts = [Doubt(COPY, f"the same as {self.copy}")] if self.copy and self.cropped else []
+        if len(self.faces) > 1:
+            doubts.append(Doubt(SEVERAL, f"{len(self.faces)} faces"))
         for cropped in self.cropped:
             doubts += _face_doubts(cropped.face, self.width, self.height)
         return tuple(sorted(dict.fromkeys(doubts), key=lambda doubt: DOUBTS.index(doubt.kind)))

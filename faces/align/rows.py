@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-import random
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -30,15 +31,51 @@ COLUMNS = (
 def split_people(share: float, people: Iterable[str], seed: int) -> dict[str, str]:
     """Divide people at random: each is whole in one part, and both parts have somebody.
 
+    The name and the seed alone decide on a person, so adding others moves nobody; unless all fell into one
+    part, and one of them was moved.
+
     Args:
-        share: Of the people that are "train"; the others are "val".
+        share: Probability that a person is "train"; the others are "val".
         people: At least two names.
-        seed: Of the draw; the same people and seed give the same split.
+        seed: Of the draw.
     """
-    drawn = sorted(set(people))
-    random.Random(seed).shuffle(drawn)  # noqa: S311
-    train = min(max(round(share * len(drawn)), 1), len(drawn) - 1)
-    return {person: TRAIN if place < train else VALIDATION for place, person in enumerate(drawn)}
+    drawn = {person: _draw(person, seed) for person in people}
+    first, last = min(drawn, key=drawn.__getitem__), max(drawn, key=drawn.__getitem__)
+    parts = {person: TRAIN if number < share else VALIDATION for person, number in drawn.items()}
+    return {**parts, first: TRAIN, last: VALIDATION}
+
+
+def _draw(person: str, seed: int) -> float:
+    """Draw a number from 0 to 1 for a person."""
+    digest = hashlib.sha256(f"{seed} {person}".encode(errors="surrogateescape")).digest()
+    return int.from_bytes(digest[:8]) / (1 << 64)
+
+
+def check_people(folder: Path, names: Iterable[str]) -> None:
+    """Refuse folders of one name at several places: their photographs would become one person's.
+
+    The same person's folder in several splits, such as train/ana and val/ana, is one.
+
+    Args:
+        folder: The folder of photographs.
+        names: The photographs in it, as `person_of` takes them.
+
+    Raises:
+        UsageError: There are two such folders.
+    """
+    known: dict[str, PurePosixPath] = {}
+    for name in names:
+        own = PurePosixPath(name).parent
+        first = known.setdefault(own.name, own)
+        if first != own and _without_splits(first.parent) != _without_splits(own.parent):
+            raise UsageError(
+                f"{folder}: {first} and {own} have one name, and would be one person. Rename one, or put the "
+                "photographs of a person into one folder."
+            )
+
+
+def _without_splits(folder: PurePosixPath) -> list[str]:
+    return [part for part in folder.parts if part.lower() not in _SPLITS]
 
 
 def check_split(share: float | None, names: Iterable[str]) -> None:
@@ -57,7 +94,7 @@ def check_split(share: float | None, names: Iterable[str]) -> None:
         raise UsageError(f"--split {share:g}: give a share of the people between 0 and 1, such as 0.8.")
     if len({person_of(name) for name in names} - {""}) < 2:
         raise UsageError(
-            "--split divides people, and the photographs do not show two. Give a folder with a folder of "
+            "--split divides people, and fewer than two have a face here. Give a folder with a folder of "
             "photographs for each person."
         )
 
@@ -87,13 +124,14 @@ def face_columns(
     people = sorted({photograph.person for photograph in photographs if photograph.cropped} - {""})
     labels = {person: label for label, person in enumerate(people)}
     parts = None if share is None else split_people(share, people, seed)
+    stated = _stated_splits([photograph.name for photograph in photographs])
     start = start_of_paths(out, folder)
     rows = [
         {
             "image_path": image_path(start, photograph.name),
             "person_name": photograph.person,
             "bbox": list(cropped.face.box),
-            "split_type": _part_of(photograph.name) if parts is None else parts.get(photograph.person, ""),
+            "split_type": stated[photograph.name] if parts is None else parts.get(photograph.person, ""),
             "label": labels.get(photograph.person),
             "landmarks": [list(point) for point in cropped.face.landmarks],
             "score": cropped.face.score,
@@ -105,7 +143,21 @@ def face_columns(
     return {column: [row[column] for row in rows] for column in COLUMNS}
 
 
-def _part_of(name: str) -> str:
-    """Return the split that a photograph's folders name; empty if they name none."""
-    folders = reversed(PurePosixPath(name).parts[:-1])
-    return next((_SPLITS[part.lower()] for part in folders if part.lower() in _SPLITS), "")
+def _stated_splits(names: Sequence[str]) -> dict[str, str]:
+    """Return the split that the folders of each photograph name; empty if they name none.
+
+    A photograph's own folder is a person of that name, such as Val, unless all beside it are splits.
+    """
+    beside: defaultdict[PurePosixPath, set[str]] = defaultdict(set)
+    for name in names:
+        for folder in PurePosixPath(name).parents:
+            beside[folder.parent].add(folder.name.lower())
+    splits = {}
+    for name in names:
+        *folders, own = ("", *PurePosixPath(name).parts[:-1])
+        if beside[PurePosixPath(name).parent.parent] <= {"", *_SPLITS}:
+            folders.append(own)
+        splits[name] = next(
+            (_SPLITS[folder.lower()] for folder in reversed(folders) if folder.lower() in _SPLITS), ""
+        )
+    return splits

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from checks.core.environment import environment
 from checks.core.judgement import Judgement
+from converter.counts import counted
 from converter.errors import SourceError, UsageError
 from faces.crops import CropMethod, read_images
 from faces.embedder import Embedder
@@ -29,6 +32,9 @@ from faces.threshold import Threshold, read_threshold
 
 PREDICTED = "predicted_label"
 """The column of a table with a classifier's answers."""
+
+_NEAR = 1e-3  # a distance below which two images may be the same one
+_ROUNDING = 1e-5  # of an embedding: the same image in batches of other sizes
 
 Progress = Callable[[int, int | None], None]
 
@@ -116,7 +122,7 @@ def _measure(
         applied=None if given is None else _apply(given, measured, pairs),
         against=faces.graph,
         judgements=judgements,
-        notes=(*faces.found.notes, *_limits(pairs, settings)),
+        notes=(*faces.found.notes, *_limits(pairs, settings), *_note_copies(faces, measured.distances)),
         environment=environment(),
         files=tuple(map(str, files)),
     )
@@ -285,3 +291,19 @@ def _limits(pairs: Pairs, settings: Settings) -> tuple[str, ...]:
             f"and {1 / different:.2g} is the smallest rate that they can show",
         )
     return ()
+
+
+def _note_copies(faces: EmbeddedPairs, distances: NDArray[Any]) -> tuple[str, ...]:
+    """State pairs of different people with the same image, which their embeddings show."""
+    pairs = faces.found.pairs
+    near = np.flatnonzero(~pairs.same & (distances < _NEAR))
+    apart = faces.embeddings[pairs.first[near]] - faces.embeddings[pairs.second[near]]
+    copies = near[np.abs(apart).max(axis=1, initial=0) < _ROUNDING]
+    if not len(copies):
+        return ()
+    images = faces.found.images
+    first, second = images[pairs.first[copies[0]]], images[pairs.second[copies[0]]]
+    return (
+        f"{counted(len(copies), 'pair')} of different people "
+        f"{'has' if len(copies) == 1 else 'have'} the same image twice, {first.file} and {second.file} first",
+    )

@@ -73,6 +73,24 @@ def test_a_split_keeps_the_labels(folder):
         FaceDataset(folder, standardisation="fixed", split="test")
 
 
+def test_a_face_without_a_split_belongs_to_none(folder):
+    table = folder / "faces.csv"
+    table.write_text(TABLE.replace("train,,x.png", ",,x.png"))
+    assert FaceDataset(folder, standardisation="fixed", split="train").labels == (0, 1)
+    table.write_text(TABLE.replace("train", "").replace("val", ""))
+    with pytest.raises(UsageError, match=r"'train'. `facenet-port align --split 0.8` divides people."):
+        FaceDataset(folder, standardisation="fixed", split="train")
+
+
+def test_two_folders_of_one_name_are_not_one_person(folder):
+    (folder / "faces.csv").unlink()
+    for place in ("Bo/2020", "Ana/2020"):
+        (folder / place).mkdir()
+        (folder / place / "1.png").write_bytes((folder / "x.png").read_bytes())
+    with pytest.raises(UsageError, match="Ana/2020 and Bo/2020 have one name, and would be one person"):
+        FaceDataset(folder, standardisation="fixed")
+
+
 def test_a_folder_of_crops_without_a_table(folder):
     (folder / "faces.csv").unlink()
     faces = FaceDataset(folder, standardisation="fixed")

@@ -227,6 +227,20 @@ def original_crops(crops, tmp_path):
     return write_csv(tmp_path / "faces.csv", rows)
 
 
+def test_an_image_of_two_people_is_noted(crops, network, tmp_path):
+    files = sorted((crops / "lfw").rglob("*.png"))
+    rows = [{"image_path": str(file), "person_name": file.parent.name} for file in files]
+    arguments = ("--model", network, *FIXED)
+    result = evaluated(tmp_path, write_csv(tmp_path / "t.csv", rows), *arguments)
+    assert "same image" not in str(result["notes"])
+    copy = tmp_path / "copy.png"
+    copy.write_bytes(files[0].read_bytes())
+    rows.append({"image_path": str(copy), "person_name": "Cy_Holm"})
+    result = evaluated(tmp_path, write_csv(tmp_path / "t.csv", rows), *arguments)
+    note = f"1 pair of different people has the same image twice, {files[0]} and {copy} first"
+    assert note in result["notes"]
+
+
 def test_of_the_originals_crops_the_central_part_is_embedded(original_crops, network, tmp_path):
     result = evaluated(tmp_path, original_crops, "--model", network, *FIXED)
     assert result["crop"] == result["measured_threshold"]["crop"] == "facenet"
