@@ -106,5 +106,7 @@ def _is_drawing(file: Path) -> bool:
 
 def _free(path: Path, taken: Set[Path]) -> Path:
     """Return a path, with a number if it is taken: two folders may have photographs of one name."""
-    numbered = (path.with_stem(f"{path.stem}-{number}") for number in range(2, len(taken) + 3))
-    return next(candidate for candidate in (path, *numbered) if candidate not in taken)
+    candidate, number = path, 2
+    while candidate in taken:
+        candidate, number = path.with_stem(f"{path.stem}-{number}"), number + 1
+    return candidate
