@@ -189,7 +189,7 @@ def test_the_orientation_of_a_photograph_is_applied(detector, tmp_path, out):
 
 def test_what_has_no_crop_is_listed_and_the_rest_goes_on(detector, folder, out, tmp_path, capsys):
     picture().save(folder / "Bo/nobody.png")
-    (folder / "Bo/page.jpg").write_text("<!doctype html>")
+    (folder / "Bo/page.jpg").write_text("no photograph")
     Image.new("RGB", (1, 1)).save(folder / "one.bmp")
     (folder / "notes.txt").touch()
     for stray in (".DS_Store", "Ana/._1.png", "Thumbs.db", "Ana/1.png.part"):
