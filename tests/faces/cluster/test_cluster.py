@@ -79,7 +79,7 @@ def test_refused(cluster, folder, figures, tmp_path, capsys):
     assert cluster(folder, "--json", tmp_path / "r.json") == 4
     assert "no threshold is known for" in capsys.readouterr().err
     assert cluster(folder, "--threshold", figures(1.0, model_sha256="c" * 64)) == 2
-    assert "was measured with weights.pt, not" in capsys.readouterr().err
+    assert "was measured with weights.pt (SHA-256 cccccccccccc), not" in capsys.readouterr().err
     assert cluster(tmp_path / "nowhere", "--threshold", figures(1.0)) == 2
     assert "there is no such folder" in capsys.readouterr().err
     assert not (tmp_path / "r.json").exists()
