@@ -31,24 +31,16 @@ COLUMNS = (
 def split_people(share: float, people: Iterable[str], seed: int) -> dict[str, str]:
     """Divide people at random: each is whole in one part, and both parts have somebody.
 
-    The name and the seed alone decide on a person, so adding others moves nobody; unless all fell into one
-    part, and one of them was moved.
+    Names and seed alone decide on the order, so a person who is added later moves at most one other.
 
     Args:
-        share: Probability that a person is "train"; the others are "val".
+        share: Share of the people that is "train", rounded to whole people; the others are "val".
         people: At least two names.
         seed: Of the draw.
     """
-    drawn = {person: _draw(person, seed) for person in people}
-    first, last = min(drawn, key=drawn.__getitem__), max(drawn, key=drawn.__getitem__)
-    parts = {person: TRAIN if number < share else VALIDATION for person, number in drawn.items()}
-    return {**parts, first: TRAIN, last: VALIDATION}
-
-
-def _draw(person: str, seed: int) -> float:
-    """Draw a number from 0 to 1 for a person."""
-    digest = hashlib.sha256(f"{seed} {person}".encode(errors="surrogateescape")).digest()
-    return int.from_bytes(digest[:8]) / (1 << 64)
+    ordered = sorted(people, key=lambda person: hashlib.sha256(os.fsencode(f"{seed} {person}")).digest())
+    trained = min(max(round(share * len(ordered)), 1), len(ordered) - 1)
+    return {person: TRAIN if place < trained else VALIDATION for place, person in enumerate(ordered)}
 
 
 def check_people(folder: Path, names: Iterable[str]) -> None:
