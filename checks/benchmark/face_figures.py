@@ -78,7 +78,7 @@ def _memory(folder: Path, photographs: Path, count: int, rounds: int, environmen
     many = folder / "many"
     for copy in range(_TIMES):
         for photograph in photographs.glob("*/*.jpg"):
-            link = many / f"{copy}" / photograph.relative_to(photographs)
+            link = many / photograph.parent.name / f"{copy} {photograph.name}"
             link.parent.mkdir(parents=True, exist_ok=True)
             link.symlink_to(photograph)
 
