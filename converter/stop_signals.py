@@ -85,7 +85,7 @@ class StopSignals:
 
 
 def _is_importing(frame: FrameType | None) -> bool:
-    """Whether a frame belongs to the import of a module, at any depth."""
+    """Return whether a frame belongs to the import of a module, at any depth."""
     while frame is not None and frame.f_code.co_filename != "<frozen importlib._bootstrap>":
         frame = frame.f_back
     return frame is not None

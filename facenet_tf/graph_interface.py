@@ -69,7 +69,7 @@ def _name_embeddings(nodes: GraphNodes, graph_def: Any) -> None:
 
 
 def _is_normalisation(nodes: GraphNodes, node: Any) -> bool:
-    """Whether a node is x * rsqrt(max(sum(x * x), floor)), as tf.nn.l2_normalize builds it."""
+    """Return whether a node is x * rsqrt(max(sum(x * x), floor)), as tf.nn.l2_normalize builds it."""
     if node.op != "Mul":
         return False
     for index in (0, 1):

@@ -1,4 +1,4 @@
-"""What the original gives: its own code's results on the inputs of each stage, stored in original.json.
+"""The original's results on the inputs of each stage, given by its own code and stored in original.json.
 
 `tests/faces/controls/original_values.py` runs that code and wrote the file; a test compares both. Nothing of
 the original is run here.

@@ -245,7 +245,10 @@ def _read_table(source: Path) -> FaceTable:
             f"table: facenet-port align {source} CROPS writes one."
         )
     if source.suffix.lower() not in ENDINGS:
-        raise UsageError(f"{source}: this is neither a folder nor a table ({' or '.join(ENDINGS)}).")
+        raise UsageError(
+            f"{source}: this is neither a folder nor a table ({' or '.join(ENDINGS)}). "
+            "`facenet-port align FOLDER CROPS` writes one."
+        )
     return read_table(source)
 
 

@@ -181,7 +181,7 @@ class Networks:
 
 @dataclass(frozen=True, slots=True)
 class Outputs:
-    """What a graph should give on an input, as `Networks` gives it.
+    """The expected outputs of a graph on an input, as `Networks` gives them.
 
     Attributes:
         exact: Activation to array of the network with the graph's own weights, in float64.
