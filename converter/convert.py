@@ -23,6 +23,7 @@ from converter.plan import (
     Weights,
     describe,
     plan_conversion,
+    recognise_change,
     state_dict_variant,
 )
 
@@ -142,7 +143,8 @@ def to_tensorflow(
             problems.append(Problem("unexpected", key, "a BatchNorm scale other than one, without a gamma"))
     if problems:
         bottleneck = [key for key in missing if key.startswith(("last_linear.", "last_bn."))]
-        summary, hint = NO_BOTTLENECK if bottleneck == missing and len(missing) >= 4 else ("", "")
+        is_older = bottleneck == missing and len(missing) >= 4
+        summary, hint = NO_BOTTLENECK if is_older else recognise_change(problems) or ("", "")
         raise MappingError(problems, len(info), len(required), hint, summary=summary, network=variant)
     variables = {}
     for key, row in rows.items():

@@ -8,6 +8,7 @@ A name outside the prefix is not the network's.
 from __future__ import annotations
 
 import glob
+import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,8 +19,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from converter.errors import UsageError
+from converter.errors import SourceError, UsageError
 from converter.formats.source import Naming, TensorInfo, TensorSource
+from converter.free_names import save_line
 from converter.keras_layer_map import keras_names
 from converter.layer_map import BOTTLENECK_SCOPES, ConvertedRow, Variant, table
 from converter.mtcnn_layer_map import NETWORKS, find_network, names_of
@@ -31,6 +33,9 @@ COUNTER = "num_batches_tracked"
 _COUNTER_INFO = TensorInfo(np.dtype(np.int64), ())
 _ANY_NETWORKS = (f"{BOTTLENECK_SCOPES[-1]}/", "Logits/")
 """What names of facenet's other networks end in too, so that they alone show no prefix."""
+
+_OPTIONAL = re.compile(rf"^(Logits/|logits\.|Bottleneck/)|/gamma$|{COUNTER}$|{AVERAGE}$")
+"""What a network may lack: such names under another prefix are extras."""
 
 _MOST_PARTS = 8  # of a name of the network
 _MOST_PATTERNS = 4  # that a message suggests
@@ -78,8 +83,10 @@ def find_prefix(names: Collection[str], naming: Naming) -> str:
     if not groups:
         return _mtcnn_prefix(names, naming)
     first, *others = sorted(groups, key=lambda prefix: len(groups[prefix]), reverse=True)
-    # A few names outside the prefix are listed as unexpected. Half a network or more is a second one.
-    if others and 2 * len(groups[others[0]]) >= len(groups[first]):
+    # A few names outside the prefix are listed as unexpected. Half a network or more is a second one, unless
+    # it is the other half of this one.
+    doubled = others and not set(groups[first]).isdisjoint(groups[others[0]])
+    if doubled and 2 * len(groups[others[0]]) >= len(groups[first]):
         second = others[0]
         options = [f"--ignore {glob.escape(prefix) + '*'!r}" for prefix in (first, second) if prefix]
         raise UsageError(
@@ -165,6 +172,7 @@ class NetworkTensors(TensorSource):
         try:
             self.prefix = find_prefix(kept, self.naming)
             self._check_needed(kept)
+            self._refuse_mixed_prefixes(kept)
         except UsageError as error:
             raise UsageError(f"{self.path}: {error}") from None
         self._names = {network_name(name, self.prefix): name for name in kept}
@@ -172,6 +180,28 @@ class NetworkTensors(TensorSource):
             name: _COUNTER_INFO if self._is_counter(name) else source.info[original]
             for name, original in self._names.items()
         }
+
+    def _refuse_mixed_prefixes(self, kept: Sequence[str]) -> None:
+        """Refuse a file in which the names of one network begin differently."""
+        groups = _group(kept, self.naming, known_names(self.naming))
+        own = groups.pop(self.prefix, [])
+        others = {prefix: set(names) - set(own) for prefix, names in groups.items()}
+        others = {prefix: names for prefix, names in others.items() if not all(map(_OPTIONAL.search, names))}
+        if not own or not others:
+            return
+        example = next(
+            prefix + name for prefix in others for name in groups[prefix] if name in others[prefix]
+        )
+        counts = {self.prefix: len(own)} | {prefix: len(names) for prefix, names in others.items()}
+        stated = [
+            f"{n} begin with {prefix!r}" if prefix else f"{n} have no prefix" for prefix, n in counts.items()
+        ]
+        next_step = "Save the network again, with one prefix or none"
+        if self.naming == "pytorch":
+            without = "".join(f".removeprefix({prefix!r})" for prefix in counts if prefix)
+            next_step += f": {save_line(f'{{k{without}: v for k, v in state_dict.items()}}')}"
+        problem = f"of the network's names {' and '.join(stated)}, such as {example!r}"
+        raise SourceError(self.path, problem, next_step=next_step)
 
     def _check_needed(self, kept: Sequence[str]) -> None:
         """Check that --ignore leaves the network whole; averages and batch counters are not needed."""

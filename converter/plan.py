@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -58,6 +59,9 @@ NO_BOTTLENECK = (
 
 _OTHER_NETWORKS = {"InceptionResnetV2": "Inception-ResNet-v2", "squeezenet": "SqueezeNet"}
 """Scope to name of the other networks of facenet's models folder."""
+
+_OF_BATCH_NORM = re.compile(r"(.*)(/BatchNorm/|\.bn\.|^last_bn\.)")
+_BIAS = re.compile(r"[/.]bias(es)?(:0)?$")
 
 ProblemKind = Literal["missing", "unexpected", "misshapen", "wrong dtype", "duplicate", "out of range"]
 
@@ -276,6 +280,8 @@ def plan_conversion(info: Mapping[str, TensorInfo], *, weights: Weights = "varia
     if problems:
         missing = [name for name in variables if sources[name] not in info]
         summary, advice = _recognise(info, weights, missing, network)
+        if changed := recognise_change(problems):
+            summary, advice = changed
         hint = advice or _hint(problems)
         raise MappingError(problems, len(info), len(variables), hint, summary=summary, network=network)
     return Plan(network, weights, rows, sources, tuple(left_out), casts)
@@ -302,6 +308,33 @@ def _recognise(
         return other
     bottleneck = [name for name in missing if name.startswith(f"{network.bottleneck_scope}/")]
     return NO_BOTTLENECK if bottleneck and bottleneck == missing and len(missing) >= 4 else ("", "")
+
+
+def recognise_change(problems: Sequence[Problem]) -> tuple[str, str] | None:
+    """Recognise weights that were quantised or folded: a clause that says so, and advice; else None.
+
+    Args:
+        problems: Every problem of a source, under the names of TensorFlow or of a state_dict.
+    """
+    dtypes = Counter(each.detail.split(",")[0] for each in problems if each.kind == "wrong dtype")
+    integers = [f"{count} of {dtype}" for dtype, count in dtypes.items() if re.match("u?int", dtype)]
+    if integers:
+        tensors = ", ".join(integers)
+        return (
+            f"its weights are quantised to integers (tensors: {tensors}); the float32 weights are gone",
+            "Give the model from before it was quantised.",
+        )
+    missing = [_OF_BATCH_NORM.match(each.name) for each in problems if each.kind == "missing"]
+    folded = {match[1] for match in missing if match}
+    biases = sum(each.kind == "unexpected" and bool(_BIAS.search(each.name)) for each in problems)
+    if not folded or not all(missing) or biases < len(folded):
+        return None
+    what = "BatchNorm is" if len(folded) == 1 else "BatchNorms are"
+    return (
+        f"{len(folded)} {what} folded into weights and biases, and cannot be taken apart again",
+        "Give the model from before that; `facenet-port audit FILE --against CHECKPOINT` judges this one as "
+        "it is.",
+    )
 
 
 def other_network(names: Iterable[str]) -> tuple[str, str] | None:

@@ -38,7 +38,7 @@ FEEDS: Mapping[str, tuple[Any, Sequence[int | None]]] = {
 """The nodes to feed; the reduced graph does not compute them."""
 
 
-GraphKind = Literal["meta", "frozen", "saved_model"]
+GraphKind = Literal["meta", "frozen", "frozen_meta", "saved_model"]
 
 
 def read_graph(
@@ -48,14 +48,14 @@ def read_graph(
 
     Args:
         path: The file.
-        kind: A `.meta`, a frozen `.pb` or the `saved_model.pb` of a SavedModel.
+        kind: A `.meta`, a frozen `.pb`, a `.meta` of a frozen graph or the `saved_model.pb` of a SavedModel.
         weights: "average" gives constants that are moving averages the names of their variables.
         scope: The prefix of the network's names, such as `resnet/`, which is taken off.
 
     Raises:
         GraphError: The file is damaged or another one, or TensorFlow does not load it.
     """
-    if kind == "meta":
+    if kind in ("meta", "frozen_meta"):
         graph_def = _parse(path, tf1.MetaGraphDef()).graph_def
     else:
         graph_def = _parse(path, tf1.GraphDef()) if kind == "frozen" else read_saved_model(path)
@@ -156,20 +156,25 @@ class OwnGraph:
 
     @classmethod
     def from_frozen(
-        cls, pb: str | Path, weights: Literal["variable", "average"] = "variable", scope: str = ""
+        cls,
+        pb: str | Path,
+        weights: Literal["variable", "average"] = "variable",
+        scope: str = "",
+        kind: GraphKind = "frozen",
     ) -> Self:
         """Open a frozen graph, whose variables have become constants.
 
         Args:
-            pb: The GraphDef file.
+            pb: The file.
             weights: "average" opens a graph that computes with the averages, which are its constants.
             scope: As in `from_checkpoint`.
+            kind: "frozen" or "frozen_meta", as in `read_graph`.
 
         Raises:
-            GraphError: The file is not a GraphDef, holds another network, or holds no weights.
+            GraphError: The file is of another kind, holds another network, or holds no weights.
         """
         path = Path(pb)
-        return cls._from_constants(path, read_graph(path, "frozen", weights, scope))
+        return cls._from_constants(path, read_graph(path, kind, weights, scope))
 
     @classmethod
     def _from_constants(cls, path: Path, graph_def: Any) -> Self:

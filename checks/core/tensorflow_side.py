@@ -196,6 +196,7 @@ def find_meta(prefix: str | Path) -> Path | None:
 WITHOUT_OWN_GRAPH: Mapping[GraphKind, str] = {
     "meta": "Move the .meta away",
     "frozen": "Give the checkpoint that it was frozen from, its .index and .data alone,",
+    "frozen_meta": "Give the checkpoint that it was frozen from, its .index and .data alone,",
     "saved_model": "Move saved_model.pb away and give variables/",
 }
 """Kind of an own graph to the advice that leaves it out."""
@@ -208,7 +209,7 @@ def find_own_graph(source: TensorSource) -> tuple[Path, GraphKind] | None:
         SourceError: The .meta stands for another file, such as a pointer of Git LFS.
     """
     if isinstance(source, FrozenGraph):
-        return source.path, "frozen"
+        return source.path, "frozen_meta" if source.in_meta_graph else "frozen"
     if isinstance(source, SavedModel) and source.naming == "tensorflow":
         return source.graph, "saved_model"
     meta = find_meta(source.path) if isinstance(source, TensorBundle) else None
@@ -237,8 +238,8 @@ def open_own_graph(source: TensorSource, weights: Weights) -> OwnGraph | None:
     try:
         if isinstance(opened, SavedModel):
             return OwnGraph.from_saved_model(path, opened.variables, weights, scope)
-        if kind == "frozen":
-            return OwnGraph.from_frozen(path, weights, scope)
+        if isinstance(opened, FrozenGraph):
+            return OwnGraph.from_frozen(path, weights, scope, kind)
         return OwnGraph.from_checkpoint(path, opened.path, weights, scope)
     except GraphError as error:
         problem = f"the checkpoint's own graph cannot be run: {error.problem}"

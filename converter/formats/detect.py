@@ -305,7 +305,10 @@ def _open_beside_state(path: Path, step: int | None) -> TensorSource:
 
 
 def _open_beside_meta(path: Path, step: int | None) -> TensorSource:
-    """Open the checkpoint of a .meta; the published ones leave the step out of the .meta's name."""
+    """Open the checkpoint of a .meta; the published ones leave the step out of the .meta's name.
+
+    Without one the .meta may be that of a frozen graph, which holds the weights itself.
+    """
     prefix = path.with_suffix("")
     if _sibling(prefix, ".index").is_file():
         return _open_file(_sibling(prefix, ".index"), step)
@@ -313,11 +316,9 @@ def _open_beside_meta(path: Path, step: int | None) -> TensorSource:
         snapshot for snapshot in find_snapshots(path.parent) if snapshot.name.startswith(f"{prefix.name}.")
     ]
     if not beside:
-        raise SourceError(
-            path,
-            "this is a graph without weights, and no checkpoint of its name is beside it",
-            next_step=f"Put {prefix.name}.ckpt-STEP.index and its .data file beside it",
-        )
+        from converter.formats.tensorflow.frozen_graph import FrozenGraph, find_meta_graph
+
+        return FrozenGraph(path, find_meta_graph)
     return _open_snapshot(choose(beside, path, step=step, state=find_state(path.parent)), step)
 
 
@@ -380,6 +381,6 @@ _FORMATS = (
     # The version of a SavedModel, which is 1, and the start of its graph.
     _Format("SavedModel", _starts_with(b"\x08\x01\x12"), _open_saved_model),
     # Protobuf has no magic bytes: whatever is left is read as a graph.
-    _Format("graph without weights (.meta)", _is_meta_graph, _open_beside_meta),
+    _Format("graph of a checkpoint (.meta)", _is_meta_graph, _open_beside_meta),
     _Format("frozen graph (.pb)", lambda file: True, _open_frozen_graph),
 )

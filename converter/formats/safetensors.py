@@ -19,6 +19,7 @@ from safetensors.numpy import save_file
 from converter.errors import SourceError
 from converter.formats.limits import MAX_TENSORS, check_claims, open_regular
 from converter.formats.source import DOWNLOAD_AGAIN, Naming, TensorInfo, TensorSource
+from converter.free_names import save_line
 
 # https://github.com/huggingface/safetensors, README, "Format"; sub-byte and 8-bit floats are left out.
 _DTYPES = {
@@ -72,7 +73,7 @@ class SafetensorsFile(TensorSource):
         info: dict[str, TensorInfo] = {}
         for name, (dtype, shape) in described.items():
             if dtype not in _DTYPES:
-                raise SourceError(path, f"dtype {dtype} is not supported", tensor=name[:200])
+                raise self._other_dtype(name, dtype)
             info[name] = TensorInfo(np.dtype(_DTYPES[dtype]), shape)
         check_claims(path, info, self._size)
         self.info = info
@@ -97,6 +98,16 @@ class SafetensorsFile(TensorSource):
             raise self._refused(f"too large: it holds more than {MAX_TENSORS} tensors")
         if end > self._size:
             raise self._refused(f"cut off: its tensors end at byte {end}, the file at {self._size}")
+
+    def _other_dtype(self, name: str, dtype: str) -> SourceError:
+        """Explain that a dtype is not read, and what to do about it."""
+        next_step = "Give the state_dict from before it was quantised"
+        if dtype.startswith("F"):
+            values = f"{{k: v.float() for k, v in safetensors.torch.load_file({str(self.path)!r}).items()}}"
+            next_step = f"Save its tensors as float32: {save_line(values)}"
+        return SourceError(
+            self.path, f"its dtype {dtype} is not converted", tensor=name[:200], next_step=next_step
+        )
 
     def _refused(self, problem: str, tensor: str | None = None) -> SourceError:
         problem = f"this safetensors file is {problem}"

@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 
 import reference
 from converter.__main__ import main
-from converter.convert import plan_tensors, to_numpy_state_dict
+from converter.convert import plan_tensors, to_numpy_state_dict, to_tensorflow
 from converter.errors import SourceError, UsageError
 from converter.formats.source import TensorInfo, TensorSource
 from converter.keras_layer_map import keras_names
@@ -138,6 +138,36 @@ def test_two_networks_are_told_apart_by_the_pattern():
     assert plan(info, "student/*")[0].prefix == "teacher/"
 
 
+@pytest.mark.parametrize("prefixed_first", [True, False])
+def test_a_network_whose_names_begin_differently(prefixed_first):
+    """DataParallel around a part of a model, and two state_dicts of one network put together."""
+    for count in (1, 300, 600):
+        info = {
+            f"module.{key}" if (number < count) == prefixed_first else key: SCALAR
+            for number, key in enumerate(KEYS)
+        }
+        with pytest.raises(SourceError, match="of the network's names") as caught:
+            NetworkTensors(Described(info, "pytorch"))
+        bare = sum(not name.startswith("module.") for name in info)
+        assert f"{len(KEYS) - bare} begin with 'module.'" in str(caught.value)
+        assert f"{bare} have no prefix" in str(caught.value)
+        assert "{k.removeprefix('module.'): v for k, v in state_dict.items()}" in str(caught.value)
+
+
+def test_a_checkpoint_whose_names_begin_differently():
+    info = {(f"a/{n}" if "Repeat" in n else f"b/{n}"): each for n, each in VARIABLES.items()}
+    message = (
+        r"names \d+ begin with 'a/' and \d+ begin with 'b/', such as 'b/Inc.*Save the network again, with one"
+    )
+    with pytest.raises(SourceError, match=message):
+        plan(info)
+
+
+def test_a_head_beside_a_prefixed_network_is_an_extra():
+    info = {key if key.startswith("logits.") else f"module.{key}": SCALAR for key in KEYS}
+    assert NetworkTensors(Described(info, "pytorch")).prefix == "module."
+
+
 # Averages
 
 
@@ -214,6 +244,57 @@ def test_the_network_without_a_bottleneck_is_recognised():
     with pytest.raises(MappingError, match=r"missing \(5\)"):
         plan(old)
     assert plan_conversion(VARIABLES).variant.embedding_size == 512
+
+
+# Weights that are no longer those of the network
+
+
+def folded(info, normal, bias):
+    """Leave out every BatchNorm, and give each layer before one a bias."""
+    scopes = [
+        name.partition(normal)[0] for name in info if normal in name and name.endswith(("mean", "beta"))
+    ]
+    return {name: each for name, each in info.items() if normal not in name} | {
+        f"{s}{bias}": SCALAR for s in scopes
+    }
+
+
+@pytest.mark.parametrize("prefix", ["", "import/"])
+def test_batch_norms_folded_into_biases(prefix):
+    info = prefixed(prefix, folded(VARIABLES, "/BatchNorm/", "/biases"))
+    with pytest.raises(
+        MappingError, match=r"source: 112 BatchNorms are folded into weights and biases, and"
+    ) as caught:
+        plan(info)
+    assert "`facenet-port audit FILE --against CHECKPOINT` judges" in str(caught.value)
+
+
+def test_batch_norms_of_a_state_dict_folded_into_biases():
+    info = {row.key: row.info for row in ROWS}
+    whole = folded(
+        {key: each for key, each in info.items() if not key.startswith("last_bn.")}, ".bn.", ".conv.bias"
+    )
+    whole["last_linear.bias"] = SCALAR
+    with pytest.raises(MappingError, match="112 BatchNorms are folded into weights and biases"):
+        plan_tensors(NetworkTensors(Described(whole, "pytorch")))
+    del whole["last_linear.bias"], whole["conv2d_1a.conv.bias"]
+    with pytest.raises(MappingError, match="missing "):
+        plan_tensors(NetworkTensors(Described(whole, "pytorch")))
+
+
+@pytest.mark.parametrize("dtype", ["i1", "u1", "i4"])
+def test_weights_that_are_integers_are_quantised(dtype, state_dict):
+    kernels = [name for name, each in VARIABLES.items() if len(each.shape) == 4]
+    info = VARIABLES | {name: TensorInfo(np.dtype(dtype), VARIABLES[name].shape) for name in kernels}
+    message = (
+        rf"quantised to integers \(tensors: 132 of {np.dtype(dtype)}\); the float32 weights are gone\. Give"
+    )
+    with pytest.raises(MappingError, match=message):
+        plan(info)
+    rounded = {key: each.numpy() for key, each in state_dict.items()}
+    rounded["conv2d_1a.conv.weight"] = rounded["conv2d_1a.conv.weight"].astype(dtype)
+    with pytest.raises(MappingError, match=rf"\(tensors: 1 of {np.dtype(dtype)}\)"):
+        to_tensorflow(rounded)
 
 
 # What a user sees

@@ -70,6 +70,19 @@ NUMPY_DTYPES: Mapping[DataType, np.dtype] = MappingProxyType(
 """Supported element types, each with the NumPy dtype of the same bits; strings are objects (`bytes`)."""
 
 
+_QUANTISED = frozenset(
+    {
+        DataType.DT_QINT8,
+        DataType.DT_QUINT8,
+        DataType.DT_QINT32,
+        DataType.DT_QINT16,
+        DataType.DT_QUINT16,
+        DataType.DT_INT4,
+        DataType.DT_UINT4,
+    }
+)
+
+
 def numpy_dtype(number: int) -> np.dtype:
     """Return the NumPy dtype of a TensorFlow element type.
 
@@ -86,6 +99,11 @@ def numpy_dtype(number: int) -> np.dtype:
         data_type = DataType(number)
     except ValueError:
         raise ValueError(f"element type number {number} is unknown") from None
+    if data_type in _QUANTISED:
+        raise ValueError(
+            f"it is quantised to integers ({data_type.name}), and the float32 weights are gone. Give the "
+            "model from before it was quantised"
+        )
     if data_type not in NUMPY_DTYPES:
         raise ValueError(f"element type {data_type.name} is not supported")
     return NUMPY_DTYPES[data_type]

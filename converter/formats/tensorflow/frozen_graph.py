@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from converter.errors import SourceError
 from converter.formats.limits import MAX_RANK, check_claims, read_whole
 from converter.formats.source import DOWNLOAD_AGAIN, Naming, TensorInfo, TensorSource
 from converter.formats.tensorflow.data_types import numpy_dtype
-from converter.formats.tensorflow.find_proto_fields import ProtoError, ProtoScanner
+from converter.formats.tensorflow.find_proto_fields import BYTES, ProtoError, ProtoScanner
 from converter.formats.tensorflow.graph_def import (
     MAX_FIELDS,
     MOST_BYTES,
@@ -25,6 +27,7 @@ from converter.formats.tensorflow.graph_def import (
     NameTwiceError,
 )
 from converter.formats.tensorflow.protos import TensorProto
+from converter.same_bits import same_bits
 
 _MOST_REPEATED_BYTES = 2**26  # of a tensor stored as one value and a shape, which can claim any size
 _VARIABLE_OPS = ("Variable", "VariableV2", "VarHandleOp")
@@ -67,6 +70,18 @@ def is_meta_graph(path: Path) -> bool:
         return file.read(1) == b"\x12"
 
 
+def find_meta_graph(scanner: ProtoScanner) -> tuple[int, int]:
+    """Find the GraphDef in a MetaGraphDef (graph_def, field 2): its start and stop.
+
+    Raises:
+        ProtoError: The bytes are not a MetaGraphDef with a graph.
+    """
+    for field in scanner.fields(0, len(scanner.data)):
+        if field.number == 2 and field.wire_type == BYTES:
+            return field.start, field.stop
+    raise ProtoError("a MetaGraphDef without a graph")
+
+
 class FrozenGraph(TensorSource):
     """The frozen variables of a GraphDef, under their variables' names.
 
@@ -92,27 +107,42 @@ class FrozenGraph(TensorSource):
     ) -> None:
         self.path = path
         self.files = (path,)
+        self.in_meta_graph = find_graph is find_meta_graph
+        self._in_saved_model = find_graph is not None and not self.in_meta_graph
         content = read_whole(path, MOST_BYTES, "it has over 2 GiB, more than a graph can have")
         self._scanner: ProtoScanner | None = ProtoScanner(content, MAX_FIELDS)
         nodes = GraphNodes()
         try:
             start, stop = find_graph(self._scanner) if find_graph else (0, len(content))
             nodes.scan(self._scanner, start, stop)
-            self._constants = nodes.frozen_variables()
         except NameTwiceError as error:
             raise SourceError(path, "the graph has this name twice", tensor=error.name[:200]) from None
         except ProtoError as error:
-            raise self._damaged(nodes, in_saved_model=find_graph is not None) from error
+            raise self._damaged(nodes) from error
         self._refuse_quantised(nodes)
-        if not self._constants:
-            raise self._without_weights(nodes, in_saved_model=find_graph is not None)
-        info = {name: self._describe(name, constant) for name, constant in self._constants.items()}
-        self.info = {name: tensor for name, tensor in info.items() if tensor.shape or name in nodes.read}
-        check_claims(path, self.info, len(content))
+        variables = nodes.frozen_variables()
+        if not variables or (self.in_meta_graph and any(nodes.ops[op] for op in _VARIABLE_OPS)):
+            raise self._without_weights(nodes)
+        info = {name: self._describe(name, nodes.constants[name]) for name in chain(*variables.values())}
+        variables = {
+            variable: names
+            for variable, names in variables.items()
+            if variable in nodes.read or any(info[name].shape for name in names)
+        }
+        check_claims(path, {name: info[name] for name in chain(*variables.values())}, len(content))
+        self._constants = {variable: nodes.constants[names[0]] for variable, names in variables.items()}
+        self.info = {variable: info[names[0]] for variable, names in variables.items()}
+        for names in variables.values():
+            self._refuse_ambiguous(
+                names, [nodes.constants[name] for name in names], [info[name] for name in names]
+            )
         self._refuse_folded(nodes)
+        self._warn_of_fake_quantisation(nodes)
 
-    def _damaged(self, nodes: GraphNodes, *, in_saved_model: bool) -> SourceError:
-        if in_saved_model:
+    def _damaged(self, nodes: GraphNodes) -> SourceError:
+        if self.in_meta_graph:
+            return self._without_weights(nodes)
+        if self._in_saved_model:
             problem = "the graph of this SavedModel is damaged or cut off"
             return SourceError(self.path, problem, next_step=DOWNLOAD_AGAIN)
         if not any(nodes.ops):
@@ -124,14 +154,20 @@ class FrozenGraph(TensorSource):
         problem = f"the graph is damaged or cut off, after {counted(nodes.ops.total(), 'node')}"
         return SourceError(self.path, problem, next_step=DOWNLOAD_AGAIN)
 
-    def _without_weights(self, nodes: GraphNodes, *, in_saved_model: bool) -> SourceError:
+    def _without_weights(self, nodes: GraphNodes) -> SourceError:
         """Explain why no constant is a weight."""
+        if self.in_meta_graph:
+            return SourceError(
+                self.path,
+                "this is a graph without weights, and no checkpoint of its name is beside it",
+                next_step=f"Put {self.path.stem}.ckpt-STEP.index and its .data file beside it",
+            )
         if variables := sum(nodes.ops[op] for op in _VARIABLE_OPS):
             return SourceError(
                 self.path,
                 f"this is a graph without weights ({counted(variables, 'variable')}, not frozen)",
                 next_step="Copy the whole SavedModel, with its folder variables/"
-                if in_saved_model
+                if self._in_saved_model
                 else "Give the checkpoint beside it, or a graph frozen by freeze_graph",
             )
         if nodes.ops["Conv2D"] and nodes.constants:
@@ -154,12 +190,39 @@ class FrozenGraph(TensorSource):
     def _refuse_quantised(self, nodes: GraphNodes) -> None:
         """Refuse weights that are stored as integers."""
         if nodes.quantised:
-            what = ", ".join(f"{count} of {op[:60]}" for op, count in sorted(nodes.quantised.items())[:3])
+            what = _list_operations(nodes.quantised)
             raise SourceError(
                 self.path,
                 f"its weights are quantised to integers (operations: {what}); the float32 weights are gone",
                 next_step="Give the checkpoint, or the graph before its weights were quantised",
             )
+
+    def _refuse_ambiguous(
+        self, names: Sequence[str], constants: Sequence[Constant], infos: Sequence[TensorInfo]
+    ) -> None:
+        """Refuse a variable that stands in several constants whose bits differ."""
+        if len(names) == 1:
+            return
+        first, *others = map(self._decode, names, constants, infos)
+        for name, array in zip(names[1:], others, strict=True):
+            if not same_bits(first, array):
+                raise SourceError(
+                    self.path,
+                    f"its constants {names[0][:200]!r} and {name[:200]!r} stand for one variable and differ",
+                    next_step="Give the checkpoint, or freeze it again",
+                )
+
+    def _warn_of_fake_quantisation(self, nodes: GraphNodes) -> None:
+        """Warn of a graph that computes with rounded weights, which the constants are not."""
+        if not nodes.fake_quantised:
+            return
+        what = _list_operations(nodes.fake_quantised)
+        note = (
+            f"this graph rounds weights or activations to few values, as integers do (operations: {what}); "
+            "the weights are taken from before this rounding, and the port computes without it"
+        )
+        logging.getLogger(__name__).warning("%s: %s.", self.path, note)
+        self.notes = (note,)
 
     def _refuse_folded(self, nodes: GraphNodes) -> None:
         """Refuse a graph whose BatchNorms were folded into its convolutions."""
@@ -228,7 +291,9 @@ class FrozenGraph(TensorSource):
             SourceError: A value is outside the range of its dtype.
             ValueError: The source is closed.
         """
-        constant, info = self._constants[name], self.info[name]
+        return self._decode(name, self._constants[name], self.info[name])
+
+    def _decode(self, name: str, constant: Constant, info: TensorInfo) -> NDArray[Any]:
         if self._scanner is None:
             raise ValueError(f"{self.path} is closed")
         if constant.content is not None:
@@ -249,3 +314,8 @@ class FrozenGraph(TensorSource):
     def close(self) -> None:
         """Drop the graph; arrays that were read stay valid."""
         self._scanner = None
+
+
+def _list_operations(counts: Mapping[str, int]) -> str:
+    """List the first operations of a message, each with its count."""
+    return ", ".join(f"{count} of {op[:60]}" for op, count in sorted(counts.items())[:3])

@@ -27,6 +27,7 @@ _KEY, _VALUE = 1, 2
 _TENSOR = 8
 _TENSOR_CONTENT = 4
 _QUANTISED = re.compile(r"Dequantize|Quantized\w+")
+_FAKE_QUANTISED = re.compile(r"FakeQuantWithMinMax\w+|QuantizeAndDequantize\w*")
 _AVERAGE = "/ExponentialMovingAverage"  # tf.train.ExponentialMovingAverage
 # A transform that folds constants leaves the value under the name of the node that read it, with the suffix
 # of core/common_runtime/constant_folding.cc.
@@ -74,6 +75,11 @@ class GraphNodes:
         return {op: count for op, count in self.ops.items() if _QUANTISED.fullmatch(op)}
 
     @property
+    def fake_quantised(self) -> dict[str, int]:
+        """Number of nodes of each operation that rounds floats to few values, as integers would."""
+        return {op: count for op, count in self.ops.items() if _FAKE_QUANTISED.fullmatch(op)}
+
+    @property
     def has_folded_batch_norms(self) -> bool:
         """Return whether most convolutions have no BatchNorm: a transform has folded it into them."""
         variances = sum(name.endswith("/moving_variance") for name in self.constants)
@@ -110,21 +116,17 @@ class GraphNodes:
                 raise NameTwiceError(node.name)
         self.ops[node.op] += 1
 
-    def frozen_variables(self) -> dict[str, Constant]:
-        """Choose the constants that are variables, by the variables' names.
+    def frozen_variables(self) -> dict[str, list[str]]:
+        """Choose the constants that are variables: the name of each variable to those of its constants.
 
-        Raises:
-            NameTwiceError: Two folded constants stand for one variable.
+        A variable has several if a transform has folded nodes that read it. Its own, if there, is the first.
         """
-        frozen: dict[str, Constant] = {}
-        for name, constant in self.constants.items():
+        frozen: dict[str, list[str]] = {}
+        for name in self.constants:
             variable = name if name in self.read else variable_name(name)
-            if variable is None or (variable != name and variable in self.constants):
-                continue
-            if variable in frozen:
-                raise NameTwiceError(variable)
-            frozen[variable] = constant
-        return frozen
+            if variable is not None:
+                frozen.setdefault(variable, []).append(name)
+        return {variable: sorted(names, key=len) for variable, names in frozen.items()}
 
 
 def variable_name(constant: str) -> str | None:

@@ -52,6 +52,7 @@ class SavedModel(TensorSource):
         self.naming = self._weights.naming
         self.files = tuple(dict.fromkeys((*self._weights.files, path)))
         self.info = self._weights.info
+        self.notes = self._weights.notes
 
     def __getitem__(self, name: str) -> NDArray[Any]:
         """Read and check one tensor, as `TensorBundle` or `FrozenGraph` does."""

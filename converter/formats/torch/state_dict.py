@@ -5,8 +5,9 @@ from __future__ import annotations
 import io
 import mmap
 import os
+import re
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -28,6 +29,7 @@ from converter.formats.torch.state_dict_pickle import (
     TorchPickleReader,
 )
 from converter.formats.torch.state_dict_zip import read_archive
+from converter.formats.torch.training_file import find_state_dicts, holds_tensors, names_beside
 from converter.free_names import save_line
 
 _ZIP_MAGIC = b"PK\x03\x04"
@@ -40,7 +42,8 @@ _LEGACY_PROTOCOL = 1001
 STATE_DICT_KEYS = ("state_dict", "model", "model_state_dict", "net")
 """The entries of a training file that may be its state_dict."""
 
-_MOST_DEPTH = 3  # of dictionaries around the state_dict
+_INTEGERS = re.compile(r"torch\.(qu?|u)?int\w+|torch\._utils\._rebuild_qtensor")
+"""The dtypes of integers that are not read, and the function that makes a quantised tensor."""
 
 
 class StateDictFile(TensorSource):
@@ -162,7 +165,7 @@ class StateDictFile(TensorSource):
         """Find the state_dict in a training file; the content itself if it is not one."""
         if not isinstance(content, dict):
             items = content if isinstance(content, list | tuple) else ()
-            index = next((index for index, item in enumerate(items) if _holds_tensors(item)), None)
+            index = next((index for index, item in enumerate(items) if holds_tensors(item)), None)
             raise SourceError(
                 self.path,
                 f"it holds {_kind(content)}, not a state_dict",
@@ -170,7 +173,7 @@ class StateDictFile(TensorSource):
                 if index is None
                 else f"If you trust it, save the state_dict in a file of its own: {self._save([index])}",
             )
-        found = _find_state_dicts(content, STATE_DICT_KEYS)
+        found = find_state_dicts(content, STATE_DICT_KEYS)
         if len(found) > 1:
             places = " and ".join(repr(".".join(keys)) for keys, _ in found)
             line = self._save(found[0][0])
@@ -184,10 +187,10 @@ class StateDictFile(TensorSource):
             self._keys = keys
             self.key = ".".join(keys)
             self.format = f"PyTorch state_dict, under {self.key!r}"
-            self.beside = tuple(_names_beside(content, keys))
+            self.beside = tuple(names_beside(content, keys))
             return state_dict
         # The largest comes first: the state of an optimiser is in several.
-        others = sorted(_find_state_dicts(content), key=lambda item: -len(item[1]))
+        others = sorted(find_state_dicts(content), key=lambda item: -len(item[1]))
         if others:
             places = ", ".join(repr(".".join(map(str, keys)))[:60] for keys, _ in others[:3])
             line = self._save(others[0][0])
@@ -224,20 +227,38 @@ class StateDictFile(TensorSource):
                     self.path,
                     f"{name[:200]!r} is {_kind(value)}, not a tensor",
                     next_step=f"If you trust it, save its tensors in a file of their own: {line}"
-                    if _holds_tensors(content)
+                    if holds_tensors(content)
                     else "If this is a training file, save the state_dict in it in a file of its own: "
                     f"{save_line('STATE_DICT')}",
                 )
             if isinstance(value, Other):
-                problem = f"this is not a dense tensor that can be converted ({value.function[:80]})"
-                step = None
-                if value.function == META:
-                    problem = "it was saved without its data (a tensor of the meta device)"
-                elif value.function == EXPANDED:
-                    problem = "it has more elements than are stored (an expanded tensor)"
-                    step = f"If you trust it, store them all: {self._save_tensors('v.contiguous()')}"
-                raise SourceError(self.path, problem, tensor=name[:200], next_step=step)
+                raise self._other_tensor(name, value.function)
         return content
+
+    def _other_tensor(self, name: str, function: str) -> SourceError:
+        """Explain why a tensor is not read, and what to do about it."""
+        line = ""
+        if function == META:
+            problem = "it was saved without its data (a tensor of the meta device)"
+        elif function == EXPANDED:
+            problem = "it has more elements than are stored (an expanded tensor)"
+            line = self._save_tensors("v.contiguous()")
+        elif function.startswith("torch._utils._rebuild_sparse"):
+            problem, line = "it is sparse", self._save_tensors("v.to_dense()")
+        elif re.fullmatch(r"torch\.b?float\w+", function):
+            problem, line = f"its dtype {function} is not converted", self._save_tensors("v.float()")
+        elif _INTEGERS.fullmatch(function) and name.endswith("num_batches_tracked"):
+            problem = f"its dtype {function} is not converted; such a counter is not needed"
+            line = self._save_tensors("v", "if v.is_floating_point()")
+        elif _INTEGERS.fullmatch(function):
+            integers = "" if function.startswith("torch._") else f" ({function})"
+            problem = f"it is quantised to integers{integers}, and the float32 weights are gone"
+            next_step = "Give the state_dict from before it was quantised"
+            return SourceError(self.path, problem, tensor=name[:200], next_step=next_step)
+        else:
+            problem = f"this is not a dense tensor that can be converted ({function[:80]})"
+        step = f"If you trust it, save its tensors in a file of their own: {line}" if line else None
+        return SourceError(self.path, problem, tensor=name[:200], next_step=step)
 
     def _save_tensors(self, value: str, condition: str = "") -> str:
         """Give the line that saves the items `v` of the state_dict under their keys."""
@@ -276,48 +297,6 @@ class StateDictFile(TensorSource):
     def close(self) -> None:
         """Drop the map; the file stays mapped until the last array of it is gone."""
         self._mapped = None
-
-
-def _find_state_dicts(
-    content: dict[Any, Any], names: Sequence[str] | None = None
-) -> list[tuple[tuple[Any, ...], dict[Any, Any]]]:
-    """List the dictionaries of tensors below a dictionary, each with the keys that lead to it.
-
-    One that holds another is not listed.
-
-    Args:
-        content: The dictionary.
-        names: The keys to follow; None follows all.
-    """
-    found: list[tuple[tuple[Any, ...], dict[Any, Any]]] = []
-    seen: set[int] = set()  # a hostile pickle may hold one dictionary a million times
-
-    def walk(outer: dict[Any, Any], path: tuple[Any, ...]) -> None:
-        for key in outer if names is None else names:
-            value = outer.get(key)
-            if not isinstance(value, dict) or isinstance(key, Unread) or id(value) in seen:
-                continue
-            seen.add(id(value))
-            before = len(found)
-            if len(path) < _MOST_DEPTH - 1:
-                walk(value, (*path, key))
-            if len(found) == before and _holds_tensors(value):
-                found.append(((*path, key), value))
-
-    walk(content, ())
-    return found
-
-
-def _names_beside(content: dict[Any, Any], keys: Sequence[str]) -> Iterator[str]:
-    """Yield the names of the entries beside the one that keys lead to, and beside each on the way."""
-    for number, key in enumerate(keys):
-        yield from (".".join((*keys[:number], str(name)[:200])) for name in content if name != key)
-        content = content[key]
-
-
-def _holds_tensors(value: Any) -> bool:
-    """Return whether a value may be a state_dict."""
-    return isinstance(value, dict) and any(isinstance(item, Tensor) for item in value.values())
 
 
 def _holds_text(pickle: bytes, text: str) -> bool:

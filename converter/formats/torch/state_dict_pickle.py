@@ -41,6 +41,9 @@ _DTYPES = {
     "torch.BoolStorage": ("bool", 1),
     "torch.ComplexFloatStorage": ("complex64", 8),
     "torch.ComplexDoubleStorage": ("complex128", 16),
+    "torch.QInt8Storage": ("int8", 1),
+    "torch.QUInt8Storage": ("uint8", 1),
+    "torch.QInt32Storage": ("int32", 4),
     "torch.storage.UntypedStorage": ("uint8", 1),  # of the dtypes since PyTorch 2.1, such as float8
 }
 

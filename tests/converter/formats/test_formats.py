@@ -10,6 +10,7 @@ import pickle
 import struct
 import subprocess
 import sys
+import warnings
 import zipfile
 from collections import Counter, OrderedDict, defaultdict, deque
 from datetime import UTC, date, datetime, time, timedelta, timezone
@@ -25,6 +26,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import save_file
+from safetensors.torch import save_file as save_torch_file
 
 from converter.convert import tensorflow_tensors
 from converter.errors import SourceError
@@ -561,6 +563,11 @@ def test_a_torchscript_file_is_called_one(tmp_path):
     assert "write its weights with: torch.save(torch.jit.load(" in str(error)
 
 
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # PyTorch announces that it will drop them
+    QINT8 = torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8)
+
+
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
@@ -580,15 +587,37 @@ def test_a_torchscript_file_is_called_one(tmp_path):
         ({"w": torch.ones(1).expand(4)}, r"tensor 'w': .*expanded tensor.*{k: v\.contiguous\(\) for k, v in"),
         (
             {"w": torch.ones(4, dtype=torch.float8_e4m3fn)},
-            r"tensor 'w': .*converted \(torch\.float8_e4m3fn\)",
+            r"tensor 'w': its dtype torch\.float8_e4m3fn is not converted.*{k: v\.float\(\) for",
         ),
-        ({"w": torch.ones(2).to_sparse()}, "tensor 'w': this is not a dense tensor"),
+        (
+            {"w": torch.ones(4, dtype=torch.uint16)},
+            r"tensor 'w': it is quantised to integers \(torch\.uint16\).* Give the state_dict from before",
+        ),
+        ({"w": QINT8}, "tensor 'w': it is quantised to integers, and the float32 weights are gone. Give"),
+        (
+            {"bn.num_batches_tracked": torch.ones((), dtype=torch.uint64)},
+            r"torch\.uint64 is not converted; such a counter is not needed.* if v\.is_floating_point\(\)}",
+        ),
+        ({"w": torch.ones(2).to_sparse()}, r"tensor 'w': it is sparse.*{k: v\.to_dense\(\) for k, v in"),
         ({"w": torch.ones(2, device="meta")}, "tensor 'w': it was saved without its data"),
     ],
 )
 def test_what_is_no_state_dict_is_refused(tmp_path, content, problem):
     path = save(tmp_path / "s.pt", content)
     refuses(lambda: StateDictFile(path), problem)
+
+
+@pytest.mark.parametrize(
+    "tensor", [torch.ones(3).to(torch.float8_e5m2), torch.eye(3).to_sparse(), torch.ones(1).expand(3)]
+)
+def test_the_line_for_another_kind_of_tensor_saves_a_state_dict(tmp_path, monkeypatch, tensor):
+    monkeypatch.chdir(tmp_path)
+    path = save(tmp_path / "s.pt", {"w": tensor, "n": torch.tensor(3)})
+    error = refuses(lambda: StateDictFile(path), "in a file of their own: torch.save")
+    exec(str(error).partition("own: ")[2].removesuffix("."), {"torch": torch})
+    with StateDictFile(tmp_path / "weights.pt") as source:
+        assert np.array_equal(source["w"], tensor.float().to_dense().numpy())
+        assert source["n"] == 3
 
 
 def training_file(state_dict, key="state_dict"):
@@ -852,8 +881,15 @@ def test_safetensors_both_ways(tmp_path):
 
 def test_dtypes_that_numpy_lacks_are_refused_by_name(tmp_path):
     save_file({"w": np.zeros(2, np.uint32)}, tmp_path / "u.safetensors")
-    error = refuses(lambda: SafetensorsFile(tmp_path / "u.safetensors"), "dtype U32 is not supported")
+    error = refuses(
+        lambda: SafetensorsFile(tmp_path / "u.safetensors"), "dtype U32 is not converted. Give the"
+    )
     assert error.tensor == "w"
+    save_torch_file({"w": torch.zeros(2, dtype=torch.float8_e5m2)}, tmp_path / "f.safetensors")
+    refuses(
+        lambda: SafetensorsFile(tmp_path / "f.safetensors"),
+        r"F8_E5M2 is not .* v\.float\(\) for k, v in safetensors",
+    )
 
 
 @pytest.mark.parametrize("cut", [1, 9, 40])

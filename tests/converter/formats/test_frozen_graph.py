@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 
 import numpy as np
@@ -209,6 +210,67 @@ def test_a_scalar_of_the_arithmetic_is_no_weight(tf, freeze, tmp_path):
     assert_holds(tmp_path / "scalar.pb", graph, values)
 
 
+@pytest.mark.parametrize("op", ["FakeQuantWithMinMaxVarsPerChannel", "QuantizeAndDequantizeV2"])
+def test_a_graph_that_rounds_its_weights_is_warned_of(freeze, tmp_path, caplog, op):
+    graph, values = freeze()
+    graph.node.add(name="rounded", op=op, input=[f"{UNIT}/weights/read"])
+    assert_holds(tmp_path / "rounded.pb", graph, values)
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert "rounded.pb: this graph rounds weights or activations to few values" in record.getMessage()
+    assert f"(operations: 1 of {op})" in record.getMessage()
+    with open_source(tmp_path / "rounded.pb") as source:
+        assert source.notes == (record.getMessage().partition(": ")[2].removesuffix("."),)
+
+
+def with_a_second_constant(graph, name, change):
+    kernel = next(node for node in graph.node if node.name == f"{UNIT}/weights")
+    second = graph.node.add()
+    second.CopyFrom(kernel)
+    second.name = name
+    content = bytearray(second.attr["value"].tensor.tensor_content)
+    content[3] ^= change
+    second.attr["value"].tensor.tensor_content = bytes(content)
+
+
+@pytest.mark.parametrize("suffix", ["/read", "/_1__cf__1", "/read/_1__cf__1"])
+def test_two_constants_of_one_variable_have_to_agree(tf, freeze, tmp_path, suffix):
+    graph, values = freeze()
+    graph = without_identities(tf, graph)
+    with_a_second_constant(graph, f"{UNIT}/weights{suffix}", 0)
+    assert_holds(tmp_path / "same.pb", graph, values)
+    graph.node.pop()
+    with_a_second_constant(graph, f"{UNIT}/weights{suffix}", 1)
+    assert (
+        f"its constants '{UNIT}/weights' and '{UNIT}/weights{suffix}' stand for one variable and differ. Give"
+        in refusal(tmp_path / "other.pb", graph)
+    )
+
+
+def test_two_constants_of_one_variable_may_be_stored_differently(tf, tmp_path):
+    graph = tf.compat.v1.GraphDef()
+    for name, values in (("a/beta", np.full(4, 2, np.float32)), ("a/beta/read", 2.0)):
+        node = graph.node.add(name=name, op="Const")
+        node.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(values, tf.float32, (4,)))
+    assert_holds(tmp_path / "same.pb", graph, {"a/beta": np.full(4, 2, np.float32)})
+
+
+@pytest.mark.parametrize("name", ["frozen.meta", "frozen.pb"])
+def test_a_meta_graph_of_a_frozen_graph_holds_the_weights(tf, freeze, tmp_path, name):
+    graph, values = freeze()
+    meta = tf.compat.v1.MetaGraphDef(graph_def=graph)
+    meta.meta_info_def.tensorflow_version = tf.__version__
+    assert_holds(tmp_path / name, meta, values)
+    with_variables = tf.compat.v1.MetaGraphDef()
+    with_variables.CopyFrom(meta)
+    with_variables.graph_def.node.add(name="b/weights", op="VariableV2")
+    assert "Put frozen.ckpt-STEP.index and its .data file beside it" in refusal(
+        tmp_path / name, with_variables
+    )
+    meta.graph_def.ClearField("node")
+    assert "this is a graph without weights, and no checkpoint" in refusal(tmp_path / name, meta)
+
+
 # Graphs whose weights are gone
 
 
@@ -259,6 +321,15 @@ def test_quantised_weights_are_named(tf, freeze, tmp_path, op):
     assert refusal(path, graph) == (
         f"{path}: its weights are quantised to integers (operations: 1 of {op}); the float32 weights are "
         "gone. Give the checkpoint, or the graph before its weights were quantised."
+    )
+
+
+def test_quantised_constants_are_named(tf, freeze, tmp_path):
+    graph, _ = freeze()
+    kernel = next(node for node in graph.node if node.name == f"{UNIT}/weights")
+    kernel.attr["value"].tensor.dtype = tf.qint8.as_datatype_enum
+    assert f"tensor '{UNIT}/weights': it is quantised to integers (DT_QINT8)" in refusal(
+        tmp_path / "q.pb", graph
     )
 
 
