@@ -311,23 +311,26 @@ def _recognise(
 
 
 def recognise_change(problems: Sequence[Problem]) -> tuple[str, str] | None:
-    """Recognise weights that were quantised or folded: a clause that says so, and advice; else None.
+    """Recognise weights that were quantised or folded, if that explains every problem of a source.
 
-    Args:
-        problems: Every problem of a source, under the names of TensorFlow or of a state_dict.
+    Returns:
+        A clause that says so, and advice; else None.
     """
-    dtypes = Counter(each.detail.split(",")[0] for each in problems if each.kind == "wrong dtype")
-    integers = [f"{count} of {dtype}" for dtype, count in dtypes.items() if re.match("u?int", dtype)]
-    if integers:
-        tensors = ", ".join(integers)
-        return (
-            f"its weights are quantised to integers (tensors: {tensors}); the float32 weights are gone",
-            "Give the model from before it was quantised.",
-        )
-    missing = [_OF_BATCH_NORM.match(each.name) for each in problems if each.kind == "missing"]
-    folded = {match[1] for match in missing if match}
-    biases = sum(each.kind == "unexpected" and bool(_BIAS.search(each.name)) for each in problems)
-    if not folded or not all(missing) or biases < len(folded):
+    folded, dtypes, biases = set(), Counter[str](), 0
+    for each in problems:
+        dtype = each.detail.partition(",")[0]
+        if each.kind == "missing" and (match := _OF_BATCH_NORM.match(each.name)):
+            folded.add(match[1])
+        elif each.kind == "wrong dtype" and re.match("u?int", dtype):
+            dtypes[dtype] += 1
+        elif each.kind != "unexpected":
+            return None
+        biases += each.kind == "unexpected" and bool(_BIAS.search(each.name))
+    if dtypes:
+        tensors = ", ".join(f"{count} of {dtype}" for dtype, count in dtypes.items())
+        clause = f"its weights are quantised to integers (tensors: {tensors}); the float32 weights are gone"
+        return clause, "Give the model from before it was quantised."
+    if not folded or biases < len(folded):
         return None
     what = "BatchNorm is" if len(folded) == 1 else "BatchNorms are"
     return (

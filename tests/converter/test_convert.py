@@ -429,7 +429,7 @@ def test_a_misshapen_bottleneck_is_reported_and_not_tripped_over(shape):
     assert has(problems_of(info), "misshapen", "InceptionResnetV1/Bottleneck/weights")
 
 
-@pytest.mark.parametrize("dtype", ["int32", "uint8", "bool", "complex64", ">f4", ">f8", "object"])
+@pytest.mark.parametrize("dtype", ["bool", "complex64", ">f4", ">f8", "object"])
 def test_what_is_no_dtype_of_a_weight(dtype):
     info = info_of(Variant())
     info[f"{STEM}/weights"] = TensorInfo(np.dtype(dtype), (3, 3, 3, 32))

@@ -13,12 +13,14 @@ from numpy.typing import NDArray
 
 pytest.importorskip("tensorflow")
 
+from checks.core.tensorflow_side import find_own_graph
+from converter.formats.detect import open_source
 from converter.formats.tensorflow.bundle_writer import write_tensor_bundle
 from facenet_tf import checkpoint as checkpoint_writer
 from facenet_tf import graph
 from facenet_tf.checkpoint import write_checkpoint
 from facenet_tf.graph_nodes import GraphError, rename_nodes
-from facenet_tf.own_graph import OwnGraph
+from facenet_tf.own_graph import OwnGraph, read_graph
 from facenet_tf.rebuilt_network import RebuiltNetwork
 from facenet_tf.session import legacy_graph, open_session
 from facenet_tf.variables import BOTTLENECK
@@ -67,6 +69,15 @@ def test_frozen_graph_equals_the_rebuilt_network(
     assert not from_pb.has_logits
     assert from_pb.activations == rebuilt.activations[:-1]
     assert_same_activations(from_pb.run(images), activations)
+
+
+def test_the_meta_graph_of_a_frozen_graph_is_its_own_graph(frozen_def: Any, tmp_path: Path) -> None:
+    meta = tf1.MetaGraphDef(graph_def=frozen_def)
+    meta.meta_info_def.tensorflow_version = "2"
+    (tmp_path / "frozen.meta").write_bytes(meta.SerializeToString())
+    with open_source(tmp_path / "frozen.meta") as source:
+        assert find_own_graph(source) == (tmp_path / "frozen.meta", "frozen_meta")
+    assert read_graph(tmp_path / "frozen.meta", "frozen_meta") == frozen_def
 
 
 def test_values_come_back_bit_for_bit(tensors: Tensors, from_meta: OwnGraph, from_pb: OwnGraph) -> None:
