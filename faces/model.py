@@ -113,9 +113,8 @@ class Model:
         return logits
 
     def _prelogits(self, images: NDArray[Any]) -> torch.Tensor:
-        device = next(self.network.parameters()).device
         # The channels stay last in memory, as images have them: on a CPU convolutions are faster so.
-        channels_last = torch.from_numpy(np.ascontiguousarray(images)).to(device)
+        channels_last = torch.from_numpy(np.ascontiguousarray(images)).to(self.network.device)
         return self.network.prelogits(channels_last.permute(0, 3, 1, 2))
 
 

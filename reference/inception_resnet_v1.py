@@ -205,6 +205,16 @@ class InceptionResnetV1(nn.Module):
         if device is not None:
             self.to(device)
 
+    @property
+    def num_classes(self) -> int | None:
+        """Outputs of the classifier; None without one."""
+        return None if self.logits is None else self.logits.out_features
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the parameters."""
+        return self.last_linear.weight.device
+
     def build(self, embedding_size: int, num_classes: int | None, dropout_prob: float) -> None:
         """Create the layers, randomly initialised; the arguments are those of the class."""
         self.conv2d_1a = BasicConv2d(3, 32, 3, stride=2)

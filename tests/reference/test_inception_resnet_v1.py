@@ -43,6 +43,7 @@ def test_parameters_and_keys():
     assert len(features.state_dict()) == 714
     published = InceptionResnetV1(num_classes=8631).state_dict()
     assert len(published) == 716
+
     assert list(published)[:3] == ["conv2d_1a.conv.weight", "conv2d_1a.bn.weight", "conv2d_1a.bn.bias"]
     assert list(published)[-2:] == ["logits.weight", "logits.bias"]
     assert published["logits.weight"].shape == (8631, 512)
@@ -50,6 +51,15 @@ def test_parameters_and_keys():
     assert len(counters) == 112
     assert all(key.endswith(".num_batches_tracked") for key in counters)
     assert {value.dtype for key, value in published.items() if key not in counters} == {torch.float32}
+
+
+def test_attributes_of_the_peer():
+    network = InceptionResnetV1(num_classes=7)
+    assert (network.num_classes, network.device) == (7, torch.device("cpu"))
+    network.logits = nn.Linear(512, 9)
+    assert network.num_classes == 9
+    network.logits = None
+    assert (network.num_classes, network.to("meta").device) == (None, torch.device("meta"))
 
 
 def test_batch_norm_has_the_constants_of_the_training():
