@@ -16,7 +16,6 @@ from torch.utils.data import DataLoader, Dataset
 from checks.core.photographs import find_photographs
 from converter.errors import SourceError, UsageError
 from faces.align.result import person_of
-from faces.align.rows import check_people
 from faces.crops import FaceImage, central_part, choose_face, crop_face, is_crop, read_face, read_images
 from faces.detect.detector import FaceDetector
 from faces.face_table import FaceTable, find_table, read_table, whole_number
@@ -53,8 +52,7 @@ class FaceDataset(Dataset[tuple[Tensor, int]]):
         augment: A function from the pixels of a crop, (160, 160, 3), uint8, to the pixels of another.
 
     Raises:
-        UsageError: The standardisation is not known, there is no such folder, folders of people at several
-            places have one name, or no face is of the split.
+        UsageError: The standardisation is not known, there is no such folder, or no face is of the split.
         SourceError: The table cannot be read or lacks columns or files; the folder holds no photographs.
     """
 
@@ -214,9 +212,7 @@ def _find_faces(source: Path, *, with_split: bool) -> list[_Entry]:
     path = find_table(source)
     if path is None and not with_split:
         found = find_photographs(source)
-        names = [file.relative_to(source).as_posix() for file in found]
-        check_people(source, names)
-        owners = list(map(person_of, names))
+        owners = [person_of(file.relative_to(source).as_posix()) for file in found]
         return list(map(_Entry, map(FaceImage, found), owners, _number(owners)))
     table = read_table(path or source / "faces.csv")
     images = read_images(table)

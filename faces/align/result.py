@@ -36,13 +36,20 @@ class Doubt:
     text: str
 
 
+SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+"""The names of folders, in lower case, that are splits: the same person may have a folder in each."""
+
+
 def person_of(name: str) -> str:
-    """Return the person that a photograph shows: the name of its folder; empty at the top.
+    """Return the person that a photograph shows: the path of its folder without splits; empty at the top.
+
+    The whole path, so that no two people become one: bo/2020 and cy/2020 differ.
 
     Args:
         name: The path of the photograph in the folder that was given, with `/` between its parts.
     """
-    return PurePosixPath(name).parent.name
+    *above, own = ("", *PurePosixPath(name).parent.parts)
+    return "/".join([*(folder for folder in above if folder and folder.lower() not in SPLITS), own])
 
 
 @dataclass(frozen=True, slots=True)

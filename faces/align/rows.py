@@ -10,10 +10,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from converter.errors import UsageError
-from faces.align.result import AlignedPhotograph, person_of
+from faces.align.result import SPLITS, AlignedPhotograph, person_of
 
 TRAIN, VALIDATION = "train", "val"
-_SPLITS = {"train": TRAIN, "val": VALIDATION, "valid": VALIDATION, "validation": VALIDATION, "test": "test"}
 
 COLUMNS = (
     "image_path",
@@ -41,33 +40,6 @@ def split_people(share: float, people: Iterable[str], seed: int) -> dict[str, st
     ordered = sorted(people, key=lambda person: hashlib.sha256(os.fsencode(f"{seed} {person}")).digest())
     trained = min(max(round(share * len(ordered)), 1), len(ordered) - 1)
     return {person: TRAIN if place < trained else VALIDATION for place, person in enumerate(ordered)}
-
-
-def check_people(folder: Path, names: Iterable[str]) -> None:
-    """Refuse folders of one name at several places: their photographs would become one person's.
-
-    The same person's folder in several splits, such as train/ana and val/ana, is one.
-
-    Args:
-        folder: The folder of photographs.
-        names: The photographs in it, as `person_of` takes them.
-
-    Raises:
-        UsageError: There are two such folders.
-    """
-    known: dict[str, PurePosixPath] = {}
-    for name in names:
-        own = PurePosixPath(name).parent
-        first = known.setdefault(own.name, own)
-        if first != own and _without_splits(first.parent) != _without_splits(own.parent):
-            raise UsageError(
-                f"{folder}: {first} and {own} have one name, and would be one person. Rename one, or put the "
-                "photographs of a person into one folder."
-            )
-
-
-def _without_splits(folder: PurePosixPath) -> list[str]:
-    return [part for part in folder.parts if part.lower() not in _SPLITS]
 
 
 def check_split(share: float | None, names: Iterable[str]) -> None:
@@ -147,9 +119,9 @@ def _stated_splits(names: Sequence[str]) -> dict[str, str]:
     splits = {}
     for name in names:
         *folders, own = ("", *PurePosixPath(name).parts[:-1])
-        if beside[PurePosixPath(name).parent.parent] <= {"", *_SPLITS}:
+        if beside[PurePosixPath(name).parent.parent] <= {"", *SPLITS}:
             folders.append(own)
         splits[name] = next(
-            (_SPLITS[folder.lower()] for folder in reversed(folders) if folder.lower() in _SPLITS), ""
+            (SPLITS[folder.lower()] for folder in reversed(folders) if folder.lower() in SPLITS), ""
         )
     return splits

@@ -22,7 +22,7 @@ from converter.errors import SourceError, UsageError
 from converter.formats.limits import is_utf_8
 from faces.align.journal import FileState, Journal
 from faces.align.result import AlignedPhotograph, AlignOptions, AlignResult, CroppedFace
-from faces.align.rows import check_people, check_split, face_columns, image_path, start_of_paths
+from faces.align.rows import check_split, face_columns, image_path, start_of_paths
 from faces.crops import CropMethod, choose_face, crop_face
 from faces.detect.detector import FaceDetector
 from faces.detect.result import Face
@@ -70,8 +70,7 @@ def align(
 
     Raises:
         UsageError: There is no such folder, `out` holds something else or crops of other photographs or
-            options, people's folders at several places have one name, or `split` has fewer than two people
-            with a face to divide.
+            options, or `split` has fewer than two people with a face to divide.
         SourceError: The folder holds no photographs, or the journal in `out` is damaged.
         RequirementError: The device, a package or the detector's weights are missing.
     """
@@ -81,7 +80,6 @@ def align(
     formats = [name for name in TABLE_FORMATS if name == table or (out / f"faces.{name}").exists()]
     _check_output(folder, out, formats)
     names, others = _find_files(folder)
-    check_people(folder, names)
     check_split(split, names)
     with Journal(out, options) as journal:
         for name in formats:

@@ -12,7 +12,6 @@ from converter.counts import counted
 from converter.errors import SourceError
 from converter.formats.limits import is_utf_8
 from faces.align.result import person_of
-from faces.align.rows import check_people
 from faces.crops import FaceImage, read_images
 from faces.embed.result import EmbedResult
 from faces.embedder import Embedder, Progress
@@ -52,7 +51,7 @@ def embed(
     source, output = Path(source), None if output is None else Path(output)
     if output is not None:
         check_output(output)
-    images, people = find_images(source, check_names=output is not None)
+    images, people = find_images(source)
     unwritable: list[PhotographError] = []
     if output is not None:
         images, people, unwritable = _leave_out_unwritable(images, people, output.parent)
@@ -94,23 +93,16 @@ def _leave_out_unwritable(
     return [image for image, _ in kept], [person for _, person in kept], problems
 
 
-def find_images(source: Path, *, check_names: bool = False) -> tuple[list[FaceImage], list[str]]:
+def find_images(source: Path) -> tuple[list[FaceImage], list[str]]:
     """Find the images of a folder or table, with their boxes if the table has them, and the person of each.
 
-    Args:
-        source: The folder or table.
-        check_names: Whether the names of people matter: folders of one name at several places are refused.
-
     Raises:
-        UsageError: There is no such folder or table, or folders have one name.
+        UsageError: There is no such folder or table.
         SourceError: The folder holds no photographs, or the table lacks columns or files.
     """
     table = None if not source.exists() else find_table(source)
     if table is None:
         files = find_photographs(source)
-        names = [file.relative_to(source).as_posix() for file in files]
-        if check_names:
-            check_people(source, names)
-        return list(map(FaceImage, files)), list(map(person_of, names))
+        return list(map(FaceImage, files)), [person_of(file.relative_to(source).as_posix()) for file in files]
     read = read_table(table)
     return read_images(read), read.texts("person_name")

@@ -171,12 +171,6 @@ def test_a_folder_of_which_nothing_can_be_read(embed, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("make", "options", "code", "message"),
     [
-        (
-            lambda folder: write(folder, "bo/2020/1.png", "cy/2020/1.png"),
-            {},
-            2,
-            "bo/2020 and cy/2020 have one name, and would be one person",
-        ),
         (lambda folder: folder.mkdir(), {}, 3, "it holds no photographs"),
         (lambda folder: None, {}, 2, "there is no such folder"),
         (lambda folder: write(folder, "a.png"), {"out": "e.csv"}, 2, "Give a name that ends in .parquet"),
