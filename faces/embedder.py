@@ -26,6 +26,7 @@ from faces.crops import (
 from faces.detect.detector import FaceDetector
 from faces.detect.result import Box
 from faces.detect.run import read_batches
+from faces.images import to_rgb
 from faces.model import Model, Standardisation, load_model
 from faces.options import DEFAULT_MODEL, FACTOR, SMALLEST_FACE, THRESHOLDS, check_device
 from faces.threshold import Threshold, find_threshold
@@ -159,6 +160,18 @@ class Embedder:
                 f"{images[0].file} is a crop of 160x160 pixels, of `--crop scaled`, and the crop facenet is "
                 "needed. Give the photographs themselves."
             )
+        return crop
+
+    def check_images(self, images: Sequence[FaceImage]) -> CropMethod:
+        """Find the crop of a few images before a model is loaded, or refuse them.
+
+        Raises:
+            SourceError: An image cannot be read.
+            UsageError: An image has another crop than the first, or as for `find_crop`.
+        """
+        crop = self.find_crop(images)
+        for image in images:
+            check_crop(image.file, to_rgb(image.file), self.crop, crop)
         return crop
 
     def find_threshold(

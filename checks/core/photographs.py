@@ -111,6 +111,8 @@ def read_photograph(file: str | Path) -> NDArray[np.uint8]:
         except (Image.DecompressionBombError, Image.DecompressionBombWarning):
             limit = f"more than the {Image.MAX_IMAGE_PIXELS:,} pixels that Pillow takes"
             raise PhotographError(file, limit, "Make it smaller") from None
+        except FileNotFoundError as error:
+            raise PhotographError(file, "there is no such file or folder", "Check its name") from error
         except OSError as error:
             if error.errno is not None:
                 problem = f"cannot be read ({error.strerror})"

@@ -41,13 +41,13 @@ def identify(
     """
     origin = gallery.origin
     embedder = embedder or Embedder(origin.model, standardisation=origin.standardisation, crop=origin.crop)
-    origin.check(embedder.model.facts, "the gallery")
     image = FaceImage(Path(photograph))
-    crop = embedder.find_crop([image])
+    crop = embedder.check_images([image])
     if crop != origin.crop:
         raise UsageError(
             f"{photograph} has the crop {crop}, and the gallery {origin.crop}. Give the photograph itself."
         )
+    origin.check(embedder.model.facts, "the gallery")
     found = embedder.find_threshold(threshold, crop, origin.threshold)
     (face,) = embedder.embed_all([image])
     size, needed = gallery.values.shape[1], len(face.embedding)

@@ -35,7 +35,7 @@ def match(
     """
     embedder = embedder or Embedder()
     images = [FaceImage(Path(first)), FaceImage(Path(second))]
-    found = embedder.find_threshold(threshold, embedder.find_crop(images))
+    found = embedder.find_threshold(threshold, embedder.check_images(images))
     one, other = embedder.embed_all(images)
     rows = one.embedding[None].astype(np.float64), other.embedding[None].astype(np.float64)
     return MatchResult(

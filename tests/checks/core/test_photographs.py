@@ -63,7 +63,7 @@ BAD = {
     "large.png": (of_pixels(10_000, 9_000), "more than the 89,478,485 pixels that Pillow takes"),
     "bomb.png": (of_pixels(50_000, 50_000), "more than the 89,478,485 pixels that Pillow takes"),
     "pipe.jpg": (os.mkfifo, "this is not a regular file"),
-    "dangling.jpg": (lambda path: path.symlink_to("nowhere"), "cannot be read (No such file or directory)"),
+    "dangling.jpg": (lambda path: path.symlink_to("nowhere"), "there is no such file or folder"),
 }
 
 

@@ -96,7 +96,7 @@ def test_faces_of_photographs(match, tmp_path, figures, capsys):
     ("second", "code", "message"),
     [
         ("blank.png", 3, "blank.png: no face was found. Give another photograph, or look for smaller faces"),
-        ("gone.png", 3, "gone.png: cannot be read (No such file or directory)"),
+        ("gone.png", 3, "gone.png: there is no such file or folder. Check its name."),
         ("original.png", 2, "original.png has the crop facenet, and the first image the crop scaled: their"),
     ],
 )
@@ -106,6 +106,15 @@ def test_refused(match, crops, tmp_path, capsys, second, code, message):
     assert match(crops[0], tmp_path / second, "--json", tmp_path / "result.json") == code
     assert message in capsys.readouterr().err
     assert not (tmp_path / "result.json").exists()
+
+
+@pytest.mark.parametrize(("first", "second"), [("a.png", "gone.png"), ("gone.png", "a.png")])
+def test_photographs_are_looked_at_before_a_model_is_loaded(monkeypatch, crops, capsys, first, second):
+    for loader in ("load_model", "FaceDetector"):
+        monkeypatch.setattr(f"faces.embedder.{loader}", lambda *_, **__: pytest.fail("a model is loaded"))
+    folder = crops[0].parent
+    assert main(["match", str(folder / first), str(folder / second)]) == 3
+    assert f"{folder / 'gone.png'}: there is no such file or folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
