@@ -277,7 +277,10 @@ def write_json(path: Path, result: Mapping[str, Any] | Sequence[Any]) -> None:
 
 
 def show_result(
-    arguments: argparse.Namespace, result: Any, rooms: str, as_json: Callable[[], Mapping[str, Any]]
+    arguments: argparse.Namespace,
+    result: Any,
+    rooms: str,
+    as_json: Callable[[], Mapping[str, Any] | Sequence[Any]],
 ) -> None:
     """Print a command's result and write the files of --json and --report, as the options ask for.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
 
 from checks.core.options import add_report_option, check_report
 from converter import command_line
@@ -117,11 +116,7 @@ COMMAND = command_line.Command(
     _EPILOG,
     "align takes two folders: the photographs, and the crops.",
 )
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit code."""
-    return COMMAND.main(argv)
+main = COMMAND.main
 
 
 if __name__ == "__main__":

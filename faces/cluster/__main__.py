@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 
 from checks.core.options import add_report_option, check_report
 from converter import command_line
@@ -53,11 +52,7 @@ COMMAND = command_line.Command(
     _EPILOG,
     "cluster takes one folder.",
 )
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit code."""
-    return COMMAND.main(argv)
+main = COMMAND.main
 
 
 if __name__ == "__main__":

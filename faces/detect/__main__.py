@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 
 from converter import command_line
 from converter.progress import ProgressBar
@@ -48,16 +47,9 @@ def _work(arguments: argparse.Namespace) -> int:
             offline=arguments.offline,
             progress=progress,
         )
-    if not arguments.quiet:
-        from faces.detect.table import print_result
-
-        print_result(result)
+    command_line.show_result(arguments, result, "faces.detect", result.as_json)
     for problem in result.problems:
         command_line.print_error(f"{arguments.program}: {problem}")
-    if arguments.json:
-        from faces.detect.result import as_json
-
-        command_line.write_json(arguments.json, as_json(result.photographs))
     return 3 if result.problems else 1 if result.without_face else 0
 
 
@@ -68,11 +60,7 @@ COMMAND = command_line.Command(
     _work,
     _EPILOG,
 )
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit code."""
-    return COMMAND.main(argv)
+main = COMMAND.main
 
 
 if __name__ == "__main__":

@@ -70,18 +70,17 @@ class DetectionResult:
         """The number of photographs without a face."""
         return sum(not photograph.faces for photograph in self.photographs)
 
-
-def as_json(photographs: Sequence[Photograph]) -> list[Mapping[str, Any]]:
-    """The photographs in the form that `--json` writes."""
-    return [
-        {
-            "path": str(photograph.path),
-            "width": photograph.width,
-            "height": photograph.height,
-            "faces": [
-                {"box": face.box, "score": face.score, "landmarks": face.landmarks}
-                for face in photograph.faces
-            ],
-        }
-        for photograph in photographs
-    ]
+    def as_json(self) -> Sequence[Mapping[str, Any]]:
+        """The photographs in the form that `--json` writes."""
+        return [
+            {
+                "path": str(photograph.path),
+                "width": photograph.width,
+                "height": photograph.height,
+                "faces": [
+                    {"box": face.box, "score": face.score, "landmarks": face.landmarks}
+                    for face in photograph.faces
+                ],
+            }
+            for photograph in self.photographs
+        ]

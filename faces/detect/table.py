@@ -19,23 +19,29 @@ _HEADINGS = (
     "bottom",
     "eyes, nose, corners of the mouth",
 )
+_FIGURES = 110  # columns of a terminal that the figures and landmarks need
+_SHORT_NAME = 20  # columns that a name needs beside them; longer ones are folded
 
 
 def print_result(result: DetectionResult) -> None:
     """Print the result on stdout."""
-    names = [str(photograph.path) for photograph in result.photographs]
-    console = command_line.console(width=110 + max(map(len, names), default=0))
+    longest = max((len(str(photograph.path)) for photograph in result.photographs), default=0)
+    console = command_line.console()
+    if not console.is_terminal:
+        console.width = max(console.width, _FIGURES + longest)
+    headings = _HEADINGS if console.width >= _FIGURES + min(longest, _SHORT_NAME) else _HEADINGS[:-1]
     if result.photographs:
         table = Table(box=None, pad_edge=False, header_style="bold")
-        for heading in _HEADINGS:
-            left = heading in (_HEADINGS[0], _HEADINGS[-1])
+        table.add_column(headings[0], overflow="fold")
+        for heading in headings[1:]:
+            left = heading == _HEADINGS[-1]
             table.add_column(heading, justify="left" if left else "right", no_wrap=True)
         for photograph in result.photographs:
             place = (escape(str(photograph.path)), f"{photograph.width}x{photograph.height}")
             if not photograph.faces:
                 table.add_row(*place, "[red]no face[/]")
             for face in photograph.faces:
-                table.add_row(*place, *_cells(face))
+                table.add_row(*(*place, *_cells(face))[: len(headings)])
                 place = ("", "")
         console.print(table)
     console.print(_total(result))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 
 from converter import command_line
 from converter.progress import ProgressBar
@@ -60,11 +59,7 @@ COMMAND = command_line.Command(
     _EPILOG,
     "embed takes one folder; the file of embeddings goes with -o.",
 )
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit code."""
-    return COMMAND.main(argv)
+main = COMMAND.main
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 from typing import Any
 
 from checks.core import options
@@ -138,11 +137,7 @@ COMMAND = command_line.Command(
     _EPILOG,
     "evaluate takes one folder or table. Give the list of pairs with --pairs FILE.",
 )
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit code."""
-    return COMMAND.main(argv)
+main = COMMAND.main
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 
 from converter import command_line
 from faces import options
@@ -49,11 +48,7 @@ COMMAND = command_line.Command(
     _EPILOG,
     "match takes two photographs.",
 )
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit code."""
-    return COMMAND.main(argv)
+main = COMMAND.main
 
 
 if __name__ == "__main__":

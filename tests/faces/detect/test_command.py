@@ -75,11 +75,23 @@ def test_what_is_no_photograph_and_who_has_no_face_is_named_and_the_rest_goes_on
         ".jpg, .png, .tif, .tiff, .webp files.",
         "facenet-port detect: people/damaged.jpg: cannot be decoded as a photograph. Leave it out, or save "
         "it again as JPEG or PNG.",
-        "facenet-port detect: missing.jpg: cannot be read (No such file or directory). Check its name and "
-        "its permissions.",
+        "facenet-port detect: missing.jpg: there is no such file or folder. Check its name.",
     ]
     assert detect("people/blank.png", "people/portrait.png") == 1
     assert detect("people/portrait.png") == 0
+
+
+@pytest.mark.parametrize(("columns", "landmarks"), [(80, False), (160, True)])
+def test_the_table_fits_the_terminal(folder, monkeypatch, capsys, columns, landmarks) -> None:
+    Image.new("RGB", (80, 60), "white").save(folder / f"{'long ' * 30}.png")
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")  # as if stdout were a terminal
+    assert detect("people") == 1
+    screen = re.sub(r"\x1b\[[\d;]*m", "", capsys.readouterr().out)
+    assert max(map(len, screen.splitlines())) <= columns
+    assert ("nose" in screen) is landmarks
+    assert re.search(r"people/ben/1.png +115x170 +[\d.]+(?: +[\d.]+){4}", screen)
+    assert screen.count("long") == 30
 
 
 def test_drawings(folder, detector, some_images, capsys) -> None:
