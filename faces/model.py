@@ -23,6 +23,7 @@ from converter.manifest import file_digest, manifest_path, read_manifest
 from converter.network_names import COUNTER, NetworkTensors
 from converter.plan import describe, state_dict_variant
 from faces.options import DEFAULT_MODEL, check_device
+from faces.threads import network_threads
 from reference import InceptionResnetV1, load
 
 Standardisation = Literal["fixed", "per-image"]
@@ -85,11 +86,9 @@ class Model:
         """Standardise pixels of 0 to 255: (N, H, W, 3) to the same shape in float32."""
         return STANDARDISATIONS[self.standardisation](pixels)
 
-    @torch.inference_mode()
     def embed(self, images: NDArray[Any]) -> NDArray[Any]:
         """Compute the embeddings of standardised images: (N, H, W, 3) to (N, E), float32."""
-        embeddings: NDArray[Any] = self.network.head(self._prelogits(images)).cpu().numpy()
-        return embeddings
+        return self._run(self.network.head, images)
 
     @property
     def classifier(self) -> torch.nn.Linear:
@@ -102,20 +101,30 @@ class Model:
             raise UsageError(f"{self.name}: it has no classifier. Give a state_dict with logits.weight.")
         return self.network.logits
 
-    @torch.inference_mode()
     def logits(self, images: NDArray[Any]) -> NDArray[Any]:
         """Compute the logits of standardised images: (N, H, W, 3) to (N, classes), float32.
 
         Raises:
             UsageError: The network has no classifier.
         """
-        logits: NDArray[Any] = self.classifier(self._prelogits(images)).cpu().numpy()
-        return logits
+        return self._run(self.classifier, images)
 
-    def _prelogits(self, images: NDArray[Any]) -> torch.Tensor:
-        # The channels stay last in memory, as images have them: on a CPU convolutions are faster so.
-        channels_last = torch.from_numpy(np.ascontiguousarray(images)).to(self.network.device)
-        return self.network.prelogits(channels_last.permute(0, 3, 1, 2))
+    def _run(self, head: Callable[[torch.Tensor], torch.Tensor], images: NDArray[Any]) -> NDArray[Any]:
+        """Run the network, and a head on its output: on a CPU each core takes a part of the images."""
+
+        @torch.inference_mode()
+        def run(part: NDArray[Any]) -> NDArray[Any]:
+            # The channels stay last in memory, as images have them: on a CPU convolutions are faster so.
+            channels_last = torch.from_numpy(np.ascontiguousarray(part)).to(self.network.device)
+            output: NDArray[Any] = (
+                head(self.network.prelogits(channels_last.permute(0, 3, 1, 2))).cpu().numpy()
+            )
+            return output
+
+        cores = torch.get_num_threads() if self.network.device.type == "cpu" else 1
+        parts = min(cores, len(images))
+        with network_threads(parts, cores // parts) as pool:
+            return np.concatenate(list(pool.map(run, np.array_split(images, parts))))
 
 
 def load_model(

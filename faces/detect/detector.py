@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from concurrent.futures import Executor
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from faces.detect.cascade import Boxes
 from faces.detect.result import Face
 from faces.images import ImageLike, to_rgb
 from faces.options import FACTOR, SMALLEST_FACE, THRESHOLDS
+from faces.threads import network_threads
 from reference.mtcnn import O_NET_SIZE, R_NET_SIZE, ONet, PNet, RNet
 from reference.weights import load_mtcnn
 
@@ -84,26 +85,36 @@ class FaceDetector:
             PhotographError, TypeError, ValueError: As `to_rgb` says.
         """
         photographs = [to_rgb(image) for image in images]
-        with _exact_arithmetic():
-            boxes = [self._propose(photograph) for photograph in photographs]
+        threads = min(torch.get_num_threads(), _MOST_THREADS) if self.device.type == "cpu" else 1
+        with (
+            # In float32, as TensorFlow computes: cuDNN would round factors to TF32.
+            torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False),
+            network_threads(threads) as pool,
+        ):
+            boxes = self._propose(photographs, pool)
             if any(map(len, boxes)):
-                boxes = self._refine(photographs, boxes)
+                boxes = self._refine(photographs, boxes, pool)
             if any(map(len, boxes)):
-                return self._find_landmarks(photographs, boxes)
+                return self._find_landmarks(photographs, boxes, pool)
         return [()] * len(photographs)
 
-    def _propose(self, photograph: NDArray[np.uint8]) -> Boxes:
-        """Run P-Net over the pyramid of a photograph; returns (n, 5): square boxes, probability."""
-        height, width = photograph.shape[:2]
-        levels = [np.zeros((0, 9))]
-        for scale in cascade.pyramid_scales(height, width, self.smallest_face, self.factor):
-            level = cascade.resample(photograph, *cascade.level_size(height, width, scale))
-            boxes = cascade.windows_above(*self._run_p_net(level), scale, self.thresholds[0])
-            levels.append(boxes[cascade.suppress(boxes, _LEVEL_OVERLAP)])
-        boxes = np.concatenate(levels)
-        boxes = boxes[cascade.suppress(boxes, _PHOTOGRAPH_OVERLAP)]
-        return cascade.square(cascade.move(boxes[:, :5], boxes[:, 5:], added=0))
+    def _propose(self, photographs: Sequence[NDArray[np.uint8]], pool: Executor) -> list[Boxes]:
+        """Run P-Net over the pyramids of photographs; returns (n, 5) for each: square boxes, probability."""
+        pyramids = []
+        for photograph in photographs:
+            height, width = photograph.shape[:2]
+            scales = cascade.pyramid_scales(height, width, self.smallest_face, self.factor)
+            pyramids.append([pool.submit(self._search_level, photograph, scale) for scale in scales])
+        return [_merge_levels([level.result() for level in pyramid]) for pyramid in pyramids]
 
+    def _search_level(self, photograph: NDArray[np.uint8], scale: float) -> Boxes:
+        """Run P-Net over a level of a photograph's pyramid; returns (n, 9): box, probability, offsets."""
+        height, width = photograph.shape[:2]
+        level = cascade.resample(photograph, *cascade.level_size(height, width, scale))
+        boxes = cascade.windows_above(*self._run_p_net(level), scale, self.thresholds[0])
+        return boxes[cascade.suppress(boxes, _LEVEL_OVERLAP)]
+
+    @torch.inference_mode()
     def _run_p_net(self, level: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Run P-Net over a level, (height, width, 3), in strips if it is large.
 
@@ -122,11 +133,13 @@ class FaceDetector:
         probabilities, offsets = zip(*strips, strict=True)
         return np.concatenate(probabilities), np.concatenate(offsets, axis=1)
 
-    def _refine(self, photographs: Sequence[NDArray[np.uint8]], proposals: Sequence[Boxes]) -> list[Boxes]:
+    def _refine(
+        self, photographs: Sequence[NDArray[np.uint8]], proposals: Sequence[Boxes], pool: Executor
+    ) -> list[Boxes]:
         """Run R-Net over proposals; returns (n, 5) for each photograph: square boxes, probability."""
         refined = []
         for boxes, (offsets, probabilities) in zip(
-            proposals, self._run_on_crops(self._r_net, photographs, proposals, R_NET_SIZE), strict=True
+            proposals, self._run_on_crops(self._r_net, photographs, proposals, R_NET_SIZE, pool), strict=True
         ):
             passed = probabilities[:, 1] > self.thresholds[1]
             boxes = _with_scores(boxes[passed], probabilities[passed, 1])
@@ -135,12 +148,12 @@ class FaceDetector:
         return refined
 
     def _find_landmarks(
-        self, photographs: Sequence[NDArray[np.uint8]], refined: Sequence[Boxes]
+        self, photographs: Sequence[NDArray[np.uint8]], refined: Sequence[Boxes], pool: Executor
     ) -> list[tuple[Face, ...]]:
         """Run O-Net over refined boxes; returns the faces of each photograph."""
         faces = []
         for boxes, (offsets, places, probabilities) in zip(
-            refined, self._run_on_crops(self._o_net, photographs, refined, O_NET_SIZE), strict=True
+            refined, self._run_on_crops(self._o_net, photographs, refined, O_NET_SIZE, pool), strict=True
         ):
             passed = probabilities[:, 1] > self.thresholds[2]
             boxes = _with_scores(boxes[passed], probabilities[passed, 1])
@@ -156,20 +169,24 @@ class FaceDetector:
         photographs: Sequence[NDArray[np.uint8]],
         boxes: Sequence[Boxes],
         size: int,
+        pool: Executor,
     ) -> list[tuple[NDArray[np.float32], ...]]:
         """Run R-Net or O-Net over the boxes of all photographs, a bounded number of crops at once.
 
         Returns:
             The network's outputs for each photograph.
         """
-        places = [(number, box) for number, rows in enumerate(boxes) for box in rows]
-        outputs = []
-        for start in range(0, len(places), _CROPS[size]):
+        places = [(photographs[number], box) for number, rows in enumerate(boxes) for box in rows]
+
+        @torch.inference_mode()
+        def run(start: int) -> list[NDArray[np.float32]]:
             chunk = places[start : start + _CROPS[size]]
             crops = np.zeros((_CROPS[size], size, size, 3), np.float32)
-            for crop, (number, box) in zip(crops, chunk, strict=False):
-                crop[:] = cascade.crop(photographs[number], box, size)
-            outputs.append([output[: len(chunk)].cpu().numpy() for output in network(self._to_device(crops))])
+            for crop, (photograph, box) in zip(crops, chunk, strict=False):
+                crop[:] = cascade.crop(photograph, box, size)
+            return [output[: len(chunk)].cpu().numpy() for output in network(self._to_device(crops))]
+
+        outputs = list(pool.map(run, range(0, len(places), _CROPS[size])))
         ends = np.cumsum([len(rows) for rows in boxes])[:-1]
         split = [np.split(np.concatenate(output), ends) for output in zip(*outputs, strict=True)]
         return list(zip(*split, strict=True))
@@ -178,23 +195,11 @@ class FaceDetector:
         return torch.from_numpy(images).to(self.device).permute(0, 3, 1, 2)
 
 
-@contextmanager
-def _exact_arithmetic() -> Iterator[None]:
-    """Let the networks compute in float32 as TensorFlow does, and alike for every crop of a batch.
-
-    cuDNN would round the factors of products to TF32. With 16 threads or more, MKL sums the products of a
-    dense layer in an order that depends on the row; networks of this size gain nothing by so many.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(min(threads, _MOST_THREADS))
-    try:
-        with (
-            torch.inference_mode(),
-            torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False),
-        ):
-            yield
-    finally:
-        torch.set_num_threads(threads)
+def _merge_levels(levels: Sequence[Boxes]) -> Boxes:
+    """Merge the boxes of the levels of a photograph; returns (n, 5): square boxes, probability."""
+    boxes = np.concatenate([np.zeros((0, 9)), *levels])
+    boxes = boxes[cascade.suppress(boxes, _PHOTOGRAPH_OVERLAP)]
+    return cascade.square(cascade.move(boxes[:, :5], boxes[:, 5:], added=0))
 
 
 def _with_scores(boxes: Boxes, scores: NDArray[np.float32]) -> Boxes:
