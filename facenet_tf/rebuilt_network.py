@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any, Literal, Self
 
 from numpy.typing import NDArray
@@ -10,10 +11,24 @@ from numpy.typing import NDArray
 from facenet_tf import import_tensorflow
 from facenet_tf.graph import build
 from facenet_tf.session import check_activations, check_images, legacy_graph, open_session
-from facenet_tf.variables import infer_options, load_variables, require_variables
+from facenet_tf.variables import NetworkOptions, infer_options, load_variables, require_variables
 
 tf = import_tensorflow()
 tf1 = tf.compat.v1
+
+
+@lru_cache(maxsize=4)
+def _inference_graph(dtype: str, options: NetworkOptions) -> tuple[Any, Any, dict[str, Any]]:
+    """Build a graph without values: every session on it has variables of its own.
+
+    Returns:
+        The finished `tf.Graph`, its placeholder of images and its activations.
+    """
+    with legacy_graph() as graph:
+        images = tf1.placeholder(dtype, (None, None, None, 3), name="input")
+        endpoints = build(images, dtype=tf.as_dtype(dtype), **options._asdict())
+    graph.finalize()
+    return graph, images, endpoints
 
 
 class RebuiltNetwork:
@@ -34,10 +49,8 @@ class RebuiltNetwork:
     def __init__(
         self, tensors: Mapping[str, NDArray[Any]], dtype: Literal["float32", "float64"] = "float32"
     ) -> None:
-        options = infer_options(tensors)
-        with legacy_graph() as graph:
-            self._images = tf1.placeholder(dtype, (None, None, None, 3), name="input")
-            self._endpoints = build(self._images, dtype=tf.as_dtype(dtype), **options._asdict())
+        graph, self._images, self._endpoints = _inference_graph(dtype, infer_options(tensors))
+        with graph.as_default():
             require_variables(tensors)
         self.activations = tuple(self._endpoints)
         self._session = open_session(graph)
