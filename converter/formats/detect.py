@@ -174,6 +174,15 @@ def _starts_with(*magic: bytes) -> Callable[[_File], bool]:
     return lambda file: file.head.startswith(magic)
 
 
+def _is_macos_metadata(file: _File) -> bool:
+    """Return whether a file is AppleDouble (RFC 1740, appendix B), which macOS writes as ._NAME.
+
+    The data of a checkpoint may begin with any bytes.
+    """
+    may_be = file.path.name.startswith("._") or not _SHARD.fullmatch(file.path.name)
+    return may_be and file.head.startswith(b"\0\5\x16\7")
+
+
 def _is_text_pickle(file: _File) -> bool:
     return file.path.suffix in (".pt", ".pth") and file.head[:1] in _TEXT_PICKLE_STARTS
 
@@ -348,6 +357,7 @@ class _Format:
 
 
 _FORMATS = (
+    _Format("macOS metadata", _is_macos_metadata, _refuse_macos_metadata),
     # A checkpoint's files belong together by their names.
     _Format("checkpoint: data", lambda file: bool(_SHARD.fullmatch(file.path.name)), _open_shard),
     _Format(
@@ -361,8 +371,6 @@ _FORMATS = (
         lambda file: file.tail == struct.pack("<Q", 0xDB4775248B80FB57),
         _refuse_table,
     ),
-    # RFC 1740, appendix B: the magic number of AppleDouble, which macOS writes as ._NAME.
-    _Format("macOS metadata", _starts_with(b"\0\5\x16\7"), _refuse_macos_metadata),
     _Format("neighbour", lambda file: recognise(file.path, file.head) is not None, _refuse_neighbour),
     # HDF5 file format specification 3.0, section II.A.
     _Format("Keras HDF5", _starts_with(b"\x89HDF\r\n\x1a\n"), _open_keras),

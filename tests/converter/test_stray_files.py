@@ -101,7 +101,8 @@ def test_advice_on_saved_models_leaves_out_what_is_left(tmp_path: Path) -> None:
 
 
 def test_macos_metadata_that_is_named_is_called_that(tmp_path: Path, capsys) -> None:
-    for name in ("._20180402-114759.pb", "._weights.pt"):
+    data = "._model.ckpt-1.data-00000-of-00001"
+    for name in ("._20180402-114759.pb", "._weights.pt", "._model.ckpt-1.index", "._model.meta", data):
         (tmp_path / name).write_bytes(APPLE_DOUBLE)
         assert main([str(tmp_path / name), "-o", str(tmp_path / "w.pt")]) == 3
         error = capsys.readouterr().err
