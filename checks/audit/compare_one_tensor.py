@@ -61,7 +61,13 @@ def compare_exactly(tensor: PortTensor, expected: Array, place: TensorPlace) -> 
     if not rank_fits or actual.shape != shape:
         return uncompared(tensor, place, "differs", f"shape {actual.shape}, expected {shape}")
     if actual.dtype not in FLOATS:
-        return uncompared(tensor, place, "differs", f"weights cannot be {actual.dtype}")
+        is_integer = actual.dtype.kind in "iu"
+        cause = (
+            f"it is quantised to integers ({actual.dtype})"
+            if is_integer
+            else f"weights cannot be {actual.dtype}"
+        )
+        return uncompared(tensor, place, "differs", cause)
     exact = layout.apply(expected)
     with np.errstate(over="ignore", invalid="ignore"):
         nearest = exact.astype(actual.dtype)

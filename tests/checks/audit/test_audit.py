@@ -248,7 +248,7 @@ def test_wrong_kernels_are_explained(source, state_dict, tmp_path):
         ),
         (np.zeros_like, "is 0 throughout"),
         (lambda kernel: np.ascontiguousarray(kernel.transpose(2, 3, 1, 0)), "expected (32, 32, 3, 3)"),
-        (lambda kernel: kernel.astype(np.int32), "weights cannot be int32"),
+        (lambda kernel: kernel.astype(np.int8), "it is quantised to integers (int8)"),
     )
     kernels = [f"repeat_1.{block}.branch{branch}.1.conv.weight" for branch in (1, 2) for block in range(5)]
     kernels.remove("repeat_1.2.branch2.1.conv.weight")
