@@ -193,14 +193,12 @@ class NetworkTensors(TensorSource):
             prefix + name for prefix in others for name in groups[prefix] if name in others[prefix]
         )
         counts = {self.prefix: len(own)} | {prefix: len(names) for prefix, names in others.items()}
-        stated = [
-            f"{n} begin with {prefix!r}" if prefix else f"{n} have no prefix" for prefix, n in counts.items()
-        ]
+        stated = [f"{n} under {prefix!r}" if prefix else f"{n} under none" for prefix, n in counts.items()]
         next_step = "Save the network again, with one prefix or none"
         if self.naming == "pytorch":
             without = "".join(f".removeprefix({prefix!r})" for prefix in counts if prefix)
             next_step += f": {save_line(f'{{k{without}: v for k, v in state_dict.items()}}')}"
-        problem = f"of the network's names {' and '.join(stated)}, such as {example!r}"
+        problem = f"the network's names have different prefixes: {' and '.join(stated)}, such as {example!r}"
         raise SourceError(self.path, problem, next_step=next_step)
 
     def _check_needed(self, kept: Sequence[str]) -> None:

@@ -146,19 +146,17 @@ def test_a_network_whose_names_begin_differently(prefixed_first):
             f"module.{key}" if (number < count) == prefixed_first else key: SCALAR
             for number, key in enumerate(KEYS)
         }
-        with pytest.raises(SourceError, match="of the network's names") as caught:
+        with pytest.raises(SourceError, match="the network's names have different prefixes") as caught:
             NetworkTensors(Described(info, "pytorch"))
         bare = sum(not name.startswith("module.") for name in info)
-        assert f"{len(KEYS) - bare} begin with 'module.'" in str(caught.value)
-        assert f"{bare} have no prefix" in str(caught.value)
+        assert f"{len(KEYS) - bare} under 'module.'" in str(caught.value)
+        assert f"{bare} under none" in str(caught.value)
         assert "{k.removeprefix('module.'): v for k, v in state_dict.items()}" in str(caught.value)
 
 
 def test_a_checkpoint_whose_names_begin_differently():
     info = {(f"a/{n}" if "Repeat" in n else f"b/{n}"): each for n, each in VARIABLES.items()}
-    message = (
-        r"names \d+ begin with 'a/' and \d+ begin with 'b/', such as 'b/Inc.*Save the network again, with one"
-    )
+    message = r"prefixes: \d+ under 'a/' and \d+ under 'b/', such as 'b/Inc.*Save the network again, with one"
     with pytest.raises(SourceError, match=message):
         plan(info)
 
