@@ -49,6 +49,11 @@ _COMMANDS = {
         "COMMAND",
         "measure how well a network tells faces apart",
     ),
+    "train": (
+        "faces.training.__main__",
+        "COMMAND",
+        "train a classifier, or embeddings by triplets",
+    ),
     "face-controls": (
         "faces.controls.__main__",
         "COMMAND",

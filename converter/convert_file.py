@@ -60,6 +60,7 @@ class Conversion:
         namesake: Name of the published checkpoint with the same name but other digests; None if there is
             none, or its digests are not known.
         plan: The plan that was carried out.
+        standardisation: The standardisation of images that the caller states; None for that of the model.
         names_in_file: Variable to the name of its tensor in the source.
         absent: Keys of the network that a state_dict may lack, and this source does.
         left_out: Every source tensor that is not in the output, with the reason.
@@ -82,6 +83,7 @@ class Conversion:
     published: str | None
     namesake: str | None
     plan: Plan
+    standardisation: str | None
     names_in_file: Mapping[str, str]
     absent: frozenset[str]
     left_out: tuple[LeftOut, ...]
@@ -115,6 +117,7 @@ def convert_file(
     model: LocalModel | None = None,
     ignore: Sequence[str] = (),
     strict: bool = False,
+    standardisation: str | None = None,
     overwrite: bool = False,
     reserved: Path | None = None,
     progress: Progress | None = None,
@@ -132,6 +135,8 @@ def convert_file(
         model: The published model that `path` belongs to, for the manifest; found if `path` is a name.
         ignore: Shell patterns of tensors of the source to leave out.
         strict: Whether to refuse a source with values that are not finite, or with negative variances.
+        standardisation: The standardisation of the images of the source, `FIXED` or `PER_IMAGE` of
+            `converter.hub.catalog_entry`, for the manifest. None takes that of the model.
         overwrite: Whether to replace existing files.
         reserved: A file that the caller is going to write; no output may take its name.
         progress: Progress callback.
@@ -158,7 +163,8 @@ def convert_file(
             for part in outputs:
                 part.write(converted.state_dict, plan.network, pool)
                 part.read_back(converted.state_dict, meter.advance)
-            result = _describe(named, source_hashes, model, output_format, plan, converted)
+            described = _describe(named, source_hashes, model, output_format, plan, converted)
+            result = replace(described, standardisation=standardisation)
             written = [part.write_manifest(result) for part in outputs]
             with explain_write_errors(outputs[0].destination):
                 files.commit()
@@ -308,6 +314,7 @@ def _describe(
         published=identify(digests),
         namesake=find_namesake(model_name(source), digests),
         plan=plan,
+        standardisation=None,
         names_in_file=converted.names,
         absent=frozenset(row.key for row in plan.rows if is_state_dict and row.key not in source),
         left_out=_left_out(source, plan),

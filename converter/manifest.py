@@ -76,6 +76,8 @@ def build_manifest(conversion: Conversion, rows: Sequence[Row], files: Mapping[s
         source["model"] = conversion.model.entry.name
         source["archive"] = conversion.model.source.sha256
         source["standardisation"] = conversion.model.entry.standardisation
+    if conversion.standardisation is not None:
+        source["standardisation"] = conversion.standardisation
     tensors, broken = [], []
     for row in rows:
         entry: dict[str, Any] = {"key": row.key}
@@ -140,6 +142,7 @@ class Manifest:
     Attributes:
         source_files: Name of each file of the source to its SHA-256.
         archive: SHA-256 of the zip or package that they were unpacked from, or None.
+        standardisation: The standardisation of images that is stated for the source, or None.
         embedding_size: Outputs of the bottleneck; None for a network of MTCNN.
         num_classes: Outputs of the classifier; None if the output has no logits.
         output: Name of each file of the output to its SHA-256.
@@ -148,6 +151,7 @@ class Manifest:
 
     source_files: Mapping[str, str]
     archive: str | None
+    standardisation: str | None
     embedding_size: int | None
     num_classes: int | None
     output: Mapping[str, str]
@@ -176,6 +180,7 @@ def read_manifest(path: Path) -> Manifest:
         return Manifest(
             _digests(content["source"]["files"]),
             content["source"].get("archive"),
+            content["source"].get("standardisation"),
             _count(network["embedding_size"]) if is_inception else None,
             _count(network["num_classes"]) if is_inception and network["num_classes"] is not None else None,
             _digests(content["output"]),

@@ -66,7 +66,7 @@ class FaceDataset(Dataset[tuple[Tensor, int]]):
         augment: Callable[[NDArray[np.uint8]], NDArray[np.uint8]] | None = None,
     ) -> None:
         self.standardisation = _find_standardisation(model, standardisation)
-        entries = _find_faces(Path(source), with_split=split is not None)
+        entries = find_faces(Path(source), with_split=split is not None)
         self.people = dict(sorted({entry.label: entry.person for entry in entries}.items()))
         self._entries = [entry for entry in entries if split is None or entry.split == split]
         if not self._entries:
@@ -89,7 +89,7 @@ class FaceDataset(Dataset[tuple[Tensor, int]]):
         pixels = read_face(self._entries[place].image, "scaled")
         if self._augment is not None:
             pixels = self._augment(pixels)
-        return _to_tensor(pixels, self.standardisation), self.labels[place]
+        return to_tensor(pixels, self.standardisation), self.labels[place]
 
 
 def build_loader(
@@ -143,7 +143,7 @@ def infer(
             "the network is in training mode, in which BatchNorm needs a batch: call .eval() first"
         )
     needed = _find_standardisation(model, standardisation)
-    batch = _to_tensor(_find_crop(image, detector), needed)[None]
+    batch = to_tensor(_find_crop(image, detector), needed)[None]
     parameter = next(network.parameters())
     output: Tensor = network(batch.to(parameter.device, parameter.dtype))
     return output[0].float().cpu()
@@ -169,7 +169,8 @@ def _default_detector() -> FaceDetector:
     return FaceDetector()
 
 
-def _to_tensor(pixels: NDArray[np.uint8], standardisation: Standardisation) -> Tensor:
+def to_tensor(pixels: NDArray[np.uint8], standardisation: Standardisation) -> Tensor:
+    """Standardise an image for a network: (H, W, 3), uint8, to (3, H, W), float32."""
     standardised = STANDARDISATIONS[standardisation](pixels[None])[0]
     return torch.from_numpy(np.ascontiguousarray(standardised.transpose(2, 0, 1)))
 
@@ -201,19 +202,30 @@ def _find_standardisation(
 
 
 @dataclass(frozen=True, slots=True)
-class _Entry:
+class LabelledFace:
+    """A face, its person, the person's label and its split; the last is empty if it is not known."""
+
     image: FaceImage
     person: str
     label: int
     split: str = ""
 
 
-def _find_faces(source: Path, *, with_split: bool) -> list[_Entry]:
+def find_faces(source: Path, *, with_split: bool) -> list[LabelledFace]:
+    """Find the faces of a folder or table, with the person and the label of each.
+
+    Args:
+        source: As for `FaceDataset`.
+        with_split: Whether the column split_type is read, which only a table has.
+
+    Raises:
+        UsageError, SourceError: As for `FaceDataset`.
+    """
     path = find_table(source)
     if path is None and not with_split:
         found = find_photographs(source)
         owners = [person_of(file.relative_to(source).as_posix()) for file in found]
-        return list(map(_Entry, map(FaceImage, found), owners, _number(owners)))
+        return list(map(LabelledFace, map(FaceImage, found), owners, _number(owners)))
     table = read_table(path or source / "faces.csv")
     images = read_images(table)
     splits = table.texts("split_type") if with_split else [""] * len(images)
@@ -222,7 +234,7 @@ def _find_faces(source: Path, *, with_split: bool) -> list[_Entry]:
     if "label" in table.columns:
         labels = [_parse_label(table, row, label) for row, label in enumerate(table.texts("label"), 1)]
         _check_labels(table, people, labels)
-    return list(map(_Entry, images, people, labels, splits))
+    return list(map(LabelledFace, images, people, labels, splits))
 
 
 def _number(people: Sequence[str]) -> list[int]:

@@ -65,7 +65,7 @@ class Model:
         network: The network, float32.
         sha256: The digest of the weights, as `weights_digest` computes it.
         standardisation: The standardisation of its images.
-        origin: Where the standardisation is stated: "the catalog", or "--standardise".
+        origin: Where the standardisation is stated: "the catalog", "the manifest", or "--standardise".
         published: The model's entry in the catalog; None for other weights.
     """
 
@@ -151,7 +151,7 @@ def load_model(
             device.
     """
     check_device(device)
-    path = Path(model)
+    path, trained = Path(model), None
     entry = None if path.exists() else catalog.find_entry(str(model))
     if entry is not None:
         network = InceptionResnetV1(pretrained=entry.name, offline=offline)
@@ -161,8 +161,9 @@ def load_model(
         raise UsageError(f"{model}: there is no such file or published model. {hint}")
     else:
         network, entry = _load_file(path)
-    origin = "--standardise" if standardisation else "the catalog"
-    needed = standardisation or (published_standardisation(entry.name) if entry else None)
+        trained = None if entry else _trained_standardisation(path)
+    origin = "--standardise" if standardisation else "the manifest" if trained else "the catalog"
+    needed = standardisation or trained or (published_standardisation(entry.name) if entry else None)
     if needed is None:
         raise UsageError(
             f"{model}: neither the catalog nor a manifest beside it tells how its images are standardised. "
@@ -176,6 +177,13 @@ def published_standardisation(name: str) -> Standardisation | None:
     """Return the standardisation of a published model by name or alias; None if the catalog does not tell."""
     entry = catalog.find_entry(name)
     return None if entry is None else _NAMES.get(entry.standardisation)
+
+
+def _trained_standardisation(path: Path) -> Standardisation | None:
+    """Return the standardisation in the manifest of a state_dict, such as one that was trained here."""
+    with open_source(path) as opened:
+        manifest = manifest_path(opened.files[0])
+    return _NAMES.get(read_manifest(manifest).standardisation) if manifest.exists() else None
 
 
 def _load_file(path: Path) -> tuple[InceptionResnetV1, CatalogEntry | None]:

@@ -31,6 +31,8 @@ class TensorFlowAdam(Optimizer):
         lr: Learning rate; the training of 2018 went from 0.05 to 0.0005.
         betas: Decay of the first and the second moment.
         eps: Epsilon; 0.1 is facenet's, and TensorFlow's default is 1e-8.
+        weight_decay: Factor of an L2 penalty weight_decay / 2 |parameter|^2, whose gradient is added, as that
+            of facenet's regularisation losses is. TensorFlow itself has no such option.
 
     Raises:
         ValueError: A number is outside its range.
@@ -42,12 +44,14 @@ class TensorFlowAdam(Optimizer):
         lr: float,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = EPSILON,
+        weight_decay: float = 0.0,
     ) -> None:
-        if not (lr >= 0 and eps >= 0 and all(0 <= beta < 1 for beta in betas)):
+        if not all(value >= 0 for value in (lr, eps, weight_decay)) or not all(0 <= b < 1 for b in betas):
             raise ValueError(
-                f"lr={lr}, betas={betas}, eps={eps}: lr and eps must be 0 or above, betas from 0 to below 1"
+                f"lr={lr}, betas={betas}, eps={eps}, weight_decay={weight_decay}: lr, eps and weight_decay "
+                "must be 0 or above, betas from 0 to below 1"
             )
-        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps})
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -74,8 +78,11 @@ class TensorFlowAdam(Optimizer):
                     state["exp_avg_sq"] = torch.zeros_like(parameter)
                 state["step"] += 1
                 first, second = state["exp_avg"], state["exp_avg_sq"]
-                first.lerp_(parameter.grad, 1 - beta1)
-                second.mul_(beta2).addcmul_(parameter.grad, parameter.grad, value=1 - beta2)
+                gradient = parameter.grad
+                if group["weight_decay"]:
+                    gradient = gradient.add(parameter, alpha=group["weight_decay"])
+                first.lerp_(gradient, 1 - beta1)
+                second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
                 correction = math.sqrt(1 - beta2 ** state["step"]) / (1 - beta1 ** state["step"])
                 parameter.addcdiv_(first, second.sqrt().add_(group["eps"]), value=-group["lr"] * correction)
         return loss

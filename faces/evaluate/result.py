@@ -141,6 +141,12 @@ class ClassScores:
     precision: float | None
     recall: float | None
 
+    @property
+    def f1(self) -> float:
+        """The harmonic mean of precision and recall; zero if one of them is zero or not defined."""
+        both = (self.precision or 0.0) + (self.recall or 0.0)
+        return 2 * (self.precision or 0.0) * (self.recall or 0.0) / both if both else 0.0
+
 
 @dataclass(frozen=True, slots=True)
 class ClassificationResult:

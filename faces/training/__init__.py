@@ -1,0 +1,1 @@
+"""Training of a classifier of people, or of embeddings by triplets."""

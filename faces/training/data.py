@@ -1,0 +1,355 @@
+"""The faces of a training: who is trained on and validated on, the batches of an epoch, and augmentation."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from checks.core.inputs import IMAGE_SIZE
+from converter.counts import counted
+from converter.errors import SourceError, UsageError
+from faces.crops import CROP_SIZES, central_part, read_face
+from faces.dataset import NOBODY, LabelledFace, find_faces, to_tensor
+from faces.face_table import find_table
+from faces.images import to_rgb
+from faces.model import Standardisation
+from faces.training.config import TrainConfig
+
+Row = tuple[int, int]
+"""A face in a batch: the epoch, which decides on its augmentation, and its place among the faces."""
+
+_MOST_NAMED = 5  # people or files in a message
+_SHUFFLED, _AUGMENTED, _DIVIDED = range(3)  # what a seed is for
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingData:
+    """The faces of a training.
+
+    Attributes:
+        people: The names of the people who are trained on, in the order of the outputs of a classifier.
+        training: The faces that are trained on.
+        labels: The place of each one's person in `people`.
+        validation: The faces that are validated on.
+        digest: SHA-256 of the table, or of the names of the files, in hexadecimal.
+        notes: Sentences on what is left out.
+    """
+
+    people: tuple[str, ...]
+    training: tuple[LabelledFace, ...]
+    labels: NDArray[np.int64]
+    validation: tuple[LabelledFace, ...]
+    digest: str
+    notes: tuple[str, ...] = ()
+
+    @property
+    def validation_labels(self) -> NDArray[np.int64]:
+        """The place of each validated face's person in `people`; `NOBODY` for whom it does not hold."""
+        places = {person: place for place, person in enumerate(self.people)}
+        return np.array([places.get(face.person, NOBODY) for face in self.validation], np.int64)
+
+
+def find_data(config: TrainConfig) -> TrainingData:
+    """Find the faces of a training, and divide them.
+
+    Args:
+        config: The configuration.
+
+    Raises:
+        UsageError: There are no such splits, nobody is named, fewer than two people can be trained on, or a
+            batch has more faces or people than there are.
+        SourceError: The data cannot be read, or a face is both trained and validated on.
+    """
+    source = Path(config.data)
+    table = find_table(source)
+    faces = [face for face in find_faces(source, with_split=table is not None) if face.person]
+    if not faces:
+        raise UsageError(f"{source}: no face has a name. Give a folder for each person, or a person_name.")
+    training, validation = _divide(config, faces)
+    notes = []
+    if config.task == "triplet":
+        training, single = _leave_out_single(training)
+        if single:
+            notes.append(
+                f"{_people(len(single))} with one face to train on left out, since triplets need two: "
+                f"{_name(single)}."
+            )
+    people = tuple(sorted({face.person for face in training}))
+    if len(people) < 2:
+        left_out = f"; {notes[0]}" if notes else "."
+        raise UsageError(f"{source}: {_people(len(people))} to train on{left_out} Give at least two.")
+    places = {person: place for place, person in enumerate(people)}
+    _check_batch(config, source, len(training), len(people))
+    _check_leaks(source, training, validation)
+    if config.task == "classifier":
+        strangers = sorted({face.person for face in validation} - set(people))
+        if strangers:
+            raise UsageError(
+                f"{source}: a classifier is validated on the people that it is trained on, and there is no "
+                f"face to train on of {_name(strangers)}. Divide each person's faces, with validation_share, "
+                'or take task = "triplet".'
+            )
+    labels = np.array([places[face.person] for face in training], np.int64)
+    digest = _digest(table, faces)
+    return TrainingData(people, tuple(training), labels, tuple(validation), digest, tuple(notes))
+
+
+def _divide(
+    config: TrainConfig, faces: Sequence[LabelledFace]
+) -> tuple[list[LabelledFace], list[LabelledFace]]:
+    """Divide faces as their split_type says, or each person's by the share for validation."""
+    held = Counter(face.split for face in faces)
+    if held.keys() - {""}:
+        if config.validation_share:
+            raise UsageError(
+                f"{config.data}: its faces have a split_type, so there is no validation_share to draw. Leave "
+                "it out."
+            )
+        missing = [name for name in (config.train_split, config.validation_split) if name not in held]
+        if missing:
+            raise UsageError(
+                f"{config.data}: no face has the split_type {missing[0]!r}. There are: "
+                f"{', '.join(sorted(filter(None, held)))}. Set train_split and validation_split."
+            )
+        return (
+            [face for face in faces if face.split == config.train_split],
+            [face for face in faces if face.split == config.validation_split],
+        )
+    if not config.validation_share:
+        raise UsageError(
+            f"{config.data}: it does not tell which faces to validate on. Give validation_share, such as 0.2 "
+            "of each person's faces, or align folders that are called train and val."
+        )
+    drawn = np.random.default_rng([config.seed, _DIVIDED])
+    by_person: dict[str, list[LabelledFace]] = defaultdict(list)
+    for face in faces:
+        by_person[face.person].append(face)
+    training: list[LabelledFace] = []
+    validation: list[LabelledFace] = []
+    for person in sorted(by_person):
+        order = drawn.permutation(len(by_person[person]))
+        count = min(round(config.validation_share * len(order)), len(order) - 1)  # one is left to train on
+        chosen = set(order[:count].tolist())
+        for place, face in enumerate(by_person[person]):
+            (validation if place in chosen else training).append(face)
+    if not validation:
+        raise UsageError(
+            f"{config.data}: a validation_share of {config.validation_share:g} leaves nobody a face to "
+            "validate on. Give a larger share, or more faces of a person."
+        )
+    return training, validation
+
+
+def _leave_out_single(faces: Sequence[LabelledFace]) -> tuple[list[LabelledFace], list[str]]:
+    counts = Counter(face.person for face in faces)
+    single = sorted(person for person, count in counts.items() if count == 1)
+    return [face for face in faces if counts[face.person] > 1], single
+
+
+def _check_batch(config: TrainConfig, source: Path, faces: int, people: int) -> None:
+    if config.task == "classifier" and config.batch_size > faces:
+        raise UsageError(
+            f"batch_size: {config.batch_size} is more than the {counted(faces, 'face')} of {source} to train "
+            f"on. Give {faces} or fewer."
+        )
+    if config.task == "triplet" and config.people_per_batch > people:
+        raise UsageError(
+            f"people_per_batch: {config.people_per_batch} is more than the {_people(people)} of {source} to "
+            f"train on. Give {people} or fewer."
+        )
+
+
+def _check_leaks(source: Path, training: Sequence[LabelledFace], validation: Sequence[LabelledFace]) -> None:
+    """Refuse a face that is both trained and validated on, by the content of its file."""
+    seen = {_file_key(face): face for face in training}
+    both = [(face, seen[_file_key(face)]) for face in validation if _file_key(face) in seen]
+    if both:
+        first, other = (face.image.file for face in both[0])
+        raise SourceError(
+            source,
+            f"{counted(len(both), 'face')} to validate on that {'is' if len(both) == 1 else 'are'} also "
+            f"trained on, such as {first}" + ("" if first == other else f", which is {other}"),
+            next_step="Remove one of the two: figures on faces that were learnt say nothing",
+        )
+
+
+def _file_key(face: LabelledFace) -> tuple[str, object]:
+    return hashlib.sha256(face.image.file.read_bytes()).hexdigest(), face.image.box
+
+
+def _digest(table: Path | None, faces: Sequence[LabelledFace]) -> str:
+    """Digest what was read of the data: the table, or else the paths of the images."""
+    content = table.read_bytes() if table else "\n".join(str(face.image.file) for face in faces).encode()
+    return hashlib.sha256(content).hexdigest()
+
+
+def _people(count: int) -> str:
+    return "1 person" if count == 1 else f"{count} people"
+
+
+def _name(people: Sequence[str]) -> str:
+    return ", ".join(people[:_MOST_NAMED]) + (", ..." if len(people) > _MOST_NAMED else "")
+
+
+class Faces(Dataset[tuple[Tensor, int]]):
+    """Faces of a training, augmented and standardised: (image, place), with (3, 160, 160), float32.
+
+    The augmentation of a face depends on seed, epoch and place alone, so that it is the same with any number
+    of processes and after any interruption.
+
+    Args:
+        faces: The faces.
+        standardisation: Of the images.
+        config: The augmentation; None for none.
+    """
+
+    def __init__(
+        self,
+        faces: Sequence[LabelledFace],
+        standardisation: Standardisation,
+        config: TrainConfig | None = None,
+    ) -> None:
+        self._faces, self._standardisation, self._config = faces, standardisation, config
+
+    def __len__(self) -> int:
+        return len(self._faces)
+
+    def __getitem__(self, row: Row) -> tuple[Tensor, int]:
+        """Read a face for an epoch.
+
+        Raises:
+            SourceError: The file cannot be read, or is no crop.
+        """
+        epoch, place = row
+        if self._config is None:
+            pixels = read_face(self._faces[place].image, "scaled")
+        else:
+            drawn = np.random.default_rng([self._config.seed, _AUGMENTED, epoch, place])
+            pixels = augment(_read_whole_crop(self._faces[place], self._config), self._config, drawn)
+        return to_tensor(pixels, self._standardisation), place
+
+
+def _read_whole_crop(face: LabelledFace, config: TrainConfig) -> NDArray[np.uint8]:
+    """Read a crop with the pixels around the central 160x160, if it is one of 182x182."""
+    pixels = to_rgb(face.image.file)
+    size = CROP_SIZES["facenet"]
+    if pixels.shape[:2] == (size, size):
+        return pixels
+    if config.random_crop:
+        raise SourceError(
+            face.image.file,
+            f"random_crop needs crops of {size}x{size} pixels, not {pixels.shape[1]}x{pixels.shape[0]}",
+            next_step="Crop with `facenet-port align --crop facenet`, or leave random_crop out",
+        )
+    return read_face(face.image, "scaled")
+
+
+def augment(pixels: NDArray[np.uint8], config: TrainConfig, drawn: np.random.Generator) -> NDArray[np.uint8]:
+    """Augment a crop as facenet's input pipeline does: rotation, random crop and mirror, in this order.
+
+    Source: davidsandberg/facenet, src/facenet.py: create_input_pipeline and random_rotate_image.
+
+    Args:
+        pixels: (H, W, 3), with 160 or 182 for H and W.
+        config: Which of them, and the largest angle.
+        drawn: Gives the angle, the place of the crop and whether to mirror.
+
+    Returns:
+        (160, 160, 3).
+    """
+    if config.rotation:
+        angle = drawn.uniform(-config.rotation, config.rotation)
+        pixels = np.asarray(Image.fromarray(pixels).rotate(angle, Image.Resampling.BICUBIC))
+    if config.random_crop:
+        top, left = drawn.integers(0, pixels.shape[0] - IMAGE_SIZE + 1, 2)
+        pixels = pixels[top : top + IMAGE_SIZE, left : left + IMAGE_SIZE]
+    else:
+        pixels = central_part(pixels)
+    if config.mirror and drawn.random() < 0.5:
+        pixels = pixels[:, ::-1]
+    return pixels
+
+
+def epoch_batches(config: TrainConfig, data: TrainingData, epoch: int) -> list[NDArray[np.int64]]:
+    """Draw the batches of an epoch, of all processes together: places among the faces to train on.
+
+    A classifier's batches hold every face once; the last may be smaller. Batches of triplets hold
+    `people_per_batch` people and up to `faces_per_person` faces of each, one person after the other; there
+    are as many as it takes to see each face about once.
+
+    Args:
+        config: The configuration, with the seed.
+        data: The faces.
+        epoch: Number of the epoch, from 0.
+    """
+    drawn = np.random.default_rng([config.seed, _SHUFFLED, epoch])
+    if config.task == "classifier":
+        order = drawn.permutation(len(data.training))
+        return [order[start : start + config.batch_size] for start in range(0, len(order), config.batch_size)]
+    people = [np.flatnonzero(data.labels == label) for label in range(len(data.people))]
+    count = math.ceil(len(data.training) / (config.people_per_batch * config.faces_per_person))
+    batches = []
+    for _ in range(count):
+        chosen = drawn.choice(len(people), config.people_per_batch, replace=False)
+        batches.append(
+            np.concatenate(
+                [drawn.permutation(people[person])[: config.faces_per_person] for person in chosen]
+            )
+        )
+    return batches
+
+
+class Batches(Sampler[list[Row]]):
+    """The share of one process in the batches of an epoch, from a step on.
+
+    Attributes:
+        epoch: Number of the epoch, from 0.
+        start: The batches of the epoch that are left out, because they have been trained on.
+
+    Args:
+        config: The configuration.
+        data: The faces.
+        process: Number of the process.
+        processes: Their number.
+    """
+
+    def __init__(self, config: TrainConfig, data: TrainingData, process: int = 0, processes: int = 1) -> None:
+        self._config, self._data, self._process, self._processes = config, data, process, processes
+        self.epoch = self.start = 0
+
+    def __iter__(self) -> Iterator[list[Row]]:
+        for batch in epoch_batches(self._config, self._data, self.epoch)[self.start :]:
+            share = share_of(len(batch), self._process, self._processes)
+            yield [(self.epoch, int(place)) for place in batch[share]]
+
+    def __len__(self) -> int:
+        return len(epoch_batches(self._config, self._data, self.epoch)) - self.start
+
+
+def share_of(rows: int, process: int, processes: int) -> slice:
+    """The consecutive rows of a batch that one of several processes takes; the numbers differ by one at most."""
+    return slice(rows * process // processes, rows * (process + 1) // processes)
+
+
+def build_loader(
+    faces: Faces, rows: Sampler[list[Row]] | Sequence[list[Row]], workers: int
+) -> DataLoader[tuple[Tensor, Tensor]]:
+    """Build the loader of (images, places): (N, 3, 160, 160), float32, and (N), int64."""
+    return DataLoader(
+        faces,  # type: ignore[arg-type]  # places become tensors when they are put together
+        batch_sampler=rows,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=torch.cuda.is_available(),
+    )

@@ -1,0 +1,386 @@
+"""The loop of a training, which accelerate runs in one process or in many."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import FrameType, ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
+
+from converter.errors import DifferenceError
+from faces.model import Standardisation
+from faces.training.config import TrainConfig
+from faces.training.data import Batches, Faces, TrainingData, build_loader, epoch_batches, share_of
+from faces.training.network import learning_rate_factor, make_optimiser, set_stage, stage_of
+from faces.training.objectives import Batch, Objective
+from faces.training.run_folder import RunFolder
+from faces.training.validation import Validation, embed_faces, validate
+
+COLLAPSED = 0.01
+"""A mean squared distance between people below which embeddings count as collapsed; unrelated ones have 2."""
+
+_DRAWN = 3  # what a seed is for, beside those of `data`
+_EMBEDDED = 64  # faces that are embedded at once
+
+Report = Callable[[int, int, Mapping[str, float]], None]
+"""Called after each step with the steps taken, those of the whole training, and the figures of the step."""
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far a training is.
+
+    Attributes:
+        epoch: Number of the epoch, from 0.
+        batch: Batches of it that have been trained on.
+        step: Steps of the optimiser, in all.
+        rows: The figures of each finished epoch, as in metrics.csv.
+        best: The rank of the best validation so far; empty before the first.
+        best_epoch: The number of its epoch, from 1; 0 is before the training.
+        sums: Sums over the batches of this epoch, by figure.
+    """
+
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    best: list[float] = field(default_factory=list)
+    best_epoch: int = 0
+    sums: dict[str, float] = field(default_factory=dict)
+
+
+class Trainer:
+    """Trains an objective on faces.
+
+    Attributes:
+        progress: How far the training is.
+        warnings: Sentences on what went wrong without stopping the training.
+        validation: The latest validation.
+
+    Args:
+        config: The configuration.
+        data: The faces.
+        objective: The objective.
+        standardisation: Of the images.
+        folder: The folder of the run.
+        accelerator: The `accelerate.Accelerator`.
+        report: Progress callback.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        data: TrainingData,
+        objective: Objective,
+        standardisation: Standardisation,
+        folder: RunFolder,
+        accelerator: Any,
+        report: Report = lambda step, steps, figures: None,
+    ) -> None:
+        self._config, self._data, self._standardisation = config, data, standardisation
+        self._folder, self._accelerator, self._report = folder, accelerator, report
+        self.objective = objective.to(accelerator.device)
+        self.objective.gather = self._gather
+        self._optimiser = make_optimiser(self.objective, config)
+        per_epoch = self.steps_per_epoch
+        self._schedule = LambdaLR(self._optimiser, lambda step: learning_rate_factor(config, step, per_epoch))
+        self._batches = Batches(config, data, accelerator.process_index, accelerator.num_processes)
+        faces = Faces(data.training, standardisation, config)
+        self._loader = build_loader(faces, self._batches, config.workers)
+        self._writer: Any = None
+        self.progress = Progress()
+        self.warnings: list[str] = []
+        self.validation: Validation | None = None
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps of the optimiser in an epoch."""
+        return math.ceil(len(epoch_batches(self._config, self._data, 0)) / self._config.accumulate)
+
+    # Before and after
+
+    def start_head(self) -> None:
+        """Start a classifier at the means of the people's embeddings."""
+        if self.objective.head and not self._config.from_nothing:
+            rows = self.embed(self._data.training)
+            labels = torch.from_numpy(self._data.labels)
+            device = self._accelerator.device
+            self.objective.start_at_means(rows.to(device), labels.to(device))
+
+    def embed(self, faces: tuple[Any, ...]) -> Tensor:
+        """Compute the embeddings before normalisation of faces without augmentation: (N, E), on the CPU."""
+        places = [(0, place) for place in range(len(faces))]
+        rows = [places[start : start + _EMBEDDED] for start in range(0, len(places), _EMBEDDED)]
+        loader = build_loader(Faces(faces, self._standardisation), rows, 0)
+        return embed_faces(self.objective, loader, self._accelerator.device)
+
+    def validate(self) -> Validation:
+        """Measure the faces to validate on."""
+        faces = self._data.validation
+        owners = [face.person for face in faces]
+        self.validation = validate(self.objective, self.embed(faces), owners, self._data.people)
+        return self.validation
+
+    def save(self) -> None:
+        """Write a checkpoint."""
+        state = {
+            "objective": self.objective.state_dict(),
+            "optimiser": self._optimiser.state_dict(),
+            "schedule": self._schedule.state_dict(),
+            "scaler": self._accelerator.scaler.state_dict() if self._accelerator.scaler else {},
+            "progress": {name: getattr(self.progress, name) for name in Progress.__dataclass_fields__},
+            "random": torch.get_rng_state(),
+        }
+        self._folder.save_checkpoint(self.progress.step, state)
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self.objective.load_state_dict(state["objective"])
+        self._optimiser.load_state_dict(state["optimiser"])
+        self._schedule.load_state_dict(state["schedule"])
+        if self._accelerator.scaler:
+            self._accelerator.scaler.load_state_dict(state["scaler"])
+        self.progress = Progress(**state["progress"])
+        torch.set_rng_state(state["random"])
+
+    # The loop
+
+    def run(self) -> None:
+        """Train to the end.
+
+        Raises:
+            DifferenceError: The loss is no longer a number; the latest checkpoint is left.
+            KeyboardInterrupt: A signal has stopped the training; a checkpoint of the last step is written.
+        """
+        with _deferred_signals() as received:
+            while self.progress.epoch < self._config.epochs:
+                self._train_epoch(received)
+                self._finish_epoch()
+                self._stop_if_signalled(received)
+        if self._writer is not None:
+            self._writer.close()
+
+    def _train_epoch(self, received: list[int]) -> None:
+        progress, config = self.progress, self._config
+        set_stage(self.objective, config, stage_of(config, progress.epoch))
+        model, optimiser = self._accelerator.prepare(self.objective, self._optimiser)
+        self._batches.epoch, self._batches.start = progress.epoch, progress.batch
+        whole = epoch_batches(config, self._data, progress.epoch)
+        begun = waited = time.monotonic()
+        for images, _ in self._loader:
+            now = time.monotonic()
+            figures = {"waited": now - waited}
+            last = progress.batch + 1 == len(whole)
+            full = (progress.batch + 1) % config.accumulate == 0 or last
+            batch = self._describe(whole[progress.batch])
+            with self._accelerator.autocast(), _without_sync(self._accelerator, model, not full):
+                outcome = model(images.to(self._accelerator.device), batch)
+            figures |= self._add_up(outcome, len(batch.labels))
+            if not math.isfinite(figures["loss"]):
+                raise self._diverged(figures["loss"])
+            group = min(
+                config.accumulate, len(whole) - progress.batch // config.accumulate * config.accumulate
+            )
+            with _without_sync(self._accelerator, model, not full):
+                self._accelerator.backward(outcome.loss * batch.processes / group)
+            progress.batch += 1
+            figures["faces"] = float(len(batch.labels))
+            self._count(figures)
+            if full:
+                self._step(optimiser, figures, len(whole), received)
+            waited = time.monotonic()
+        progress.sums["seconds"] = progress.sums.get("seconds", 0.0) + time.monotonic() - begun
+        self._accelerator.free_memory()
+
+    def _step(self, optimiser: Any, figures: Mapping[str, float], batches: int, received: list[int]) -> None:
+        """Take a step of the optimiser, write a checkpoint if one is due, and stop if a signal has come."""
+        progress = self.progress
+        if self._config.clip_norm:
+            self._accelerator.clip_grad_norm_(self.objective.parameters(), self._config.clip_norm)
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+        rates = [group["lr"] for group in self._optimiser.param_groups]
+        self._schedule.step()
+        progress.step += 1
+        steps = self.steps_per_epoch * self._config.epochs
+        self._log({"loss": figures["loss"], "score": figures["score"], "learning_rate": rates[0]})
+        self._report(progress.step, steps, figures)
+        if progress.step % self._config.checkpoint_steps == 0 and progress.batch < batches:
+            self.save()
+        if progress.batch < batches:  # at its end the epoch is finished first
+            self._stop_if_signalled(received)
+
+    def _describe(self, places: Any) -> Batch:
+        labels = torch.from_numpy(self._data.labels[places]).to(self._accelerator.device)
+        count = self._accelerator.num_processes
+        share = share_of(len(labels), self._accelerator.process_index, count)
+        seed = (self._config.seed, _DRAWN, self.progress.epoch, self.progress.batch)
+        return Batch(labels, share, count, seed)
+
+    def _gather(self, rows: Tensor, batch: Batch) -> Tensor:
+        """Give the rows of all processes, which may differ in number by one."""
+        if batch.processes == 1:
+            return rows
+        padded = self._accelerator.gather(self._accelerator.pad_across_processes(rows.contiguous()))
+        parts = padded.chunk(batch.processes)
+        count = len(batch.labels)
+        shares = (share_of(count, process, batch.processes) for process in range(batch.processes))
+        return torch.cat(
+            [part[: share.stop - share.start] for part, share in zip(parts, shares, strict=True)]
+        )
+
+    def _add_up(self, outcome: Any, faces: int) -> dict[str, float]:
+        """Add up the shares of all processes in the figures of a batch."""
+        shares = torch.tensor(
+            [outcome.value, outcome.score, outcome.spread],
+            device=self._accelerator.device,
+            dtype=torch.float64,
+        )
+        if self._accelerator.num_processes > 1:
+            shares = self._accelerator.reduce(shares, "sum")
+        loss, score, spread = shares.tolist()
+        return {"loss": loss, "score": score, "spread": spread}
+
+    def _count(self, figures: Mapping[str, float]) -> None:
+        """Add the figures of a batch to the sums of its epoch, weighted by its faces."""
+        sums, faces = self.progress.sums, figures["faces"]
+        for name, value in (
+            ("loss", figures["loss"]),
+            ("score", figures["score"]),
+            ("spread", figures["spread"]),
+        ):
+            sums[name] = sums.get(name, 0.0) + value * faces
+        sums["faces"] = sums.get("faces", 0.0) + faces
+        sums["waited"] = sums.get("waited", 0.0) + figures["waited"]
+
+    def _finish_epoch(self) -> None:
+        """Validate, write the metrics, the weights and a checkpoint, and go on to the next epoch."""
+        progress, config = self.progress, self._config
+        sums, faces = progress.sums, progress.sums["faces"]
+        score_name = "accuracy" if config.task == "classifier" else "active_triplets"
+        row: dict[str, Any] = {
+            "epoch": progress.epoch + 1,
+            "step": progress.step,
+            "stage": stage_of(config, progress.epoch),
+            "loss": sums["loss"] / faces,
+            score_name: sums["score"] / faces,
+            "faces_per_second": faces / sums["seconds"],
+            "waited_for_data": sums["waited"] / sums["seconds"],
+        }
+        if config.task == "triplet" and sums["spread"] / faces < COLLAPSED:
+            self._warn_of_collapse(progress.epoch + 1, sums["spread"] / faces)
+        validation = self.validate()
+        row |= {f"val_{name}": value for name, value in validation.figures.items()}
+        progress.rows.append(row)
+        self._log({name: value for name, value in row.items() if isinstance(value, float)})
+        progress.epoch, progress.batch, progress.sums = progress.epoch + 1, 0, {}
+        if not progress.best or list(validation.rank) < progress.best:
+            progress.best, progress.best_epoch = list(validation.rank), progress.epoch
+            self._folder.write_weights("best", self.objective, self._data.people, self._standardisation)
+        if progress.epoch == config.epochs:
+            self._folder.write_weights("last", self.objective, self._data.people, self._standardisation)
+        self._folder.write_metrics(progress.rows)
+        self.save()
+
+    def _warn_of_collapse(self, epoch: int, spread: float) -> None:
+        self.warnings.append(
+            f"epoch {epoch}: the embeddings have collapsed to a point: the mean squared distance between "
+            f"people is {spread:.2g}, and that of unrelated embeddings 2. Start again with a smaller "
+            'learning_rate, or with selection = "semi-hard".'
+        )
+
+    def _diverged(self, loss: float) -> DifferenceError:
+        return DifferenceError(
+            f"step {self.progress.step + 1}: the loss is {loss}. The checkpoint before it is left in "
+            f"{self._folder.path / 'checkpoints'}. Start again with a smaller learning_rate, or with "
+            "clip_norm = 1."
+        )
+
+    def _log(self, figures: Mapping[str, float]) -> None:
+        """Write figures for TensorBoard."""
+        if not self._accelerator.is_main_process:
+            return
+        if self._writer is None:
+            # Without this name TensorBoard imports TensorFlow, which takes seconds, to write a file.
+            sys.modules.setdefault("tensorboard.compat.notf", ModuleType("notf"))
+            from torch.utils.tensorboard import SummaryWriter
+
+            step = self.progress.step
+            self._writer = SummaryWriter(
+                self._folder.path / "tensorboard", purge_step=step if step > 1 else None
+            )
+        for name, value in figures.items():
+            self._writer.add_scalar(name, value, self.progress.step)
+
+    def _stop_if_signalled(self, received: list[int]) -> None:
+        """Write a checkpoint and let the signal stop the process, if one has come to any process."""
+        number = torch.tensor(received[0] if received else 0, device=self._accelerator.device)
+        if self._accelerator.num_processes > 1:
+            number = self._accelerator.gather(number[None]).max()
+        if not number:
+            return
+        self.save()
+        raise SignalError(int(number))
+
+
+class SignalError(Exception):
+    """A signal has come, and a checkpoint of the last step is written.
+
+    Attributes:
+        number: The signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+@contextmanager
+def _deferred_signals() -> Iterator[list[int]]:
+    """Note SIGINT, SIGTERM and SIGHUP instead of stopping at once, until the end."""
+    received: list[int] = []
+    before: dict[int, Any] = {}
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if received:  # the second one does not wait
+            restore()
+            os.kill(os.getpid(), number)
+        received.append(number)
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) != signal.SIG_IGN:
+                before[number] = signal.signal(number, note)
+    try:
+        yield received
+    except SignalError as stopped:
+        restore()
+        os.kill(os.getpid(), stopped.number)
+        raise KeyboardInterrupt from stopped  # the signal of another process
+    finally:
+        restore()
+
+
+@contextmanager
+def _without_sync(accelerator: Any, model: Any, skip: bool) -> Iterator[None]:
+    """Leave the gradients of a batch in this process, if more batches of the step follow."""
+    if skip and accelerator.num_processes > 1:
+        with accelerator.no_sync(model):
+            yield
+    else:
+        yield

@@ -1,0 +1,107 @@
+"""Train a network on faces."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import torch
+
+from checks.core.environment import environment
+from converter.errors import RequirementError
+from faces.options import check_device
+from faces.training.config import TrainConfig
+from faces.training.data import find_data
+from faces.training.engine import Report, Trainer
+from faces.training.network import build_network, freezes_batch_norm
+from faces.training.objectives import make_objective
+from faces.training.result import TrainResult
+from faces.training.run_folder import RunFolder
+
+
+def train(
+    config: TrainConfig,
+    *,
+    resume: bool = False,
+    evaluate_only: bool = False,
+    offline: bool = False,
+    report: Report = lambda step, steps, figures: None,
+) -> TrainResult:
+    """Train a network as a configuration says.
+
+    Everything that is random is drawn from the seed and the number of the epoch, batch or face. So a run is
+    the same with any number of processes and after any interruption, but for rounding.
+
+    Args:
+        config: The configuration.
+        resume: Go on from the latest checkpoint in the folder of the run, or start if there is none.
+        evaluate_only: Measure the weights on the faces to validate on, and train nothing.
+        offline: Never download.
+        report: Progress callback, after each step.
+
+    Raises:
+        UsageError: The data do not fit the configuration, or the folder of the run is that of another.
+        SourceError, MappingError: Data, weights or a checkpoint cannot be read.
+        DifferenceError: The loss is no longer a number.
+        RequirementError: A package, a device or weights are missing.
+    """
+    require_training()
+    data = find_data(config)
+    accelerator = _make_accelerator(config)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    folder = RunFolder(config.output, writes=accelerator.is_main_process)
+    facts = {"data_sha256": data.digest, "seed": config.seed, "processes": accelerator.num_processes}
+    facts |= {"environment": environment(), "people": list(data.people)}
+    network, standardisation = build_network(config, len(data.people), offline=offline)
+    objective = make_objective(network, config)
+    if not evaluate_only:
+        folder.begin(config, facts, resume=resume)
+    trainer = Trainer(config, data, objective, standardisation, folder, accelerator, report)
+    state = folder.load_checkpoint() if resume else None
+    if state is None:
+        trainer.start_head()
+    else:
+        trainer.load(state)
+    before = trainer.validate() if evaluate_only or state is None else None
+    if not evaluate_only:
+        trainer.run()
+    assert trainer.validation is not None
+    return TrainResult(
+        folder=None if evaluate_only else folder.path,
+        config=config,
+        standardisation=standardisation,
+        people=data.people,
+        trained_faces=len(data.training),
+        validated_faces=data.validation,
+        frozen_batch_norm=freezes_batch_norm(config),
+        before=before,
+        after=trainer.validation,
+        rows=tuple(trainer.progress.rows),
+        best_epoch=trainer.progress.best_epoch,
+        notes=data.notes,
+        warnings=tuple(trainer.warnings),
+        environment=facts["environment"],
+    )
+
+
+def require_training() -> None:
+    """Refuse to start without the packages of the extra `training`.
+
+    Raises:
+        RequirementError: Some are not installed.
+    """
+    names = {"accelerate": "accelerate", "pytorch_metric_learning": "pytorch-metric-learning"}
+    names |= {"tensorboard": "tensorboard", "sklearn": "scikit-learn", "cv2": "opencv-python-headless"}
+    missing = [package for module, package in names.items() if importlib.util.find_spec(module) is None]
+    if missing:
+        raise RequirementError(
+            f"train needs {' and '.join(missing)}, not installed here: pip install 'facenet-port[training]'."
+        )
+
+
+def _make_accelerator(config: TrainConfig) -> Any:
+    from accelerate import Accelerator
+
+    if config.device != "auto":
+        check_device(config.device)
+    return Accelerator(cpu=config.device == "cpu", mixed_precision=config.precision)

@@ -1,0 +1,187 @@
+"""The folder of a run: configuration, facts, metrics, checkpoints, and the best and the last weights."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from converter.atomic import AtomicFiles, HiddenFolder, replace_file
+from converter.convert_file import convert_file
+from converter.errors import SourceError, UsageError
+from converter.hub.catalog_entry import FIXED, PER_IMAGE
+from faces.model import Standardisation
+from faces.training.config import TrainConfig, format_config, read_config
+from faces.training.objectives import ArcFaceClassifier, Objective
+
+CONFIG, FACTS, METRICS, PEOPLE, WEIGHTS = (
+    "config.toml",
+    "run.json",
+    "metrics.csv",
+    "people.json",
+    "weights.pt",
+)
+_CHECKPOINTS = "checkpoints"
+_KEPT = 2  # checkpoints
+# What may differ when a run goes on: where it runs, and how often it saves.
+_FREE = {"output", "workers", "device", "checkpoint_steps"}
+
+
+class RunFolder:
+    """The folder of a run, each of whose files is written whole or not at all.
+
+    Attributes:
+        path: The folder.
+
+    Args:
+        path: The folder.
+        writes: Whether this process writes: of several only the first does.
+    """
+
+    def __init__(self, path: str | Path, *, writes: bool = True) -> None:
+        self.path = Path(path)
+        self._writes = writes
+
+    def begin(self, config: TrainConfig, facts: Mapping[str, Any], *, resume: bool) -> None:
+        """Make the folder of a new run, or check that of one that goes on.
+
+        Args:
+            config: The configuration.
+            facts: Versions, seeds and the digest of the data, for run.json.
+            resume: Whether a run goes on.
+
+        Raises:
+            UsageError: A new run's folder exists and holds files, or a run is to go on with another
+                configuration or other data.
+            SourceError: The folder of a run that goes on is damaged.
+        """
+        if resume and (self.path / CONFIG).is_file():
+            self._check(config, facts)
+            return
+        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            step = "Give --resume to go on" if (self.path / CONFIG).is_file() else "Give a new folder"
+            raise UsageError(f"{self.path}: it exists and is not empty. {step}.")
+        if self._writes:
+            self.path.mkdir(parents=True, exist_ok=True)
+            replace_file(self.path / FACTS, (json.dumps(facts, indent=1) + "\n").encode())
+            replace_file(self.path / CONFIG, format_config(config).encode())
+
+    def _check(self, config: TrainConfig, facts: Mapping[str, Any]) -> None:
+        before = read_config(self.path / CONFIG)
+        for name in config.__dataclass_fields__:
+            old, new = getattr(before, name), getattr(config, name)
+            if name not in _FREE and old != new:
+                raise UsageError(
+                    f"{self.path}: the run has {name} = {old!r}, not {new!r}. Go on with the same "
+                    "configuration, or start another run in a new folder."
+                )
+        try:
+            digest = json.loads((self.path / FACTS).read_bytes())["data_sha256"]
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise SourceError(self.path / FACTS, "cannot be read", next_step="Start another run") from error
+        if digest != facts["data_sha256"]:
+            raise UsageError(
+                f"{config.data}: the table of faces has changed since the run began. Restore it, or start "
+                "another run in a new folder."
+            )
+
+    def save_checkpoint(self, step: int, state: Mapping[str, Any]) -> None:
+        """Write a checkpoint, and remove all but the latest two.
+
+        Args:
+            step: Steps taken.
+            state: Tensors, numbers, texts, lists and dictionaries.
+
+        Raises:
+            OSError: The disk is full; older checkpoints are left.
+        """
+        if not self._writes:
+            return
+        folder = self.path / _CHECKPOINTS
+        folder.mkdir(exist_ok=True)
+        with AtomicFiles(folder, overwrite=True) as files:
+            torch.save(dict(state), files.stage(f"step-{step:08d}.pt"))
+            files.commit()
+        for path in self._checkpoints()[:-_KEPT]:
+            path.unlink()
+
+    def _checkpoints(self) -> list[Path]:
+        return sorted((self.path / _CHECKPOINTS).glob("step-*.pt"))
+
+    def load_checkpoint(self) -> dict[str, Any] | None:
+        """Read the latest checkpoint; None if there is none yet.
+
+        Raises:
+            SourceError: It is damaged.
+        """
+        checkpoints = self._checkpoints()
+        if not checkpoints:
+            return None
+        try:
+            return dict(torch.load(checkpoints[-1], map_location="cpu", weights_only=True))
+        except Exception as error:  # of the zip reader, the unpickler and more
+            step = "Remove this file to go on from the checkpoint before it"
+            raise SourceError(checkpoints[-1], "this checkpoint is damaged", next_step=step) from error
+
+    def write_metrics(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write metrics.csv: a row for each epoch."""
+        if not self._writes or not rows:
+            return
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        replace_file(self.path / METRICS, text.getvalue().encode())
+
+    def write_weights(
+        self, name: str, objective: Objective, people: Sequence[str], standardisation: Standardisation
+    ) -> None:
+        """Write the folder `best` or `last`: the state_dict, its manifest, and the people of its classifier.
+
+        Args:
+            name: Of the folder.
+            objective: The objective, whose network is written with its classifier.
+            people: The people that the classifier tells apart.
+            standardisation: Of the images, for the manifest.
+
+        Raises:
+            OSError: The disk is full; older weights are left.
+        """
+        if not self._writes:
+            return
+        if isinstance(objective, ArcFaceClassifier):
+            objective.write_logits()
+        state_dict = {
+            key: tensor.cpu().contiguous() for key, tensor in objective.network.state_dict().items()
+        }
+        folder = self.path / name
+        folder.mkdir(exist_ok=True)
+        people = people if objective.network.logits is not None else ()
+        replace_file(folder / PEOPLE, (json.dumps({"people": list(people)}, indent=1) + "\n").encode())
+        with HiddenFolder(self.path) as hidden:
+            raw = hidden / "trained.pt"
+            torch.save(state_dict, raw)
+            stated = FIXED if standardisation == "fixed" else PER_IMAGE
+            convert_file(raw, folder / WEIGHTS, standardisation=stated, overwrite=True)
+
+
+def read_people(folder: Path) -> tuple[str, ...]:
+    """Read the people that the classifier of a folder `best` or `last` tells apart.
+
+    Raises:
+        SourceError: There are none, or the file is damaged.
+    """
+    path = folder / PEOPLE
+    try:
+        people = json.loads(path.read_bytes())["people"]
+        if not all(isinstance(person, str) for person in people):
+            raise TypeError("names are texts")
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        step = "Give the folder best or last of a run of `facenet-port train`"
+        raise SourceError(path, "it does not name the people of a classifier", next_step=step) from error
+    return tuple(people)

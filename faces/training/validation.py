@@ -1,0 +1,118 @@
+"""The figures on the faces to validate on: of a classifier, and of verification on all their pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from faces.evaluate.classifier import Scores, score
+from faces.evaluate.measure import Measurement, Settings, measure
+from faces.evaluate.pairs import all_pairs
+from faces.evaluate.protocol import Pairs
+from faces.training.objectives import Objective
+
+
+@dataclass(frozen=True, slots=True)
+class Validation:
+    """The figures of a network on the faces to validate on.
+
+    Attributes:
+        embeddings: (N, E), of length one.
+        pairs: All their pairs.
+        measured: The figures of verification on these pairs.
+        predicted: (N,) the predicted person of each face; empty without a classifier.
+        loss: The mean cross-entropy; None without a classifier.
+        scores: The scores of the classifier; None without one.
+    """
+
+    embeddings: NDArray[np.float32]
+    pairs: Pairs
+    measured: Measurement
+    predicted: tuple[str, ...] = ()
+    loss: float | None = None
+    scores: Scores | None = None
+
+    @property
+    def figures(self) -> dict[str, float | None]:
+        """The figures by name; None for one that cannot be computed."""
+        figures: dict[str, float | None] = {}
+        if self.scores is not None:
+            f1 = [person.f1 for person in self.scores.classes if person.faces]
+            figures = {
+                "accuracy": self.scores.accuracy,
+                "precision": self.scores.precision,
+                "recall": self.scores.recall,
+                "f1": float(np.mean(f1)),
+                "loss": self.loss,
+            }
+        best = self.measured.best
+        return figures | {
+            "eer": self.measured.eer,
+            "auc": self.measured.auc,
+            "pairs_accuracy": None if best is None else best.mean,
+        }
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        """The smaller, the better: wrong names and loss of a classifier; without one the equal error rate."""
+        if self.scores is None:
+            return (self.measured.eer or 0.0, -(self.measured.auc or 0.0))
+        assert self.loss is not None
+        return -self.scores.accuracy, self.loss
+
+
+@torch.inference_mode()
+def embed_faces(
+    objective: Objective, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device
+) -> Tensor:
+    """Compute the embeddings before normalisation of faces, in evaluation mode: (N, E), on the CPU.
+
+    Args:
+        objective: The objective. Its mode is restored.
+        batches: Images (n, 3, H, W), float32, each with its places.
+        device: The device of the network.
+    """
+    modes = {module: module.training for module in objective.modules()}
+    objective.eval()
+    rows = [objective.network.prelogits(images.to(device)).float().cpu() for images, _ in batches]
+    for module, training in modes.items():
+        module.training = training
+    return torch.cat(rows)
+
+
+def validate(
+    objective: Objective, prelogits: Tensor, owners: Sequence[str], people: Sequence[str]
+) -> Validation:
+    """Measure the embeddings of the faces to validate on.
+
+    Args:
+        objective: The objective, for its classifier.
+        prelogits: (N, E), embeddings before normalisation, as `embed_faces` gives them.
+        owners: (N,) the person of each.
+        people: The people of the classifier, in the order of its outputs.
+    """
+    embeddings = F.normalize(prelogits).numpy()
+    pairs = all_pairs(owners)
+    measured = measure(embeddings, pairs, Settings(folds=1))
+    device = next(objective.parameters()).device
+    with torch.inference_mode():
+        logits = objective.logits(prelogits.to(device))
+    if logits is None:
+        return Validation(embeddings, pairs, measured)
+    logits = logits.cpu()
+    labels = torch.tensor([people.index(owner) for owner in owners])
+    predicted = tuple(people[place] for place in logits.argmax(dim=1).tolist())
+    return Validation(
+        embeddings,
+        pairs,
+        measured,
+        predicted,
+        float(F.cross_entropy(logits, labels)),
+        score(list(owners), list(predicted)),
+    )
