@@ -74,9 +74,7 @@ Convert David Sandberg's FaceNet models to PyTorch, prove the result, and use it
 `facenet-port COMMAND --help` lists the options of one of these commands:
 {commands}
 
-examples:
-  facenet-port convert model/ -o weights.pt  convert the checkpoint in a folder
-  facenet-port compare model/                prove that the conversion is exact"""
+example: `facenet-port compare model/` converts the checkpoint in a folder, and proves it."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -30,6 +30,7 @@ EXPLAINED = {
     "compare": "compare.md",
     "audit": "audit.md",
     "gradients": "training.md",
+    "train": "training.md",
     "controls": "proof.md",
     "face-controls": "proof.md",
     "detect": "faces.md",
