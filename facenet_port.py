@@ -74,7 +74,7 @@ Convert David Sandberg's FaceNet models to PyTorch, prove the result, and use it
 `facenet-port COMMAND --help` lists the options of one of these commands:
 {commands}
 
-example: `facenet-port compare model/` converts the checkpoint in a folder, and proves it."""
+example: `facenet-port compare model/` converts a checkpoint, and proves it exact."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
