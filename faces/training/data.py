@@ -338,7 +338,7 @@ class Batches(Sampler[list[Row]]):
 
 
 def share_of(rows: int, process: int, processes: int) -> slice:
-    """The consecutive rows of a batch that one of several processes takes; the numbers differ by one at most."""
+    """The consecutive rows of a batch that one of several processes takes, as evenly as can be."""
     return slice(rows * process // processes, rows * (process + 1) // processes)
 
 
