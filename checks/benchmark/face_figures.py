@@ -11,6 +11,7 @@ import os
 import re
 import sys
 import tarfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from checks.benchmark.processes import run_process, run_timed
@@ -58,7 +59,7 @@ def measure_faces(folder: Path, rounds: int, most: int | None = None) -> list[Fi
     return [
         *_rates("detect", seconds, count, thresholds.DETECT_RATIO),
         *_rates("embed", seconds, count, thresholds.EMBED_RATIO),
-        _memory(folder, photographs, count, min(rounds, 3), environment),
+        measure_memory(folder, photographs, min(rounds, 3), environment),
     ]
 
 
@@ -73,25 +74,38 @@ def _rates(work: str, seconds: dict[str, list[float]], count: int, bound: float)
     ]
 
 
-def _memory(folder: Path, photographs: Path, count: int, rounds: int, environment: dict[str, str]) -> Figure:
-    """The peak memory of whole commands: on several copies of the photographs over that on one."""
-    many = folder / "many"
+def measure_memory(
+    folder: Path,
+    photographs: Path,
+    rounds: int,
+    environment: dict[str, str],
+    command: Sequence[str] = (sys.executable, "-m", "faces.embed"),
+) -> Figure:
+    """Measure the peak memory of whole commands: on several copies of the photographs over that on one.
+
+    Args:
+        folder: The folder for files.
+        photographs: A folder with a folder of photographs for each person.
+        rounds: The number of runs on either.
+        environment: Of the command.
+        command: The command, which is given the options of `embed`.
+    """
+    many, files = folder / "many", list(photographs.glob("*/*.jpg"))
     for copy in range(_TIMES):
-        for photograph in photographs.glob("*/*.jpg"):
+        for photograph in files:
             link = many / photograph.parent.name / f"{copy} {photograph.name}"
             link.parent.mkdir(parents=True, exist_ok=True)
             link.symlink_to(photograph)
 
     def peak(source: Path) -> int:
-        output = str(folder / "embeddings.parquet")
-        command = (sys.executable, "-m", "faces.embed", str(source), "-o", output, "--quiet")
-        return run_process(command, environment).peak
+        options = (str(source), "-o", str(folder / "embeddings.parquet"), "--quiet")
+        return run_process((*command, *options), environment).peak
 
     ratios = []
     for _ in range(rounds):
         one = peak(photographs)
         ratios.append(peak(many) / one)
-    name = f"embed of {_TIMES * count} / of {count} photographs, peak memory"
+    name = f"embed of {_TIMES * len(files)} / of {len(files)} photographs, peak memory"
     return summarise(name, ratios, thresholds.EMBED_MEMORY)
 
 

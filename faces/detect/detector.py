@@ -22,7 +22,7 @@ from reference.weights import load_mtcnn
 
 # The largest overlap of two boxes of one level, of one photograph, after R-Net, and after O-Net.
 _LEVEL_OVERLAP, _PHOTOGRAPH_OVERLAP, _REFINED_OVERLAP, _FINAL_OVERLAP = 0.5, 0.7, 0.7, 0.7
-_LEVEL_PIXELS = 1 << 20  # of a level that P-Net is given at once: some 150 MB of activations
+_LEVEL_PIXELS = 1 << 18  # of a level that P-Net is given at once: some 40 MB of activations in each thread
 # Crops that R-Net and O-Net are given at once, some 20 MB of activations. Always so many: PyTorch rounds a
 # batch of another size differently, and the faces of a photograph would depend on the other photographs.
 _CROPS = {R_NET_SIZE: 64, O_NET_SIZE: 16}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -108,6 +110,29 @@ def test_without_an_index_the_other_figures_come(monkeypatch, tmp_path, capsys):
     assert main(["--only", "faces"]) == 4
     assert "facenet-pytorch 2.6.0 cannot be downloaded." in capsys.readouterr().err
     assert run.run_benchmark(tmp_path, 1, "conversion").notes == ()
+
+
+@pytest.mark.parametrize(
+    ("work", "held"), [("[file.read_bytes() for file in files]", False), ("max(map(size, files))", True)]
+)
+def test_memory_that_grows_with_the_photographs_is_found(tmp_path, work, held):
+    for number in range(3):
+        file = tmp_path / f"photographs/ana/{number}.jpg"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("wb") as opened:
+            opened.truncate(40_000_000)
+    command = (
+        "import sys, pathlib; files = list(pathlib.Path(sys.argv[1]).glob('*/*.jpg'))\n"
+        f"size = lambda file: len(file.read_bytes())\n{work}"
+    )
+    measure = (
+        "import os, sys; from pathlib import Path; from checks.benchmark.face_figures import measure_memory\n"
+        "folder, command = Path(sys.argv[1]), (sys.executable, '-c', sys.argv[2])\n"
+        "print(measure_memory(folder, folder / 'photographs', 1, dict(os.environ), command).held)"
+    )
+    # A process of its own: the peak of a child is at least the memory of its parent, here pytest.
+    arguments = [sys.executable, "-c", measure, str(tmp_path), command]
+    assert subprocess.run(arguments, check=True, capture_output=True, text=True).stdout == f"{held}\n"
 
 
 def test_a_process_that_fails_is_named(tmp_path):
