@@ -60,7 +60,9 @@ NO_BOTTLENECK = (
 _OTHER_NETWORKS = {"InceptionResnetV2": "Inception-ResNet-v2", "squeezenet": "SqueezeNet"}
 """Scope to name of the other networks of facenet's models folder."""
 
+_OTHER_DTYPE = "float32, float16, bfloat16 and float64 are converted: save the checkpoint in one of them."
 _OF_BATCH_NORM = re.compile(r"(.*)(/BatchNorm/|\.bn\.|^last_bn\.)")
+_QUANTISATION_RANGE = re.compile(r"_quant/(min|max)$")  # tf.contrib.quantize
 _BIAS = re.compile(r"[/.]bias(es)?(:0)?$")
 
 ProblemKind = Literal["missing", "unexpected", "misshapen", "wrong dtype", "duplicate", "out of range"]
@@ -282,7 +284,8 @@ def plan_conversion(info: Mapping[str, TensorInfo], *, weights: Weights = "varia
         summary, advice = _recognise(info, weights, missing, network)
         if changed := recognise_change(problems):
             summary, advice = changed
-        hint = advice or _hint(problems)
+        is_other = any(problem.kind == "wrong dtype" for problem in problems)
+        hint = advice or (_OTHER_DTYPE if is_other else "")
         raise MappingError(problems, len(info), len(variables), hint, summary=summary, network=network)
     return Plan(network, weights, rows, sources, tuple(left_out), casts)
 
@@ -366,13 +369,6 @@ def _choose_sources(
     return averages
 
 
-def _hint(problems: Sequence[Problem]) -> str:
-    """Advise the user on tensors that do not fit; empty without advice."""
-    if any(problem.kind == "wrong dtype" for problem in problems):
-        return "float32, float16, bfloat16 and float64 are converted: save the checkpoint in one of them."
-    return ""
-
-
 def _in_other_bottleneck(name: str, variant: Variant) -> str | None:
     """Translate a name in the unused Bottleneck scope to the used scope; None for any other name."""
     for scope in BOTTLENECK_SCOPES:
@@ -392,6 +388,8 @@ def reason_to_leave_out(name: str, variables: Container[str]) -> str | None:
         return TRAINING_STATE[name]
     if name in variables:
         return "its moving average is used instead"
+    if _QUANTISATION_RANGE.search(name):
+        return "range of a value that was rounded in training (FakeQuant)"
     owner, _, suffix = name.rpartition("/")
     if owner in variables and suffix == AVERAGE:
         return "moving average; --weights average uses it"

@@ -181,6 +181,7 @@ def test_training_state_is_left_out_with_its_reason():
         f"{kernel}/Adam_1": "slot of the Adam optimiser (second moment)",
         f"{beta}/RMSProp_2": "slot of the RMSProp optimiser (mean gradient)",
         f"{beta}/{AVERAGE}": "moving average; --weights average uses it",
+        f"{STEM}/weights_quant/min": "range of a value that was rounded in training (FakeQuant)",
     }
     plan = plan_conversion(info | dict.fromkeys(extra, scalar))
     assert {item.name: item.reason for item in plan.left_out} == extra
