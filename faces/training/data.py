@@ -310,6 +310,29 @@ def epoch_batches(config: TrainConfig, data: TrainingData, epoch: int) -> list[N
     return batches
 
 
+def check_shares(config: TrainConfig, data: TrainingData, processes: int, *, trains_batch_norm: bool) -> None:
+    """Refuse batches that leave a process too few faces.
+
+    Args:
+        config: The configuration.
+        data: The faces.
+        processes: The number of processes.
+        trains_batch_norm: Whether BatchNorm takes the statistics of batches, for which one face is too few.
+
+    Raises:
+        UsageError: A process would have too few.
+    """
+    smallest = min(map(len, epoch_batches(config, data, 0))) // processes
+    if smallest < 1 + trains_batch_norm:
+        name = "batch_size" if config.task == "classifier" else "people_per_batch"
+        why = ", too few for the statistics of BatchNorm" if smallest else ""
+        fewer = ", or fewer processes" if processes > 1 else ""
+        raise UsageError(
+            f"{name}: with {counted(len(data.training), 'face')} to train on, a batch leaves a process "
+            f"{smallest or 'no'} face{why}. Give another {name}{fewer}."
+        )
+
+
 class Batches(Sampler[list[Row]]):
     """The share of one process in the batches of an epoch, from a step on.
 

@@ -11,7 +11,7 @@ from checks.core.environment import environment
 from converter.errors import RequirementError
 from faces.options import check_device
 from faces.training.config import TrainConfig
-from faces.training.data import find_data
+from faces.training.data import check_shares, find_data
 from faces.training.engine import Report, Trainer
 from faces.training.network import build_network, freezes_batch_norm
 from faces.training.objectives import make_objective
@@ -48,6 +48,7 @@ def train(
     require_training()
     data = find_data(config)
     accelerator = _make_accelerator(config)
+    check_shares(config, data, accelerator.num_processes, trains_batch_norm=not freezes_batch_norm(config))
     torch.use_deterministic_algorithms(True, warn_only=True)
     folder = RunFolder(config.output, writes=accelerator.is_main_process)
     facts = {"data_sha256": data.digest, "seed": config.seed, "processes": accelerator.num_processes}
@@ -65,7 +66,7 @@ def train(
     before = trainer.validate() if evaluate_only or state is None else None
     if not evaluate_only:
         trainer.run()
-    assert trainer.validation is not None
+    after = trainer.validation or trainer.validate()  # a finished run that goes on has nothing to do
     return TrainResult(
         folder=None if evaluate_only else folder.path,
         config=config,
@@ -75,7 +76,7 @@ def train(
         validated_faces=data.validation,
         frozen_batch_norm=freezes_batch_norm(config),
         before=before,
-        after=trainer.validation,
+        after=after,
         rows=tuple(trainer.progress.rows),
         best_epoch=trainer.progress.best_epoch,
         notes=data.notes,

@@ -48,7 +48,7 @@ class RunFolder:
         self._writes = writes
 
     def begin(self, config: TrainConfig, facts: Mapping[str, Any], *, resume: bool) -> None:
-        """Make the folder of a new run, or check that of one that goes on.
+        """Make the folder of a new run, or check that of one that goes on; only the process that writes does.
 
         Args:
             config: The configuration.
@@ -60,16 +60,17 @@ class RunFolder:
                 configuration or other data.
             SourceError: The folder of a run that goes on is damaged.
         """
+        if not self._writes:
+            return
         if resume and (self.path / CONFIG).is_file():
             self._check(config, facts)
             return
         if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
             step = "Give --resume to go on" if (self.path / CONFIG).is_file() else "Give a new folder"
             raise UsageError(f"{self.path}: it exists and is not empty. {step}.")
-        if self._writes:
-            self.path.mkdir(parents=True, exist_ok=True)
-            replace_file(self.path / FACTS, (json.dumps(facts, indent=1) + "\n").encode())
-            replace_file(self.path / CONFIG, format_config(config).encode())
+        self.path.mkdir(parents=True, exist_ok=True)
+        replace_file(self.path / FACTS, (json.dumps(facts, indent=1) + "\n").encode())
+        replace_file(self.path / CONFIG, format_config(config).encode())
 
     def _check(self, config: TrainConfig, facts: Mapping[str, Any]) -> None:
         before = read_config(self.path / CONFIG)

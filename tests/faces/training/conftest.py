@@ -1,0 +1,55 @@
+"""Faces to train on: made crops of three people, whose pixels tell them apart."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from faces.training.config import TrainConfig
+from reference import InceptionResnetV1
+
+PEOPLE = ("ana", "bo", "cy")
+TRAINED, VALIDATED = 4, 2  # faces of each person
+
+
+def draw_face(person: int, number: int, size: int = 160) -> np.ndarray:
+    """Draw stripes whose width tells the person, with noise."""
+    drawn = np.random.default_rng([person, number])
+    stripes = np.sin(np.arange(size) / (2 + 3 * person))[:, None, None] * 60 + 128
+    return np.clip(stripes + drawn.normal(0, 20, (size, size, 3)), 0, 255).astype(np.uint8)
+
+
+def write_faces(folder: Path, size: int = 160) -> Path:
+    rows = ["image_path,person_name,split_type,crop_path"]
+    for person, name in enumerate(PEOPLE):
+        (folder / name).mkdir(parents=True)
+        for number in range(TRAINED + VALIDATED):
+            path = f"{name}/{number}.png"
+            Image.fromarray(draw_face(person, number, size)).save(folder / path)
+            rows.append(f"{path},{name},{'train' if number < TRAINED else 'val'},{path}")
+    (folder / "faces.csv").write_text("\n".join(rows) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def crops(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_faces(tmp_path_factory.mktemp("crops"))
+
+
+@pytest.fixture
+def config(crops: Path, tmp_path: Path) -> TrainConfig:
+    """Two steps from random weights."""
+    return TrainConfig(
+        data=str(crops), output=str(tmp_path / "run"), weights="none", batch_size=6, epochs=1, device="cpu",
+        checkpoint_steps=1,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def network() -> InceptionResnetV1:
+    torch.manual_seed(0)
+    return InceptionResnetV1(num_classes=3, embedding_size=128)

@@ -1,0 +1,77 @@
+"""The configuration: complete when it is printed, exact about ranges, and the same as file and as options."""
+
+from __future__ import annotations
+
+import argparse
+import tomllib
+from dataclasses import asdict, replace
+
+import pytest
+
+from converter.errors import SourceError, UsageError
+from faces.training.__main__ import main
+from faces.training.config import FIELDS, TrainConfig, add_options, format_config, read_config
+
+
+def test_the_printed_configuration_is_complete_and_holds_the_defaults(capsys):
+    assert main(["--print-config"]) == 0
+    printed = capsys.readouterr().out
+    assert tomllib.loads(printed) == asdict(TrainConfig(data="crops"))
+    assert all("  # " in line for line in printed.splitlines() if "=" in line.partition("#")[0])
+
+
+def test_a_file_gives_what_was_written(tmp_path):
+    config = TrainConfig(data='a"b\\c\n', epochs=3, mirror=False, learning_rate=1e-4, task="triplet")
+    (tmp_path / "config.toml").write_text(format_config(config))
+    assert read_config(tmp_path / "config.toml") == config
+
+
+def test_every_field_is_an_option_that_replaces_the_file(tmp_path):
+    parser = argparse.ArgumentParser()
+    add_options(parser)
+    assert vars(parser.parse_args([])) == {}
+    options = {f"--{name.replace('_', '-')}" for name in FIELDS}
+    assert options <= set(parser._option_string_actions)
+    arguments = parser.parse_args(["--epochs", "5", "--no-mirror", "--learning-rate", "0.5"])
+    path = tmp_path / "config.toml"
+    path.write_text('data = "crops"\nepochs = 2\nmargin = 1\n')
+    expected = TrainConfig(data="crops", margin=1.0, epochs=5, mirror=False, learning_rate=0.5)
+    assert read_config(path, vars(arguments)) == expected
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("epoch = 3", "there is no field epoch. Did you mean epochs?"),
+        ("xyzzy = 3", "there is no field xyzzy. `facenet-port train --print-config` lists the fields."),
+        ("epochs = 0", "epochs: 0 is out of range: 1 or above."),
+        ("epochs = 1.5", "epochs: 1.5 is not a whole number."),
+        ("mirror = 1", "mirror: 1 is not true or false."),
+        ("margin = 0", "margin: 0.0 is out of range: above 0."),
+        ("learning_rate = nan", "learning_rate: nan is out of range: 0 or above."),
+        ("learning_rate = inf", "learning_rate: inf is out of range: 0 or above."),
+        ("dropout = 1", "dropout: 1.0 is out of range: 0 or above, at most 0.99."),
+        (
+            'optimiser = "adam"',
+            "optimiser: 'adam' is none of adamw, sgd, tensorflow-adam. Did you mean adamw?",
+        ),
+        ("seed = true", "seed: True is not a whole number."),
+    ],
+)
+def test_a_wrong_value_is_refused_by_name(tmp_path, capsys, line, message):
+    path = tmp_path / "config.toml"
+    path.write_text(f'data = "crops"\n{line}\n')
+    assert main([str(path)]) == 2
+    assert capsys.readouterr().err == f"python -m faces.training: error: {path}: {message}\n"
+
+
+def test_what_is_no_configuration_is_refused(tmp_path, capsys):
+    with pytest.raises(UsageError, match="give the folder or table of faces"):
+        read_config(None)
+    (tmp_path / "config.toml").write_bytes(b"\xff = 1")
+    with pytest.raises(SourceError, match="this is not TOML"):
+        read_config(tmp_path / "config.toml")
+    with pytest.raises(UsageError, match="accumulate: triplets are selected within a batch"):
+        replace(TrainConfig(data="crops"), task="triplet", accumulate=2)
+    assert main([str(tmp_path / "nothing.toml")]) == 3
+    assert "nothing.toml" in capsys.readouterr().err

@@ -1,0 +1,206 @@
+"""A training: what it writes, that it is the same however it is run, and that nothing is lost."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import reference
+from converter.errors import SourceError, UsageError
+from converter.manifest import read_manifest
+from faces.training.__main__ import main
+from faces.training.config import TrainConfig, format_config, read_config
+from faces.training.run import train
+from faces.training.run_folder import RunFolder, read_people
+from tests.faces.training.conftest import PEOPLE
+
+pytestmark = pytest.mark.slow
+
+STEPS = 4
+
+
+@pytest.fixture(scope="module")
+def settings(crops: Path, single_files: Path) -> TrainConfig:
+    """Four steps of the whole network, with everything that is random."""
+    return TrainConfig(
+        data=str(crops), weights=str(single_files / "weights.pt"), standardisation="fixed", batch_size=3,
+        epochs=1, head_epochs=0, last_epochs=0, device="cpu", checkpoint_steps=1, optimiser="sgd",
+        learning_rate=1e-5, rotation=10.0,
+    )  # fmt: skip
+
+
+def weights(folder: Path, name: str = "last") -> bytes:
+    return (folder / name / "weights.pt").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def run(settings: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a training that was never stopped."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    train(replace(settings, output=str(folder)))
+    return folder
+
+
+def test_a_run_leaves_its_configuration_facts_figures_and_weights(settings, run):
+    config = replace(settings, output=str(run))
+    assert read_config(run / "config.toml") == config
+    facts = json.loads((run / "run.json").read_text())
+    assert facts["people"] == list(PEOPLE)
+    assert facts["seed"] == 0
+    assert len(facts["data_sha256"]) == 64
+    assert facts["environment"].keys() >= {"python", "torch"}
+    (row,) = csv.DictReader((run / "metrics.csv").open())
+    assert (row["epoch"], row["step"], row["stage"]) == ("1", str(STEPS), "all")
+    assert 0 <= float(row["val_accuracy"]) <= 1
+    assert 0 <= float(row["waited_for_data"]) < 1
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == [
+        "step-00000003.pt", "step-00000004.pt",
+    ]  # fmt: skip
+    assert list((run / "tensorboard").iterdir())
+    network = reference.load(run / "best" / "weights.pt")
+    assert network.logits.out_features == 3
+    assert read_people(run / "best") == PEOPLE
+    assert read_manifest(run / "best" / "weights.pt.json").standardisation == "(x - 127.5) / 128"
+    assert not list(run.glob(".*"))
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_does_not(settings, run, tmp_path):
+    train(replace(settings, output=str(tmp_path / "again")))
+    assert weights(tmp_path / "again") == weights(run)
+    train(replace(settings, output=str(tmp_path / "other"), seed=1))
+    assert weights(tmp_path / "other") != weights(run)
+
+
+@pytest.mark.parametrize("stopped", [1, 3, STEPS])
+def test_a_run_that_a_signal_stops_goes_on_as_if_nothing_had_happened(
+    settings, run, tmp_path, capsys, stopped
+):
+    path = tmp_path / "config.toml"
+    path.write_text(format_config(replace(settings, output=str(tmp_path / "run"), checkpoint_steps=100)))
+
+    steps = []
+
+    def report(bar: object, step: int, total: int) -> None:
+        steps.append(step)
+        if step == stopped:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("converter.progress.ProgressBar.__call__", report)
+        assert main([str(path)]) == 143
+    assert capsys.readouterr().err.endswith("ended by SIGTERM; no file was left half written\n")
+    assert steps[-1] == stopped
+    assert main([str(path), "--resume"]) == 0
+    assert weights(tmp_path / "run") == weights(run)
+    assert (tmp_path / "run" / "metrics.csv").read_text().count("\n") == 2
+
+
+def test_a_run_that_is_killed_goes_on_as_if_nothing_had_happened(settings, run, tmp_path):
+    path = tmp_path / "config.toml"
+    path.write_text(format_config(replace(settings, output=str(tmp_path / "run"))))
+    process = subprocess.Popen([sys.executable, "-m", "faces.training", str(path)])
+    checkpoint = tmp_path / "run" / "checkpoints" / "step-00000002.pt"
+    until = time.monotonic() + 300
+    while not checkpoint.exists() and process.poll() is None and time.monotonic() < until:
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    assert checkpoint.exists()
+    assert main([str(path), "--resume", "--quiet"]) == 0
+    assert weights(tmp_path / "run") == weights(run)
+
+
+def test_a_full_disk_loses_nothing(settings, run, tmp_path):
+    config = replace(settings, output=str(tmp_path / "run"))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+
+    def fill(step: int, steps: int, figures: object) -> None:
+        if step == 2:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, before[1]))
+
+    try:
+        with pytest.raises(OSError, match=r"File too large|unexpected pos|Errno 27"):
+            train(config, report=fill)
+    except RuntimeError:  # PyTorch's own for a file that it cannot write
+        pass
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").glob("*")] == ["step-00000001.pt"]
+    train(config, resume=True)
+    assert weights(tmp_path / "run") == weights(run)
+
+
+def test_two_processes_give_the_weights_of_one(settings, run, tmp_path):
+    path = tmp_path / "config.toml"
+    path.write_text(format_config(replace(settings, output=str(tmp_path / "run"))))
+    command = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "faces.training", str(path)]
+    subprocess.run(
+        [sys.executable, *command], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=600
+    )
+    one = torch.load(run / "last" / "weights.pt", weights_only=True)
+    two = torch.load(tmp_path / "run" / "last" / "weights.pt", weights_only=True)
+    assert one.keys() == two.keys()
+    assert max(float((one[key] - two[key]).abs().max()) for key in one) <= 1e-5
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["processes"] == 2
+
+
+def test_a_loss_that_is_no_number_stops_the_training_and_keeps_the_checkpoint_before(
+    settings, tmp_path, capsys
+):
+    config = replace(settings, output=str(tmp_path / "run"), learning_rate=1e30, head_learning_rate=1e30)
+    path = tmp_path / "config.toml"
+    path.write_text(format_config(config))
+    assert main([str(path)]) == 1
+    message = capsys.readouterr().err
+    assert "error: step 2: the loss is nan. The checkpoint before it is left in" in message
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").glob("*")] == ["step-00000001.pt"]
+
+
+def test_a_folder_of_another_run_is_refused(settings, run, tmp_path):
+    with pytest.raises(UsageError, match=r"it exists and is not empty. Give --resume to go on"):
+        train(replace(settings, output=str(run)))
+    with pytest.raises(UsageError, match=r"the run has learning_rate = 1e-05, not 0.5"):
+        train(replace(settings, output=str(run), learning_rate=0.5), resume=True)
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UsageError, match=r"it exists and is not empty. Give a new folder"):
+        train(replace(settings, output=str(tmp_path)))
+
+
+def test_a_damaged_checkpoint_is_named(settings, run, tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "step-00000007.pt").write_bytes(b"PK\3\4 nothing")
+    with pytest.raises(SourceError, match=r"step-00000007.pt: this checkpoint is damaged. Remove this file"):
+        RunFolder(tmp_path).load_checkpoint()
+
+
+def test_a_table_that_has_changed_is_refused(settings, run, tmp_path):
+    facts = json.loads((run / "run.json").read_text()) | {"data_sha256": "0" * 64}
+    config = replace(settings, output=str(run))
+    with pytest.raises(UsageError, match="the table of faces has changed since the run began"):
+        RunFolder(run).begin(config, facts, resume=True)
+
+
+def test_weights_are_measured_without_training(settings, run, tmp_path, capsys):
+    config = replace(settings, output=str(tmp_path / "nothing"))
+    path = tmp_path / "config.toml"
+    path.write_text(format_config(config))
+    assert main([str(path), "--evaluate-only", "--json", str(tmp_path / "figures.json")]) == 0
+    assert capsys.readouterr().out.startswith("Validated on 6 faces of 3 people, 3 of them trained on\n")
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert figures["folder"] is None
+    assert figures["config"] == asdict(config)
+    assert figures["after"].keys() >= {"accuracy", "precision", "recall", "f1", "eer", "auc"}
+    assert not (tmp_path / "nothing").exists()
