@@ -97,6 +97,18 @@ def test_float64_shows_the_rounding_of_float32(
     assert relative_error(logits, truth["Logits"]) < 1e-14
 
 
+def test_two_networks_of_one_variant_keep_their_own_weights(
+    tensors: Tensors, rebuilt: RebuiltNetwork, images: NDArray, activations: Activations
+) -> None:
+    """They share a graph, whose variables belong to a session."""
+    beta = f"{BOTTLENECK}/BatchNorm/beta"
+    with RebuiltNetwork(tensors | {beta: tensors[beta] + np.float32(1)}) as other:
+        (moved,) = other.run(images, [BOTTLENECK]).values()
+        (kept,) = rebuilt.run(images, [BOTTLENECK]).values()
+    np.testing.assert_array_equal(kept, activations[BOTTLENECK])
+    np.testing.assert_allclose(moved - kept, 1, atol=1e-5)
+
+
 def test_gamma_and_the_old_bottleneck_take_effect(
     tensors: Tensors, images: NDArray, activations: Activations
 ) -> None:
