@@ -16,6 +16,9 @@ TAKEN_FROM = "checks.compare.expected_from_tensorflow.inputs_of"
 CONTROLS_TAKE_FROM = "checks.controls.tensorflow_reference.seeded_inputs"
 """The name that a test replaces by `small_images`: the controls take their inputs there."""
 
+CONTROLS_AUDIT_TAKES_FROM = "checks.controls.judge_graph.audited_batches"
+"""The name that a test replaces by `small_audited`: the audits of the controls take their inputs there."""
+
 _SIDE = 128  # pixels: a pool fits into its map, or does not, where it is so at 160
 
 AUDIT_TAKES_FROM = (
@@ -43,7 +46,16 @@ def four_images(network: Network, seed: int) -> list[InputBatch]:
 
 def small_images(seed: int) -> list[InputBatch]:
     """The built-in inputs, each cut to 128 x 128 pixels."""
-    return [InputBatch(batch.name, batch.images[:, :_SIDE, :_SIDE]) for batch in seeded_inputs(seed)]
+    return list(map(_cut, seeded_inputs(seed)))
+
+
+def small_audited(seed: int) -> list[InputBatch]:
+    """The inputs of an audit, each cut to 128 x 128 pixels."""
+    return list(map(_cut, audited_batches(seed)))
+
+
+def _cut(batch: InputBatch) -> InputBatch:
+    return InputBatch(batch.name, batch.images[:, :_SIDE, :_SIDE])
 
 
 def keep_first_images(path: Path) -> None:

@@ -31,15 +31,20 @@ from checks.controls.table import print_result, problems
 from checks.controls.tensorflow_reference import ControlReference, ControlSource
 from checks.core import thresholds
 from checks.core.activations import one_thread, run_pytorch
-from checks.core.builtin_checkpoint import built_in_checkpoint
 from checks.core.inputs import seeded_inputs
 from converter.convert import to_numpy_state_dict
 from converter.errors import UsageError
 from converter.formats.detect import open_source
 from converter.layer_map import LOGITS_SCOPE, Variant
 from tests.conftest import write_keras
-from tests.support.first_images import CONTROLS_TAKE_FROM, small_images
+from tests.support.first_images import (
+    CONTROLS_AUDIT_TAKES_FROM,
+    CONTROLS_TAKE_FROM,
+    small_audited,
+    small_images,
+)
 from tests.support.graph_exports import export_onnx, network
+from tests.support.main_job import MainJob
 from tests.support.port_snapshot import Snapshot
 
 pytestmark = pytest.mark.slow
@@ -52,13 +57,13 @@ CLASSES = {fault.name: fault for fault in ALL_FAULTS}
 def smaller_images() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(CONTROLS_TAKE_FROM, small_images)
+        patch.setattr(CONTROLS_AUDIT_TAKES_FROM, small_audited)
         yield
 
 
 @pytest.fixture(scope="module")
-def checkpoint() -> Iterator[ControlSource]:
-    pytest.importorskip("tensorflow")
-    with open_source(built_in_checkpoint()) as opened, ControlSource(opened) as source:
+def checkpoint(main_job: MainJob) -> Iterator[ControlSource]:
+    with open_source(main_job.checkpoint) as opened, ControlSource(opened) as source:
         yield source
 
 
@@ -75,12 +80,14 @@ def planting(checkpoint: ControlSource, reference: ControlReference) -> Iterator
 
 @pytest.fixture
 def opened(
+    main_job: MainJob,
     checkpoint: ControlSource,
     reference: ControlReference,
     planting: FaultPlanter,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Let the command take the checkpoint that these tests have open, with its reference and ports."""
+    monkeypatch.setattr(run, "built_in_checkpoint", lambda: main_job.checkpoint)
     monkeypatch.setattr(checkpoint, "reference", lambda seed, **_: reference)
     monkeypatch.setattr(run, "ControlSource", lambda _: nullcontext(checkpoint))
     monkeypatch.setattr(run, "FaultPlanter", lambda *_: planting)
