@@ -45,8 +45,8 @@ for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIG
 
 LONGEST = (
     "checks/controls/test_controls.py",
-    "docs/test_pages.py",
     "checks/audit/test_graphs.py",
+    "docs/test_pages.py",
     "checks/gradients/test_gradients.py",
     "checks/audit/test_real_ports.py",
     "faces/detect/test_original.py",
@@ -62,7 +62,7 @@ LONGEST = (
     "converter/test_convert_file.py",
     "faces/controls/test_controls.py",
 )
-"""The files whose tests take longest, longest first."""
+"""The files whose tests take longest, longest first; `main_job` is made once the first two have begun."""
 
 
 def pytest_collection_modifyitems(items):
@@ -331,16 +331,6 @@ def real_tensors(keras):
 def real_checkpoint(real_tensors, tmp_path_factory):
     """The folder of the real weights as a TensorFlow 1 checkpoint, written by TensorFlow."""
     return written_by_tensorflow(tmp_path_factory, real_tensors, "20170512-110547", 250000).prefix.parent
-
-
-@pytest.fixture(scope="session")
-def built_in(tmp_path_factory):
-    """The folder of the built-in checkpoint, which `facenet-port compare` takes without a source."""
-    if importlib.util.find_spec("tensorflow") is None:
-        pytest.skip("TensorFlow is not installed")
-    from checks.core.builtin_checkpoint import built_in_checkpoint
-
-    return built_in_checkpoint()
 
 
 @pytest.fixture(scope="session")

@@ -13,11 +13,10 @@ from pathlib import Path
 import pytest
 
 import facenet_port
-from checks.core.builtin_checkpoint import MODEL_NAME, built_in_checkpoint
+from checks.core.builtin_checkpoint import MODEL_NAME
 from tests.docs.blocks import Block, read_blocks, stable
-from tests.support import main_job
-from tests.support.first_images import keep_first_images
-from tests.support.main_job import user_environment
+from tests.support.first_images import TAKEN_FROM, five_images_of_noise, keep_first_images
+from tests.support.main_job import COMMAND, MainJob, user_environment
 from tests.support.shared_tensorflow import shared_tensorflow
 
 ROOT = Path(__file__).parents[2]
@@ -52,13 +51,12 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, Path]:
 
 
 @pytest.fixture(scope="module")
-def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def environment(main_job: MainJob, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """A user's environment: a home whose cache holds the built-in checkpoint, and `facenet-port` to call."""
-    pytest.importorskip("tensorflow")
     home = tmp_path_factory.mktemp("home")
     cache = home / ".cache" / "facenet-port"
     cache.mkdir(parents=True)
-    (cache / MODEL_NAME).symlink_to(built_in_checkpoint())
+    (cache / MODEL_NAME).symlink_to(main_job.checkpoint)
     return user_environment(home)
 
 
@@ -110,8 +108,9 @@ def _runs_here(page: Path, block: Block) -> bool:
 
 @pytest.fixture(scope="module")
 def one_tensorflow(environment: dict[str, str]) -> Iterator[None]:
-    """One set of graphs for the pages' comparisons with the built-in checkpoint."""
-    with shared_tensorflow():
+    """One set of graphs for the pages' comparisons with the built-in checkpoint, and fewer images."""
+    with shared_tensorflow(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TAKEN_FROM, five_images_of_noise)
         yield
 
 
@@ -124,16 +123,15 @@ def test_a_block_runs_and_shows_what_the_page_shows(
     folders: dict[Path, Path],
     environment: dict[str, str],
     monkeypatch: pytest.MonkeyPatch,
-    request: pytest.FixtureRequest,
+    main_job: MainJob,
 ) -> None:
     if block.not_run:
         pytest.skip(f"{page.name}, line {block.line}: {block.not_run}")
     if block.file:
         (folders[page] / block.file).write_text(block.code)
         return
-    if block.commands == [main_job.COMMAND]:
-        job = request.getfixturevalue("main_job")  # of several tests; it fails unless the exit code is 0
-        exit_code, output = 0, job.screen
+    if block.commands == [COMMAND]:
+        exit_code, output = 0, main_job.screen  # the fixture fails unless the exit code is 0
     elif _runs_here(page, block):
         exit_code, output = _run_here(block, folders[page], environment, monkeypatch)
     else:
