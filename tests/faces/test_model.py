@@ -26,6 +26,22 @@ def test_the_same_weights_in_any_format_are_one_model(single_files, checkpoint):
         np.testing.assert_allclose(model.embed(images), expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("threads", [1, 2, 7])
+def test_embeddings_are_those_of_float64_however_many_cores_share_the_images(single_files, threads):
+    model = load_model(single_files / "weights.pt", standardisation="fixed")
+    images = np.random.default_rng(1).standard_normal((3, 80, 80, 3)).astype(np.float32)
+    torch.set_num_threads(threads)
+    rows = model.embed(images)
+    assert torch.get_num_threads() == threads
+    torch.set_num_threads(1)
+    with torch.inference_mode():
+        expected = load(single_files / "weights.pt").double()(
+            torch.tensor(images.transpose(0, 3, 1, 2)).double()
+        )
+    assert np.linalg.norm(rows - expected.numpy(), axis=1).max() < 3e-6
+    assert np.linalg.norm(rows[0] - rows[1]) > 1e-3
+
+
 def test_a_changed_weight_is_another_model(single_files):
     network = load(single_files / "weights.pt")
     before = weights_digest(network)

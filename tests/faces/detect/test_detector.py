@@ -33,6 +33,7 @@ def test_faces_do_not_depend_on_the_other_photographs(threads, detector, some_im
     assert any(alone)
     assert torch.get_num_threads() == threads
     torch.set_num_threads(1)
+    assert detector.detect(images[:2]) == alone[:2]
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 400), (19, 19), (19, 300), (20, 20)])
