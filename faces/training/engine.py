@@ -201,6 +201,8 @@ class Trainer:
                 self._step(optimiser, figures, len(whole), received)
             waited = time.monotonic()
         progress.sums["seconds"] = progress.sums.get("seconds", 0.0) + time.monotonic() - begun
+        # The next epoch may train other parameters, for which the model is prepared again.
+        self._accelerator.unwrap_model(model, keep_fp32_wrapper=False)
         self._accelerator.free_memory()
 
     def _step(self, optimiser: Any, figures: Mapping[str, float], batches: int, received: list[int]) -> None:

@@ -102,7 +102,10 @@ def require_training() -> None:
 
 def _make_accelerator(config: TrainConfig) -> Any:
     from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
 
     if config.device != "auto":
         check_device(config.device)
+    # accelerate keeps device and precision of the first training of a process, and refuses others.
+    AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
     return Accelerator(cpu=config.device == "cpu", mixed_precision=config.precision)

@@ -204,3 +204,36 @@ def test_weights_are_measured_without_training(settings, run, tmp_path, capsys):
     assert figures["config"] == asdict(config)
     assert figures["after"].keys() >= {"accuracy", "precision", "recall", "f1", "eer", "auc"}
     assert not (tmp_path / "nothing").exists()
+
+
+def last_blocks(config: TrainConfig, tmp_path: Path, **changes: object) -> TrainConfig:
+    """A cheap training without what differs between batches."""
+    plain = {"last_epochs": 1, "dropout": 0.0, "mirror": False, "rotation": 0.0, "optimiser": "sgd"}
+    plain |= {
+        "label_smoothing": 0.5,
+        "head_learning_rate": 0.1,
+    }  # the head starts where it has little to learn
+    return replace(config, output=str(tmp_path / "run"), **(plain | changes))
+
+
+def test_the_gradients_of_small_batches_add_up_to_those_of_a_large_one(settings, tmp_path):
+    """Without dropout and augmentation, which are drawn for each batch."""
+    weights = []
+    for number, changes in enumerate(
+        ({"batch_size": 6}, {"batch_size": 3, "accumulate": 2}, {"batch_size": 3})
+    ):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        train(last_blocks(settings, folder, **changes))
+        weights.append(torch.load(folder / "run" / "last" / "weights.pt", weights_only=True))
+    key = "logits.weight"
+    assert torch.allclose(weights[0][key], weights[1][key], atol=1e-5)
+    assert not torch.allclose(weights[0][key], weights[2][key], atol=1e-4)
+
+
+def test_mixed_precision_trains_as_full_precision_but_for_its_rounding(settings, tmp_path):
+    result = train(last_blocks(settings, tmp_path, precision="bf16", epochs=2, last_epochs=2))
+    assert [row["step"] for row in result.rows] == [4, 8]
+    weights = torch.load(tmp_path / "run" / "last" / "weights.pt", weights_only=True)
+    assert weights["last_linear.weight"].dtype == torch.float32
+    assert torch.isfinite(weights["last_linear.weight"]).all()
