@@ -22,7 +22,7 @@ from converter.formats.tensorflow.bundle import TensorBundle
 from converter.hub.identify import find_namesake, identify
 from converter.hub.locate import LocalModel, find_model
 from converter.layer_map import ConvertedRow, Row
-from converter.manifest import file_digest, tensor_digest
+from converter.manifest import file_digest, stated_standardisation, tensor_digest
 from converter.mtcnn_layer_map import MtcnnNetwork
 from converter.network_names import NetworkTensors, check_ignore
 from converter.output_names import (
@@ -60,7 +60,8 @@ class Conversion:
         namesake: Name of the published checkpoint with the same name but other digests; None if there is
             none, or its digests are not known.
         plan: The plan that was carried out.
-        standardisation: The standardisation of images that the caller states; None for that of the model.
+        standardisation: The standardisation of images that the caller or the source's own manifest states;
+            None for that of the model.
         names_in_file: Variable to the name of its tensor in the source.
         absent: Keys of the network that a state_dict may lack, and this source does.
         left_out: Every source tensor that is not in the output, with the reason.
@@ -136,7 +137,8 @@ def convert_file(
         ignore: Shell patterns of tensors of the source to leave out.
         strict: Whether to refuse a source with values that are not finite, or with negative variances.
         standardisation: The standardisation of the images of the source, `FIXED` or `PER_IMAGE` of
-            `converter.hub.catalog_entry`, for the manifest. None takes that of the model.
+            `converter.hub.catalog_entry`, for the manifest. None takes that of the model, or that in the
+            manifest of a source that was converted or trained before.
         overwrite: Whether to replace existing files.
         reserved: A file that the caller is going to write; no output may take its name.
         progress: Progress callback.
@@ -164,7 +166,8 @@ def convert_file(
                 part.write(converted.state_dict, plan.network, pool)
                 part.read_back(converted.state_dict, meter.advance)
             described = _describe(named, source_hashes, model, output_format, plan, converted)
-            result = replace(described, standardisation=standardisation)
+            stated = standardisation or stated_standardisation(source.path, described.source_digests)
+            result = replace(described, standardisation=stated)
             written = [part.write_manifest(result) for part in outputs]
             with explain_write_errors(outputs[0].destination):
                 files.commit()

@@ -190,6 +190,21 @@ def read_manifest(path: Path) -> Manifest:
         raise SourceError(path, "not a manifest of this converter, or damaged", next_step=remedy) from error
 
 
+def stated_standardisation(path: Path, digests: Mapping[str, str]) -> str | None:
+    """Return the standardisation in the manifest beside a file, if the manifest is of these very bytes.
+
+    Args:
+        path: The file, or a checkpoint's prefix.
+        digests: Name of each of its files to its SHA-256.
+    """
+    try:
+        manifest = read_manifest(manifest_path(path))
+    except SourceError:  # there is none, or the file beside it is something else
+        return None
+    is_of_these = set(manifest.output.values()) == set(digests.values())
+    return manifest.standardisation if is_of_these else None
+
+
 def _digests(value: Any) -> Mapping[str, str]:
     if not isinstance(value, dict) or not all(
         isinstance(digest, str) and _SHA256.fullmatch(digest) for digest in value.values()

@@ -19,7 +19,7 @@ from converter.errors import UsageError
 from converter.formats.detect import open_source
 from converter.hub import catalog
 from converter.hub.catalog_entry import FIXED, PER_IMAGE, CatalogEntry
-from converter.manifest import file_digest, manifest_path, read_manifest
+from converter.manifest import file_digest, manifest_path, read_manifest, stated_standardisation
 from converter.network_names import COUNTER, NetworkTensors
 from converter.plan import describe, state_dict_variant
 from faces.options import DEFAULT_MODEL, check_device
@@ -138,9 +138,9 @@ def load_model(
 
     Args:
         model: The name of a published model, or a file: a state_dict, or a TensorFlow source, which is
-            converted. If both exist, the file wins.
+            converted; or the folder of one, such as `best` of a training. If both exist, the file wins.
         standardisation: The standardisation of its images. None takes that of the published model, which a
-            file is recognised as by the SHA-256 in its manifest, or its own.
+            file is recognised as by the SHA-256 in its manifest, or its own, or that in its manifest.
         device: "cpu", "cuda" or "mps".
         offline: Never download.
 
@@ -152,10 +152,11 @@ def load_model(
     """
     check_device(device)
     path, trained = Path(model), None
-    entry = None if path.exists() else catalog.find_entry(str(model))
+    exists = path.exists() or path.with_name(f"{path.name}.index").is_file()  # the prefix of a checkpoint
+    entry = None if exists else catalog.find_entry(str(model))
     if entry is not None:
         network = InceptionResnetV1(pretrained=entry.name, offline=offline)
-    elif not path.exists():
+    elif not exists:
         close = catalog.closest_name(str(model))
         hint = f"Did you mean {close}?" if close else "`facenet-port list` shows the published models."
         raise UsageError(f"{model}: there is no such file or published model. {hint}")
@@ -180,10 +181,10 @@ def published_standardisation(name: str) -> Standardisation | None:
 
 
 def _trained_standardisation(path: Path) -> Standardisation | None:
-    """Return the standardisation in the manifest of a state_dict, such as one that was trained here."""
+    """Return the standardisation in the manifest of weights, such as those that were trained here."""
     with open_source(path) as opened:
-        manifest = manifest_path(opened.files[0])
-    return _NAMES.get(read_manifest(manifest).standardisation) if manifest.exists() else None
+        digests = {file.name: file_digest(file) for file in opened.files}
+        return _NAMES.get(stated_standardisation(opened.path, digests))
 
 
 def _load_file(path: Path) -> tuple[InceptionResnetV1, CatalogEntry | None]:

@@ -30,8 +30,10 @@ from converter.formats.detect import open_source
 from converter.formats.tensorflow.bundle import TensorBundle
 from converter.formats.tensorflow.bundle_writer import write_tensor_bundle
 from converter.hub.catalog import BUILT_IN
+from converter.hub.catalog_entry import FIXED, PER_IMAGE
 from converter.hub.identify import find_namesake, identify
 from converter.layer_map import ConvertedRow, Variant, table
+from converter.manifest import read_manifest
 from converter.plan import AVERAGE, MappingError
 from reference import InceptionResnetV1
 from tests.conftest import CLASSES, random_bits, same_bits, write_keras
@@ -506,6 +508,23 @@ def test_the_same_input_gives_the_same_bytes(converted, source, tmp_path):
     assert len(written) == 11
     assert written.keys() == before.keys()
     assert [name for name in written if written[name] != before[name]] == []
+
+
+def test_the_standardisation_of_a_source_goes_with_its_conversions(small_source, tmp_path):
+    """Weights that were trained here state it in their manifest alone."""
+    trained = tmp_path / "best" / "weights.pt"
+    trained.parent.mkdir()
+    convert_file(small_source, trained, standardisation=PER_IMAGE)
+    for output, output_format in (("again.safetensors", "safetensors"), ("det1.npy", "npy")):
+        convert_file(trained.parent, tmp_path / output, output_format=output_format)
+        assert read_manifest(tmp_path / f"{output}.json").standardisation == PER_IMAGE
+    convert_file(trained, tmp_path / "stated.pt", standardisation=FIXED)
+    assert read_manifest(tmp_path / "stated.pt.json").standardisation == FIXED
+    torch.save(
+        {**torch.load(trained)}, trained
+    )  # the same weights in other bytes, which nothing is stated of
+    convert_file(trained, tmp_path / "unknown.pt")
+    assert read_manifest(tmp_path / "unknown.pt.json").standardisation is None
 
 
 # What is there already

@@ -98,6 +98,22 @@ def test_without_its_manifest_a_conversion_is_not_recognised(published, checkpoi
         load_model(tmp_path / "weights.pt")
 
 
+def test_weights_that_were_trained_state_their_standardisation(single_files, tmp_path):
+    """The folder of a training, its conversion to TensorFlow and that one's prefix are one model."""
+    best, checkpoint = tmp_path / "best", tmp_path / "checkpoint"
+    for folder in (best, checkpoint):
+        folder.mkdir()
+    convert_file(single_files / "weights.pt", best / "weights.pt", standardisation=PER_IMAGE)
+    (best / "people.json").write_text('{"people": []}')
+    convert_file(best, checkpoint / "model", output_format="tensorflow")
+    models = [load_model(path) for path in (best, checkpoint, checkpoint / "model")]
+    assert {(model.standardisation, model.origin) for model in models} == {("per-image", "the manifest")}
+    assert len({model.sha256 for model in models}) == 1
+    (checkpoint / "model.json").write_bytes((best / "weights.pt.json").read_bytes())  # of other bytes
+    with pytest.raises(UsageError, match="tells how its images are standardised"):
+        load_model(checkpoint)
+
+
 def test_the_standardisations_by_hand(single_files):
     pixels = np.random.default_rng(0).integers(0, 256, (2, 75, 75, 3), np.uint8)
     fixed = load_model(single_files / "weights.pt", standardisation="fixed").standardise(pixels)
