@@ -54,6 +54,7 @@ _COMMANDS = {
         "COMMAND",
         "train a classifier, or embeddings by triplets",
     ),
+    "predict": ("faces.predict.__main__", "COMMAND", "name people with a trained classifier"),
     "face-controls": (
         "faces.controls.__main__",
         "COMMAND",

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +33,7 @@ from faces.options import DEFAULT_MODEL, FACTOR, SMALLEST_FACE, THRESHOLDS, chec
 from faces.threshold import Threshold, find_threshold
 
 Progress = Callable[[int, int | None], None]
+Compute = Callable[[Model, NDArray[Any]], NDArray[Any]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,7 +48,7 @@ class EmbeddedFace:
             box was given.
         crop: The crop that the network was given. A file of 160x160 pixels is one of "scaled", a file of
             182x182 one of "facenet".
-        embedding: (E,), float32.
+        embedding: (E,), float32; or what else was computed of it.
     """
 
     place: int
@@ -190,7 +192,11 @@ class Embedder:
         return find_threshold(None if file is None else Path(file), stored, self.model.facts, crop)
 
     def embed(
-        self, images: Sequence[FaceImage], progress: Progress = lambda done, total: None
+        self,
+        images: Sequence[FaceImage],
+        progress: Progress = lambda done, total: None,
+        *,
+        compute: Compute = Model.embed,
     ) -> EmbeddedFiles:
         """Embed the face of each image.
 
@@ -198,6 +204,7 @@ class Embedder:
             images: Photographs or crops. A photograph whose box is known is cropped around it, and of any
                 other a face is found.
             progress: Progress callback: files done, and their number.
+            compute: What is computed of standardised images: embeddings, or `Model.logits`.
 
         Returns:
             The faces. A file that cannot be read or has no face is listed, and the others are embedded.
@@ -215,7 +222,7 @@ class Embedder:
             for place, pixels in batch:
                 check_crop(images[place].file, pixels, self.crop, crop)
                 check_box(images[place], pixels)
-            embedded, faceless = self._embed_batch(images, batch)
+            embedded, faceless = self._embed_batch(images, batch, compute)
             faces += embedded
             without_face += faceless
             progress(len(faces) + len(without_face) + len(problems), len(images))
@@ -240,7 +247,7 @@ class Embedder:
         return embedded.faces
 
     def _embed_batch(
-        self, images: Sequence[FaceImage], batch: Sequence[tuple[int, NDArray[np.uint8]]]
+        self, images: Sequence[FaceImage], batch: Sequence[tuple[int, NDArray[np.uint8]]], compute: Compute
     ) -> tuple[list[EmbeddedFace], list[Path]]:
         searched = [pixels for place, pixels in batch if not (is_crop(pixels) or images[place].box)]
         found = iter(self.detector.detect(searched) if searched else ())
@@ -264,5 +271,5 @@ class Embedder:
             crops.append(central_part(crop_face(pixels, box, self.crop)))
         if not crops:
             return [], without_face
-        rows = self.model.embed(self.model.standardise(np.stack(crops)))
+        rows = compute(self.model, self.model.standardise(np.stack(crops)))
         return [EmbeddedFace(*face, row) for face, row in zip(chosen, rows, strict=True)], without_face

@@ -72,7 +72,7 @@ def add_standardise_option(parser: argparse.ArgumentParser) -> None:
         "--standardise",
         dest="standardisation",
         choices=("fixed", "per-image"),
-        help="the standardisation of the images (default: that of the published model)",
+        help="the standardisation of the images (default: the model's own, by the catalog or its manifest)",
     )
 
 

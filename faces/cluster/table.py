@@ -21,7 +21,7 @@ def print_result(result: ClusterResult) -> None:
     model, origin = result.embedded.model, result.embedded.embeddings.origin
     console.print(f"model      {describe_network(model)}; crop {origin.crop}", markup=False)
     console.print(f"threshold  {result.threshold.value:.4f} {result.threshold.basis}", markup=False)
-    print_faceless(console, result.embedded)
+    print_faceless(console, result.embedded.without_face)
     shown = result.clusters[:_MOST_CLUSTERS]
     rows = tuple(
         Row(str(number), (f"{len(cluster):,}", _name(result, cluster)))

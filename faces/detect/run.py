@@ -51,7 +51,7 @@ def detect(
             cannot be downloaded.
     """
     check_device(device)
-    files, problems = _find_files(sources)
+    files, problems = find_files(sources)
     drawings = None if draw is None else Drawings(Path(draw), files)
     detector = FaceDetector(
         device=device, smallest_face=smallest_face, thresholds=thresholds, factor=factor, offline=offline
@@ -70,8 +70,15 @@ def detect(
     return DetectionResult(tuple(photographs), tuple(problems))
 
 
-def _find_files(sources: Sequence[str | Path]) -> tuple[dict[Path, Path], list[SourceError]]:
-    """Find the photographs, each with its path below the folder that was given, and the folders without."""
+def find_files(sources: Sequence[str | Path]) -> tuple[dict[Path, Path], list[SourceError]]:
+    """Find the photographs of files and folders.
+
+    Args:
+        sources: Photographs, and folders of photographs.
+
+    Returns:
+        Each photograph with its path below the folder that was given, and the errors on folders without any.
+    """
     files: dict[Path, Path] = {}
     problems: list[SourceError] = []
     for source in map(Path, sources):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from pathlib import Path
+
 from rich.console import Console
 from rich.markup import escape
 
@@ -24,10 +27,10 @@ def print_result(result: EmbedResult) -> None:
     console.print(f"model      {describe_network(result.model)}; crop {embeddings.origin.crop}", markup=False)
     known = "none: see --threshold" if threshold is None else f"{threshold.value:.4f} {threshold.basis}"
     console.print(f"threshold  {known}", markup=False)
-    print_faceless(console, result)
+    print_faceless(console, result.without_face)
 
 
-def print_faceless(console: Console, result: EmbedResult) -> None:
+def print_faceless(console: Console, files: Iterable[Path]) -> None:
     """Print the photographs without a face."""
-    for file in result.without_face:
+    for file in files:
         console.print(f"[red]none[/]       {escape(from_home(str(file)))}: no face")

@@ -30,6 +30,7 @@ EXPLAINED = {
     "audit": "audit.md",
     "gradients": "training.md",
     "train": "training.md",
+    "predict": "training.md",
     "controls": "proof.md",
     "face-controls": "proof.md",
     "detect": "faces.md",

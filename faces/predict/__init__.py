@@ -1,0 +1,1 @@
+"""The names that a trained classifier gives to the faces of photographs."""
