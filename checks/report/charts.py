@@ -9,11 +9,13 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from checks.report.chart_frame import LegendEntry
+from checks.report.curve_chart import CurvePanel, curve_legend, draw_curves
 from checks.report.depth_chart import Depth, depth_legend, draw_depth
 from checks.report.distance_chart import Distances, distance_legend, draw_distances
 from checks.report.histogram_chart import Panel, draw_histograms, histogram_legend
 from checks.report.matplotlib_svg import drawing, inline
 from checks.report.roc_chart import Roc, draw_roc, roc_legend
+from checks.report.scatter_chart import Scatter, draw_scatter, scatter_legend
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,14 @@ class Drawer:
         return self._chart(
             distances.description, distance_legend(distances), lambda: draw_distances(distances)
         )
+
+    def curves(self, description: str, panels: Sequence[CurvePanel]) -> Chart:
+        """Draw curves by epoch side by side."""
+        return self._chart(description, curve_legend(panels), lambda: draw_curves(panels))
+
+    def scatter(self, scatter: Scatter) -> Chart:
+        """Draw points in groups."""
+        return self._chart(scatter.description, scatter_legend(scatter), lambda: draw_scatter(scatter))
 
     def _chart(self, description: str, legend: tuple[LegendEntry, ...], draw: Callable[[], Figure]) -> Chart:
         self.count += 1

@@ -12,7 +12,10 @@ import matplotlib
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-_ROLES = ("ink", "muted", "grid", "stripe", "card", "pytorch", "float64", "floor", "fault", "limit")
+_ROLES = (
+    *("ink", "muted", "grid", "stripe", "card"),
+    *("pytorch", "float64", "floor", "fault", "limit", "holds", "weaker"),
+)
 _STAND_INS = {f"#0{number:x}fade": f"var(--{role})" for number, role in enumerate(_ROLES)}
 _BY_ROLE = dict(zip(_ROLES, _STAND_INS, strict=True))
 

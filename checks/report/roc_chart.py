@@ -15,27 +15,46 @@ _LEAST = -4  # log10 of the smallest false accept rate that has a place of its o
 
 
 @dataclass(frozen=True, slots=True)
+class RocCurve:
+    """A characteristic.
+
+    Attributes:
+        label: The label in the legend.
+        fpr: False accept rates, in rising order.
+        tpr: The true accept rate at each.
+        role: The role that gives the colour.
+        look: "circles" or "squares".
+    """
+
+    label: str
+    fpr: Sequence[float]
+    tpr: Sequence[float]
+    role: str = "pytorch"
+    look: str = "circles"
+
+
+@dataclass(frozen=True, slots=True)
 class Roc:
     """The content of a chart.
 
     Attributes:
         description: A sentence on what the chart shows.
-        fpr: False accept rates, in rising order.
-        tpr: The true accept rate at each.
-        far: A false accept rate to mark.
+        curves: The characteristics; a later one is drawn over an earlier one.
+        far: A false accept rate to mark; None marks none.
     """
 
     description: str
-    fpr: Sequence[float]
-    tpr: Sequence[float]
-    far: float
+    curves: tuple[RocCurve, ...]
+    far: float | None = None
 
 
 def roc_legend(roc: Roc) -> tuple[LegendEntry, ...]:
     """The legend of a chart."""
+    curves = tuple(LegendEntry(curve.label, curve.role, curve.look) for curve in roc.curves)
     return (
-        LegendEntry("same pairs accepted, by different pairs accepted", "pytorch", "circles"),
-        LegendEntry(f"false accept rate {roc.far:g}", "limit", "rule"),
+        curves
+        if roc.far is None
+        else (*curves, LegendEntry(f"false accept rate {roc.far:g}", "limit", "rule"))
     )
 
 
@@ -47,11 +66,18 @@ def draw_roc(roc: Roc) -> Figure:
     places = range(_LEAST, 1)
     axes.set_xticks(list(places), [f"{10.0**place:g}" for place in places])
     axes.grid(color=colour("grid"), linewidth=0.8)
-    heights = [_place(rate) for rate in roc.fpr]
-    axes.plot(
-        heights, list(roc.tpr), color=colour("pytorch"), linewidth=1.6, marker="o", markersize=3.2, zorder=3
-    )
-    axes.axvline(_place(roc.far), color=colour("limit"), linewidth=1.2, linestyle=(0, (5, 3)), zorder=2)
+    for curve in roc.curves:
+        axes.plot(
+            [_place(rate) for rate in curve.fpr],
+            list(curve.tpr),
+            color=colour(curve.role),
+            linewidth=1.6,
+            marker={"circles": "o", "squares": "s"}[curve.look],
+            markersize=3.2,
+            zorder=3,
+        )
+    if roc.far is not None:
+        axes.axvline(_place(roc.far), color=colour("limit"), linewidth=1.2, linestyle=(0, (5, 3)), zorder=2)
     axes.annotate(
         "FAR",
         (1, 0),

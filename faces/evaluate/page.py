@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,8 +15,10 @@ from checks.report.distance_chart import Distances
 from checks.report.page import write_html
 from checks.report.pictures import data_url
 from checks.report.provenance import digests, provenance, shown_path
-from checks.report.roc_chart import Roc
-from faces.crops import FaceImage, read_face
+from checks.report.roc_chart import Roc, RocCurve
+from faces.crops import CropMethod, FaceImage, read_face
+from faces.evaluate.measure import Measurement
+from faces.evaluate.protocol import Pairs
 from faces.evaluate.result import ClassificationResult, VerificationResult
 from faces.evaluate.table import (
     confusion_table,
@@ -38,6 +41,10 @@ class _PicturedPair:
     distance: str
     names: str
     wrong: bool
+
+
+PicturedPairs = tuple[tuple[str, tuple[_PicturedPair, ...]], ...]
+"""A title for each kind of pair, and its pairs."""
 
 
 def write_page(path: str | Path, result: VerificationResult | ClassificationResult, *, command: str) -> None:
@@ -80,7 +87,9 @@ def _roc(drawer: Drawer, result: VerificationResult) -> Chart | None:
         return None
     rates = f"area {result.measured.auc:.4f}, equal error rate {result.measured.eer:.4f}"
     description = f"Receiver operating characteristic: {rates}"
-    return drawer.roc(Roc(description, roc.fpr.tolist(), roc.tpr.tolist(), result.settings.far))
+    label = "same pairs accepted, by different pairs accepted"
+    curve = RocCurve(label, roc.fpr.tolist(), roc.tpr.tolist())
+    return drawer.roc(Roc(description, (curve,), result.settings.far))
 
 
 def _distances(drawer: Drawer, result: VerificationResult) -> Chart:
@@ -100,30 +109,45 @@ def _distances(drawer: Drawer, result: VerificationResult) -> Chart:
     )
 
 
-def _worst(result: VerificationResult) -> tuple[tuple[str, tuple[_PicturedPair, ...]], ...]:
-    """The pairs that are furthest on the wrong side: the same person far apart, different people close."""
-    distances, same = result.measured.distances, result.pairs.same
+def _worst(result: VerificationResult) -> PicturedPairs:
+    images = [FaceImage(Path(file), box) for file, box in zip(result.images, result.boxes, strict=True)]
+    return picture_worst_pairs(images, result.crop, result.pairs, result.measured)
+
+
+def picture_worst_pairs(
+    images: Sequence[FaceImage], crop: CropMethod, pairs: Pairs, measured: Measurement
+) -> PicturedPairs:
+    """Picture the pairs furthest on the wrong side: the same person far apart, different people close.
+
+    Args:
+        images: The images, which are read again.
+        crop: The crop of photographs.
+        pairs: Pairs of the images.
+        measured: The figures of these pairs.
+
+    Returns:
+        A title for each kind of pair that there is, and its worst pairs.
+
+    Raises:
+        SourceError: An image has gone since.
+    """
+    distances, same = measured.distances, pairs.same
     order = np.argsort(distances, kind="stable")
     of_same, different = order[same[order]][::-1][:_PAIRS], order[~same[order]][:_PAIRS]
     kinds = (("The same person, farthest apart", of_same), ("Different people, closest", different))
-    return tuple(
-        (title, tuple(_picture(result, int(place)) for place in places))
-        for title, places in kinds
-        if len(places)
-    )
+    accuracy = measured.accuracy or measured.best
 
+    def picture(place: int) -> _PicturedPair:
+        shown = [images[int(side[place])] for side in (pairs.first, pairs.second)]
+        first, second = (data_url(Image.fromarray(read_face(image, crop))) for image in shown)
+        return _PicturedPair(
+            (first, second),
+            f"{distances[place]:.3f}",
+            ", ".join(image.file.name for image in shown),
+            accuracy is not None and bool(accuracy.same[place] != same[place]),
+        )
 
-def _picture(result: VerificationResult, place: int) -> _PicturedPair:
-    shown = (int(side[place]) for side in (result.pairs.first, result.pairs.second))
-    images = [FaceImage(Path(result.images[number]), result.boxes[number]) for number in shown]
-    first, second = (data_url(Image.fromarray(read_face(image, result.crop))) for image in images)
-    accuracy = result.measured.accuracy or result.measured.best
-    return _PicturedPair(
-        (first, second),
-        f"{result.measured.distances[place]:.3f}",
-        ", ".join(image.file.name for image in images),
-        accuracy is not None and bool(accuracy.same[place] != result.pairs.same[place]),
-    )
+    return tuple((title, tuple(map(picture, places.tolist()))) for title, places in kinds if len(places))
 
 
 def _verification_head(result: VerificationResult) -> Head:

@@ -12,6 +12,7 @@ from checks.core.render import Row, Table, print_judgements, print_table
 from converter import command_line
 from converter.counts import counted
 from converter.home_folder import from_home
+from faces.evaluate.classifier import Scores
 from faces.evaluate.result import ClassificationResult, VerificationResult
 from faces.model import ModelFacts
 
@@ -175,7 +176,7 @@ def score_table(result: ClassificationResult) -> Table:
     return Table("figure", ("value", "rests on"), rows, text_columns=1)
 
 
-def confusion_table(result: ClassificationResult) -> Table:
+def confusion_table(result: ClassificationResult | Scores) -> Table:
     """The faces by label and predicted label, with the scores of each class."""
     labels = tuple(scores.label for scores in result.classes)
     rows = tuple(

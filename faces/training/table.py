@@ -6,7 +6,8 @@ from converter.command_line import console
 from converter.counts import counted
 from faces.training.result import TrainResult
 
-_NAMES = {"eer": "equal error rate", "auc": "area under the curve", "pairs_accuracy": "pairs, best threshold"}
+NAMES = {"eer": "equal error rate", "auc": "area under the curve", "pairs_accuracy": "pairs, best threshold"}
+"""The figures of a validation whose name says too little, and what they are called."""
 
 
 def print_result(result: TrainResult) -> None:
@@ -37,7 +38,7 @@ def _lines(result: TrainResult) -> list[str]:
         shown = "not defined" if value is None else f"{value:.4f}"
         earlier = before.get(name)
         at_first = "" if earlier is None or name == "loss" else f"  (before: {earlier:.4f})"
-        lines.append(f"{_NAMES.get(name, name):22}{shown}{at_first}")
+        lines.append(f"{NAMES.get(name, name):22}{shown}{at_first}")
     if result.folder is not None:
         lines.append(
             f"weights  {result.folder / 'best'}, of epoch {result.best_epoch}; {result.folder / 'last'}"

@@ -29,6 +29,7 @@ class Validation:
         predicted: (N,) the predicted person of each face; empty without a classifier.
         loss: The mean cross-entropy; None without a classifier.
         scores: The scores of the classifier; None without one.
+        probabilities: (N, people), in the order of its outputs; None without one.
     """
 
     embeddings: NDArray[np.float32]
@@ -37,6 +38,7 @@ class Validation:
     predicted: tuple[str, ...] = ()
     loss: float | None = None
     scores: Scores | None = None
+    probabilities: NDArray[np.float32] | None = None
 
     @property
     def figures(self) -> dict[str, float | None]:
@@ -115,4 +117,5 @@ def validate(
         predicted,
         float(F.cross_entropy(logits, labels)),
         score(list(owners), list(predicted)),
+        logits.softmax(dim=1).numpy(),
     )
