@@ -21,8 +21,9 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, default=5, help="number of runs of each command (default: 5)")
     parser.add_argument(
         "--only",
-        choices=("conversion", "faces"),
-        help="measure one part: converting and comparing, or finding and embedding faces (default: both)",
+        choices=("conversion", "faces", "training"),
+        help="measure one part: converting and comparing, finding and embedding faces, or training "
+        "(default: all)",
     )
     options.add_report_option(parser)
 
@@ -51,11 +52,11 @@ def _as_json(result: BenchmarkResult) -> dict[str, Any]:
 
 COMMAND = command_line.Command(
     "checks.benchmark",
-    "Measure the time and memory that converting, comparing and embedding faces take.",
+    "Measure the time and memory that converting, comparing, embedding faces and training take.",
     _add_arguments,
     _work,
     "exit codes: 0 every bound is kept; 1 a bound is not kept; 4 TensorFlow is missing, or with\n"
-    "--only faces a package or the package index",
+    "--only faces or training a package or the package index",
 )
 main = COMMAND.main
 

@@ -1,4 +1,4 @@
-"""Measure the time and memory that converting and comparing take, and finding and embedding faces.
+"""Measure the time and memory that converting, comparing, finding and embedding faces, and training take.
 
 Most figures cover a whole process, from start to exit. The two sides of a ratio run in turn, so that a
 change in the machine's speed affects both. The median of the ratios counts.
@@ -14,6 +14,7 @@ from pathlib import Path
 from checks.benchmark.face_figures import measure_faces
 from checks.benchmark.processes import ProcessCost, run_process
 from checks.benchmark.result import BenchmarkResult, Figure, Part, summarise
+from checks.benchmark.training_figures import measure_training
 from checks.core import thresholds
 from converter.errors import RequirementError
 from converter.manifest import file_digest
@@ -26,25 +27,27 @@ def run_benchmark(folder: Path, rounds: int, only: Part | None = None) -> Benchm
         folder: The folder for files, with 800 MB free.
         rounds: The number of runs of each command.
         only: The part to measure; None measures all. Without a package index, or without the packages that
-            they need, the faces are left out, and the result says so.
+            they need, faces or training are left out, and the result says so.
 
     Raises:
-        RequirementError: The faces alone are asked for, and cannot be measured.
+        RequirementError: One part alone is asked for, and cannot be measured.
         RuntimeError: A command failed.
     """
-    figures = [] if only == "faces" else _measure(folder, rounds)
-    notes: tuple[str, ...] = ()
-    if only != "conversion":
+    figures = _measure(folder, rounds) if only in (None, "conversion") else []
+    notes: list[str] = []
+    for part, measure in (("faces", measure_faces), ("training", measure_training)):
+        if only not in (None, part):
+            continue
         try:
-            figures += measure_faces(folder, rounds)
+            figures += measure(folder, rounds)
         except RequirementError as error:
             if only is not None:
                 raise
-            notes = (f"the faces are not measured: {error}",)
+            notes.append(f"{part}: not measured: {error}")
     # Imported last: the peak memory of a child is at least that of its parent at the start of the child.
     from checks.core.environment import environment
 
-    return BenchmarkResult(rounds, tuple(figures), environment(), notes)
+    return BenchmarkResult(rounds, tuple(figures), environment(), tuple(notes))
 
 
 def _measure(folder: Path, rounds: int) -> list[Figure]:

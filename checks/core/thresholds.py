@@ -124,5 +124,11 @@ EMBED_RATIO = 1.5
 EMBED_MEMORY = 1.1
 """Benchmark: peak memory of `facenet-port embed` on four times as many photographs."""
 
+TRAIN_RATIO = 0.9
+"""Benchmark: smallest ratio of the faces a second of `facenet-port train` to those of a bare loop."""
+
+TRAIN_WAITING = 0.1
+"""Benchmark: share of a training's time that waits for data."""
+
 PRETRAINED_RATIO = 1.3
 """Benchmark: time of `InceptionResnetV1(pretrained=...)` from the cache, verified, over torch.load."""

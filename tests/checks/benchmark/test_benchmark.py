@@ -17,6 +17,7 @@ from checks.benchmark.__main__ import main
 from checks.benchmark.peer import PEER, embed, load_network, load_peer
 from checks.benchmark.processes import ProcessCost, run_timed
 from checks.benchmark.result import BenchmarkResult, summarise
+from checks.benchmark.training_figures import measure_training
 from converter.errors import RequirementError
 from reference import load
 from tests.conftest import fetch
@@ -104,9 +105,10 @@ def test_without_an_index_the_other_figures_come(monkeypatch, tmp_path, capsys):
 
     monkeypatch.setattr(run, "_measure", lambda *_: [figure])
     monkeypatch.setattr(run, "measure_faces", unreachable)
+    monkeypatch.setattr(run, "measure_training", lambda *_: [])
     result = run.run_benchmark(tmp_path, 1)
     assert (result.figures, result.passed) == ((figure,), True)
-    assert result.notes == ("the faces are not measured: facenet-pytorch 2.6.0 cannot be downloaded.",)
+    assert result.notes == ("faces: not measured: facenet-pytorch 2.6.0 cannot be downloaded.",)
     assert main(["--only", "faces"]) == 4
     assert "facenet-pytorch 2.6.0 cannot be downloaded." in capsys.readouterr().err
     assert run.run_benchmark(tmp_path, 1, "conversion").notes == ()
@@ -183,3 +185,12 @@ def test_our_sides_code_runs(colour_detector, network, monkeypatch, tmp_path, ca
     exec(face_figures._EMBED.replace("Embedder()", "Embedder(standardisation='fixed')"), {})
     assert (tmp_path / "e.parquet").exists()
     assert all(0 < float(line) < 60 for line in capsys.readouterr().out.split())
+
+
+@pytest.mark.slow
+def test_a_training_is_measured_against_a_bare_loop(tmp_path):
+    ratio, waited = measure_training(tmp_path, 1, faces=4, batch=2)
+    assert ratio.name == "train / a bare loop, faces a second at batch 2"
+    assert ratio.at_least
+    assert 0.1 < ratio.value < 10
+    assert 0 < waited.value < 1
