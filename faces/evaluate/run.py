@@ -29,6 +29,7 @@ from faces.face_table import ENDINGS, FaceTable, read_table, whole_number
 from faces.model import Model, ModelFacts
 from faces.options import require_packages
 from faces.threshold import Threshold, read_threshold
+from faces.training.run_folder import PEOPLE, WEIGHTS, read_people
 
 PREDICTED = "predicted_label"
 """The column of a table with a classifier's answers."""
@@ -170,7 +171,7 @@ def evaluate_classifier(
     Raises:
         UsageError: The network has no classifier, or is not known.
         SourceError, MappingError: A file is unreadable, corrupt or not what it should be; a table lacks
-            columns or files; a label is no class of the network.
+            columns or files; a label is no class of the network, or another person's in its training.
         RequirementError: A package, or a model that is not in the cache, is missing.
     """
     require_packages("evaluate", sklearn="scikit-learn", scipy="scipy")
@@ -182,6 +183,7 @@ def evaluate_classifier(
     else:
         images, network = read_images(table), embedder.model
         _check_labels(table, labels, network)
+        _check_people(table, labels, Path(embedder.stated_model))
         say("finding faces")
         crop = embedder.find_crop(images)
         found = find_faces(images, crop, lambda: embedder.detector, progress)
@@ -219,6 +221,22 @@ def _check_labels(table: FaceTable, labels: list[str], model: Model) -> None:
                 f"row {row} has the label {label!r}, and the {classes:,} classes of {model.name} are 0 to "
                 f"{classes - 1}",
                 next_step="Give the table that the classifier was trained with",
+            )
+
+
+def _check_people(table: FaceTable, labels: list[str], weights: Path) -> None:
+    """Refuse labels that are other people's in the training of the classifier, if it was trained here."""
+    folder = weights.parent if weights.name == WEIGHTS else weights
+    if "person_name" not in table.columns or not (folder / PEOPLE).is_file():
+        return
+    people = dict(enumerate(read_people(weights)))
+    for row, (label, person) in enumerate(zip(labels, table.texts("person_name"), strict=True), 1):
+        trained = people.get(int(label), "nobody")
+        if person not in ("", trained):
+            raise SourceError(
+                table.path,
+                f"row {row} is {person} with the label {label}, which is {trained} for {weights}",
+                next_step="Give the labels that the classifier was trained with",
             )
 
 

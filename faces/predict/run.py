@@ -45,7 +45,7 @@ def predict(
         RequirementError: The detector's weights are not in the cache and cannot be downloaded.
     """
     weights = Path(weights)
-    people = read_people(weights.parent if weights.is_file() else weights)
+    people = read_people(weights)
     if not people:
         raise UsageError(
             f'{weights}: these weights have no classifier; task = "triplet" trains none. Train a classifier, '

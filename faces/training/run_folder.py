@@ -171,18 +171,24 @@ class RunFolder:
             convert_file(raw, folder / WEIGHTS, standardisation=stated, overwrite=True)
 
 
-def read_people(folder: Path) -> tuple[str, ...]:
-    """Read the people that the classifier of a folder `best` or `last` tells apart.
+def read_people(weights: Path) -> tuple[str, ...]:
+    """Read the people that the classifier of a training tells apart, in the order of its outputs.
+
+    Args:
+        weights: The folder `best` or `last` of a run, or the weights in it.
+
+    Returns:
+        The people; none without a classifier.
 
     Raises:
-        SourceError: There are none, or the file is damaged.
+        SourceError: The file is not there, or damaged.
     """
-    path = folder / PEOPLE
+    path = (weights.parent if weights.is_file() else weights) / PEOPLE
     try:
         people = json.loads(path.read_bytes())["people"]
-        if not all(isinstance(person, str) for person in people):
-            raise TypeError("names are texts")
-    except (OSError, ValueError, LookupError, TypeError) as error:
+        if not isinstance(people, list) or not all(isinstance(person, str) for person in people):
+            raise TypeError("a list of texts")
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         step = "Give the folder best or last of a run of `facenet-port train`"
         raise SourceError(path, "it does not name the people of a classifier", next_step=step) from error
     return tuple(people)

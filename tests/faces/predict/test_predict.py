@@ -118,12 +118,25 @@ def copy(best, tmp_path):
         (None, 3, "people.json: it does not name the people of a classifier. Give the folder best or last"),
         ([], 2, 'these weights have no classifier; task = "triplet" trains none. Train a classifier, or'),
         ([*PEOPLE, "Ana"], 3, "people.json names 8 people, and the classifier has 7 outputs"),
+        ("Ana, Bo", 3, "people.json: it does not name the people of a classifier"),
         ([*PEOPLE[1:], 7], 3, "people.json: it does not name the people of a classifier"),
     ],
 )
 def test_people_who_are_not_those_of_the_classifier(copy, crops, people, exit_code, message, capsys):
     assert predict(crops, "--weights", copy(people)) == exit_code
     assert message in capsys.readouterr().err
+
+
+def test_the_labels_of_a_table_are_those_of_the_training(best, crops, tmp_path, capsys):
+    """A table of some of the people numbers them anew, which would give wrong figures."""
+    rows = [f"{crops / f'{number}.png'},{PEOPLE[number]},{number}" for number in range(3)]
+    (tmp_path / "faces.csv").write_text("\n".join(["image_path,person_name,label", *rows]))
+    command = ["evaluate", str(tmp_path / "faces.csv"), "--classify", "--model", str(best)]
+    assert main(command) == 0
+    rows[1:] = [rows[2].replace(",2", ",1")]
+    (tmp_path / "faces.csv").write_text("\n".join(["image_path,person_name,label", *rows]))
+    assert main(command) == 3
+    assert "row 2 is [person] 2 with the label 1, which is [person] 1 for" in capsys.readouterr().err
 
 
 def test_tensorflow_names_the_same_people(colour_detector, best, crops, tmp_path):
