@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Mapping, Sequence
 
@@ -41,7 +42,8 @@ def _work(arguments: argparse.Namespace) -> int:
         command_line.check_result_file(arguments, "report", (".html", ".htm"), (b"<!doctype", b"<html"))
     from faces.training.run import train  # with PyTorch, which takes seconds
 
-    with ProgressBar("training", quiet=arguments.quiet) as bar:
+    speaks = os.environ.get("RANK", "0") == "0"  # the first of torchrun's processes, which all run this
+    with ProgressBar("training", quiet=arguments.quiet or not speaks) as bar:
 
         def report(step: int, steps: int, figures: Mapping[str, float]) -> None:
             bar.label(f"training: loss {figures['loss']:.3g}, {figures['score']:.0%}")
@@ -54,6 +56,8 @@ def _work(arguments: argparse.Namespace) -> int:
             offline=arguments.offline,
             report=report,
         )
+    if not speaks:
+        return 0
     command_line.show_result(arguments, result, "faces.training", result.as_json)
     for warning in result.warnings:
         command_line.print_error(f"{arguments.program}: warning: {warning}")

@@ -147,9 +147,15 @@ def test_two_processes_give_the_weights_of_one(settings, run, tmp_path):
     path = tmp_path / "config.toml"
     path.write_text(format_config(replace(settings, output=str(tmp_path / "run"))))
     command = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "faces.training", str(path)]
-    subprocess.run(
-        [sys.executable, *command], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=600
+    ended = subprocess.run(
+        [sys.executable, *command],
+        check=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=600,
+        stdout=subprocess.PIPE,
+        text=True,
     )
+    assert ended.stdout.count("Trained on 12 faces of 3 people") == 1
     one = torch.load(run / "last" / "weights.pt", weights_only=True)
     two = torch.load(tmp_path / "run" / "last" / "weights.pt", weights_only=True)
     assert one.keys() == two.keys()
