@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 
 class PortError(Exception):
@@ -47,6 +48,10 @@ class SourceError(PortError):
         self.tensor = tensor
         where = f"{path}: " if tensor is None else f"{path}: tensor {tensor!r}: "
         super().__init__(where + problem + "." + (f" {next_step}." if next_step else ""))
+
+    def __reduce__(self) -> Any:
+        """Let another process send it: Python would call the class with the message alone."""
+        return self.__class__.__new__, (self.__class__, *self.args), self.__dict__
 
 
 class RequirementError(PortError):

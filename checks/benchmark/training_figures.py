@@ -86,12 +86,12 @@ print(times[-1] - times[0])
 """
 
 _BARE = """
-from faces.training.data import Faces, build_loader, epoch_batches, find_data
+from faces.training.data import Faces, build_loader, epoch_batches, find_data, read_batches
 from reference import InceptionResnetV1
 data = find_data(config)
 rows = [[(0, int(place)) for place in batch] for batch in epoch_batches(config, data, 0)]
 loader = build_loader(Faces(data.training, "fixed"), rows, 0)
-batches = [(images, torch.from_numpy(data.labels)[places]) for images, places in loader]
+batches = [(images, torch.from_numpy(data.labels)[places]) for images, places in read_batches(loader)]
 network = InceptionResnetV1(num_classes=2, classify=True).train()
 parameters = [p for name, p in network.named_parameters() if not name.endswith("bn.weight")]
 optimiser = torch.optim.AdamW(parameters)

@@ -8,13 +8,14 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from checks.core.inputs import IMAGE_SIZE
 from converter.counts import counted
@@ -202,7 +203,7 @@ def _name(people: Sequence[str]) -> str:
     return ", ".join(people[:_MOST_NAMED]) + (", ..." if len(people) > _MOST_NAMED else "")
 
 
-class Faces(Dataset[tuple[Tensor, int]]):
+class Faces(Dataset["tuple[Tensor, int] | SourceError"]):
     """Faces of a training, augmented and standardised: (image, place), with (3, 160, 160), float32.
 
     The augmentation of a face depends on seed, epoch and place alone, so that it is the same with any number
@@ -225,13 +226,14 @@ class Faces(Dataset[tuple[Tensor, int]]):
     def __len__(self) -> int:
         return len(self._faces)
 
-    def __getitem__(self, row: Row) -> tuple[Tensor, int]:
-        """Read a face for an epoch.
+    def __getitem__(self, row: Row) -> tuple[Tensor, int] | SourceError:
+        """Read a face for an epoch, or return the error, since PyTorch wraps one that a worker raises."""
+        try:
+            return self._read(*row)
+        except SourceError as error:
+            return error
 
-        Raises:
-            SourceError: The file cannot be read, or is no crop.
-        """
-        epoch, place = row
+    def _read(self, epoch: int, place: int) -> tuple[Tensor, int]:
         if self._config is None:
             pixels = read_face(self._faces[place].image, "scaled")
         else:
@@ -365,14 +367,33 @@ def share_of(rows: int, process: int, processes: int) -> slice:
     return slice(rows * process // processes, rows * (process + 1) // processes)
 
 
+def _collate(items: Sequence[tuple[Tensor, int] | SourceError]) -> tuple[Tensor, Tensor] | SourceError:
+    """Put faces together as a batch, or return the first error among them."""
+    errors = [item for item in items if isinstance(item, SourceError)]
+    return errors[0] if errors else default_collate(list(items))
+
+
+def read_batches(loader: DataLoader[Any]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Read the batches of a loader.
+
+    Raises:
+        SourceError: A file cannot be read, or is no crop.
+    """
+    for batch in loader:
+        if isinstance(batch, SourceError):
+            raise batch
+        yield batch
+
+
 def build_loader(
     faces: Faces, rows: Sampler[list[Row]] | Sequence[list[Row]], workers: int
-) -> DataLoader[tuple[Tensor, Tensor]]:
-    """Build the loader of (images, places): (N, 3, 160, 160), float32, and (N), int64."""
+) -> DataLoader[Any]:
+    """Build the loader that `read_batches` reads: (N, 3, 160, 160), float32, and the places (N), int64."""
     return DataLoader(
-        faces,  # type: ignore[arg-type]  # places become tensors when they are put together
+        faces,
         batch_sampler=rows,
         num_workers=workers,
+        collate_fn=_collate,
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),
     )

@@ -21,7 +21,15 @@ from torch.optim.lr_scheduler import LambdaLR
 from converter.errors import DifferenceError
 from faces.model import Standardisation
 from faces.training.config import TrainConfig
-from faces.training.data import Batches, Faces, TrainingData, build_loader, epoch_batches, share_of
+from faces.training.data import (
+    Batches,
+    Faces,
+    TrainingData,
+    build_loader,
+    epoch_batches,
+    read_batches,
+    share_of,
+)
 from faces.training.network import learning_rate_factor, make_optimiser, set_stage, stage_of
 from faces.training.objectives import Batch, Objective
 from faces.training.run_folder import RunFolder
@@ -123,7 +131,7 @@ class Trainer:
         places = [(0, place) for place in range(len(faces))]
         rows = [places[start : start + _EMBEDDED] for start in range(0, len(places), _EMBEDDED)]
         loader = build_loader(Faces(faces, self._standardisation), rows, 0)
-        return embed_faces(self.objective, loader, self._accelerator.device)
+        return embed_faces(self.objective, read_batches(loader), self._accelerator.device)
 
     def validate(self) -> Validation:
         """Measure the faces to validate on."""
@@ -178,7 +186,7 @@ class Trainer:
         self._batches.epoch, self._batches.start = progress.epoch, progress.batch
         whole = epoch_batches(config, self._data, progress.epoch)
         begun = waited = time.monotonic()
-        for images, _ in self._loader:
+        for images, _ in read_batches(self._loader):
             now = time.monotonic()
             figures = {"waited": now - waited}
             last = progress.batch + 1 == len(whole)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from checks.core.environment import environment
-from converter.errors import RequirementError
+from converter.errors import RequirementError, UsageError
 from faces.options import check_device
 from faces.training.config import TrainConfig
 from faces.training.data import check_shares, find_data
@@ -108,4 +108,7 @@ def _make_accelerator(config: TrainConfig) -> Any:
         check_device(config.device)
     # accelerate keeps device and precision of the first training of a process, and refuses others.
     AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
+    accelerated = torch.cuda.is_available() or torch.backends.mps.is_available()
+    if config.precision == "fp16" and (config.device == "cpu" or not accelerated):
+        raise UsageError("precision: fp16 needs a GPU. Give bf16, or no.")
     return Accelerator(cpu=config.device == "cpu", mixed_precision=config.precision)

@@ -101,7 +101,7 @@ def validate(
     """
     embeddings = F.normalize(prelogits).numpy()
     pairs = all_pairs(owners)
-    measured = measure(embeddings, pairs, Settings(folds=1))
+    measured = measure(embeddings, pairs, Settings(folds=1)) if len(pairs) else Measurement(np.empty(0))
     device = next(objective.parameters()).device
     with torch.inference_mode():
         logits = objective.logits(prelogits.to(device))

@@ -13,7 +13,16 @@ from PIL import Image
 
 from converter.errors import PortError, SourceError, UsageError
 from faces.training.config import TrainConfig
-from faces.training.data import Batches, Faces, augment, epoch_batches, find_data, share_of
+from faces.training.data import (
+    Batches,
+    Faces,
+    augment,
+    build_loader,
+    epoch_batches,
+    find_data,
+    read_batches,
+    share_of,
+)
 from tests.faces.training.conftest import PEOPLE, TRAINED, VALIDATED, draw_face, write_faces
 
 
@@ -219,7 +228,18 @@ def test_a_label_of_two_people_is_refused(config, faces):
 
 def test_a_random_crop_needs_the_larger_crops(config, tmp_path):
     config = replace(config, random_crop=True)
-    with pytest.raises(SourceError, match="random_crop needs crops of 182x182 pixels, not 160x160"):
-        Faces(find_data(config).training, "fixed", config)[0, 0]
+    faces = Faces(find_data(config).training, "fixed", config)
+    for workers in (0, 1):
+        with pytest.raises(SourceError, match="random_crop needs crops of 182x182 pixels, not 160x160"):
+            next(read_batches(build_loader(faces, [[(0, 0)]], workers)))
     large = replace(config, data=str(write_faces(tmp_path / "large", 182)))
     assert Faces(find_data(large).training, "fixed", large)[0, 0][0].shape == (3, 160, 160)
+
+
+def test_a_photograph_that_is_no_crop_names_the_command_that_crops(config, faces):
+    Image.new("RGB", (300, 200)).save(faces / "ana" / "0.png")
+    data = find_data(replace(config, data=str(faces)))
+    with pytest.raises(
+        SourceError, match=r"0.png: its 300x200 pixels are not those of a crop.*facenet-port align"
+    ):
+        next(read_batches(build_loader(Faces(data.training, "fixed"), [[(0, 0)]], 0)))
