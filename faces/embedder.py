@@ -95,6 +95,7 @@ class Embedder:
         stated_model: The model that was given; None if none was.
         stated_standardisation: Likewise.
         crop: The crop of photographs.
+        detector_options: Those of the detector that decide on the faces.
         offline: Whether nothing is downloaded.
 
     Raises:
@@ -123,14 +124,12 @@ class Embedder:
             device=device,
             offline=offline,
         )
-        self._load_detector = partial(
-            FaceDetector,
-            device=device,
-            smallest_face=smallest_face,
-            thresholds=thresholds,
-            factor=factor,
-            offline=offline,
-        )
+        self.detector_options: dict[str, Any] = {
+            "smallest_face": smallest_face,
+            "thresholds": thresholds,
+            "factor": factor,
+        }
+        self._load_detector = partial(FaceDetector, device=device, offline=offline, **self.detector_options)
 
     @cached_property
     def model(self) -> Model:
@@ -197,6 +196,7 @@ class Embedder:
         progress: Progress = lambda done, total: None,
         *,
         compute: Compute = Model.embed,
+        crop: CropMethod | None = None,
     ) -> EmbeddedFiles:
         """Embed the face of each image.
 
@@ -205,19 +205,20 @@ class Embedder:
                 other a face is found.
             progress: Progress callback: files done, and their number.
             compute: What is computed of standardised images: embeddings, or `Model.logits`.
+            crop: The crop that the faces have to have; None for that of the first image.
 
         Returns:
             The faces. A file that cannot be read or has no face is listed, and the others are embedded.
 
         Raises:
-            UsageError: An image has another crop than the first.
+            UsageError: An image has another crop.
             SourceError: A box lies outside its photograph.
             RequirementError: The detector's weights are not in the cache and cannot be downloaded.
         """
         faces: list[EmbeddedFace] = []
         without_face: list[Path] = []
         problems: list[SourceError] = []
-        crop = self.find_crop(images)
+        crop = crop or self.find_crop(images)
         for batch in read_batches([image.file for image in images], problems):
             for place, pixels in batch:
                 check_crop(images[place].file, pixels, self.crop, crop)

@@ -1,4 +1,7 @@
-"""The Parquet file of embeddings: a row for each face, and what they were computed with."""
+"""The Parquet file of embeddings: a row for each face, and what they were computed with.
+
+Of several processes each writes a part, and the parts lie in a folder that has the name of the file.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import importlib.util
 import io
 import json
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,6 +29,8 @@ COLUMNS = ("image_path", "person_name", "bbox", "embedding")
 """The columns in their order. A path starts at the file's folder; bbox is null for a crop."""
 
 _KEY = b"facenet-port"  # of the metadata
+_PART_KEY = b"facenet-port-part"
+_PART_NAME = r"part-([0-9]{5})-of-([0-9]{5})\.parquet"
 _WRITE = "`facenet-port embed FOLDER -o embeddings.parquet` writes such a file"
 
 
@@ -100,8 +106,25 @@ class Embeddings:
         return tuple(person or str(file) for person, file in zip(self.people, self.files, strict=True))
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What the file of a part has beside its embeddings.
+
+    Attributes:
+        run: The digest of the images, model and options of all parts.
+        without_face: The photographs of the part without a face.
+        problems: The errors on files of the part that could not be read.
+    """
+
+    run: str
+    without_face: tuple[Path, ...]
+    problems: tuple[SourceError, ...]
+
+
 def is_embeddings(path: Path) -> bool:
-    """Return whether a file is a Parquet table with a column of embeddings."""
+    """Return whether a file is a Parquet table with a column of embeddings, or a folder of its parts."""
+    if path.is_dir():
+        return bool(_list_parts(path))
     if path.suffix.lower() != ".parquet" or importlib.util.find_spec("pyarrow") is None:
         return False
     import pyarrow
@@ -113,11 +136,16 @@ def is_embeddings(path: Path) -> bool:
         return False
 
 
-def check_output(path: Path) -> None:
+def check_output(path: Path, *, in_parts: bool) -> None:
     """Refuse a file that embeddings cannot be written to, before the work begins. Older ones are replaced.
 
+    Args:
+        path: The file, or the folder of parts.
+        in_parts: Whether parts are written.
+
     Raises:
-        UsageError: It has another ending, its folder does not exist, or it exists and is something else.
+        UsageError: It has another ending, its folder does not exist, it exists and is something else, or it
+            is a file and parts are written.
         RequirementError: pyarrow is not installed.
     """
     if path.suffix.lower() != ".parquet":
@@ -127,6 +155,15 @@ def check_output(path: Path) -> None:
     check_format("parquet", path)
     if not path.exists():
         return
+    if path.is_dir():
+        others = [file.name for file in path.iterdir() if not re.fullmatch(rf"\..*|{_PART_NAME}", file.name)]
+        if others:
+            raise UsageError(
+                f"{path}: it has {others[0]}, which is no part of embeddings. Give another name."
+            )
+        return
+    if in_parts:
+        raise UsageError(f"{path}: it is one file, and several processes write parts. Give another name.")
     try:
         read_embeddings(path)
     except SourceError:
@@ -138,12 +175,13 @@ def path_in(folder: Path, file: Path) -> str:
     return Path(os.path.relpath(file.resolve(), folder.resolve())).as_posix()
 
 
-def encode_embeddings(embeddings: Embeddings, folder: Path) -> bytes:
+def encode_embeddings(embeddings: Embeddings, folder: Path, part: Part | None = None) -> bytes:
     """Encode embeddings as the content of a Parquet file.
 
     Args:
         embeddings: The embeddings.
-        folder: The folder of the file, which its paths start at.
+        folder: The folder of the file, which its paths start at; for a part that of the folder of parts.
+        part: What a part has beside them; None for a whole file.
 
     Raises:
         RequirementError: pyarrow is not installed.
@@ -154,25 +192,107 @@ def encode_embeddings(embeddings: Embeddings, folder: Path) -> bytes:
 
     values = pyarrow.array(embeddings.values.ravel())
     columns = (
-        [path_in(folder, file) for file in embeddings.files],
-        list(embeddings.people),
+        pyarrow.array([path_in(folder, file) for file in embeddings.files], pyarrow.string()),
+        pyarrow.array(embeddings.people, pyarrow.string()),
         pyarrow.array(embeddings.boxes, pyarrow.list_(pyarrow.float64())),
         pyarrow.FixedSizeListArray.from_arrays(values, embeddings.values.shape[1]),
     )
     table = pyarrow.table(dict(zip(COLUMNS, columns, strict=True)))
     metadata = {_KEY: json.dumps(embeddings.origin.as_json()).encode()}
+    if part is not None:
+        beside = {
+            "run": part.run,
+            "without_face": [path_in(folder, file) for file in part.without_face],
+            "problems": [
+                (path_in(folder, problem.path), str(problem).removeprefix(f"{problem.path}: "))
+                for problem in part.problems
+            ],
+        }
+        metadata[_PART_KEY] = json.dumps(beside).encode()
     content = io.BytesIO()
     pyarrow.parquet.write_table(table.replace_schema_metadata(metadata), content)
     return content.getvalue()
 
 
 def read_embeddings(path: Path) -> Embeddings:
-    """Read what `encode_embeddings` wrote.
+    """Read what `encode_embeddings` wrote: a file, or a folder of parts.
 
     Raises:
-        SourceError: The file cannot be read, holds no embeddings, or lacks columns or rows.
+        SourceError: The file cannot be read, holds no embeddings, or lacks columns or rows; or a part is
+            missing, or is of other images, another model or other options than the others.
         RequirementError: pyarrow is not installed.
     """
+    embeddings = read_parts(path)[0] if path.is_dir() else _read_file(path, path.parent)[0]
+    if not embeddings.files:
+        raise SourceError(path, "it holds no faces", next_step=_WRITE)
+    return embeddings
+
+
+def read_parts(folder: Path) -> tuple[Embeddings, Part]:
+    """Read a folder of parts as one.
+
+    Raises:
+        SourceError: As for `read_embeddings`, except that there may be no faces.
+        RequirementError: pyarrow is not installed.
+    """
+    files = find_parts(folder)
+    if not files:
+        raise SourceError(folder, "it holds no embeddings", next_step=_WRITE)
+    missing = next((file.name for file in files if not file.exists()), None)
+    if missing:
+        step = f"`facenet-port embed FOLDER -o {folder}` makes the missing parts"
+        raise SourceError(folder, f"it has no {missing}", next_step=step)
+    read = [_read_file(file, folder.parent) for file in files]
+    parts = [part for _, part in read if part is not None]
+    if len(parts) < len(read) or len({part.run for part in parts}) > 1:
+        problem = "its parts are of different images, models or options"
+        raise SourceError(
+            folder, problem, next_step=f"`facenet-port embed FOLDER -o {folder}` makes them anew"
+        )
+    embeddings = Embeddings(
+        files=tuple(file for part, _ in read for file in part.files),
+        people=tuple(person for part, _ in read for person in part.people),
+        boxes=tuple(box for part, _ in read for box in part.boxes),
+        values=np.concatenate([part.values for part, _ in read]),
+        origin=read[0][0].origin,
+    )
+    without_face = tuple(file for part in parts for file in part.without_face)
+    problems = tuple(problem for part in parts for problem in part.problems)
+    return embeddings, Part(parts[0].run, without_face, problems)
+
+
+def find_parts(folder: Path, count: int | None = None) -> list[Path]:
+    """Find the parts of a folder, also those that are missing.
+
+    Args:
+        folder: The folder.
+        count: The number of parts if it holds none; None for no parts then.
+
+    Raises:
+        SourceError: It holds parts of different numbers.
+    """
+    counts = {int(file.stem[-5:]) for file in _list_parts(folder)}
+    if len(counts) > 1:
+        named = " and of ".join(map(str, sorted(counts)))
+        raise SourceError(folder, f"it has parts of {named}", next_step="Remove it, or give another name")
+    count = counts.pop() if counts else count or 0
+    return [folder / f"part-{number:05}-of-{count:05}.parquet" for number in range(count)]
+
+
+def _list_parts(folder: Path) -> list[Path]:
+    return [file for file in folder.glob("part-*") if re.fullmatch(_PART_NAME, file.name)]
+
+
+def is_of_run(file: Path, run: str) -> bool:
+    """Return whether a part exists and is of this run, by its digest."""
+    try:
+        part = _read_file(file, file.parent)[1]
+    except SourceError:
+        return False
+    return part is not None and part.run == run
+
+
+def _read_file(path: Path, folder: Path) -> tuple[Embeddings, Part | None]:
     check_format("parquet", path)
     import pyarrow
     import pyarrow.parquet
@@ -182,16 +302,28 @@ def read_embeddings(path: Path) -> Embeddings:
     except (pyarrow.ArrowException, OSError) as error:
         problem = f"cannot be read as a Parquet table ({str(error).splitlines()[0]})"
         raise SourceError(path, problem, next_step=_WRITE) from error
-    origin = _parse_origin(path, (table.schema.metadata or {}).get(_KEY))
+    metadata = table.schema.metadata or {}
+    origin = _parse_origin(path, metadata.get(_KEY))
+    part = _parse_part(path, metadata[_PART_KEY], folder) if _PART_KEY in metadata else None
     missing = [column for column in COLUMNS if column not in table.column_names]
     if missing:
         raise SourceError(path, f"it has no column {' and no column '.join(missing)}", next_step=_WRITE)
-    if not table.num_rows:
-        raise SourceError(path, "it holds no faces", next_step=_WRITE)
-    files = [path.parent / file for file in _texts(path, table, "image_path")]
+    files = [folder / file for file in _texts(path, table, "image_path")]
     people = _texts(path, table, "person_name")
     boxes = [None if box is None else tuple(box) for box in table["bbox"].to_pylist()]
-    return Embeddings(tuple(files), tuple(people), tuple(boxes), _parse_values(path, table), origin)
+    return Embeddings(tuple(files), tuple(people), tuple(boxes), _parse_values(path, table), origin), part
+
+
+def _parse_part(path: Path, metadata: bytes, folder: Path) -> Part:
+    try:
+        content = json.loads(metadata)
+        without_face = tuple(folder / file for file in content["without_face"])
+        problems = tuple(
+            SourceError(folder / file, text.removesuffix(".")) for file, text in content["problems"]
+        )
+        return Part(content["run"], without_face, problems)
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        raise SourceError(path, "what it says of its part cannot be read", next_step=_WRITE) from error
 
 
 def _parse_origin(path: Path, metadata: bytes | None) -> Origin:
@@ -221,7 +353,8 @@ def _texts(path: Path, table: Any, column: str) -> Sequence[str]:
 def _parse_values(path: Path, table: Any) -> NDArray[np.float32]:
     try:
         values = np.asarray(table["embedding"].combine_chunks().flatten(), np.float32)
-        values = values.reshape(table.num_rows, -1)
+        size = -1 if table.num_rows else getattr(table.schema.field("embedding").type, "list_size", 0)
+        values = values.reshape(table.num_rows, size)
         norms = np.linalg.norm(values, axis=1)
     except (ValueError, TypeError, AttributeError):
         norms = np.zeros(1)

@@ -10,6 +10,7 @@ from checks.core.options import add_report_option, check_report
 from converter import command_line
 from converter.progress import ProgressBar
 from faces import options
+from faces.processes import Processes, join_processes
 
 _MOST_WORKERS = 8  # by default; the detector keeps no more busy
 
@@ -79,10 +80,16 @@ def _share(text: str) -> float:
 
 def _work(arguments: argparse.Namespace) -> int:
     check_report(arguments)
+    with join_processes(arguments.device) as processes:
+        return _align(arguments, processes)
+
+
+def _align(arguments: argparse.Namespace, processes: Processes) -> int:
     from faces.align.result import AlignOptions
     from faces.align.run import align
 
-    with ProgressBar("cropping faces", quiet=arguments.quiet) as progress:
+    quiet = arguments.quiet or not processes.is_first
+    with ProgressBar("cropping faces", quiet=quiet) as progress:
         result = align(
             arguments.folder,
             arguments.out,
@@ -99,8 +106,11 @@ def _work(arguments: argparse.Namespace) -> int:
             workers=arguments.workers,
             device=arguments.device,
             offline=arguments.offline,
+            processes=processes,
             progress=progress,
         )
+    if not processes.is_first:
+        return 0  # the first process tells the result of all
     command_line.show_result(arguments, result, "faces.align", result.as_json)
     for photograph in result.unreadable:
         file = arguments.folder / photograph.name

@@ -1,6 +1,7 @@
 """The journal of a folder of crops, `align.jsonl`: the options, and a line for each photograph that is done.
 
-A run that was interrupted goes on behind the last whole line. The table is made from the journal.
+A run that was interrupted goes on behind the last whole line. The table is made from the journal. Of several
+processes the others write `align-1.jsonl` and so on; the journal of the folder is all of these together.
 """
 
 from __future__ import annotations
@@ -9,10 +10,12 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from io import BufferedRandom
 from pathlib import Path
 from typing import Any, Self
 
@@ -24,6 +27,7 @@ from converter.manifest import file_digest
 from converter.stray_files import is_stray
 from faces.align.result import AlignedPhotograph, AlignOptions, CroppedFace, person_of
 from faces.detect.result import Face
+from faces.processes import ALONE, Processes
 
 NAME = "align.jsonl"
 _MOST_BYTES = 4 << 30  # some 10 million photographs
@@ -60,7 +64,7 @@ class FileState:
 
 
 class Journal:
-    """A context manager that holds the journal open for one process.
+    """A context manager that holds the journal open for a process, or for those that share the work.
 
     Attributes:
         done: The name of each photograph that is done to what was made of it.
@@ -69,6 +73,7 @@ class Journal:
     Args:
         out: The folder of crops.
         options: The options of this run.
+        processes: The processes that share the work. This one writes to the file of its number.
 
     Raises:
         UsageError: The folder holds something else, was made with other options, or another process is
@@ -76,15 +81,22 @@ class Journal:
         SourceError: The journal is damaged.
     """
 
-    def __init__(self, out: Path, options: AlignOptions) -> None:
+    def __init__(self, out: Path, options: AlignOptions, processes: Processes = ALONE) -> None:
         self.done: dict[str, AlignedPhotograph] = {}
         self.owners: dict[str, str] = {}
         self._states: dict[str, FileState] = {}
         self._tables: set[str] = set()
-        self._out, self._path, self._options = out, out / NAME, options
+        self._ends: dict[Path, int] = {}  # of what has been read of each file
+        self._out, self._options, self._processes = out, options, processes
+        self._path = out / (NAME if processes.is_first else f"align-{processes.number}.jsonl")
+        self._file: BufferedRandom | None = None
         self._files = ExitStack()
-        if self._path.exists():
-            self._open()
+        numbers = self._find_numbers()
+        if numbers:
+            with ExitStack() as files:
+                for number, path in sorted(numbers.items(), reverse=True):  # what is done again is at the end
+                    self._open(path, files, is_own=number % processes.count == processes.number)
+                self._files = files.pop_all()
         elif out.exists() and not _is_empty(out):
             raise UsageError(f"{out}: it exists and holds no crops of `facenet-port align`. {_ANOTHER}.")
 
@@ -100,9 +112,15 @@ class Journal:
         Raises:
             UsageError: Another process has begun to write to the folder.
         """
-        if not self._path.exists():
+        if self._file is None:
             self._out.mkdir(parents=True, exist_ok=True)
-            self._open()
+            self._open(self._path, self._files, is_own=True)
+
+    def read_all(self) -> None:
+        """Read what the other processes have written in the meantime."""
+        for path in self._find_numbers().values():
+            if path != self._path:
+                self._read(path, None)
 
     def add(self, photographs: Iterable[tuple[AlignedPhotograph, FileState | None]]) -> None:
         """Write what was made of photographs, before their crops appear."""
@@ -135,7 +153,7 @@ class Journal:
     def find_copies(self) -> dict[str, str]:
         """Find photographs with the content of another person's: each name to that of the other."""
         groups: defaultdict[str, list[str]] = defaultdict(list)
-        for name in self.done:
+        for name in sorted(self.done):
             if name in self._states:
                 groups[self._states[name].sha256].append(name)
         return {
@@ -174,37 +192,50 @@ class Journal:
                 f"cannot be found in {folder}: {named}. {_ANOTHER}."
             )
 
-    def _open(self) -> None:
-        with ExitStack() as files:
-            self._file = files.enter_context(self._path.open("a+b"))
-            self._lock()
-            self._read()
-            self._files = files.pop_all()
+    def _find_numbers(self) -> dict[int, Path]:
+        """Find the files of the journal: the number of the process of each, and its path."""
+        found = {}
+        for path in self._out.glob("align*.jsonl"):
+            if match := re.fullmatch(r"align(?:-([1-9][0-9]*))?\.jsonl", path.name):
+                found[int(match[1] or 0)] = path
+        return found
 
-    def _lock(self) -> None:
+    def _open(self, path: Path, files: ExitStack, *, is_own: bool) -> None:
+        """Read a file; hold it if no other process of this run does."""
+        if not is_own:
+            self._read(path, None)
+            return
+        file = files.enter_context(path.open("a+b"))
+        self._lock(file)
+        if path == self._path:
+            self._file = file
+        self._read(path, file)
+
+    def _lock(self, file: BufferedRandom) -> None:
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UsageError(f"{self._out}: another run is writing to it. Wait for its end.") from None
         except OSError:  # a file system without locks
             pass
 
     def _append(self, lines: list[Mapping[str, Any]]) -> None:
-        self._file.write("".join(f"{json.dumps(line)}\n" for line in lines).encode())
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        assert self._file is not None, "begin() opens it"
+        _write_lines(self._file, lines)
 
-    def _read(self) -> None:
-        content = read_whole(self._path, _MOST_BYTES, "it is larger than any journal")
-        whole = content[: content.rfind(b"\n") + 1]  # the last line is cut off if its process was killed
+    def _read(self, path: Path, file: BufferedRandom | None) -> None:
+        """Read what is new in a file; one that this process holds is cut behind its last whole line."""
+        content = read_whole(path, _MOST_BYTES, "it is larger than any journal")
+        start, end = self._ends.get(path, 0), content.rfind(b"\n") + 1  # a killed process cuts off a line
         begins = {"options": asdict(self._options)}
-        if not whole and json.dumps(begins).encode().startswith(content):
-            self._file.truncate(0)
-            self._append([begins])
+        if not end and json.dumps(begins).encode().startswith(content):
+            if file is not None:
+                file.truncate(0)
+                _write_lines(file, [begins])
             return
         try:
-            head, *lines = map(json.loads, whole.decode("ascii").splitlines())
-            made_with = _parse_options(head["options"])
+            lines = list(map(json.loads, content[start:end].decode("ascii").splitlines()))
+            made_with = self._options if start else _parse_options(lines.pop(0)["options"])
             for line in lines:
                 if "table" in line:
                     self._tables.add(line["table"])
@@ -212,16 +243,24 @@ class Journal:
                     state = line["file"]
                     self._take(_parse_photograph(line["photograph"]), FileState(**state) if state else None)
         except (ValueError, TypeError, LookupError, AttributeError) as error:
-            raise SourceError(self._path, "it is damaged", next_step=_ANOTHER) from error
+            raise SourceError(path, "it is damaged", next_step=_ANOTHER) from error
         if made_with != self._options:
             raise UsageError(f"{self._out}: {_describe_difference(made_with, self._options)}. {_ANOTHER}.")
-        self._file.truncate(len(whole))
+        self._ends[path] = end
+        if file is not None:
+            file.truncate(end)
 
     def _take(self, photograph: AlignedPhotograph, state: FileState | None) -> None:
         self.done[photograph.name] = photograph
         self.owners |= {face.crop: photograph.name for face in photograph.cropped}
         if state is not None:
             self._states[photograph.name] = state
+
+
+def _write_lines(file: BufferedRandom, lines: list[Mapping[str, Any]]) -> None:
+    file.write("".join(f"{json.dumps(line)}\n" for line in lines).encode())
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def _is_empty(folder: Path) -> bool:

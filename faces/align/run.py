@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -28,6 +29,7 @@ from faces.detect.detector import FaceDetector
 from faces.detect.result import Face
 from faces.face_table import TABLE_FORMATS, TableFormat, check_format, encode_table
 from faces.options import check_device
+from faces.processes import ALONE, Processes
 
 # Photographs that the detector is given at once: at most so many, and no more once they have so many pixels.
 _BATCH, _BATCH_PIXELS = 16, 1 << 24
@@ -46,6 +48,7 @@ def align(
     workers: int = 2,
     device: str = "cpu",
     offline: bool = False,
+    processes: Processes = ALONE,
     progress: Progress = lambda done, total: None,
 ) -> AlignResult:
     """Crop the faces of a folder of photographs, and write a table of them.
@@ -66,13 +69,16 @@ def align(
         workers: Threads that read photographs and write crops beside the detector.
         device: `cpu`, `cuda` or `mps`.
         offline: Never download the detector's weights.
-        progress: Progress callback: photographs that are done, and their number.
+        processes: The processes that share the photographs, each of which calls this function. The first
+            writes the table; the result is that of all.
+        progress: Progress callback: photographs that are done, and their number, of this process.
 
     Raises:
         UsageError: There is no such folder, `out` holds something else or crops of other photographs or
             options, or `split` has fewer than two people with a face to divide.
         SourceError: The folder holds no photographs, or the journal in `out` is damaged.
-        RequirementError: The device, a package or the detector's weights are missing.
+        RequirementError: The device, a package or the detector's weights are missing, or another process has
+            ended.
     """
     folder, out = Path(folder), Path(out)
     check_device(device)
@@ -81,26 +87,58 @@ def align(
     _check_output(folder, out, formats)
     names, others = _find_files(folder)
     check_split(split, names)
-    with Journal(out, options) as journal:
+    with Journal(out, options, processes) as journal:
         for name in formats:
             journal.check_table(out / f"faces.{name}")
         journal.forget_undone(folder, names)
         earlier = len(journal.done)
-        waiting = [name for name in names if name not in journal.done]
+        waiting = take_share([name for name in names if name not in journal.done], processes)
+        processes.wait()  # every process has read the journal before one writes to it
         if waiting:
             # Before the folder is made: its weights may be missing.
             detector = _load_detector(options, device, offline=offline)
             journal.begin()
             _Work(folder, out, options, detector, journal, workers).run(
-                waiting, lambda done: progress(earlier + done, len(names))
+                waiting, lambda done: progress(earlier + done, earlier + len(waiting))
             )
+        processes.wait()
+        journal.read_all()
         copies = journal.find_copies()
         photographs = tuple(replace(journal.done[name], copy=copies.get(name, "")) for name in names)
         check_split(split, [photograph.name for photograph in photographs if photograph.cropped])
         columns = face_columns(out, folder, photographs, split, seed)
-        for name in formats:
-            journal.write_table(out / f"faces.{name}", encode_table(name, columns))
+        if processes.is_first:
+            journal.begin()
+            for name in formats:
+                journal.write_table(out / f"faces.{name}", encode_table(name, columns))
     return AlignResult(folder, out, out / f"faces.{table}", options, photographs, tuple(others), earlier)
+
+
+def take_share(names: Sequence[str], processes: Processes) -> list[str]:
+    """Take the photographs of this process.
+
+    Those whose crops might get the same path, such as a.jpg, a.png and a-2.jpg, go to one process, so that
+    every crop has the path that one process alone gives it.
+
+    Args:
+        names: The photographs.
+        processes: The processes that share them.
+    """
+    stems = {_stem(name) for name in names}
+    groups: dict[str, int] = {}
+    share = []
+    for name in names:
+        stem = _stem(name)
+        while (match := re.fullmatch(r"(.+)-[0-9]+", stem, re.DOTALL)) and match[1] in stems:
+            stem = match[1]
+        if groups.setdefault(stem, len(groups)) % processes.count == processes.number:
+            share.append(name)
+    return share
+
+
+def _stem(name: str) -> str:
+    """A photograph's path without its ending, which the path of its crop begins with."""
+    return PurePosixPath(name).with_suffix("").as_posix()
 
 
 def _load_detector(options: AlignOptions, device: str, *, offline: bool) -> FaceDetector:
@@ -232,7 +270,7 @@ class _Work:
 
     def _free_paths(self, name: str, ends: Sequence[str]) -> list[str]:
         """Put ends behind a photograph's path; with a number, if another file has one of these paths."""
-        stem = PurePosixPath(name).with_suffix("").as_posix()
+        stem = _stem(name)
         for number in count(1):
             paths = [f"{stem}-{number}{end}" if number > 1 else f"{stem}{end}" for end in ends]
             if all(self._is_free(path, name) for path in paths):

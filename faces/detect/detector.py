@@ -64,13 +64,13 @@ class FaceDetector:
             raise ValueError(f"thresholds {thresholds}: give three numbers from 0 to 1")
         if not 0 < factor < 1:
             raise ValueError(f"factor {factor}: give a number between 0 and 1")
-        self.device = torch.device(device)
         self.smallest_face = smallest_face
         self.thresholds = thresholds
         self.factor = factor
         self._p_net, self._r_net, self._o_net = (
-            network.to(self.device).eval() for network in networks or load_mtcnn(offline=offline)
+            network.to(device).eval() for network in networks or load_mtcnn(offline=offline)
         )
+        self.device = next(self._p_net.parameters()).device  # which GPU, too
 
     def detect(self, images: Sequence[ImageLike]) -> list[tuple[Face, ...]]:
         """Find the faces of photographs.

@@ -8,6 +8,7 @@ import sys
 from converter import command_line
 from converter.progress import ProgressBar
 from faces import options
+from faces.processes import join_processes
 
 _EPILOG = """\
 exit codes: 0 every image has an embedding; 1 a photograph has no face; 2 wrong usage; 3 a file cannot be
@@ -28,7 +29,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE.parquet",
         type=command_line.output,
         required=True,
-        help="the file of embeddings; older ones are replaced",
+        help="the file of embeddings; older ones are replaced. Several processes (torchrun) make a folder of parts",
     )
     options.add_threshold_option(parser, "the one that was measured for the default model")
     options.add_embedder_options(parser)
@@ -37,18 +38,23 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 def _work(arguments: argparse.Namespace) -> int:
     from faces.embed.run import embed
 
-    with ProgressBar("embedding faces", quiet=arguments.quiet) as progress:
-        result = embed(
-            arguments.source,
-            arguments.output,
-            threshold=arguments.threshold,
-            embedder=options.make_embedder(arguments),
-            progress=progress,
-        )
-    command_line.show_result(arguments, result, "faces.embed", result.as_json)
-    for problem in result.problems:
-        command_line.print_error(f"{arguments.program}: {problem}")
-    return result.exit_code
+    with join_processes(arguments.device) as processes:
+        quiet = arguments.quiet or not processes.is_first
+        with ProgressBar("embedding faces", quiet=quiet) as progress:
+            result = embed(
+                arguments.source,
+                arguments.output,
+                threshold=arguments.threshold,
+                embedder=options.make_embedder(arguments),
+                processes=processes,
+                progress=progress,
+            )
+        if not processes.is_first:
+            return 0  # the first process tells the result of all
+        command_line.show_result(arguments, result, "faces.embed", result.as_json)
+        for problem in result.problems:
+            command_line.print_error(f"{arguments.program}: {problem}")
+        return result.exit_code
 
 
 COMMAND = command_line.Command(

@@ -14,11 +14,11 @@ from faces.model import ModelFacts
 
 @dataclass(frozen=True, slots=True)
 class EmbedResult:
-    """The result of `embed`.
+    """The result of `embed`: that of all processes, if several share the work.
 
     Attributes:
         source: The folder or table.
-        output: The file that was written; None if none was asked for.
+        output: The file or the folder of parts that was written; None if none was asked for.
         embeddings: The embeddings.
         model: The network.
         without_face: The photographs without a face.

@@ -12,11 +12,12 @@ from converter.errors import RequirementError
 from facenet_port import main
 from faces.align import run
 from faces.align.journal import NAME, Journal
-from faces.align.result import AlignOptions
+from faces.align.result import AlignedPhotograph, AlignOptions
 from faces.align.rows import split_people
 from faces.align.run import align
 from faces.crops import crop_face
 from faces.face_table import read_table
+from faces.processes import Processes
 from tests.faces.align.conftest import ONE, content, picture, write
 
 SEED_COLUMNS = ["image_path", "person_name", "bbox", "split_type", "label"]
@@ -408,3 +409,24 @@ def test_a_share_is_between_0_and_1(value, capsys):
     with pytest.raises(SystemExit):
         main(["align", "a", "b", "--split", value])
     assert "is not a share between 0 and 1" in capsys.readouterr().err
+
+
+def test_the_journal_is_that_of_all_processes(folder, out):
+    """What is done again counts, and what another process adds; a run holds the files of its processes."""
+    two = [Processes(number, 2) for number in range(2)]
+    first, again = AlignedPhotograph("a.png", problem="it is broken"), AlignedPhotograph("a.png", width=7)
+    with Journal(out, AlignOptions(), two[1]) as journal:
+        journal.begin()
+        journal.add([(first, None)])
+    with Journal(out, AlignOptions(), two[0]) as one, Journal(out, AlignOptions(), two[1]) as other:
+        assert one.done == other.done == {"a.png": first}
+        one.begin()
+        one.add([(again, None)])
+        other.add([(AlignedPhotograph("b.png"), None)])
+        one.read_all()
+        other.read_all()
+        assert one.done == other.done == {"a.png": again, "b.png": AlignedPhotograph("b.png")}
+        with pytest.raises(run.UsageError, match="another run is writing to it"):
+            Journal(out, AlignOptions())
+    with Journal(out, AlignOptions()) as journal:
+        assert journal.done["a.png"] == again
