@@ -29,7 +29,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE.parquet",
         type=command_line.output,
         required=True,
-        help="the file of embeddings; older ones are replaced. Several processes (torchrun) make a folder of parts",
+        help="the file of embeddings; older ones are replaced. Of several processes a folder of their parts",
     )
     options.add_threshold_option(parser, "the one that was measured for the default model")
     options.add_embedder_options(parser)
