@@ -12,6 +12,7 @@ import time
 import numpy as np
 import pyarrow.parquet
 import pytest
+from PIL import Image
 
 from converter.errors import RequirementError, SourceError, UsageError
 from facenet_port import main
@@ -175,6 +176,17 @@ def test_embed_in_parts_refuses_what_it_would_replace_or_mix(colour_detector, ne
     main([*command[:3], str(tmp_path / "one.parquet"), *command[4:], "fixed"])
     with pytest.raises(UsageError, match="it is one file, and several processes write parts"):
         check_output(tmp_path / "one.parquet", in_parts=True)
+
+
+def test_parts_have_the_crop_of_the_first_image(colour_detector, network, tmp_path, capsys):
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (182, 182)).save(tmp_path / "photos/1.png")
+    write(tmp_path / "photos", "2.png")
+    (tmp_path / "e.parquet").mkdir()
+    (tmp_path / "e.parquet/part-00001-of-00002.parquet").touch()
+    command = ["embed", str(tmp_path / "photos"), "-o", str(tmp_path / "e.parquet"), "--quiet"]
+    assert main([*command, "--model", str(network), "--standardise", "fixed"]) == 2
+    assert "2.png" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("environment", [("2", "2"), ("-1", "2"), ("0", "two"), ("0", "0")])

@@ -426,7 +426,7 @@ def test_the_journal_is_that_of_all_processes(folder, out):
         one.read_all()
         other.read_all()
         assert one.done == other.done == {"a.png": again, "b.png": AlignedPhotograph("b.png")}
-        with pytest.raises(run.UsageError, match="another run is writing to it"):
-            Journal(out, AlignOptions())
+    with Journal(out, AlignOptions(), two[1]), pytest.raises(run.UsageError, match="another run is writing"):
+        Journal(out, AlignOptions())  # the first process was killed, the second not
     with Journal(out, AlignOptions()) as journal:
         assert journal.done["a.png"] == again
