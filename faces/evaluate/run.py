@@ -229,7 +229,7 @@ def _check_people(table: FaceTable, labels: list[str], weights: Path) -> None:
     folder = weights.parent if weights.name == WEIGHTS else weights
     if "person_name" not in table.columns or not (folder / PEOPLE).is_file():
         return
-    people = dict(enumerate(read_people(weights)))
+    people = dict(enumerate(read_people(weights)[0]))
     for row, (label, person) in enumerate(zip(labels, table.texts("person_name"), strict=True), 1):
         trained = people.get(int(label), "nobody")
         if person not in ("", trained):

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from converter.counts import counted
 from converter.errors import SourceError, UsageError
-from faces.crops import FaceImage
+from faces.crops import FaceImage, find_crop
 from faces.detect.run import find_files
 from faces.embedder import Embedder, Progress
 from faces.model import Model
@@ -40,12 +40,13 @@ def predict(
         progress: Progress callback: photographs done, and their number.
 
     Raises:
-        UsageError: The weights have no classifier, or there are crops of several kinds.
+        UsageError: The weights have no classifier, there are crops of several kinds, or of another than the
+            classifier was trained on.
         SourceError, MappingError: The weights or their people cannot be read, or do not go together.
         RequirementError: The detector's weights are not in the cache and cannot be downloaded.
     """
     weights = Path(weights)
-    people = read_people(weights)
+    people, crop = read_people(weights)
     if not people:
         raise UsageError(
             f'{weights}: these weights have no classifier; task = "triplet" trains none. Train a classifier, '
@@ -54,6 +55,12 @@ def predict(
     embedder = embedder or Embedder(weights)
     _check_people(weights, people, embedder.model)
     files, problems = find_files(sources)
+    actual = find_crop(files, embedder.crop)
+    if actual != crop:
+        raise UsageError(
+            f"{weights}: it was trained on faces with the crop {crop}, and these have {actual}. Give "
+            + (f"--crop {crop}." if embedder.crop == actual else f"photographs, with --crop {crop}.")
+        )
     embedded = embedder.embed(list(map(FaceImage, files)), progress, compute=Model.logits)
     return PredictResult(
         weights,

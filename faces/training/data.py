@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 from checks.core.inputs import IMAGE_SIZE
 from converter.counts import counted
 from converter.errors import SourceError, UsageError
-from faces.crops import CROP_SIZES, central_part, read_face
+from faces.crops import CROP_SIZES, CropMethod, central_part, find_crop, read_face
 from faces.dataset import NOBODY, LabelledFace, find_faces, to_tensor
 from faces.face_table import find_table
 from faces.images import to_rgb
@@ -43,6 +43,7 @@ class TrainingData:
         training: The faces that are trained on.
         labels: The place of each one's person in `people`.
         validation: The faces that are validated on.
+        crop: The crop of the faces, which is that of the first.
         digest: SHA-256 of the table, or of the names of the files, in hexadecimal.
         notes: Sentences on what is left out.
     """
@@ -51,6 +52,7 @@ class TrainingData:
     training: tuple[LabelledFace, ...]
     labels: NDArray[np.int64]
     validation: tuple[LabelledFace, ...]
+    crop: CropMethod
     digest: str
     notes: tuple[str, ...] = ()
 
@@ -102,8 +104,9 @@ def find_data(config: TrainConfig) -> TrainingData:
                 'or take task = "triplet".'
             )
     labels = np.array([places[face.person] for face in training], np.int64)
+    crop = find_crop((face.image.file for face in training), "scaled")
     digest = _digest(table, faces)
-    return TrainingData(people, tuple(training), labels, tuple(validation), digest, tuple(notes))
+    return TrainingData(people, tuple(training), labels, tuple(validation), crop, digest, tuple(notes))
 
 
 def _divide(

@@ -57,6 +57,7 @@ class Progress:
         best: The rank of the best validation so far; empty before the first.
         best_epoch: The number of its epoch, from 1; 0 is before the training.
         sums: Sums over the batches of this epoch, by figure.
+        before: Embeddings before normalisation and logits of the faces to validate on before the training.
     """
 
     epoch: int = 0
@@ -66,6 +67,7 @@ class Progress:
     best: list[float] = field(default_factory=list)
     best_epoch: int = 0
     sums: dict[str, float] = field(default_factory=dict)
+    before: list[Tensor] = field(default_factory=list)
 
 
 class Trainer:
@@ -118,13 +120,20 @@ class Trainer:
 
     # Before and after
 
-    def start_head(self) -> None:
-        """Start a classifier at the means of the people's embeddings."""
+    def start(self) -> None:
+        """Start a classifier at the means of the people's embeddings, and measure what is there."""
         if self.objective.head and not self._config.from_nothing:
             rows = self.embed(self._data.training)
             labels = torch.from_numpy(self._data.labels)
             device = self._accelerator.device
             self.objective.start_at_means(rows.to(device), labels.to(device))
+        self.validate()
+        self.progress.before = self._outputs
+
+    @property
+    def before(self) -> Validation:
+        """The figures before the training."""
+        return self._measure(self.progress.before)
 
     def embed(self, faces: tuple[Any, ...]) -> Tensor:
         """Compute the embeddings before normalisation of faces without augmentation: (N, E), on the CPU."""
@@ -135,10 +144,17 @@ class Trainer:
 
     def validate(self) -> Validation:
         """Measure the faces to validate on."""
-        faces = self._data.validation
-        owners = [face.person for face in faces]
-        self.validation = validate(self.objective, self.embed(faces), owners, self._data.people)
+        prelogits = self.embed(self._data.validation)
+        with torch.no_grad():
+            logits = self.objective.logits(prelogits.to(self._accelerator.device))
+        self._outputs = [prelogits] if logits is None else [prelogits, logits.cpu()]
+        self.validation = self._measure(self._outputs)
         return self.validation
+
+    def _measure(self, outputs: list[Tensor]) -> Validation:
+        prelogits, *logits = outputs
+        owners = [face.person for face in self._data.validation]
+        return validate(prelogits, logits[0] if logits else None, owners, self._data.people)
 
     def save(self) -> None:
         """Write a checkpoint."""
@@ -297,11 +313,15 @@ class Trainer:
         progress.epoch, progress.batch, progress.sums = progress.epoch + 1, 0, {}
         if not progress.best or list(validation.rank) < progress.best:
             progress.best, progress.best_epoch = list(validation.rank), progress.epoch
-            self._folder.write_weights("best", self.objective, self._data.people, self._standardisation)
+            self._write_weights("best")
         if progress.epoch == config.epochs:
-            self._folder.write_weights("last", self.objective, self._data.people, self._standardisation)
+            self._write_weights("last")
         self._folder.write_metrics(progress.rows)
         self.save()
+
+    def _write_weights(self, name: str) -> None:
+        data = self._data
+        self._folder.write_weights(name, self.objective, data.people, self._standardisation, data.crop)
 
     def _warn_of_collapse(self, epoch: int, spread: float) -> None:
         self.warnings.append(

@@ -51,7 +51,7 @@ def write_page(path: str | Path, result: TrainResult, *, command: str) -> None:
         SourceError: A face has gone since.
     """
     drawer = Drawer()
-    after, before = result.after, _before(result)
+    after, before = result.after, result.before
     few = after.scores is not None and len(after.scores.classes) <= _MOST_CLASSES
     content: dict[str, Any] = {
         "figures": _figures(after, before),
@@ -69,11 +69,6 @@ def write_page(path: str | Path, result: TrainResult, *, command: str) -> None:
     content["projection"], content["shown"] = _projection(drawer, result, before)
     foot = provenance(command, {}, result.environment, result.config.seed)
     write_html(Path(path), "faces/training/page.html", _head(result, before), foot, **content)
-
-
-def _before(result: TrainResult) -> Validation | None:
-    """The figures before the training; None if nothing was trained, or if they are not known."""
-    return None if result.before is result.after else result.before
 
 
 def _head(result: TrainResult, before: Validation | None) -> Head:

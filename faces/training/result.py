@@ -25,8 +25,8 @@ class TrainResult:
         trained_faces: Number of the faces that were trained on.
         validated_faces: The faces that were validated on.
         frozen_batch_norm: Whether BatchNorm kept its statistics and biases.
-        before: The figures before the training; None for a run that went on from a checkpoint.
-        after: The figures at its end.
+        before: The figures before the training; None if nothing was trained.
+        after: The figures at its end, or of the weights that were measured.
         rows: The figures of each epoch, as in metrics.csv.
         best_epoch: The epoch whose weights are in the folder `best`, from 1; 0 if nothing was trained.
         notes: Sentences on what is left out of the data.

@@ -60,10 +60,9 @@ def train(
     trainer = Trainer(config, data, objective, standardisation, folder, accelerator, report)
     state = folder.load_checkpoint() if resume else None
     if state is None:
-        trainer.start_head()
+        trainer.start()
     else:
         trainer.load(state)
-    before = trainer.validate() if evaluate_only or state is None else None
     if not evaluate_only:
         trainer.run()
     after = trainer.validation or trainer.validate()  # a finished run that goes on has nothing to do
@@ -75,7 +74,7 @@ def train(
         trained_faces=len(data.training),
         validated_faces=data.validation,
         frozen_batch_norm=freezes_batch_norm(config),
-        before=before,
+        before=None if evaluate_only else trainer.before,
         after=after,
         rows=tuple(trainer.progress.rows),
         best_epoch=trainer.progress.best_epoch,

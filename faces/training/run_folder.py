@@ -15,6 +15,7 @@ from converter.atomic import AtomicFiles, HiddenFolder, replace_file
 from converter.convert_file import convert_file
 from converter.errors import SourceError, UsageError
 from converter.hub.catalog_entry import FIXED, PER_IMAGE
+from faces.crops import CROP_SIZES, CropMethod
 from faces.model import Standardisation
 from faces.training.config import TrainConfig, format_config, read_config
 from faces.training.objectives import ArcFaceClassifier, Objective
@@ -140,7 +141,12 @@ class RunFolder:
         replace_file(self.path / METRICS, text.getvalue().encode())
 
     def write_weights(
-        self, name: str, objective: Objective, people: Sequence[str], standardisation: Standardisation
+        self,
+        name: str,
+        objective: Objective,
+        people: Sequence[str],
+        standardisation: Standardisation,
+        crop: CropMethod,
     ) -> None:
         """Write the folder `best` or `last`: the state_dict, its manifest, and the people of its classifier.
 
@@ -149,6 +155,7 @@ class RunFolder:
             objective: The objective, whose network is written with its classifier.
             people: The people that the classifier tells apart.
             standardisation: Of the images, for the manifest.
+            crop: Of the faces.
 
         Raises:
             OSError: The disk is full; older weights are left.
@@ -163,7 +170,8 @@ class RunFolder:
         folder = self.path / name
         folder.mkdir(exist_ok=True)
         people = people if objective.network.logits is not None else ()
-        replace_file(folder / PEOPLE, (json.dumps({"people": list(people)}, indent=1) + "\n").encode())
+        content = {"crop": crop, "people": list(people)}
+        replace_file(folder / PEOPLE, (json.dumps(content, indent=1) + "\n").encode())
         with HiddenFolder(self.path) as hidden:
             raw = hidden / "trained.pt"
             torch.save(state_dict, raw)
@@ -171,24 +179,27 @@ class RunFolder:
             convert_file(raw, folder / WEIGHTS, standardisation=stated, overwrite=True)
 
 
-def read_people(weights: Path) -> tuple[str, ...]:
-    """Read the people that the classifier of a training tells apart, in the order of its outputs.
+def read_people(weights: Path) -> tuple[tuple[str, ...], CropMethod]:
+    """Read the people that the classifier of a training tells apart, and the crop of their faces.
 
     Args:
         weights: The folder `best` or `last` of a run, or the weights in it.
 
     Returns:
-        The people; none without a classifier.
+        The people in the order of the classifier's outputs, none without a classifier; and the crop.
 
     Raises:
         SourceError: The file is not there, or damaged.
     """
     path = (weights.parent if weights.is_file() else weights) / PEOPLE
     try:
-        people = json.loads(path.read_bytes())["people"]
+        content = json.loads(path.read_bytes())
+        people, crop = content["people"], content["crop"]
+        if crop not in CROP_SIZES:
+            raise ValueError("no crop of this name")
         if not isinstance(people, list) or not all(isinstance(person, str) for person in people):
             raise TypeError("a list of texts")
     except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         step = "Give the folder best or last of a run of `facenet-port train`"
         raise SourceError(path, "it does not name the people of a classifier", next_step=step) from error
-    return tuple(people)
+    return tuple(people), crop

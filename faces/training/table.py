@@ -33,7 +33,7 @@ def _lines(result: TrainResult) -> list[str]:
         )
         frozen = "kept as in the weights" if result.frozen_batch_norm else "trained"
         lines.append(f"images  {result.standardisation} standardisation; BatchNorm is {frozen}")
-    before = {} if result.before is None or result.before is after else result.before.figures
+    before = {} if result.before is None else result.before.figures
     for name, value in after.figures.items():
         shown = "not defined" if value is None else f"{value:.4f}"
         earlier = before.get(name)

@@ -89,25 +89,21 @@ def embed_faces(
 
 
 def validate(
-    objective: Objective, prelogits: Tensor, owners: Sequence[str], people: Sequence[str]
+    prelogits: Tensor, logits: Tensor | None, owners: Sequence[str], people: Sequence[str]
 ) -> Validation:
-    """Measure the embeddings of the faces to validate on.
+    """Measure the embeddings of the faces to validate on, and the names that a classifier gives them.
 
     Args:
-        objective: The objective, for its classifier.
         prelogits: (N, E), embeddings before normalisation, as `embed_faces` gives them.
+        logits: (N, people); None without a classifier.
         owners: (N,) the person of each.
         people: The people of the classifier, in the order of its outputs.
     """
     embeddings = F.normalize(prelogits).numpy()
     pairs = all_pairs(owners)
     measured = measure(embeddings, pairs, Settings(folds=1)) if len(pairs) else Measurement(np.empty(0))
-    device = next(objective.parameters()).device
-    with torch.inference_mode():
-        logits = objective.logits(prelogits.to(device))
     if logits is None:
         return Validation(embeddings, pairs, measured)
-    logits = logits.cpu()
     labels = torch.tensor([people.index(owner) for owner in owners])
     predicted = tuple(people[place] for place in logits.argmax(dim=1).tolist())
     return Validation(

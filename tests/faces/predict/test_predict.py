@@ -27,7 +27,7 @@ def best(network, tmp_path_factory):
     """The folder `best` as a training writes it."""
     folder = RunFolder(tmp_path_factory.mktemp("run"))
     objective = make_objective(load(network), TrainConfig(data="crops"))
-    folder.write_weights("best", objective, PEOPLE, "per-image")
+    folder.write_weights("best", objective, PEOPLE, "per-image", "scaled")
     return folder.path / "best"
 
 
@@ -106,7 +106,7 @@ def copy(best, tmp_path):
         for name in ("weights.pt", "weights.pt.json"):
             (folder / name).hardlink_to(best / name)
         if people is not None:
-            (folder / "people.json").write_text(json.dumps({"people": people}))
+            (folder / "people.json").write_text(json.dumps({"crop": "scaled", "people": people}))
         return folder
 
     return write
@@ -124,6 +124,13 @@ def copy(best, tmp_path):
 )
 def test_people_who_are_not_those_of_the_classifier(copy, crops, people, exit_code, message, capsys):
     assert predict(crops, "--weights", copy(people)) == exit_code
+    assert message in capsys.readouterr().err
+
+
+def test_faces_of_another_crop_than_the_trainings_are_refused(best, tmp_path, capsys):
+    Image.new("RGB", (182, 182)).save(tmp_path / "large.png")
+    assert predict(tmp_path / "large.png", "--weights", best) == 2
+    message = "it was trained on faces with the crop scaled, and these have facenet. Give photographs, with"
     assert message in capsys.readouterr().err
 
 

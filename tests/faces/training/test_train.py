@@ -70,7 +70,7 @@ def test_a_run_leaves_its_configuration_facts_figures_and_weights(settings, run)
     assert list((run / "tensorboard").iterdir())
     network = reference.load(run / "best" / "weights.pt")
     assert network.logits.out_features == 3
-    assert read_people(run / "best") == PEOPLE
+    assert read_people(run / "best") == (PEOPLE, "scaled")
     assert read_manifest(run / "best" / "weights.pt.json").standardisation == "(x - 127.5) / 128"
     assert not list(run.glob(".*"))
 
@@ -82,7 +82,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not(settings, run, t
     assert weights(tmp_path / "other") != weights(run)
 
 
-@pytest.mark.parametrize("stopped", [1, 3, STEPS])
+@pytest.mark.parametrize("stopped", [2, STEPS])
 def test_a_run_that_a_signal_stops_goes_on_as_if_nothing_had_happened(
     settings, run, tmp_path, capsys, stopped
 ):
@@ -102,6 +102,7 @@ def test_a_run_that_a_signal_stops_goes_on_as_if_nothing_had_happened(
     assert capsys.readouterr().err.endswith("ended by SIGTERM; no file was left half written\n")
     assert steps[-1] == stopped
     assert main([str(path), "--resume"]) == 0
+    assert " (before: " in capsys.readouterr().out
     assert weights(tmp_path / "run") == weights(run)
     assert (tmp_path / "run" / "metrics.csv").read_text().count("\n") == 2
 
