@@ -164,7 +164,7 @@ def _training_graph(tensors: Mapping[str, NDArray[Any]]) -> list[Any]:
     require_variables(tensors)
     variables: list[Any] = tf1.global_variables()
     if options.num_classes is None:
-        loss = _triplet_loss(endpoints["embeddings"], options.embedding_size)
+        loss = triplet_loss(endpoints["embeddings"], options.embedding_size)
     else:
         cross_entropy = tf1.nn.sparse_softmax_cross_entropy_with_logits(
             labels=labels, logits=endpoints["Logits"], name="cross_entropy_per_example"
@@ -191,7 +191,7 @@ def _input_queue(batch_size: Any) -> tuple[Any, Any]:
     return tf.identity(image_batch, "input"), tf.identity(label_batch, "label_batch")
 
 
-def _triplet_loss(embeddings: Any, embedding_size: int) -> Any:
+def triplet_loss(embeddings: Any, embedding_size: int) -> Any:
     """Mean hinge on the squared distances in triplets of anchor, positive and negative."""
     anchor, positive, negative = tf.unstack(tf.reshape(embeddings, [-1, 3, embedding_size]), 3, 1)
     near = tf.reduce_sum(tf.square(anchor - positive), 1)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from facenet_tf import import_tensorflow
-from facenet_tf.checkpoint import ADAM_EPSILON
+from facenet_tf.checkpoint import ADAM_EPSILON, triplet_loss
 from facenet_tf.graph import build
 from facenet_tf.session import check_images, legacy_graph, open_session
 from facenet_tf.variables import (
@@ -51,11 +51,12 @@ class TrainingNetwork:
 
     Dropout takes a given mask, scaled as in the published training. The loss is the mean softmax
     cross-entropy of the logits. For a checkpoint without logits it is the mean, over the images, of a linear
-    functional of the embedding.
+    functional of the embedding. A step may take the triplet loss instead, and add facenet's L2 penalty.
 
     Args:
         tensors: Variable name to float32 array: the 492 variables, or 490 without the head, and the gammas if
             the checkpoint has them. float64 holds them exactly.
+        triplets: (T, 3), at least one: places of anchor, positive and negative in the batch.
         inference: Whether to build the network of inference as well, whose gradients `gradients` takes.
         images: The shape (N, H, W, 3) of the images; None takes any. For a known shape TensorFlow builds the
             gradients in three quarters of the time.
@@ -70,6 +71,7 @@ class TrainingNetwork:
     def __init__(
         self,
         tensors: Mapping[str, NDArray[Any]],
+        triplets: NDArray[Any],
         *,
         inference: bool = True,
         images: tuple[int, ...] | None = None,
@@ -81,8 +83,10 @@ class TrainingNetwork:
             self._mask = tf1.placeholder(tf.float64, (shape[0], POOLED), name="dropout_mask")
             self._target = _target_placeholder(options, shape[0])
             self._learning_rate = tf1.placeholder(tf.float64, (), name="learning_rate")
+            self._triplet_share = tf1.placeholder(tf.float64, (), name="triplet_share")
+            self._weight_decay = tf1.placeholder(tf.float64, (), name="weight_decay")
             modes = (False, True) if inference else (True,)
-            losses = {training: self._build_loss(options, training) for training in modes}
+            losses = {training: self._build_loss(options, triplets, training) for training in modes}
             self._initial = {
                 **{n: np.ones(shape) for n, shape in graph_shapes().items() if n.endswith("/gamma")},
                 **tensors,
@@ -97,8 +101,11 @@ class TrainingNetwork:
             self._session = open_session(graph)
         self.reset()
 
-    def _build_loss(self, options: NetworkOptions, training: bool) -> Any:
-        """Add the network and its loss; the second network shares the variables of the first."""
+    def _build_loss(self, options: NetworkOptions, triplets: NDArray[Any], training: bool) -> Any:
+        """Add the network and its losses; the second network shares the variables of the first.
+
+        Both losses have one graph of gradients: what is not wanted is multiplied by zero.
+        """
         with tf1.variable_scope(tf1.get_variable_scope(), reuse=tf1.AUTO_REUSE):
             endpoints = build(
                 self._images,
@@ -107,17 +114,23 @@ class TrainingNetwork:
                 dropout_mask=self._mask,
                 **options._replace(gamma=True)._asdict(),
             )
+        embeddings = endpoints["embeddings"]
         if options.num_classes is None:
-            return tf.reduce_mean(tf.reduce_sum(endpoints["embeddings"] * self._target, axis=1))
-        return tf.reduce_mean(
-            tf1.nn.sparse_softmax_cross_entropy_with_logits(labels=self._target, logits=endpoints["Logits"])
-        )
+            losses = tf.reduce_sum(embeddings * self._target, axis=1)
+        else:
+            losses = tf1.nn.sparse_softmax_cross_entropy_with_logits(
+                labels=self._target, logits=endpoints["Logits"]
+            )
+        of_triplets = triplet_loss(tf.gather(embeddings, triplets.reshape(-1)), options.embedding_size)
+        return (1 - self._triplet_share) * tf.reduce_mean(losses) + self._triplet_share * of_triplets
 
     def _differentiate(self, loss: Any) -> dict[str, Any]:
         """Add the gradients for the images and for every variable but the moving statistics."""
         learned = {n: v for n, v in self._variables.items() if not n.endswith(STATISTICS)}
         places = {INPUT: self._images, **learned}
-        return dict(zip(places, tf1.gradients(loss, list(places.values())), strict=True))
+        penalties = [tf.nn.l2_loss(v) for n, v in self._variables.items() if n.endswith("/weights")]
+        total = loss + self._weight_decay * tf.add_n(penalties)
+        return dict(zip(places, tf1.gradients(total, list(places.values())), strict=True))
 
     def _build_steps(self) -> dict[OptimiserName, Any]:
         """Add the operations that take a step, by optimiser."""
@@ -172,6 +185,8 @@ class TrainingNetwork:
         *,
         optimiser: OptimiserName,
         learning_rate: float,
+        triplets: bool = False,
+        weight_decay: float = 0.0,
     ) -> float:
         """Take one training step, which changes statistics and variables.
 
@@ -181,14 +196,16 @@ class TrainingNetwork:
             mask: As in `gradients`.
             optimiser: Plain gradient descent, or `tf.train.AdamOptimizer` with facenet's epsilon.
             learning_rate: Learning rate of the optimiser.
+            triplets: Whether to take the triplet loss instead of the network's own.
+            weight_decay: Factor of the L2 penalty, `tf.nn.l2_loss` of every kernel, which facenet adds.
 
         Returns:
-            The loss before the step.
+            The loss before the step, without the penalty.
 
         Raises:
             ValueError: The images have a wrong shape.
         """
-        feed = self._feed(images, target, mask) | {self._learning_rate: learning_rate}
+        feed = self._feed(images, target, mask, triplets, weight_decay) | {self._learning_rate: learning_rate}
         loss, _ = self._session.run((self._fetches[True][0], self._steps[optimiser]), feed)
         return float(loss)
 
@@ -197,9 +214,17 @@ class TrainingNetwork:
         values: dict[str, NDArray[Any]] = self._session.run(self._variables)
         return values
 
-    def _feed(self, images: NDArray[Any], target: NDArray[Any], mask: NDArray[Any]) -> dict[Any, Any]:
+    def _feed(
+        self,
+        images: NDArray[Any],
+        target: NDArray[Any],
+        mask: NDArray[Any],
+        triplets: bool = False,
+        weight_decay: float = 0.0,
+    ) -> dict[Any, Any]:
         check_images(images)
-        return {self._images: images, self._target: target, self._mask: mask}
+        batch = {self._images: images, self._target: target, self._mask: mask}
+        return batch | {self._triplet_share: float(triplets), self._weight_decay: weight_decay}
 
     def _statistics(self) -> dict[str, NDArray[Any]]:
         names = [name for name in self._variables if name.endswith(STATISTICS)]

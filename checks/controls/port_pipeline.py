@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
-from torch.nn import Parameter
-from torch.optim import Optimizer
 
 from checks.core.inputs import prewhiten, standardise
 from checks.core.types import Array, Arrays
-from checks.gradients.result import OptimiserName
-from checks.gradients.train_pytorch import Loss, make_optimiser, training_loss
+from checks.gradients.train_pytorch import Loss, MakeOptimiser, make_optimiser, training_loss
 from converter.layer_map import NETWORK_SCOPE, ConvertedRow
 from converter.plan import Plan
 from reference import InceptionResnetV1
@@ -22,8 +19,6 @@ Standardisation = Literal["fixed", "per image"]
 
 Prepare = Callable[[Array], Array]
 """Pixels (N, H, W, 3), uint8, to the network's input: (N, H, W, 3), float32."""
-
-MakeOptimiser = Callable[[OptimiserName, Iterable[Parameter]], Optimizer]
 
 
 @dataclass(slots=True, eq=False)

@@ -164,7 +164,9 @@ class ControlSource:
         trained = None
         if training:
             batch = draw_batch(self.plan.variant, seed=seed)
-            trained = train_tensorflow(self.tensors, batch, modes=("training",), steps=1, say=say)
+            trained = train_tensorflow(
+                self.tensors, batch, modes=("training",), trainings=("sgd", "adam"), steps=1, say=say
+            )
         return ControlReference(
             self.inputs(seed),
             ControlInput(self._run(odd)),

@@ -13,7 +13,7 @@ from converter.progress import ProgressBar
 _EPILOG = """\
 Without SOURCE the built-in checkpoint is taken; on first use it is written to the user's cache.
 
-exit codes: 0 all five judgements hold; 1 a difference was found; 2 wrong usage; 3 an input is unreadable,
+exit codes: 0 all six judgements hold; 1 a difference was found; 2 wrong usage; 3 an input is unreadable,
 corrupt or another network; 4 something that is needed, such as TensorFlow, is missing;
 130 interrupted, 143 by SIGTERM, 129 by SIGHUP
 """

@@ -21,28 +21,33 @@ def judge_gradients(measurement: GradientMeasurement) -> Judgement:
     if small:
         share = f"{thresholds.GRADIENT_FLOOR:.0e} of the norm of all"
         statement += f"; {small} near zero, judged by {share}"
-    if not measurement.loss <= limit:
-        apart = f"the losses are {measurement.loss:.1e} apart"
-        statement += f"; {apart}"
-        details.insert(0, apart)
-    farthest = max(worst.distance, measurement.loss) / limit
-    return Judgement(measurement.mode, not details, statement, tuple(details), farthest)
+    return _judgement(measurement.mode, statement, details, measurement.loss, worst.distance, limit)
 
 
 def judge_steps(measurement: StepsMeasurement) -> Judgement:
-    """Judge that every tensor of the state, and its change, is within `thresholds.TRAINING_STEPS`."""
+    """Judge that every tensor of the state, its change and every loss are within `TRAINING_STEPS`."""
     limit = thresholds.TRAINING_STEPS
     details = _differences(measurement.state, limit)
     shown = {tensor.key for tensor in measurement.state if not tensor.distance <= limit}
     change = [tensor for tensor in measurement.change if tensor.key not in shown]
     details += [f"{line} (its change)" for line in _differences(change, limit)]
+    worst, worst_change = (worst_tensor(t).distance for t in (measurement.state, measurement.change))
     statement = (
-        f"{len(measurement.state)} tensors after {measurement.steps} steps, worst "
-        f"{worst_tensor(measurement.state).distance:.1e}, their changes "
-        f"{worst_tensor(measurement.change).distance:.1e}; limit {limit:.0e}"
+        f"{len(measurement.state)} tensors after {measurement.steps} steps, worst {worst:.1e}, their changes "
+        f"{worst_change:.1e}; limit {limit:.0e}"
     )
-    share = max(worst_tensor(measurement.state).distance, worst_tensor(measurement.change).distance) / limit
-    return Judgement(measurement.optimiser, not details, statement, tuple(details), share)
+    farthest = max(worst, worst_change)
+    return _judgement(measurement.training, statement, details, measurement.loss, farthest, limit)
+
+
+def _judgement(
+    name: str, statement: str, details: list[str], loss: float, farthest: float, limit: float
+) -> Judgement:
+    """Judge the distance of the losses as well, beside the tensors that the details name."""
+    if not loss <= limit:
+        apart = f"the losses are {loss:.1e} apart"
+        statement, details = f"{statement}; {apart}", [apart, *details]
+    return Judgement(name, not details, statement, tuple(details), max(farthest, loss) / limit)
 
 
 def worst_tensor(tensors: Sequence[TensorDistance]) -> TensorDistance:

@@ -11,9 +11,9 @@ from checks.gradients.result import (
     INPUT,
     GradientMeasurement,
     Mode,
-    OptimiserName,
     StepsMeasurement,
     TensorDistance,
+    TrainingName,
 )
 from checks.gradients.train_pytorch import (
     Loss,
@@ -39,17 +39,17 @@ def measure_gradients(
 def measure_steps(
     model: InceptionResnetV1,
     reference: TrainingReference,
-    optimiser: OptimiserName,
+    training: TrainingName,
     *,
-    loss: Loss = training_loss,
+    loss: Loss | None = None,
     make: MakeOptimiser = make_optimiser,
 ) -> StepsMeasurement:
     """Train a model as the reference and measure it. The arguments are those of `train_pytorch`."""
-    steps = len(reference.steps[optimiser].losses)
-    training = train_pytorch(
-        model, reference.batch, reference.trained, optimiser, steps=steps, loss=loss, make=make
+    steps = len(reference.steps[training].losses)
+    actual = train_pytorch(
+        model, reference.batch, reference.trained, training, steps=steps, loss=loss, make=make
     )
-    return measure_step_distances(training, reference, optimiser)
+    return measure_step_distances(actual, reference, training)
 
 
 def measure_gradient_distances(
@@ -60,10 +60,9 @@ def measure_gradient_distances(
     norm_of_all = math.hypot(*(l2_norm(gradient) for key, gradient in expected.items() if key != INPUT))
     floor = thresholds.GRADIENT_FLOOR * norm_of_all
     keys = dict.fromkeys((*expected, *actual.gradients))
-    loss = reference.losses[mode]
     return GradientMeasurement(
         mode,
-        abs(actual.loss - loss) / max(1.0, abs(loss)),
+        _loss_distance(actual.loss, reference.losses[mode]),
         tuple(
             measure_distance(
                 key, actual.gradients.get(key), expected.get(key), 0.0 if key == INPUT else floor
@@ -74,10 +73,10 @@ def measure_gradient_distances(
 
 
 def measure_step_distances(
-    actual: PyTorchTraining, reference: TrainingReference, optimiser: OptimiserName
+    actual: PyTorchTraining, reference: TrainingReference, training: TrainingName
 ) -> StepsMeasurement:
     """Measure a training on the reference's batch, with as many steps as the reference."""
-    reference_steps = reference.steps[optimiser]
+    reference_steps = reference.steps[training]
     state, change = [], []
     for key in dict.fromkeys((*reference_steps.state, *actual.after)):
         before, after, expected = (
@@ -89,8 +88,11 @@ def measure_step_distances(
         else:
             floor = thresholds.CHANGE_FLOOR * l2_norm(expected)
             change.append(measure_distance(key, after - before, expected - before, floor))
-    losses = (reference_steps.losses[0], reference_steps.losses[-1])
-    return StepsMeasurement(optimiser, len(reference_steps.losses), losses, tuple(state), tuple(change))
+    losses = reference_steps.losses
+    distance = max(map(_loss_distance, actual.losses, losses))
+    return StepsMeasurement(
+        training, len(losses), (losses[0], losses[-1]), distance, tuple(state), tuple(change)
+    )
 
 
 def measure_distance(
@@ -114,6 +116,11 @@ def measure_distance(
     if gap == 0.0:
         return TensorDistance(key, 0.0, norm, scale)
     return TensorDistance(key, gap / scale if scale and math.isfinite(gap) else math.inf, norm, scale)
+
+
+def _loss_distance(actual: float, expected: float) -> float:
+    distance = abs(actual - expected) / max(1.0, abs(expected))
+    return math.inf if math.isnan(distance) else distance
 
 
 def _same_shape(first: Array, *others: Array) -> bool:

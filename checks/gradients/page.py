@@ -22,7 +22,7 @@ from checks.report.network_parts import key_groups
 from checks.report.page import write_html
 from checks.report.provenance import digests, provenance, shown_path
 
-_OPTIMISERS = {"sgd": "SGD", "adam": "Adam"}
+_TRAININGS = {"sgd": "SGD", "adam": "Adam", "triplet": "triplets"}
 
 Columns = dict[str, tuple[TensorDistance, ...]]
 """A column's name to the distance of every tensor in it."""
@@ -46,7 +46,7 @@ def write_page(path: str | Path, result: GradientsResult, *, command: str) -> No
     panels = [_panel("gradients", gradients)]
     step_charts = []
     for measured in result.steps:
-        name = _OPTIMISERS[measured.optimiser]
+        name = _TRAININGS[measured.training]
         columns = {"state": measured.state, "its change": measured.change}
         chart = drawer.depth(_depth(f"{measured.steps} steps of {name}", columns, thresholds.TRAINING_STEPS))
         step_charts.append((name, measured, chart))

@@ -10,7 +10,7 @@ from checks.core.judgement import Judgement
 from converter.layer_map import Variant
 
 Mode = Literal["inference", "training"]
-OptimiserName = Literal["sgd", "adam"]
+TrainingName = Literal["sgd", "adam", "triplet"]
 
 INPUT = "input"
 """The name of the gradient for the images, beside the state_dict keys of the parameters."""
@@ -51,19 +51,21 @@ class GradientMeasurement:
 
 @dataclass(frozen=True, slots=True)
 class StepsMeasurement:
-    """The state after the steps of one optimiser.
+    """The state after the steps of one training.
 
     Attributes:
-        optimiser: Its name.
+        training: Its name.
         steps: The number of steps.
         losses: TensorFlow's first and last loss.
+        loss: The largest distance of the losses of a step; relative if TensorFlow's loss is above 1.
         state: Every float tensor of the state_dict after the last step.
         change: The change of each over all steps; the floor of `scale` is `thresholds.CHANGE_FLOOR`.
     """
 
-    optimiser: OptimiserName
+    training: TrainingName
     steps: int
     losses: tuple[float, float]
+    loss: float
     state: tuple[TensorDistance, ...]
     change: tuple[TensorDistance, ...]
 
@@ -77,9 +79,9 @@ class GradientsResult:
         variant: The variant of the network.
         loss: The name of the loss.
         batch_shape: (N, H, W, 3) of the images.
-        judgements: statistics, inference, training, sgd, adam.
+        judgements: statistics, inference, training, sgd, adam, triplet.
         gradients: In inference and in training.
-        steps: With each optimiser.
+        steps: Of each training.
         environment: As `checks.core.environment.environment` gives it.
         files: Every file that was read.
         seed: Seed of the batch.

@@ -32,14 +32,16 @@ from checks.gradients.result import (
 )
 from checks.gradients.running_statistics import judge_statistics, read_updates
 from checks.gradients.train_pytorch import (
+    Loss,
     PyTorchGradients,
     PyTorchTraining,
+    loss_of,
     take_gradients,
     train_pytorch,
     training_loss,
 )
 from checks.gradients.train_tensorflow import train_tensorflow
-from checks.gradients.training_setup import MODES, OPTIMISERS, TrainingBatch, draw_batch, trained_keys
+from checks.gradients.training_setup import MODES, TRAININGS, TrainingBatch, draw_batch, trained_keys
 from converter.formats.detect import open_source
 from converter.formats.source import TensorSource
 from converter.hub.locate import locate
@@ -126,17 +128,22 @@ def _both_sides(
 def _measure(
     tensors: Arrays, model: InceptionResnetV1, variant: Variant, batch: TrainingBatch, say: Say
 ) -> tuple[tuple[GradientMeasurement, ...], tuple[StepsMeasurement, ...]]:
-    """Run both sides at once, and measure the gradients of each mode and the steps of each optimiser."""
+    """Run both sides at once, and measure the gradients of each mode and the steps of each training."""
     trained, stopped = trained_keys(variant), threading.Event()
 
-    def loss(model: InceptionResnetV1, images: Tensor, batch: TrainingBatch) -> Tensor:
-        if stopped.is_set():  # after Ctrl-C, between two steps
-            raise CancelledError
-        return training_loss(model, images, batch)
+    def stopping(loss: Loss) -> Loss:
+        def compute(model: InceptionResnetV1, images: Tensor, batch: TrainingBatch) -> Tensor:
+            if stopped.is_set():  # after Ctrl-C, between two steps
+                raise CancelledError
+            return loss(model, images, batch)
+
+        return compute
 
     def run_pytorch() -> tuple[list[PyTorchGradients], list[PyTorchTraining]]:
-        gradients = [take_gradients(model, batch, mode, loss) for mode in MODES]
-        return gradients, [train_pytorch(model, batch, trained, name, loss=loss) for name in OPTIMISERS]
+        gradients = [take_gradients(model, batch, mode, stopping(training_loss)) for mode in MODES]
+        return gradients, [
+            train_pytorch(model, batch, trained, name, loss=stopping(loss_of(name))) for name in TRAININGS
+        ]
 
     with one_thread(), ThreadPoolExecutor(1) as pool:
         try:
@@ -148,5 +155,5 @@ def _measure(
             stopped.set()
     return (
         tuple(map(measure_gradient_distances, gradients, repeat(reference), MODES)),
-        tuple(map(measure_step_distances, trainings, repeat(reference), OPTIMISERS)),
+        tuple(map(measure_step_distances, trainings, repeat(reference), TRAININGS)),
     )

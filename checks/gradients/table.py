@@ -17,7 +17,7 @@ from converter.layer_map import ConvertedRow, Variant
 from converter.layer_map import table as layer_table
 
 _WIDTH = 110  # columns; a line may wrap, a figure is not cut off
-_OPTIMISERS = {"sgd": "SGD", "adam": "Adam"}
+_TRAININGS = {"sgd": "SGD", "adam": "Adam", "triplet": "triplets"}
 _EXPLANATIONS = {
     "tensors": "number of tensors of the stage",
     "inference": "the largest distance of a gradient in inference from TensorFlow's (relative L2)",
@@ -86,7 +86,7 @@ def _beyond(result: GradientsResult) -> Iterator[tuple[str, TensorDistance, floa
         for measured in result.gradients
     ]
     for measured in result.steps:
-        name = f"{measured.steps} steps of {_OPTIMISERS[measured.optimiser]}"
+        name = f"{measured.steps} steps of {_TRAININGS[measured.training]}"
         quantities.append((f"value after {name}", measured.state, thresholds.TRAINING_STEPS))
         quantities.append((f"change over {name}", measured.change, thresholds.TRAINING_STEPS))
     for name, tensors, limit in quantities:
@@ -97,7 +97,7 @@ def _print_tables(console: Console, result: GradientsResult) -> None:
     gradients = {str(measured.mode): measured.gradients for measured in result.gradients}
     steps = {}
     for measured in result.steps:
-        name = _OPTIMISERS[measured.optimiser]
+        name = _TRAININGS[measured.training]
         steps[f"{name},\nstate"] = measured.state
         steps[f"{name},\nchange"] = measured.change
     print_table(console, _table("gradients", gradients, thresholds.GRADIENT, keys=True))
@@ -105,7 +105,7 @@ def _print_tables(console: Console, result: GradientsResult) -> None:
     print_table(console, _table(title, steps, thresholds.TRAINING_STEPS))
     for measured in result.steps:
         first, last = measured.losses
-        name = _OPTIMISERS[measured.optimiser]
+        name = _TRAININGS[measured.training]
         console.print(f"loss with {name}: {first:.4g} in the first step, {last:.4g} in the last")
 
 

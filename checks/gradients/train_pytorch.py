@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -13,13 +13,14 @@ from torch.nn import functional as F
 from torch.optim import SGD, Optimizer
 
 from checks.core.types import Array, Arrays
-from checks.gradients.result import INPUT, Mode, OptimiserName
-from checks.gradients.training_setup import LEARNING_RATE, STEPS, TrainingBatch
+from checks.gradients.result import INPUT, Mode, TrainingName
+from checks.gradients.training_setup import LEARNING_RATE, MARGIN, STEPS, TRAININGS, TrainingBatch
 from reference import InceptionResnetV1
 from reference.adam import TensorFlowAdam
+from reference.losses import decay_kernels, triplet_loss
 
 Loss = Callable[[InceptionResnetV1, Tensor, TrainingBatch], Tensor]
-MakeOptimiser = Callable[[OptimiserName, Iterable[Parameter]], Optimizer]
+MakeOptimiser = Callable[[TrainingName, Collection[Parameter]], Optimizer]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +33,11 @@ class PyTorchGradients:
 
 @dataclass(frozen=True, slots=True)
 class PyTorchTraining:
-    """The float tensors of PyTorch's state_dict, before and after training."""
+    """The float tensors of PyTorch's state_dict, before and after training, and the loss before each step."""
 
     before: Arrays
     after: Arrays
+    losses: tuple[float, ...]
 
 
 def training_loss(model: InceptionResnetV1, images: Tensor, batch: TrainingBatch) -> Tensor:
@@ -53,10 +55,22 @@ def training_loss(model: InceptionResnetV1, images: Tensor, batch: TrainingBatch
     return (output * torch.from_numpy(batch.functional)).sum(dim=1).mean()
 
 
-def make_optimiser(name: OptimiserName, parameters: Iterable[Parameter]) -> Optimizer:
-    """Make SGD or TensorFlow's Adam, with the learning rate of TensorFlow's side."""
-    optimiser = SGD if name == "sgd" else TensorFlowAdam
-    return optimiser(parameters, lr=LEARNING_RATE)
+def batch_triplet_loss(model: InceptionResnetV1, images: Tensor, batch: TrainingBatch) -> Tensor:
+    """The triplet loss of the batch's triplets. The arguments are those of `training_loss`."""
+    model.classify = False
+    return triplet_loss(model(images), torch.from_numpy(batch.triplets), MARGIN)
+
+
+def loss_of(name: TrainingName) -> Loss:
+    """The loss that a training minimises."""
+    return batch_triplet_loss if TRAININGS[name].triplets else training_loss
+
+
+def make_optimiser(name: TrainingName, parameters: Collection[Parameter]) -> Optimizer:
+    """Make SGD or TensorFlow's Adam for a training, with learning rate and L2 of TensorFlow's side."""
+    training = TRAININGS[name]
+    optimiser = SGD if training.optimiser == "sgd" else TensorFlowAdam
+    return optimiser(decay_kernels(parameters, training.weight_decay), lr=LEARNING_RATE)
 
 
 def take_gradients(
@@ -86,10 +100,10 @@ def train_pytorch(
     model: InceptionResnetV1,
     batch: TrainingBatch,
     trained: Collection[str],
-    optimiser: OptimiserName,
+    training: TrainingName,
     *,
     steps: int = STEPS,
-    loss: Loss = training_loss,
+    loss: Loss | None = None,
     make: MakeOptimiser = make_optimiser,
 ) -> PyTorchTraining:
     """Train PyTorch's model for some steps.
@@ -98,9 +112,9 @@ def train_pytorch(
         model: float64, with the checkpoint's weights. It is left as it was, bit for bit, without gradients.
         batch: The batch, the same in every step.
         trained: The parameters that the optimiser moves, by state_dict key.
-        optimiser: Name of the optimiser.
+        training: Name of the training.
         steps: Number of steps.
-        loss: The loss to minimise.
+        loss: The loss to minimise instead of the training's own.
         make: Makes the optimiser for the parameters.
     """
     images = _images(batch)
@@ -108,12 +122,15 @@ def train_pytorch(
         before = _float_tensors(model)
         model.train()
         parameters = [parameter for key, parameter in model.named_parameters() if key in trained]
-        stepper = make(optimiser, parameters)
+        optimiser = make(training, parameters)
+        minimise, losses = loss or loss_of(training), []
         for _ in range(steps):
-            stepper.zero_grad()
-            loss(model, images, batch).backward()  # type: ignore[no-untyped-call]
-            stepper.step()
-        return PyTorchTraining(before, _float_tensors(model))
+            optimiser.zero_grad()
+            value = minimise(model, images, batch)
+            value.backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+            losses.append(value.item())
+        return PyTorchTraining(before, _float_tensors(model), tuple(losses))
 
 
 def _float_tensors(model: InceptionResnetV1) -> dict[str, Array]:

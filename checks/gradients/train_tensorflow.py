@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 from checks.core.types import Array, Arrays, Say
-from checks.gradients.result import INPUT, Mode, OptimiserName
+from checks.gradients.result import INPUT, Mode, TrainingName
 from checks.gradients.training_setup import (
     LEARNING_RATE,
     MODES,
-    OPTIMISERS,
     STEPS,
+    TRAININGS,
     TrainingBatch,
     trained_keys,
 )
@@ -21,10 +21,10 @@ from converter.plan import describe, infer_variant
 
 @dataclass(frozen=True, slots=True)
 class TrainingSteps:
-    """TensorFlow's training with one optimiser.
+    """One training by TensorFlow.
 
     Attributes:
-        losses: The loss before each step.
+        losses: The loss before each step, without the L2 penalty.
         state: state_dict key to float64 array after the last step, in PyTorch's layout.
     """
 
@@ -43,7 +43,7 @@ class TrainingReference:
         losses: The loss in each mode.
         gradients: In each mode the gradients by state_dict key, and those of the images (N, H, W, 3) under
             `INPUT`; float64, in PyTorch's layout.
-        steps: The training with each optimiser.
+        steps: Each training by name.
     """
 
     variant: Variant
@@ -51,7 +51,7 @@ class TrainingReference:
     trained: frozenset[str]
     losses: Mapping[Mode, float]
     gradients: Mapping[Mode, Arrays]
-    steps: Mapping[OptimiserName, TrainingSteps]
+    steps: Mapping[TrainingName, TrainingSteps]
 
 
 def train_tensorflow(
@@ -59,17 +59,17 @@ def train_tensorflow(
     batch: TrainingBatch,
     *,
     modes: Sequence[Mode] = MODES,
-    optimisers: Sequence[OptimiserName] = OPTIMISERS,
+    trainings: Sequence[TrainingName] = tuple(TRAININGS),
     steps: int = STEPS,
     say: Say = lambda _: None,
 ) -> TrainingReference:
-    """Run TensorFlow: gradients in each mode, then training from the checkpoint with each optimiser.
+    """Run TensorFlow: gradients in each mode, then each training from the checkpoint.
 
     Args:
         tensors: TensorFlow variable to float32 array.
         batch: The batch, as `draw_batch` gives it for the variant of these tensors.
         modes: The modes to take gradients in.
-        optimisers: The optimisers to train with.
+        trainings: The names of the trainings.
         steps: Number of training steps.
         say: Progress callback.
     """
@@ -81,21 +81,24 @@ def train_tensorflow(
     inputs = batch.images, target, batch.mask
     losses: dict[Mode, float] = {}
     gradients: dict[Mode, Arrays] = {}
-    trainings: dict[OptimiserName, TrainingSteps] = {}
+    trained: dict[TrainingName, TrainingSteps] = {}
     say("building TensorFlow's training graph")
-    with TrainingNetwork(tensors, inference="inference" in modes, images=batch.images.shape) as network:
+    with TrainingNetwork(
+        tensors, batch.triplets, inference="inference" in modes, images=batch.images.shape
+    ) as network:
         for mode in modes:
             say(f"TensorFlow: gradients in {mode}")
             losses[mode], by_variable = network.gradients(*inputs, training=mode == "training")
             gradients[mode] = {INPUT: by_variable.pop(INPUT), **_in_pytorch_layout(by_variable, variant)}
-        for name in optimisers:
+        for name in trainings:
             say(f"TensorFlow: training, {name}")
             network.reset()
+            setting = asdict(TRAININGS[name])
             before = tuple(
-                network.step(*inputs, optimiser=name, learning_rate=LEARNING_RATE) for _ in range(steps)
+                network.step(*inputs, learning_rate=LEARNING_RATE, **setting) for _ in range(steps)
             )
-            trainings[name] = TrainingSteps(before, _in_pytorch_layout(network.values(), variant))
-    return TrainingReference(variant, batch, trained_keys(variant), losses, gradients, trainings)
+            trained[name] = TrainingSteps(before, _in_pytorch_layout(network.values(), variant))
+    return TrainingReference(variant, batch, trained_keys(variant), losses, gradients, trained)
 
 
 def _in_pytorch_layout(tensors: Arrays, variant: Variant) -> dict[str, Array]:

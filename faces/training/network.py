@@ -15,6 +15,7 @@ from faces.training.config import TrainConfig
 from faces.training.objectives import Objective
 from reference import InceptionResnetV1
 from reference.adam import EPSILON, TensorFlowAdam
+from reference.losses import decay_kernels
 
 Stage = Literal["head", "last", "all"]
 
@@ -109,18 +110,16 @@ def make_optimiser(objective: Objective, config: TrainConfig) -> Optimizer:
         config: The configuration.
     """
     heads = set(objective.head)
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-    for name, parameter in objective.named_parameters():
-        kernel = parameter.ndim > 1
-        if not name.endswith("bn.weight"):
-            groups.setdefault((parameter in heads, kernel), []).append(parameter)
+    network = [
+        parameter
+        for name, parameter in objective.named_parameters()
+        if parameter not in heads and not name.endswith("bn.weight")
+    ]
+    rates = ((network, config.learning_rate), (objective.head, config.head_learning_rate))
     settings = [
-        {
-            "params": parameters,
-            "lr": config.head_learning_rate if head else config.learning_rate,
-            "weight_decay": config.weight_decay if kernel else 0.0,
-        }
-        for (head, kernel), parameters in groups.items()
+        {**group, "lr": rate}
+        for parameters, rate in rates
+        for group in decay_kernels(parameters, config.weight_decay)
     ]
     if config.optimiser == "sgd":
         return SGD(settings, lr=config.learning_rate, momentum=config.momentum)

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from faces.training.config import TrainConfig
-from faces.training.triplets import select_batch_hard, select_semi_hard, squared_distances, triplet_loss
+from faces.training.triplets import select_batch_hard, select_semi_hard, squared_distances
 from reference import InceptionResnetV1
+from reference.losses import triplet_loss
 
 Gather = Callable[[Tensor, "Batch"], Tensor]
 

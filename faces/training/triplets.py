@@ -1,11 +1,10 @@
-"""Triplets of an anchor, another face of the same person and a face of somebody else, and their loss."""
+"""Triplets of an anchor, another face of the same person and a face of somebody else."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 
 def squared_distances(embeddings: Tensor) -> Tensor:
@@ -68,21 +67,3 @@ def select_batch_hard(embeddings: Tensor, labels: Tensor, margin: float) -> tupl
     (anchors,) = torch.nonzero(complete & (nearest - furthest < margin), as_tuple=True)
     triplets = torch.stack([anchors, positives[anchors], negatives[anchors]], dim=1)
     return triplets, int(complete.sum())
-
-
-def triplet_loss(embeddings: Tensor, triplets: Tensor, margin: float) -> Tensor:
-    """The mean hinge of squared distances: max(|a - p|^2 - |a - n|^2 + margin, 0).
-
-    Source: davidsandberg/facenet, src/facenet.py: triplet_loss.
-
-    Args:
-        embeddings: (N, E).
-        triplets: (T, 3) places among them. Without any the loss is zero.
-        margin: The margin.
-    """
-    if not len(triplets):
-        return embeddings.sum() * 0
-    anchors, positives, negatives = (embeddings[column] for column in triplets.T)
-    near = (anchors - positives).square().sum(dim=1)
-    far = (anchors - negatives).square().sum(dim=1)
-    return F.relu(near - far + margin).mean()

@@ -43,14 +43,20 @@ def epsilon(request: pytest.FixtureRequest) -> float:
 
 @pytest.fixture(scope="module")
 def tensorflow(epsilon: float) -> NDArray:
-    """Optimise START with TensorFlow's optimiser; Python numbers would become float32 constants."""
+    """Optimise START with TensorFlow's optimiser."""
+    return descend_in_tensorflow(epsilon)
+
+
+def descend_in_tensorflow(epsilon: float, weight_decay: float = 0.0) -> NDArray:
+    """Minimise as `descend`, with TensorFlow's L2 penalty; Python numbers would become float32 constants."""
     pytest.importorskip("tensorflow")
     from facenet_tf.session import legacy_graph, open_session, tf, tf1
 
     with legacy_graph() as graph:
         variable = tf1.get_variable("parameter", initializer=tf.constant(START), use_resource=False)
         constants = (tf.constant(value, tf.float64) for value in (RATE, *BETAS, epsilon))
-        step = tf1.train.AdamOptimizer(*constants).minimize(tf.reduce_sum(SCALES * tf.cos(variable)))
+        bowl = tf.reduce_sum(SCALES * tf.cos(variable))
+        step = tf1.train.AdamOptimizer(*constants).minimize(bowl + weight_decay * tf.nn.l2_loss(variable))
         with open_session(graph) as session:
             session.run(tf1.global_variables_initializer())
             for _ in range(STEPS):
@@ -63,6 +69,13 @@ def test_ten_steps_are_tensorflows(tensorflow: NDArray, epsilon: float) -> None:
     actual = descend(lambda parameters: TensorFlowAdam(parameters, RATE, BETAS, epsilon))
     np.testing.assert_allclose(actual, tensorflow, rtol=1e-13)
     assert np.abs(tensorflow - START).max() > 0.1  # it has moved
+
+
+def test_weight_decay_is_tensorflows_l2_penalty() -> None:
+    expected = descend_in_tensorflow(0.1, 0.3)
+    actual = descend(lambda parameters: TensorFlowAdam(parameters, RATE, weight_decay=0.3))
+    np.testing.assert_allclose(actual, expected, rtol=1e-13)
+    assert np.abs(expected - descend(lambda parameters: TensorFlowAdam(parameters, RATE))).max() > 1e-2
 
 
 def test_pytorchs_own_adam_is_another_optimiser(tensorflow: NDArray, epsilon: float) -> None:

@@ -33,15 +33,16 @@ from checks.controls.faults.fault import (
 from checks.controls.faults.structure_faults import dropout_mask
 from checks.controls.port_pipeline import Pipeline
 from checks.diagnosis.causes import Cause
-from checks.gradients.result import OptimiserName
+from checks.gradients.result import TrainingName
 from checks.gradients.train_pytorch import make_optimiser, training_loss
-from checks.gradients.training_setup import TrainingBatch
+from checks.gradients.training_setup import WEIGHT_DECAY, TrainingBatch
 from reference import InceptionResnetV1
+from reference.losses import decay_kernels
 
 _MOMENTUM = 0.1  # PyTorch's default for BatchNorm
 _ADAM_EPSILON = 0.1  # facenet's
 
-Make = Callable[[Pipeline, OptimiserName, list[Parameter]], Optimizer]
+Make = Callable[[Pipeline, TrainingName, list[Parameter]], Optimizer]
 
 
 def _fault(name: str, shipped: str, cause: Cause | None, *sites: Site) -> Fault:
@@ -151,10 +152,10 @@ def _optimiser(label: str, make: Make) -> Site:
     return _site(label, OPTIMISER, apply)
 
 
-def _instead(name: OptimiserName, optimiser: Callable[[list[Parameter], float], Optimizer]) -> Make:
+def _instead(name: TrainingName, optimiser: Callable[[list[Parameter], float], Optimizer]) -> Make:
     """Replace the optimiser of this name by another, at the same learning rate."""
 
-    def make(port: Pipeline, actual: OptimiserName, parameters: list[Parameter]) -> Optimizer:
+    def make(port: Pipeline, actual: TrainingName, parameters: list[Parameter]) -> Optimizer:
         expected = make_optimiser(actual, parameters)
         return optimiser(parameters, expected.param_groups[0]["lr"]) if actual == name else expected
 
@@ -162,15 +163,15 @@ def _instead(name: OptimiserName, optimiser: Callable[[list[Parameter], float], 
 
 
 def _decaying_weights(parameters: list[Parameter], rate: float) -> Optimizer:
-    groups: list[dict[str, Any]] = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": 5e-4},
-        {"params": [p for p in parameters if p.ndim == 1]},
-    ]
-    return SGD(groups, rate)
+    return SGD(decay_kernels(parameters, 5e-4), rate)
+
+
+def _pytorchs_adam(epsilon: float) -> Callable[[list[Parameter], float], Optimizer]:
+    return lambda parameters, rate: Adam(decay_kernels(parameters, WEIGHT_DECAY), rate, eps=epsilon)
 
 
 def _scales(*modules: str) -> Make:
-    def make(port: Pipeline, name: OptimiserName, parameters: list[Parameter]) -> Optimizer:
+    def make(port: Pipeline, name: TrainingName, parameters: list[Parameter]) -> Optimizer:
         known = {id(parameter) for parameter in parameters}
         norms = (m for m in port.float64.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d))
         chosen = [port.float64.get_submodule(path) for path in modules] or list(norms)
@@ -267,8 +268,8 @@ TRAINING: tuple[Fault, ...] = (
         "TensorFlow adds epsilon before the bias correction of the second moment and PyTorch behind it: "
         "with facenet's epsilon of 0.1 the first steps differ by a factor of thirty.",
         Cause.OPTIMISER,
-        _optimiser("0.1 in PyTorch's place", _instead("adam", lambda p, lr: Adam(p, lr, eps=_ADAM_EPSILON))),
-        _optimiser("PyTorch's 1e-8", _instead("adam", lambda p, lr: Adam(p, lr))),
+        _optimiser("0.1 in PyTorch's place", _instead("adam", _pytorchs_adam(_ADAM_EPSILON))),
+        _optimiser("PyTorch's 1e-8", _instead("adam", _pytorchs_adam(1e-8))),
         _optimiser("AdamW", _instead("adam", lambda p, lr: AdamW(p, lr, eps=_ADAM_EPSILON))),
     ),
     _fault(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -33,10 +34,12 @@ from checks.gradients.running_statistics import judge_statistics
 from checks.gradients.table import print_result
 from checks.gradients.train_pytorch import PyTorchGradients
 from checks.gradients.train_tensorflow import TrainingReference, train_tensorflow
-from checks.gradients.training_setup import MODES, OPTIMISERS, draw_batch
+from checks.gradients.training_setup import LEARNING_RATE, MARGIN, MODES, TRAININGS, WEIGHT_DECAY, draw_batch
 from converter.convert import to_pytorch
 from converter.layer_map import ConvertedRow, Variant, table
 from reference import InceptionResnetV1
+from reference.adam import TensorFlowAdam
+from reference.losses import decay_kernels
 
 pytest.importorskip("tensorflow")
 
@@ -49,7 +52,7 @@ from facenet_tf.session import legacy_graph, tf, tf1
 pytestmark = pytest.mark.slow
 
 CLASSES = 7
-STEPS = 3
+STEPS = 2
 SIZE = (107, 91)  # eight values a channel in the last maps: statistics of fewer are badly conditioned
 SCOPE = "InceptionResnetV1/Conv2d_1a_3x3/BatchNorm"
 VARIANT = Variant(num_classes=CLASSES)
@@ -79,9 +82,9 @@ def test_every_gradient_and_every_step_is_tensorflows(
 ) -> None:
     before = {key: value.clone() for key, value in model.state_dict().items()}
     measured = tuple(measure_gradients(model, reference, mode) for mode in MODES)
-    steps = tuple(measure_steps(model, reference, name) for name in OPTIMISERS)
+    steps = tuple(measure_steps(model, reference, name) for name in TRAININGS)
     judged = (*map(judge_gradients, measured), *map(judge_steps, steps))
-    assert all(judgement.passed for judgement in judged), judged
+    assert all(judgement.passed and judgement.share * thresholds.MARGIN <= 1 for judgement in judged), judged
 
     parameters = [name for name, _ in model.named_parameters()]
     assert len(parameters) == 112 * 2 + 132 + 22 + 2
@@ -93,7 +96,9 @@ def test_every_gradient_and_every_step_is_tensorflows(
         assert {t.key for t in training.state} == {k for k, v in before.items() if v.is_floating_point()}
         assert all(0 <= t.distance <= 1e-9 for t in (*training.state, *training.change))
         still = {t.key for t in training.change if t.norm == 0}
-        assert still == {key for key in parameters if key.endswith("bn.weight")}  # no scale in the checkpoint
+        scales = {key for key in parameters if key.endswith("bn.weight")}  # not in the checkpoint
+        unused = {key for key in parameters if training.training == "triplet" and key.startswith("logits.")}
+        assert still == scales | unused
     # The model is left as it was.
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
@@ -105,10 +110,10 @@ def test_every_gradient_and_every_step_is_tensorflows(
     print_result(result)
     shown = capsys.readouterr().out.splitlines()
     assert shown[0] == "Training continues as in TensorFlow."
-    assert sum(line.startswith("holds ") for line in shown) == 5
-    assert len(shown) == 7
+    assert sum(line.startswith("holds ") for line in shown) == 6
+    assert len(shown) == 8
     print_result(result, verbose=True)
-    assert "after 3 steps" in capsys.readouterr().out
+    assert "after 2 steps" in capsys.readouterr().out
 
 
 def test_a_result_in_which_everything_differs_fits_on_the_screen(capsys: pytest.CaptureFixture[str]) -> None:
@@ -117,7 +122,9 @@ def test_a_result_in_which_everything_differs_fits_on_the_screen(capsys: pytest.
         return tuple(TensorDistance(key, distance * 2**-n, 1.0, 1.0) for n, key in enumerate(keys))
 
     measured = tuple(GradientMeasurement(mode, 1.0, distances(1e-3)) for mode in MODES)
-    steps = tuple(StepsMeasurement(o, 10, (3.0, 1.0), distances(np.inf), distances(1e-5)) for o in OPTIMISERS)
+    steps = tuple(
+        StepsMeasurement(name, 10, (3.0, 1.0), 1.0, distances(np.inf), distances(1e-5)) for name in TRAININGS
+    )
     statistics = Judgement("statistics", False, "differ", ("a", "b", "c"))
     judgements = (statistics, *map(judge_gradients, measured), *map(judge_steps, steps))
     result = GradientsResult("[re]d", VARIANT, "loss", (4, *SIZE, 3), judgements, measured, steps, {})
@@ -125,7 +132,7 @@ def test_a_result_in_which_everything_differs_fits_on_the_screen(capsys: pytest.
     shown = capsys.readouterr().out.splitlines()
     assert shown[0] == "Training differs from TensorFlow's."
     assert shown[1].startswith("[re]d: ")
-    assert sum(line.startswith("FAILS ") for line in shown) == 5
+    assert sum(line.startswith("FAILS ") for line in shown) == 6
     assert "worst: conv2d_1a.conv.weight (InceptionResnetV1/Conv2d_1a_3x3/weights)" in shown
     assert any("BatchNorm/gamma, which the checkpoint does not have)" in line for line in shown)
     assert "missing, misshapen or not finite" in "".join(shown)
@@ -140,9 +147,10 @@ Fault = Callable[[InceptionResnetV1], object]
 
 
 def failing(judgement: Judgement) -> set[str]:
-    """The tensors in the details of a judgement that fails."""
+    """The tensors in the details of a judgement that fails, and "the losses"; none fails by luck."""
     assert not judgement.passed
-    return {detail.partition(":")[0] for detail in judgement.details}
+    assert judgement.share >= thresholds.MARGIN
+    return {re.split(":| are ", detail)[0] for detail in judgement.details}
 
 
 def test_another_momentum_is_seen_at_its_batch_norm(
@@ -195,7 +203,7 @@ def test_a_frozen_parameter_is_missing(model: InceptionResnetV1, reference: Trai
 
 def test_pytorchs_own_adam_is_seen(model: InceptionResnetV1, reference: TrainingReference) -> None:
     def plain(name: str, parameters: Any) -> torch.optim.Optimizer:
-        return torch.optim.Adam(parameters, lr=0.0005, eps=0.1)
+        return torch.optim.Adam(decay_kernels(parameters, WEIGHT_DECAY), LEARNING_RATE, eps=0.1)
 
     wrong = failing(judge_steps(measure_steps(model, reference, "adam", make=plain)))
     assert {"conv2d_1a.conv.weight", "logits.bias"} <= wrong
@@ -210,6 +218,55 @@ def test_training_a_scale_that_the_checkpoint_does_not_have_is_seen(
     assert "conv2d_1a.bn.weight" in failing(
         judge_steps(measure_steps(model, reference, "sgd", make=everything))
     )
+
+
+def test_an_l2_penalty_on_biases_is_seen(model: InceptionResnetV1, reference: TrainingReference) -> None:
+    def on_all(name: str, parameters: Any) -> torch.optim.Optimizer:
+        return TensorFlowAdam(parameters, LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+
+    wrong = failing(judge_steps(measure_steps(model, reference, "adam", make=on_all)))
+    assert {"conv2d_1a.bn.bias", "repeat_1.0.conv2d.bias", "logits.bias"} <= wrong
+
+
+def test_a_decoupled_decay_is_seen(model: InceptionResnetV1, reference: TrainingReference) -> None:
+    """The rule of AdamW."""
+
+    def decoupled(name: str, parameters: Any) -> torch.optim.Optimizer:
+        def shrink(*_: object) -> None:
+            with torch.no_grad():
+                for parameter in parameters:
+                    if parameter.ndim > 1:
+                        parameter.mul_(1 - LEARNING_RATE * WEIGHT_DECAY)
+
+        optimiser = TensorFlowAdam(parameters, LEARNING_RATE)
+        optimiser.register_step_pre_hook(shrink)
+        return optimiser
+
+    wrong = failing(judge_steps(measure_steps(model, reference, "adam", make=decoupled)))
+    assert {key for key, value in model.named_parameters() if value.ndim > 1} <= wrong
+
+
+@pytest.mark.parametrize(
+    ("power", "margin", "reduce"),
+    [
+        pytest.param(1, MARGIN, torch.mean, id="distances-not-squared"),
+        pytest.param(2, 0.3, torch.mean, id="another-margin"),
+        pytest.param(2, MARGIN, torch.sum, id="summed"),
+    ],
+)
+def test_another_triplet_loss_is_seen(
+    model: InceptionResnetV1, reference: TrainingReference, power: float, margin: float, reduce: Any
+) -> None:
+    def loss(model: InceptionResnetV1, images: Tensor, batch: Any) -> Tensor:
+        model.classify = False
+        embeddings = model(images)
+        anchors, *others = (embeddings[column] for column in torch.from_numpy(batch.triplets).T)
+        near, far = ((anchors - other).square().sum(dim=1) ** (power / 2) for other in others)
+        return reduce(F.relu(near - far + margin))
+
+    wrong = failing(judge_steps(measure_steps(model, reference, "triplet", loss=loss)))
+    assert "the losses" in wrong
+    assert ("last_bn.bias" in wrong) == (margin == MARGIN)  # a margin changes no gradient within it
 
 
 def test_a_summed_loss_is_seen(model: InceptionResnetV1, reference: TrainingReference) -> None:
@@ -345,7 +402,7 @@ def test_training_goes_on_from_real_weights_as_in_tensorflow(
 ) -> None:
     monkeypatch.setattr("checks.gradients.run.draw_batch", partial(draw_batch, image_size=SIZE))
     assert gradients.main([str(keras), "--json", str(tmp_path / "report.json")]) == 0
-    assert capsys.readouterr().out.count("holds ") == 5
+    assert capsys.readouterr().out.count("holds ") == 6
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["passed"]
     for measured in report["gradients"]:

@@ -374,8 +374,8 @@ def gradients_result(worst: float = 5e-14) -> GradientsResult:
     taken[200] = replace(taken[200], distance=worst)
     measured = [GradientMeasurement(mode, 0.0, tuple(taken)) for mode in ("inference", "training")]
     steps = [
-        StepsMeasurement(name, 10, (3.0, 0.04), tuple(distances(1e-16)), tuple(distances(3e-13)))
-        for name in ("sgd", "adam")
+        StepsMeasurement(name, 10, (3.0, 0.04), 0.0, tuple(distances(1e-16)), tuple(distances(3e-13)))
+        for name in ("sgd", "adam", "triplet")
     ]
     judgements = (
         Judgement("statistics", True, "as PyTorch's do"),

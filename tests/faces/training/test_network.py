@@ -29,7 +29,8 @@ from faces.training.objectives import (
     class_means,
     make_objective,
 )
-from faces.training.triplets import select_semi_hard, triplet_loss
+from faces.training.triplets import select_semi_hard
+from reference.losses import triplet_loss
 
 TUNED = TrainConfig(data="crops")  # from published weights, BatchNorm frozen
 LABELS = torch.tensor([0, 1, 2, 0, 1, 2, 0])
