@@ -148,7 +148,7 @@ def _measure(
     with one_thread(), ThreadPoolExecutor(1) as pool:
         try:
             running = pool.submit(run_pytorch)
-            reference = train_tensorflow(tensors, batch, say=say)
+            reference = train_tensorflow(tensors, batch, trainings=tuple(TRAININGS), say=say)
             say("waiting for PyTorch")
             gradients, trainings = running.result()
         finally:

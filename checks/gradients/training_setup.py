@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import permutations
 from typing import Literal
@@ -51,7 +50,7 @@ class Training:
     triplets: bool = False
 
 
-TRAININGS: Mapping[TrainingName, Training] = {
+TRAININGS: dict[TrainingName, Training] = {
     "sgd": Training("sgd"),
     "adam": Training("adam", weight_decay=WEIGHT_DECAY),
     "triplet": Training("adam", triplets=True),

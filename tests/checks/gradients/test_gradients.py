@@ -153,16 +153,10 @@ def failing(judgement: Judgement) -> set[str]:
     return {re.split(":| are ", detail)[0] for detail in judgement.details}
 
 
-def test_another_momentum_is_seen_at_its_batch_norm(
+def test_another_momentum_and_the_biased_variance_are_seen_at_their_batch_norms(
     model: InceptionResnetV1, reference: TrainingReference
 ) -> None:
     model.repeat_2[4].branch1[1].bn.momentum = 0.1
-    judgement = judge_steps(measure_steps(model, reference, "sgd"))
-    norm = "repeat_2.4.branch1.1.bn"
-    assert failing(judgement) == {f"{norm}.running_mean", f"{norm}.running_var"}
-
-
-def test_the_biased_variance_is_seen(model: InceptionResnetV1, reference: TrainingReference) -> None:
     norm = model.last_bn
 
     def biased(self: nn.BatchNorm1d, x: Tensor) -> Tensor:
@@ -173,7 +167,9 @@ def test_the_biased_variance_is_seen(model: InceptionResnetV1, reference: Traini
         return output
 
     norm.forward = MethodType(biased, norm)
-    assert failing(judge_steps(measure_steps(model, reference, "sgd"))) == {"last_bn.running_var"}
+    statistics = {f"repeat_2.4.branch1.1.bn.running_{statistic}" for statistic in ("mean", "var")}
+    wrong = failing(judge_steps(measure_steps(model, reference, "sgd")))
+    assert wrong == statistics | {"last_bn.running_var"}
 
 
 def test_another_dropout_is_seen_in_training_alone(
@@ -247,22 +243,21 @@ def test_a_decoupled_decay_is_seen(model: InceptionResnetV1, reference: Training
 
 
 @pytest.mark.parametrize(
-    ("power", "margin", "reduce"),
+    ("power", "margin"),
     [
-        pytest.param(1, MARGIN, torch.mean, id="distances-not-squared"),
-        pytest.param(2, 0.3, torch.mean, id="another-margin"),
-        pytest.param(2, MARGIN, torch.sum, id="summed"),
+        pytest.param(1, MARGIN, id="distances-not-squared"),
+        pytest.param(2, 0.3, id="another-margin"),
     ],
 )
 def test_another_triplet_loss_is_seen(
-    model: InceptionResnetV1, reference: TrainingReference, power: float, margin: float, reduce: Any
+    model: InceptionResnetV1, reference: TrainingReference, power: float, margin: float
 ) -> None:
     def loss(model: InceptionResnetV1, images: Tensor, batch: Any) -> Tensor:
         model.classify = False
         embeddings = model(images)
         anchors, *others = (embeddings[column] for column in torch.from_numpy(batch.triplets).T)
         near, far = ((anchors - other).square().sum(dim=1) ** (power / 2) for other in others)
-        return reduce(F.relu(near - far + margin))
+        return F.relu(near - far + margin).mean()
 
     wrong = failing(judge_steps(measure_steps(model, reference, "triplet", loss=loss)))
     assert "the losses" in wrong
@@ -401,8 +396,9 @@ def test_training_goes_on_from_real_weights_as_in_tensorflow(
     keras: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("checks.gradients.run.draw_batch", partial(draw_batch, image_size=SIZE))
+    monkeypatch.delitem(TRAININGS, "sgd")  # to save its time
     assert gradients.main([str(keras), "--json", str(tmp_path / "report.json")]) == 0
-    assert capsys.readouterr().out.count("holds ") == 6
+    assert capsys.readouterr().out.count("holds ") == 5
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["passed"]
     for measured in report["gradients"]:
