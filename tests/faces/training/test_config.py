@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import re
 import tomllib
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 
@@ -75,3 +77,13 @@ def test_what_is_no_configuration_is_refused(tmp_path, capsys):
         replace(TrainConfig(data="crops"), task="triplet", accumulate=2)
     assert main([str(tmp_path / "nothing.toml")]) == 3
     assert "nothing.toml" in capsys.readouterr().err
+
+
+def test_the_page_lists_every_field_with_its_default():
+    page = (Path(__file__).parents[3] / "docs" / "training.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)`, `--([\w-]+)` \| (.*?) \| (.*?)(?:: .*)? \|$", page, re.MULTILINE)
+    assert [name for name, *_ in rows] == list(FIELDS)
+    for name, option, default, _ in rows:
+        value = FIELDS[name].default
+        assert option == name.replace("_", "-")
+        assert default == (str(value).lower() if isinstance(value, bool) else str(value)), name
