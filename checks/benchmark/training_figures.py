@@ -86,7 +86,8 @@ print(times[-1] - times[0])
 """
 
 _BARE = """
-from faces.training.data import Faces, build_loader, epoch_batches, find_data, read_batches
+from faces.training.data import epoch_batches, find_data
+from faces.training.images import Faces, build_loader, read_batches
 from reference import InceptionResnetV1
 data = find_data(config)
 rows = [[(0, int(place)) for place in batch] for batch in epoch_batches(config, data, 0)]

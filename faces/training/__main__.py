@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from converter import command_line
 from converter.progress import ProgressBar
@@ -46,8 +47,17 @@ def _work(arguments: argparse.Namespace) -> int:
     with ProgressBar("training", quiet=arguments.quiet or not speaks) as bar:
 
         def report(step: int, steps: int, figures: Mapping[str, float]) -> None:
-            bar.label(f"training: loss {figures['loss']:.3g}, {figures['score']:.0%}")
+            speed = figures["faces"] / figures["seconds"]
+            bar.label(
+                f"training: loss {figures['loss']:.3g}, {figures['score']:.0%}, {speed:.3g} faces a second"
+            )
             bar(step, steps)
+
+        def epoch_report(row: Mapping[str, Any]) -> None:
+            if speaks and not arguments.quiet:
+                figures = {name: value for name, value in row.items() if isinstance(value, float)}
+                shown = ", ".join(f"{name} {value:.3g}" for name, value in figures.items())
+                command_line.print_error(f"epoch {row['epoch']} of {config.epochs}: {shown}")
 
         result = train(
             config,
@@ -55,6 +65,7 @@ def _work(arguments: argparse.Namespace) -> int:
             evaluate_only=arguments.evaluate_only,
             offline=arguments.offline,
             report=report,
+            epoch_report=epoch_report,
         )
     if not speaks:
         return 0

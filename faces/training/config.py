@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from converter.errors import SourceError, UsageError
-from converter.formats.limits import read_whole
+from converter.formats.limits import is_utf_8, read_whole
 from faces.options import DEFAULT_MODEL
 
 _MOST_BYTES = 1 << 20
@@ -145,6 +145,9 @@ class TrainConfig:
             _check(name, declared, getattr(self, name))
         if not self.data:
             raise UsageError("data: give the folder or table of faces, as `--data crops` or in the file.")
+        for name in ("data", "weights", "output"):
+            if not is_utf_8(Path(getattr(self, name))):
+                raise UsageError(f"{name}: the path is not UTF-8, which TOML needs. Rename it.")
         if not self.output:
             raise UsageError("output: give the folder of the run.")
         if self.task == "triplet" and self.accumulate > 1:
@@ -215,7 +218,9 @@ def read_config(path: str | Path | None, options: Mapping[str, Any] | None = Non
     try:
         return TrainConfig(**{name: _widen(name, value) for name, value in fields.items()})
     except UsageError as error:
-        raise UsageError(str(error) if path is None else f"{path}: {error}") from error
+        stated = str(error).partition(":")[0]
+        from_file = path is not None and stated not in (options or {})
+        raise UsageError(f"{path}: {error}" if from_file else str(error)) from error
 
 
 def _widen(name: str, value: Any) -> Any:

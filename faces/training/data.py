@@ -1,37 +1,33 @@
-"""The faces of a training: who is trained on and validated on, the batches of an epoch, and augmentation."""
+"""The faces of a training: who is trained on and validated on, and the batches of an epoch."""
 
 from __future__ import annotations
 
 import hashlib
 import math
+import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from PIL import Image
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+from torch.utils.data import Sampler
 
-from checks.core.inputs import IMAGE_SIZE
 from converter.counts import counted
 from converter.errors import SourceError, UsageError
-from faces.crops import CROP_SIZES, CropMethod, central_part, find_crop, read_face
-from faces.dataset import NOBODY, LabelledFace, find_faces, to_tensor
+from converter.manifest import file_digest
+from faces.crops import (
+    CropMethod,
+    find_crop,
+)
+from faces.dataset import NOBODY, LabelledFace, find_faces
 from faces.face_table import find_table
-from faces.images import to_rgb
-from faces.model import Standardisation
 from faces.training.config import TrainConfig
-
-Row = tuple[int, int]
-"""A face in a batch: the epoch, which decides on its augmentation, and its place among the faces."""
+from faces.training.images import Row
 
 _MOST_NAMED = 5  # people or files in a message
-_SHUFFLED, _AUGMENTED, _DIVIDED = range(3)  # what a seed is for
+_SHUFFLED, _DIVIDED = 0, 2  # what a seed is for
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,25 +172,27 @@ def _check_batch(config: TrainConfig, source: Path, faces: int, people: int) -> 
 
 def _check_leaks(source: Path, training: Sequence[LabelledFace], validation: Sequence[LabelledFace]) -> None:
     """Refuse a face that is both trained and validated on, by the content of its file."""
-    seen = {_file_key(face): face for face in training}
+    sizes = {face.image.file.stat().st_size for face in validation}
+    seen = {_file_key(face): face for face in training if face.image.file.stat().st_size in sizes}
     both = [(face, seen[_file_key(face)]) for face in validation if _file_key(face) in seen]
     if both:
-        first, other = (face.image.file for face in both[0])
+        files = [(str(face.image.file), str(other.image.file)) for face, other in both]
+        named = _name([first if first == other else f"{first} (as {other})" for first, other in files])
         raise SourceError(
             source,
             f"{counted(len(both), 'face')} to validate on that {'is' if len(both) == 1 else 'are'} also "
-            f"trained on, such as {first}" + ("" if first == other else f", which is {other}"),
-            next_step="Remove one of the two: figures on faces that were learnt say nothing",
+            f"trained on: {named}",
+            next_step="Remove one of each pair: figures on faces that were learnt say nothing",
         )
 
 
 def _file_key(face: LabelledFace) -> tuple[str, object]:
-    return hashlib.sha256(face.image.file.read_bytes()).hexdigest(), face.image.box
+    return file_digest(face.image.file), face.image.box
 
 
 def _digest(table: Path | None, faces: Sequence[LabelledFace]) -> str:
     """Digest what was read of the data: the table, or else the paths of the images."""
-    content = table.read_bytes() if table else "\n".join(str(face.image.file) for face in faces).encode()
+    content = table.read_bytes() if table else b"\n".join(os.fsencode(face.image.file) for face in faces)
     return hashlib.sha256(content).hexdigest()
 
 
@@ -204,86 +202,6 @@ def _people(count: int) -> str:
 
 def _name(people: Sequence[str]) -> str:
     return ", ".join(people[:_MOST_NAMED]) + (", ..." if len(people) > _MOST_NAMED else "")
-
-
-class Faces(Dataset["tuple[Tensor, int] | SourceError"]):
-    """Faces of a training, augmented and standardised: (image, place), with (3, 160, 160), float32.
-
-    The augmentation of a face depends on seed, epoch and place alone, so that it is the same with any number
-    of processes and after any interruption.
-
-    Args:
-        faces: The faces.
-        standardisation: Of the images.
-        config: The augmentation; None for none.
-    """
-
-    def __init__(
-        self,
-        faces: Sequence[LabelledFace],
-        standardisation: Standardisation,
-        config: TrainConfig | None = None,
-    ) -> None:
-        self._faces, self._standardisation, self._config = faces, standardisation, config
-
-    def __len__(self) -> int:
-        return len(self._faces)
-
-    def __getitem__(self, row: Row) -> tuple[Tensor, int] | SourceError:
-        """Read a face for an epoch, or return the error, since PyTorch wraps one that a worker raises."""
-        try:
-            return self._read(*row)
-        except SourceError as error:
-            return error
-
-    def _read(self, epoch: int, place: int) -> tuple[Tensor, int]:
-        if self._config is None:
-            pixels = read_face(self._faces[place].image, "scaled")
-        else:
-            drawn = np.random.default_rng([self._config.seed, _AUGMENTED, epoch, place])
-            pixels = augment(_read_whole_crop(self._faces[place], self._config), self._config, drawn)
-        return to_tensor(pixels, self._standardisation), place
-
-
-def _read_whole_crop(face: LabelledFace, config: TrainConfig) -> NDArray[np.uint8]:
-    """Read a crop with the pixels around the central 160x160, if it is one of 182x182."""
-    pixels = to_rgb(face.image.file)
-    size = CROP_SIZES["facenet"]
-    if pixels.shape[:2] == (size, size):
-        return pixels
-    if config.random_crop:
-        raise SourceError(
-            face.image.file,
-            f"random_crop needs crops of {size}x{size} pixels, not {pixels.shape[1]}x{pixels.shape[0]}",
-            next_step="Crop with `facenet-port align --crop facenet`, or leave random_crop out",
-        )
-    return read_face(face.image, "scaled")
-
-
-def augment(pixels: NDArray[np.uint8], config: TrainConfig, drawn: np.random.Generator) -> NDArray[np.uint8]:
-    """Augment a crop as facenet's input pipeline does: rotation, random crop and mirror, in this order.
-
-    Source: davidsandberg/facenet, src/facenet.py: create_input_pipeline and random_rotate_image.
-
-    Args:
-        pixels: (H, W, 3), with 160 or 182 for H and W.
-        config: Which of them, and the largest angle.
-        drawn: Gives the angle, the place of the crop and whether to mirror.
-
-    Returns:
-        (160, 160, 3).
-    """
-    if config.rotation:
-        angle = drawn.uniform(-config.rotation, config.rotation)
-        pixels = np.asarray(Image.fromarray(pixels).rotate(angle, Image.Resampling.BICUBIC))
-    if config.random_crop:
-        top, left = drawn.integers(0, pixels.shape[0] - IMAGE_SIZE + 1, 2)
-        pixels = pixels[top : top + IMAGE_SIZE, left : left + IMAGE_SIZE]
-    else:
-        pixels = central_part(pixels)
-    if config.mirror and drawn.random() < 0.5:
-        pixels = pixels[:, ::-1]
-    return pixels
 
 
 def epoch_batches(config: TrainConfig, data: TrainingData, epoch: int) -> list[NDArray[np.int64]]:
@@ -302,7 +220,7 @@ def epoch_batches(config: TrainConfig, data: TrainingData, epoch: int) -> list[N
     if config.task == "classifier":
         order = drawn.permutation(len(data.training))
         return [order[start : start + config.batch_size] for start in range(0, len(order), config.batch_size)]
-    people = [np.flatnonzero(data.labels == label) for label in range(len(data.people))]
+    people = np.split(np.argsort(data.labels, kind="stable"), np.cumsum(np.bincount(data.labels))[:-1])
     count = math.ceil(len(data.training) / (config.people_per_batch * config.faces_per_person))
     batches = []
     for _ in range(count):
@@ -327,7 +245,11 @@ def check_shares(config: TrainConfig, data: TrainingData, processes: int, *, tra
     Raises:
         UsageError: A process would have too few.
     """
-    smallest = min(map(len, epoch_batches(config, data, 0))) // processes
+    if config.task == "classifier":
+        smallest = min(map(len, epoch_batches(config, data, 0))) // processes
+    else:  # who is in a batch varies
+        counts = np.sort(np.minimum(np.bincount(data.labels), config.faces_per_person))
+        smallest = int(counts[: config.people_per_batch].sum()) // processes
     if smallest < 1 + trains_batch_norm:
         name = "batch_size" if config.task == "classifier" else "people_per_batch"
         why = ", too few for the statistics of BatchNorm" if smallest else ""
@@ -368,35 +290,3 @@ class Batches(Sampler[list[Row]]):
 def share_of(rows: int, process: int, processes: int) -> slice:
     """The consecutive rows of a batch that one of several processes takes, as evenly as can be."""
     return slice(rows * process // processes, rows * (process + 1) // processes)
-
-
-def _collate(items: Sequence[tuple[Tensor, int] | SourceError]) -> tuple[Tensor, Tensor] | SourceError:
-    """Put faces together as a batch, or return the first error among them."""
-    errors = [item for item in items if isinstance(item, SourceError)]
-    return errors[0] if errors else default_collate(list(items))
-
-
-def read_batches(loader: DataLoader[Any]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Read the batches of a loader.
-
-    Raises:
-        SourceError: A file cannot be read, or is no crop.
-    """
-    for batch in loader:
-        if isinstance(batch, SourceError):
-            raise batch
-        yield batch
-
-
-def build_loader(
-    faces: Faces, rows: Sampler[list[Row]] | Sequence[list[Row]], workers: int
-) -> DataLoader[Any]:
-    """Build the loader that `read_batches` reads: (N, 3, 160, 160), float32, and the places (N), int64."""
-    return DataLoader(
-        faces,
-        batch_sampler=rows,
-        num_workers=workers,
-        collate_fn=_collate,
-        persistent_workers=workers > 0,
-        pin_memory=torch.cuda.is_available(),
-    )

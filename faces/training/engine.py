@@ -3,36 +3,27 @@
 from __future__ import annotations
 
 import math
-import os
-import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from types import FrameType, ModuleType
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
-from converter.errors import DifferenceError
+from converter.errors import DifferenceError, UsageError
 from faces.model import Standardisation
 from faces.training.config import TrainConfig
-from faces.training.data import (
-    Batches,
-    Faces,
-    TrainingData,
-    build_loader,
-    epoch_batches,
-    read_batches,
-    share_of,
-)
+from faces.training.data import Batches, TrainingData, epoch_batches, share_of
+from faces.training.images import Faces, build_loader, read_batches
 from faces.training.network import learning_rate_factor, make_optimiser, set_stage, stage_of
 from faces.training.objectives import Batch, Objective
 from faces.training.run_folder import RunFolder
+from faces.training.signals import SignalError, deferred_signals
 from faces.training.validation import Validation, embed_faces, validate
 
 COLLAPSED = 0.01
@@ -43,6 +34,9 @@ _EMBEDDED = 64  # faces that are embedded at once
 
 Report = Callable[[int, int, Mapping[str, float]], None]
 """Called after each step with the steps taken, those of the whole training, and the figures of the step."""
+
+EpochReport = Callable[[Mapping[str, Any]], None]
+"""Called after each epoch with its figures, a row of metrics.csv."""
 
 
 @dataclass(slots=True)
@@ -55,8 +49,9 @@ class Progress:
         step: Steps of the optimiser, in all.
         rows: The figures of each finished epoch, as in metrics.csv.
         best: The rank of the best validation so far; empty before the first.
-        best_epoch: The number of its epoch, from 1; 0 is before the training.
+        best_epoch: The number of its epoch, from 1; 0 before the end of the first.
         sums: Sums over the batches of this epoch, by figure.
+        warnings: Sentences on what went wrong without stopping the training.
         before: Embeddings before normalisation and logits of the faces to validate on before the training.
     """
 
@@ -67,6 +62,7 @@ class Progress:
     best: list[float] = field(default_factory=list)
     best_epoch: int = 0
     sums: dict[str, float] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
     before: list[Tensor] = field(default_factory=list)
 
 
@@ -75,7 +71,6 @@ class Trainer:
 
     Attributes:
         progress: How far the training is.
-        warnings: Sentences on what went wrong without stopping the training.
         validation: The latest validation.
 
     Args:
@@ -86,6 +81,7 @@ class Trainer:
         folder: The folder of the run.
         accelerator: The `accelerate.Accelerator`.
         report: Progress callback.
+        epoch_report: Callback after each epoch.
     """
 
     def __init__(
@@ -97,32 +93,39 @@ class Trainer:
         folder: RunFolder,
         accelerator: Any,
         report: Report = lambda step, steps, figures: None,
+        epoch_report: EpochReport = lambda row: None,
     ) -> None:
+        self._epoch_report = epoch_report
         self._config, self._data, self._standardisation = config, data, standardisation
         self._folder, self._accelerator, self._report = folder, accelerator, report
         self.objective = objective.to(accelerator.device)
         self.objective.gather = self._gather
         self._optimiser = make_optimiser(self.objective, config)
-        per_epoch = self.steps_per_epoch
+        per_epoch = math.ceil(len(epoch_batches(config, data, 0)) / config.accumulate)
+        self._steps = per_epoch * config.epochs
+        if config.warmup_steps > self._steps:
+            raise UsageError(
+                f"warmup_steps: {config.warmup_steps} of {self._steps} steps in all. Give fewer."
+            )
         self._schedule = LambdaLR(self._optimiser, lambda step: learning_rate_factor(config, step, per_epoch))
         self._batches = Batches(config, data, accelerator.process_index, accelerator.num_processes)
-        faces = Faces(data.training, standardisation, config)
+        faces = Faces(data.training, standardisation, data.crop, config)
         self._loader = build_loader(faces, self._batches, config.workers)
         self._writer: Any = None
         self.progress = Progress()
-        self.warnings: list[str] = []
         self.validation: Validation | None = None
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Steps of the optimiser in an epoch."""
-        return math.ceil(len(epoch_batches(self._config, self._data, 0)) / self._config.accumulate)
 
     # Before and after
 
-    def start(self) -> None:
-        """Start a classifier at the means of the people's embeddings, and measure what is there."""
-        if self.objective.head and not self._config.from_nothing:
+    def start(self, *, at_means: bool = True) -> None:
+        """Start a classifier, and measure what is there.
+
+        Args:
+            at_means: Whether the classifier starts at the means of the people's embeddings. One that starts
+                with random embeddings does not, except ArcFace's, which needs their norm.
+        """
+        config = self._config
+        if self.objective.head and at_means and (not config.from_nothing or config.head == "arcface"):
             rows = self.embed(self._data.training)
             labels = torch.from_numpy(self._data.labels)
             device = self._accelerator.device
@@ -139,7 +142,9 @@ class Trainer:
         """Compute the embeddings before normalisation of faces without augmentation: (N, E), on the CPU."""
         places = [(0, place) for place in range(len(faces))]
         rows = [places[start : start + _EMBEDDED] for start in range(0, len(places), _EMBEDDED)]
-        loader = build_loader(Faces(faces, self._standardisation), rows, 0)
+        loader = build_loader(
+            Faces(faces, self._standardisation, self._data.crop), rows, self._config.workers
+        )
         return embed_faces(self.objective, read_batches(loader), self._accelerator.device)
 
     def validate(self) -> Validation:
@@ -167,6 +172,8 @@ class Trainer:
             "random": torch.get_rng_state(),
         }
         self._folder.save_checkpoint(self.progress.step, state)
+        if self._writer is not None:
+            self._writer.flush()
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Go on from a checkpoint."""
@@ -177,6 +184,16 @@ class Trainer:
             self._accelerator.scaler.load_state_dict(state["scaler"])
         self.progress = Progress(**state["progress"])
         torch.set_rng_state(state["random"])
+        self._check_same_step()
+
+    def _check_same_step(self) -> None:
+        """Refuse processes that have gone on from other checkpoints, each from its own disk."""
+        if self._accelerator.num_processes > 1:
+            step = torch.tensor([self.progress.step], device=self._accelerator.device)
+            if len(set(self._accelerator.gather(step).tolist())) > 1:
+                raise UsageError(
+                    f"{self._folder.path}: the processes find other checkpoints. Give a folder of all."
+                )
 
     # The loop
 
@@ -184,16 +201,18 @@ class Trainer:
         """Train to the end.
 
         Raises:
-            DifferenceError: The loss is no longer a number; the latest checkpoint is left.
+            DifferenceError: The loss is no longer a number; the checkpoint before it is left.
             KeyboardInterrupt: A signal has stopped the training; a checkpoint of the last step is written.
         """
-        with _deferred_signals() as received:
-            while self.progress.epoch < self._config.epochs:
-                self._train_epoch(received)
-                self._finish_epoch()
-                self._stop_if_signalled(received)
-        if self._writer is not None:
-            self._writer.close()
+        try:
+            with deferred_signals() as received:
+                while self.progress.epoch < self._config.epochs:
+                    self._train_epoch(received)
+                    self._finish_epoch()
+                    self._stop_if_signalled(received)
+        finally:
+            if self._writer is not None:
+                self._writer.close()
 
     def _train_epoch(self, received: list[int]) -> None:
         progress, config = self.progress, self._config
@@ -201,30 +220,29 @@ class Trainer:
         model, optimiser = self._accelerator.prepare(self.objective, self._optimiser)
         self._batches.epoch, self._batches.start = progress.epoch, progress.batch
         whole = epoch_batches(config, self._data, progress.epoch)
-        begun = waited = time.monotonic()
+        begun = time.monotonic()
         for images, _ in read_batches(self._loader):
-            now = time.monotonic()
-            figures = {"waited": now - waited}
+            figures = {"waited": time.monotonic() - begun}
             last = progress.batch + 1 == len(whole)
             full = (progress.batch + 1) % config.accumulate == 0 or last
             batch = self._describe(whole[progress.batch])
             with self._accelerator.autocast(), _without_sync(self._accelerator, model, not full):
                 outcome = model(images.to(self._accelerator.device), batch)
-            figures |= self._add_up(outcome, len(batch.labels))
+            figures |= self._add_up(outcome)
             if not math.isfinite(figures["loss"]):
-                raise self._diverged(figures["loss"])
+                raise self._diverged(f"the loss is {figures['loss']}")
             group = min(
                 config.accumulate, len(whole) - progress.batch // config.accumulate * config.accumulate
             )
             with _without_sync(self._accelerator, model, not full):
                 self._accelerator.backward(outcome.loss * batch.processes / group)
             progress.batch += 1
-            figures["faces"] = float(len(batch.labels))
+            now = time.monotonic()
+            figures |= {"faces": float(len(batch.labels)), "seconds": now - begun}
             self._count(figures)
+            begun = now
             if full:
                 self._step(optimiser, figures, len(whole), received)
-            waited = time.monotonic()
-        progress.sums["seconds"] = progress.sums.get("seconds", 0.0) + time.monotonic() - begun
         # The next epoch may train other parameters, for which the model is prepared again.
         self._accelerator.unwrap_model(model, keep_fp32_wrapper=False)
         self._accelerator.free_memory()
@@ -239,9 +257,8 @@ class Trainer:
         rates = [group["lr"] for group in self._optimiser.param_groups]
         self._schedule.step()
         progress.step += 1
-        steps = self.steps_per_epoch * self._config.epochs
         self._log({"loss": figures["loss"], "score": figures["score"], "learning_rate": rates[0]})
-        self._report(progress.step, steps, figures)
+        self._report(progress.step, self._steps, figures)
         if progress.step % self._config.checkpoint_steps == 0 and progress.batch < batches:
             self.save()
         if progress.batch < batches:  # at its end the epoch is finished first
@@ -266,17 +283,13 @@ class Trainer:
             [part[: share.stop - share.start] for part, share in zip(parts, shares, strict=True)]
         )
 
-    def _add_up(self, outcome: Any, faces: int) -> dict[str, float]:
+    def _add_up(self, outcome: Any) -> dict[str, float]:
         """Add up the shares of all processes in the figures of a batch."""
-        shares = torch.tensor(
-            [outcome.value, outcome.score, outcome.spread],
-            device=self._accelerator.device,
-            dtype=torch.float64,
-        )
-        if self._accelerator.num_processes > 1:
-            shares = self._accelerator.reduce(shares, "sum")
-        loss, score, spread = shares.tolist()
-        return {"loss": loss, "score": score, "spread": spread}
+        shares = [outcome.value, outcome.score, outcome.spread]
+        if self._accelerator.num_processes > 1:  # not on an Apple GPU, which has no float64
+            own = torch.tensor(shares, device=self._accelerator.device, dtype=torch.float64)
+            shares = self._accelerator.reduce(own, "sum").tolist()
+        return dict(zip(("loss", "score", "spread"), shares, strict=True))
 
     def _count(self, figures: Mapping[str, float]) -> None:
         """Add the figures of a batch to the sums of its epoch, weighted by its faces."""
@@ -287,8 +300,8 @@ class Trainer:
             ("spread", figures["spread"]),
         ):
             sums[name] = sums.get(name, 0.0) + value * faces
-        sums["faces"] = sums.get("faces", 0.0) + faces
-        sums["waited"] = sums.get("waited", 0.0) + figures["waited"]
+        for name in ("faces", "seconds", "waited"):
+            sums[name] = sums.get(name, 0.0) + figures[name]
 
     def _finish_epoch(self) -> None:
         """Validate, write the metrics, the weights and a checkpoint, and go on to the next epoch."""
@@ -301,18 +314,23 @@ class Trainer:
             "stage": stage_of(config, progress.epoch),
             "loss": sums["loss"] / faces,
             score_name: sums["score"] / faces,
+            **({"spread": sums["spread"] / faces} if config.task == "triplet" else {}),
             "faces_per_second": faces / sums["seconds"],
             "waited_for_data": sums["waited"] / sums["seconds"],
         }
         if config.task == "triplet" and sums["spread"] / faces < COLLAPSED:
             self._warn_of_collapse(progress.epoch + 1, sums["spread"] / faces)
         validation = self.validate()
+        if not all(torch.isfinite(values).all() for values in self._outputs):
+            raise self._diverged("the embeddings are no numbers")
         row |= {f"val_{name}": value for name, value in validation.figures.items()}
         progress.rows.append(row)
         self._log({name: value for name, value in row.items() if isinstance(value, float)})
+        self._epoch_report(row)
         progress.epoch, progress.batch, progress.sums = progress.epoch + 1, 0, {}
-        if not progress.best or list(validation.rank) < progress.best:
-            progress.best, progress.best_epoch = list(validation.rank), progress.epoch
+        rank = validation.rank
+        if not progress.best or rank is None or list(rank) < progress.best:
+            progress.best, progress.best_epoch = list(rank or (math.inf,)), progress.epoch
             self._write_weights("best")
         if progress.epoch == config.epochs:
             self._write_weights("last")
@@ -324,17 +342,24 @@ class Trainer:
         self._folder.write_weights(name, self.objective, data.people, self._standardisation, data.crop)
 
     def _warn_of_collapse(self, epoch: int, spread: float) -> None:
-        self.warnings.append(
+        self.progress.warnings.append(
             f"epoch {epoch}: the embeddings have collapsed to a point: the mean squared distance between "
             f"people is {spread:.2g}, and that of unrelated embeddings 2. Start again with a smaller "
             'learning_rate, or with selection = "semi-hard".'
         )
 
-    def _diverged(self, loss: float) -> DifferenceError:
+    def _diverged(self, problem: str) -> DifferenceError:
+        """Remove a checkpoint of the step that has broken the weights, and describe what has happened."""
+        step = self.progress.step
+        left = self._folder.remove_checkpoint(step)
         return DifferenceError(
-            f"step {self.progress.step + 1}: the loss is {loss}. The checkpoint before it is left in "
-            f"{self._folder.path / 'checkpoints'}. Start again with a smaller learning_rate, or with "
-            "clip_norm = 1."
+            f"step {step + 1}: {problem}, so step {step} has broken the weights. "
+            + (
+                f"The checkpoint before it is left: {left}. "
+                if left
+                else "There is no checkpoint before it. "
+            )
+            + "Start again with a smaller learning_rate, or with clip_norm = 1."
         )
 
     def _log(self, figures: Mapping[str, float]) -> None:
@@ -362,48 +387,6 @@ class Trainer:
             return
         self.save()
         raise SignalError(int(number))
-
-
-class SignalError(Exception):
-    """A signal has come, and a checkpoint of the last step is written.
-
-    Attributes:
-        number: The signal.
-    """
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.number = number
-
-
-@contextmanager
-def _deferred_signals() -> Iterator[list[int]]:
-    """Note SIGINT, SIGTERM and SIGHUP instead of stopping at once, until the end."""
-    received: list[int] = []
-    before: dict[int, Any] = {}
-
-    def note(number: int, frame: FrameType | None) -> None:
-        if received:  # the second one does not wait
-            restore()
-            os.kill(os.getpid(), number)
-        received.append(number)
-
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) != signal.SIG_IGN:
-                before[number] = signal.signal(number, note)
-    try:
-        yield received
-    except SignalError as stopped:
-        restore()
-        os.kill(os.getpid(), stopped.number)
-        raise KeyboardInterrupt from stopped  # the signal of another process
-    finally:
-        restore()
 
 
 @contextmanager

@@ -26,18 +26,20 @@ _ADAM_EPSILON = 1e-8  # PyTorch's own
 
 
 def build_network(
-    config: TrainConfig, people: int, *, offline: bool
-) -> tuple[InceptionResnetV1, Standardisation]:
+    config: TrainConfig, people: int, *, offline: bool, keep_classifier: bool = False
+) -> tuple[InceptionResnetV1, Standardisation, str | None]:
     """Build the network of a training.
 
     Args:
         config: The configuration.
         people: The number of people.
         offline: Never download.
+        keep_classifier: Whether to keep the classifier of the weights.
 
     Returns:
-        The network, float32, with a randomly initialised classifier if the task is one, and the
-        standardisation of its images.
+        The network, float32, with a randomly initialised classifier if the task is one, the standardisation
+        of its images, and the SHA-256 of its weights as `faces.model.weights_digest` computes it, if they
+        are not random.
 
     Raises:
         UsageError: There are no such weights, their embeddings have another size, or the standardisation is
@@ -49,7 +51,7 @@ def build_network(
     classes = people if config.task == "classifier" else None
     if config.from_nothing:
         network = InceptionResnetV1(num_classes=classes, embedding_size=config.embedding_size or None)
-        return network, stated or "fixed"
+        return network, stated or "fixed", None
     model = load_model(config.weights, standardisation=stated, offline=offline)
     network, size = model.network, model.network.last_linear.out_features
     if config.embedding_size not in (0, size):
@@ -57,8 +59,9 @@ def build_network(
             f"embedding_size: the embeddings of {config.weights} have {size} numbers, not "
             f'{config.embedding_size}. Leave it out, or take weights = "none".'
         )
-    network.logits = None if classes is None else nn.Linear(size, classes)
-    return network, model.standardisation
+    if not keep_classifier:
+        network.logits = None if classes is None else nn.Linear(size, classes)
+    return network, model.standardisation, model.sha256
 
 
 def stage_of(config: TrainConfig, epoch: int) -> Stage:
@@ -90,7 +93,7 @@ def set_stage(objective: Objective, config: TrainConfig, stage: Stage) -> None:
     frozen = freezes_batch_norm(config)
     starts = {"head": (), "last": LAST_BLOCKS, "all": ("",)}[stage]
     for name, module in objective.network.named_modules():
-        trained = bool(starts) and f"{name}.".startswith(starts)
+        trained = bool(starts) and f"{name}.".startswith(starts) and name != "logits"  # the head's, if used
         if isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d):
             module.train(trained and not frozen)
             module.weight.requires_grad_(False)

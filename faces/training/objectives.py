@@ -179,7 +179,7 @@ class SoftmaxClassifier(Objective):
         means = class_means(prelogits, labels)
         spread = (prelogits - means[labels]).square().sum(dim=1).mean()
         if not spread:  # one face of each person
-            spread = squared_distances(means).mean() / 4
+            spread = means.var(dim=0, correction=0).sum() / 2  # a quarter of the mean squared distance
         self.network.logits.weight.copy_(2 * means / spread)
         self.network.logits.bias.copy_(-means.square().sum(dim=1) / spread)
         if self.config.head == "centre":
@@ -256,7 +256,7 @@ class Triplets(Objective):
         between = batch.labels[:, None] != batch.labels[None]
         spread = float(squared_distances(embeddings.detach())[between].mean())
         count = batch.processes
-        return Outcome(loss, loss.item() / count, len(triplets) / candidates / count, spread / count)
+        return Outcome(loss, loss.item() / count, len(triplets) / max(candidates, 1) / count, spread / count)
 
 
 def class_means(rows: Tensor, labels: Tensor) -> Tensor:

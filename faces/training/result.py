@@ -67,6 +67,9 @@ class TrainResult:
             "frozen_batch_norm": self.frozen_batch_norm,
             "before": None if self.before is None else self.before.figures,
             "after": self.after.figures,
+            "scores": []
+            if self.after.scores is None
+            else [asdict(person) | {"f1": person.f1} for person in self.after.scores.classes],
             "epochs": [dict(row) for row in self.rows],
             "best_epoch": self.best_epoch,
             "notes": list(self.notes),

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from checks.core.environment import environment
 from converter.errors import RequirementError, UsageError
 from faces.options import check_device
 from faces.training.config import TrainConfig
-from faces.training.data import check_shares, find_data
-from faces.training.engine import Report, Trainer
+from faces.training.data import TrainingData, check_shares, find_data
+from faces.training.engine import EpochReport, Report, Trainer
 from faces.training.network import build_network, freezes_batch_norm
 from faces.training.objectives import make_objective
 from faces.training.result import TrainResult
-from faces.training.run_folder import RunFolder
+from faces.training.run_folder import PEOPLE, RunFolder, read_people
 
 
 def train(
@@ -26,6 +30,7 @@ def train(
     evaluate_only: bool = False,
     offline: bool = False,
     report: Report = lambda step, steps, figures: None,
+    epoch_report: EpochReport = lambda row: None,
 ) -> TrainResult:
     """Train a network as a configuration says.
 
@@ -35,9 +40,11 @@ def train(
     Args:
         config: The configuration.
         resume: Go on from the latest checkpoint in the folder of the run, or start if there is none.
-        evaluate_only: Measure the weights on the faces to validate on, and train nothing.
+        evaluate_only: Measure the weights on the faces to validate on, and train nothing. The classifier is
+            that of the weights if they are of a training, or else the nearest mean of the faces to train on.
         offline: Never download.
         report: Progress callback, after each step.
+        epoch_report: Callback after each epoch.
 
     Raises:
         UsageError: The data do not fit the configuration, or the folder of the run is that of another.
@@ -46,21 +53,29 @@ def train(
         RequirementError: A package, a device or weights are missing.
     """
     require_training()
+    if evaluate_only and resume:
+        raise UsageError("--evaluate-only: nothing goes on. Give --weights run/last, without --resume.")
     data = find_data(config)
+    people = _trained_people(config, data) if evaluate_only else None
+    if people is not None:
+        data = replace(data, people=people, labels=np.empty(0, np.int64))
     accelerator = _make_accelerator(config)
     check_shares(config, data, accelerator.num_processes, trains_batch_norm=not freezes_batch_norm(config))
     torch.use_deterministic_algorithms(True, warn_only=True)
     folder = RunFolder(config.output, writes=accelerator.is_main_process)
     facts = {"data_sha256": data.digest, "seed": config.seed, "processes": accelerator.num_processes}
     facts |= {"environment": environment(), "people": list(data.people)}
-    network, standardisation = build_network(config, len(data.people), offline=offline)
+    network, standardisation, weights = build_network(
+        config, len(data.people), keep_classifier=people is not None, offline=offline
+    )
+    facts["weights_sha256"] = weights
     objective = make_objective(network, config)
     if not evaluate_only:
         folder.begin(config, facts, resume=resume)
-    trainer = Trainer(config, data, objective, standardisation, folder, accelerator, report)
+    trainer = Trainer(config, data, objective, standardisation, folder, accelerator, report, epoch_report)
     state = folder.load_checkpoint() if resume else None
     if state is None:
-        trainer.start()
+        trainer.start(at_means=people is None)
     else:
         trainer.load(state)
     if not evaluate_only:
@@ -78,10 +93,39 @@ def train(
         after=after,
         rows=tuple(trainer.progress.rows),
         best_epoch=trainer.progress.best_epoch,
-        notes=data.notes,
-        warnings=tuple(trainer.warnings),
+        notes=(*data.notes, *_notes(config, nearest_mean=evaluate_only and people is None)),
+        warnings=tuple(trainer.progress.warnings),
         environment=facts["environment"],
     )
+
+
+def _trained_people(config: TrainConfig, data: TrainingData) -> tuple[str, ...] | None:
+    """The people of the classifier in the weights, or None if they are not of a training.
+
+    Raises:
+        UsageError: Faces to validate on are of somebody else.
+        SourceError: people.json is damaged.
+    """
+    weights = Path(config.weights)
+    folder = weights.parent if weights.is_file() else weights
+    if config.task != "classifier" or not (folder / PEOPLE).is_file():
+        return None
+    people, _ = read_people(weights)
+    strangers = sorted({face.person for face in data.validation} - set(people))
+    if strangers:
+        raise UsageError(
+            f"{config.weights}: its classifier does not know {strangers[0]}. Validate on its people."
+        )
+    return people or None
+
+
+def _notes(config: TrainConfig, *, nearest_mean: bool) -> list[str]:
+    notes = []
+    if nearest_mean and config.task == "classifier":
+        notes.append("The classifier is the nearest mean of the faces to train on.")
+    elif config.task == "classifier" and not config.from_nothing and config.epochs <= config.head_epochs:
+        notes.append("The head alone is trained: there are no more epochs than head_epochs.")
+    return notes
 
 
 def require_training() -> None:
@@ -108,6 +152,9 @@ def _make_accelerator(config: TrainConfig) -> Any:
     # accelerate keeps device and precision of the first training of a process, and refuses others.
     AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
     accelerated = torch.cuda.is_available() or torch.backends.mps.is_available()
+    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", config.precision)
+    if launched != config.precision:
+        raise UsageError(f"precision: it is {config.precision}, and accelerate was launched with {launched}.")
     if config.precision == "fp16" and (config.device == "cpu" or not accelerated):
         raise UsageError("precision: fp16 needs a GPU. Give bf16, or no.")
     return Accelerator(cpu=config.device == "cpu", mixed_precision=config.precision)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ import torch
 
 from converter.atomic import AtomicFiles, HiddenFolder, replace_file
 from converter.convert_file import convert_file
-from converter.errors import SourceError, UsageError
+from converter.errors import RequirementError, SourceError, UsageError
 from converter.hub.catalog_entry import FIXED, PER_IMAGE
+from converter.stray_files import is_stray
 from faces.crops import CROP_SIZES, CropMethod
 from faces.model import Standardisation
 from faces.training.config import TrainConfig, format_config, read_config
@@ -29,8 +31,8 @@ CONFIG, FACTS, METRICS, PEOPLE, WEIGHTS = (
 )
 _CHECKPOINTS = "checkpoints"
 _KEPT = 2  # checkpoints
-# What may differ when a run goes on: where it runs, and how often it saves.
-_FREE = {"output", "workers", "device", "checkpoint_steps"}
+# What may differ when a run goes on: where it runs and its data lie, and how often it saves.
+_FREE = {"data", "output", "workers", "device", "checkpoint_steps"}
 
 
 class RunFolder:
@@ -66,12 +68,16 @@ class RunFolder:
         if resume and (self.path / CONFIG).is_file():
             self._check(config, facts)
             return
-        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+        if self.path.exists() and (not self.path.is_dir() or self._holds_more()):
             step = "Give --resume to go on" if (self.path / CONFIG).is_file() else "Give a new folder"
             raise UsageError(f"{self.path}: it exists and is not empty. {step}.")
         self.path.mkdir(parents=True, exist_ok=True)
         replace_file(self.path / FACTS, (json.dumps(facts, indent=1) + "\n").encode())
         replace_file(self.path / CONFIG, format_config(config).encode())
+
+    def _holds_more(self) -> bool:
+        """Whether the folder holds more than a run leaves that was killed as it began."""
+        return any(path.name != FACTS and not is_stray(path) for path in self.path.iterdir())
 
     def _check(self, config: TrainConfig, facts: Mapping[str, Any]) -> None:
         before = read_config(self.path / CONFIG)
@@ -88,7 +94,7 @@ class RunFolder:
             raise SourceError(self.path / FACTS, "cannot be read", next_step="Start another run") from error
         if digest != facts["data_sha256"]:
             raise UsageError(
-                f"{config.data}: the table of faces has changed since the run began. Restore it, or start "
+                f"{config.data}: the faces have changed since the run began. Restore them, or start "
                 "another run in a new folder."
             )
 
@@ -100,13 +106,13 @@ class RunFolder:
             state: Tensors, numbers, texts, lists and dictionaries.
 
         Raises:
-            OSError: The disk is full; older checkpoints are left.
+            RequirementError: The disk is full; older checkpoints are left.
         """
         if not self._writes:
             return
         folder = self.path / _CHECKPOINTS
         folder.mkdir(exist_ok=True)
-        with AtomicFiles(folder, overwrite=True) as files:
+        with self._explain_errors(), AtomicFiles(folder, overwrite=True) as files:
             torch.save(dict(state), files.stage(f"step-{step:08d}.pt"))
             files.commit()
         for path in self._checkpoints()[:-_KEPT]:
@@ -114,6 +120,24 @@ class RunFolder:
 
     def _checkpoints(self) -> list[Path]:
         return sorted((self.path / _CHECKPOINTS).glob("step-*.pt"))
+
+    @contextmanager
+    def _explain_errors(self) -> Iterator[None]:
+        """Turn the errors of a full disk, of which PyTorch's is a RuntimeError, into one message."""
+        try:
+            yield
+        except (OSError, RuntimeError) as error:
+            raise RequirementError(
+                f"{self.path}: cannot be written to ({str(error).splitlines()[0]}). Make room on the disk, "
+                "then give --resume."
+            ) from error
+
+    def remove_checkpoint(self, step: int) -> Path | None:
+        """Remove the checkpoint of a step, if there is one; return the latest that is left."""
+        checkpoints = self._checkpoints()
+        if self._writes and checkpoints and checkpoints[-1].name == f"step-{step:08d}.pt":
+            checkpoints.pop().unlink()
+        return checkpoints[-1] if checkpoints else None
 
     def load_checkpoint(self) -> dict[str, Any] | None:
         """Read the latest checkpoint; None if there is none yet.
@@ -158,7 +182,7 @@ class RunFolder:
             crop: Of the faces.
 
         Raises:
-            OSError: The disk is full; older weights are left.
+            RequirementError: The disk is full; older weights are left.
         """
         if not self._writes:
             return
@@ -172,7 +196,7 @@ class RunFolder:
         people = people if objective.network.logits is not None else ()
         content = {"crop": crop, "people": list(people)}
         replace_file(folder / PEOPLE, (json.dumps(content, indent=1) + "\n").encode())
-        with HiddenFolder(self.path) as hidden:
+        with self._explain_errors(), HiddenFolder(self.path) as hidden:
             raw = hidden / "trained.pt"
             torch.save(state_dict, raw)
             stated = FIXED if standardisation == "fixed" else PER_IMAGE

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from faces.evaluate.classifier import Scores, score
-from faces.evaluate.measure import Measurement, Settings, measure
+from faces.evaluate.measure import EVERY_FIGURE, Measurement, Settings, measure
 from faces.evaluate.pairs import all_pairs
 from faces.evaluate.protocol import Pairs
 from faces.training.objectives import Objective
@@ -61,12 +61,20 @@ class Validation:
         }
 
     @property
-    def rank(self) -> tuple[float, float]:
-        """The smaller, the better: wrong names and loss of a classifier; without one the equal error rate."""
+    def rank(self) -> tuple[float, float] | None:
+        """The smaller, the better: wrong names and loss of a classifier; without one the equal error rate.
+
+        None if it is not defined.
+        """
         if self.scores is None:
-            return (self.measured.eer or 0.0, -(self.measured.auc or 0.0))
+            eer, auc = self.measured.eer, self.measured.auc
+            return None if eer is None or auc is None else (eer, -auc)
         assert self.loss is not None
         return -self.scores.accuracy, self.loss
+
+
+def _no_pairs() -> Measurement:
+    return Measurement(np.empty(0), missing=dict.fromkeys(EVERY_FIGURE, "one face makes no pair"))
 
 
 @torch.inference_mode()
@@ -101,7 +109,7 @@ def validate(
     """
     embeddings = F.normalize(prelogits).numpy()
     pairs = all_pairs(owners)
-    measured = measure(embeddings, pairs, Settings(folds=1)) if len(pairs) else Measurement(np.empty(0))
+    measured = measure(embeddings, pairs, Settings(folds=1)) if len(pairs) else _no_pairs()
     if logits is None:
         return Validation(embeddings, pairs, measured)
     labels = torch.tensor([people.index(owner) for owner in owners])

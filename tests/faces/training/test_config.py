@@ -75,6 +75,11 @@ def test_what_is_no_configuration_is_refused(tmp_path, capsys):
         read_config(tmp_path / "config.toml")
     with pytest.raises(UsageError, match="accumulate: triplets are selected within a batch"):
         replace(TrainConfig(data="crops"), task="triplet", accumulate=2)
+    with pytest.raises(UsageError, match="data: the path is not UTF-8"):
+        TrainConfig(data="crops\udcff")
+    (tmp_path / "config.toml").write_text('data = "crops"')
+    with pytest.raises(UsageError, match=r"^epochs: 0 is out of range"):  # an option, not the file
+        read_config(tmp_path / "config.toml", {"epochs": 0})
     assert main([str(tmp_path / "nothing.toml")]) == 3
     assert "nothing.toml" in capsys.readouterr().err
 

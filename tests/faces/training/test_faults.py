@@ -15,11 +15,13 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from faces.training import engine, network
 from faces.training.config import TrainConfig
-from faces.training.data import Faces, TrainingData, find_data
-from faces.training.engine import SignalError, Trainer
+from faces.training.data import TrainingData, find_data
+from faces.training.engine import Trainer
+from faces.training.images import Faces
 from faces.training.network import build_network
 from faces.training.objectives import Objective, make_objective
 from faces.training.run_folder import RunFolder
+from faces.training.signals import SignalError
 
 pytestmark = pytest.mark.slow
 

@@ -53,6 +53,19 @@ def test_the_head_is_trained_first_then_the_last_blocks_then_everything():
     assert stage_of(replace(TUNED, task="triplet"), 0) == "all"
 
 
+def test_a_classifier_that_the_loss_does_not_use_is_not_trained(network):
+    """Several processes wait for the gradient of every parameter that is trained."""
+    config = replace(TUNED, head="arcface")
+    objective = make_objective(network, config)
+    set_stage(objective, config, "all")
+    objective(torch.randn(4, 3, 80, 80), Batch(LABELS[:4], slice(0, 4), 1, (0,))).loss.backward()
+    trained = {
+        name: parameter.grad for name, parameter in objective.named_parameters() if parameter.requires_grad
+    }
+    assert "network.logits.weight" not in trained
+    assert all(gradient is not None for gradient in trained.values())
+
+
 @pytest.mark.parametrize("frozen", [True, False])
 @pytest.mark.parametrize("stage", ["head", "last", "all"])
 def test_a_stage_trains_its_part_alone(network, stage, frozen):
@@ -90,7 +103,7 @@ def test_frozen_batch_norm_keeps_every_bit_and_one_that_is_trained_does_not(netw
 
 def test_the_weights_at_the_start_are_those_of_the_file(single_files):
     config = replace(TUNED, weights=str(single_files / "weights.pt"), standardisation="fixed")
-    network, standardisation = build_network(config, 3, offline=True)
+    network, standardisation, _ = build_network(config, 3, offline=True)
     loaded = torch.load(single_files / "weights.pt", weights_only=True)
     assert standardisation == "fixed"
     assert network.logits.weight.shape == (3, 512)
