@@ -18,6 +18,10 @@ be read; 4 something that is needed is missing; 130, 143 stopped by Ctrl-C or SI
 the last step: --resume goes on from it."""
 
 
+# The figures of an epoch that are printed; metrics.csv has the others.
+_SHOWN = ("loss", "accuracy", "active_triplets", "val_accuracy", "val_eer", "faces_per_second")
+
+
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "config", metavar="CONFIG.toml", nargs="?", type=command_line.path,
@@ -55,8 +59,7 @@ def _work(arguments: argparse.Namespace) -> int:
 
         def epoch_report(row: Mapping[str, Any]) -> None:
             if speaks and not arguments.quiet:
-                figures = {name: value for name, value in row.items() if isinstance(value, float)}
-                shown = ", ".join(f"{name} {value:.3g}" for name, value in figures.items())
+                shown = ", ".join(f"{name} {row[name]:.3g}" for name in _SHOWN if row.get(name) is not None)
                 command_line.print_error(f"epoch {row['epoch']} of {config.epochs}: {shown}")
 
         result = train(
