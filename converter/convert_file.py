@@ -165,9 +165,7 @@ def convert_file(
             for part in outputs:
                 part.write(converted.state_dict, plan.network, pool)
                 part.read_back(converted.state_dict, meter.advance)
-            described = _describe(named, source_hashes, model, output_format, plan, converted)
-            stated = standardisation or stated_standardisation(source.path, described.source_digests)
-            result = replace(described, standardisation=stated)
+            result = _describe(named, source_hashes, model, output_format, plan, converted, standardisation)
             written = [part.write_manifest(result) for part in outputs]
             with explain_write_errors(outputs[0].destination):
                 files.commit()
@@ -299,6 +297,7 @@ def _describe(
     output_format: OutputFormat,
     plan: Plan,
     converted: _Converted,
+    standardisation: str | None,
 ) -> Conversion:
     """The result without its outputs."""
     digests = _results(source_hashes)
@@ -317,7 +316,7 @@ def _describe(
         published=identify(digests),
         namesake=find_namesake(model_name(source), digests),
         plan=plan,
-        standardisation=None,
+        standardisation=standardisation or stated_standardisation(source.path, digests),
         names_in_file=converted.names,
         absent=frozenset(row.key for row in plan.rows if is_state_dict and row.key not in source),
         left_out=_left_out(source, plan),

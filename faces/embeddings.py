@@ -108,7 +108,7 @@ class Embeddings:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What the file of a part has beside its embeddings.
+    """The contents of the file of a part beside its embeddings.
 
     Attributes:
         run: The digest of the images, model and options of all parts.

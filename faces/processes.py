@@ -27,7 +27,7 @@ class Processes:
 
     @property
     def is_first(self) -> bool:
-        """Whether this process speaks for all: it writes tables and prints results."""
+        """True for the process that writes tables and prints results for all."""
         return self.number == 0
 
     def wait(self) -> None:
@@ -66,7 +66,7 @@ def join_processes(device: str) -> Iterator[Processes]:
         UsageError: The environment does not say which process this is.
         RequirementError: The other processes cannot be reached.
     """
-    processes = _read_environment()
+    processes = read_processes()
     if processes.count == 1:
         yield processes
         return
@@ -89,7 +89,12 @@ def join_processes(device: str) -> Iterator[Processes]:
         torch.distributed.destroy_process_group()
 
 
-def _read_environment() -> Processes:
+def read_processes() -> Processes:
+    """Read which process this is from RANK and WORLD_SIZE, which a launcher sets.
+
+    Raises:
+        UsageError: They name no process of several.
+    """
     number, count = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
     if not (number.isdecimal() and count.isdecimal() and int(number) < int(count)):
         raise UsageError(

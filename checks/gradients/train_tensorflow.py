@@ -21,7 +21,7 @@ from converter.plan import describe, infer_variant
 
 @dataclass(frozen=True, slots=True)
 class TrainingSteps:
-    """One training by TensorFlow.
+    """A training by TensorFlow.
 
     Attributes:
         losses: The loss before each step, without the L2 penalty.

@@ -37,7 +37,7 @@ KEEP_PROBABILITY = 0.4
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """What a training minimises, and with which optimiser.
+    """The loss and the optimiser of a training.
 
     Attributes:
         optimiser: Plain SGD, or TensorFlow's Adam with facenet's epsilon.

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from converter import command_line
 from converter.progress import ProgressBar
+from faces.processes import read_processes
 from faces.training.config import FIELDS, add_options, format_config, read_config
 
 _EPILOG = """\
@@ -47,7 +47,7 @@ def _work(arguments: argparse.Namespace) -> int:
         command_line.check_result_file(arguments, "report", (".html", ".htm"), (b"<!doctype", b"<html"))
     from faces.training.run import train  # with PyTorch, which takes seconds
 
-    speaks = os.environ.get("RANK", "0") == "0"  # the first of torchrun's processes, which all run this
+    speaks = read_processes().is_first
     with ProgressBar("training", quiet=arguments.quiet or not speaks) as bar:
 
         def report(step: int, steps: int, figures: Mapping[str, float]) -> None:

@@ -21,7 +21,7 @@ from faces.crops import (
     CropMethod,
     find_crop,
 )
-from faces.dataset import NOBODY, LabelledFace, find_faces
+from faces.dataset import LabelledFace, find_faces
 from faces.face_table import find_table
 from faces.training.config import TrainConfig
 from faces.training.images import Row
@@ -51,12 +51,6 @@ class TrainingData:
     crop: CropMethod
     digest: str
     notes: tuple[str, ...] = ()
-
-    @property
-    def validation_labels(self) -> NDArray[np.int64]:
-        """The place of each validated face's person in `people`; `NOBODY` for whom it does not hold."""
-        places = {person: place for place, person in enumerate(self.people)}
-        return np.array([places.get(face.person, NOBODY) for face in self.validation], np.int64)
 
 
 def find_data(config: TrainConfig) -> TrainingData:

@@ -127,7 +127,27 @@ class Objective(nn.Module):
         """
 
 
-class SoftmaxClassifier(Objective):
+class Classifier(Objective):
+    """A classifier of people with the mean loss over the faces of a batch."""
+
+    def compute(self, prelogits: Tensor, batch: Batch) -> Outcome:
+        """Compute the share of this process in the mean over the batch."""
+        labels = batch.labels[batch.share]
+        logits = self.logits(prelogits)
+        loss = self.loss(prelogits, logits, labels) * (len(labels) / len(batch.labels))
+        correct = int((logits.argmax(dim=1) == labels).sum())
+        return Outcome(loss, loss.item(), correct / len(batch.labels))
+
+    def logits(self, prelogits: Tensor) -> Tensor:
+        """Compute the logits of people: (n, E) to (n, people)."""
+        raise NotImplementedError
+
+    def loss(self, prelogits: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+        """Compute the mean loss of faces: (n, E), (n, people) and (n,) to a number."""
+        raise NotImplementedError
+
+
+class SoftmaxClassifier(Classifier):
     """A linear classifier of the embedding before normalisation, as the published models have.
 
     The loss is the softmax cross-entropy. With `head = "centre"` facenet's centre loss is added: the mean
@@ -149,22 +169,20 @@ class SoftmaxClassifier(Objective):
             self.register_buffer("centres", torch.zeros_like(network.logits.weight.detach()))
 
     def compute(self, prelogits: Tensor, batch: Batch) -> Outcome:
-        """Compute the share of this process in the mean over the batch."""
-        labels = batch.labels[batch.share]
-        share = len(labels) / len(batch.labels)
-        logits = self.logits(prelogits)
-        loss = F.cross_entropy(logits, labels, label_smoothing=self.config.label_smoothing) * share
-        if self.config.head == "centre":
-            difference = prelogits - self.centres[labels]
-            loss = loss + self.config.centre_factor * difference.square().mean() * share
-            self._move_centres(self.gather(prelogits.detach(), batch), batch.labels)
-        correct = int((logits.argmax(dim=1) == labels).sum())
-        return Outcome(loss, loss.item(), correct / len(batch.labels))
-
-    def _move_centres(self, prelogits: Tensor, labels: Tensor) -> None:
-        if self.training:
-            moves = self.config.centre_rate * (self.centres[labels] - prelogits)
+        """Compute the share of this process in the mean over the batch, and move the centres."""
+        outcome = super().compute(prelogits, batch)
+        if self.config.head == "centre" and self.training:
+            rows, labels = self.gather(prelogits.detach(), batch), batch.labels
+            moves = self.config.centre_rate * (self.centres[labels] - rows)
             self.centres = self.centres.index_add(0, labels, -moves)
+        return outcome
+
+    def loss(self, prelogits: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+        """Compute the mean loss of faces."""
+        loss = F.cross_entropy(logits, labels, label_smoothing=self.config.label_smoothing)
+        if self.config.head == "centre":
+            loss = loss + self.config.centre_factor * (prelogits - self.centres[labels]).square().mean()
+        return loss
 
     def logits(self, prelogits: Tensor) -> Tensor:
         """Compute the logits of people: (n, E) to (n, people)."""
@@ -186,7 +204,7 @@ class SoftmaxClassifier(Objective):
             self.centres.copy_(means)
 
 
-class ArcFaceClassifier(Objective):
+class ArcFaceClassifier(Classifier):
     """ArcFace by pytorch-metric-learning: cosines of embeddings and people, with a margin on the angle.
 
     Its logits are those of the network's classifier afterwards: the cosines times the scale, for an embedding
@@ -209,18 +227,17 @@ class ArcFaceClassifier(Objective):
         self.head = [self.arcface.W]
         self.register_buffer("norm", torch.ones(()))
 
-    def compute(self, prelogits: Tensor, batch: Batch) -> Outcome:
-        """Compute the share of this process in the mean over the batch."""
-        labels = batch.labels[batch.share]
-        share = len(labels) / len(batch.labels)
-        loss = self.arcface(prelogits, labels) * share
-        correct = int((self.logits(prelogits).argmax(dim=1) == labels).sum())
-        return Outcome(loss, loss.item(), correct / len(batch.labels))
+    def loss(self, prelogits: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+        """Compute the mean loss of faces."""
+        loss: Tensor = self.arcface(prelogits, labels)
+        return loss
 
     def logits(self, prelogits: Tensor) -> Tensor:
         """Compute the logits of people: (n, E) to (n, people)."""
-        weight = F.normalize(self.arcface.W, dim=0) * self.config.arcface_scale / self.norm
-        return prelogits @ weight
+        return prelogits @ self._weight()
+
+    def _weight(self) -> Tensor:
+        return F.normalize(self.arcface.W, dim=0) * self.config.arcface_scale / self.norm
 
     @torch.no_grad()
     def start_at_means(self, prelogits: Tensor, labels: Tensor) -> None:
@@ -232,8 +249,7 @@ class ArcFaceClassifier(Objective):
     def write_logits(self) -> None:
         """Make the network's classifier compute `logits`."""
         assert self.network.logits is not None
-        weight = F.normalize(self.arcface.W, dim=0) * self.config.arcface_scale / self.norm
-        self.network.logits.weight.copy_(weight.T)
+        self.network.logits.weight.copy_(self._weight().T)
         self.network.logits.bias.zero_()
 
 

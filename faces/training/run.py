@@ -69,7 +69,8 @@ def train(
         config, len(data.people), keep_classifier=people is not None, offline=offline
     )
     facts["weights_sha256"] = weights
-    objective = make_objective(network, config)
+    # The classifier of a training is a linear one, whatever loss it was trained with.
+    objective = make_objective(network, config if people is None else replace(config, head="softmax"))
     if not evaluate_only:
         folder.begin(config, facts, resume=resume)
     trainer = Trainer(config, data, objective, standardisation, folder, accelerator, report, epoch_report)
