@@ -19,7 +19,7 @@ from faces.dataset import LabelledFace, to_tensor
 from faces.images import to_rgb
 from faces.model import Standardisation
 from faces.training.config import TrainConfig
-from faces.training.signals import ignore_signals
+from faces.training.signals import obey_the_training_alone
 
 Row = tuple[int, int]
 """A face in a batch: the epoch, which decides on its augmentation, and its place among the faces."""
@@ -138,7 +138,7 @@ def build_loader(
         batch_sampler=rows,
         num_workers=workers,
         collate_fn=_collate,
-        worker_init_fn=ignore_signals,
+        worker_init_fn=obey_the_training_alone,
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),
     )

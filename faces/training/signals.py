@@ -66,7 +66,19 @@ def deferred_signals() -> Iterator[list[int]]:
         restore()
 
 
-def ignore_signals(worker: int) -> None:
-    """Leave the end of a process that reads images to the training, which is signalled as well."""
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+def obey_the_training_alone(worker: int) -> None:
+    """Leave the end of a process that reads images to the training, which signals to it come to as well.
+
+    The training ends its processes by SIGTERM. Only that of the training is obeyed.
+    """
+    if not hasattr(signal, "sigwaitinfo"):  # macOS: no signal to the training's process group comes here
+        os.setpgid(0, 0)
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    threading.Thread(target=_wait_for_the_training, daemon=True).start()
+
+
+def _wait_for_the_training() -> None:
+    while signal.sigwaitinfo(SIGNALS).si_pid != os.getppid():
+        pass
+    os._exit(0)

@@ -110,18 +110,21 @@ def test_a_run_that_a_signal_stops_goes_on_as_if_nothing_had_happened(
     assert (tmp_path / "run" / "metrics.csv").read_text().count("\n") == 2
 
 
-def test_a_run_that_is_killed_goes_on_as_if_nothing_had_happened(settings, run, tmp_path):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 143)])
+def test_a_program_that_is_stopped_goes_on_as_if_nothing_had_happened(settings, run, tmp_path, number, code):
+    """The signal comes to the process that reads images as well, as from a launcher or a terminal."""
     path = tmp_path / "config.toml"
-    path.write_text(format_config(replace(settings, output=str(tmp_path / "run"))))
-    process = subprocess.Popen([sys.executable, "-m", "faces.training", str(path)])
+    path.write_text(format_config(replace(settings, output=str(tmp_path / "run"), workers=1)))
+    command = [sys.executable, "-m", "faces.training", str(path)]
+    process = subprocess.Popen(command, start_new_session=True)
     checkpoint = tmp_path / "run" / "checkpoints" / "step-00000002.pt"
     until = time.monotonic() + 300
     while not checkpoint.exists() and process.poll() is None and time.monotonic() < until:
         time.sleep(0.02)
-    process.kill()
-    process.wait()
+    os.killpg(process.pid, number)
+    assert process.wait(timeout=60) == code
     assert checkpoint.exists()
-    assert main([str(path), "--resume", "--quiet"]) == 0
+    subprocess.run([*command, "--resume", "--quiet"], check=True, timeout=300)
     assert weights(tmp_path / "run") == weights(run)
 
 
