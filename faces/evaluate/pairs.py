@@ -230,3 +230,35 @@ def all_pairs(people: Sequence[str]) -> Pairs:
     first, second = np.triu_indices(len(people), 1)
     _, person = np.unique(np.array(people, dtype=object).astype(str), return_inverse=True)
     return Pairs(first, second, person[first] == person[second])
+
+
+def draw_pairs(people: Sequence[str], most: int) -> Pairs:
+    """Pair all images, or draw pairs of them with seed 0 where all would be too many.
+
+    `most` / 2 of the drawn pairs show one person, and at most as many show two people. The pairs of a kind
+    are drawn with equal probability. So the rates of each kind, and with them the equal error rate, are
+    estimates of those of all pairs.
+
+    Args:
+        people: The person of each image.
+        most: The largest number of pairs.
+    """
+    count = len(people)
+    if count * (count - 1) // 2 <= most:
+        return all_pairs(people)
+    drawn, half = np.random.default_rng(0), most // 2
+    _, person, images = np.unique(
+        np.array(people, dtype=object).astype(str), return_inverse=True, return_counts=True
+    )
+    first, second = drawn.integers(0, count, (2, most))
+    different = np.flatnonzero(person[first] != person[second])[:half]
+    first, second = first[different], second[different]
+    others = images[person] - 1
+    if others.any():
+        order, begins = np.argsort(person, kind="stable"), np.cumsum(images) - images
+        places = np.argsort(order)  # of each image, among the images sorted by person
+        one = drawn.choice(count, half, p=others / others.sum())
+        begin, own = begins[person[one]], images[person[one]]
+        another = order[begin + (places[one] - begin + drawn.integers(1, own)) % own]
+        first, second = np.concatenate([first, one]), np.concatenate([second, another])
+    return Pairs(first, second, person[first] == person[second])

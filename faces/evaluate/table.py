@@ -186,11 +186,12 @@ def confusion_table(result: ClassificationResult | Scores) -> Table:
                 *(str(count) if count else "." for count in row),
                 _figure(scores.precision),
                 _figure(scores.recall),
+                _figure(scores.f1),
             ),
         )
         for scores, row in zip(result.classes, result.confusion, strict=True)
     )
-    return Table("label \\ predicted", (*labels, "precision", "recall"), rows)
+    return Table("label \\ predicted", (*labels, "precision", "recall", "F1"), rows)
 
 
 def _confusions(result: ClassificationResult) -> Table:

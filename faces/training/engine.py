@@ -211,6 +211,7 @@ class Trainer:
                     self._finish_epoch()
                     self._stop_if_signalled(received)
         finally:
+            del self._loader  # ends the processes that read images
             if self._writer is not None:
                 self._writer.close()
 

@@ -21,6 +21,7 @@ from faces.training.network import build_network, freezes_batch_norm
 from faces.training.objectives import make_objective
 from faces.training.result import TrainResult
 from faces.training.run_folder import PEOPLE, RunFolder, read_people
+from faces.training.validation import MOST_PAIRS
 
 
 def train(
@@ -62,26 +63,26 @@ def train(
     accelerator = _make_accelerator(config)
     check_shares(config, data, accelerator.num_processes, trains_batch_norm=not freezes_batch_norm(config))
     torch.use_deterministic_algorithms(True, warn_only=True)
-    folder = RunFolder(config.output, writes=accelerator.is_main_process)
-    facts = {"data_sha256": data.digest, "seed": config.seed, "processes": accelerator.num_processes}
-    facts |= {"environment": environment(), "people": list(data.people)}
-    network, standardisation, weights = build_network(
-        config, len(data.people), keep_classifier=people is not None, offline=offline
-    )
-    facts["weights_sha256"] = weights
-    # The classifier of a training is a linear one, whatever loss it was trained with.
-    objective = make_objective(network, config if people is None else replace(config, head="softmax"))
-    if not evaluate_only:
-        folder.begin(config, facts, resume=resume)
-    trainer = Trainer(config, data, objective, standardisation, folder, accelerator, report, epoch_report)
-    state = folder.load_checkpoint() if resume else None
-    if state is None:
-        trainer.start(at_means=people is None)
-    else:
-        trainer.load(state)
-    if not evaluate_only:
-        trainer.run()
-    after = trainer.validation or trainer.validate()  # a finished run that goes on has nothing to do
+    with RunFolder(config.output, writes=accelerator.is_main_process) as folder:
+        facts = {"data_sha256": data.digest, "seed": config.seed, "processes": accelerator.num_processes}
+        facts |= {"environment": environment(), "people": list(data.people)}
+        network, standardisation, weights = build_network(
+            config, len(data.people), keep_classifier=people is not None, offline=offline
+        )
+        facts["weights_sha256"] = weights
+        # The classifier of a training is a linear one, whatever loss it was trained with.
+        objective = make_objective(network, config if people is None else replace(config, head="softmax"))
+        if not evaluate_only:
+            folder.begin(config, facts, resume=resume)
+        trainer = Trainer(config, data, objective, standardisation, folder, accelerator, report, epoch_report)
+        state = folder.load_checkpoint() if resume else None
+        if state is None:
+            trainer.start(at_means=people is None)
+        else:
+            trainer.load(state)
+        if not evaluate_only:
+            trainer.run()
+        after = trainer.validation or trainer.validate()  # a finished run that goes on has nothing to do
     return TrainResult(
         folder=None if evaluate_only else folder.path,
         config=config,
@@ -94,7 +95,7 @@ def train(
         after=after,
         rows=tuple(trainer.progress.rows),
         best_epoch=trainer.progress.best_epoch,
-        notes=(*data.notes, *_notes(config, nearest_mean=evaluate_only and people is None)),
+        notes=(*data.notes, *_notes(config, data, nearest_mean=evaluate_only and people is None)),
         warnings=tuple(trainer.progress.warnings),
         environment=facts["environment"],
     )
@@ -120,8 +121,10 @@ def _trained_people(config: TrainConfig, data: TrainingData) -> tuple[str, ...] 
     return people or None
 
 
-def _notes(config: TrainConfig, *, nearest_mean: bool) -> list[str]:
-    notes = []
+def _notes(config: TrainConfig, data: TrainingData, *, nearest_mean: bool) -> list[str]:
+    notes, faces = [], len(data.validation)
+    if faces * (faces - 1) // 2 > MOST_PAIRS:
+        notes.append(f"Verification is measured on {MOST_PAIRS:,} pairs, drawn of {faces:,} faces.")
     if nearest_mean and config.task == "classifier":
         notes.append("The classifier is the nearest mean of the faces to train on.")
     elif config.task == "classifier" and not config.from_nothing and config.epochs <= config.head_epochs:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import csv
+import fcntl
 import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ _FREE = {"data", "output", "workers", "device", "checkpoint_steps"}
 
 
 class RunFolder:
-    """The folder of a run, each of whose files is written whole or not at all.
+    """The folder of a run, each of whose files is written whole or not at all; a context that locks it.
 
     Attributes:
         path: The folder.
@@ -49,6 +50,13 @@ class RunFolder:
     def __init__(self, path: str | Path, *, writes: bool = True) -> None:
         self.path = Path(path)
         self._writes = writes
+        self._locked = ExitStack()
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._locked.close()
 
     def begin(self, config: TrainConfig, facts: Mapping[str, Any], *, resume: bool) -> None:
         """Make the folder of a new run, or check that of one that goes on; only the process that writes does.
@@ -59,14 +67,15 @@ class RunFolder:
             resume: Whether a run goes on.
 
         Raises:
-            UsageError: A new run's folder exists and holds files, or a run is to go on with another
-                configuration or other data.
+            UsageError: A new run's folder exists and holds files, a run is to go on with another
+                configuration or other data, or another training runs in the folder.
             SourceError: The folder of a run that goes on is damaged.
         """
         if not self._writes:
             return
         if resume and (self.path / CONFIG).is_file():
             self._check(config, facts)
+            self._lock()
             return
         if self.path.exists() and (not self.path.is_dir() or self._holds_more()):
             step = "Give --resume to go on" if (self.path / CONFIG).is_file() else "Give a new folder"
@@ -74,6 +83,19 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         replace_file(self.path / FACTS, (json.dumps(facts, indent=1) + "\n").encode())
         replace_file(self.path / CONFIG, format_config(config).encode())
+        self._lock()
+
+    def _lock(self) -> None:
+        """Keep other processes from training in the folder, until the end of the context."""
+        file = self._locked.enter_context((self.path / FACTS).open("r+b"))
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            raise UsageError(
+                f"{self.path}: another training runs in it. Wait for its end, or give a new folder."
+            ) from error
+        except OSError:  # a file system without locks
+            pass
 
     def _holds_more(self) -> bool:
         """Whether the folder holds more than a run leaves that was killed as it began."""

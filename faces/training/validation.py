@@ -13,9 +13,12 @@ from torch.nn import functional as F
 
 from faces.evaluate.classifier import Scores, score
 from faces.evaluate.measure import EVERY_FIGURE, Measurement, Settings, measure
-from faces.evaluate.pairs import all_pairs
+from faces.evaluate.pairs import draw_pairs
 from faces.evaluate.protocol import Pairs
 from faces.training.objectives import Objective
+
+MOST_PAIRS = 500_000
+"""Pairs that verification is measured on after each epoch, those of 1,000 faces."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +27,7 @@ class Validation:
 
     Attributes:
         embeddings: (N, E), of length one.
-        pairs: All their pairs.
+        pairs: All their pairs, or `MOST_PAIRS` drawn of more.
         measured: The figures of verification on these pairs.
         predicted: (N,) the predicted person of each face; empty without a classifier.
         loss: The mean cross-entropy; None without a classifier.
@@ -108,7 +111,7 @@ def validate(
         people: The people of the classifier, in the order of its outputs.
     """
     embeddings = F.normalize(prelogits).numpy()
-    pairs = all_pairs(owners)
+    pairs = draw_pairs(owners, MOST_PAIRS)
     measured = measure(embeddings, pairs, Settings(folds=1)) if len(pairs) else _no_pairs()
     if logits is None:
         return Validation(embeddings, pairs, measured)

@@ -1,4 +1,4 @@
-"""`python -m tests.fuzz`: mutants of every format, damaged networks, flipped bits and killed writers."""
+"""`python -m tests.fuzz`: mutants of every format, damaged networks, flipped bits, killed programs."""
 
 from __future__ import annotations
 

@@ -20,6 +20,7 @@ from rich.table import Table
 
 from tests.fuzz.damaged_networks import FULL_SIZE, run_conversions
 from tests.fuzz.flipped_bits import flip_data, flip_index
+from tests.fuzz.killed_trainings import run_kills as kill_trainings
 from tests.fuzz.killed_writers import run_kills
 from tests.fuzz.seeds import network_files
 from tests.fuzz.targets import FULL_RUN, TARGETS
@@ -28,15 +29,15 @@ from tests.fuzz.workers import FINDINGS, judge, make_mutant, run_target
 COMMAND = "import sys; from tests.fuzz.command import main; sys.exit(main())"
 """A program that runs the command."""
 
-PARTS = ("inputs", "conversions", "flips", "kills")
+PARTS = ("inputs", "conversions", "flips", "kills", "trainings")
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m tests.fuzz",
-        description="Read mutants of every format, convert damaged networks, flip bits and kill writers. "
-        "Exit code 1 if a mutant crashes, hangs, takes too much memory, goes unnoticed or ends in a "
-        "traceback.",
+        description="Read mutants of every format, convert damaged networks, flip bits, and kill writers "
+        "and trainings. Exit code 1 if a mutant crashes, hangs, takes too much memory, goes unnoticed or "
+        "ends in a traceback.",
     )
     add = parser.add_argument
     add("parts", nargs="*", metavar="PART", help=f"parts to run: {', '.join(PARTS)} (default: all)")
@@ -51,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--flips", type=int, default=10_000, help="flipped bits of a .data file (%(default)s)")
     add("--stride", type=int, default=1, help="flip every N-th bit of an .index (%(default)s)", metavar="N")
     add("--kills", type=int, default=1000, help="killed writers (%(default)s)")
+    add("--trainings", type=int, default=100, help="killed trainings (%(default)s)")
     add("--workers", type=int, default=os.cpu_count() or 1, help="processes (%(default)s)")
     add("--seed", type=int, default=0, help="seed of the random numbers (%(default)s)")
     add("--case", metavar="TARGET:NUMBER", help="make and read one mutant again")
@@ -200,7 +202,23 @@ def _kills(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     }
 
 
-_RUN = {"inputs": _inputs, "conversions": _conversions, "flips": _flips, "kills": _kills}
+def _trainings(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    kills = kill_trainings(arguments.trainings, folder / "trainings", seed=arguments.seed, progress=_say)
+    table = _table("Killed trainings", "kills", *kills.moments, "problems")
+    table.add_row(*map(str, (arguments.trainings, *kills.moments.values(), len(kills.problems))))
+    for problem in kills.problems:
+        print(problem)
+    _show(table)
+    return {"found": len(kills.problems), **asdict(kills)}
+
+
+_RUN = {
+    "inputs": _inputs,
+    "conversions": _conversions,
+    "flips": _flips,
+    "kills": _kills,
+    "trainings": _trainings,
+}
 
 
 def _replay(arguments: argparse.Namespace, folder: Path) -> int:

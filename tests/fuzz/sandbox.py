@@ -109,8 +109,9 @@ class Sandbox:
         return Run(**json.loads(self._process.stdout.readline()))
 
     def close(self) -> None:
-        """End the process."""
-        self._process.communicate()
+        """End the process; it would wait for ever if a fork of this one has its standard input open."""
+        with self._process:
+            self._process.kill()
 
 
 def _serve() -> dict[str, Any] | None:

@@ -10,7 +10,8 @@ import pytest
 
 from converter.errors import SourceError
 from faces.crops import FaceImage
-from faces.evaluate.pairs import FoundPairs, all_pairs, find_images, read_pairs
+from faces.evaluate.measure import Settings, measure
+from faces.evaluate.pairs import FoundPairs, all_pairs, draw_pairs, find_images, read_pairs
 from tests.faces.evaluate.original import load_original
 
 PAIRS = """2\t2
@@ -143,3 +144,34 @@ def test_all_pairs_are_the_combinations_in_order():
     assert list(zip(pairs.first.tolist(), pairs.second.tolist(), strict=True)) == expected
     assert pairs.same.tolist() == [people[first] == people[second] for first, second in expected]
     assert np.count_nonzero(pairs.same) == 2
+
+
+def test_pairs_that_are_drawn_are_of_both_kinds_and_each_is_as_likely():
+    people = np.repeat(["a", "b", "c", "d"], [1, 2, 4, 30]).tolist()
+    drawn_from = np.random.default_rng(0).permutation(people).tolist()
+    pairs = draw_pairs(drawn_from, 600)
+    chosen = zip(pairs.first[pairs.same], pairs.second[pairs.same], strict=True)
+    same = [(int(first), int(second)) for first, second in chosen]
+    assert (len(same), 150 < len(pairs) <= 600) == (300, True)
+    assert (pairs.first != pairs.second).all()
+    # 1 + 6 + 435 pairs of one person, each in either order: a share of 435 / 442 is of d.
+    of_d = sum(drawn_from[first] == "d" for first, _ in same)
+    assert 300 * 435 / 442 - 8 <= of_d <= 300
+    assert len({tuple(sorted(pair)) for pair in same}) > 200
+    assert len(draw_pairs(drawn_from, 37 * 36 // 2)) == 37 * 36 // 2
+    assert not draw_pairs([str(number) for number in range(40)], 100).same.any()
+    assert draw_pairs(["a"] * 40, 100).same.all()
+
+
+def test_drawn_pairs_estimate_the_equal_error_rate_of_all():
+    drawn = np.random.default_rng(1)
+    people = drawn.integers(0, 20, 400)
+    values = drawn.normal(size=(20, 16))[people] + 1.2 * drawn.normal(size=(400, 16))
+    rows, names = (
+        (values / np.linalg.norm(values, axis=1)[:, None]).astype(np.float32),
+        people.astype(str).tolist(),
+    )
+    whole = measure(rows, all_pairs(names), Settings(folds=1)).eer
+    estimate = measure(rows, draw_pairs(names, 20_000), Settings(folds=1)).eer
+    assert whole > 0.05
+    assert abs(estimate - whole) < 0.01  # three standard deviations of 10,000 pairs of each kind

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import multiprocessing
 import os
 import resource
 import signal
@@ -219,6 +220,23 @@ def test_a_folder_of_another_run_is_refused(settings, run, tmp_path):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(UsageError, match=r"it exists and is not empty. Give a new folder"):
         train(replace(settings, output=str(tmp_path)))
+
+
+def test_no_process_is_left_that_reads_images(settings, run, tmp_path):
+    train(replace(settings, output=str(tmp_path / "run"), workers=1))
+    assert multiprocessing.active_children() == []
+    assert weights(tmp_path / "run") == weights(run)
+
+
+def test_two_trainings_do_not_share_a_folder(settings, run):
+    program = "import fcntl, sys; file = open(sys.argv[1], 'r+b'); fcntl.lockf(file, fcntl.LOCK_EX)"
+    program += "; print('locked', flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", program, str(run / "run.json")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        with pytest.raises(UsageError, match=r"run: another training runs in it. Wait for its end"):
+            train(replace(settings, output=str(run)), resume=True)
+    train(replace(settings, output=str(run)), resume=True)
 
 
 def test_a_damaged_checkpoint_is_named(settings, run, tmp_path):
