@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,8 +22,8 @@ from converter.hub.catalog_entry import FIXED, PER_IMAGE, CatalogEntry
 from converter.manifest import file_digest, manifest_path, read_manifest, stated_standardisation
 from converter.network_names import COUNTER, NetworkTensors
 from converter.plan import describe, state_dict_variant
+from faces.backends.torch_backend import TorchBackend
 from faces.options import DEFAULT_MODEL, check_device
-from faces.threads import network_threads
 from reference import InceptionResnetV1, load
 
 Standardisation = Literal["fixed", "per-image"]
@@ -67,6 +67,7 @@ class Model:
         standardisation: The standardisation of its images.
         origin: Where the standardisation is stated: "the catalog", "the manifest", or "--standardise".
         published: The model's entry in the catalog; None for other weights.
+        backend: What runs the network.
     """
 
     name: str
@@ -75,6 +76,7 @@ class Model:
     standardisation: Standardisation
     origin: str
     published: CatalogEntry | None
+    backend: TorchBackend
 
     @property
     def facts(self) -> ModelFacts:
@@ -88,7 +90,12 @@ class Model:
 
     def embed(self, images: NDArray[Any]) -> NDArray[Any]:
         """Compute the embeddings of standardised images: (N, H, W, 3) to (N, E), float32."""
-        return self._run(self.network.head, images)
+        return self.backend.embed(images)
+
+    @property
+    def unfolded(self) -> Model:
+        """The same network run as it is, for proofs: without BatchNorm folded into the convolutions."""
+        return replace(self, backend=TorchBackend(self.network, fold=False))
 
     @property
     def classifier(self) -> torch.nn.Linear:
@@ -107,24 +114,7 @@ class Model:
         Raises:
             UsageError: The network has no classifier.
         """
-        return self._run(self.classifier, images)
-
-    def _run(self, head: Callable[[torch.Tensor], torch.Tensor], images: NDArray[Any]) -> NDArray[Any]:
-        """Run the network, and a head on its output: on a CPU each core takes a part of the images."""
-
-        @torch.inference_mode()
-        def run(part: NDArray[Any]) -> NDArray[Any]:
-            # The channels stay last in memory, as images have them: on a CPU convolutions are faster so.
-            channels_last = torch.from_numpy(np.ascontiguousarray(part)).to(self.network.device)
-            output: NDArray[Any] = (
-                head(self.network.prelogits(channels_last.permute(0, 3, 1, 2))).cpu().numpy()
-            )
-            return output
-
-        cores = torch.get_num_threads() if self.network.device.type == "cpu" else 1
-        parts = min(cores, len(images))
-        with network_threads(parts, cores // parts) as pool:
-            return np.concatenate(list(pool.map(run, np.array_split(images, parts))))
+        return self.backend.run(self.classifier, images)
 
 
 def load_model(
@@ -171,7 +161,8 @@ def load_model(
             "Give --standardise fixed, (x - 127.5) / 128 as for the published models of 2018, or per-image."
         )
     name = entry.name if entry else str(model)
-    return Model(name, network.eval().to(device), weights_digest(network), needed, origin, entry)
+    network = network.eval().to(device)
+    return Model(name, network, weights_digest(network), needed, origin, entry, TorchBackend(network))
 
 
 def published_standardisation(name: str) -> Standardisation | None:

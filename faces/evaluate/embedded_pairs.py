@@ -143,7 +143,7 @@ class PairEmbedder:
             (embeddings,) = run([network.embed])
             return embeddings, None, ""
         with open_graph(origin) as graph:
-            embeddings, expected = run([network.embed, graph.embed])
+            embeddings, expected = run([network.unfolded.embed, graph.embed])
         return embeddings, expected, graph.description
 
 

@@ -9,6 +9,7 @@ from PIL import Image
 
 from converter.errors import SourceError, UsageError
 from faces import dataset as module
+from faces.backends.torch_backend import TorchBackend
 from faces.crops import choose_face, crop_face
 from faces.dataset import NOBODY, FaceDataset, build_loader, infer
 from faces.detect.detector import FaceDetector
@@ -42,7 +43,7 @@ def network():
 
 
 def model(network, standardisation):
-    return Model("x.pt", network, "0" * 64, standardisation, "--standardise", None)
+    return Model("x.pt", network, "0" * 64, standardisation, "--standardise", None, TorchBackend(network))
 
 
 def pixels(file):

@@ -24,6 +24,8 @@ def test_the_same_weights_in_any_format_are_one_model(single_files, checkpoint):
         expected = load(files[0])(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
     for model in models:
         np.testing.assert_allclose(model.embed(images), expected, atol=1e-6)
+    folded = models[0].backend.network
+    assert models[0].unfolded.backend.network is models[0].network is not folded
 
 
 @pytest.mark.parametrize("threads", [1, 2, 7])

@@ -1,0 +1,1 @@
+"""The runtimes that compute embeddings: PyTorch, ONNX Runtime and LiteRT."""
