@@ -55,6 +55,7 @@ _COMMANDS = {
         "train a classifier, or embeddings by triplets",
     ),
     "predict": ("faces.predict.__main__", "COMMAND", "name people with a trained classifier"),
+    "export": ("faces.export.__main__", "COMMAND", "write ONNX or TFLite for phones and servers, audited"),
     "face-controls": (
         "faces.controls.__main__",
         "COMMAND",
@@ -71,7 +72,6 @@ _HELP = """\
 usage: facenet-port COMMAND ...
 
 Convert David Sandberg's FaceNet models to PyTorch, prove the result, and use it.
-
 `facenet-port COMMAND --help` lists the options of one of these commands:
 {commands}
 

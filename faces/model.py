@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,13 +13,14 @@ from numpy.typing import NDArray
 
 from checks.core.inputs import prewhiten, standardise
 from checks.core.types import Arrays
+from checks.core.weights_digest import weights_digest as state_dict_digest
 from converter.convert import tensorflow_tensors, to_numpy_state_dict
 from converter.errors import UsageError
 from converter.formats.detect import open_source
 from converter.hub import catalog
 from converter.hub.catalog_entry import FIXED, PER_IMAGE, CatalogEntry
 from converter.manifest import file_digest, manifest_path, read_manifest, stated_standardisation
-from converter.network_names import COUNTER, NetworkTensors
+from converter.network_names import NetworkTensors
 from converter.plan import describe, state_dict_variant
 from faces.backends.torch_backend import TorchBackend
 from faces.options import DEFAULT_MODEL, check_device
@@ -190,7 +190,7 @@ def _load_file(path: Path) -> tuple[InceptionResnetV1, CatalogEntry | None]:
                 )
         else:
             network = build_network(to_numpy_state_dict(tensorflow_tensors(NetworkTensors(opened))))
-    return network, _find_published(files, is_state_dict=opened.naming == "pytorch")
+    return network, find_published(files, is_state_dict=opened.naming == "pytorch")
 
 
 def build_network(state_dict: Arrays) -> InceptionResnetV1:
@@ -203,7 +203,7 @@ def build_network(state_dict: Arrays) -> InceptionResnetV1:
     return network.eval()
 
 
-def _find_published(files: tuple[Path, ...], *, is_state_dict: bool) -> CatalogEntry | None:
+def find_published(files: tuple[Path, ...], *, is_state_dict: bool) -> CatalogEntry | None:
     """Find the model of the catalog that a file was converted from, or is, by SHA-256."""
     digests: Mapping[str, str] = {file.name: file_digest(file) for file in files}
     if is_state_dict and manifest_path(files[0]).exists():
@@ -229,12 +229,7 @@ def _has_files(entry: CatalogEntry, digests: Mapping[str, str]) -> bool:
 def weights_digest(network: InceptionResnetV1) -> str:
     """Compute the SHA-256 of the weights that the embeddings depend on, in hexadecimal.
 
-    It covers the key and the values of every tensor in the state_dict's order, little-endian, but for the
-    batch counters and the classifier. So it is the same for every file and format that holds these weights.
+    It is that of `checks.core.weights_digest`, the same for every file and format that holds these weights.
     """
-    digest = hashlib.sha256()
-    for key, tensor in network.state_dict().items():
-        if not key.endswith(COUNTER) and not key.startswith("logits."):
-            digest.update(key.encode())
-            digest.update(tensor.detach().cpu().numpy().astype("<f4", copy=False).tobytes())
-    return digest.hexdigest()
+    tensors = network.state_dict()
+    return state_dict_digest({key: tensor.detach().cpu().numpy() for key, tensor in tensors.items()})

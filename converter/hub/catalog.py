@@ -15,6 +15,7 @@ from converter.hub.catalog_entry import (
 )
 
 _DATA = ".data-00000-of-00001"
+_LICENCE = "MIT, the licence of davidsandberg/facenet"
 # Names, accuracies and Drive ids come from the README of davidsandberg/facenet. The SHA-256 of the zips and
 # their files, and the size of one zip, come from the metadata of the package keras-facenet. Those of the
 # other packages and their files were computed from the files themselves.
@@ -28,6 +29,7 @@ BUILT_IN = (
         num_classes=8631,
         lfw_accuracy=0.9965,
         standardisation=FIXED,
+        licence=_LICENCE,
         sources=(
             ArchiveSource(
                 drive_id="1EXPBSXwTaqrSC0OhUdXNmKSh9qJUQ55-",
@@ -54,6 +56,7 @@ BUILT_IN = (
         num_classes=10575,
         lfw_accuracy=0.9905,
         standardisation=FIXED,
+        licence=_LICENCE,
         sources=(
             ArchiveSource(
                 drive_id="1R77HmFADxe87GmoLwzfgMu_HY0IhcyBz",
@@ -75,6 +78,7 @@ BUILT_IN = (
         embedding_size=128,
         lfw_accuracy=0.992,
         standardisation=PER_IMAGE,
+        licence=_LICENCE,
         sources=(
             ArchiveSource(
                 drive_id="0B5MzpY9kBtDVZ2RpVDYwWmxoSUk",
@@ -103,6 +107,7 @@ BUILT_IN = (
         embedding_size=128,
         lfw_accuracy=0.987,
         standardisation=PER_IMAGE,
+        licence=_LICENCE,
         sources=(
             ArchiveSource(
                 drive_id="0B5MzpY9kBtDVOTVnU3NIaUdySFE",
@@ -115,6 +120,7 @@ BUILT_IN = (
         name="mtcnn",
         dataset="wider-face, celeba",
         standardisation=FIXED,
+        licence=_LICENCE,
         networks=("det1.npy", "det2.npy", "det3.npy"),
         sources=(
             PackageSource(

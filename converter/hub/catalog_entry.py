@@ -118,6 +118,7 @@ class CatalogEntry:
         sources: Where its files come from, in the order in which they are tried.
         networks: The names of the files if each holds a network of its own; empty for a checkpoint.
         state_dict: The PyTorch file that facenet-pytorch published of it, if any.
+        licence: The licence under which its author publishes the weights.
         command: The command that takes the archive of a source with --archive; empty for `convert NAME`.
     """
 
@@ -131,6 +132,7 @@ class CatalogEntry:
     sources: tuple[ModelSource, ...]
     networks: tuple[str, ...] = ()
     state_dict: PublishedStateDict | None = None
+    licence: str | None = None
     command: str = ""
 
     @property

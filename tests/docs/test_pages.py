@@ -40,6 +40,7 @@ EXPLAINED = {
     "identify": "faces.md",
     "cluster": "faces.md",
     "evaluate": "faces.md",
+    "export": "deploy.md",
     "benchmark": "benchmarks.md",
 }
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]+")

@@ -41,6 +41,23 @@ class GraphFormat:
     detect: Callable[[Path, bytes], bool]
     read: Callable[[Path], Graph]
 
+    def require(self, what: str) -> None:
+        """Refuse to start without the packages.
+
+        Args:
+            what: What needs them, the subject of the message.
+
+        Raises:
+            RequirementError: Some are not installed.
+        """
+        missing = [
+            package for module, package in self.packages.items() if importlib.util.find_spec(module) is None
+        ]
+        if missing:
+            raise RequirementError(
+                f"{what} needs {' and '.join(missing)}: pip install 'facenet-port[{self.extra}]'."
+            )
+
     def versions(self) -> dict[str, str]:
         """Map packages to installed versions; the runtime comes last."""
         return {package: _version(module, package) for module, package in self.packages.items()}
@@ -98,16 +115,7 @@ def find_graph_format(path: Path) -> GraphFormat | None:
             other := recognise(path, head) or recognise_text(head)
         ):
             raise SourceError(path, other[0], next_step=other[1])
-        missing = [
-            package
-            for module, package in graph_format.packages.items()
-            if importlib.util.find_spec(module) is None
-        ]
-        if missing:
-            raise RequirementError(
-                f"{path}: an audit of {graph_format.name} graphs needs {' and '.join(missing)}: "
-                f"pip install 'facenet-port[{graph_format.extra}]'."
-            )
+        graph_format.require(f"{path}: an audit of {graph_format.name} graphs")
         return graph_format
     return None
 

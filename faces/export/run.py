@@ -1,0 +1,154 @@
+"""Export a network to ONNX or TFLite: written, audited against its source, and only then there."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from checks.audit.graphs.graph_formats import GRAPH_FORMATS
+from checks.audit.judge import describe_fault
+from checks.audit.result import AuditResult
+from checks.audit.run import audit
+from checks.core.types import Say
+from converter.atomic import AtomicFiles
+from converter.errors import DifferenceError, SourceError, UsageError
+from converter.hub.locate import locate
+from converter.manifest import file_digest
+from converter.plan import Weights
+from converter.write_output import explain_write_errors
+from faces.export.interface import Interface, plan_interface
+from faces.export.result import ExportResult, Format, Precision
+from faces.export.weights import ExportWeights, read_weights
+from faces.model import Standardisation
+
+_ENDINGS: dict[str, Format] = {".onnx": "onnx", ".tflite": "tflite"}
+_MOST_FAULTS = 3  # in a message
+
+
+def export(
+    source: str | Path,
+    output: str | Path,
+    *,
+    to: Format | None = None,
+    precision: Precision = "float32",
+    bake: bool = False,
+    standardisation: Standardisation | None = None,
+    classify: bool = False,
+    batch: int | Literal["dynamic"] | None = None,
+    weights: Weights = "variable",
+    step: int | None = None,
+    ignore: Sequence[str] = (),
+    seed: int = 0,
+    say: Say = lambda _: None,
+) -> ExportResult:
+    """Export a network to a file that a phone or a server runs, with the audit that the file has passed.
+
+    The file is written under a hidden name and audited against the source: every weight, the structure, the
+    standardisation, and the results of its runtime. It gets its name only if the verdict is faithful.
+
+    Args:
+        source: The weights: any source of the converter, a published name, or a training's folder `best`.
+        output: The file to write; its ending names the format.
+        to: The format, for a file of another ending.
+        precision: The precision of the stored weights; both compute in float32.
+        bake: Whether the graph takes the pixels of RGB images, uint8, and standardises them itself.
+        standardisation: The standardisation; None takes that of the catalog or the manifest.
+        classify: Whether the graph gives the logits of the classifier in place of embeddings.
+        batch: The number of images at a time, or "dynamic" for any; None takes any for ONNX and one for
+            TFLite, whose interpreter is fastest with a fixed size.
+        weights: The variables of the source, or their moving averages ("average").
+        step: As in `open_source`.
+        ignore: Shell patterns of tensors to leave out.
+        seed: The seed of the images of the audit.
+        say: Progress callback.
+
+    Raises:
+        UsageError: The output exists or has no folder, its ending says no format, the weights have no
+            classifier, or the standardisation to bake in is not known.
+        SourceError, MappingError: The source is unreadable, corrupt, not finite or another network.
+        RequirementError: A package that writes or runs the format is not installed, or the disk is full.
+        DifferenceError: The audit refuses the file, and none is kept.
+    """
+    output = Path(output)
+    graph_format = check_output(output, to)
+    path = locate(source)
+    say("reading the weights")
+    read = read_weights(path, weights=weights, step=step, ignore=ignore)
+    interface = plan_interface(
+        read, graph_format, bake=bake, standardisation=standardisation, classify=classify, batch=batch
+    )
+    metadata = interface.metadata(read, precision)
+    with AtomicFiles(output.parent, overwrite=False) as files:
+        staged = files.stage(output.name)
+        say("exporting")
+        with explain_write_errors(output):
+            _write(staged, read, interface, precision, metadata)
+        try:
+            result = audit(staged, path, weights=weights, step=step, ignore=ignore, seed=seed, say=say)
+        except SourceError as error:
+            if error.path != staged:
+                raise
+            raise DifferenceError(f"{output}: nothing was kept: {str(error).partition(': ')[2]}") from error
+        _refuse(output, result)
+        digest, size = file_digest(staged), staged.stat().st_size
+        with explain_write_errors(output):
+            files.commit()
+    return ExportResult(output, graph_format, precision, digest, size, metadata, result)
+
+
+def check_output(output: Path, to: Format | None) -> Format:
+    """Check the name of an output, and that the packages of its format are installed; return the format.
+
+    Raises:
+        UsageError: It exists, or its ending names no format or another one.
+        RequirementError: A package is not installed.
+    """
+    ending = _ENDINGS.get(output.suffix.lower())
+    graph_format = to or ending
+    if graph_format is None:
+        raise UsageError(f"{output}: give a name that ends in .onnx or .tflite, or the format with --to.")
+    if ending not in (None, graph_format):
+        raise UsageError(f"{output}: the ending says {ending}, but --to says {to}. Change one of them.")
+    if os.path.lexists(output):
+        raise UsageError(f"{output} exists, and an export never replaces a file. Give another name.")
+    _require_packages(graph_format)
+    return graph_format
+
+
+def _require_packages(graph_format: Format) -> None:
+    audited = next(each for each in GRAPH_FORMATS if each.name.lower() == graph_format)
+    audited.require(f"an export to {audited.name}")
+    if graph_format == "tflite":
+        from checks.core.tensorflow_side import require_tensorflow
+
+        require_tensorflow("to write TFLite")
+
+
+def _write(
+    path: Path, weights: ExportWeights, interface: Interface, precision: Precision, metadata: dict[str, str]
+) -> None:
+    """Write the file; here the format and the precision choose the writer."""
+    from faces.export.write_onnx import write_onnx
+
+    write_onnx(path, interface.module(weights), interface, metadata)
+
+
+def _refuse(output: Path, result: AuditResult) -> None:
+    """Refuse an export whose audit is not faithful.
+
+    Raises:
+        DifferenceError: It is not.
+    """
+    if result.passed:
+        return
+    faults = [describe_fault(tensor) for tensor in result.tensors if not tensor.is_faithful]
+    failed = [
+        f"{each.name}: {'; '.join((each.statement, *each.details))}"
+        for each in result.judgements
+        if not each.passed and each.name != "tensors"
+    ]
+    causes = (*faults[:_MOST_FAULTS], *failed, result.not_understood)
+    lines = "".join(f"\n  {cause}" for cause in causes if cause)
+    raise DifferenceError(f"{output}: the audit refuses it, and nothing was kept. {result.verdict}{lines}")
