@@ -35,6 +35,13 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--to", choices=("onnx", "tflite"), help="the format (default: by the ending of OUT)")
     parser.add_argument(
+        "--precision",
+        choices=("float32", "float16"),
+        default="float32",
+        help="precision of the stored weights; float16 halves the file and computes in float32 all the same "
+        "(default: float32)",
+    )
+    parser.add_argument(
         "--bake",
         action="store_true",
         help="put the standardisation into the graph, which then takes the pixels of RGB images, uint8 NHWC",
@@ -67,6 +74,7 @@ def _work(arguments: argparse.Namespace) -> int:
             source,
             arguments.output,
             to=arguments.to,
+            precision=arguments.precision,
             bake=arguments.bake,
             standardisation=arguments.standardisation,
             classify=arguments.classify,

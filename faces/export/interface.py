@@ -32,6 +32,7 @@ class Interface:
     """What a graph takes and gives.
 
     Attributes:
+        format: The format of the file.
         input_name: The name of the input.
         shape: The shape of the input; None for a variable extent.
         dtype: The dtype of the input.
@@ -41,11 +42,12 @@ class Interface:
         standardisation: The standardisation, as the catalog states it, or `NOT_STATED`.
     """
 
+    format: Format
     input_name: str
     shape: tuple[int | None, ...]
     dtype: Literal["float32", "uint8"]
     baked: Standardisation | None
-    output_name: str
+    output_name: Literal["embeddings", "logits"]
     output_shape: tuple[int | None, ...]
     standardisation: str
 
@@ -117,6 +119,7 @@ def plan_interface(
     image = (IMAGE_SIZE, IMAGE_SIZE, 3) if channels_last else (3, IMAGE_SIZE, IMAGE_SIZE)
     width = variant.num_classes if classify else variant.embedding_size
     return Interface(
+        format=graph_format,
         input_name="pixels" if bake else "images",
         shape=(images, *image),
         dtype="uint8" if bake else "float32",

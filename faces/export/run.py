@@ -130,9 +130,25 @@ def _write(
     path: Path, weights: ExportWeights, interface: Interface, precision: Precision, metadata: dict[str, str]
 ) -> None:
     """Write the file; here the format and the precision choose the writer."""
-    from faces.export.write_onnx import write_onnx
+    halved = precision == "float16"
+    if interface.format == "onnx":
+        from faces.export.write_onnx import write_onnx
 
-    write_onnx(path, interface.module(weights), interface, metadata)
+        write_onnx(path, interface.module(weights), interface, metadata, halved=halved)
+        return
+    from facenet_tf.lite import write_tflite
+
+    batch, height, width, _ = interface.shape
+    assert height is not None and width is not None
+    write_tflite(
+        path,
+        weights.variables,
+        images=(batch, height, width),
+        output=interface.output_name,
+        baked=interface.baked,
+        halved=halved,
+        metadata=metadata,
+    )
 
 
 def _refuse(output: Path, result: AuditResult) -> None:

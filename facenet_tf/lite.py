@@ -1,0 +1,110 @@
+"""Writes the rebuilt network as a TFLite file, by TensorFlow's own converter, with metadata in the file."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import flatbuffers
+import numpy as np
+from numpy.typing import NDArray
+
+from facenet_tf import import_tensorflow
+from facenet_tf.graph import build
+from facenet_tf.session import legacy_graph, open_session
+from facenet_tf.variables import infer_options, load_variables
+
+tf = import_tensorflow()
+tf1 = tf.compat.v1
+
+METADATA = "facenet-port"
+"""The name of the metadata in the file: a JSON object of texts, in UTF-8."""
+
+_IDENTIFIER = b"TFL3"  # schema.fbs: file_identifier
+_ALIGNMENT = 16  # schema.fbs: force_align of Buffer.data
+
+
+def write_tflite(
+    path: Path,
+    tensors: Mapping[str, NDArray[Any]],
+    *,
+    images: tuple[int | None, int, int],
+    output: Literal["embeddings", "logits"] = "embeddings",
+    baked: Literal["fixed", "per-image"] | None = None,
+    halved: bool = False,
+    metadata: Mapping[str, str],
+) -> None:
+    """Write the network in inference as a TFLite file; the same arguments give the same bytes.
+
+    Args:
+        path: The file.
+        tensors: Variable name to float32 array: the 492 variables, or 490 without the head, and the gammas if
+            the checkpoint has them.
+        images: Number of images, None for any, with their height and width.
+        output: The output of the graph, which has this name.
+        baked: The standardisation in the graph, whose input is then `pixels`, uint8 (N, H, W, 3). Without
+            it the input is `images`, float32 (N, H, W, 3), standardised.
+        halved: Whether the weights are stored in half precision; the interpreter widens them.
+        metadata: Key to value, for the file.
+    """
+    features = {n: array for n, array in tensors.items() if output == "logits" or not n.startswith("Logits/")}
+    with legacy_graph() as graph:
+        shape = (*images, 3)
+        if baked is None:
+            placeholder = standardised = tf1.placeholder(tf.float32, shape, name="images")
+        else:
+            placeholder = tf1.placeholder(tf.uint8, shape, name="pixels")
+            standardised = _standardise(tf.cast(placeholder, tf.float32), baked)
+        endpoints = build(standardised, **infer_options(features)._asdict())
+        result = tf.identity(endpoints["Logits"], "logits") if output == "logits" else endpoints[output]
+    with open_session(graph) as session:
+        load_variables(session, features)
+        converter = tf1.lite.TFLiteConverter.from_session(session, [placeholder], [result])
+        if halved:
+            converter.optimizations = [tf.lite.Optimize.DEFAULT]
+            converter.target_spec.supported_types = [tf.float16]
+        content = converter.convert()
+    path.write_bytes(_add_metadata(content, metadata))
+
+
+def _standardise(pixels: Any, standardisation: str) -> Any:
+    """Standardise pixels by (x - 127.5) / 128, or as `prewhiten` in facenet's `src/facenet.py`."""
+    if standardisation == "fixed":
+        return (pixels - 127.5) / 128.0
+    size = math.prod(pixels.shape[1:].as_list())
+    centred = pixels - _mean(pixels)
+    deviation = tf.sqrt(_mean(tf.square(centred)))
+    return centred / tf.maximum(deviation, 1.0 / math.sqrt(size))
+
+
+def _mean(images: Any) -> Any:
+    """Average each image axis by axis: the interpreter adds numbers one after another, and 76,800 are many."""
+    for axis in (2, 1, 3):
+        images = tf.reduce_mean(images, axis=axis, keepdims=True)
+    return images
+
+
+class _Builder(flatbuffers.Builder):  # type: ignore[misc]
+    """Aligns vectors, weights among them, as the schema asks; the generated code in Python does not."""
+
+    def StartVector(self, size: int, count: int, alignment: int) -> Any:  # noqa: N802 - flatbuffers' name
+        """Begin a vector of `count` elements of `size` bytes."""
+        return super().StartVector(size, count, max(alignment, _ALIGNMENT))
+
+
+def _add_metadata(content: bytes, metadata: Mapping[str, str]) -> bytes:
+    """Add an entry to the model's table of metadata."""
+    from tensorflow.lite.python import schema_py_generated as schema
+
+    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(content, 0))
+    entry, buffer = schema.MetadataT(), schema.BufferT()
+    buffer.data = np.frombuffer(json.dumps(dict(metadata), indent=1).encode(), np.uint8)
+    entry.name, entry.buffer = METADATA, len(model.buffers)
+    model.buffers.append(buffer)
+    model.metadata.append(entry)
+    builder = _Builder(len(content))
+    builder.Finish(model.Pack(builder), _IDENTIFIER)
+    return bytes(builder.Output())
