@@ -81,7 +81,7 @@ def _standardise(pixels: Any, standardisation: str) -> Any:
 
 
 def _mean(images: Any) -> Any:
-    """Average each image axis by axis: the interpreter adds numbers one after another, and 76,800 are many."""
+    """Average each image axis by axis: the interpreter adds 76,800 numbers one after another otherwise."""
     for axis in (2, 1, 3):
         images = tf.reduce_mean(images, axis=axis, keepdims=True)
     return images

@@ -9,7 +9,7 @@ from pathlib import Path
 from converter.errors import RequirementError, SourceError, UsageError
 from converter.hub import catalog
 from converter.hub.cache import hub_checkpoints
-from converter.manifest import file_digest
+from converter.manifest import file_digest, stated_standardisation
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,12 +109,16 @@ def find_published_port(sha256: str) -> PublishedPort | None:
     return None
 
 
-def training_standardisation(files: Sequence[Path]) -> str | None:
+def training_standardisation(path: Path, files: Sequence[Path]) -> str | None:
     """Find the standardisation of images in the training of a checkpoint; None if it is not known.
 
     Args:
-        files: The files of the checkpoint; their SHA-256 or the name of their folder identifies it.
+        path: The checkpoint, whose manifest may state it.
+        files: Its files; their SHA-256 or the name of their folder identifies a published checkpoint.
     """
+    stated = stated_standardisation(path, {file.name: file_digest(file) for file in files})
+    if stated is not None:
+        return stated
     names = {file.resolve().parent.name for file in files}
     published = find_published_port(file_digest(files[0]))
     if published is not None and published.source is not None:

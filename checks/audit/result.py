@@ -140,6 +140,8 @@ class GraphRun:
         resized: A clause on the sizes, if the graph resizes its images, such as "from 224x224 to 160x160".
         prepared: Relative L2 of the prepared images from those that `preprocessing` describes; None where
             only embeddings are compared.
+        order: The order of the channels that it takes, RGB or BGR.
+        gives: A clause on its outputs.
     """
 
     runtime: str
@@ -152,6 +154,8 @@ class GraphRun:
     inputs: tuple[InputRun, ...]
     resized: str = ""
     prepared: float | None = None
+    order: str = "RGB"
+    gives: str = ""
 
     @property
     def first_divergence(self) -> str | None:

@@ -33,6 +33,7 @@ from checks.audit.judge import (
     write_embeddings_verdict,
     write_verdict,
 )
+from checks.audit.metadata import judge_metadata
 from checks.audit.port_layers import PortWeights
 from checks.audit.published_ports import (
     find_port,
@@ -221,7 +222,7 @@ def _find(
             next_step="Give det1.npy, det2.npy or det3.npy with --against",
         )
     expected = _read_source(source, weights)
-    trained = training_standardisation(source.files)
+    trained = training_standardisation(source.path, source.files)
     if isinstance(port, Graph):
         return _audit_graph(port, expected, trained, seed, say)
     return _audit_weights(port, expected, _weights_of(port, weights), trained, seed, say)
@@ -259,7 +260,9 @@ def _audit_graph(graph: Graph, source: SourceWeights, trained: str | None, seed:
         fold = find_folded_standardisation(layers.weights, source)
         networks = Networks(own, rounded, _source_network(source), fold)
         run = run_graph(session, networks, audited_batches(seed), say)
-    return _Findings(network, results, (*judgements, *judge_run(run, trained)), run)
+    stated = judge_metadata(graph, run, trained, source.state_dict.tensors)
+    judged = (*judgements, *judge_run(run, trained), *(() if stated is None else (stated,)))
+    return _Findings(network, results, judged, run)
 
 
 def _compare_embeddings(

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from checks.audit.graphs import metadata as keys
+from checks.audit import metadata as keys
 from checks.core.inputs import IMAGE_SIZE
 from checks.core.network import describe_network
 from checks.core.weights_digest import weights_digest
@@ -17,8 +17,8 @@ from converter import __version__
 from converter.errors import UsageError
 from converter.hub.catalog_entry import FIXED, PER_IMAGE
 from converter.layer_map import Variant
-from faces.export.deployed_network import DeployedNetwork
 from faces.export.result import Format, Precision
+from faces.export.standardise import bake_in
 from faces.export.weights import ExportWeights
 from faces.model import Standardisation
 from reference import InceptionResnetV1
@@ -65,8 +65,10 @@ class Interface:
             "source_sha256": json.dumps(dict(weights.files)),
             keys.WEIGHTS: weights_digest(weights.state_dict),
             keys.STANDARDISATION: self.standardisation,
-            keys.INPUT: keys.describe_input(self.shape, self.dtype, self.standardisation, baked=is_baked),
-            keys.OUTPUT: keys.describe_output(self.output_name, self.output_shape),
+            keys.INPUT: keys.describe_input(self.shape, self.dtype, baked=is_baked),
+            keys.OUTPUT: keys.describe_output(
+                self.output_shape, keys.LOGITS if self.classifies else keys.EMBEDDINGS
+            ),
             "precision": f"weights {precision}, computed in float32",
             "licence": weights.licence or keys.NOT_STATED,
             "made_by": f"facenet-port {__version__}",
@@ -77,7 +79,9 @@ class Interface:
         network = weights.build()
         assert isinstance(network, InceptionResnetV1)
         network.classify = self.classifies
-        return network if self.baked is None else DeployedNetwork(network, self.baked)
+        if self.baked is not None:
+            bake_in(network, self.baked)
+        return network
 
     def example(self) -> torch.Tensor:
         """Make an input of this shape."""

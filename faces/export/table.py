@@ -18,6 +18,7 @@ def print_result(result: ExportResult) -> None:
         f"  against  {against}",
         f"  input    {result.metadata['input']}",
         f"  output   {result.metadata['output']}",
+        f"  images   {result.metadata['standardisation']}",
     ):
         console.print(line, markup=False)
     print_judgements(console, result.audit.judgements, most_details=0)

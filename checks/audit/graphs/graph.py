@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -84,6 +84,7 @@ class Graph:
         inputs: The inputs, without the constants.
         outputs: The outputs.
         channels_last: Whether its maps are NHWC; NCHW otherwise.
+        metadata: Key to value, as the file states them.
     """
 
     path: Path
@@ -95,6 +96,7 @@ class Graph:
     inputs: tuple[Value, ...]
     outputs: tuple[Value, ...]
     channels_last: bool
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
     def description(self) -> str:
         """Describe the graph for a message."""

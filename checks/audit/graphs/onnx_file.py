@@ -143,6 +143,7 @@ def _graph(path: Path, model: Any, files: tuple[Path, ...]) -> Graph:
         path, files, "ONNX graph", f"{title} {model.producer_version}".rstrip(),
         tuple(_node(node, constants) for node in graph.node if node.op_type != "Constant"),
         constants, inputs, tuple(_value(value) for value in graph.output), channels_last=False,
+        metadata={entry.key: entry.value for entry in model.metadata_props},
     )  # fmt: skip
 
 

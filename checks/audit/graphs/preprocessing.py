@@ -38,6 +38,17 @@ _BAKED: Mapping[str, Pixels] = {
 }
 """The name of each input of the first convolution, to the function that computes it from pixels."""
 
+_MISREADINGS: Mapping[str, Pixels] = {
+    "it exchanges the height and the width of images": lambda images: images.transpose(0, 2, 1, 3),
+    "it takes NHWC images for NCHW": lambda images: images.reshape(
+        len(images), images.shape[3], *images.shape[1:3]
+    ).transpose(0, 2, 3, 1),
+    "it takes NCHW images for NHWC": lambda images: np.ascontiguousarray(
+        images.transpose(0, 3, 1, 2)
+    ).reshape(images.shape),
+}
+"""A clause on each mistake in the order of axes, to the function that makes it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Preprocessing:
@@ -49,6 +60,8 @@ class Preprocessing:
         reverses: Whether the graph takes BGR.
         distance: Relative L2 of the actual input of the first convolution from this one.
         resized: A clause on the sizes, such as "from 224x224 to 160x160"; empty if the size stays.
+        misreading: A clause on the mistake in the order of axes that explains the input of the first
+            convolution; empty if none does.
     """
 
     feed: str
@@ -56,11 +69,12 @@ class Preprocessing:
     reverses: bool
     distance: float
     resized: str = ""
+    misreading: str = ""
 
     @property
     def is_known(self) -> bool:
         """True if it explains the input of the first convolution."""
-        return self.distance <= RECOGNISED
+        return self.distance <= RECOGNISED and not self.misreading
 
     @property
     def takes_standardised(self) -> bool:
@@ -75,6 +89,8 @@ class Preprocessing:
     @property
     def statement(self) -> str:
         """A clause on the preprocessing."""
+        if self.misreading:
+            return f"{self.misreading}, {replace(self, misreading='').statement}"
         if not self.is_known:
             off = f"{figure(self.distance)} off"
             return f"unknown: no known way to prepare images gives what its first layer takes ({off})"
@@ -131,6 +147,24 @@ def detect_preprocessing(
                     best = Preprocessing(feed, baked, reverses, distance)
     assert best is not None
     return best
+
+
+def detect_misreading(
+    pixels: Array, prepare: Callable[[Array], Array], dtype: str, unknown: Preprocessing
+) -> Preprocessing:
+    """Find the mistake in the order of axes that explains a graph's unknown way to prepare an image.
+
+    Args:
+        pixels: As in `detect_preprocessing`.
+        prepare: Function from the graph's input to the input of its first convolution, both NHWC.
+        dtype: The dtype of the graph's input.
+        unknown: The nearest known way, which is returned if no mistake explains the graph's.
+    """
+    for misreading, misread in _MISREADINGS.items():
+        read = detect_preprocessing(pixels, prepare, dtype, misread)
+        if read.is_known:
+            return replace(read, misreading=misreading)
+    return unknown
 
 
 def detect_resized(pixels: Array, prepare: Callable[[Array], Array], dtype: str) -> Preprocessing:

@@ -13,6 +13,7 @@ import torch
 from checks.audit.folded_standardisation import NOTHING_FOLDED, FoldedStandardisation
 from checks.audit.graphs.preprocessing import (
     Preprocessing,
+    detect_misreading,
     detect_preprocessing,
     detect_resized,
     to_pixels,
@@ -102,6 +103,8 @@ def find_preprocessing(
     preprocessing = detect_preprocessing(pixels, prepare, session.input_dtype)
     if not np.isfinite(preprocessing.distance):  # the sizes differ
         preprocessing = detect_resized(pixels, prepare, session.input_dtype)
+    if not preprocessing.is_known:
+        preprocessing = detect_misreading(pixels, prepare, session.input_dtype, preprocessing)
     return preprocessing
 
 
@@ -117,7 +120,9 @@ def run_batches(
     for batch in batches:
         say(f"running: {batch.name}")
         runs.append(run_batch(session, networks, preprocessing, batch))
-    is_exact = preprocessing.distance <= thresholds.PREPARED[arithmetic_of(session)]
+    is_exact = (
+        preprocessing.is_known and preprocessing.distance <= thresholds.PREPARED[arithmetic_of(session)]
+    )
     return replace(describe_run(session, preprocessing, is_exact, runs), prepared=preprocessing.distance)
 
 
@@ -138,6 +143,8 @@ def describe_run(
         baked=preprocessing.baked if preprocessing.is_known and preprocessing.is_baked_in else None,
         is_prepared_exactly=is_prepared_exactly,
         resized=preprocessing.resized,
+        order="BGR" if preprocessing.reverses else "RGB",
+        gives=session.output_description,
         feed=f"{preprocessing.feed}, {session.input_description}; gives {session.output_description}",
         inputs=tuple(inputs),
     )

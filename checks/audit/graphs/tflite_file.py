@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ _OPS: Mapping[str, Op] = {
     ),
 }  # fmt: skip
 _NOTHING = np.empty(0)
+_METADATA = b"facenet-port"  # facenet_tf.lite.METADATA, which is not imported: it loads TensorFlow
 _RELU = 1  # schema.fbs: ActivationFunctionType.RELU
 _SAME = 0  # schema.fbs: Padding.SAME
 
@@ -99,7 +101,19 @@ def _graph(path: Path, content: bytes) -> Graph:
     name = (graph.name or b"main").decode(errors="replace")
     description = (model.description or b"no description").decode(errors="replace")
     title = f"the graph {name!r} ({description})"
-    return Graph(path, (path,), "TFLite graph", title, nodes, constants, inputs, outputs, channels_last=True)
+    return Graph(
+        path, (path,), "TFLite graph", title, nodes, constants, inputs, outputs, channels_last=True,
+        metadata=_metadata(model),
+    )  # fmt: skip
+
+
+def _metadata(model: Any) -> Mapping[str, str]:
+    """Read the entry that `facenet_tf.lite` writes."""
+    for entry in model.metadata or ():
+        if entry.name == _METADATA:
+            stated = json.loads(bytes(model.buffers[entry.buffer].data))
+            return {str(key): str(value) for key, value in stated.items()}
+    return {}
 
 
 def _check_size(model: Any) -> None:

@@ -33,8 +33,8 @@ def test_onnx_computes_the_embeddings_for_any_number_of_images(weights, tmp_path
         "The port is faithful: its weights are the source's with factors"
     )
     result = json.loads((tmp_path / "e.json").read_text())
-    assert [judgement["passed"] for judgement in result["judgements"]] == [True] * 5
-    images = np.random.default_rng(1).standard_normal((3, 3, 160, 160), np.float32)
+    assert [judgement["passed"] for judgement in result["judgements"]] == [True] * 6
+    images = np.random.default_rng(1).standard_normal((3, 3, 96, 96), np.float32)
     session, embeddings = run_onnx(out, images)
     with torch.inference_mode():
         expected = load(weights).double()(torch.from_numpy(images).double()).numpy()
@@ -42,7 +42,7 @@ def test_onnx_computes_the_embeddings_for_any_number_of_images(weights, tmp_path
     stated = session.get_modelmeta().custom_metadata_map
     assert sorted(stated) == sorted(STATED)
     assert stated == result["metadata"]
-    assert stated["input"].startswith("float32 (N, 3, 160, 160): RGB images")
+    assert stated["input"].startswith("float32 (N, 3, 96, 96): RGB images")
     assert {path.name for path in tmp_path.iterdir()} == {"facenet.onnx", "e.json"}
 
 

@@ -1,0 +1,74 @@
+"""The metadata that `facenet-port export` writes into a graph: its sentences, and their judgement."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from checks.audit.graphs.graph import Graph
+from checks.audit.result import GraphRun
+from checks.core.judgement import Judgement
+from checks.core.types import Arrays
+from checks.core.weights_digest import weights_digest
+
+WEIGHTS, STANDARDISATION, INPUT, OUTPUT = "weights_sha256", "standardisation", "input", "output"
+"""Keys that are judged. The others state the source, its licence and the tool."""
+
+NOT_STATED = "not stated"
+
+EMBEDDINGS, LOGITS = "embeddings of length one", "logits"
+"""The outputs of an export, in the words of `GraphRun.gives`."""
+
+_Shape = tuple[int | None, ...]
+
+
+def describe_input(shape: _Shape, dtype: str, *, baked: bool, order: str = "RGB") -> str:
+    """Describe the input of a graph.
+
+    Args:
+        shape: Its shape; None for a variable extent.
+        dtype: Its dtype.
+        baked: Whether the graph standardises images itself.
+        order: The order of the channels.
+    """
+    images = "pixels of 0 to 255, which the graph standardises" if baked else "images, standardised before"
+    return f"{dtype} {_extents(shape)}: {order} {images}"
+
+
+def describe_output(shape: _Shape, gives: str) -> str:
+    """Describe the output of a graph; `gives` is one of `EMBEDDINGS` and `LOGITS`."""
+    return f"float32 {_extents(shape)}: {gives}"
+
+
+def judge_metadata(graph: Graph, run: GraphRun, trained: str | None, weights: Arrays) -> Judgement | None:
+    """Judge what a graph states about itself by what was found in it; None if it states nothing.
+
+    Args:
+        graph: The graph.
+        run: Its run.
+        trained: The standardisation in the training of the checkpoint; None where it is not known.
+        weights: The source's state_dict.
+    """
+    stated = graph.metadata
+    if WEIGHTS not in stated:
+        return None
+    taken, given = graph.inputs[0], graph.outputs[0]
+    found: Mapping[str, str | None] = {
+        WEIGHTS: weights_digest(weights),
+        STANDARDISATION: run.baked or trained,
+        INPUT: describe_input(taken.shape, taken.dtype, baked=run.baked is not None, order=run.order),
+        OUTPUT: describe_output(given.shape, run.gives),
+    }
+    details = tuple(
+        f"it states the {key} {stated.get(key, NOT_STATED)!r}, but the file has {value!r}"
+        for key, value in found.items()
+        if value is not None and stated.get(key) != value
+    )
+    statement = f"its source, standardisation, input and output are as it states: {stated.get(INPUT)}"
+    if details:
+        wrong = " and ".join(key for key, value in found.items() if value and stated.get(key) != value)
+        statement = f"it does not have the {wrong} that it states"
+    return Judgement("metadata", not details, statement, details)
+
+
+def _extents(shape: _Shape) -> str:
+    return "(" + ", ".join("N" if extent is None else str(extent) for extent in shape) + ")"

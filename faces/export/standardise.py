@@ -1,0 +1,38 @@
+"""Put the standardisation of images into a network, as an app runs it."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from faces.model import Standardisation
+from reference import InceptionResnetV1
+
+
+def bake_in(network: InceptionResnetV1, standardisation: Standardisation) -> None:
+    """Let a network take the pixels of RGB images, (N, H, W, 3) in uint8, and standardise them itself.
+
+    Args:
+        network: The network, which is changed.
+        standardisation: The standardisation that it was trained with.
+    """
+    standardise = _whiten if standardisation == "per-image" else _scale
+
+    def prepare(_: torch.nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
+        return standardise(inputs[0].permute(0, 3, 1, 2).to(torch.float32))
+
+    network.register_forward_pre_hook(prepare)
+
+
+def _scale(images: Tensor) -> Tensor:
+    """(x - 127.5) / 128: facenet's `--use_fixed_image_standardization`."""
+    return (images - 127.5) / 128.0
+
+
+def _whiten(images: Tensor) -> Tensor:
+    """(x - mean) / max(std, 1 / sqrt(x.size)) over each image: `prewhiten` in facenet's `src/facenet.py`."""
+    centred = images - images.mean(dim=(1, 2, 3), keepdim=True)
+    deviation = centred.square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
+    return centred / deviation.clamp(min=1.0 / math.sqrt(images[0].numel()))
