@@ -54,19 +54,36 @@ def _name(row: ConvertedRow, port: NetworkTensors) -> str:
 def _compare_row(
     row: ConvertedRow, port: NetworkTensors, tensors: Arrays, state_dict: SourceTensors
 ) -> TensorResult:
-    place, name = TensorPlace(row.scope, row.variable, row.key), _name(row, port)
+    name = _name(row, port)
     if name not in port:
         return TensorResult(
             name=port.original(name), variable=row.variable, stage=row.scope, layout="", dtype="", shape=(),
             status="missing", key=row.key,
         )  # fmt: skip
     layout = row.layout if port.naming == "pytorch" else _as_stored(row)
-    array = np.array(port[name])
-    result = compare_exactly(PortTensor(port.original(name), array, layout), tensors[row.variable], place)
+    tensor = PortTensor(port.original(name), np.array(port[name]), layout)
+    return compare_tensor(row, tensor, tensors, state_dict)
+
+
+def compare_tensor(
+    row: ConvertedRow, tensor: PortTensor, tensors: Arrays, state_dict: SourceTensors
+) -> TensorResult:
+    """Compare a tensor of a port with the source's; where it differs, add the reason if that is known.
+
+    Args:
+        row: Its row of the layer map.
+        tensor: The port's tensor.
+        tensors: Variable to array of the source.
+        state_dict: The same under PyTorch's keys.
+    """
+    place = TensorPlace(row.scope, row.variable, row.key)
+    result = compare_exactly(tensor, tensors[row.variable], place)
     if result.is_faithful:
         return result
-    fits = port.naming != "pytorch" and array.ndim == len(row.shape)
-    return add_cause(result, row.layout.apply(array) if fits else array, row.key, state_dict)
+    array, fits = tensor.array, tensor.array.ndim == len(tensor.layout.permutation) == len(row.shape)
+    return add_cause(
+        result, row.layout.apply(tensor.layout.inverse.apply(array)) if fits else array, row.key, state_dict
+    )
 
 
 def _as_stored(row: ConvertedRow) -> Layout:

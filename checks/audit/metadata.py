@@ -39,8 +39,8 @@ def describe_output(shape: _Shape, gives: str) -> str:
     return f"float32 {_extents(shape)}: {gives}"
 
 
-def judge_metadata(graph: Graph, run: GraphRun, trained: str | None, weights: Arrays) -> Judgement | None:
-    """Judge what a graph states about itself by what was found in it; None if it states nothing.
+def find_facts(graph: Graph, run: GraphRun, trained: str | None, weights: Arrays) -> Mapping[str, str | None]:
+    """Find what the metadata of a graph should state; None for what is not known.
 
     Args:
         graph: The graph.
@@ -48,24 +48,28 @@ def judge_metadata(graph: Graph, run: GraphRun, trained: str | None, weights: Ar
         trained: The standardisation in the training of the checkpoint; None where it is not known.
         weights: The source's state_dict.
     """
-    stated = graph.metadata
-    if WEIGHTS not in stated:
-        return None
     taken, given = graph.inputs[0], graph.outputs[0]
-    found: Mapping[str, str | None] = {
+    return {
         WEIGHTS: weights_digest(weights),
         STANDARDISATION: run.baked or trained,
         INPUT: describe_input(taken.shape, taken.dtype, baked=run.baked is not None, order=run.order),
         OUTPUT: describe_output(given.shape, run.gives),
     }
+
+
+def judge_metadata(graph: Graph, facts: Mapping[str, str | None]) -> Judgement | None:
+    """Judge what a graph states about itself by what was found in it; None if it states nothing."""
+    stated = graph.metadata
+    if WEIGHTS not in stated:
+        return None
     details = tuple(
         f"it states the {key} {stated.get(key, NOT_STATED)!r}, but the file has {value!r}"
-        for key, value in found.items()
+        for key, value in facts.items()
         if value is not None and stated.get(key) != value
     )
-    statement = f"its source, standardisation, input and output are as it states: {stated.get(INPUT)}"
+    statement = "its weights, standardisation, input and output are as it states"
     if details:
-        wrong = " and ".join(key for key, value in found.items() if value and stated.get(key) != value)
+        wrong = " and ".join(key for key, value in facts.items() if value and stated.get(key) != value)
         statement = f"it does not have the {wrong} that it states"
     return Judgement("metadata", not details, statement, details)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from checks.audit.audit_mtcnn_graph import audit_mtcnn_graph
 from checks.audit.compare_mtcnn import compare_mtcnn
 from checks.audit.compare_tensors import compare_tensors
 from checks.audit.find_named_layers import find_named_layers, holds_averages_only
@@ -33,7 +34,7 @@ from checks.audit.judge import (
     write_embeddings_verdict,
     write_verdict,
 )
-from checks.audit.metadata import judge_metadata
+from checks.audit.metadata import find_facts, judge_metadata
 from checks.audit.port_layers import PortWeights
 from checks.audit.published_ports import (
     find_port,
@@ -211,8 +212,8 @@ def _find(
     mtcnn = find_network(source, source.naming)
     if mtcnn is not None:
         if isinstance(port, Graph):
-            problem = "a graph, but the source is a network of MTCNN, and graphs of MTCNN are not audited"
-            raise SourceError(port.path, problem, next_step="Give the network's weights, such as pnet.pt")
+            refuse_quantised(port)
+            return _Findings(f"{mtcnn.name} of MTCNN", *audit_mtcnn_graph(port, source, mtcnn, seed, say))
         results = compare_mtcnn(port, source)
         return _Findings(f"{mtcnn.name} of MTCNN", results, (judge_tensors(results),))
     if isinstance(port, NetworkTensors) and (mtcnn := find_network(port, port.naming)) is not None:
@@ -260,7 +261,7 @@ def _audit_graph(graph: Graph, source: SourceWeights, trained: str | None, seed:
         fold = find_folded_standardisation(layers.weights, source)
         networks = Networks(own, rounded, _source_network(source), fold)
         run = run_graph(session, networks, audited_batches(seed), say)
-    stated = judge_metadata(graph, run, trained, source.state_dict.tensors)
+    stated = judge_metadata(graph, find_facts(graph, run, trained, source.state_dict.tensors))
     judged = (*judgements, *judge_run(run, trained), *(() if stated is None else (stated,)))
     return _Findings(network, results, judged, run)
 

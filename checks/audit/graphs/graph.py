@@ -14,7 +14,7 @@ from converter.layouts import Layout
 
 Op = Literal[
     "conv", "dense", "batch_norm", "add", "subtract", "multiply", "divide", "relu", "concat", "max_pool",
-    "mean", "same", "other",
+    "mean", "same", "prelu", "other",
 ]  # fmt: skip
 """The operation of a node. same: the values of its first input, with another order or dtype."""
 

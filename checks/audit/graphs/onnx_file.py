@@ -27,6 +27,7 @@ _FULLY_CONNECTED_AS_TENSORFLOW = Layout("IO->IO", (0, 1))
 _OPS: Mapping[str, Op] = {
     "Conv": "conv",
     "Relu": "relu",
+    "PRelu": "prelu",
     "Add": "add",
     "Sub": "subtract",
     "Mul": "multiply",

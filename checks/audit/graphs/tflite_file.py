@@ -33,6 +33,7 @@ _OPS: Mapping[str, Op] = {
     "MUL": "multiply",
     "DIV": "divide",
     "RELU": "relu",
+    "PRELU": "prelu",
     "CONCATENATION": "concat",
     "MAX_POOL_2D": "max_pool",
     "AVERAGE_POOL_2D": "mean",
