@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from facenet_tf import import_tensorflow
 from facenet_tf.graph import build
+from facenet_tf.mtcnn import NETWORKS, Layers
 from facenet_tf.session import legacy_graph, open_session
 from facenet_tf.variables import infer_options, load_variables
 
@@ -23,6 +24,11 @@ tf1 = tf.compat.v1
 METADATA = "facenet-port"
 """The name of the metadata in the file: a JSON object of texts, in UTF-8."""
 
+_MTCNN_OUTPUTS: Mapping[str, Mapping[str, str]] = {
+    "P-Net": {"conv4-2": "offsets", "prob1": "probabilities"},
+    "R-Net": {"conv5-2": "offsets", "prob1": "probabilities"},
+    "O-Net": {"conv6-2": "offsets", "conv6-3": "landmarks", "prob1": "probabilities"},
+}
 _IDENTIFIER = b"TFL3"  # schema.fbs: file_identifier
 _ALIGNMENT = 16  # schema.fbs: force_align of Buffer.data
 
@@ -31,7 +37,7 @@ def write_tflite(
     path: Path,
     tensors: Mapping[str, NDArray[Any]],
     *,
-    images: tuple[int | None, int, int],
+    images: tuple[int | None, int | None, int | None],
     output: Literal["embeddings", "logits"] = "embeddings",
     baked: Literal["fixed", "per-image"] | None = None,
     halved: bool = False,
@@ -43,7 +49,7 @@ def write_tflite(
         path: The file.
         tensors: Variable name to float32 array: the 492 variables, or 490 without the head, and the gammas if
             the checkpoint has them.
-        images: Number of images, None for any, with their height and width.
+        images: Number of images, None for any, with their height and width, of which both are known.
         output: The output of the graph, which has this name.
         baked: The standardisation in the graph, whose input is then `pixels`, uint8 (N, H, W, 3). Without
             it the input is `images`, float32 (N, H, W, 3), standardised.
@@ -60,14 +66,69 @@ def write_tflite(
             standardised = _standardise(tf.cast(placeholder, tf.float32), baked)
         endpoints = build(standardised, **infer_options(features)._asdict())
         result = tf.identity(endpoints["Logits"], "logits") if output == "logits" else endpoints[output]
+    content = _convert(graph, features, placeholder, [result], halved)
+    path.write_bytes(_add_metadata(content, metadata))
+
+
+def write_mtcnn_tflite(
+    path: Path,
+    network: str,
+    tensors: Mapping[str, NDArray[Any]],
+    *,
+    batch: int | None,
+    halved: bool = False,
+    metadata: Mapping[str, str],
+) -> None:
+    """Write one of MTCNN's networks; images and maps keep their usual order of height and width.
+
+    Args:
+        path: The file.
+        network: "P-Net", "R-Net" or "O-Net".
+        tensors: Variable name to float32 array, all of the network's.
+        batch: Number of images; None for any.
+        halved: As in `write_tflite`.
+        metadata: As in `write_tflite`.
+    """
+    build_layers, size = NETWORKS[network]
+    with legacy_graph() as graph:
+        placeholder = tf1.placeholder(tf.float32, (batch, size, size, 3), name="images")
+        layers = _Layers(_exchange(placeholder))
+        build_layers(layers)
+        results = [
+            tf.identity(_exchange(layers.endpoints[activation]), name)
+            for activation, name in _MTCNN_OUTPUTS[network].items()
+        ]
+    content = _convert(graph, tensors, placeholder, results, halved)
+    path.write_bytes(_add_metadata(content, metadata))
+
+
+class _Layers(Layers):
+    """Layers of MTCNN, with every PReLU in the form that the converter knows as one operation."""
+
+    def prelu(self, name: str) -> None:
+        """Multiply what is negative by a factor for each channel."""
+        x, channels = self._last, self._last.shape[-1]
+        with tf1.variable_scope(name):
+            alpha = tf.reshape(self._variable("alpha", (channels,)), [*[1] * (x.shape.rank - 2), channels])
+            self._add(name, tf.nn.relu(x) + (-alpha) * tf.nn.relu(-x))
+
+
+def _exchange(maps: Any) -> Any:
+    """Exchange the height and the width of maps, as facenet's detector does around its networks."""
+    return tf.transpose(maps, [0, 2, 1, 3]) if maps.shape.rank == 4 else maps
+
+
+def _convert(
+    graph: Any, tensors: Mapping[str, NDArray[Any]], placeholder: Any, results: list[Any], halved: bool
+) -> bytes:
     with open_session(graph) as session:
-        load_variables(session, features)
-        converter = tf1.lite.TFLiteConverter.from_session(session, [placeholder], [result])
+        load_variables(session, tensors)
+        converter = tf1.lite.TFLiteConverter.from_session(session, [placeholder], results)
         if halved:
             converter.optimizations = [tf.lite.Optimize.DEFAULT]
             converter.target_spec.supported_types = [tf.float16]
-        content = converter.convert()
-    path.write_bytes(_add_metadata(content, metadata))
+        content: bytes = converter.convert()
+    return content
 
 
 def _standardise(pixels: Any, standardisation: str) -> Any:

@@ -21,7 +21,7 @@ tf = import_tensorflow()
 tf1 = tf.compat.v1
 
 
-class _Layers:
+class Layers:
     """Builds layers. Each is an activation, and each but the outputs takes the layer before it.
 
     Attributes:
@@ -73,7 +73,7 @@ class _Layers:
         self.endpoints[name] = self._last = net
 
 
-def _p_net(layers: _Layers) -> None:
+def _p_net(layers: Layers) -> None:
     layers.conv("conv1", 10, 3)
     layers.prelu("PReLU1")
     layers.max_pool("pool1", 2)
@@ -87,7 +87,7 @@ def _p_net(layers: _Layers) -> None:
     layers.conv("conv4-2", 4, 1)
 
 
-def _r_net(layers: _Layers) -> None:
+def _r_net(layers: Layers) -> None:
     layers.conv("conv1", 28, 3)
     layers.prelu("prelu1")
     layers.max_pool("pool1", 3)
@@ -104,7 +104,7 @@ def _r_net(layers: _Layers) -> None:
     layers.fc("conv5-2", 4)
 
 
-def _o_net(layers: _Layers) -> None:
+def _o_net(layers: Layers) -> None:
     layers.conv("conv1", 32, 3)
     layers.prelu("prelu1")
     layers.max_pool("pool1", 3)
@@ -126,7 +126,7 @@ def _o_net(layers: _Layers) -> None:
     layers.fc("conv6-3", 10)
 
 
-_NETWORKS: Mapping[str, tuple[Callable[[_Layers], None], int | None]] = {
+NETWORKS: Mapping[str, tuple[Callable[[Layers], None], int | None]] = {
     "P-Net": (_p_net, None),
     "R-Net": (_r_net, 24),
     "O-Net": (_o_net, 48),
@@ -155,10 +155,10 @@ class RebuiltMtcnn:
         tensors: Mapping[str, NDArray[Any]],
         dtype: Literal["float32", "float64"] = "float32",
     ) -> None:
-        build, size = _NETWORKS[network]
+        build, size = NETWORKS[network]
         with legacy_graph() as graph:
             self._images = tf1.placeholder(dtype, (None, size, size, 3), name="input")
-            layers = _Layers(self._images)
+            layers = Layers(self._images)
             build(layers)
             require_variables(tensors)
         self._endpoints = layers.endpoints

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,14 +17,20 @@ from checks.core.weights_digest import weights_digest
 from converter import __version__
 from converter.errors import UsageError
 from converter.hub.catalog_entry import FIXED, PER_IMAGE
-from converter.layer_map import Variant
+from converter.mtcnn_layer_map import MtcnnNetwork
 from faces.export.result import Format, Precision
 from faces.export.standardise import bake_in
 from faces.export.weights import ExportWeights
 from faces.model import Standardisation
 from reference import InceptionResnetV1
+from reference.mtcnn import O_NET_SIZE, R_NET_SIZE
+
+Shape = tuple[int | None, ...]
+"""The shape of an input or output; None for a variable extent."""
 
 _NAMES: dict[str, Standardisation] = {FIXED: "fixed", PER_IMAGE: "per-image"}
+_EXAMPLE_SIDE = 48  # pixels, where any size will do
+_MTCNN_SIZES = {"P-Net": None, "R-Net": R_NET_SIZE, "O-Net": O_NET_SIZE}
 _STATED = {name: stated for stated, name in _NAMES.items()}
 
 
@@ -37,24 +44,22 @@ class Interface:
         shape: The shape of the input; None for a variable extent.
         dtype: The dtype of the input.
         baked: The standardisation in the graph; None if its images are standardised before.
-        output_name: The name of the output, `embeddings` or `logits`.
-        output_shape: Its shape.
+        outputs: The name of each output to its shape.
         standardisation: The standardisation, as the catalog states it, or `NOT_STATED`.
     """
 
     format: Format
     input_name: str
-    shape: tuple[int | None, ...]
+    shape: Shape
     dtype: Literal["float32", "uint8"]
     baked: Standardisation | None
-    output_name: Literal["embeddings", "logits"]
-    output_shape: tuple[int | None, ...]
+    outputs: Mapping[str, Shape]
     standardisation: str
 
     @property
     def classifies(self) -> bool:
         """Whether the output is logits."""
-        return self.output_name == "logits"
+        return "logits" in self.outputs
 
     def metadata(self, weights: ExportWeights, precision: Precision) -> dict[str, str]:
         """State in the file what it is, where it comes from and how it is used."""
@@ -66,8 +71,9 @@ class Interface:
             keys.WEIGHTS: weights_digest(weights.state_dict),
             keys.STANDARDISATION: self.standardisation,
             keys.INPUT: keys.describe_input(self.shape, self.dtype, baked=is_baked),
-            keys.OUTPUT: keys.describe_output(
-                self.output_shape, keys.LOGITS if self.classifies else keys.EMBEDDINGS
+            keys.OUTPUT: "; ".join(
+                keys.describe_output(shape, keys.EMBEDDINGS if name == "embeddings" else name)
+                for name, shape in self.outputs.items()
             ),
             "precision": f"weights {precision}, computed in float32",
             "licence": weights.licence or keys.NOT_STATED,
@@ -77,15 +83,16 @@ class Interface:
     def module(self, weights: ExportWeights) -> nn.Module:
         """Build the network in PyTorch with this interface; it takes NCHW, with baked pixels NHWC."""
         network = weights.build()
-        assert isinstance(network, InceptionResnetV1)
-        network.classify = self.classifies
-        if self.baked is not None:
-            bake_in(network, self.baked)
+        if isinstance(network, InceptionResnetV1):
+            network.classify = self.classifies
+            if self.baked is not None:
+                bake_in(network, self.baked)
         return network
 
     def example(self) -> torch.Tensor:
         """Make an input of this shape."""
-        shape = [2 if extent is None else extent for extent in self.shape]
+        variable = (2, *(_EXAMPLE_SIDE,) * 3)
+        shape = [own if extent is None else extent for own, extent in zip(variable, self.shape, strict=True)]
         return torch.zeros(shape, dtype=torch.uint8 if self.dtype == "uint8" else torch.float32)
 
 
@@ -104,7 +111,15 @@ def plan_interface(
         UsageError: The weights have no classifier, or the standardisation to bake in is not known.
     """
     variant = weights.network
-    assert isinstance(variant, Variant)
+    extent = (None if graph_format == "onnx" else 1) if batch is None else batch
+    images = None if extent == "dynamic" else extent
+    if isinstance(variant, MtcnnNetwork):
+        if bake or classify:
+            raise UsageError(
+                f"{weights.path}: --bake and --classify are for the network of embeddings. The detector's "
+                "networks take images that are resampled and standardised before."
+            )
+        return _plan_mtcnn(variant, graph_format, images)
     if classify and variant.num_classes is None:
         raise UsageError(
             f"{weights.path}: these weights have no classifier, so there are no logits to export. Leave out "
@@ -117,18 +132,35 @@ def plan_interface(
             "standardised. Give --standardise fixed, (x - 127.5) / 128 as for the published models of 2018, "
             "or per-image."
         )
-    extent = (None if graph_format == "onnx" else 1) if batch is None else batch
-    images = None if extent == "dynamic" else extent
     channels_last = graph_format == "tflite" or bake
     image = (IMAGE_SIZE, IMAGE_SIZE, 3) if channels_last else (3, IMAGE_SIZE, IMAGE_SIZE)
-    width = variant.num_classes if classify else variant.embedding_size
+    outputs = {"logits": variant.num_classes} if classify else {"embeddings": variant.embedding_size}
     return Interface(
         format=graph_format,
         input_name="pixels" if bake else "images",
         shape=(images, *image),
         dtype="uint8" if bake else "float32",
         baked=_NAMES[stated] if bake and stated else None,
-        output_name="logits" if classify else "embeddings",
-        output_shape=(images, width),
+        outputs={name: (images, width) for name, width in outputs.items()},
         standardisation=stated or keys.NOT_STATED,
+    )
+
+
+def _plan_mtcnn(network: MtcnnNetwork, graph_format: Format, batch: int | None) -> Interface:
+    """Plan the interface of a network of MTCNN; P-Net takes images of any size."""
+    side = _MTCNN_SIZES[network.name]
+    maps = (None, None) if side is None else ()
+    channels_last = graph_format == "tflite"
+    widths = {"offsets": 4, **({"landmarks": 10} if network.name == "O-Net" else {}), "probabilities": 2}
+    return Interface(
+        format=graph_format,
+        input_name="images",
+        shape=(batch, side, side, 3) if channels_last else (batch, 3, side, side),
+        dtype="float32",
+        baked=None,
+        outputs={
+            name: (batch, *maps, width) if channels_last else (batch, width, *maps)
+            for name, width in widths.items()
+        },
+        standardisation=FIXED,
     )

@@ -16,6 +16,7 @@ from converter.atomic import AtomicFiles
 from converter.errors import DifferenceError, SourceError, UsageError
 from converter.hub.locate import locate
 from converter.manifest import file_digest
+from converter.mtcnn_layer_map import MtcnnNetwork
 from converter.plan import Weights
 from converter.write_output import explain_write_errors
 from faces.export.interface import Interface, plan_interface
@@ -136,15 +137,18 @@ def _write(
 
         write_onnx(path, interface.module(weights), interface, metadata, halved=halved)
         return
-    from facenet_tf.lite import write_tflite
+    from facenet_tf.lite import write_mtcnn_tflite, write_tflite
 
     batch, height, width, _ = interface.shape
-    assert height is not None and width is not None
+    if isinstance(weights.network, MtcnnNetwork):
+        name = weights.network.name
+        write_mtcnn_tflite(path, name, weights.variables, batch=batch, halved=halved, metadata=metadata)
+        return
     write_tflite(
         path,
         weights.variables,
         images=(batch, height, width),
-        output=interface.output_name,
+        output="logits" if interface.classifies else "embeddings",
         baked=interface.baked,
         halved=halved,
         metadata=metadata,

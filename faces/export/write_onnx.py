@@ -14,8 +14,7 @@ from torch import nn
 
 from faces.export.interface import Interface
 
-BATCH = "N"
-"""The name of a variable batch."""
+_AXES = {0: "N", 2: "height", 3: "width"}  # the names of variable extents of the input
 
 
 def write_onnx(
@@ -49,8 +48,8 @@ def write_onnx(
     """
     import onnx
 
-    name, output_name = interface.input_name, interface.output_name
-    variable = {axis: BATCH for axis, extent in enumerate(interface.shape) if extent is None}
+    name = interface.input_name
+    variable = {axis: _AXES[axis] for axis, extent in enumerate(interface.shape) if extent is None}
     mode = torch.onnx.TrainingMode.EVAL if folds else torch.onnx.TrainingMode.PRESERVE
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")  # of the older exporter, and of shapes that a trace takes as fixed
@@ -61,11 +60,12 @@ def write_onnx(
             dynamo=False,
             training=mode,
             input_names=[name],
-            output_names=[output_name],
+            output_names=list(interface.outputs),
             dynamic_axes={name: variable},
         )
     model = onnx.load(path)
-    _set_shape(model.graph.output[0], interface.output_shape)
+    for output in model.graph.output:
+        _set_shape(output, interface.outputs[output.name])
     if halved:
         _halve(model.graph)
     onnx.helper.set_model_props(model, dict(metadata))
@@ -95,7 +95,7 @@ def _set_shape(value: Any, shape: Sequence[int | None]) -> None:
     value.type.tensor_type.shape.ClearField("dim")
     for extent in shape:
         dim = value.type.tensor_type.shape.dim.add()
-        if extent is None:
-            dim.dim_param = BATCH
-        else:
+        if extent is not None:
             dim.dim_value = extent
+        elif len(value.type.tensor_type.shape.dim) == 1:
+            dim.dim_param = _AXES[0]
