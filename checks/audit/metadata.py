@@ -75,4 +75,5 @@ def judge_metadata(graph: Graph, facts: Mapping[str, str | None]) -> Judgement |
 
 
 def _extents(shape: _Shape) -> str:
-    return "(" + ", ".join("N" if extent is None else str(extent) for extent in shape) + ")"
+    batch, *others = ("any" if extent is None else str(extent) for extent in shape)
+    return f"({', '.join(('N' if batch == 'any' else batch, *others))})"

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import argparse
 import sys
+from typing import TYPE_CHECKING
 
 from checks.core import options as check_options
 from converter import command_line
+from converter.errors import UsageError
 from converter.progress import ProgressBar
 from faces import options
 
+if TYPE_CHECKING:
+    from converter.hub.locate import LocalModel
+
 _EPILOG = """\
 WEIGHTS is any source of `facenet-port convert`: a published name, a model folder, a checkpoint, a .pb, .h5,
-.pt or .safetensors; or the folder best of `facenet-port train`.
+.pt or .safetensors; or the folder best of `facenet-port train`. mtcnn is the three networks of the detector.
 
 The file is audited against WEIGHTS before it appears: every weight, the structure, the standardisation and
 the results of its runtime. If the verdict is not faithful, no file is kept.
@@ -31,7 +36,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "-o", "--output", metavar="OUT", type=command_line.output, required=True,
-        help="the file to write, .onnx or .tflite; it must not exist",
+        help="the file to write, .onnx or .tflite, which must not exist; for mtcnn a folder",
     )  # fmt: skip
     parser.add_argument("--to", choices=("onnx", "tflite"), help="the format (default: by the ending of OUT)")
     parser.add_argument(
@@ -65,13 +70,20 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _work(arguments: argparse.Namespace) -> int:
     # Imported here, so that Ctrl-C during the import of PyTorch is handled as later.
+    from converter.hub.locate import find_model
     from faces.export.run import check_output, export
 
-    check_output(arguments.output, arguments.to)  # before a download
-    source = command_line.locate(arguments, arguments.source)
+    if not arguments.output.is_dir():
+        check_output(arguments.output, arguments.to)  # before a download
+    with ProgressBar(f"downloading {arguments.source}", quiet=arguments.quiet) as progress:
+        model = find_model(
+            arguments.source, offline=arguments.offline, archive=arguments.archive, progress=progress
+        )
+    if model is not None and model.entry.networks and len(model.files) > 1:
+        return _export_networks(arguments, model)
     with ProgressBar("exporting", quiet=arguments.quiet) as progress:
         result = export(
-            source,
+            arguments.source if model is None else model.path,
             arguments.output,
             to=arguments.to,
             precision=arguments.precision,
@@ -85,7 +97,30 @@ def _work(arguments: argparse.Namespace) -> int:
             seed=arguments.seed,
             say=progress.label,
         )
-    command_line.show_result(arguments, result, "faces.export", result.as_json)
+    command_line.show_result(arguments, [result], "faces.export", result.as_json)
+    return 0
+
+
+def _export_networks(arguments: argparse.Namespace, model: LocalModel) -> int:
+    from faces.export.run import export_networks
+
+    for option in ("bake", "standardisation", "classify", "step", "ignore"):
+        if getattr(arguments, option):
+            name = "standardise" if option == "standardisation" else option
+            raise UsageError(f"--{name} is for one network, and {arguments.source} is three. Leave it out.")
+    with ProgressBar("exporting", quiet=arguments.quiet) as progress:
+        results = export_networks(
+            model,
+            arguments.output,
+            to=arguments.to or "onnx",
+            precision=arguments.precision,
+            batch=arguments.batch,
+            seed=arguments.seed,
+            say=progress.label,
+        )
+    command_line.show_result(
+        arguments, results, "faces.export", lambda: [result.as_json() for result in results]
+    )
     return 0
 
 

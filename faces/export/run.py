@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -14,9 +15,9 @@ from checks.audit.run import audit
 from checks.core.types import Say
 from converter.atomic import AtomicFiles
 from converter.errors import DifferenceError, SourceError, UsageError
-from converter.hub.locate import locate
+from converter.hub.locate import LocalModel, locate
 from converter.manifest import file_digest
-from converter.mtcnn_layer_map import MtcnnNetwork
+from converter.mtcnn_layer_map import NETWORKS, MtcnnNetwork
 from converter.plan import Weights
 from converter.write_output import explain_write_errors
 from faces.export.interface import Interface, plan_interface
@@ -80,23 +81,89 @@ def export(
     interface = plan_interface(
         read, graph_format, bake=bake, standardisation=standardisation, classify=classify, batch=batch
     )
-    metadata = interface.metadata(read, precision)
+    say("exporting")
+    judge = partial(audit, against=path, weights=weights, step=step, ignore=ignore, seed=seed, say=say)
     with AtomicFiles(output.parent, overwrite=False) as files:
-        staged = files.stage(output.name)
-        say("exporting")
-        with explain_write_errors(output):
-            _write(staged, read, interface, precision, metadata)
-        try:
-            result = audit(staged, path, weights=weights, step=step, ignore=ignore, seed=seed, say=say)
-        except SourceError as error:
-            if error.path != staged:
-                raise
-            raise DifferenceError(f"{output}: nothing was kept: {str(error).partition(': ')[2]}") from error
-        _refuse(output, result)
-        digest, size = file_digest(staged), staged.stat().st_size
+        result = _write_audited(files, output, read, interface, precision, judge)
         with explain_write_errors(output):
             files.commit()
-    return ExportResult(output, graph_format, precision, digest, size, metadata, result)
+    return result
+
+
+def export_networks(
+    model: LocalModel,
+    folder: str | Path,
+    *,
+    to: Format = "onnx",
+    precision: Precision = "float32",
+    batch: int | Literal["dynamic"] | None = None,
+    seed: int = 0,
+    say: Say = lambda _: None,
+) -> tuple[ExportResult, ...]:
+    """Export each network of the face detector under its published name: det1.npy becomes pnet.onnx.
+
+    P-Net takes images of any size. All files appear, or none.
+
+    Args:
+        model: MTCNN, as `hub.locate.find_model("mtcnn")` gives it.
+        folder: The folder of the outputs.
+        to: The format.
+        precision: As in `export`.
+        batch: As in `export`.
+        seed: As in `export`.
+        say: Progress callback.
+
+    Raises:
+        UsageError: The folder does not exist, or a file in it does.
+        RequirementError, DifferenceError: As for `export`.
+    """
+    folder = Path(folder)
+    outputs = {
+        model.files[network.npy_name]: folder / f"{network.state_dict_stem}.{to}"
+        for network in map(MtcnnNetwork, NETWORKS)
+    }
+    for output in outputs.values():
+        check_output(output, to)
+    with AtomicFiles(folder, overwrite=False) as files:
+        results = []
+        for path, output in outputs.items():
+            read = read_weights(path)
+            interface = plan_interface(
+                read, to, bake=False, standardisation=None, classify=False, batch=batch
+            )
+            judge = partial(audit, against=path, seed=seed, say=say)
+            results.append(_write_audited(files, output, read, interface, precision, judge))
+        with explain_write_errors(folder):
+            files.commit()
+    return tuple(results)
+
+
+def _write_audited(
+    files: AtomicFiles,
+    output: Path,
+    weights: ExportWeights,
+    interface: Interface,
+    precision: Precision,
+    judge: Callable[[Path], AuditResult],
+) -> ExportResult:
+    """Write a file under a hidden name and audit it.
+
+    Raises:
+        RequirementError: The disk is full.
+        DifferenceError: The audit refuses it.
+    """
+    staged, metadata = files.stage(output.name), interface.metadata(weights, precision)
+    with explain_write_errors(output):
+        _write(staged, weights, interface, precision, metadata)
+    try:
+        result = judge(staged)
+    except SourceError as error:
+        if error.path != staged:
+            raise
+        raise DifferenceError(f"{output}: nothing was kept: {str(error).partition(': ')[2]}") from error
+    _refuse(output, result)
+    digest, size = file_digest(staged), staged.stat().st_size
+    return ExportResult(output, interface.format, precision, digest, size, metadata, result)
 
 
 def check_output(output: Path, to: Format | None) -> Format:
@@ -109,7 +176,8 @@ def check_output(output: Path, to: Format | None) -> Format:
     ending = _ENDINGS.get(output.suffix.lower())
     graph_format = to or ending
     if graph_format is None:
-        raise UsageError(f"{output}: give a name that ends in .onnx or .tflite, or the format with --to.")
+        step = "Give a name that ends in .onnx or .tflite, or the format with --to; for mtcnn a folder"
+        raise UsageError(f"{output}: the ending names no format. {step} that exists.")
     if ending not in (None, graph_format):
         raise UsageError(f"{output}: the ending says {ending}, but --to says {to}. Change one of them.")
     if os.path.lexists(output):

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import onnxruntime
 import pytest
 import torch
 
+import faces.export.run
 from facenet_port import main
+from faces.export.run import export as write
 from reference import load
+from tests.faces.export.conftest import SIZE
 
 STATED = ["network", "source", "source_sha256", "weights_sha256", "standardisation", "input", "output",
           "precision", "licence", "made_by"]  # fmt: skip
@@ -44,11 +50,113 @@ def test_onnx_computes_the_embeddings_for_any_number_of_images(weights, tmp_path
     assert {path.name for path in tmp_path.iterdir()} == {"facenet.onnx", "e.json"}
 
 
+@pytest.mark.slow
+def test_tflite_in_half_precision_takes_the_pixels_of_one_image(weights, tmp_path):
+    from ai_edge_litert.interpreter import Interpreter
+
+    out = tmp_path / "facenet.tflite"
+    result = write(weights, out, precision="float16", bake=True, standardisation="per-image")
+    assert result.audit.passed
+    assert {tensor.status for tensor in result.audit.tensors} <= {"folded", "rounded", "approximate"}
+    assert result.size < 0.51 * weights.stat().st_size
+    assert json.loads(stated_in(out)) == result.metadata
+    interpreter = Interpreter(str(out))
+    interpreter.allocate_tensors()
+    (taken,), (given,) = interpreter.get_input_details(), interpreter.get_output_details()
+    assert (taken["name"], list(taken["shape"]), taken["dtype"]) == ("pixels", [1, SIZE, SIZE, 3], np.uint8)
+    pixels = np.random.default_rng(1).integers(0, 120, (1, SIZE, SIZE, 3)).astype(np.uint8)
+    interpreter.set_tensor(taken["index"], pixels)
+    interpreter.invoke()
+    # facenet's prewhiten, written down here independently
+    images = (pixels - pixels.mean()) / max(pixels.std(), 1 / np.sqrt(pixels.size))
+    with torch.inference_mode():
+        expected = load(weights).double()(torch.from_numpy(images.transpose(0, 3, 1, 2))).numpy()
+    assert np.linalg.norm(interpreter.get_tensor(given["index"]) - expected) < 1e-2
+
+
+def stated_in(path):
+    """The entry facenet-port of a TFLite file's metadata, by the schema's own code; weights are aligned."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    content = path.read_bytes()
+    model = schema.Model.GetRootAs(content, 0)
+    for number in range(model.BuffersLength()):
+        if model.Buffers(number).DataLength():
+            data = model.Buffers(number).DataAsNumpy()
+            address = data.__array_interface__["data"][0]
+            start = np.frombuffer(content, np.uint8).__array_interface__["data"][0]
+            assert (address - start) % 16 == 0
+    (entry,) = (
+        model.Metadata(number)
+        for number in range(model.MetadataLength())
+        if model.Metadata(number).Name() == b"facenet-port"
+    )
+    return model.Buffers(entry.Buffer()).DataAsNumpy().tobytes()
+
+
+@pytest.mark.slow
+def test_the_classifier_in_half_precision_for_two_images_at_a_time(weights, tmp_path):
+    result = write(weights, tmp_path / "c.onnx", precision="float16", classify=True, batch=2)
+    counts = Counter(tensor.status for tensor in result.audit.tensors)
+    assert counts == {"equal": 491, "rounded": 134}  # 132 kernels, the Bottleneck and the classifier
+    assert result.metadata["output"] == "float32 (2, 7): logits"
+    images = np.random.default_rng(1).standard_normal((2, 3, SIZE, SIZE), np.float32)
+    session, logits = run_onnx(tmp_path / "c.onnx", images)
+    assert session.get_outputs()[0].shape == [2, 7]
+    network = load(weights).double()
+    network.classify = True
+    with torch.inference_mode():
+        expected = network(torch.from_numpy(images).double()).numpy()
+    assert np.linalg.norm(logits - expected) < 1e-2 * np.linalg.norm(expected)
+
+
+@pytest.mark.slow
+def test_what_is_not_faithful_does_not_appear(weights, tmp_path, monkeypatch, capsys):
+    def write_other_weights(path, read, *arguments):
+        kernel = read.state_dict["repeat_2.3.branch0.conv.weight"].copy()
+        kernel.view(np.int32)[5, 6] ^= 1
+        state_dict = {**read.state_dict, "repeat_2.3.branch0.conv.weight": kernel}
+        right(path, replace(read, state_dict=state_dict), *arguments)
+
+    right = faces.export.run._write
+    monkeypatch.setattr("faces.export.run._write", write_other_weights)
+    assert export(weights, "-o", tmp_path / "facenet.onnx") == 1
+    error = capsys.readouterr().err
+    assert "the audit refuses it, and nothing was kept" in error
+    assert "repeat_2.3.branch0.conv.weight: 1 of 114688 values differs, by up to 1 step" in error
+    assert not list(tmp_path.iterdir())
+
+
+def test_logits_of_weights_without_a_classifier_are_refused(weights, tmp_path, capsys):
+    state_dict = torch.load(weights, weights_only=True)
+    features = {key: tensor for key, tensor in state_dict.items() if not key.startswith("logits.")}
+    torch.save(features, tmp_path / "features.pt")
+    assert export(tmp_path / "features.pt", "-o", tmp_path / "c.onnx", "--classify") == 2
+    assert "these weights have no classifier, so there are no logits to export" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("ending", "module", "words"),
+    [
+        ("onnx", "onnxruntime", "an export to ONNX needs onnxruntime: pip install 'facenet-port[onnx]'."),
+        ("tflite", "tensorflow", "pip install 'facenet-port[tensorflow]'"),
+        ("tflite", "ai_edge_litert", "needs ai-edge-litert: pip install 'facenet-port[tflite]'."),
+    ],
+)
+def test_a_missing_package_gives_exit_code_4(weights, tmp_path, monkeypatch, capsys, ending, module, words):
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name, *more: None if name == module else find_spec(name, *more)
+    )
+    assert export(weights, "-o", tmp_path / f"net.{ending}") == 4
+    assert words in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("-o", "taken.onnx"), "taken.onnx exists, and an export never replaces a file. Give another name."),
-        (("-o", "net.pt"), "net.pt: give a name that ends in .onnx or .tflite, or the format with --to."),
+        (("-o", "net.pt"), "net.pt: the ending names no format. Give a name that ends in .onnx or .tflite,"),
         (("-o", "net.onnx", "--to", "tflite"), "net.onnx: the ending says onnx, but --to says tflite."),
         (("-o", "no/net.onnx"), "no: there is no such folder."),
         (("-o", "net.onnx", "--bake"), "neither the catalog nor a manifest beside it tells how its images"),

@@ -1,0 +1,142 @@
+"""Exports of MTCNN's networks: exact in both formats, on images of any size; faults are found and named."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+from checks.audit.graphs.graph import NotUnderstoodError
+from checks.audit.run import audit
+from converter.convert import to_numpy_state_dict
+from converter.errors import UsageError
+from converter.formats.detect import open_source
+from converter.hub.locate import LocalModel, require_entry
+from facenet_port import main
+from faces.export.run import export, export_networks
+from reference.mtcnn import PNet
+from tests.support.onnx_edit import Edit
+from tests.support.shared_files import shared_folder
+
+SIZES = ((37, 29), (48, 48))
+
+
+@pytest.fixture(scope="module")
+def p_net(small_source, tmp_path_factory):
+    """P-Net of seeded weights as ONNX."""
+
+    def write(folder):
+        export(small_source, folder / "pnet.onnx")
+
+    return shared_folder(tmp_path_factory, "exported-p-net", write) / "pnet.onnx"
+
+
+def expected_of(source, images):
+    """The outputs of PyTorch in float64; the images are NHWC."""
+    with open_source(source) as opened:
+        state_dict = to_numpy_state_dict(opened)
+    network = PNet().double()
+    network.load_state_dict({key: torch.from_numpy(array) for key, array in state_dict.items()})
+    with torch.inference_mode():
+        return [each.numpy() for each in network(torch.from_numpy(images.transpose(0, 3, 1, 2)).double())]
+
+
+def test_p_net_as_onnx_takes_any_size_and_computes_what_pytorch_does(p_net, small_source):
+    session = onnxruntime.InferenceSession(p_net, providers=["CPUExecutionProvider"])
+    assert [output.name for output in session.get_outputs()] == ["offsets", "probabilities"]
+    for size in SIZES:
+        images = np.random.default_rng(0).standard_normal((2, *size, 3)).astype(np.float32)
+        actual = session.run(None, {"images": images.transpose(0, 3, 1, 2)})
+        for one, other in zip(actual, expected_of(small_source, images), strict=True):
+            assert np.allclose(one, other, rtol=0, atol=2e-5 * np.abs(other).max())
+
+
+def test_p_net_as_tflite_takes_any_size_and_the_usual_order_of_axes(small_source, tmp_path):
+    from ai_edge_litert.interpreter import Interpreter
+
+    for name in ("once", "again"):
+        result = export(small_source, tmp_path / f"{name}.tflite")
+    assert result.audit.verdict == "The port is exact: every tensor is the source's, bit for bit."
+    assert (tmp_path / "once.tflite").read_bytes() == (tmp_path / "again.tflite").read_bytes()
+    interpreter = Interpreter(str(tmp_path / "once.tflite"))
+    names = [each["name"] for each in interpreter.get_output_details()]
+    assert names == ["offsets", "probabilities"]
+    for size in SIZES:
+        images = np.random.default_rng(0).standard_normal((1, *size, 3)).astype(np.float32)
+        interpreter.resize_tensor_input(interpreter.get_input_details()[0]["index"], images.shape)
+        interpreter.allocate_tensors()
+        interpreter.set_tensor(interpreter.get_input_details()[0]["index"], images)
+        interpreter.invoke()
+        for detail, expected in zip(
+            interpreter.get_output_details(), expected_of(small_source, images), strict=True
+        ):
+            other = expected.transpose(0, 2, 3, 1)
+            actual = interpreter.get_tensor(detail["index"])
+            assert np.allclose(actual, other, rtol=0, atol=2e-5 * np.abs(other).max())
+
+
+def flip_a_bit(edit):
+    """The lowest bit of one factor of a PReLU."""
+    edit.flip(edit.node("PRelu").input[1], 3, 0)
+    return "tensors", "1 of 10 values differs, by up to 1 step"
+
+
+def exchange_height_and_width(edit):
+    """The kernels of facenet's own files, which take transposed images."""
+    kernel = edit.constants["conv2.weight"]
+    array = np.ascontiguousarray(onnx.numpy_helper.to_array(kernel).transpose(0, 1, 3, 2))
+    kernel.CopyFrom(onnx.numpy_helper.from_array(array, kernel.name))
+    return "tensors", "is laid out as (outputs, inputs, height, width)"
+
+
+def leave_the_rest_out(edit):
+    """A pool that rounds down, as PyTorch's does by default."""
+    (mode,) = (each for each in edit.node("MaxPool").attribute if each.name == "ceil_mode")
+    mode.i = 0
+    return "structure", "pool1 leaves out the pixels that do not fill a window"
+
+
+@pytest.mark.parametrize(
+    "fault", [flip_a_bit, exchange_height_and_width, leave_the_rest_out], ids=lambda fault: fault.__name__
+)
+def test_a_fault_of_a_graph_of_mtcnn_is_found_and_named(fault, p_net, small_source, tmp_path):
+    edit = Edit(p_net)
+    judgement, words = fault(edit)
+    result = audit(edit.save(tmp_path / "faulty.onnx"), small_source)
+    assert result.exit_code == 1
+    failed = {each.name: f"{each.statement} {each.details}" for each in result.judgements if not each.passed}
+    assert words in failed[judgement]
+
+
+def test_a_graph_without_softmax_is_refused_by_name(p_net, small_source, tmp_path):
+    edit = Edit(p_net)
+    softmax = edit.node("Softmax")
+    edit.graph.node.remove(softmax)
+    edit.maker(softmax.input[0]).output[0] = "probabilities"
+    with pytest.raises(NotUnderstoodError, match="no prob1 of the P-Net of MTCNN"):
+        audit(edit.save(tmp_path / "logits.onnx"), small_source)
+
+
+def test_what_is_for_the_embeddings_is_refused(small_source, tmp_path, capsys):
+    assert main(["export", str(small_source), "-o", str(tmp_path / "p.onnx"), "--bake"]) == 2
+    assert "--bake and --classify are for the network of embeddings" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.real
+@pytest.mark.parametrize(("to", "precision"), [("onnx", "float32"), ("tflite", "float16")])
+def test_the_published_networks_become_three_files_or_none(to, precision, mtcnn_files, tmp_path):
+    entry = require_entry("mtcnn")
+    model = LocalModel(entry, entry.sources[0], {npy.name: npy for npy, _ in mtcnn_files.values()})
+    results = export_networks(model, tmp_path, to=to, precision=precision)
+    assert [path.name for path in sorted(tmp_path.iterdir())] == [f"{net}net.{to}" for net in "opr"]
+    status = {"float32": "equal", "float16": "rounded"}[precision]
+    for result, tensors in zip(results, (13, 16, 21), strict=True):
+        assert [tensor.status for tensor in result.audit.tensors] == [status] * tensors
+        assert result.metadata["licence"] == "MIT, the licence of davidsandberg/facenet"
+    (tmp_path / f"pnet.{to}").unlink()
+    with pytest.raises(UsageError, match=f"rnet.{to} exists"):
+        export_networks(model, tmp_path, to=to)
+    assert not (tmp_path / f"pnet.{to}").exists()
