@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from checks.core import options
 from converter import command_line
+from converter.hub.catalog_entry import FIXED, PER_IMAGE
 from converter.progress import ProgressBar
 
 if TYPE_CHECKING:
     from checks.audit.result import AuditResult
+
+STANDARDISATIONS = {"fixed": FIXED, "per-image": PER_IMAGE}
 
 _EPILOG = """\
 PORT may be a state_dict (.pt, .safetensors; its keys may have a prefix), a Keras .h5 or .keras, a TensorFlow
@@ -41,6 +44,17 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_weights_option(parser)
     command_line.add_ignore_option(parser)
     options.add_seed_option(parser, "the inputs for a graph")
+    parser.add_argument(
+        "--faces",
+        metavar="CROPS",
+        type=command_line.path,
+        help="a folder of crops by `align`, whose embeddings by an int8 port are compared with the source's",
+    )
+    parser.add_argument(
+        "--standardise",
+        choices=STANDARDISATIONS,
+        help="how the images of the checkpoint are standardised; the default is what the catalog says",
+    )
     options.add_verbose_option(parser)
     options.add_report_option(parser)
 
@@ -63,6 +77,8 @@ def _work(arguments: argparse.Namespace) -> int:
             step=arguments.step,
             ignore=arguments.ignore,
             seed=arguments.seed,
+            faces=arguments.faces,
+            standardisation=STANDARDISATIONS.get(arguments.standardise),
             say=progress.label,
         )
     command_line.show_result(arguments, result, "checks.audit", lambda: _as_json(result))

@@ -13,6 +13,7 @@ from checks.audit.compare_folded_layers import (
     holds_residual_scale,
 )
 from checks.audit.compare_one_tensor import compare_with_source, measure, uncompared
+from checks.audit.compare_quantised import compare_quantised_layer, is_quantised
 from checks.audit.port_layers import PortTensor, PortWeights, Role
 from checks.audit.result import TensorResult
 from checks.audit.source_weights import SourceWeights, TensorPlace, variable_name
@@ -57,7 +58,9 @@ def _compare_layer(
         source: The source.
     """
     has_batch_norm = not layer.batch_norm or "moving_variance" in tensors
-    if not has_batch_norm and {"weights", "scale"} <= set(tensors):
+    if is_quantised(tensors):
+        yield from compare_quantised_layer(layer, tensors, source)
+    elif not has_batch_norm and {"weights", "scale"} <= set(tensors):
         yield from compare_batch_norm_beside(layer, tensors, source)
     elif not has_batch_norm and "weights" in tensors and {"biases", "shift"} & set(tensors):
         yield from compare_batch_norm_folded(layer, tensors, source)

@@ -20,6 +20,7 @@ _FAITHFUL_STATUS: Mapping[Status, str] = {
     "equal": "equal bit for bit",
     "folded": "folded, bit for bit",
     "rounded": "rounded to half precision, bit for bit",
+    "quantised": "quantised to the nearest integers",
     "approximate": "within rounding",
     "not judged": "not judged",
 }
@@ -45,6 +46,9 @@ def judge_tensors(results: Sequence[TensorResult], remarks: Sequence[str] = ()) 
         return Judgement("tensors", False, statement, tuple(map(describe_fault, faults)))
     counts = Counter(result.status for result in results)
     parts = [f"{counts[status]} {meaning}" for status, meaning in _FAITHFUL_STATUS.items() if counts[status]]
+    ties = sum(result.quantisation.ties for result in results if result.quantisation is not None)
+    if ties:
+        parts[-1] += f" ({counted(ties, 'tie falls', 'ties fall')} otherwise)"
     return Judgement("tensors", True, "; ".join([", ".join(parts), *remarks]))
 
 

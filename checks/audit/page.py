@@ -28,6 +28,7 @@ _HALF = Limit("unit roundoff of float16", "2⁻¹¹", thresholds.HALF_ROUNDOFF)
 
 _SIGNS: dict[Status, str] = {
     "differs": "✕", "missing": "∅", "extra": "+", "approximate": "≈", "rounded": "½", "folded": "▪",
+    "quantised": "▫",
 }  # fmt: skip
 """The sign in a cell, for readers who do not see its colour."""
 

@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 
+from checks.audit.quantisation import QuantisedTensor
 from checks.audit.result import TensorResult
 from checks.core.types import Array
 from converter.layouts import CONVOLUTION, FULLY_CONNECTED, VECTOR, Layout
@@ -41,11 +42,15 @@ class PortTensor:
         name: Its name in the port.
         array: Its values.
         layout: TensorFlow's order of axes to the port's.
+        quantised: The integers that the port stores for the values; None if it stores the values.
+        input_scale: Of the weights of a layer whose input is quantised, the scale of the input.
     """
 
     name: str
     array: Array
     layout: Layout
+    quantised: QuantisedTensor | None = None
+    input_scale: float | None = None
 
     def channels_first(self) -> Array | None:
         """The values in the order of the published state_dicts, OIHW or OI; None if the rank does not fit."""

@@ -14,12 +14,15 @@ if TYPE_CHECKING:  # a result is read without NumPy
     from checks.core.rounding import LayerRounding
     from checks.core.source_tensors import BrokenSource
 
-Status = Literal["equal", "folded", "rounded", "approximate", "differs", "missing", "extra", "not judged"]
+Status = Literal[
+    "equal", "folded", "rounded", "quantised", "approximate", "differs", "missing", "extra", "not judged"
+]  # fmt: skip
 """The status of one tensor of a port.
 
 equal: every bit is the source's.
 folded: a BatchNorm or another factor is folded in, by a formula that gives every bit.
 rounded: stored in half precision, and every bit is that of the nearest value.
+quantised: stored as integers, each of which is the nearest to the source's value in the steps of its scale.
 approximate: within rounding of the float64 result; no known formula, or more than one, gives every last bit.
 differs: the values or the shape are not the source's.
 missing: the port lacks the tensor.
@@ -27,12 +30,45 @@ extra: the network has no such tensor.
 not judged: the source has no such tensor, for example because it has no classifier.
 """
 
-FAITHFUL: frozenset[Status] = frozenset({"equal", "folded", "rounded", "approximate", "not judged"})
+FAITHFUL: frozenset[Status] = frozenset(
+    {"equal", "folded", "rounded", "quantised", "approximate", "not judged"}
+)
 """Statuses that count as faithful."""
 
 
 WEAKER = 5
 """Exit code: either the embeddings or the weights are the source's, and the others could not be compared."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorQuantisation:
+    """The integers of a tensor against the source's values in the steps of its scale.
+
+    Attributes:
+        scales: The number of its scales, 1 or one for each channel.
+        is_symmetric: Whether every zero point is the middle of the integers.
+        largest: The largest integer that it uses, as a distance from the zero point: 127 of 8 bits.
+        ties: Integers that are the second nearest, of values that lie in the middle of two as far as float32
+            can tell.
+        excess: The largest distance of a value from its integer beyond half a step, over what the rounding of
+            the value explains; at most 1 in a tensor that is quantised rightly.
+        clipped: Values that lie beyond the integers by more than half a step.
+        lost: The bits that are lost to scales larger than needed, on average over the channels: log2 of a
+            scale over the smallest that holds the channel's weights and bias. None of other tensors.
+        is_one_scale: Whether it has a scale for each channel, and all of them are equal.
+        bias_scale: Of a bias, the largest distance of a scale from the product of the scales of the input and
+            the weights, relative to it; None of other tensors.
+    """
+
+    scales: int
+    is_symmetric: bool
+    largest: int
+    ties: int
+    excess: float
+    clipped: int
+    lost: float | None = None
+    is_one_scale: bool = False
+    bias_scale: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +97,8 @@ class TensorResult:
             element differs or no values were compared.
         actual: The port's value at `index`.
         expected: The expected value at `index`.
+        quantisation: Of a tensor of integers, its scales and their steps; None of others. `actual` and
+            `expected` are then integers.
     """
 
     name: str
@@ -81,6 +119,7 @@ class TensorResult:
     index: tuple[int, ...] | None = None
     actual: float | None = None
     expected: float | None = None
+    quantisation: TensorQuantisation | None = None
 
     @property
     def is_faithful(self) -> bool:
@@ -164,6 +203,95 @@ class GraphRun:
 
 
 @dataclass(frozen=True, slots=True)
+class QuantiserRun:
+    """A node that quantises an activation, on every input, against the float64 result of its own integers.
+
+    Attributes:
+        tensor: The tensor that it quantises.
+        layer: The layer of the network that gives the tensor; empty for another one.
+        values: The number of integers.
+        other: Integers that are not the nearest to the float64 result, because of its rounding in float32.
+        excess: The largest distance of an integer from the float64 result beyond half a step, in steps.
+        clipped: The share of values beyond the integers, without those that a ReLU makes zero. Of the faces,
+            if any were given, otherwise of all inputs.
+    """
+
+    tensor: str
+    layer: str
+    values: int
+    other: int
+    excess: float
+    clipped: float
+
+
+@dataclass(frozen=True, slots=True)
+class InputRange:
+    """The numbers that the first quantisation holds, against those of standardised images.
+
+    Attributes:
+        lowest: The lowest number that it holds.
+        highest: The highest.
+        standardisation: The standardisation of the training.
+        basis: The pixels that are counted, a clause: those of the faces that were given, or without any what
+            the standardisation allows.
+        clipped: The share of these pixels beyond the interval.
+        unused: The share of the interval that the standardisation never reaches.
+    """
+
+    lowest: float
+    highest: float
+    standardisation: str
+    basis: str
+    clipped: float
+    unused: float
+
+
+@dataclass(frozen=True, slots=True)
+class FacesRun:
+    """The embeddings of faces by the port and by the source's network in float32.
+
+    Attributes:
+        images: The number of faces.
+        cosine: The least cosine of the two embeddings of a face.
+        mean_cosine: The mean cosine.
+        people: The number of people, by the names of the folders; 0 if no pair of faces shows one person.
+        pairs: The number of pairs.
+        otherwise: The pairs that the port decides otherwise than the source.
+        threshold: The squared distance that decides: the one that sorts the source's pairs best.
+        accuracy: The share of pairs that the port decides rightly, and the source.
+    """
+
+    images: int
+    cosine: float
+    mean_cosine: float
+    people: int = 0
+    pairs: int = 0
+    otherwise: int = 0
+    threshold: float = 0.0
+    accuracy: tuple[float, float] = (0.0, 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class QuantisedRun:
+    """The run of a graph of integers.
+
+    Attributes:
+        inputs: The names of the inputs.
+        quantisers: Every node that quantises an activation, in the order of the graph.
+        embedding: The largest distance of an embedding from the float64 result of the last integers.
+        input_range: The range of the first quantisation; None if the first layer is not quantised, or the
+            standardisation of the training is not known.
+        faces: The embeddings of faces; None if none were given.
+    """
+
+    inputs: tuple[str, ...]
+    quantisers: tuple[QuantiserRun, ...]
+    embedding: float
+    input_range: InputRange | None
+    faces: FacesRun | None
+
+
+@dataclass(frozen=True, slots=True)
 class AuditResult:
     """The result of an audit.
 
@@ -186,6 +314,7 @@ class AuditResult:
         broken: What is broken in the source, so that no graph is run; None for a sound source.
         not_understood: The place where a graph is not understood, so that only its embeddings were compared;
             empty if every tensor was compared.
+        quantised: The run of a graph of integers; `run` then says how it takes its images.
         not_run: The reason why a TensorFlow graph was not run, so that only its weights were compared; empty
             if it was run or there is none.
     """
@@ -206,6 +335,7 @@ class AuditResult:
     broken: BrokenSource | None = None
     not_understood: str = ""
     not_run: str = ""
+    quantised: QuantisedRun | None = None
 
     @property
     def passed(self) -> bool:

@@ -5,72 +5,69 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from checks.audit.audit_graph import (
+    Findings,
+    audit_graph,
+    build_network,
+    find_source_overflow,
+    remarks_on,
+    source_network,
+)
 from checks.audit.audit_mtcnn_graph import audit_mtcnn_graph
 from checks.audit.compare_mtcnn import compare_mtcnn
 from checks.audit.compare_tensors import compare_tensors
+from checks.audit.faces import Faces, read_faces
 from checks.audit.find_named_layers import find_named_layers, holds_averages_only
-from checks.audit.folded_standardisation import find_folded_standardisation
-from checks.audit.graphs.find_layers import find_layers
-from checks.audit.graphs.graph import Graph, NotUnderstoodError
+from checks.audit.graphs.graph import Graph
 from checks.audit.graphs.graph_formats import find_graph_format, format_of
-from checks.audit.graphs.network_from_graph import network_from_graph
-from checks.audit.graphs.onnx_tflite_session import OnnxTfliteSession
-from checks.audit.graphs.quantisation import refuse_quantised
-from checks.audit.graphs.run_graph import Networks, audited_batches, round_network, run_graph
-from checks.audit.graphs.run_whole import run_whole
-from checks.audit.graphs.runtime_process import RuntimeProcess
+from checks.audit.graphs.quantisation import is_quantised, refuse_quantised
+from checks.audit.graphs.run_graph import (
+    Networks,
+    audited_batches,
+    round_network,
+    run_graph,
+)
 from checks.audit.graphs.tensorflow_session import TensorFlowSession
 from checks.audit.judge import (
-    judge_embeddings,
-    judge_preprocessing,
     judge_run,
-    judge_structure,
     judge_tensors,
     write_embeddings_verdict,
     write_verdict,
 )
-from checks.audit.metadata import find_facts, judge_metadata
-from checks.audit.port_layers import PortWeights
+from checks.audit.judge_quantised import (
+    write_quantised_verdict,
+)
 from checks.audit.published_ports import (
     find_port,
     find_published_port,
     find_source,
     training_standardisation,
 )
-from checks.audit.result import AuditResult, GraphRun, TensorResult
+from checks.audit.result import AuditResult, GraphRun
 from checks.audit.source_weights import SourceWeights, source_weights
-from checks.core.activations import activation_names, run_pytorch
 from checks.core.environment import environment
-from checks.core.inputs import seeded_inputs
-from checks.core.judgement import Judgement
-from checks.core.models import load_copies
-from checks.core.network import LOGITS, describe_network
+from checks.core.network import describe_network
 from checks.core.source_tensors import (
-    BrokenSource,
     alternative_state_dict,
     expected_state_dict,
     find_broken_source,
-    find_overflow,
     float32_variables,
 )
 from checks.core.tensorflow_side import open_own_graph
-from checks.core.types import Arrays, Say
+from checks.core.types import Say
 from checks.diagnosis.explain_tensor import SourceTensors
 from converter.convert import plan_tensors
 from converter.errors import SourceError, UsageError
 from converter.formats.detect import open_source
 from converter.hub.locate import locate
-from converter.layer_map import Variant
 from converter.manifest import file_digest
 from converter.mtcnn_layer_map import find_network
 from converter.network_names import NetworkTensors, advise_to_ignore, check_ignore
 from converter.plan import MappingError, Weights
-from reference import InceptionResnetV1
 
 _LONGEST_MESSAGE = 300  # characters of an error that TensorFlow raises
 
@@ -83,6 +80,8 @@ def audit(
     step: int | None = None,
     ignore: Sequence[str] = (),
     seed: int = 0,
+    faces: str | Path | None = None,
+    standardisation: str | None = None,
     say: Say = lambda _: None,
 ) -> AuditResult:
     """Audit a port: compare every tensor with the source's, and run the port if it is a graph.
@@ -105,13 +104,18 @@ def audit(
         step: As in `open_source`, for the source.
         ignore: Shell patterns of tensors to leave out, of the port and of the source.
         seed: The seed of the inputs for a graph.
+        faces: A folder of crops, as `facenet-port align` writes them, that a graph of integers embeds.
+        standardisation: The standardisation of images in the training of the source, as the catalog names it.
+            None takes that of a published source.
         say: Progress callback.
 
     Returns:
         The result; `passed` is the verdict.
 
     Raises:
-        UsageError: The source is not known or is the port, `ignore` does not fit, or a file has two networks.
+        UsageError: The source is not known or is the port, `ignore` does not fit, a file has two networks, or
+            faces are given of which the standardisation is not known, or for a port that is no graph of
+            integers.
         SourceError: The port or the source is unreadable, corrupt or another network.
         RequirementError: A package that reads or runs a graph is not installed, or a published checkpoint
             cannot be downloaded.
@@ -131,7 +135,9 @@ def audit(
         source = NetworkTensors(closing.enter_context(open_source(source_path, step=step)), ignore)
         named = (source,) if isinstance(opened, Graph) else (opened, source)
         check_ignore(ignore, *named)
-        findings = _find(opened, source, weights, seed, say)
+        trained = standardisation or training_standardisation(source.path, source.files)
+        crops = None if faces is None else _read_faces(Path(faces), opened, trained)
+        findings = _find(opened, source, weights, trained, seed, say, crops)
         files = {str(file): file_digest(file) for file in (*opened.files, *source.files)}
     return _make_result(findings, opened, str(source_path), named, files, seed)
 
@@ -147,21 +153,8 @@ def _refuse_itself(port: Path, source: Path) -> None:
     raise UsageError(f"{port}: {problem}. Give its checkpoint with --against.")
 
 
-@dataclass(frozen=True, slots=True)
-class _Findings:
-    """The findings on a port; the attributes are those of `AuditResult`."""
-
-    network: str
-    tensors: tuple[TensorResult, ...]
-    judgements: tuple[Judgement, ...]
-    run: GraphRun | None = None
-    broken: BrokenSource | None = None
-    not_understood: str = ""
-    not_run: str = ""
-
-
 def _make_result(
-    findings: _Findings,
+    findings: Findings,
     port: Graph | NetworkTensors,
     source: str,
     named: Sequence[NetworkTensors],
@@ -177,6 +170,8 @@ def _make_result(
     runtimes = format_of(port).versions() if isinstance(port, Graph) else {}
     if findings.not_understood:
         verdict = write_embeddings_verdict(findings.judgements)
+    elif findings.quantised is not None and all(judgement.passed for judgement in findings.judgements):
+        verdict = write_quantised_verdict(findings.tensors, findings.quantised)
     else:
         verdict = write_verdict(
             findings.tensors,
@@ -202,20 +197,47 @@ def _make_result(
         broken=findings.broken,
         not_understood=findings.not_understood,
         not_run=findings.not_run,
+        quantised=findings.quantised,
     )
 
 
+def _read_faces(folder: Path, port: Graph | NetworkTensors, trained: str | None) -> Faces:
+    """Read the faces that a graph of integers embeds.
+
+    Raises:
+        UsageError: The port is no such graph, or the standardisation of the source is not known.
+        SourceError: As for `read_faces`.
+    """
+    if not (isinstance(port, Graph) and is_quantised(port)):
+        raise UsageError(f"{port.path} is no graph of integers. Leave out --faces.")
+    if trained is None:
+        raise UsageError(
+            "How the images of the checkpoint are standardised is not known. Give --standardise fixed, "
+            "(x - 127.5) / 128, or --standardise per-image."
+        )
+    return read_faces(folder, trained)
+
+
 def _find(
-    port: Graph | NetworkTensors, source: NetworkTensors, weights: Weights, seed: int, say: Say
-) -> _Findings:
+    port: Graph | NetworkTensors,
+    source: NetworkTensors,
+    weights: Weights,
+    trained: str | None,
+    seed: int,
+    say: Say,
+    faces: Faces | None,
+) -> Findings:
     """Compare an open port with its open source, by the network and the format of the port."""
     mtcnn = find_network(source, source.naming)
     if mtcnn is not None:
         if isinstance(port, Graph):
             refuse_quantised(port)
-            return _Findings(f"{mtcnn.name} of MTCNN", *audit_mtcnn_graph(port, source, mtcnn, seed, say))
+            if is_quantised(port):
+                problem = "it is quantised, and quantised graphs of MTCNN are not audited"
+                raise SourceError(port.path, problem, next_step="Give the float32 graph")
+            return Findings(f"{mtcnn.name} of MTCNN", *audit_mtcnn_graph(port, source, mtcnn, seed, say))
         results = compare_mtcnn(port, source)
-        return _Findings(f"{mtcnn.name} of MTCNN", results, (judge_tensors(results),))
+        return Findings(f"{mtcnn.name} of MTCNN", results, (judge_tensors(results),))
     if isinstance(port, NetworkTensors) and (mtcnn := find_network(port, port.naming)) is not None:
         raise SourceError(
             port.path,
@@ -223,9 +245,8 @@ def _find(
             next_step="Give det1.npy, det2.npy or det3.npy with --against",
         )
     expected = _read_source(source, weights)
-    trained = training_standardisation(source.path, source.files)
     if isinstance(port, Graph):
-        return _audit_graph(port, expected, trained, seed, say)
+        return audit_graph(port, expected, trained, seed, say, faces)
     return _audit_weights(port, expected, _weights_of(port, weights), trained, seed, say)
 
 
@@ -234,62 +255,6 @@ def _read_source(source: NetworkTensors, weights: Weights) -> SourceWeights:
     state_dict = SourceTensors(expected_state_dict(tensors, plan), alternative_state_dict(tensors, weights))
     variables = float32_variables(source, tensors, plan)
     return source_weights(variables, plan.variant, state_dict, find_broken_source(variables, plan))
-
-
-def _audit_graph(graph: Graph, source: SourceWeights, trained: str | None, seed: int, say: Say) -> _Findings:
-    """Compare the weights of an ONNX or TFLite graph, judge its structure, and run it."""
-    refuse_quantised(graph)
-    try:
-        layers = find_layers(graph)
-    except NotUnderstoodError as error:
-        return _compare_embeddings(graph, source, trained, seed, say, error)
-    say("comparing")
-    results = compare_tensors(layers.weights, source)
-    judgements = (
-        judge_tensors(results, _remarks(layers.weights, source)),
-        judge_structure(layers.remarks, len(layers.weights.layers)),
-    )
-    network = describe_network(source.variant)
-    broken = source.broken or _find_overflow(source, seed)
-    if broken is not None or not layers.weights.is_finite:  # a run would show nothing
-        return _Findings(network, results, judgements, broken=broken)
-    say("starting the graph's runtime")
-    with RuntimeProcess(graph) as process:
-        session = OnnxTfliteSession(graph, layers, process)
-        own = network_from_graph(layers)
-        rounded = round_network(own, to_half=layers.computes_in_half)
-        fold = find_folded_standardisation(layers.weights, source)
-        networks = Networks(own, rounded, _source_network(source), fold)
-        run = run_graph(session, networks, audited_batches(seed), say)
-    stated = judge_metadata(graph, find_facts(graph, run, trained, source.state_dict.tensors))
-    judged = (*judgements, *judge_run(run, trained), *(() if stated is None else (stated,)))
-    return _Findings(network, results, judged, run)
-
-
-def _compare_embeddings(
-    graph: Graph,
-    source: SourceWeights,
-    trained: str | None,
-    seed: int,
-    say: Say,
-    problem: NotUnderstoodError,
-) -> _Findings:
-    """Run a graph whose layers are not found, and compare its embeddings alone."""
-    without = f"its graph is not understood: {problem.place}. Nor can its embeddings be compared: "
-    broken = source.broken or _find_overflow(source, seed)
-    if broken is not None:
-        reason = f"the source is broken: {broken.statement}"
-        raise SourceError(graph.path, f"{without}{reason}", next_step=broken.next_step)
-    say("starting the graph's runtime")
-    with RuntimeProcess(graph) as process:
-        try:
-            run = run_whole(graph, process, _source_network(source), seed, say)
-        except SourceError as error:
-            reason = str(error).removeprefix(f"{graph.path}: ").removesuffix(".")
-            raise SourceError(graph.path, f"{without}{reason}") from error
-    judgements = judge_preprocessing(run, trained), judge_embeddings(run)
-    network = describe_network(source.variant)
-    return _Findings(network, (), judgements, run, not_understood=problem.place)
 
 
 def _weights_of(port: NetworkTensors, weights: Weights) -> Weights:
@@ -313,16 +278,16 @@ def _audit_weights(
     trained: str | None,
     seed: int,
     say: Say,
-) -> _Findings:
+) -> Findings:
     """Compare named weights, and run the graph of a TensorFlow checkpoint."""
     weights = find_named_layers(port, averages=port_weights == "average")
     say("comparing")
     results = compare_tensors(weights, source)
-    remarks = list(_remarks(weights, source))
+    remarks = list(remarks_on(weights, source))
     run, not_run = None, ""
     broken = source.broken
     if port.naming == "tensorflow":
-        broken = broken or _find_overflow(source, seed)
+        broken = broken or find_source_overflow(source, seed)
     can_run = port.naming == "tensorflow" and broken is None and weights.is_finite
     if can_run and importlib.util.find_spec("tensorflow") is None:
         remarks.append(
@@ -341,7 +306,7 @@ def _audit_weights(
         *(() if run is None else judge_run(run, trained)),
     )
     network = describe_network(source.variant)
-    return _Findings(network, results, judgements, run, broken, not_run=not_run)
+    return Findings(network, results, judgements, run, broken=broken, not_run=not_run)
 
 
 def _run_own_graph(
@@ -358,33 +323,6 @@ def _run_own_graph(
         return None
     with graph:
         session = TensorFlowSession(graph)
-        own = _build_network(expected_state_dict(tensors, plan), plan.variant, torch.float64)
-        networks = Networks(own, round_network(own), _source_network(source))
+        own = build_network(expected_state_dict(tensors, plan), plan.variant, torch.float64)
+        networks = Networks(own, round_network(own), source_network(source))
         return run_graph(session, networks, audited_batches(seed), say)
-
-
-def _remarks(port: PortWeights, source: SourceWeights) -> tuple[str, ...]:
-    """Describe deviations from the published files that are no faults."""
-    remarks = []
-    if source.variant.num_classes is not None and LOGITS not in port.layers:
-        remarks.append("without the source's classifier")
-    return tuple(remarks)
-
-
-def _find_overflow(source: SourceWeights, seed: int) -> BrokenSource | None:
-    """Run the source in float32 on an image of noise; find the first activation that is not finite."""
-    network = _build_network(source.state_dict.tensors, source.variant, torch.float32)
-    noise = seeded_inputs(seed)[0]
-    names = activation_names(every_layer=False, logits=source.variant.num_classes is not None)
-    return find_overflow(run_pytorch(network, noise.images[:1], names), "the source's", noise.name)
-
-
-def _source_network(source: SourceWeights) -> InceptionResnetV1:
-    return _build_network(source.state_dict.tensors, source.variant, torch.float64)
-
-
-def _build_network(state_dict: Arrays, variant: Variant, dtype: torch.dtype) -> InceptionResnetV1:
-    """Build the network with the weights of a state_dict, in evaluation mode."""
-    with torch.device("meta"):
-        model = InceptionResnetV1(num_classes=variant.num_classes, embedding_size=variant.embedding_size)
-    return load_copies(model, state_dict, dtype)

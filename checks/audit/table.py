@@ -22,6 +22,7 @@ STATUS_MEANINGS: Mapping[Status, str] = {
     "equal": "every bit is the source's",
     "folded": "a BatchNorm or another factor is folded in, by a formula that gives every bit",
     "rounded": "in half precision, every bit is that of the nearest value",
+    "quantised": "integers, each the nearest to the source's value in the steps of its scale",
     "approximate": "within rounding of the exact value; no known formula gives every last bit",
     "differs": "not the source's",
     "missing": "not in the port",

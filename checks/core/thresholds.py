@@ -50,7 +50,7 @@ error; both from the float64 result with the same weights. Twice as much on inpu
 its like add up products one after another, and their errors grow faster than those of blocked sums: they come
 to 2.4 times PyTorch's on published weights."""
 
-PREPARED = {"float32": 1e-5, "float16": 2e-3}
+PREPARED = {"float32": 1e-5, "float16": 2e-3, "int8": 1e-5}
 """Audit: largest relative L2 of the images that a graph prepares itself, by the precision of its arithmetic.
 Most of it is for the mean and the standard deviation of an image, 76,800 numbers summed one after another in
 float32."""
@@ -59,6 +59,35 @@ GRAPH_DISTANCE = {"float32": 1e-5, "float16": 2e-2}
 """Audit: largest distance of a graph's five embeddings from those of the source's weights in float64, by the
 precision of its stored weights. float32 includes the rounding of a folded BatchNorm; TFLite's runtime comes
 to 3e-6 on published weights."""
+
+INTEGER_STEP = 0.01
+"""Audit: largest distance, beyond half a step, of an integer from the float64 result of the integers before
+it, in steps. A kernel of integers sums exactly; the factor, the quotient and the zero point round numbers of
+at most 255 steps in float32, which comes to 5e-5 of a step. The least fault is a step."""
+
+LOST_BITS = 0.25
+"""Audit: largest number of bits that a tensor of integers loses to scales that are larger than its channels
+need, on average over the channels. One scale for all channels loses one to three."""
+
+BIAS_SCALE = 1e-6
+"""Audit: largest relative distance of the scale of a bias from the product of the scales of the input and of
+the weights: a product in float32 is within 6e-8."""
+
+INPUT_CLIPPED = 0.05
+"""Audit: largest share of standardised pixels beyond the range of the first quantisation. A range that was
+calibrated on faces leaves out less than a hundredth, and one of -1 to 1 a third of the pixels of images that
+are standardised one by one."""
+
+INPUT_UNUSED = 0.25
+"""Audit: largest share of the range of the first quantisation that no pixel reaches. Images that are
+standardised one by one reach 2.5 to 4, and leave half of the range of others unused."""
+
+QUANTISED_COSINE = 0.02
+"""Audit: largest distance from 1 of the cosine of an int8 embedding of a face and the source's. Right files
+with 8 bits come to a quarter; calibrated on images of another standardisation, to ten times as much."""
+
+QUANTISED_DECISIONS = 0.02
+"""Audit: largest share of the pairs of faces that a graph of integers decides otherwise than the source."""
 
 HALF_ROUNDOFF = 2.0**-11
 """Relative error of one float16 rounding (IEEE 754)."""

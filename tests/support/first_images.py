@@ -23,6 +23,7 @@ _SIDE = 128  # pixels: a pool fits into its map, or does not, where it is so at 
 
 AUDIT_TAKES_FROM = (
     "checks.audit.run.audited_batches",
+    "checks.audit.audit_graph.audited_batches",
     "checks.audit.graphs.run_whole.audited_batches",
 )
 """The names that a test replaces by `first_audited`: an audit takes its inputs there."""

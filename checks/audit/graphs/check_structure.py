@@ -10,10 +10,10 @@ from checks.core.network import EPSILON, NETWORK, short_name
 
 SURROUNDING_OPERATIONS = frozenset((
     # ONNX
-    "Add", "Cast", "Clip", "Concat", "ConstantOfShape", "Div", "Equal", "Expand", "Flatten", "Gather",
-    "GatherND", "Identity", "LpNormalization", "Max", "Mul", "Pow", "Range", "Reciprocal", "ReduceL2",
-    "ReduceMean", "ReduceSum", "ReduceSumSquare", "Reshape", "Resize", "Shape", "Slice", "Softmax", "Split",
-    "Sqrt", "Squeeze", "Sub", "Transpose", "Unsqueeze", "Where",
+    "Add", "Cast", "Clip", "Concat", "ConstantOfShape", "DequantizeLinear", "Div", "Equal", "Expand",
+    "Flatten", "Gather", "GatherND", "Identity", "LpNormalization", "Max", "Mul", "Pow", "QuantizeLinear",
+    "Range", "Reciprocal", "ReduceL2", "ReduceMean", "ReduceSum", "ReduceSumSquare", "Reshape", "Resize",
+    "Shape", "Slice", "Softmax", "Split", "Sqrt", "Squeeze", "Sub", "Transpose", "Unsqueeze", "Where",
     # TFLite
     "ADD", "BROADCAST_TO", "CAST", "CONCATENATION", "DEQUANTIZE", "DIV", "EXPAND_DIMS", "GATHER",
     "L2_NORMALIZATION", "MAXIMUM", "MEAN", "MUL", "PACK", "POW", "RESHAPE", "RESIZE_BILINEAR",

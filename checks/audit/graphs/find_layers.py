@@ -53,7 +53,7 @@ class GraphLayers:
     Attributes:
         weights: The weights of each layer.
         activations: Activation, as in `checks.core.activations`, to the graph's tensor that holds it.
-        input: The graph's tensor that the first convolution takes.
+        input: The graph's tensor that the first convolution takes, before it is quantised.
         embeddings: The outputs of the graph that are the embedding, normalised or not; empty if all its
             outputs are logits.
         computes_in_half: Whether a convolution computes in half precision.
@@ -137,7 +137,7 @@ class _Search:
             self.activations[block] = self._wiring.origin(tensor)
             is_reduction = NETWORK[block].kind is LayerKind.REDUCTION
             tensor = (self._reduction if is_reduction else self._residual_block)(tensor, block, layers)
-        self.input = self._stem(tensor)
+        self.input = self._wiring.before_quantisation(self._stem(tensor))
         self._remark_on_surroundings()
 
     # The head.

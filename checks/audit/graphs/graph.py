@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from checks.audit.port_layers import printable
+from checks.audit.quantisation import Quantisation, QuantisedTensor
 from checks.core.types import Array
 from converter.errors import SourceError
 from converter.layouts import Layout
@@ -49,6 +50,7 @@ class Node:
         window: The window of a convolution or pool.
         epsilon: The epsilon of a batch normalisation.
         layout: TensorFlow's order of axes to that of a convolution's or dense layer's weights.
+        quantisation: The scale and the zero point of a node that quantises or dequantises.
     """
 
     op: Op
@@ -59,6 +61,7 @@ class Node:
     window: Window | None = None
     epsilon: float | None = None
     layout: Layout | None = None
+    quantisation: Quantisation | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +88,7 @@ class Graph:
         outputs: The outputs.
         channels_last: Whether its maps are NHWC; NCHW otherwise.
         metadata: Key to value, as the file states them.
+        quantised: Name to the integers of the constants that are quantised; `constants` has their numbers.
     """
 
     path: Path
@@ -97,6 +101,7 @@ class Graph:
     outputs: tuple[Value, ...]
     channels_last: bool
     metadata: Mapping[str, str] = field(default_factory=dict)
+    quantised: Mapping[str, QuantisedTensor] = field(default_factory=dict)
 
     def description(self) -> str:
         """Describe the graph for a message."""

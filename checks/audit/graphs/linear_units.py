@@ -10,10 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from checks.audit.graphs.graph import Node
+from checks.audit.graphs.graph import Graph, Node
 from checks.audit.graphs.wiring import Wiring, plain_name
 from checks.audit.port_layers import BATCH_NORM, PortTensor, Role
-from checks.core.types import Array
 from converter.layouts import VECTOR, Layout
 
 _NUMBER = Layout("1->1", (0,))
@@ -86,65 +85,74 @@ def find_units(wiring: Wiring) -> dict[str, LinearUnit]:
     normalisation, and with the ReLU.
     """
     units: dict[str, LinearUnit] = {}
-    waiting = [
-        unit for node in wiring.graph.nodes if (unit := _start_unit(node, wiring.graph.constants)) is not None
-    ]
+    waiting = [unit for node in wiring.graph.nodes if (unit := _start_unit(node, wiring)) is not None]
     while waiting:
         unit = waiting.pop()
         units[unit.output] = unit
         if unit.last.op != "relu":
             for node, name in wiring.consumers(unit.output):
-                longer = _extend_unit(unit, node, name, wiring.graph.constants)
+                longer = _extend_unit(unit, node, name, wiring.graph)
                 if longer is not None:
                     waiting.append(longer)
     return units
 
 
-def _start_unit(node: Node, constants: Mapping[str, Array]) -> LinearUnit | None:
+def _start_unit(node: Node, wiring: Wiring) -> LinearUnit | None:
     """Make the unit of a linear node alone; None unless its weights and bias are constants that fit."""
     if node.op not in ("conv", "dense") or node.layout is None:
         return None
-    weights = constants.get(node.inputs[1])
+    graph = wiring.graph
+    weights = graph.constants.get(node.inputs[1])
     if weights is None or weights.ndim != len(node.layout.permutation):
         return None
-    tensors: dict[Role, PortTensor] = {
-        "weights": PortTensor(plain_name(node.inputs[1]), weights, node.layout)
-    }
+    tensors: dict[Role, PortTensor] = {"weights": _tensor(graph, node.inputs[1], node.layout)}
+    before = wiring.producers.get(node.inputs[0])
+    if before is not None and before.quantisation is not None and before.quantisation.scale.size == 1:
+        scale = float(before.quantisation.scale.reshape(-1)[0])
+        tensors["weights"] = replace(tensors["weights"], input_scale=scale)
     if len(node.inputs) > 2 and node.inputs[2]:
-        bias = constants.get(node.inputs[2])
-        if bias is None:
+        if node.inputs[2] not in graph.constants:
             return None
-        tensors["biases"] = PortTensor(plain_name(node.inputs[2]), bias, VECTOR)
+        tensors["biases"] = _tensor(graph, node.inputs[2], VECTOR)
     return LinearUnit(node, node, 1, tensors)
 
 
-def _extend_unit(
-    unit: LinearUnit, node: Node, operand: str, constants: Mapping[str, Array]
-) -> LinearUnit | None:
+def _extend_unit(unit: LinearUnit, node: Node, operand: str, graph: Graph) -> LinearUnit | None:
     """Add an operation to a unit; return None if the operation does not belong to it.
 
     Args:
         unit: The unit so far.
         node: A node that takes its output.
         operand: The name of that input of the node.
-        constants: The graph's constants.
+        graph: The graph.
     """
+    constants = graph.constants
     longer = replace(unit, last=node, length=unit.length + 1)
     others = [name for name in node.inputs if name != operand]
     if node.op == "relu":
         return longer
     if node.op == "batch_norm" and node.inputs[0] == operand and all(name in constants for name in others):
-        tensors = {
-            role: PortTensor(plain_name(name), constants[name], VECTOR)
-            for role, name in zip(BATCH_NORM, others, strict=False)
-        }
+        tensors = {role: _tensor(graph, name, VECTOR) for role, name in zip(BATCH_NORM, others, strict=False)}
         return replace(longer, constants={**unit.constants, **tensors}, epsilon=node.epsilon)
     if node.op in ("add", "multiply") and len(others) == 1 and others[0] in constants:
-        array = constants[others[0]]
-        is_number = array.size == 1
+        is_number = constants[others[0]].size == 1
         role: Role = "shift" if node.op == "add" else "factor" if is_number else "scale"
-        layout = _NUMBER if is_number else VECTOR
-        tensor = PortTensor(plain_name(others[0]), array.reshape(-1), layout)
+        tensor = _flat(_tensor(graph, others[0], _NUMBER if is_number else VECTOR))
         unscaled = unit.output if role == "factor" else unit.unscaled
         return replace(longer, constants={**unit.constants, role: tensor}, unscaled=unscaled)
     return None
+
+
+def _tensor(graph: Graph, name: str, layout: Layout) -> PortTensor:
+    """Make the tensor of a constant; a quantised one has the name of its integers."""
+    quantised = graph.quantised.get(name)
+    shown = plain_name(name if quantised is None else quantised.name)
+    return PortTensor(shown, graph.constants[name], layout, quantised)
+
+
+def _flat(tensor: PortTensor) -> PortTensor:
+    """Take the axes of a tensor for one."""
+    quantised = tensor.quantised
+    if quantised is not None:
+        quantised = replace(quantised, integers=quantised.integers.reshape(-1))
+    return replace(tensor, array=tensor.array.reshape(-1), quantised=quantised)

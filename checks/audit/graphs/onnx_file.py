@@ -11,6 +11,12 @@ from typing import Any
 import numpy as np
 
 from checks.audit.graphs.graph import Graph, Node, Op, Value, Window
+from checks.audit.graphs.onnx_quantisation import (
+    dequantise_constants,
+    is_quantisation,
+    mark_relus,
+    read_quantisation,
+)
 from checks.core.types import Array
 from converter.errors import SourceError
 from converter.formats import neighbours
@@ -139,12 +145,15 @@ def _graph(path: Path, model: Any, files: tuple[Path, ...]) -> Graph:
     constants = dict(_constants(path, model))
     inputs = tuple(_value(value) for value in graph.input if value.name not in constants)
     title = f"the graph {graph.name!r} of {model.producer_name or 'an unnamed producer'}"
+    quantised = dequantise_constants(graph.node, constants)
     _fold_constants(graph.node, constants)
+    nodes = [node for node in graph.node if node.op_type != "Constant" and node.output[0] not in constants]
     return Graph(
         path, files, "ONNX graph", f"{title} {model.producer_version}".rstrip(),
-        tuple(_node(node, constants) for node in graph.node if node.op_type != "Constant"),
+        mark_relus([_node(node, constants) for node in nodes]),
         constants, inputs, tuple(_value(value) for value in graph.output), channels_last=False,
         metadata={entry.key: entry.value for entry in model.metadata_props},
+        quantised=quantised,
     )  # fmt: skip
 
 
@@ -285,6 +294,9 @@ def _node(node: Any, constants: Mapping[str, Array]) -> Node:
     is_fused = (node.domain, node.op_type) == ("com.microsoft", "FusedConv") and len(node.input) < 4
     if is_fused and attributes.get("activation") == b"Relu":
         op = "conv"
+    quantisation = read_quantisation(node, attributes, constants) if is_quantisation(node) else None
+    if quantisation is not None:
+        op = "same"
     layout = None
     if op == "conv":
         layout = CONVOLUTION
@@ -300,6 +312,7 @@ def _node(node: Any, constants: Mapping[str, Array]) -> Node:
         window=_window(attributes) if op in ("conv", "max_pool") else None,
         epsilon=attributes.get("epsilon", 1e-5) if op == "batch_norm" else None,
         layout=layout,
+        quantisation=quantisation,
     )  # fmt: skip
 
 

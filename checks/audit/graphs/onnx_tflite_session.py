@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -87,6 +88,10 @@ class OnnxTfliteSession(GraphSession):
             return []
         arrays = self._run(images, self._output_tensors, as_written=False)
         return [array.reshape(len(images), -1) for array in arrays]
+
+    def fetch(self, images: Array, names: Sequence[str], *, as_written: bool) -> list[Array]:
+        """Run the graph; return tensors in its own layout. `as_written` is that of `RuntimeProcess.run`."""
+        return self._run(images, list(names), as_written=as_written)
 
     def prepare(self, images: Array) -> Array:
         """Return the first convolution's input, NHWC."""

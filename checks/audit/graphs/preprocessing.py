@@ -79,7 +79,12 @@ class Preprocessing:
     @property
     def takes_standardised(self) -> bool:
         """True if the graph takes standardised RGB images."""
-        return self.feed == _STANDARDISED and not self.reverses
+        return self.takes_images and not self.reverses
+
+    @property
+    def takes_images(self) -> bool:
+        """True if the graph takes images that are standardised before."""
+        return self.feed == _STANDARDISED
 
     @property
     def is_baked_in(self) -> bool:

@@ -1,50 +1,80 @@
-"""Refuse graphs whose weights are integers, and name the tool that quantised them."""
+"""Recognise graphs of integers: those that are audited, and those that are refused with another step."""
 
 from __future__ import annotations
 
 from checks.audit.graphs.graph import Graph, Node
-from checks.audit.graphs.wiring import label
+from checks.audit.graphs.wiring import label, plain_name
 from converter.errors import SourceError
 
 _DYNAMIC = frozenset(
     {"DynamicQuantizeLinear", "ConvInteger", "MatMulInteger", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM"}
 )
-_STATIC = frozenset({"QuantizeLinear", "DequantizeLinear", "QGemm"})
+_OPERATORS = frozenset({"QGemm"})
+_LINEAR = frozenset({"QuantizeLinear", "DequantizeLinear"})
+
+
+def is_quantised(graph: Graph) -> bool:
+    """Return True if a graph has nodes that quantise or dequantise: the format QDQ of ONNX."""
+    return bool(graph.quantised) or any(node.quantisation is not None for node in graph.nodes)
 
 
 def refuse_quantised(graph: Graph) -> None:
-    """Refuse a graph with integer weights or integer arithmetic.
+    """Refuse a graph with integer weights or integer arithmetic in another format than QDQ.
 
     Raises:
-        SourceError: The graph is quantised.
+        SourceError: The graph is quantised in another format.
     """
-    quantised = [node for node in graph.nodes if _is_quantised(node, graph)]
+    quantised = [node for node in graph.nodes if _is_refused(node, graph)]
     if not quantised:
         return
     kinds = {node.kind for node in quantised}
+    tool, reason = "", "its weights are integers of a kind that is not audited"
     if kinds & _DYNAMIC:
         tool = " by onnxruntime's quantize_dynamic"
-    elif kinds & _STATIC or any(kind.startswith("QLinear") for kind in kinds):
-        tool = " by onnxruntime's quantize_static"
-    else:
-        tool = ""
+        reason = "the scales of its activations change with each image, so no arithmetic is stated to check"
+    elif kinds & _OPERATORS or any(kind.startswith("QLinear") for kind in kinds):
+        tool = " by onnxruntime's quantize_static, with QuantFormat.QOperator"
+        reason = "its layers are no longer those of the network"
     others = f" and {len(quantised) - 1} more" if len(quantised) > 1 else ""
     ending = graph.path.suffix
+    again = (
+        "Quantise the float32 file by quantize_static with QuantFormat.QDQ and audit that, or "
+        if tool
+        else ""
+    )
     raise SourceError(
         graph.path,
-        f"it is quantised{tool} ({label(quantised[0])}{others}): its weights are integers, which cannot be "
-        "compared bit for bit",
-        next_step="Audit the float32 file that it was made from: "
+        f"it is quantised{tool} ({label(quantised[0])}{others}): {reason}",
+        next_step=f"{again}{'audit' if again else 'Audit'} the float32 file that it was made from: "
         f"facenet-port audit FLOAT32{ending} --against SOURCE",
     )
 
 
-def _is_quantised(node: Node, graph: Graph) -> bool:
+def _is_refused(node: Node, graph: Graph) -> bool:
     """Return True if a node computes in integers, or takes weights of integers."""
     kind = node.kind.upper()
-    if node.kind in _DYNAMIC | _STATIC or kind.startswith(("QLINEAR", "MATMULNBITS", "QUANTIZE")):
+    if node.kind in _LINEAR:
+        return node.quantisation is None and node.op == "other"
+    if node.kind in _DYNAMIC | _OPERATORS or kind.startswith(("QLINEAR", "MATMULNBITS", "QUANTIZE")):
         return True
     if node.op not in ("conv", "dense") and kind != "DEQUANTIZE":
         return False
     arrays = (graph.constants[name] for name in node.inputs if name in graph.constants)
     return any(array.dtype.kind in "iu" and array.ndim > 1 for array in arrays)
+
+
+def remarks_on_pairs(graph: Graph) -> list[str]:
+    """Describe the tensors that are dequantised by another scale or zero point than quantised."""
+    quantised = {node.output: node for node in graph.nodes if node.kind == "QuantizeLinear"}
+    remarks = []
+    for node in graph.nodes:
+        before = quantised.get(node.inputs[0]) if node.kind == "DequantizeLinear" else None
+        if before is None or before.quantisation is None or node.quantisation is None:
+            continue
+        first, second = before.quantisation, node.quantisation
+        if first.scale != second.scale or first.zero_point != second.zero_point:
+            remarks.append(
+                f"{plain_name(before.inputs[0])!r} is quantised with a scale of {first.scale:g} and a zero "
+                f"point of {first.zero_point}, but dequantised with {second.scale:g} and {second.zero_point}"
+            )
+    return remarks

@@ -48,8 +48,9 @@ class RuntimeProcess:
         Args:
             images: Images in the graph's own layout and dtype.
             outputs: The names of the tensors to fetch.
-            as_written: Whether to run every node as written, so that tensors inside the graph can be fetched.
-                Otherwise the runtime optimises the graph, as by default.
+            as_written: Whether to run every node as written, so that every tensor inside the graph can be
+                fetched. Otherwise the runtime optimises the graph, as by default; the outputs of a node that
+                quantises can be fetched all the same, because the runtime computes them in any case.
 
         Raises:
             SourceError: The runtime refuses the graph, crashes or does not finish.
@@ -104,9 +105,9 @@ def _open_onnx(path: Path, outputs: Sequence[str], as_written: bool) -> Session:
     content, known = _read_onnx(path)
     if as_written:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        # onnxruntime fetches only the outputs that the model declares. Protobuf appends repeated fields.
-        more = [onnx.ValueInfoProto(name=name) for name in outputs if name not in known]
-        content += onnx.ModelProto(graph=onnx.GraphProto(output=more)).SerializeToString()
+    # onnxruntime fetches only the outputs that the model declares. Protobuf appends repeated fields.
+    more = [onnx.ValueInfoProto(name=name) for name in outputs if name not in known]
+    content += onnx.ModelProto(graph=onnx.GraphProto(output=more)).SerializeToString()
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
     def run(input_name: str, images: Array) -> list[Array]:

@@ -58,6 +58,14 @@ class Wiring:
             node = self.producers.get(name)
         return name
 
+    def before_quantisation(self, name: str) -> str:
+        """Return the tensor that is quantised to give a tensor; the tensor itself if none is."""
+        node = self.producers.get(name)
+        while node is not None and node.quantisation is not None:
+            name = node.inputs[0]
+            node = self.producers.get(name)
+        return name
+
     def producer(self, name: str) -> Node | None:
         """Return the node that computes a tensor's values; None for an input or a constant of the graph."""
         return self.producers.get(self.origin(name))

@@ -1,0 +1,274 @@
+"""Compare the layers of a graph of integers: every integer must be the nearest to the source's value.
+
+The integer of a value x is clip(round(x / scale) + zero point), by the stated scale, and of two that are
+equally near the even one. x is the source's value, with the BatchNorm folded in where the graph holds none,
+computed in float64. A tool quantises a float32 number within `FOLDED_ROUNDINGS` of it. So where x lies that
+close to the middle of two integers, either is right; such ties are counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from checks.audit.compare_folded_layers import holds_residual_scale
+from checks.audit.compare_one_tensor import compare_exactly, compare_with_prediction, uncompared
+from checks.audit.folding_formulas import BatchNorm, rounding_margin
+from checks.audit.port_layers import PortTensor, Role
+from checks.audit.predict_folding import KNOWN_SHARE, OTHER_EPSILONS, Prediction
+from checks.audit.quantisation import Quantisation, QuantisedTensor
+from checks.audit.result import TensorQuantisation, TensorResult
+from checks.audit.source_weights import SourceWeights, TensorPlace
+from checks.core.network import residual_scale
+from checks.core.types import Array
+from converter.casting import FLOAT32
+from converter.layer_map import Layer
+from converter.layouts import CONVOLUTION, FULLY_CONNECTED
+
+Tensors = Mapping[Role, PortTensor]
+
+_BIAS = np.iinfo(np.int32).max
+
+
+def is_quantised(tensors: Tensors) -> bool:
+    """Return True if a tensor of a layer is stored as integers."""
+    return any(tensor.quantised is not None for tensor in tensors.values())
+
+
+def compare_quantised_layer(layer: Layer, tensors: Tensors, source: SourceWeights) -> Iterator[TensorResult]:
+    """Compare the tensors of a layer of which some are integers.
+
+    Args:
+        layer: The layer.
+        tensors: The port's tensors of it.
+        source: The source.
+    """
+    for role, tensor in tensors.items():
+        expected = _expect(layer, role, tensors, source)
+        if expected is None:
+            yield uncompared(tensor, source.place(layer.scope, role), "extra", "the layer has no such tensor")
+        elif tensor.array.shape != expected.values.shape:
+            detail = f"shape {tensor.array.shape}, expected {expected.values.shape}"
+            yield uncompared(tensor, expected.place, "differs", detail)
+        elif tensor.quantised is None:
+            yield _compare_float(tensor, expected)
+        else:
+            result = _compare_integers(tensor, tensor.quantised, expected)
+            if role == "weights":
+                result = _judge_scales(result, tensors, expected)
+                result = _explain(result, layer, tensor.quantised, tensor, source, expected)
+            yield _with_bias_scale(result, tensors) if role == "biases" else result
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Expected:
+    """The values of a tensor by the source.
+
+    Attributes:
+        values: The exact values, float64, in the port's layout.
+        size: The magnitude of the terms that a value is the sum of.
+        place: The place of the tensor in the network.
+        folded: The factors that are folded in, a clause; empty without any.
+    """
+
+    values: Array
+    size: Array
+    place: TensorPlace
+    folded: str = ""
+
+
+def _expect(layer: Layer, role: Role, tensors: Tensors, source: SourceWeights) -> _Expected | None:
+    """Compute the values of a tensor from the source's; None if the layer has no such tensor."""
+    scope = layer.scope
+    has_norm = layer.batch_norm and "moving_variance" not in tensors
+    is_folded = has_norm and "scale" not in tensors
+    norm_place = source.place_of_batch_norm(scope)
+    if role in ("scale", "shift", "biases") and has_norm:
+        norm = source.batch_norm(scope)
+        if role == "scale":
+            return _Expected(norm.factor(), np.abs(norm.factor()), norm_place)
+        return _Expected(norm.summand(), norm.size_of_summand(), norm_place, "BatchNorm folded in")
+    if role == "factor":
+        number = np.full(tensors[role].array.shape, residual_scale(scope))
+        return _Expected(number, number, TensorPlace(source.place(scope, "weights").stage))
+    stored = source.tensor(scope, role)
+    if stored is None or (role == "gamma" and role not in tensors):
+        return None
+    place, values, folded = source.place(scope, role), stored.astype(np.float64), ""
+    if role == "weights":
+        values = (CONVOLUTION if values.ndim == 4 else FULLY_CONNECTED).apply(values)
+        if is_folded:
+            values, folded = _fold(values, source.batch_norm(scope)), "BatchNorm folded in"
+    if role in ("weights", "biases") and not layer.batch_norm:
+        scale = residual_scale(scope)
+        if holds_residual_scale(layer, tensors, source, in_graph=True):
+            values, folded = values * np.float32(scale), f"residual scale {scale:g} folded in"
+    if role == "weights":
+        values = tensors[role].as_stored(values)
+    return _Expected(values, np.abs(values), place, folded)
+
+
+def _fold(weights: Array, norm: BatchNorm, epsilon: float | None = None) -> Array:
+    factor = norm.factor() if epsilon is None else norm.factor(epsilon)
+    return np.asarray(weights * factor.reshape(-1, *[1] * (weights.ndim - 1)))
+
+
+def _compare_float(tensor: PortTensor, expected: _Expected) -> TensorResult:
+    """Compare a tensor that is not quantised."""
+    if not expected.folded:
+        as_source = tensor.layout.inverse.apply(expected.values.astype(np.float32))
+        return compare_exactly(tensor, as_source, expected.place)
+    margin = rounding_margin(expected.size, FLOAT32)
+    nearest = expected.values.astype(tensor.array.dtype)
+    prediction = Prediction(nearest, expected.values, margin, is_unique=False)
+    return compare_with_prediction(tensor, prediction, expected.place, expected.folded)
+
+
+def _compare_integers(tensor: PortTensor, quantised: QuantisedTensor, expected: _Expected) -> TensorResult:
+    """Compare integers with the nearest to the exact values."""
+    quantisation = quantised.quantisation
+    rank = expected.values.ndim
+    actual = quantised.integers.astype(np.int64)
+    nearest = quantisation.quantise(expected.values)
+    steps = quantisation.steps(expected.values)
+    scale = quantisation.along(quantisation.scale.astype(np.float64), rank)
+    margin = rounding_margin(expected.size, FLOAT32) / scale
+    within = np.clip(steps, quantisation.lowest, quantisation.highest)
+    beyond_half = np.maximum(np.abs(actual - within) - 0.5, 0.0)
+    # A zero and its integer are exact.
+    excess = beyond_half / np.maximum(margin, np.finfo(np.float64).tiny)
+    differs = actual != nearest
+    wrong = excess > 1.0
+    beyond = np.abs(steps - within) - 0.5 > margin
+    zero_point = quantisation.along(quantisation.zero_point, rank).astype(np.int64)
+    middle = (quantisation.lowest + quantisation.highest + 1) // 2
+    result = replace(
+        uncompared(tensor, expected.place, "quantised"),
+        dtype=str(quantised.integers.dtype),
+        differing=int(wrong.sum()),
+        detail=expected.folded,
+        quantisation=TensorQuantisation(
+            scales=quantisation.scale.size,
+            is_symmetric=bool((zero_point == middle).all()),
+            largest=int(np.abs(actual - zero_point).max(initial=0)),
+            ties=int((differs & ~wrong).sum()),
+            excess=float(excess.max(initial=0.0)),
+            clipped=int(beyond.sum()),
+        ),
+    )
+    if not wrong.any():
+        return result
+    gap = np.abs(actual - nearest) * wrong
+    index = np.unravel_index(int(gap.argmax()), gap.shape)
+    return replace(
+        result,
+        status="differs",
+        max_abs=float(gap[index]),
+        max_ulp=int(gap.max()),
+        index=tuple(map(int, index)),
+        actual=float(actual[index]),
+        expected=float(nearest[index]),
+    )
+
+
+def _judge_scales(result: TensorResult, tensors: Tensors, expected: _Expected) -> TensorResult:
+    """Compare each scale of the weights with the smallest that holds the channel and its bias."""
+    quantised, found = tensors["weights"].quantised, result.quantisation
+    assert quantised is not None and found is not None
+    quantisation = quantised.quantisation
+    rank = expected.values.ndim
+    axes = tuple(axis for axis in range(rank) if axis != quantisation.axis % rank)
+    axes = axes if quantisation.is_per_channel else tuple(range(rank))
+    zero_point = quantisation.zero_point.reshape(-1).astype(np.int64)
+    # Symmetric weights do not use -128. onnxruntime's reduce_range takes 7 bits, up to 64.
+    bits = 64 if found.largest <= 64 else quantisation.highest - zero_point
+    above = expected.values.max(axis=axes).reshape(-1) / bits
+    below = -expected.values.min(axis=axes).reshape(-1) / np.minimum(zero_point - quantisation.lowest, bits)
+    smallest = np.maximum(np.maximum(above, below), 0.0)
+    scale = quantisation.scale.reshape(-1).astype(np.float64)
+    smallest = np.maximum(smallest, _smallest_for_bias(tensors, scale))
+    with np.errstate(divide="ignore"):
+        lost = np.where(smallest > 0, np.log2(scale / smallest), 0.0)
+    one = bool(quantisation.is_per_channel and (scale == scale[0]).all())
+    return replace(result, quantisation=replace(found, lost=float(lost.mean()), is_one_scale=one))
+
+
+def _smallest_for_bias(tensors: Tensors, scale: Array) -> Array:
+    """The smallest scales of the weights with which the bias fits into 32 bits."""
+    bias = tensors.get("biases")
+    if bias is None or bias.quantised is None:
+        return np.zeros_like(scale)
+    bias_scale = bias.quantised.quantisation.scale.reshape(-1).astype(np.float64)
+    if bias_scale.size != scale.size or not np.isfinite(bias.array).all():
+        return np.zeros_like(scale)
+    needed = np.abs(bias.array.astype(np.float64)) / _BIAS
+    needed = needed if needed.size == scale.size else needed.max(initial=0.0)
+    return np.asarray(needed / (bias_scale / scale))
+
+
+def _with_bias_scale(result: TensorResult, tensors: Tensors) -> TensorResult:
+    """Compare the scales of a bias with the product of the scales of the input and of the weights."""
+    bias, weights = tensors["biases"].quantised, tensors["weights"].quantised
+    input_scale = tensors["weights"].input_scale
+    found = result.quantisation
+    if bias is None or weights is None or input_scale is None or found is None:
+        return result
+    scale = bias.quantisation.scale.reshape(-1).astype(np.float64)
+    product = weights.quantisation.scale.reshape(-1).astype(np.float64) * input_scale
+    gap = float(np.abs(scale / product - 1.0).max()) if scale.size == product.size else np.inf
+    return replace(result, quantisation=replace(found, bias_scale=gap))
+
+
+def _explain(
+    result: TensorResult,
+    layer: Layer,
+    quantised: QuantisedTensor,
+    tensor: PortTensor,
+    source: SourceWeights,
+    expected: _Expected,
+) -> TensorResult:
+    """Name the cause if most weights of a tensor are another rounding or other values."""
+    if result.is_faithful:
+        return result
+    quantisation, actual = quantised.quantisation, quantised.integers.astype(np.int64)
+
+    def explains(integers: Array) -> bool:
+        return bool(np.mean(integers == actual) >= KNOWN_SHARE)
+
+    steps = quantisation.steps(expected.values)
+    cause = ""
+    if explains(np.floor(steps)):
+        cause = "rounded down, not to the nearest"
+    elif explains(np.trunc(steps)):
+        cause = "rounded towards zero, not to the nearest"
+    elif offset := _find_offset(quantisation, expected.values, actual):
+        cause = f"quantised with a zero point that is {abs(offset)} {'higher' if offset > 0 else 'lower'}"
+    elif layer.inputs == 3 and explains(quantisation.quantise(_reverse_inputs(tensor, expected.values))):
+        cause = "its input channels are reversed, for BGR images"
+    elif layer.batch_norm and expected.folded:
+        weights = source.tensor(layer.scope, "weights")
+        assert weights is not None
+        rows = (CONVOLUTION if weights.ndim == 4 else FULLY_CONNECTED).apply(weights).astype(np.float64)
+        for epsilon in OTHER_EPSILONS:
+            other = tensor.as_stored(_fold(rows, source.batch_norm(layer.scope), epsilon))
+            if explains(quantisation.quantise(other)):
+                cause = f"folded with an epsilon of {epsilon:g}"
+                break
+    return replace(result, detail="; ".join(filter(None, (cause, result.detail))))
+
+
+def _find_offset(quantisation: Quantisation, values: Array, actual: Array) -> int:
+    """The offset of the zero point that most integers show; 0 if there is none."""
+    nearest = quantisation.quantise(values)
+    for offset in (1, -1):
+        shifted = np.clip(nearest + offset, quantisation.lowest, quantisation.highest)
+        if np.mean(shifted == actual) >= KNOWN_SHARE:
+            return offset
+    return 0
+
+
+def _reverse_inputs(tensor: PortTensor, values: Array) -> Array:
+    """Reverse the order of the input channels of a kernel in the port's layout."""
+    return np.asarray(tensor.layout.apply(tensor.layout.inverse.apply(values)[:, :, ::-1]))
