@@ -48,7 +48,7 @@ def judge_tensors(results: Sequence[TensorResult], remarks: Sequence[str] = ()) 
     parts = [f"{counts[status]} {meaning}" for status, meaning in _FAITHFUL_STATUS.items() if counts[status]]
     ties = sum(result.quantisation.ties for result in results if result.quantisation is not None)
     if ties:
-        parts[-1] += f" ({counted(ties, 'tie falls', 'ties fall')} otherwise)"
+        remarks = (*remarks, f"{counted(ties, 'integer')} the second nearest, of values in the middle of two")
     return Judgement("tensors", True, "; ".join([", ".join(parts), *remarks]))
 
 

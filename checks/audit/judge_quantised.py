@@ -68,8 +68,8 @@ def judge_integers(run: QuantisedRun) -> Judgement:
     worst = max((each.excess for each in run.quantisers), default=0.0)
     values, other = (sum(getattr(each, name) for each in run.quantisers) for name in ("values", "other"))
     statement = (
-        f"{values:,} integers of {len(run.quantisers)} tensors, each within half a step of the float64 result "
-        f"and {figure(max(worst, 0.0))} of a step (limit {limit:g}); {other:,} ties fall otherwise"
+        f"{values:,} integers of {len(run.quantisers)} tensors, each within half a step of the float64 "
+        f"result and {figure(max(worst, 0.0))} of a step (limit {limit:g}); {other:,} ties fall otherwise"
     )
     if details:
         statement = f"other integers than the float64 result at {counted(len(details), 'place')}"
@@ -108,7 +108,7 @@ def judge_faces(run: QuantisedRun) -> Judgement | None:
             f"; {faces.pairs - faces.otherwise:,} of {faces.pairs:,} pairs decided as by the source, "
             f"{ours:.2%} rightly and by the source {theirs:.2%}"
         )
-        shares.append(faces.otherwise / faces.pairs / thresholds.QUANTISED_DECISIONS)
+        shares.append(faces.otherwise / max(thresholds.QUANTISED_DECISIONS * faces.pairs, 2))
     return Judgement("faces", all(share <= 1 for share in shares), statement, share=max(shares))
 
 

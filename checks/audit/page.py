@@ -10,7 +10,7 @@ from pathlib import Path
 
 from checks.audit.judge import describe_tensor
 from checks.audit.result import WEAKER, AuditResult, GraphRun, InputRun, Status, TensorResult
-from checks.audit.table import STATUS_MEANINGS, run_table
+from checks.audit.table import STATUS_MEANINGS, quantiser_table, run_table
 from checks.core import thresholds
 from checks.core.metrics import exact_value, figure
 from checks.core.network import short_name
@@ -86,6 +86,7 @@ def write_page(path: Path, result: AuditResult, *, command: str) -> None:
         histogram=_histogram(drawer, result.tensors),
         runs=[] if run is None else _runs(drawer, run),
         inputs=None if run is None else run_table(run),
+        quantisers=None if result.quantised is None else quantiser_table(result.quantised),
     )
 
 
@@ -128,6 +129,8 @@ def _word(result: AuditResult) -> str:
     """The verdict in a word or two."""
     if result.broken is not None and not result.differs:
         return "Broken source"
+    if result.passed and result.quantised is not None:
+        return "Faithfully quantised"
     return {0: "Sound", WEAKER: "Weaker proof"}.get(result.exit_code, "Differs")
 
 

@@ -8,7 +8,16 @@ from pathlib import Path
 from rich.console import Console
 
 from checks.audit.judge import describe_largest, describe_tensor, judge_distance
-from checks.audit.result import FAITHFUL, WEAKER, AuditResult, GraphRun, Status, TensorResult
+from checks.audit.result import (
+    FAITHFUL,
+    WEAKER,
+    AuditResult,
+    GraphRun,
+    QuantisedRun,
+    Status,
+    TensorResult,
+)
+from checks.core import thresholds
 from checks.core.inputs import NOISE
 from checks.core.metrics import figure
 from checks.core.network import short_name
@@ -37,6 +46,19 @@ _RUN_COLUMNS = (
     ("largest\ndistance", "the largest such distance of a single embedding"),
     ("worst\nlayer", "the largest error of a layer on its own input, as a share of what rounding allows"),
     ("its name", "that layer"),
+)
+
+_QUANTISER_COLUMNS = (
+    ("integers", "on the first image of every input"),
+    ("ties", "integers that are the second nearest to the float64 result of the integers before them"),
+    (
+        "beyond\nhalf a step",
+        "largest distance of an integer from the float64 result beyond half a step, in steps",
+    ),
+    (
+        "clipped",
+        "values beyond the integers, but for those that a ReLU makes zero: of faces if any are given",
+    ),
 )
 
 
@@ -104,7 +126,8 @@ def _print_details(console: Console, result: AuditResult) -> None:
     if result.run is not None:
         run = result.run
         console.print(f"\nRun by {run.runtime} in {run.arithmetic}; it takes {run.feed}:", markup=False)
-        print_table(console, run_table(run))
+        quantised = result.quantised
+        print_table(console, run_table(run) if quantised is None else quantiser_table(quantised))
 
 
 def _stage_table(tensors: Sequence[TensorResult]) -> Table:
@@ -128,6 +151,17 @@ def _stage_table(tensors: Sequence[TensorResult]) -> Table:
         ]
         rows.append(Row(stage, (*map(str, cells), ", ".join(layouts)), tuple(failed)))
     return Table("stage", tuple(columns), tuple(rows), 1, tuple(columns.values()))
+
+
+def quantiser_table(run: QuantisedRun) -> Table:
+    """Tabulate the tensors that a graph of integers quantises as it runs."""
+    rows = []
+    for each in run.quantisers:
+        cells = f"{each.values:,}", f"{each.other:,}", figure(max(each.excess, 0.0)), f"{each.clipped:.2%}"
+        failed = (2,) if not each.excess <= thresholds.INTEGER_STEP else ()
+        rows.append(Row(short_name(each.layer) or each.tensor, cells, failed))
+    headings, explanations = zip(*_QUANTISER_COLUMNS, strict=True)
+    return Table("tensor", headings, tuple(rows), 1, explanations)
 
 
 def run_table(run: GraphRun) -> Table:

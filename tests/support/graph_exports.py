@@ -76,6 +76,29 @@ def export_onnx(
     return path
 
 
+def export_int8(float32: Path, path: Path, images: NDArray[Any], **options: Any) -> Path:
+    """Quantise an ONNX graph by onnxruntime: static, in the format QDQ, with a scale for each channel.
+
+    Args:
+        float32: The graph, with the input `images`.
+        path: The file to write.
+        images: (N, H, W, 3), standardised; the graph is calibrated on them.
+        options: Other options of quantize_static.
+    """
+    from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
+
+    class Images(CalibrationDataReader):
+        def __init__(self) -> None:
+            self._batches = iter([{"images": np.ascontiguousarray(images.transpose(0, 3, 1, 2))}])
+
+        def get_next(self) -> dict[str, NDArray[Any]] | None:
+            return next(self._batches, None)
+
+    defaults = {"per_channel": True, "activation_type": QuantType.QUInt8}
+    quantize_static(float32, path, Images(), **{**defaults, **options})
+    return path
+
+
 def export_tflite(
     tensors: Arrays,
     path: Path,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
+from checks.core.inputs import prewhiten, standardise
 from converter.convert import to_numpy_state_dict
 from converter.formats.tensorflow.bundle_writer import write_tensor_bundle
 from tests.support.first_images import AUDIT_TAKES_FROM, first_audited
-from tests.support.graph_exports import export_onnx, export_tflite, network
+from tests.support.graph_exports import SIZE, export_int8, export_onnx, export_tflite, network
 from tests.support.shared_files import shared_folder
 
 
@@ -57,3 +59,23 @@ def tflite(tensors, tmp_path_factory):
         export_tflite(tensors, folder / "single.tflite", halved=folder / "half.tflite")
 
     return shared_folder(tmp_path_factory, "tflite", write) / "single.tflite"
+
+
+@pytest.fixture(scope="session")
+def pixels():
+    """Eight images of patches with noise: whole pixels, most of them grey and a few of 0 and 255."""
+    random = np.random.default_rng(1)
+    coarse = random.normal(120, 50, (8, 6, 6, 3))
+    images = coarse.repeat(-(-SIZE // 6), axis=1).repeat(-(-SIZE // 6), axis=2)[:, :SIZE, :SIZE]
+    return np.clip(np.round(images + random.normal(0, 12, images.shape)), 0, 255)
+
+
+@pytest.fixture(scope="session")
+def int8(folded, pixels, tmp_path_factory):
+    """The folded graph in int8, calibrated on images standardised as in 2018; `other.onnx` as in 2017."""
+
+    def write(folder):
+        export_int8(folded, folder / "int8.onnx", standardise(pixels))
+        export_int8(folded, folder / "other.onnx", prewhiten(pixels))
+
+    return shared_folder(tmp_path_factory, "int8-onnx", write) / "int8.onnx"

@@ -1,0 +1,254 @@
+"""Audits of int8 ONNX graphs by onnxruntime, with and without planted faults."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+from PIL import Image
+
+pytest.importorskip("onnxruntime")
+
+from checks.audit.__main__ import main
+from checks.audit.run import audit
+from converter.hub.catalog_entry import FIXED, PER_IMAGE
+from tests.support.graph_exports import export_int8
+from tests.support.onnx_edit import Edit
+
+pytestmark = pytest.mark.slow
+
+
+def judgement(result, name):
+    return next(each for each in result.judgements if each.name == name)
+
+
+def failed(result):
+    return {each.name for each in result.judgements if not each.passed}
+
+
+def excess(result):
+    """The largest excess of an integer of the weights, in what its rounding explains."""
+    return max(each.quantisation.excess for each in result.tensors if each.quantisation is not None)
+
+
+class Integers(Edit):
+    """An int8 model under change."""
+
+    def array(self, name):
+        return numpy_helper.to_array(self.constants[name])
+
+    def put(self, name, array):
+        self.constants[name].CopyFrom(numpy_helper.from_array(np.ascontiguousarray(array), name))
+
+    @property
+    def kernels(self):
+        """The names of the integers of all convolutions, in the order of the graph."""
+        names = [
+            node.input[1].removesuffix("_DequantizeLinear_Output")
+            for node in self.graph.node
+            if node.op_type == "Conv"
+        ]
+        return [f"{name}_quantized" for name in names]
+
+    def scales(self, kernel):
+        return kernel.replace("_quantized", "_scale")
+
+
+def float32_of(path, kernel):
+    """The float32 weights that the integers of a kernel were made from."""
+    (found,) = [each for each in onnx.load(path).graph.initializer if f"{each.name}_quantized" == kernel]
+    return numpy_helper.to_array(found)
+
+
+# Right files.
+
+
+def test_a_right_file_is_faithfully_quantised(int8, source, tmp_path, capsys):
+    report, data = tmp_path / "audit.html", tmp_path / "audit.json"
+    arguments = [str(int8), "--against", str(source), "--standardise", "fixed", "--report", str(report)]
+    assert main([*arguments, "--json", str(data)]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("The port is faithfully quantised: ")
+    assert "exact" not in printed
+    assert "faithfully quantised" in report.read_text()
+    result = json.loads(data.read_text())
+    assert result["run"]["weights"] == "int8"
+    shares = {each["name"]: each["share"] for each in result["judgements"] if each["share"] is not None}
+    assert set(shares) == {"scales", "preprocessing", "arithmetic", "range"}
+    assert max(shares.values()) < 0.5
+    kernels = [each for each in result["tensors"] if len(each["shape"]) == 4]
+    assert len(kernels) == 132
+    assert {each["status"] for each in kernels} == {"quantised"}
+    assert {each["quantisation"]["scales"] for each in kernels} == {each["shape"][0] for each in kernels}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"per_channel": False},
+        {"reduce_range": True},
+        {"extra_options": {"ActivationSymmetric": True}, "signed": True},
+        {"op_types_to_quantize": ["Conv"]},
+    ],
+)
+def test_other_ways_to_quantise_are_faithful(folded, pixels, source, tmp_path, options):
+    from onnxruntime.quantization import QuantType
+
+    from checks.core.inputs import standardise
+
+    if options.pop("signed", False):
+        options["activation_type"] = QuantType.QInt8
+    path = export_int8(folded, tmp_path / "int8.onnx", standardise(pixels[:2]), **options)
+    result = audit(path, source, seed=1, standardisation=FIXED)
+    assert result.passed, result.judgements
+    assert excess(result) < 0.5
+    assert all(each.share < 0.5 for each in result.judgements if each.share is not None)
+
+
+def test_faces_are_embedded_as_by_the_source(int8, pixels, source, tmp_path):
+    for number, image in enumerate(pixels):
+        folder = tmp_path / "crops" / "ab"[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        tiled = np.tile(image, (2, 2, 1))[:160, :160].astype(np.uint8)
+        Image.fromarray(tiled).save(folder / f"{number}.png")
+    result = audit(int8, source, faces=tmp_path / "crops", standardisation=FIXED)
+    faces = result.quantised.faces
+    assert (faces.images, faces.people, faces.pairs) == (8, 2, 28)
+    assert 0.9 < faces.cosine < 1
+
+
+# Faults.
+
+
+def test_weights_rounded_down_are_named(int8, folded, source, tmp_path):
+    edit = Integers(int8)
+    kernel = edit.kernels[7]
+    scale = edit.array(edit.scales(kernel)).reshape(-1, 1, 1, 1)
+    edit.put(kernel, np.floor(float32_of(folded, kernel) / scale).astype(np.int8))
+    result = audit(edit.save(tmp_path / "floor.onnx"), source, standardisation=FIXED)
+    assert failed(result) == {"tensors"}
+    (fault,) = [each for each in result.tensors if not each.is_faithful]
+    assert fault.name == kernel
+    assert fault.detail.startswith("rounded down, not to the nearest")
+    assert excess(result) > 1000
+
+
+def test_one_integer_that_is_the_second_nearest_is_found(int8, source, tmp_path):
+    edit = Integers(int8)
+    kernel = edit.kernels[60]
+    integers = edit.array(kernel).copy()
+    integers[3, 1, 0, 0] += 1 if integers[3, 1, 0, 0] < 100 else -1
+    edit.put(kernel, integers)
+    result = audit(edit.save(tmp_path / "one.onnx"), source, standardisation=FIXED)
+    (fault,) = [each for each in result.tensors if not each.is_faithful]
+    assert (fault.name, fault.differing, fault.max_ulp, fault.index) == (kernel, 1, 1, (3, 1, 0, 0))
+    assert excess(result) > 2
+
+
+def test_a_zero_point_of_weights_that_is_off_by_one_is_named(int8, source, tmp_path):
+    edit = Integers(int8)
+    kernel = edit.kernels[20]
+    edit.put(kernel.replace("_quantized", "_zero_point"), np.ones(len(edit.array(kernel)), np.int8))
+    result = audit(edit.save(tmp_path / "zero.onnx"), source, standardisation=FIXED)
+    (fault,) = [each for each in result.tensors if not each.is_faithful]
+    assert fault.name == kernel
+    assert fault.detail.startswith("quantised with a zero point that is 1 lower")
+
+
+def test_a_zero_point_that_differs_between_quantising_and_dequantising_is_named(int8, source, tmp_path):
+    edit = Integers(int8)
+    node = edit.node("DequantizeLinear", -30)
+    name = node.input[2]
+    edit.graph.initializer.append(numpy_helper.from_array(edit.array(name) + np.uint8(1), "off_by_one"))
+    node.input[2] = "off_by_one"
+    result = audit(edit.save(tmp_path / "pair.onnx"), source, standardisation=FIXED)
+    assert "structure" in failed(result)
+    assert any("but dequantised with" in detail for detail in judgement(result, "structure").details)
+
+
+def test_a_zero_point_that_lets_negative_numbers_through_a_relu_is_named(int8, source, tmp_path):
+    edit = Integers(int8)
+    first = edit.node("Conv").output[0]
+    node = next(each for each in edit.graph.node if each.op_type == "QuantizeLinear" and first in each.input)
+    zero_point = edit.array(node.input[2])
+    assert zero_point == 0
+    edit.put(node.input[2], zero_point + np.uint8(1))
+    result = audit(edit.save(tmp_path / "relu.onnx"), source, standardisation=FIXED)
+    assert failed(result) == {"structure"}
+    assert judgement(result, "structure").details[0].endswith("ends without a ReLU")
+
+
+def test_one_scale_for_all_channels_is_named(int8, folded, source, tmp_path):
+    edit = Integers(int8)
+    for number in (0, 40, 100):
+        kernel = edit.kernels[number]
+        weights, scales = float32_of(folded, kernel), edit.array(edit.scales(kernel))
+        edit.put(kernel, np.rint(weights / scales.max()).astype(np.int8))
+        edit.put(edit.scales(kernel), np.full_like(scales, scales.max()))
+    result = audit(edit.save(tmp_path / "one.onnx"), source, standardisation=FIXED)
+    assert "scales" in failed(result)
+    details = judgement(result, "scales").details
+    assert sum("the same scale, that of the whole tensor" in detail for detail in details) == 3
+
+
+@pytest.mark.parametrize(("name", "trained"), [("other.onnx", FIXED), ("int8.onnx", PER_IMAGE)])
+def test_another_standardisation_of_the_calibration_is_named(int8, source, name, trained):
+    path = int8.with_name(name)
+    result = audit(path, source, standardisation=trained)
+    assert failed(result) == {"range"}
+    assert judgement(result, "range").share > 2
+    assert "another standardisation" in judgement(result, "range").details[0]
+    right = PER_IMAGE if trained == FIXED else FIXED
+    assert judgement(audit(path, source, standardisation=right), "range").share < 0.5
+
+
+def test_bgr_weights_are_named(int8, source, tmp_path):
+    edit = Integers(int8)
+    kernel = edit.kernels[0]
+    edit.put(kernel, edit.array(kernel)[:, ::-1])
+    result = audit(edit.save(tmp_path / "bgr.onnx"), source, standardisation=FIXED)
+    (fault,) = [each for each in result.tensors if not each.is_faithful]
+    assert fault.detail.startswith("its input channels are reversed, for BGR images")
+
+
+def test_a_bias_with_another_scale_is_named(int8, source, tmp_path):
+    edit = Integers(int8)
+    name = next(each for each in edit.constants if each.endswith("_quantized_scale"))
+    edit.put(name, edit.array(name) * np.float32(1.001))
+    result = audit(edit.save(tmp_path / "bias.onnx"), source, standardisation=FIXED)
+    assert "scales" in failed(result)
+    assert judgement(result, "scales").share > 2
+
+
+def test_a_saturating_kernel_shows_in_the_arithmetic(int8, source, monkeypatch):
+    """One integer of 30 million that is a step off, as a kernel without VNNI may give."""
+    from checks.audit.graphs.onnx_tflite_session import OnnxTfliteSession
+
+    fetch = OnnxTfliteSession.fetch
+
+    def saturate(self, images, names, *, as_written):
+        arrays = fetch(self, images, names, as_written=as_written)
+        if not as_written and len(arrays) > 50:
+            arrays[50].reshape(-1)[7] ^= 1
+        return arrays
+
+    monkeypatch.setattr(OnnxTfliteSession, "fetch", saturate)
+    result = audit(int8, source, standardisation=FIXED)
+    assert "arithmetic" in failed(result)
+    assert judgement(result, "arithmetic").share > 2
+
+
+# What is refused.
+
+
+def test_faces_need_a_graph_of_integers(folded, source, tmp_path, capsys):
+    assert main([str(folded), "--against", str(source), "--faces", str(tmp_path)]) == 2
+    assert "is no graph of integers. Leave out --faces." in capsys.readouterr().err
+
+
+def test_faces_need_a_standardisation(int8, source, tmp_path, capsys):
+    assert main([str(int8), "--against", str(source), "--faces", str(tmp_path)]) == 2
+    assert "Give --standardise fixed" in capsys.readouterr().err
