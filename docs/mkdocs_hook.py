@@ -1,4 +1,4 @@
-"""A hook of mkdocs: the Markdown files of the repository's root become pages of the site."""
+"""A hook of mkdocs: Markdown files outside the folder docs become pages of the site."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ ROOT_PAGES = {
     "SECURITY.md": "security.md",
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
+    "examples/README.md": "examples.md",
 }
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from converter.errors import UsageError
 from faces.crops import FaceImage
-from faces.distance import DISTANCES
+from faces.distance import DISTANCES, Distance
 from faces.embedder import Embedder
 from faces.embeddings import Embeddings
 from faces.identify.result import IdentifyResult, Neighbour
@@ -57,21 +59,35 @@ def identify(
             "Embed the gallery again."
         )
     measure = "squared-euclidean" if found is None else found.distance
-    distances = DISTANCES[measure](gallery.values.astype(np.float64), face.embedding[None].astype(np.float64))
-    names = np.array(gallery.names, dtype=object)
-    nearest: dict[str, int] = {}
-    for place in np.argsort(distances, kind="stable"):
-        nearest.setdefault(str(names[place]), int(place))
-    neighbours = tuple(
-        Neighbour(name, float(distances[place]), gallery.files[place], int(np.sum(names == name)))
-        for name, place in list(nearest.items())[:most]
-    )
+    people = rank_people(face.embedding, gallery, measure)
     return IdentifyResult(
         face=face,
-        neighbours=neighbours,
-        people=len(nearest),
-        gallery_faces=len(names),
+        neighbours=people[:most],
+        people=len(people),
+        gallery_faces=len(gallery.files),
         distance=measure,
         threshold=found,
         model=replace(embedder.model.facts, origin="the gallery"),
+    )
+
+
+def rank_people(
+    embedding: NDArray[np.float32], gallery: Embeddings, distance: Distance
+) -> tuple[Neighbour, ...]:
+    """Rank the people of a gallery by the distance of their nearest face, the nearest first.
+
+    Args:
+        embedding: (E,), of the network of the gallery.
+        gallery: The gallery; a face without a person counts as a person of its own.
+        distance: The measure of distance.
+    """
+    distances = DISTANCES[distance](gallery.values.astype(np.float64), embedding[None].astype(np.float64))
+    names = gallery.names
+    faces = Counter(names)
+    nearest: dict[str, int] = {}
+    for place in np.argsort(distances, kind="stable"):
+        nearest.setdefault(names[place], int(place))
+    return tuple(
+        Neighbour(name, float(distances[place]), gallery.files[place], faces[name])
+        for name, place in nearest.items()
     )

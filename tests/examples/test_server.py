@@ -1,0 +1,277 @@
+"""examples/server.py, a process of its own: right answers in batches, what it refuses, and its end."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+pytest.importorskip("starlette")
+pytest.importorskip("uvicorn")
+pytest.importorskip("pyarrow")
+
+from faces.embedder import Embedder
+from faces.embeddings import Embeddings, Origin, encode_embeddings
+from faces.threshold import Threshold
+from reference import load
+from tests.examples.conftest import EXAMPLES, import_example
+from tests.faces.align.conftest import ONE, ColourDetector, picture
+from tests.faces.conftest import load_once
+
+pytestmark = pytest.mark.slow
+
+BATCH, WAITING, MOST_BYTES, ARRIVAL = 4, 6, 200_000, 1.5
+OPTIONS = ("--port", "0", "--max-batch", BATCH, "--max-delay", "100", "--max-waiting", WAITING,
+           "--max-bytes", MOST_BYTES, "--arrival", ARRIVAL)  # fmt: skip
+TOLERANCE = 1e-5
+
+
+def encode(pixels, kind="PNG"):
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, kind)
+    return file.getvalue()
+
+
+@pytest.fixture(scope="session")
+def crops():
+    """Crops of six people: (6, 160, 160, 3)."""
+    colours = np.random.default_rng(0).integers(0, 256, (6, 4, 4, 3), np.uint8)
+    return colours.repeat(40, axis=1).repeat(40, axis=2)
+
+
+@pytest.fixture(scope="session")
+def rows(single_files, crops):
+    """Their embeddings one by one, by PyTorch alone."""
+    network = load(single_files / "weights.pt")
+    with torch.inference_mode():
+        images = (torch.from_numpy(crops).permute(0, 3, 1, 2).float() - 127.5) / 128
+        rows = torch.cat([network(image[None]) for image in images]).numpy()
+    apart = np.linalg.norm(rows[:, None] - rows[None], axis=2) + 4 * np.eye(6)
+    assert apart.min() > 100 * TOLERANCE  # the embedding of another request would be noticed
+    return rows
+
+
+@pytest.fixture(scope="session")
+def gallery(single_files, rows, tmp_path_factory):
+    """The first three people, with a threshold between a person and the others."""
+    path = single_files / "weights.pt"
+    sha256 = load_once(path, standardisation="fixed").sha256
+    threshold = Threshold(1e-6, 0.01, "squared-euclidean", False, False, str(path), sha256, "fixed", "scaled",
+                          9, 6, "pairs.txt")  # fmt: skip
+    names = ("Ana", "Bo", "Cy")
+    files = tuple(Path(f"{name}.png") for name in names)
+    origin = Origin(str(path), sha256, "fixed", "scaled", threshold)
+    file = tmp_path_factory.mktemp("gallery") / "gallery.parquet"
+    file.write_bytes(encode_embeddings(Embeddings(files, names, (None,) * 3, rows[:3], origin), file.parent))
+    return file
+
+
+@contextmanager
+def running(gallery):
+    """Start a server; give its address and its process, which is ended if the test has not."""
+    command = [sys.executable, EXAMPLES / "server.py", "--gallery", gallery, *OPTIONS]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [*map(str, command)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    try:
+        line = process.stdout.readline()
+        address = re.match(r"(http://127\.0\.0\.1:\d+) embeds \d+ images/s", line)
+        assert address, line + process.stdout.read()
+        yield address[1], process
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture(scope="module")
+def server(gallery):
+    with running(gallery) as (address, _):
+        yield address
+
+
+def post(address, bodies, path="embed"):
+    """Post all bodies at the same time; return the responses."""
+
+    async def run():
+        async with httpx2.AsyncClient(timeout=60, trust_env=False) as client:
+            requests = (client.post(f"{address}/{path}", content=body) for body in bodies)
+            return await asyncio.gather(*requests)
+
+    return asyncio.run(run())
+
+
+def metrics(address):
+    text = httpx2.get(f"{address}/metrics", trust_env=False).text
+    return {name: float(value) for name, value in re.findall(r"^(\S+) (\S+)$", text, re.MULTILINE)}
+
+
+def connect(address):
+    host, port = address.removeprefix("http://").split(":")
+    return socket.create_connection((host, int(port)), timeout=30)
+
+
+def status(connection):
+    """Read to the end of a connection, and return the status."""
+    answer = b"".join(iter(lambda: connection.recv(1 << 16), b""))
+    return int(answer.split()[1]) if answer else None
+
+
+def test_requests_that_wait_are_one_batch_and_each_gets_its_own_answer(server, crops, rows):
+    before = metrics(server)
+    bodies = [encode(crop) for crop in crops]
+    responses = post(server, bodies)
+    assert [response.status_code for response in responses] == [200] * 6
+    actual = np.array([response.json()["embedding"] for response in responses])
+    assert np.linalg.norm(actual - rows, axis=1).max() < TOLERANCE
+    after = metrics(server)
+    assert after["facenet_images_total"] - before["facenet_images_total"] == 6
+    assert after["facenet_batches_total"] - before["facenet_batches_total"] < 6
+    assert 1 < after["facenet_largest_batch"] <= BATCH
+
+
+def test_the_person_of_a_gallery_or_nobody(server, crops):
+    known, stranger = (
+        response.json() for response in post(server, [encode(crops[1]), encode(crops[4])], "identify")
+    )
+    assert known["person"] == known["nearest"][0]["person"] == "Bo"
+    assert known["nearest"][0]["distance"] < known["threshold"] == 1e-6
+    assert stranger["person"] is None
+    assert sorted(each["person"] for each in stranger["nearest"]) == ["Ana", "Bo", "Cy"]
+
+
+def test_more_requests_than_may_wait_are_put_off(server, crops, rows):
+    responses = post(server, [encode(crops[number % 6]) for number in range(30)])
+    answered = [number for number, response in enumerate(responses) if response.status_code == 200]
+    put_off = [response for response in responses if response.status_code == 503]
+    assert len(answered) + len(put_off) == 30
+    assert len(answered) >= WAITING
+    assert put_off
+    assert all(int(response.headers["retry-after"]) >= 1 for response in put_off)
+    for number in answered:
+        embedding = np.array(responses[number].json()["embedding"])
+        assert np.linalg.norm(embedding - rows[number % 6]) < TOLERANCE
+    assert metrics(server)["facenet_waiting"] == 0
+
+
+def test_what_is_refused_does_not_hurt_the_others(server, crops):
+    png = encode(crops[0])
+    many_pixels = io.BytesIO()
+    Image.new("L", (5000, 5000)).save(many_pixels, "PNG")
+    bodies = {
+        b"": 400,
+        b"no image": 400,
+        png[: len(png) // 2]: 400,
+        encode(crops[0], "BMP"): 400,
+        many_pixels.getvalue(): 413,
+        b"x" * (MOST_BYTES + 1): 413,
+        encode(crops[0].repeat(2, axis=0)[:182, :182].repeat(2, axis=1)[:, :182]): 422,
+        png: 200,
+    }
+    responses = post(server, list(bodies))
+    assert [response.status_code for response in responses] == list(bodies.values())
+    assert "no JPEG or PNG" in responses[0].json()["error"]
+
+    async def chunks():
+        for _ in range(30):
+            yield b"x" * 10_000
+
+    async def send_chunks():
+        async with httpx2.AsyncClient(trust_env=False) as client:
+            return await client.post(f"{server}/embed", content=chunks())
+
+    assert asyncio.run(send_chunks()).status_code == 413
+    with connect(server) as connection:
+        connection.sendall(b"nonsense\r\n\r\n")
+        assert status(connection) == 400
+
+
+def test_a_slow_request_is_given_up_while_others_are_answered(server, crops):
+    head = b"POST /embed HTTP/1.1\r\nHost: x\r\n"
+    slow = [head, head + b"Content-Length: 1000\r\n\r\nsome", b""]
+    connections = [connect(server) for _ in range(3 * WAITING)]
+    start = time.monotonic()
+    for number, connection in enumerate(connections):
+        connection.sendall(slow[number % 3])
+    (response,) = post(server, [encode(crops[0])])
+    assert response.status_code == 200
+    assert [status(connection) for connection in connections] == [408] * len(connections)
+    assert time.monotonic() - start >= ARRIVAL * 0.9
+    endless = connect(server)  # it was refused by its length, and goes on sending
+    endless.sendall(head + b"Content-Length: 9999999\r\n\r\n" + b"x" * 1000)
+    assert status(endless) == 413  # and the connection has been closed
+
+
+def test_the_end_answers_what_was_accepted(gallery, crops, rows):
+    with running(gallery) as (address, process):
+
+        async def stop_under_load():
+            async with httpx2.AsyncClient(timeout=60, trust_env=False) as client:
+                requests = [
+                    asyncio.create_task(client.post(f"{address}/embed", content=encode(crop)))
+                    for crop in crops
+                ]
+                while not any(request.done() for request in requests):
+                    await asyncio.sleep(0.01)
+                waiting = sum(not request.done() for request in requests)
+                process.send_signal(signal.SIGTERM)
+                return waiting, await asyncio.gather(*requests)
+
+        half = connect(address)
+        half.sendall(b"POST /embed HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n")
+        waiting, responses = asyncio.run(stop_under_load())
+        assert waiting
+        assert [response.status_code for response in responses] == [200] * 6
+        actual = np.array([response.json()["embedding"] for response in responses])
+        assert np.linalg.norm(actual - rows, axis=1).max() < TOLERANCE
+        with pytest.raises(ConnectionRefusedError):
+            connect(address)
+        assert status(half) == 408
+        assert process.wait(30) == 0
+        assert process.stdout.read() == ""
+
+
+def test_a_photograph_is_searched_and_its_face_embedded(single_files, monkeypatch):
+    from starlette.testclient import TestClient
+
+    server = import_example("server")
+    monkeypatch.setattr("faces.embedder.load_model", load_once)
+    embedder = Embedder(single_files / "weights.pt", standardisation="fixed")
+    embedder.__dict__["detector"] = ColourDetector()
+    service = server.FaceService(embedder, server.Limits(1, 0, 1, 1 << 20, 1), None, None)
+    with TestClient(service.application()) as client:
+        photograph, nobody = (encode(np.asarray(picture(*faces))) for faces in ([ONE], []))
+        answer = client.post("/embed", content=photograph).json()
+        assert answer["box"] == [40, 30, 82, 76]
+        assert np.linalg.norm(answer["embedding"]) == pytest.approx(1, abs=1e-6)
+        assert client.post("/embed", content=nobody).status_code == 422
+        assert client.post("/identify", content=photograph).status_code == 404
+
+
+def test_the_load_test_measures_and_counts_errors(server, crops, tmp_path, capsys):
+    load_test = import_example("load_test")
+    crop, broken = tmp_path / "crop.png", tmp_path / "broken.png"
+    crop.write_bytes(encode(crops[0]))
+    broken.write_bytes(b"no image")
+    assert load_test.main([server, str(crop), "--rate", "5", "--seconds", "1"]) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"sent +\d+ requests in 1 s: 5\.0/s", printed)
+    assert re.search(r"errors +none\nlatency +p50 \d+ ms, p99 \d+ ms, worst \d+ ms", printed)
+    assert load_test.main([server, str(crop), str(broken), "--rate", "5", "--seconds", "1"]) == 1
+    assert "{'400': " in capsys.readouterr().out
+    with pytest.raises(SystemExit, match=r"Start examples/server\.py first"):
+        load_test.main(["http://127.0.0.1:1", str(crop)])
