@@ -244,20 +244,21 @@ def _write_port_verdict(
         )
     if failed:
         return f"The port differs: its weights are faithful, but {' and '.join(failed)} failed."
-    sentence = _faithful_verdict({result.status for result in results}, run, is_not_run)
+    is_run = any(judgement.name == "arithmetic" for judgement in judgements)
+    sentence = _faithful_verdict({result.status for result in results}, run, is_run, is_not_run)
     unjudged = sum(result.status == "not judged" for result in results)
     if unjudged:
         return f"{sentence} {counted(unjudged, 'tensor')} could not be judged: not in the source."
     return sentence
 
 
-def _faithful_verdict(statuses: set[Status], run: GraphRun | None, is_not_run: bool) -> str:
+def _faithful_verdict(statuses: set[Status], run: GraphRun | None, is_run: bool, is_not_run: bool) -> str:
     changes = []
     if statuses & {"folded", "approximate"}:
         changes.append("with factors folded in")
     if "rounded" in statuses or (run is not None and run.weights == "float16"):
         changes.append("rounded to half precision")
-    graph = "" if run is None else ", and its graph computes what the network does"
+    graph = ", and its graph computes what the network does" if is_run else ""
     if run is not None and run.resized:
         graph += f" with the images that it resizes {run.resized}"
     exactness = "within rounding" if "approximate" in statuses else "bit for bit"

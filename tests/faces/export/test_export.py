@@ -13,6 +13,8 @@ import pytest
 import torch
 
 import faces.export.run
+from converter.convert_file import convert_file
+from converter.hub.catalog_entry import PER_IMAGE
 from facenet_port import main
 from faces.export.run import export as write
 from reference import load
@@ -125,6 +127,17 @@ def test_what_is_not_faithful_does_not_appear(weights, tmp_path, monkeypatch, ca
     assert "the audit refuses it, and nothing was kept" in error
     assert "repeat_2.3.branch0.conv.weight: 1 of 114688 values differs, by up to 1 step" in error
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_another_standardisation_than_that_of_the_training_is_refused(weights, tmp_path, capsys):
+    convert_file(weights, tmp_path / "trained.pt", standardisation=PER_IMAGE)
+    out = tmp_path / "facenet.onnx"
+    assert export(tmp_path / "trained.pt", "-o", out, "--bake", "--standardise", "fixed") == 1
+    error = capsys.readouterr().err
+    assert "preprocessing: (x - 127.5) / 128 is baked in" in error
+    assert "in training it was per image (prewhiten)" in error
+    assert not out.exists()
 
 
 def test_logits_of_weights_without_a_classifier_are_refused(weights, tmp_path, capsys):

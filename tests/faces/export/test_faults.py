@@ -67,6 +67,20 @@ def leave_the_l2_out(edit):
     return "metadata", "but the file has 'float32 (N, 512): embeddings before they are normalised'"
 
 
+def leave_the_classifier_on(edit):
+    """Logits in place of embeddings, under their name."""
+    division = edit.maker("embeddings")
+    edit.graph.node.remove(division)
+    random = np.random.default_rng(0)
+    for name, shape in (("logits.weight", (7, 512)), ("logits.bias", (7,))):
+        edit.graph.initializer.append(numpy_helper.from_array(random.random(shape, np.float32), name))
+    names = [division.input[0], "logits.weight", "logits.bias"]
+    edit.graph.node.append(helper.make_node("Gemm", names, ["embeddings"], transB=1))
+    edit.remove_ancestors(division.input[1])
+    edit.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 7
+    return "metadata", "but the file has 'float32 (N, 7): logits'"
+
+
 def count_the_padding(edit):
     """An average pool of another operator: four pixels, of which three are padding."""
     pool = edit.node("GlobalAveragePool")
@@ -99,7 +113,8 @@ def state_another_source(edit):
 
 FAULTS = (
     flip_a_bit, take_bgr, reverse_channels, exchange_height_and_width, reinterpret, freeze_the_batch,
-    leave_the_l2_out, count_the_padding, round_the_pool_up, divide_by_127_5, state_another_source,
+    leave_the_l2_out, leave_the_classifier_on, count_the_padding, round_the_pool_up, divide_by_127_5,
+    state_another_source,
 )  # fmt: skip
 
 
