@@ -3,39 +3,34 @@
 The parent starts a child for each file, `python -m MODULE`. The child answers requests through `serve` and
 limits its own memory and processor time. Both talk over a socket, which is the child's standard input.
 
-The child may be broken, so they exchange no pickles. A message is a frame: the length of a JSON object (4
-bytes, little-endian), the object, and the bytes of its arrays. The object is {"message": any JSON, "arrays":
-[[dtype, shape], ...]}; a child may also send {"error": text, "details": {...}}.
+The child may be broken, so they exchange no pickles but frames (`converter.frames`). The object of a frame is
+{"message": any JSON, "arrays": ...}; a child may also send {"error": text, "details": {...}}.
 """
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import resource
 import signal
 import socket
-import struct
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
-import numpy as np
 from numpy.typing import NDArray
 
 from converter.errors import RequirementError
+from converter.frames import MOST_BYTES, Arrays, encode_header, receive_frame, send_frame
 
-Arrays = Sequence[NDArray[Any]]
 Answer = Callable[[Any, list[NDArray[Any]]], tuple[Any, Arrays]]
 """Function of a child: (message, arrays) of a request to (message, arrays) of its answer."""
 
-_LENGTH = struct.Struct("<I")
-_MOST_JSON = 16 << 20  # bytes of a JSON object
-_MOST_BYTES = 16 << 30  # bytes of the arrays of a frame
 _READY = "ready"
 
 
@@ -56,24 +51,51 @@ class AnswerError(Exception):
         self.details = details
 
 
+class Request:
+    """A request that a child works on; `ChildProcess.send` makes it."""
+
+    def __init__(self, child: ChildProcess, most_bytes: int) -> None:
+        self._child = child
+        self.most_bytes = most_bytes
+        self.answer: tuple[dict[str, Any], list[NDArray[Any]]] | None = None
+
+    def wait(self) -> tuple[Any, list[NDArray[Any]]]:
+        """Wait for the answer.
+
+        Returns:
+            As `ChildProcess.ask`.
+
+        Raises:
+            AnswerError, ChildError, RequirementError: As `ChildProcess.ask`.
+        """
+        answer, arrays = self._child.receive(self)
+        if "error" in answer:
+            details = answer.get("details")
+            raise AnswerError(str(answer["error"]), **(details if isinstance(details, dict) else {}))
+        return answer.get("message"), arrays
+
+
 class ChildProcess:
     """A context manager: a module that answers requests in a process of its own.
 
-    Only one thread at a time may use it. The child does not receive Ctrl-C; it ends with the parent or with
-    `close`.
+    The child does not receive Ctrl-C; it ends with the parent or with `close`.
 
     Args:
         module: Full name of a module that calls `serve` as `__main__`.
         arguments: The child's `sys.argv[1:]`.
         seconds: Longest time to wait for one answer.
+        shared: Whether arrays cross in shared memory, for a child that is trusted, whose `serve` has the same
+            setting. A shared array is not copied, and several requests can wait in turn.
 
     Raises:
         RequirementError: The process cannot be started.
     """
 
-    def __init__(self, module: str, *arguments: str | Path, seconds: float) -> None:
-        self._module, self._seconds = module, seconds
+    def __init__(self, module: str, *arguments: str | Path, seconds: float, shared: bool = False) -> None:
+        self._module, self._seconds, self._shared = module, seconds, shared
         self._ready = False
+        self._requests: deque[Request] = deque()
+        self._lock = threading.Lock()
         self._socket, theirs = socket.socketpair()
         # The child then imports the same modules as this process.
         paths = os.pathsep.join(os.path.abspath(entry) for entry in sys.path)  # noqa: PTH100
@@ -96,8 +118,13 @@ class ChildProcess:
         """Process id of the child."""
         return self._process.pid
 
+    @property
+    def is_open(self) -> bool:
+        """Whether the child may still answer: neither `close` nor an error has ended it."""
+        return self._socket.fileno() != -1
+
     def ask(
-        self, message: Any, arrays: Arrays = (), *, most_bytes: int = _MOST_BYTES
+        self, message: Any, arrays: Arrays = (), *, most_bytes: int = MOST_BYTES
     ) -> tuple[Any, list[NDArray[Any]]]:
         """Send a request and wait for its answer.
 
@@ -115,29 +142,44 @@ class ChildProcess:
             ChildError: The child crashed, exceeded a limit, took too long or answered nonsense; it is ended.
             RequirementError: The module does not run here.
         """
-        header = _header({"message": message}, arrays)
-        deadline = time.monotonic() + self._seconds
-        try:
-            if not self._ready:
-                self._wait_until_ready(deadline)
+        return self.send(message, arrays, most_bytes=most_bytes).wait()
+
+    def send(self, message: Any, arrays: Arrays = (), *, most_bytes: int = MOST_BYTES) -> Request:
+        """Send a request, on which the child works while this process goes on.
+
+        The child answers requests in turn. While one waits, another is only sent with shared memory: both
+        processes could otherwise wait for the other one to read.
+
+        Args:
+            message: As for `ask`.
+            arrays: As for `ask`.
+            most_bytes: As for `ask`.
+
+        Raises:
+            ChildError, RequirementError: As `ask`.
+        """
+        header = encode_header({"message": message}, arrays)
+        request = Request(self, most_bytes)
+        with self._lock, self._explained_errors():
             self._socket.settimeout(self._seconds)
-            _send(self._socket, header, arrays)
-            answer, received = _receive(self._socket, most_bytes, deadline)
-        except TimeoutError as error:
-            self.close()
-            raise ChildError(f"gives no answer within {self._seconds:g} s") from error
-        except (OSError, EOFError) as error:
-            raise ChildError(self._how_it_ended()) from error
-        except ValueError as error:
-            self.close()
-            raise ChildError(f"answers nonsense ({error})") from error
-        except BaseException:  # Ctrl-C in the middle of a frame: the next answer would be misread
-            self.close()
-            raise
-        if "error" in answer:
-            details = answer.get("details")
-            raise AnswerError(str(answer["error"]), **(details if isinstance(details, dict) else {}))
-        return answer.get("message"), received
+            send_frame(self._socket, header, arrays, shared=self._shared)
+            self._requests.append(request)
+        return request
+
+    def receive(self, request: Request) -> tuple[dict[str, Any], list[NDArray[Any]]]:
+        """Wait for the answer to a request; answers to older ones are kept until they are asked for.
+
+        Raises:
+            ChildError, RequirementError: As `ask`.
+        """
+        with self._lock, self._explained_errors():
+            while request.answer is None:
+                deadline = time.monotonic() + self._seconds
+                self._wait_until_ready(deadline)
+                oldest = self._requests[0]
+                oldest.answer = receive_frame(self._socket, oldest.most_bytes, deadline, shared=self._shared)
+                self._requests.popleft()
+        return request.answer
 
     def close(self) -> None:
         """End the process."""
@@ -151,9 +193,30 @@ class ChildProcess:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _wait_until_ready(self, deadline: float) -> None:
+    @contextmanager
+    def _explained_errors(self) -> Iterator[None]:
+        """Turn whatever happens between the two processes into one error, and end the child."""
         try:
-            greeting, _ = _receive(self._socket, 0, deadline)
+            yield
+        except TimeoutError as error:
+            self.close()
+            raise ChildError(f"gives no answer within {self._seconds:g} s") from error
+        except (OSError, EOFError) as error:
+            if self.is_open:
+                self._wait_until_ready(time.monotonic() + self._seconds)
+            raise ChildError(self._how_it_ended()) from error
+        except ValueError as error:
+            self.close()
+            raise ChildError(f"answers nonsense ({error})") from error
+        except BaseException:  # Ctrl-C in the middle of a frame: the next answer would be misread
+            self.close()
+            raise
+
+    def _wait_until_ready(self, deadline: float) -> None:
+        if self._ready:
+            return
+        try:
+            greeting, _ = receive_frame(self._socket, 0, deadline, shared=self._shared)
         except (ConnectionError, EOFError) as error:
             self.close()
             raise RequirementError(
@@ -176,27 +239,28 @@ class ChildProcess:
         return f"ends without an answer (exit code {status})"
 
 
-def serve(answer: Answer) -> None:
+def serve(answer: Answer, *, shared: bool = False) -> None:
     """Answer the parent's requests, in the child, until the parent closes the socket.
 
     Args:
         answer: Called for each request. The parent receives every exception as an `AnswerError` with the
             same message.
+        shared: As in `ChildProcess`.
     """
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with socket.socket(fileno=os.dup(0)) as connection:
-        _send(connection, _header({"message": _READY}), ())
+        send_frame(connection, encode_header({"message": _READY}), (), shared=shared)
         while True:
             try:
-                request, arrays = _receive(connection, _MOST_BYTES)
+                request, arrays = receive_frame(connection, MOST_BYTES, shared=shared)
             except EOFError:
                 return
             try:
                 message, results = answer(request.get("message"), arrays)
-                header = _header({"message": message}, results)
+                header = encode_header({"message": message}, results)
             except Exception as error:
-                header, results = _header(_describe_error(error)), ()
-            _send(connection, header, results)
+                header, results = encode_header(_describe_error(error)), ()
+            send_frame(connection, header, results, shared=shared)
 
 
 def _describe_error(error: Exception) -> dict[str, Any]:
@@ -231,72 +295,3 @@ def allow_processor_time(seconds: float) -> None:
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     remaining, _ = signal.getitimer(signal.ITIMER_PROF)
     signal.setitimer(signal.ITIMER_PROF, remaining + seconds)
-
-
-def _header(content: dict[str, Any], arrays: Arrays = ()) -> bytes:
-    """Encode the part of a frame before the bytes of its arrays."""
-    described = [[array.dtype.str, array.shape] for array in arrays]
-    encoded = json.dumps(content | {"arrays": described}).encode()
-    if len(encoded) > _MOST_JSON:
-        raise ValueError(f"a message of {len(encoded)} bytes, {_MOST_JSON} at most")
-    return _LENGTH.pack(len(encoded)) + encoded
-
-
-def _send(connection: socket.socket, header: bytes, arrays: Arrays) -> None:
-    connection.sendall(header)
-    for array in arrays:
-        connection.sendall(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-
-
-def _receive(
-    connection: socket.socket, most_bytes: int, deadline: float | None = None
-) -> tuple[dict[str, Any], list[NDArray[Any]]]:
-    """Receive a frame.
-
-    Raises:
-        EOFError: The other side has closed the connection.
-        OSError: The connection is broken; `TimeoutError` at the deadline.
-        ValueError: This is not a frame, or its arrays take too many bytes.
-    """
-    head = bytearray(_LENGTH.size)
-    _receive_into(connection, memoryview(head), deadline)
-    (length,) = _LENGTH.unpack(head)
-    if length > _MOST_JSON:
-        raise ValueError(f"a message of {length} bytes")
-    encoded = bytearray(length)
-    _receive_into(connection, memoryview(encoded), deadline)
-    try:
-        header = json.loads(encoded)
-    except RecursionError:
-        raise ValueError("a message that is nested too deeply") from None
-    arrays = []
-    for dtype, shape in _described_arrays(header, most_bytes):
-        array = np.empty(shape, dtype)
-        _receive_into(connection, array.reshape(-1).view(np.uint8).data, deadline)
-        arrays.append(array)
-    return header, arrays
-
-
-def _described_arrays(header: Any, most_bytes: int) -> list[tuple[np.dtype, tuple[int, ...]]]:
-    """Check the description of a frame's arrays."""
-    try:
-        described = [(np.dtype(str(dtype)), tuple(shape)) for dtype, shape in header.get("arrays", [])]
-    except (AttributeError, TypeError, ValueError) as error:
-        raise ValueError("a message that does not describe its arrays") from error
-    for dtype, shape in described:
-        if dtype.kind not in "biuf" or not all(type(extent) is int and extent >= 0 for extent in shape):
-            raise ValueError(f"an array of {dtype} {shape}")
-    size = sum(dtype.itemsize * math.prod(shape) for dtype, shape in described)
-    if size > most_bytes:
-        raise ValueError(f"arrays of {size} bytes, {most_bytes} at most")
-    return described
-
-
-def _receive_into(connection: socket.socket, buffer: memoryview, deadline: float | None) -> None:
-    while buffer:
-        if deadline is not None:
-            connection.settimeout(max(1e-3, deadline - time.monotonic()))
-        count = connection.recv_into(buffer)
-        if count == 0:
-            raise EOFError
-        buffer = buffer[count:]

@@ -63,11 +63,15 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _work(arguments: argparse.Namespace) -> int:
     _check_usage(arguments)
+    stored = arguments.activations is not None
+    if not stored:
+        from checks.core.tensorflow_process import start_tensorflow
+
+        start_tensorflow()  # it is imported while PyTorch is
     # PyTorch is imported here, so that Ctrl-C during the import ends as it does later.
     from checks.compare.run import compare
 
     source = options.locate(arguments)
-    stored = arguments.activations is not None
     with ProgressBar("starting", quiet=arguments.quiet) as progress:
         result = compare(
             source,

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
+from checks.core.inputs import InputBatch
 from checks.core.judgement import Judgement
 from checks.core.source_tensors import BrokenSource
 from checks.core.tensorflow_side import Activations
@@ -70,6 +72,26 @@ class Facts:
     names: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class ExpectedInput:
+    """An input of a comparison, on which TensorFlow may still be at work.
+
+    Attributes:
+        batch: The input.
+        names: The activations to compare.
+        wait: Waits for TensorFlow's activations.
+    """
+
+    batch: InputBatch
+    names: tuple[str, ...]
+    wait: Callable[[], Activations]
+
+    @classmethod
+    def of(cls, activations: Activations) -> Self:
+        """The input of activations that are known."""
+        return cls(activations.batch, tuple(activations.float64), lambda: activations)
+
+
 class Expected(ABC):
     """TensorFlow's side of a comparison, which runs now or was stored before."""
 
@@ -83,8 +105,8 @@ class Expected(ABC):
         """Judge every tensor of a state_dict."""
 
     @abstractmethod
-    def activations(self) -> Iterator[Activations]:
-        """Give TensorFlow's activations, input by input. It can be called again."""
+    def inputs(self) -> Iterator[ExpectedInput]:
+        """Give input by input; each is to be waited for before the next. It can be called again."""
 
     @abstractmethod
     def diagnosis_reference(self) -> DiagnosisReference | str:

@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from checks.compare.activation_file import ActivationFile
-from checks.compare.expected import DIAGNOSED_IMAGES, Checkpoint, DiagnosisReference, Expected, Facts
+from checks.compare.expected import (
+    DIAGNOSED_IMAGES,
+    Checkpoint,
+    DiagnosisReference,
+    Expected,
+    ExpectedInput,
+    Facts,
+)
 from checks.compare.judge import judge_stored_tensors, judge_tensors
 from checks.core import thresholds
 from checks.core.activations import activations_of, run_pytorch
@@ -19,7 +26,6 @@ from checks.core.metrics import relative_l2
 from checks.core.models import Port, build_port
 from checks.core.network import short_name
 from checks.core.source_tensors import alternative_state_dict, expected_state_dict
-from checks.core.tensorflow_side import Activations
 from checks.core.types import Array, Arrays, Say
 from converter.convert import convert_tensors
 from converter.errors import SourceError, UsageError
@@ -123,11 +129,11 @@ class ExpectedFromFile(Expected):
         digests = {key: _fingerprint(array) for key, array in state_dict.items()}
         return judge_stored_tensors(digests, self.stored.provenance["tensors"])
 
-    def activations(self) -> Iterator[Activations]:
+    def inputs(self) -> Iterator[ExpectedInput]:
         """Read one input after another."""
         for activations in self.stored:
             self.say(f"comparing: {activations.batch.name}")
-            yield activations
+            yield ExpectedInput.of(activations)
 
     def diagnosis_reference(self) -> DiagnosisReference | str:
         """Take the first images of the first input; without a checkpoint, say what to run."""

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
 from checks.compare.activation_file import activation_writer
-from checks.compare.expected import DIAGNOSED_IMAGES, Checkpoint, DiagnosisReference, Expected, Facts
+from checks.compare.expected import (
+    DIAGNOSED_IMAGES,
+    Checkpoint,
+    DiagnosisReference,
+    Expected,
+    ExpectedInput,
+    Facts,
+)
 from checks.compare.expected_from_file import provenance
 from checks.compare.judge import judge_tensors
 from checks.core.activations import activations_of
@@ -62,23 +71,45 @@ class ExpectedFromTensorFlow(Expected):
         own = self.tensorflow.own_tensors if isinstance(self.tensorflow, TensorFlowSide) else {}
         return judge_tensors(state_dict, self.checkpoint.tensors, self.checkpoint.plan, own)
 
-    def activations(self) -> Iterator[Activations]:
-        """Run one input after another; the first time, store the activations in `save`."""
+    def inputs(self) -> Iterator[ExpectedInput]:
+        """Begin an input while the one before is compared; the first time, store activations in `save`."""
         assert isinstance(self.tensorflow, TensorFlowSide)  # nothing is run on a broken source
         network = self.checkpoint.plan.network
         names = activations_of(network, every_layer=self.every_layer)
+        batches = chain(inputs_of(network, self.seed), photograph_inputs(self.photographs, network))
         with ExitStack() as stack:
-            store = None
-            if self.save is not None:
-                stated = provenance(self.checkpoint, self.facts.own_graph, self.seed, names)
-                store = stack.enter_context(activation_writer(self.save, stated))
-                self.save = None
-            for batch in chain(inputs_of(network, self.seed), photograph_inputs(self.photographs, network)):
-                self.say(f"comparing: {batch.name}")
-                activations = self.tensorflow.run(batch, names)
-                if store is not None and activations.broken is None:
-                    store(activations)
-                yield activations
+            finish = self._storing(stack, names)
+            begun: deque[ExpectedInput] = deque()
+            for batch in batches:
+                wait = self.tensorflow.begin(batch, names)
+                begun.append(ExpectedInput(batch, names, partial(finish, wait)))
+                if len(begun) > 1:
+                    yield self._next(begun)
+            while begun:
+                yield self._next(begun)
+
+    def _next(self, begun: deque[ExpectedInput]) -> ExpectedInput:
+        self.say(f"comparing: {begun[0].batch.name}")
+        return begun.popleft()
+
+    def _storing(
+        self, stack: ExitStack, names: tuple[str, ...]
+    ) -> Callable[[Callable[[], Activations]], Activations]:
+        """Make the function that waits for activations and stores them, if they are to be stored."""
+        save, self.save = self.save, None
+        store: Callable[[Activations], None] | None = None
+
+        def finish(wait: Callable[[], Activations]) -> Activations:
+            nonlocal store
+            activations = wait()
+            if save is not None and activations.broken is None:
+                if store is None:  # TensorFlow has stated its version
+                    stated = provenance(self.checkpoint, self.facts.own_graph, self.seed, names)
+                    store = stack.enter_context(activation_writer(save, stated))
+                store(activations)
+            return activations
+
+        return finish
 
     def diagnosis_reference(self) -> DiagnosisReference:
         """Run every layer on the first images of the first input."""

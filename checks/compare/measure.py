@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from checks.compare.expected import ExpectedInput
 from checks.compare.result import ActivationMeasurement, InputMeasurement
 from checks.core.activations import activation_names, run_pytorch
 from checks.core.metrics import Difference, difference, l2_norm, relative_l2
@@ -15,6 +16,7 @@ from checks.core.models import Port
 from checks.core.mtcnn_network import outputs_among
 from checks.core.network import EMBEDDINGS, LOGITS
 from checks.core.rounding import LayerRounding, first_image, measure_rounding
+from checks.core.source_tensors import BrokenSource
 from checks.core.tensorflow_side import Activations
 from checks.core.types import Array, Arrays
 from reference import InceptionResnetV1
@@ -23,16 +25,23 @@ _INFINITELY_FAR = Difference(math.inf, math.inf, -1.0, 2**64 - 1, math.inf)
 _UNMEASURED = Difference(math.nan, math.nan, math.nan, 0, math.nan)
 
 
-def run_and_measure(port: Port, expected: Activations) -> InputMeasurement:
-    """Run both models of a port on an input and measure them against TensorFlow."""
-    names = tuple(expected.float64)
-    images = expected.batch.images
+def run_and_measure(port: Port, expected: ExpectedInput) -> InputMeasurement | BrokenSource:
+    """Run both models of a port on an input, and measure them against TensorFlow.
+
+    TensorFlow is waited for when PyTorch has ended.
+
+    Returns:
+        The measurement; if TensorFlow's own activations are not finite, what is broken.
+    """
+    images, names = expected.batch.images, expected.names
     every_layer = names
     if isinstance(port.float32, InceptionResnetV1):
         every_layer = activation_names(every_layer=True, logits=LOGITS in names)
     float32 = run_pytorch(port.float32, images, every_layer)
     rounding = measure_rounding(port.float64, *first_image(images, float32))
-    return measure(expected, float32, run_pytorch(port.float64, images, names), rounding=rounding)
+    float64 = run_pytorch(port.float64, images, names)
+    activations = expected.wait()
+    return activations.broken or measure(activations, float32, float64, rounding=rounding)
 
 
 def measure(

@@ -27,6 +27,7 @@ from checks.core.source_tensors import (
     float32_variables,
     plan_source,
 )
+from checks.core.tensorflow_process import start_tensorflow
 from checks.core.tensorflow_side import TensorFlowSide, require_tensorflow
 from checks.core.types import Arrays, Say
 from checks.diagnosis.diagnose import diagnose
@@ -165,6 +166,7 @@ def _start_tensorflow(
     require_tensorflow(
         "to compare with", "A comparison with stored activations (--activations FILE) works without it."
     )
+    start_tensorflow()
     photographs = [] if options.images is None else read_photographs(find_photographs(options.images))
     if options.save is not None:
         _refuse_activations(options.save)
@@ -261,10 +263,11 @@ class _Comparison:
     def _judge(self, arrays: Arrays, port: Port | str) -> CompareResult:
         facts = self.expected.facts
         inputs: tuple[InputMeasurement, ...] = ()
-        judgements = [self.expected.judge_tensors(arrays)]
         broken = facts.broken
         if broken is None and isinstance(port, Port):
             inputs, broken = self._measure(port)
+        # After the inputs: TensorFlow reads the source while PyTorch is run.
+        judgements = [self.expected.judge_tensors(arrays)]
         if broken is not None:
             inputs = ()
         elif isinstance(port, str):
@@ -296,10 +299,11 @@ class _Comparison:
     def _measure(self, port: Port) -> tuple[tuple[InputMeasurement, ...], BrokenSource | None]:
         """Run the port on every input; stop where TensorFlow's own activations are not finite."""
         inputs = []
-        for activations in self.expected.activations():
-            if activations.broken is not None:
-                return (), activations.broken
-            inputs.append(run_and_measure(port, activations))
+        for expected in self.expected.inputs():
+            measured = run_and_measure(port, expected)
+            if isinstance(measured, BrokenSource):
+                return (), measured
+            inputs.append(measured)
         return tuple(inputs), None
 
     def _diagnose(self, arrays: Arrays, port: Port | str) -> Diagnosis | str:

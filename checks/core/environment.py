@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from checks.core.tensorflow_process import tensorflow_version
+
 DATE = "date"
 MACHINE = ("platform", "processor", "cores", "threads")
 """The keys of `machine`."""
@@ -51,11 +53,12 @@ def machine() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """The versions of Python, torch and numpy, and of TensorFlow if it has been imported."""
+    """The versions of Python, torch and numpy, and of TensorFlow if it has run, here or in its process."""
     result = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
-    tensorflow = sys.modules.get("tensorflow")
+    imported = sys.modules.get("tensorflow")
+    tensorflow = tensorflow_version() if imported is None else imported.__version__
     if tensorflow is not None:
-        result["tensorflow"] = tensorflow.__version__
+        result["tensorflow"] = tensorflow
     return result
 
 

@@ -5,19 +5,21 @@ from __future__ import annotations
 import importlib.util
 import re
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property
+from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from checks.core.activations import activation_names
 from checks.core.inputs import InputBatch
-from checks.core.metrics import relative_l2
 from checks.core.models import Port, build_port
 from checks.core.rounding import LayerRounding, measure_rounding
 from checks.core.source_tensors import BrokenSource, find_overflow
+from checks.core.tensorflow_process import OwnGraphFile, note_version, start_tensorflow
 from checks.core.types import Array
+from converter.child_process import AnswerError, ChildError, Request
 from converter.convert import to_numpy_state_dict
 from converter.errors import RequirementError, SourceError
 from converter.formats.neighbours import HEAD_BYTES, refuse_placeholder
@@ -81,8 +83,11 @@ class Activations:
         return next(filter(None, found), None)
 
 
+_numbers = count()  # of the graphs in TensorFlow's process
+
+
 class TensorFlowSide:
-    """The TensorFlow graphs of one source, open until closed. A context manager.
+    """The TensorFlow graphs of one source, in TensorFlow's process, open until closed. A context manager.
 
     Args:
         source: The open source.
@@ -94,11 +99,12 @@ class TensorFlowSide:
             Inception-ResNet-v1.
 
     Attributes:
-        own_graph: The file that the checkpoint's own graph was read from, or None.
-        own_tensors: The weights as TensorFlow's reader gave them to that graph; empty without one.
+        own_graph: The file that the checkpoint's own graph is read from, or None.
 
     Raises:
-        SourceError: The source's own graph cannot be run.
+        SourceError: The source's own graph cannot be run. This, and every other error of TensorFlow, may also
+            be raised by what first waits for the process.
+        RequirementError: TensorFlow does not run here, or ended.
     """
 
     def __init__(
@@ -110,77 +116,120 @@ class TensorFlowSide:
         own_graph: bool = True,
         network: MtcnnNetwork | None = None,
     ) -> None:
-        from facenet_tf.mtcnn import RebuiltMtcnn
-        from facenet_tf.rebuilt_network import RebuiltNetwork
-
-        rebuild: Callable[..., RebuiltNetwork | RebuiltMtcnn] = RebuiltNetwork
-        if network is not None:
-            rebuild, own_graph = partial(RebuiltMtcnn, network.name), False
-        self._variables = tensors
+        self._variables, self._path = tensors, source.path
         self._port: Port | None = None
-        self._closing = ExitStack()
-        try:
-            self._exact = rebuild(tensors, "float64")
-            self._closing.callback(self._exact.close)
-            self._single = rebuild(tensors, "float32")
-            self._closing.callback(self._single.close)
-            self._own = open_own_graph(source, weights) if own_graph else None
-            if self._own is not None:
-                self._closing.enter_context(self._own)
-        except BaseException:
-            self._closing.close()
-            raise
-        self.own_graph: Path | None = None if self._own is None else self._own.path
-        self.own_tensors: Mapping[str, Array] = {} if self._own is None else self._own.tensors
+        self._file = find_own_graph_file(source, weights) if own_graph and network is None else None
+        self.own_graph: Path | None = None if self._file is None else self._file.path
+        self._child, self._number = start_tensorflow(), next(_numbers)
+        self._opening = self._send(
+            "open",
+            list(tensors.values()),
+            network=None if network is None else network.name,
+            variables=list(tensors),
+            own=None if self._file is None else self._file.as_json(),
+        )
 
-    def run(self, batch: InputBatch, activations: tuple[str, ...]) -> Activations:
-        """Run every graph on an input.
+    @cached_property
+    def own_tensors(self) -> Mapping[str, Array]:
+        """The weights as TensorFlow's reader gave them to the own graph; empty without one."""
+        message, arrays = self._wait(self._opening)
+        note_version(message["version"])
+        return dict(zip(message["own_tensors"], arrays, strict=True))
+
+    def begin(self, batch: InputBatch, activations: tuple[str, ...]) -> Callable[[], Activations]:
+        """Begin to run every graph on an input; the result waits for the end.
 
         An activation that the checkpoint's own graph lacks, such as the Logits of a frozen one, comes from
         the rebuilt graph.
         """
-        exact = self._exact.run(batch.images, activations)
-        rebuilt = self._single.run(batch.images, activations)
-        height, width = batch.images.shape[1:3]
-        if self._own is None or not self._own.supports(height, width):
-            return Activations(batch, exact, rebuilt, False, {}, ())
-        own = self._own.run(
-            batch.images, [activation for activation in activations if activation in self._own.activations]
-        )
-        return Activations(
-            batch,
-            exact,
-            {activation: own.get(activation, rebuilt[activation]) for activation in activations},
-            True,
-            {activation: relative_l2(rebuilt[activation], own[activation]) for activation in own},
-            self._own_rounding(batch.images[:1]),
-        )
+        layers = [] if self._file is None else activation_names(every_layer=True, logits=True)
+        running = self._send("run", [batch.images], activations=activations, layers=layers)
+
+        def wait() -> Activations:
+            _ = self.own_tensors  # an error of its own graph is raised first
+            message, arrays = self._wait(running)
+            exact, single, first = (
+                arrays[: len(activations)],
+                arrays[len(activations) : 2 * len(activations)],
+                arrays[2 * len(activations) :],
+            )
+            return Activations(
+                batch,
+                dict(zip(activations, exact, strict=True)),
+                dict(zip(activations, single, strict=True)),
+                message["own_graph"],
+                message["rebuilt"],
+                self._own_rounding(batch.images[:1], dict(zip(message["layers"], first, strict=True))),
+            )
+
+        return wait
+
+    def run(self, batch: InputBatch, activations: tuple[str, ...]) -> Activations:
+        """Run every graph on an input, as `begin`."""
+        return self.begin(batch, activations)()
 
     def run_exact(self, images: Array, activations: tuple[str, ...]) -> Mapping[str, Array]:
         """Run the rebuilt graph in float64 alone; as `Activations.float64`."""
-        return self._exact.run(images, activations)
+        _ = self.own_tensors
+        _, arrays = self._wait(self._send("run exact", [images], activations=activations))
+        return dict(zip(activations, arrays, strict=True))
 
-    def _own_rounding(self, images: Array) -> tuple[LayerRounding, ...]:
+    def _own_rounding(self, images: Array, layers: Mapping[str, Array]) -> tuple[LayerRounding, ...]:
         """Measure the rounding of every layer of the own graph, with the converted weights in float64."""
-        assert self._own is not None
+        if not layers:
+            return ()
         if self._port is None:
             variant = infer_variant(describe(self._variables))
             port = build_port(to_numpy_state_dict(self._variables), variant)
             assert isinstance(port, Port)  # converted variables load
             self._port = port
-        names = activation_names(every_layer=True, logits=True)
-        layers = self._own.run(images, [name for name in names if name in self._own.activations])
         return measure_rounding(self._port.float64, images, layers)
 
+    def _send(self, what: str, arrays: list[Array], **options: Any) -> Request:
+        """Send a request to TensorFlow's process."""
+        try:
+            return self._child.send({"do": what, "graphs": self._number, **options}, arrays)
+        except ChildError as error:
+            raise self._crash(error) from error
+
+    def _wait(self, request: Request) -> tuple[Any, list[Array]]:
+        """Wait for the answer to a request."""
+        try:
+            return request.wait()
+        except ChildError as error:
+            raise self._crash(error) from error
+        except AnswerError as error:
+            if self._file is not None and "graph" in error.details:
+                raise _refuse_own_graph(self._file.kind, Path(error.details["graph"]), str(error)) from error
+            if "of_tensorflow" in error.details:
+                problem = f"TensorFlow cannot compute with its weights: {error}"
+                raise RequirementError(f"{self._path}: {problem}. {_MEMORY}") from error
+            raise
+
+    def _crash(self, error: ChildError) -> SourceError | RequirementError:
+        """Describe the end of TensorFlow's process."""
+        problem = f"TensorFlow {error} with its weights"
+        if "SIGKILL" in str(error):
+            return RequirementError(f"{self._path}: {problem}: something ended its process. {_MEMORY}")
+        if self._file is None:
+            advice = "Try `python -c 'import tensorflow'`, and install the version that constraints.txt names"
+            return RequirementError(f"{self._path}: {problem}. {advice}.")
+        return _refuse_own_graph(self._file.kind, self._file.path, f"TensorFlow {error}")
+
     def close(self) -> None:
-        """Release the sessions."""
-        self._closing.close()
+        """Release the graphs; the process stays."""
+        if self._child.is_open:
+            with suppress(ChildError, RequirementError):
+                self._child.send({"do": "close", "graphs": self._number})
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+_MEMORY = "It may have run out of memory: a comparison takes some 2 GB"
 
 
 def find_meta(prefix: str | Path) -> Path | None:
@@ -220,28 +269,42 @@ def find_own_graph(source: TensorSource) -> tuple[Path, GraphKind] | None:
     return meta, "meta"
 
 
+def find_own_graph_file(source: TensorSource, weights: Weights) -> OwnGraphFile | None:
+    """Find the own graph of a source, a .pb, a checkpoint's .meta or a SavedModel's; None if it has none.
+
+    Raises:
+        SourceError: As `find_own_graph`.
+    """
+    named = source if isinstance(source, NetworkTensors) else NetworkTensors(source)
+    opened = named.source
+    file = find_own_graph(opened)
+    if file is None:
+        return None
+    path, kind = file
+    checkpoint: Path | None = None
+    if isinstance(opened, SavedModel):
+        checkpoint = opened.variables
+    elif isinstance(opened, TensorBundle):
+        checkpoint = opened.path
+    return OwnGraphFile(path, kind, checkpoint, weights, named.prefix)
+
+
 def open_own_graph(source: TensorSource, weights: Weights) -> OwnGraph | None:
-    """Open a source's own graph, a .pb, a checkpoint's .meta or a SavedModel's; None if it has none.
+    """Open a source's own graph in this process; None if it has none.
 
     Raises:
         SourceError: The graph cannot be run.
     """
     from facenet_tf.graph_nodes import GraphError
-    from facenet_tf.own_graph import OwnGraph
 
-    named = source if isinstance(source, NetworkTensors) else NetworkTensors(source)
-    opened, scope = named.source, named.prefix
-    file = find_own_graph(opened)
-    if file is None:
-        return None
-    path, kind = file
+    file = find_own_graph_file(source, weights)
     try:
-        if isinstance(opened, SavedModel):
-            return OwnGraph.from_saved_model(path, opened.variables, weights, scope)
-        if isinstance(opened, FrozenGraph):
-            return OwnGraph.from_frozen(path, weights, scope, kind)
-        return OwnGraph.from_checkpoint(path, opened.path, weights, scope)
+        return None if file is None else file.open()
     except GraphError as error:
-        problem = f"the checkpoint's own graph cannot be run: {error.problem}"
-        next_step = f"{WITHOUT_OWN_GRAPH[kind]} to compare with the rebuilt graph alone"
-        raise SourceError(error.path, problem, next_step=next_step) from error
+        assert file is not None
+        raise _refuse_own_graph(file.kind, error.path, error.problem) from error
+
+
+def _refuse_own_graph(kind: GraphKind, path: Path, problem: str) -> SourceError:
+    next_step = f"{WITHOUT_OWN_GRAPH[kind]} to compare with the rebuilt graph alone"
+    return SourceError(path, f"the checkpoint's own graph cannot be run: {problem}", next_step=next_step)

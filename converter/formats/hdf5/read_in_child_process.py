@@ -18,8 +18,9 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from converter.child_process import AnswerError, Arrays, allow_processor_time, limit_memory, serve
+from converter.child_process import AnswerError, allow_processor_time, limit_memory, serve
 from converter.formats.hdf5.keras_3_variables import find_variables, is_keras_3, open_archive, settle_betas
+from converter.frames import Arrays
 
 _OPEN_SECONDS = 1.0  # of processor time; 490 weights take 0.15
 _TENSOR_SECONDS = 0.01

@@ -19,8 +19,10 @@ from torch.nn import functional as F
 pytest.importorskip("tensorflow")
 
 from checks.compare.__main__ import main
+from checks.compare.expected import ExpectedInput
 from checks.compare.judge import judge_mapping, judge_rounding
 from checks.compare.measure import run_and_measure
+from checks.compare.result import InputMeasurement
 from checks.compare.run import compare
 from checks.core import thresholds
 from checks.core.activations import activations_of
@@ -260,6 +262,12 @@ MODULES: dict[str, tuple[str, Callable[[nn.Module], None], str]] = {
 }
 
 
+def measure(port: Port, activations: Activations) -> InputMeasurement:
+    measured = run_and_measure(port, ExpectedInput.of(activations))
+    assert isinstance(measured, InputMeasurement)
+    return measured
+
+
 @pytest.mark.parametrize("fault", MODULES)
 def test_a_wrong_module_is_found_at_its_layer(
     fault: str, expected: dict[str, tuple[dict[str, Any], Activations]]
@@ -268,11 +276,11 @@ def test_a_wrong_module_is_found_at_its_layer(
     arrays, activations = expected[name]
     port = build_port(arrays, MtcnnNetwork(name))
     assert isinstance(port, Port)
-    clean = judge_mapping([run_and_measure(port, activations)])
+    clean = judge_mapping([measure(port, activations)])
     assert clean.passed and clean.share is not None and clean.share < 0.5
     for model in (port.float32, port.float64):
         plant(model)
-    batch = run_and_measure(port, activations)
+    batch = measure(port, activations)
     judgement = judge_mapping([batch])
     assert not judgement.passed
     assert judgement.share is not None and judgement.share > thresholds.MARGIN
@@ -306,7 +314,7 @@ def test_a_wrong_input_is_found(
                 ).to(given[0].dtype).permute(0, 3, 1, 2),
             )
         )  # fmt: skip
-    batch = run_and_measure(port, activations)
+    batch = measure(port, activations)
     judgement = judge_mapping([batch])
     assert batch.first_divergence == "conv1"
     assert judgement.share is not None and judgement.share > thresholds.MARGIN
@@ -320,7 +328,7 @@ def test_rounding_has_a_margin_on_both_sides(
     arrays, activations = expected[name]
     port = build_port(arrays, MtcnnNetwork(name))
     assert isinstance(port, Port)
-    clean = judge_rounding([run_and_measure(port, activations)])
+    clean = judge_rounding([measure(port, activations)])
     assert clean.passed and clean.share is not None and clean.share < 0.5
 
     def coarse(module: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -330,7 +338,7 @@ def test_rounding_has_a_margin_on_both_sides(
     for module in port.float32.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             module.register_forward_pre_hook(coarse)
-    batch = run_and_measure(port, activations)
+    batch = measure(port, activations)
     assert not judge_rounding([batch]).passed
     for layer in batch.rounding:
         is_linear = layer.activation.startswith("conv")
