@@ -95,7 +95,7 @@ class ChildProcess:
         self._module, self._seconds, self._shared = module, seconds, shared
         self._ready = False
         self._requests: deque[Request] = deque()
-        self._lock = threading.Lock()
+        self._sending, self._receiving = threading.Lock(), threading.Lock()
         self._socket, theirs = socket.socketpair()
         # The child then imports the same modules as this process.
         paths = os.pathsep.join(os.path.abspath(entry) for entry in sys.path)  # noqa: PTH100
@@ -160,10 +160,10 @@ class ChildProcess:
         """
         header = encode_header({"message": message}, arrays)
         request = Request(self, most_bytes)
-        with self._lock, self._explained_errors():
+        with self._sending, self._explained_errors():
+            self._requests.append(request)
             self._socket.settimeout(self._seconds)
             send_frame(self._socket, header, arrays, shared=self._shared)
-            self._requests.append(request)
         return request
 
     def receive(self, request: Request) -> tuple[dict[str, Any], list[NDArray[Any]]]:
@@ -172,7 +172,7 @@ class ChildProcess:
         Raises:
             ChildError, RequirementError: As `ask`.
         """
-        with self._lock, self._explained_errors():
+        with self._receiving, self._explained_errors():
             while request.answer is None:
                 deadline = time.monotonic() + self._seconds
                 self._wait_until_ready(deadline)
@@ -183,9 +183,9 @@ class ChildProcess:
 
     def close(self) -> None:
         """End the process."""
-        self._socket.close()
         self._process.kill()
         self._process.wait()
+        self._socket.close()
 
     def __enter__(self) -> Self:
         return self

@@ -4,31 +4,55 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any, Literal, Self
+from typing import Any, Literal, NamedTuple, Self
 
 from numpy.typing import NDArray
 
 from facenet_tf import import_tensorflow
 from facenet_tf.graph import build
 from facenet_tf.session import check_activations, check_images, legacy_graph, open_session
-from facenet_tf.variables import NetworkOptions, infer_options, load_variables, require_variables
+from facenet_tf.variables import NetworkOptions, infer_options, require_shapes
 
 tf = import_tensorflow()
 tf1 = tf.compat.v1
 
 
-@lru_cache(maxsize=4)
-def _inference_graph(dtype: str, options: NetworkOptions) -> tuple[Any, Any, dict[str, Any]]:
-    """Build a graph without values: every session on it has variables of its own.
+class _Graph(NamedTuple):
+    """A graph without values: every session on it has variables of its own.
 
-    Returns:
-        The finished `tf.Graph`, its placeholder of images and its activations.
+    Attributes:
+        graph: The finished `tf.Graph`.
+        images: Its placeholder.
+        endpoints: Its activations.
+        values: Variable name to the placeholder of its value.
+        load: The operations that assign them.
     """
+
+    graph: Any
+    images: Any
+    endpoints: dict[str, Any]
+    values: dict[str, Any]
+    load: list[Any]
+
+
+@lru_cache(maxsize=4)
+def _inference_graph(dtype: str, options: NetworkOptions) -> _Graph:
+    """Build the graph. Its variables are bare nodes: those of tf.compat.v1 take most of the time."""
+    values, load = {}, []
+
+    def create(name: str, shape: Sequence[int], **_: object) -> Any:
+        with tf1.name_scope(None):
+            variable = tf.raw_ops.VariableV2(shape=shape, dtype=dtype, name=name)
+            values[name] = tf1.placeholder(dtype, shape)
+            load.append(tf.raw_ops.Assign(ref=variable, value=values[name]).op)
+        return variable
+
     with legacy_graph() as graph:
         images = tf1.placeholder(dtype, (None, None, None, 3), name="input")
-        endpoints = build(images, dtype=tf.as_dtype(dtype), **options._asdict())
+        with tf1.variable_scope(tf1.get_variable_scope(), custom_getter=create):
+            endpoints = build(images, dtype=tf.as_dtype(dtype), **options._asdict())
     graph.finalize()
-    return graph, images, endpoints
+    return _Graph(graph, images, endpoints, values, load)
 
 
 class RebuiltNetwork:
@@ -49,12 +73,12 @@ class RebuiltNetwork:
     def __init__(
         self, tensors: Mapping[str, NDArray[Any]], dtype: Literal["float32", "float64"] = "float32"
     ) -> None:
-        graph, self._images, self._endpoints = _inference_graph(dtype, infer_options(tensors))
-        with graph.as_default():
-            require_variables(tensors)
+        graph = _inference_graph(dtype, infer_options(tensors))
+        require_shapes(tensors, {name: tuple(value.shape.as_list()) for name, value in graph.values.items()})
+        self._images, self._endpoints = graph.images, graph.endpoints
         self.activations = tuple(self._endpoints)
-        self._session = open_session(graph)
-        load_variables(self._session, tensors)
+        self._session = open_session(graph.graph)
+        self._session.run(graph.load, {graph.values[name]: array for name, array in tensors.items()})
 
     def run(self, images: NDArray[Any], activations: Sequence[str] | None = None) -> dict[str, NDArray[Any]]:
         """Run the network on a batch.

@@ -66,7 +66,11 @@ def require_variables(tensors: Mapping[str, NDArray[Any]]) -> None:
     Raises:
         ValueError: Variables are missing, unexpected or of another shape; the message names all of them.
     """
-    expected = graph_shapes()
+    require_shapes(tensors, graph_shapes())
+
+
+def require_shapes(tensors: Mapping[str, NDArray[Any]], expected: Mapping[str, tuple[int, ...]]) -> None:
+    """Check a set of variables as `require_variables` does, against given shapes."""
     problems = [f"missing {name}" for name in sorted(expected.keys() - tensors.keys())]
     problems += [f"unexpected {name}" for name in sorted(tensors.keys() - expected.keys())]
     problems += [

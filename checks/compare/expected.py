@@ -106,7 +106,7 @@ class Expected(ABC):
 
     @abstractmethod
     def inputs(self) -> Iterator[ExpectedInput]:
-        """Give input by input; each is to be waited for before the next. It can be called again."""
+        """Give input by input, on some of which TensorFlow is at work. It can be called again."""
 
     @abstractmethod
     def diagnosis_reference(self) -> DiagnosisReference | str:

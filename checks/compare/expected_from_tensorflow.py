@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -72,44 +70,29 @@ class ExpectedFromTensorFlow(Expected):
         return judge_tensors(state_dict, self.checkpoint.tensors, self.checkpoint.plan, own)
 
     def inputs(self) -> Iterator[ExpectedInput]:
-        """Begin an input while the one before is compared; the first time, store activations in `save`."""
+        """Begin an input before the one before it is given; the first time, store activations in `save`."""
         assert isinstance(self.tensorflow, TensorFlowSide)  # nothing is run on a broken source
         network = self.checkpoint.plan.network
         names = activations_of(network, every_layer=self.every_layer)
         batches = chain(inputs_of(network, self.seed), photograph_inputs(self.photographs, network))
-        with ExitStack() as stack:
-            finish = self._storing(stack, names)
-            begun: deque[ExpectedInput] = deque()
-            for batch in batches:
-                wait = self.tensorflow.begin(batch, names)
-                begun.append(ExpectedInput(batch, names, partial(finish, wait)))
-                if len(begun) > 1:
-                    yield self._next(begun)
-            while begun:
-                yield self._next(begun)
-
-    def _next(self, begun: deque[ExpectedInput]) -> ExpectedInput:
-        self.say(f"comparing: {begun[0].batch.name}")
-        return begun.popleft()
-
-    def _storing(
-        self, stack: ExitStack, names: tuple[str, ...]
-    ) -> Callable[[Callable[[], Activations]], Activations]:
-        """Make the function that waits for activations and stores them, if they are to be stored."""
+        begun = (ExpectedInput(batch, names, self.tensorflow.begin(batch, names)) for batch in batches)
+        given = next(begun)
         save, self.save = self.save, None
         store: Callable[[Activations], None] | None = None
-
-        def finish(wait: Callable[[], Activations]) -> Activations:
-            nonlocal store
-            activations = wait()
-            if save is not None and activations.broken is None:
-                if store is None:  # TensorFlow has stated its version
-                    stated = provenance(self.checkpoint, self.facts.own_graph, self.seed, names)
-                    store = stack.enter_context(activation_writer(save, stated))
-                store(activations)
-            return activations
-
-        return finish
+        with ExitStack() as stack:
+            for following in chain(begun, [None]):
+                self.say(f"comparing: {given.batch.name}")
+                if save is not None:
+                    activations = given.wait()
+                    if store is None:  # TensorFlow has stated its version
+                        stated = provenance(self.checkpoint, self.facts.own_graph, self.seed, names)
+                        store = stack.enter_context(activation_writer(save, stated))
+                    if activations.broken is None:
+                        store(activations)
+                    given = ExpectedInput.of(activations)
+                yield given
+                if following is not None:
+                    given = following
 
     def diagnosis_reference(self) -> DiagnosisReference:
         """Run every layer on the first images of the first input."""

@@ -3,45 +3,98 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import replace
+from collections import deque
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from checks.compare.expected import ExpectedInput
 from checks.compare.result import ActivationMeasurement, InputMeasurement
-from checks.core.activations import activation_names, run_pytorch
+from checks.core.activations import activation_names, one_thread, run_pytorch
 from checks.core.metrics import Difference, difference, l2_norm, relative_l2
 from checks.core.models import Port
 from checks.core.mtcnn_network import outputs_among
 from checks.core.network import EMBEDDINGS, LOGITS
 from checks.core.rounding import LayerRounding, first_image, measure_rounding
 from checks.core.source_tensors import BrokenSource
+from checks.core.tensorflow_process import stop_tensorflow
 from checks.core.tensorflow_side import Activations
 from checks.core.types import Array, Arrays
 from reference import InceptionResnetV1
 
+_MOST_WAITING = 2  # inputs
 _INFINITELY_FAR = Difference(math.inf, math.inf, -1.0, 2**64 - 1, math.inf)
 _UNMEASURED = Difference(math.nan, math.nan, math.nan, 0, math.nan)
 
 
-def run_and_measure(port: Port, expected: ExpectedInput) -> InputMeasurement | BrokenSource:
-    """Run both models of a port on an input, and measure them against TensorFlow.
+@dataclass(frozen=True, slots=True)
+class PortOutputs:
+    """What a port computes on an input.
 
-    TensorFlow is waited for when PyTorch has ended.
+    Attributes:
+        float32: Activation to array of the float32 model.
+        float64: Activation to array of the float64 model.
+        rounding: The rounding of every layer of the float32 model, on the first image.
+    """
+
+    float32: Arrays
+    float64: Arrays
+    rounding: tuple[LayerRounding, ...]
+
+
+def run_and_measure(
+    port: Port, inputs: Iterable[ExpectedInput]
+) -> tuple[InputMeasurement, ...] | BrokenSource:
+    """Run both models of a port on every input, and measure them against TensorFlow.
+
+    PyTorch goes on with the next inputs while TensorFlow computes and a thread measures. Each side's work is
+    kept for a few inputs at most, whatever their number.
 
     Returns:
-        The measurement; if TensorFlow's own activations are not finite, what is broken.
+        The measurements; if TensorFlow's own activations are not finite, what is broken.
     """
-    images, names = expected.batch.images, expected.names
+    measured: list[InputMeasurement] = []
+    waiting: deque[Future[InputMeasurement | BrokenSource]] = deque()
+
+    def collect(most: int) -> BrokenSource | None:
+        while len(waiting) > most:
+            measurement = waiting.popleft().result()
+            if isinstance(measurement, BrokenSource):
+                return measurement
+            measured.append(measurement)
+        return None
+
+    with one_thread(), ThreadPoolExecutor(1) as pool:
+        try:
+            for expected in inputs:
+                outputs = _run_port(port, expected.batch.images, expected.names)
+                waiting.append(pool.submit(_measure_outputs, expected, outputs))
+                if broken := collect(_MOST_WAITING):
+                    return broken
+            return collect(0) or tuple(measured)
+        except KeyboardInterrupt:
+            stop_tensorflow()  # the thread may wait for it
+            raise
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _measure_outputs(expected: ExpectedInput, outputs: PortOutputs) -> InputMeasurement | BrokenSource:
+    activations = expected.wait()
+    return activations.broken or measure(
+        activations, outputs.float32, outputs.float64, rounding=outputs.rounding
+    )
+
+
+def _run_port(port: Port, images: Array, names: tuple[str, ...]) -> PortOutputs:
     every_layer = names
     if isinstance(port.float32, InceptionResnetV1):
         every_layer = activation_names(every_layer=True, logits=LOGITS in names)
     float32 = run_pytorch(port.float32, images, every_layer)
     rounding = measure_rounding(port.float64, *first_image(images, float32))
-    float64 = run_pytorch(port.float64, images, names)
-    activations = expected.wait()
-    return activations.broken or measure(activations, float32, float64, rounding=rounding)
+    return PortOutputs(float32, run_pytorch(port.float64, images, names), rounding)
 
 
 def measure(

@@ -298,13 +298,8 @@ class _Comparison:
 
     def _measure(self, port: Port) -> tuple[tuple[InputMeasurement, ...], BrokenSource | None]:
         """Run the port on every input; stop where TensorFlow's own activations are not finite."""
-        inputs = []
-        for expected in self.expected.inputs():
-            measured = run_and_measure(port, expected)
-            if isinstance(measured, BrokenSource):
-                return (), measured
-            inputs.append(measured)
-        return tuple(inputs), None
+        measured = run_and_measure(port, self.expected.inputs())
+        return ((), measured) if isinstance(measured, BrokenSource) else (measured, None)
 
     def _diagnose(self, arrays: Arrays, port: Port | str) -> Diagnosis | str:
         variant = self.expected.facts.variant

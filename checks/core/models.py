@@ -106,7 +106,12 @@ def build_port(arrays: Arrays, variant: Network) -> Port | str:
             for problem, keys in misfits.items()
             if keys
         )
-    return Port(*(load_copies(_empty(variant), arrays, dtype) for dtype in (torch.float32, torch.float64)))
+    return Port(load_copies(_empty(variant), arrays, torch.float32), build_exact(arrays, variant))
+
+
+def build_exact(arrays: Arrays, variant: Network) -> Model:
+    """Load a state_dict that fits into a float64 model."""
+    return load_copies(_empty(variant), arrays, torch.float64)
 
 
 def load_copies(model: _Model, arrays: Arrays, dtype: torch.dtype) -> _Model:

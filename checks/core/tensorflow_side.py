@@ -12,9 +12,9 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from checks.core.activations import activation_names
+from checks.core.activations import Model, activation_names
 from checks.core.inputs import InputBatch
-from checks.core.models import Port, build_port
+from checks.core.models import build_exact
 from checks.core.rounding import LayerRounding, measure_rounding
 from checks.core.source_tensors import BrokenSource, find_overflow
 from checks.core.tensorflow_process import OwnGraphFile, note_version, start_tensorflow
@@ -117,7 +117,6 @@ class TensorFlowSide:
         network: MtcnnNetwork | None = None,
     ) -> None:
         self._variables, self._path = tensors, source.path
-        self._port: Port | None = None
         self._file = find_own_graph_file(source, weights) if own_graph and network is None else None
         self.own_graph: Path | None = None if self._file is None else self._file.path
         self._child, self._number = start_tensorflow(), next(_numbers)
@@ -136,16 +135,23 @@ class TensorFlowSide:
         note_version(message["version"])
         return dict(zip(message["own_tensors"], arrays, strict=True))
 
+    @cached_property
+    def _network(self) -> Model:
+        """The network with the converted weights in float64."""
+        return build_exact(to_numpy_state_dict(self._variables), infer_variant(describe(self._variables)))
+
     def begin(self, batch: InputBatch, activations: tuple[str, ...]) -> Callable[[], Activations]:
         """Begin to run every graph on an input; the result waits for the end.
 
         An activation that the checkpoint's own graph lacks, such as the Logits of a frozen one, comes from
         the rebuilt graph.
         """
-        layers = [] if self._file is None else activation_names(every_layer=True, logits=True)
-        running = self._send("run", [batch.images], activations=activations, layers=layers)
+        wanted = [] if self._file is None else activation_names(every_layer=True, logits=True)
+        running = self._send("run", [batch.images], activations=activations, layers=wanted)
 
         def wait() -> Activations:
+            if self._file is not None:
+                _ = self._network  # is built while TensorFlow computes
             _ = self.own_tensors  # an error of its own graph is raised first
             message, arrays = self._wait(running)
             exact, single, first = (
@@ -153,13 +159,17 @@ class TensorFlowSide:
                 arrays[len(activations) : 2 * len(activations)],
                 arrays[2 * len(activations) :],
             )
+            rounding: tuple[LayerRounding, ...] = ()
+            if first:  # the layers of its own graph, on the first image
+                layers = dict(zip(message["layers"], first, strict=True))
+                rounding = measure_rounding(self._network, batch.images[:1], layers)
             return Activations(
                 batch,
                 dict(zip(activations, exact, strict=True)),
                 dict(zip(activations, single, strict=True)),
                 message["own_graph"],
                 message["rebuilt"],
-                self._own_rounding(batch.images[:1], dict(zip(message["layers"], first, strict=True))),
+                rounding,
             )
 
         return wait
@@ -173,17 +183,6 @@ class TensorFlowSide:
         _ = self.own_tensors
         _, arrays = self._wait(self._send("run exact", [images], activations=activations))
         return dict(zip(activations, arrays, strict=True))
-
-    def _own_rounding(self, images: Array, layers: Mapping[str, Array]) -> tuple[LayerRounding, ...]:
-        """Measure the rounding of every layer of the own graph, with the converted weights in float64."""
-        if not layers:
-            return ()
-        if self._port is None:
-            variant = infer_variant(describe(self._variables))
-            port = build_port(to_numpy_state_dict(self._variables), variant)
-            assert isinstance(port, Port)  # converted variables load
-            self._port = port
-        return measure_rounding(self._port.float64, images, layers)
 
     def _send(self, what: str, arrays: list[Array], **options: Any) -> Request:
         """Send a request to TensorFlow's process."""

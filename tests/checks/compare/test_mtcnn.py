@@ -28,6 +28,7 @@ from checks.core import thresholds
 from checks.core.activations import activations_of
 from checks.core.inputs import InputBatch, inputs_of
 from checks.core.models import Port, build_port
+from checks.core.source_tensors import BrokenSource
 from checks.core.tensorflow_side import Activations, TensorFlowSide
 from checks.diagnosis.causes import Cause
 from checks.gradients.__main__ import main as gradients
@@ -263,9 +264,9 @@ MODULES: dict[str, tuple[str, Callable[[nn.Module], None], str]] = {
 
 
 def measure(port: Port, activations: Activations) -> InputMeasurement:
-    measured = run_and_measure(port, ExpectedInput.of(activations))
-    assert isinstance(measured, InputMeasurement)
-    return measured
+    measured = run_and_measure(port, [ExpectedInput.of(activations)])
+    assert not isinstance(measured, BrokenSource)
+    return measured[0]
 
 
 @pytest.mark.parametrize("fault", MODULES)
