@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from checks.core.options import check_device
 from converter.errors import SourceError, UsageError
 from faces.crops import (
     CropMethod,
@@ -29,7 +30,7 @@ from faces.detect.result import Box
 from faces.detect.run import read_batches
 from faces.images import to_rgb
 from faces.model import Model, Standardisation, load_model
-from faces.options import DEFAULT_MODEL, FACTOR, SMALLEST_FACE, THRESHOLDS, check_device
+from faces.options import DEFAULT_MODEL, FACTOR, SMALLEST_FACE, THRESHOLDS
 from faces.threshold import Threshold, find_threshold
 
 Progress = Callable[[int, int | None], None]

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from checks.core.inputs import prewhiten, standardise
+from checks.core.options import check_device
 from checks.core.types import Arrays
 from checks.core.weights_digest import weights_digest as state_dict_digest
 from converter.convert import tensorflow_tensors, to_numpy_state_dict
@@ -23,7 +24,7 @@ from converter.manifest import file_digest, manifest_path, read_manifest, stated
 from converter.network_names import NetworkTensors
 from converter.plan import describe, state_dict_variant
 from faces.backends.torch_backend import TorchBackend
-from faces.options import DEFAULT_MODEL, check_device
+from faces.options import DEFAULT_MODEL
 from reference import InceptionResnetV1, load
 
 Standardisation = Literal["fixed", "per-image"]

@@ -7,6 +7,7 @@ import importlib.util
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from checks.core.options import add_device_option
 from converter import command_line
 from converter.errors import RequirementError
 
@@ -23,8 +24,6 @@ FACTOR = 0.709
 """Ratio of two scales of the detector's pyramid that follow each other."""
 DEFAULT_MODEL = "20170512-110547"
 """The published model that is taken if none is named: a package index serves it."""
-
-_DEVICES = ("cpu", "cuda", "mps")
 
 
 def add_detector_options(parser: argparse.ArgumentParser) -> None:
@@ -136,16 +135,6 @@ def make_embedder(arguments: argparse.Namespace) -> Embedder:
     )
 
 
-def add_device_option(parser: argparse.ArgumentParser) -> None:
-    """Add --device."""
-    parser.add_argument(
-        "--device",
-        choices=_DEVICES,
-        default="cpu",
-        help="where the networks run (default: cpu)",
-    )
-
-
 def require_packages(command: str, **packages: str) -> None:
     """Refuse to start without packages of the extra `faces`.
 
@@ -161,20 +150,6 @@ def require_packages(command: str, **packages: str) -> None:
         raise RequirementError(
             f"{command} needs {' and '.join(missing)}, not installed here: pip install 'facenet-port[faces]'."
         )
-
-
-def check_device(device: str) -> None:
-    """Refuse a device that PyTorch cannot use here.
-
-    Raises:
-        RequirementError: It cannot.
-    """
-    import torch
-
-    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not available[device]:
-        usable = " or ".join(name for name, is_available in available.items() if is_available)
-        raise RequirementError(f"--device {device}: PyTorch finds no such device here. Give {usable}.")
 
 
 def positive_number(text: str) -> int:

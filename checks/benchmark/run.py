@@ -55,6 +55,7 @@ def _measure(folder: Path, rounds: int) -> list[Figure]:
     size = _data_file(small).stat().st_size
     python = (sys.executable, "-m")
     import_torch = (sys.executable, "-c", "import torch")
+    import_both = (sys.executable, "-c", "import torch, tensorflow")
     convert = (*python, "converter", "--overwrite")
     small_command = (*convert, str(small), "-o", str(folder / "small.pt"))
     large_command = (*convert, str(large), "-o", str(folder / "large.pt"))
@@ -67,6 +68,11 @@ def _measure(folder: Path, rounds: int) -> list[Figure]:
     frozen = small.with_name(f"{small.parent.name}.pb")
     compare = (*python, "checks.compare", "--every-layer", str(frozen))
     compare_runs = [run_process(compare) for _ in range(min(rounds, 2))]
+    run_process(import_both)
+    both_runs, proof_runs = [], []
+    for _ in range(rounds):
+        both_runs.append(run_process(import_both))
+        proof_runs.append(run_process((*python, "checks.compare", str(small))))
 
     def ratios(over: list[ProcessCost], under: list[ProcessCost]) -> list[float]:
         return [a.seconds / b.seconds for a, b in zip(over, under, strict=True)]
@@ -83,6 +89,11 @@ def _measure(folder: Path, rounds: int) -> list[Figure]:
             [run.seconds for run in compare_runs],
             thresholds.COMPARE_SECONDS,
             "s",
+        ),
+        summarise(
+            "compare / import torch and tensorflow, time",
+            ratios(proof_runs, both_runs),
+            thresholds.COMPARE_RATIO,
         ),
         summarise(
             "InceptionResnetV1(pretrained=...) / torch.load, time",

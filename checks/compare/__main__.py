@@ -39,6 +39,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "--images", metavar="FOLDER", type=command_line.path, help="compare on these photographs as well"
     )
     options.add_seed_option(parser, default=None)
+    options.add_device_option(parser, "PyTorch's float32 network runs")
     parser.add_argument(
         "--save-activations",
         metavar="FILE",
@@ -85,6 +86,7 @@ def _work(arguments: argparse.Namespace) -> int:
             save_activations=arguments.save_activations,
             activations=arguments.activations,
             repair=arguments.repair,
+            device=arguments.device,
             say=progress.label,
         )
     command_line.show_result(arguments, result, "checks.compare", lambda: _as_json(result))
@@ -94,6 +96,8 @@ def _work(arguments: argparse.Namespace) -> int:
 def _check_usage(arguments: argparse.Namespace) -> None:
     """Refuse options that contradict each other, before the slow imports."""
     options.check_report(arguments)
+    if arguments.device != "cpu":
+        options.check_device(arguments.device)
     if arguments.state_dicts:
         source, state_dict = arguments.source, arguments.state_dicts[0]
         raise UsageError(

@@ -91,6 +91,7 @@ def _facts(result: CompareResult) -> tuple[tuple[str, str], ...]:
             "TensorFlow graph",
             "not run" if result.broken else result.own_graph or "none in the source; rebuilt from scratch",
         ),
+        ("PyTorch's float32", result.device),
         *(("names", statement) for statement in result.names),
     )
 

@@ -140,6 +140,7 @@ class CompareResult:
             out by --ignore, the entry of a training file.
         seed: Seed of the inputs.
         broken: What is broken in the source, so that only the tensors are judged; None for a sound source.
+        device: Where PyTorch's float32 network ran, such as "cpu" or "cuda (NVIDIA H100)".
     """
 
     source: str
@@ -157,6 +158,7 @@ class CompareResult:
     names: tuple[str, ...] = ()
     seed: int = 0
     broken: BrokenSource | None = None
+    device: str = "cpu"
 
     @property
     def passed(self) -> bool:

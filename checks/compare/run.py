@@ -16,10 +16,11 @@ from checks.compare.judge import judge_headline, judge_mapping, judge_rounding
 from checks.compare.measure import run_and_measure
 from checks.compare.result import CompareResult, InputMeasurement, Repair, SavedActivations
 from checks.core.builtin_checkpoint import built_in_checkpoint
-from checks.core.environment import environment
-from checks.core.inputs import read_photographs
+from checks.core.environment import describe_device, environment
+from checks.core.inputs import inputs_of, read_photographs
 from checks.core.judgement import Judgement
 from checks.core.models import LoadedPort, Port, build_misshapen, build_port, load_state_dict, unexpected_keys
+from checks.core.options import check_device
 from checks.core.photographs import find_photographs
 from checks.core.source_tensors import (
     BrokenSource,
@@ -31,6 +32,7 @@ from checks.core.tensorflow_process import start_tensorflow
 from checks.core.tensorflow_side import TensorFlowSide, require_tensorflow
 from checks.core.types import Arrays, Say
 from checks.diagnosis.diagnose import diagnose
+from checks.diagnosis.explain_products import explain_products
 from checks.diagnosis.result import Diagnosis
 from converter.counts import counted
 from converter.errors import SourceError, UsageError
@@ -59,6 +61,7 @@ def compare(
     save_activations: str | Path | None = None,
     activations: str | Path | None = None,
     repair: str | Path | None = None,
+    device: str = "cpu",
     say: Say = lambda _: None,
 ) -> CompareResult:
     """Compare a PyTorch port with a TensorFlow checkpoint.
@@ -85,6 +88,7 @@ def compare(
         activations: A file of stored activations, which replaces TensorFlow.
         repair: The file to write a corrected state_dict to. It is written if the port fails, the cause is in
             the weights, and the corrected state_dict passes.
+        device: Where PyTorch's float32 network runs: "cpu", "cuda" or "mps". The bounds are the same.
         say: Progress callback.
 
     Returns:
@@ -93,6 +97,7 @@ def compare(
     Raises:
         PortError: A subclass of it says why the comparison could not be made. A difference is not an error.
     """
+    check_device(device)
     out = _path(repair)
     if out is not None:
         repairing.check_output(out)
@@ -103,7 +108,7 @@ def compare(
         else:
             tensorflow = _TensorFlowOptions(every_layer, seed, _path(images), _path(save_activations))
             expected, port = _start_tensorflow(stack, tensorflow, files, say)
-        result = _Comparison(expected, files.state_dict, port.source, say).result(port.arrays, out)
+        result = _Comparison(expected, files.state_dict, port.source, device, say).result(port.arrays, out)
     return result if save_activations is None else replace(result, saved=_saved(Path(save_activations)))
 
 
@@ -240,11 +245,12 @@ class _Comparison:
     expected: Expected
     state_dict: Path | None
     source: NetworkTensors | None  # of the state_dict
+    device: str
     say: Say
 
     def result(self, arrays: Arrays, repair: Path | None) -> CompareResult:
         """Judge a state_dict; if it fails, find the causes, and write a corrected one to `repair`."""
-        port = build_port(arrays, self.expected.facts.variant)
+        port = build_port(arrays, self.expected.facts.variant, self.device)
         result = self._judge(arrays, port)
         if result.broken is not None:
             kept = Repair(None, (), "the source is broken, so nothing can be repaired. Nothing was written.")
@@ -253,7 +259,7 @@ class _Comparison:
             unneeded = Repair(None, (), "nothing to repair: the port is exact. Nothing was written.")
             return result if repair is None else replace(result, repair=unneeded)
         self.say("looking for the cause")
-        diagnosis = self._diagnose(arrays, port)
+        diagnosis = self._explain_products(result, port) or self._diagnose(arrays, port)
         if isinstance(diagnosis, str):
             result = replace(result, undiagnosed=diagnosis)
         else:
@@ -294,12 +300,22 @@ class _Comparison:
             files=tuple(dict.fromkeys((*facts.files, *judged))),
             seed=facts.seed,
             broken=broken,
+            device=describe_device(self.device),
         )
 
     def _measure(self, port: Port) -> tuple[tuple[InputMeasurement, ...], BrokenSource | None]:
         """Run the port on every input; stop where TensorFlow's own activations are not finite."""
         measured = run_and_measure(port, self.expected.inputs())
         return ((), measured) if isinstance(measured, BrokenSource) else (measured, None)
+
+    def _explain_products(self, result: CompareResult, port: Port | str) -> Diagnosis | None:
+        """Explain that only the rounding fails, by the bits of PyTorch's products."""
+        failed = {judgement.name for judgement in result.judgements if not judgement.passed}
+        if isinstance(port, str) or not failed <= {"rounding", "headline"}:
+            return None
+        facts = self.expected.facts
+        finding = explain_products(port, facts.variant, inputs_of(facts.variant, facts.seed)[0].images[:1])
+        return None if finding is None else Diagnosis((finding,))
 
     def _diagnose(self, arrays: Arrays, port: Port | str) -> Diagnosis | str:
         variant = self.expected.facts.variant
@@ -336,7 +352,7 @@ class _Comparison:
             return Repair(None, (), f"nothing was repaired: {repaired}. Nothing was written.")
         keys = tuple(key for key in arrays if key in diagnosis.repair)
         self.say("judging the repaired state_dict")
-        again = self._judge(repaired, build_port(repaired, self.expected.facts.variant))
+        again = self._judge(repaired, build_port(repaired, self.expected.facts.variant, self.device))
         if not again.passed:
             failed = ", ".join(judgement.name for judgement in again.judgements if not judgement.passed)
             corrected = counted(len(keys), "tensor")

@@ -78,6 +78,8 @@ def print_result(result: CompareResult, *, verbose: bool = False) -> None:
         else f"{from_home(result.state_dict)} against {source}"
     )
     graph = f"TensorFlow graph: {result.own_graph or 'rebuilt'}"
+    if result.device != "cpu":
+        graph += f"; PyTorch's float32 on {result.device}"
     console.print(f"{judged} ({'only tensors are judged' if result.broken else graph})", markup=False)
     for statement in result.names:
         _print_line(console, "Names", statement)

@@ -106,7 +106,7 @@ def run_pytorch(
     """Run the model on one thread and keep the output of every activation.
 
     Args:
-        model: In evaluation mode; its dtype is the dtype of the arithmetic.
+        model: In evaluation mode; its device and dtype are those of the arithmetic.
         images: (N, H, W, 3), converted to the model's dtype.
         activations: As `activation_names` gives them.
         stop: Called at every activation but embeddings and logits, as soon as it is computed.
@@ -134,10 +134,10 @@ def run_pytorch(
         for name in activations
         if name in modules
     ]
-    dtype = next(model.parameters()).dtype
+    parameter = next(model.parameters())
     try:
         with one_thread(), torch.inference_mode():
-            x = torch.from_numpy(images).to(dtype).permute(0, 3, 1, 2)
+            x = torch.from_numpy(images).to(parameter.device, parameter.dtype).permute(0, 3, 1, 2)
             if isinstance(model, InceptionResnetV1):
                 outputs |= _run_heads(model, model.prelogits(x), activations)
             else:
@@ -187,5 +187,5 @@ def facenet_flatten(x: Tensor) -> Tensor:
 
 def _channels_last(output: Tensor) -> Array:
     """Turn a map into (N, H, W, channels); leave a vector as it is."""
-    array: Array = (output.permute(0, 2, 3, 1) if output.ndim == 4 else output).numpy()
+    array: Array = (output.permute(0, 2, 3, 1) if output.ndim == 4 else output).cpu().numpy()
     return array

@@ -52,6 +52,11 @@ def machine() -> dict[str, Any]:
     return dict(zip(MACHINE, described, strict=True))
 
 
+def describe_device(device: str) -> str:
+    """Name a device, with the model of a GPU."""
+    return f"cuda ({torch.cuda.get_device_name()})" if device == "cuda" else device
+
+
 def versions() -> dict[str, str]:
     """The versions of Python, torch and numpy, and of TensorFlow if it has run, here or in its process."""
     result = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}

@@ -97,8 +97,14 @@ def _refuse_without_bottleneck(path: Path, arrays: Arrays) -> None:
         raise SourceError(path, NO_BOTTLENECK[0], next_step=NO_BOTTLENECK[1].removesuffix("."))
 
 
-def build_port(arrays: Arrays, variant: Network) -> Port | str:
-    """Load a state_dict strictly into two models; if it does not load, return the reason."""
+def build_port(arrays: Arrays, variant: Network, device: str = "cpu") -> Port | str:
+    """Load a state_dict strictly into two models; if it does not load, return the reason.
+
+    Args:
+        arrays: Key to array.
+        variant: The network.
+        device: Where the float32 model runs; the float64 model always runs on the CPU.
+    """
     misfits = _misfits(arrays, _empty(variant))
     if any(misfits.values()):
         return "; ".join(
@@ -106,7 +112,7 @@ def build_port(arrays: Arrays, variant: Network) -> Port | str:
             for problem, keys in misfits.items()
             if keys
         )
-    return Port(load_copies(_empty(variant), arrays, torch.float32), build_exact(arrays, variant))
+    return Port(load_copies(_empty(variant), arrays, torch.float32).to(device), build_exact(arrays, variant))
 
 
 def build_exact(arrays: Arrays, variant: Network) -> Model:

@@ -1,4 +1,4 @@
-"""The options that several checks share: SOURCE, --step, --seed, --weights, --verbose, --report."""
+"""The options that several checks share: SOURCE, --step, --seed, --weights, --device, --verbose, --report."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from converter import command_line
 from converter.errors import RequirementError, UsageError
 
+_DEVICES = ("cpu", "cuda", "mps")
 _REPORT_PACKAGES = ("matplotlib", "jinja2")
 
 
@@ -109,3 +110,32 @@ def check_report(arguments: argparse.Namespace) -> None:
             "pip install 'facenet-port[report]'. The command works without --report."
         )
     command_line.check_result_file(arguments, "report", (".html", ".htm"), (b"<!doctype html",))
+
+
+def add_device_option(parser: argparse.ArgumentParser, what: str = "the networks run") -> None:
+    """Add --device.
+
+    Args:
+        parser: The parser.
+        what: The subject of the help.
+    """
+    parser.add_argument(
+        "--device",
+        choices=_DEVICES,
+        default="cpu",
+        help=f"where {what} (default: cpu)",
+    )
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that PyTorch cannot use here.
+
+    Raises:
+        RequirementError: It cannot.
+    """
+    import torch
+
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not available[device]:
+        usable = " or ".join(name for name, is_available in available.items() if is_available)
+        raise RequirementError(f"--device {device}: PyTorch finds no such device here. Give {usable}.")

@@ -43,6 +43,9 @@ class Cause(StrEnum):
     CLASSIFIER_INPUT = "logits of another input"
     DROPOUT = "dropout in inference"
 
+    # Arithmetic: how PyTorch multiplies
+    TF32 = "products in TF32"
+
     # Input: the images that reach the first layer
     CHANNEL_ORDER = "RGB and BGR exchanged"
     STANDARDISATION = "another standardisation of the input"

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from checks.core.options import check_device
 from checks.core.photographs import PhotographError, find_photographs, read_photograph, walk
 from converter.atomic import HiddenFolder, sync
 from converter.errors import SourceError, UsageError
@@ -28,7 +29,6 @@ from faces.crops import CropMethod, choose_face, crop_face
 from faces.detect.detector import FaceDetector
 from faces.detect.result import Face
 from faces.face_table import TABLE_FORMATS, TableFormat, check_format, encode_table
-from faces.options import check_device
 from faces.processes import ALONE, Processes
 
 # Photographs that the detector is given at once: at most so many, and no more once they have so many pixels.

@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from checks.core.options import check_device
 from checks.core.photographs import PhotographError, find_photographs, read_photograph
 from converter.errors import SourceError
 from faces.detect.detector import FaceDetector
 from faces.detect.drawing import Drawings
 from faces.detect.result import DetectionResult, Photograph
-from faces.options import FACTOR, SMALLEST_FACE, THRESHOLDS, check_device
+from faces.options import FACTOR, SMALLEST_FACE, THRESHOLDS
 
 # The photographs that are in memory at once: at most so many, and no more once they have so many pixels.
 _BATCH, _BATCH_PIXELS = 16, 1 << 24

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from checks.core.environment import environment
+from checks.core.options import check_device
 from converter.errors import RequirementError, UsageError
-from faces.options import check_device
 from faces.training.config import TrainConfig
 from faces.training.data import TrainingData, check_shares, find_data
 from faces.training.engine import EpochReport, Report, Trainer
