@@ -43,6 +43,8 @@ def answer(message, arrays):
         return np.ones(1 << 28).size, ()
     if message == "sleep":
         time.sleep(60)
+    if message == "ones":
+        return None, [np.ones(1 << 20), np.zeros((0, 3)), np.arange(3)]
     if message == "zeros":
         return None, [np.zeros(1000)]
     if isinstance(message, dict):
@@ -50,16 +52,29 @@ def answer(message, arrays):
         time.sleep(60)
     return os.getsid(0) == os.getpid(), ()
 
-serve(answer)
+serve(answer, shared=SHARED)
 """
 
 
 @pytest.fixture
 def child(tmp_path, monkeypatch):
-    (tmp_path / "a_child.py").write_text(CHILD)
+    write_child(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     with ChildProcess("a_child", "one", tmp_path, seconds=5) as process:
         yield process
+
+
+@pytest.fixture
+def sharing_child(tmp_path, monkeypatch):
+    """The same child, with which arrays are exchanged in shared memory."""
+    write_child(tmp_path, shared=True)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with ChildProcess("a_child", "one", tmp_path, seconds=5, shared=True) as process:
+        yield process
+
+
+def write_child(folder, code=CHILD, *, shared=False):
+    (folder / "a_child.py").write_text(code.replace("SHARED", str(shared)))
 
 
 def is_alive(process):
@@ -70,7 +85,9 @@ def is_alive(process):
     return True
 
 
-def test_arrays_and_arguments_arrive_bit_for_bit(child, tmp_path):
+@pytest.mark.parametrize("kind", ["child", "sharing_child"])
+def test_arrays_and_arguments_arrive_bit_for_bit(kind, tmp_path, request):
+    child = request.getfixturevalue(kind)
     arrays = [
         random_bits((3, 5), 1),
         random_bits((4, 6), 2)[::2, ::3],
@@ -91,6 +108,30 @@ def test_arrays_and_arguments_arrive_bit_for_bit(child, tmp_path):
 def test_an_array_larger_than_a_socket_buffer_arrives(child):
     large = random_bits((3 << 20,), 3)
     assert same_bits(child.ask("echo", [large])[1][0], large)
+
+
+def test_requests_wait_in_turn_and_each_has_its_answer(sharing_child):
+    """Larger than what a socket holds: without shared memory both sides would wait for ever."""
+    large = np.ones(1 << 20)
+    requests = [sharing_child.send("echo", [large * number]) for number in range(4)]
+    refused, ones = sharing_child.send("refuse"), sharing_child.send("ones")
+    assert [array.shape for array in ones.wait()[1]] == [(1 << 20,), (0, 3), (3,)]
+    with pytest.raises(AnswerError, match="no such weight"):
+        refused.wait()
+    for number in (2, 0, 3, 1):
+        (_, [received]) = requests[number].wait()
+        assert same_bits(received, large * number)
+    received[:] = 7  # stays in this process
+    assert same_bits(sharing_child.ask("echo", [large])[1][0], large)
+
+
+def test_a_crash_ends_every_request(sharing_child):
+    requests = [sharing_child.send(message) for message in ("echo", "crash", "echo")]
+    assert requests[0].wait()[0][0] == "echo"
+    for request in requests[1:]:
+        with pytest.raises(ChildError, match=r"^crashes \(SIGSEGV\)$"):
+            request.wait()
+    assert not sharing_child.is_open
 
 
 def test_what_the_child_raises_is_raised_and_it_lives_on(child):
@@ -131,7 +172,7 @@ def test_memory_beyond_the_limit_is_refused(child):
 
 
 def test_a_silent_child_is_ended(tmp_path, monkeypatch):
-    (tmp_path / "a_child.py").write_text(CHILD)
+    write_child(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     with ChildProcess("a_child", seconds=1) as child:
         start = time.monotonic()
@@ -179,8 +220,7 @@ def test_a_broken_frame_is_one_error(child, content):
     [b"\x01", frame("{}", 3), frame('{"message": 1, "arrays": [["<f4", [4]]]}') + b"1234"],
 )
 def test_a_frame_that_is_cut_off_is_one_error(tmp_path, monkeypatch, content):
-    code = CHILD.replace("time.sleep(60)", "os._exit(0)")
-    (tmp_path / "a_child.py").write_text(code)
+    write_child(tmp_path, CHILD.replace("time.sleep(60)", "os._exit(0)"))
     monkeypatch.syspath_prepend(str(tmp_path))
     with (
         ChildProcess("a_child", seconds=5) as child,
