@@ -66,9 +66,14 @@ class OwnGraphFile:
         return OwnGraph.from_checkpoint(self.path, self.checkpoint, self.weights, self.scope)
 
     def as_json(self) -> dict[str, Any]:
-        """The attributes as JSON values."""
-        checkpoint = None if self.checkpoint is None else str(self.checkpoint)
-        return {**asdict(self), "path": str(self.path), "checkpoint": checkpoint}
+        """The attributes as JSON values, for a process whose working folder may be another one."""
+        checkpoint = None if self.checkpoint is None else os.path.abspath(self.checkpoint)  # noqa: PTH100
+        return {**asdict(self), "path": os.path.abspath(self.path), "checkpoint": checkpoint}  # noqa: PTH100
+
+    def as_given(self, path: str) -> Path:
+        """The name by which the user gave one of its files."""
+        files = (self.path, self.checkpoint)
+        return next((file for file in files if file and os.path.abspath(file) == path), Path(path))  # noqa: PTH100
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> OwnGraphFile:

@@ -199,7 +199,9 @@ class TensorFlowSide:
             raise self._crash(error) from error
         except AnswerError as error:
             if self._file is not None and "graph" in error.details:
-                raise _refuse_own_graph(self._file.kind, Path(error.details["graph"]), str(error)) from error
+                raise _refuse_own_graph(
+                    self._file.kind, self._file.as_given(error.details["graph"]), str(error)
+                ) from error
             if "of_tensorflow" in error.details:
                 problem = f"TensorFlow cannot compute with its weights: {error}"
                 raise RequirementError(f"{self._path}: {problem}. {_MEMORY}") from error

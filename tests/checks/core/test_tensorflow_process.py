@@ -132,6 +132,16 @@ def test_the_process_is_kept_and_started_anew_after_its_end(monkeypatch):
         first.close()
 
 
+def test_a_relative_file_is_found_from_another_folder(tmp_path, monkeypatch):
+    """The process that is kept may have been started in another one."""
+    monkeypatch.chdir(tmp_path)
+    given = OwnGraphFile(Path("model.meta"), "meta", Path("model.ckpt-1"), "variable", "")
+    sent = given.as_json()
+    assert OwnGraphFile.from_json(sent).checkpoint == tmp_path / "model.ckpt-1"
+    assert [given.as_given(sent[name]) for name in ("path", "checkpoint")] == [given.path, given.checkpoint]
+    assert given.as_given("/another") == Path("/another")
+
+
 def test_a_device_that_is_not_here_is_named(small_source, capsys):
     assert main([str(small_source), "--device", "mps"]) == 4
     assert "--device mps: PyTorch finds no such device here. Give cpu" in capsys.readouterr().err
