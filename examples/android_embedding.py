@@ -1,0 +1,72 @@
+"""Decide whether two crops show the same person, by the calls that an Android app makes: see android.md.
+
+    facenet-port export 20170512-110547 -o facenet.tflite --bake
+    python examples/android_embedding.py facenet.tflite ana.png bo.png --threshold 1.3395
+
+It needs NumPy, Pillow and ai-edge-litert alone, as the app needs LiteRT alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ai_edge_litert.interpreter import Interpreter
+from numpy.typing import NDArray
+from PIL import Image
+
+
+def standardise_fixed(pixels: NDArray[Any]) -> NDArray[Any]:
+    """Standardise as the published models of 2018 need it."""
+    return (pixels - 127.5) / 128
+
+
+def standardise_per_image(pixels: NDArray[Any]) -> NDArray[Any]:
+    """Standardise as the published models of 2017 need it: `prewhiten` in facenet's `src/facenet.py`."""
+    return (pixels - pixels.mean()) / max(pixels.std(), 1 / np.sqrt(pixels.size))
+
+
+STANDARDISE = {"fixed": standardise_fixed, "per-image": standardise_per_image}
+
+
+def embed(interpreter: Interpreter, crop: Path, standardisation: str | None) -> NDArray[np.float32]:
+    """Embed a crop: (E,), of length one."""
+    (taken,), (given,) = interpreter.get_input_details(), interpreter.get_output_details()
+    _, height, width, _ = taken["shape"]  # of one image, the channels last
+    image = Image.open(crop).convert("RGB")
+    if image.size != (width, height):
+        sys.exit(f"{crop}: {image.width}x{image.height} pixels; the network takes {width}x{height}.")
+    pixels = np.asarray(image)
+    if taken["dtype"] != np.uint8:  # the app standardises, as the file was exported without --bake
+        if standardisation is None:
+            sys.exit("This file takes standardised images: give --standardise, or export it with --bake.")
+        pixels = STANDARDISE[standardisation](pixels.astype(np.float64)).astype(np.float32)
+    interpreter.set_tensor(taken["index"], pixels[None])
+    interpreter.invoke()
+    embedding: NDArray[np.float32] = interpreter.get_tensor(given["index"])[0]
+    return embedding
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Print the squared distance of two faces and the decision; return 0 for the same person, 1 otherwise."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("model", type=Path, help="the .tflite file")
+    parser.add_argument("crops", nargs=2, type=Path, help="crops as `facenet-port align` makes them")
+    parser.add_argument("--threshold", type=float, required=True, help="on the squared distance")
+    parser.add_argument("--standardise", choices=sorted(STANDARDISE), help="for a file without --bake")
+    options = parser.parse_args(arguments)
+    interpreter = Interpreter(model_path=str(options.model))
+    interpreter.allocate_tensors()
+    first, second = (embed(interpreter, crop, options.standardise) for crop in options.crops)
+    distance = float(np.sum((first - second) ** 2))
+    is_same = distance < options.threshold
+    decision = "the same person" if is_same else "different people"
+    print(f"squared distance {distance:.4f}, threshold {options.threshold:.4f}: {decision}")
+    return 0 if is_same else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
