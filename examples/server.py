@@ -46,7 +46,7 @@ from starlette.routing import Route
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from converter.errors import PortError
-from faces.crops import CROP_SIZES, central_part, choose_face, crop_face
+from faces.crops import CROP_SIZES, CropMethod, central_part, choose_face, crop_face
 from faces.detect.result import Box
 from faces.embedder import Embedder
 from faces.embeddings import Embeddings, read_embeddings
@@ -66,21 +66,13 @@ Row = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Limits:
-    """What the service takes.
+    """What the service takes."""
 
-    Attributes:
-        batch: Most images of a batch.
-        delay: Seconds that an image waits for others.
-        waiting: Most requests that are accepted and not answered.
-        size: Most bytes of a body.
-        arrival: Seconds in which a request has to arrive.
-    """
-
-    batch: int
-    delay: float
-    waiting: int
-    size: int
-    arrival: float
+    batch: int  # most images of a batch
+    delay: float  # seconds that an image waits for others
+    waiting: int  # most requests that are accepted and not answered
+    size: int  # most bytes of a body
+    arrival: float  # seconds in which a request has to arrive
 
 
 @dataclass
@@ -242,13 +234,13 @@ class FaceService:
 
     async def _find_crop(self, image: Image.Image) -> tuple[Crop, Box | None]:
         """Decode a crop, or crop the face of a photograph."""
-        method = next((name for name, size in CROP_SIZES.items() if image.size == (size, size)), None)
+        method = _find_method(image)
         if self._gallery is not None and (method or self._embedder.crop) != self._gallery.origin.crop:
             raise HTTPException(
                 422, f"a crop {method}; the gallery is of the crop {self._gallery.origin.crop}"
             )
         if method is not None:
-            return central_part(await asyncio.to_thread(_decode, image)), None
+            return central_part(_decode(image)), None
         return await asyncio.get_running_loop().run_in_executor(self._searching, self._find_face, image)
 
     def _find_face(self, image: Image.Image) -> tuple[Crop, Box]:
@@ -259,6 +251,11 @@ class FaceService:
         height, width = pixels.shape[:2]
         box = faces[choose_face(faces, width, height, self._embedder.crop)].box
         return central_part(crop_face(pixels, box, self._embedder.crop)), box
+
+
+def _find_method(image: Image.Image) -> CropMethod | None:
+    """Find the crop that an image is, by its size; None if it is none."""
+    return next((name for name, size in CROP_SIZES.items() if image.size == (size, size)), None)
 
 
 async def _read_body(request: Request, most: int) -> bytes:
@@ -279,15 +276,17 @@ async def _read_body(request: Request, most: int) -> bytes:
 
 
 def _open_image(body: bytes) -> Image.Image:
-    """Read the head of an image.
+    """Read the head of an image, and all of a crop.
 
     Raises:
         HTTPException: It is none, or has too many pixels.
     """
     try:
         image = Image.open(io.BytesIO(body), formats=FORMATS)
+        if _find_method(image) is not None:
+            image.load()
     except Exception as error:  # Pillow raises anything on a damaged file
-        raise HTTPException(400, f"the body is no {' or '.join(FORMATS)}") from error
+        raise HTTPException(400, f"the body is no {' or '.join(FORMATS)}, or damaged") from error
     if image.width * image.height > MAX_PIXELS:
         raise HTTPException(413, f"the photograph has more than {MAX_PIXELS:,} pixels")
     return image
@@ -385,18 +384,13 @@ def main(arguments: list[str] | None = None) -> int:
     except PortError as error:
         print(f"server.py: error: {error}", file=sys.stderr)
         return error.exit_code
-    config = uvicorn.Config(
-        service.application(),
-        http=with_deadline(limits.arrival, service.metrics),
-        lifespan="on",
-        log_level="warning",
-        timeout_keep_alive=KEEP_ALIVE,
-    )
+    application, protocol = service.application(), with_deadline(limits.arrival, service.metrics)
+    config = uvicorn.Config(application, http=protocol, log_level="warning", timeout_keep_alive=KEEP_ALIVE)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)  # uvicorn handles it, and then raises it once more
     listener = socket.create_server((options.host, options.port), backlog=2048)
-    host, port = listener.getsockname()[:2]
-    print(f"http://{host}:{port} embeds {service.metrics.images_per_second:.0f} images/s", flush=True)
+    address = f"http://{options.host}:{listener.getsockname()[1]}"
+    print(f"{address} embeds {service.metrics.images_per_second:.0f} images/s", flush=True)
     uvicorn.Server(config).run(sockets=[listener])
     return 0
 
