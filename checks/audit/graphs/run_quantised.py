@@ -80,19 +80,18 @@ class QuantisedGraph:
             SourceError: The runtime refuses the graph, crashes or does not finish.
         """
         say("simulating")
-        batched = [self._feed_standardised(self._session.fit_images(batch.images[:1])) for batch in batches]
+        images = [self._feed_standardised(self._session.fit_images(batch.images[:1])) for batch in batches]
         if faces is not None:
-            batched.append(self._feed_faces(faces)[:_FACES])
-        fed = np.concatenate(batched)
+            images.append(self._feed_faces(faces)[:_FACES])
+        fed = np.concatenate(images)
         measured, embedding = self._simulate(fed)
         shown = slice(len(batches), None) if faces is not None else slice(None)
         compared = None
         if faces is not None:
             say("embedding the faces")
-            images = self._session.fit_images(faces.images)
             port = self._session.run(self._feed_faces(faces))
             place = next(n for n, name in enumerate(self._session.outputs) if name != LOGITS)
-            compared = compare_faces(normalise(port[place]), source, images, faces.people)
+            compared = compare_faces(normalise(port[place]), source, faces)
         return QuantisedRun(
             inputs=(*(batch.name for batch in batches), *(("faces",) if faces is not None else ())),
             quantisers=tuple(
