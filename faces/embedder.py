@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from checks.core.options import check_device
 from converter.errors import SourceError, UsageError
+from faces.backends.choose import choose_backend
+from faces.backends.facts import BackendName
 from faces.crops import (
     CropMethod,
     FaceImage,
@@ -27,10 +30,11 @@ from faces.crops import (
 )
 from faces.detect.detector import FaceDetector
 from faces.detect.result import Box
-from faces.detect.run import read_batches
+from faces.detect.run import BATCH, read_batches
 from faces.images import to_rgb
 from faces.model import Model, Standardisation, load_model
 from faces.options import DEFAULT_MODEL, FACTOR, SMALLEST_FACE, THRESHOLDS
+from faces.threads import MOST_THREADS, run_side_by_side
 from faces.threshold import Threshold, find_threshold
 
 Progress = Callable[[int, int | None], None]
@@ -87,6 +91,8 @@ class Embedder:
         standardisation: As for `load_model`.
         crop: The choice among the faces of a photograph, and the margin: as for `faces.align.run.align`.
         device: `cpu`, `cuda` or `mps`.
+        backend: What computes embeddings, as `faces.backends.choose.choose_backend` takes it; None for the
+            default.
         smallest_face: Side of the smallest face to look for, in pixels.
         thresholds: Probability of a face that P-Net, R-Net and O-Net ask for.
         factor: Ratio of two scales of the pyramid that follow each other.
@@ -110,6 +116,7 @@ class Embedder:
         standardisation: Standardisation | None = None,
         crop: CropMethod = "scaled",
         device: str = "cpu",
+        backend: BackendName | None = None,
         smallest_face: float = SMALLEST_FACE,
         thresholds: tuple[float, float, float] = THRESHOLDS,
         factor: float = FACTOR,
@@ -118,6 +125,7 @@ class Embedder:
         check_device(device)
         self.stated_model, self.stated_standardisation = model, standardisation
         self.crop, self.offline = crop, offline
+        self._backend, self._device, self._images = backend, device, 0
         self._load_model = partial(
             load_model,
             model or DEFAULT_MODEL,
@@ -138,8 +146,16 @@ class Embedder:
 
         Raises:
             UsageError, SourceError, MappingError, RequirementError: As for `faces.model.load_model`.
+            DifferenceError: As for `choose_backend`.
         """
-        return self._load_model()
+        return choose_backend(self._load_model(), self._backend, device=self._device, images=self._images)
+
+    def expect(self, images: int) -> None:
+        """State how many images are going to be embedded, before `model` is first needed.
+
+        The default of `backend` depends on it.
+        """
+        self._images = images
 
     @cached_property
     def detector(self) -> FaceDetector:
@@ -220,11 +236,12 @@ class Embedder:
         without_face: list[Path] = []
         problems: list[SourceError] = []
         crop = crop or self.find_crop(images)
-        for batch in read_batches([image.file for image in images], problems):
-            for place, pixels in batch:
-                check_crop(images[place].file, pixels, self.crop, crop)
-                check_box(images[place], pixels)
-            embedded, faceless = self._embed_batch(images, batch, compute)
+        batches = read_batches([image.file for image in images], problems)
+        embed_batch = partial(self._embed_batch, images, crop, compute)
+        # With work for several cores each takes whole batches, and none waits for another in between.
+        cores = 1 if self._device != "cpu" else min(torch.get_num_threads(), MOST_THREADS)
+        threads = cores if len(images) > BATCH else 1
+        for embedded, faceless in run_side_by_side(threads, embed_batch, batches):
             faces += embedded
             without_face += faceless
             progress(len(faces) + len(without_face) + len(problems), len(images))
@@ -249,8 +266,15 @@ class Embedder:
         return embedded.faces
 
     def _embed_batch(
-        self, images: Sequence[FaceImage], batch: Sequence[tuple[int, NDArray[np.uint8]]], compute: Compute
+        self,
+        images: Sequence[FaceImage],
+        crop_method: CropMethod,
+        compute: Compute,
+        batch: Sequence[tuple[int, NDArray[np.uint8]]],
     ) -> tuple[list[EmbeddedFace], list[Path]]:
+        for place, pixels in batch:
+            check_crop(images[place].file, pixels, self.crop, crop_method)
+            check_box(images[place], pixels)
         searched = [pixels for place, pixels in batch if not (is_crop(pixels) or images[place].box)]
         found = iter(self.detector.detect(searched) if searched else ())
         chosen: list[tuple[int, Path, Box | None, int, CropMethod]] = []

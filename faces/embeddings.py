@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converter.errors import SourceError, UsageError
+from faces.backends.facts import BackendName
 from faces.crops import CROP_SIZES, CropMethod
 from faces.detect.result import Box
 from faces.face_table import check_format
@@ -44,6 +45,8 @@ class Origin:
         standardisation: The standardisation of the images.
         crop: The crop of the faces.
         threshold: A threshold that was measured with this model; None if none is known.
+        backend: The runtime that computed them.
+        backend_sha256: The SHA-256 of the exported file that it ran; None for PyTorch.
     """
 
     model: str
@@ -51,6 +54,8 @@ class Origin:
     standardisation: Standardisation
     crop: CropMethod
     threshold: Threshold | None
+    backend: BackendName = "torch"
+    backend_sha256: str | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The origin as the metadata has it."""

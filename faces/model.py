@@ -23,9 +23,14 @@ from converter.hub.catalog_entry import FIXED, PER_IMAGE, CatalogEntry
 from converter.manifest import file_digest, manifest_path, read_manifest, stated_standardisation
 from converter.network_names import NetworkTensors
 from converter.plan import describe, state_dict_variant
+from faces.backends.facts import RUNTIMES, TORCH, BackendFacts
+from faces.backends.graph_backend import GraphBackend
 from faces.backends.torch_backend import TorchBackend
 from faces.options import DEFAULT_MODEL
 from reference import InceptionResnetV1, load
+
+Compute = Callable[[NDArray[Any]], NDArray[Any]]
+"""A function from images, (N, H, W, 3), to a row of numbers for each."""
 
 Standardisation = Literal["fixed", "per-image"]
 
@@ -35,7 +40,8 @@ STANDARDISATIONS: Mapping[Standardisation, Callable[[NDArray[Any]], NDArray[Any]
 }
 """The functions from pixels of 0 to 255, (N, H, W, 3), to the network's input, float32."""
 
-_NAMES: Mapping[str | None, Standardisation] = {FIXED: "fixed", PER_IMAGE: "per-image"}
+STATED: Mapping[str | None, Standardisation] = {FIXED: "fixed", PER_IMAGE: "per-image"}
+"""The names by which the catalog, manifests and exported files state them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +54,7 @@ class ModelFacts:
         standardisation: The standardisation of its images.
         origin: Where the standardisation is stated.
         lfw_accuracy: The accuracy on Labeled Faces in the Wild that its author published; None if unknown.
+        backend: The runtime of its embeddings.
     """
 
     name: str
@@ -55,6 +62,7 @@ class ModelFacts:
     standardisation: str
     origin: str
     lfw_accuracy: float | None
+    backend: BackendFacts = TORCH
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,40 +71,65 @@ class Model:
 
     Attributes:
         name: The name of the published model, or the file as it was given.
-        network: The network, float32.
-        sha256: The digest of the weights, as `weights_digest` computes it.
+        pytorch: The network in PyTorch, float32; None for an exported file.
+        sha256: The digest of the weights, as `weights_digest` computes it. For an exported file that rounds
+            them, to float16 or to 8 bits, the SHA-256 of the file.
         standardisation: The standardisation of its images.
         origin: Where the standardisation is stated: "the catalog", "the manifest", or "--standardise".
         published: The model's entry in the catalog; None for other weights.
-        backend: What runs the network.
+        backend: What computes embeddings.
+        checked: What is known of it.
     """
 
     name: str
-    network: InceptionResnetV1
+    pytorch: TorchBackend | None
     sha256: str
     standardisation: Standardisation
     origin: str
     published: CatalogEntry | None
-    backend: TorchBackend
+    backend: TorchBackend | GraphBackend
+    checked: BackendFacts = TORCH
 
     @property
     def facts(self) -> ModelFacts:
         """The network, as plain data."""
         accuracy = self.published.lfw_accuracy if self.published else None
-        return ModelFacts(self.name, self.sha256, self.standardisation, self.origin, accuracy)
+        return ModelFacts(self.name, self.sha256, self.standardisation, self.origin, accuracy, self.checked)
 
     def standardise(self, pixels: NDArray[Any]) -> NDArray[Any]:
-        """Standardise pixels of 0 to 255: (N, H, W, 3) to the same shape in float32."""
+        """Standardise pixels of 0 to 255: (N, H, W, 3) to the same shape in float32.
+
+        An exported file that standardises pixels itself is given them as they are.
+        """
+        if self.backend.takes_pixels:
+            return pixels
         return STANDARDISATIONS[self.standardisation](pixels)
+
+    def of_pixels(
+        self, compute: Callable[[NDArray[Any]], NDArray[Any]]
+    ) -> Callable[[NDArray[Any]], NDArray[Any]]:
+        """Turn a function of standardised images into one of pixels."""
+        return lambda pixels: compute(self.standardise(pixels))
 
     def embed(self, images: NDArray[Any]) -> NDArray[Any]:
         """Compute the embeddings of standardised images: (N, H, W, 3) to (N, E), float32."""
         return self.backend.embed(images)
 
     @property
+    def network(self) -> InceptionResnetV1:
+        """The network in PyTorch.
+
+        Raises:
+            UsageError: This is an exported file.
+        """
+        if self.pytorch is None:
+            raise UsageError(f"{self.name} is an exported file. Give the weights that it was made from.")
+        return self.pytorch.original
+
+    @property
     def unfolded(self) -> Model:
         """The same network run as it is, for proofs: without BatchNorm folded into the convolutions."""
-        return replace(self, backend=TorchBackend(self.network, fold=False))
+        return replace(self, backend=TorchBackend(self.network, fold=False), checked=TORCH)
 
     @property
     def classifier(self) -> torch.nn.Linear:
@@ -115,7 +148,9 @@ class Model:
         Raises:
             UsageError: The network has no classifier.
         """
-        return self.backend.run(self.classifier, images)
+        classifier = self.classifier  # which an exported file has not
+        assert self.pytorch is not None
+        return self.pytorch.run(classifier, images)
 
 
 def load_model(
@@ -129,7 +164,8 @@ def load_model(
 
     Args:
         model: The name of a published model, or a file: a state_dict, or a TensorFlow source, which is
-            converted; or the folder of one, such as `best` of a training. If both exist, the file wins.
+            converted; or the folder of one, such as `best` of a training; or an exported file, .onnx or
+            .tflite. If both exist, the file wins.
         standardisation: The standardisation of its images. None takes that of the published model, which a
             file is recognised as by the SHA-256 in its manifest, or its own, or that in its manifest.
         device: "cpu", "cuda" or "mps".
@@ -143,6 +179,10 @@ def load_model(
     """
     check_device(device)
     path, trained = Path(model), None
+    if path.suffix.lower() in RUNTIMES and path.is_file():
+        from faces.backends.exported_model import load_exported
+
+        return load_exported(path, standardisation, device)
     exists = path.exists() or path.with_name(f"{path.name}.index").is_file()  # the prefix of a checkpoint
     entry = None if exists else catalog.find_entry(str(model))
     if entry is not None:
@@ -162,21 +202,21 @@ def load_model(
             "Give --standardise fixed, (x - 127.5) / 128 as for the published models of 2018, or per-image."
         )
     name = entry.name if entry else str(model)
-    network = network.eval().to(device)
-    return Model(name, network, weights_digest(network), needed, origin, entry, TorchBackend(network))
+    backend = TorchBackend(network.eval().to(device))
+    return Model(name, backend, weights_digest(network), needed, origin, entry, backend)
 
 
 def published_standardisation(name: str) -> Standardisation | None:
     """Return the standardisation of a published model by name or alias; None if the catalog does not tell."""
     entry = catalog.find_entry(name)
-    return None if entry is None else _NAMES.get(entry.standardisation)
+    return None if entry is None else STATED.get(entry.standardisation)
 
 
 def _trained_standardisation(path: Path) -> Standardisation | None:
     """Return the standardisation in the manifest of weights, such as those that were trained here."""
     with open_source(path) as opened:
         digests = {file.name: file_digest(file) for file in opened.files}
-        return _NAMES.get(stated_standardisation(opened.path, digests))
+        return STATED.get(stated_standardisation(opened.path, digests))
 
 
 def _load_file(path: Path) -> tuple[InceptionResnetV1, CatalogEntry | None]:

@@ -24,6 +24,8 @@ FACTOR = 0.709
 """Ratio of two scales of the detector's pyramid that follow each other."""
 DEFAULT_MODEL = "20170512-110547"
 """The published model that is taken if none is named: a package index serves it."""
+MANY_IMAGES = 5000
+"""Images for which the default of --backend exports a file: it then saves the time that it takes to make."""
 
 
 def add_detector_options(parser: argparse.ArgumentParser) -> None:
@@ -76,7 +78,7 @@ def add_standardise_option(parser: argparse.ArgumentParser) -> None:
 
 
 def add_embedder_options(parser: argparse.ArgumentParser, model: str = DEFAULT_MODEL) -> None:
-    """Add --model, --standardise, --crop and the detector's options, which `make_embedder` takes.
+    """Add --model, --standardise, --crop, --backend and the detector's options, which `make_embedder` takes.
 
     Args:
         parser: The command's parser.
@@ -85,11 +87,24 @@ def add_embedder_options(parser: argparse.ArgumentParser, model: str = DEFAULT_M
     parser.add_argument(
         "--model",
         metavar="NAME|FILE",
-        help=f"a published model, or a state_dict or TensorFlow file (default: {model})",
+        help="a published model, or a state_dict, a TensorFlow file, or an exported .onnx or .tflite "
+        f"(default: {model})",
     )
     add_standardise_option(parser)
     add_crop_option(parser)
+    add_backend_option(parser)
     add_detector_options(parser)
+
+
+def add_backend_option(parser: argparse.ArgumentParser) -> None:
+    """Add --backend."""
+    parser.add_argument(
+        "--backend",
+        choices=("torch", "onnxruntime", "litert"),
+        help="what runs the network; the others are checked against torch. onnxruntime and litert run an "
+        "exported file, which is made once, audited and kept in the cache (default: onnxruntime if its file "
+        f"is in the cache, or for {MANY_IMAGES:,} images or more, if it is installed; otherwise torch)",
+    )
 
 
 def add_threshold_option(parser: argparse.ArgumentParser, default: str) -> None:
@@ -128,6 +143,7 @@ def make_embedder(arguments: argparse.Namespace) -> Embedder:
         standardisation=arguments.standardisation,
         crop=arguments.crop,
         device=arguments.device,
+        backend=getattr(arguments, "backend", None),
         smallest_face=arguments.smallest_face,
         thresholds=tuple(arguments.thresholds),
         factor=arguments.factor,

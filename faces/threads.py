@@ -6,11 +6,44 @@ these networks the cores would wait for each other, and long if other programs k
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
+
+MOST_THREADS = 8
+"""Threads that run networks beside each other, at most."""
+
+Work = TypeVar("Work")
+Result = TypeVar("Result")
+
+
+def run_side_by_side(
+    threads: int, function: Callable[[Work], Result], works: Iterable[Work]
+) -> Iterator[Result]:
+    """Run a function on pieces of work in threads that have a core each; results come in the order of work.
+
+    At most one piece more than threads is taken from `works` before its result is: it waits for a thread.
+
+    Args:
+        threads: The number of threads. One runs all in the calling thread, with all of its cores.
+        function: The function.
+        works: The pieces of work, which the calling thread makes.
+    """
+    if threads == 1:
+        yield from map(function, works)
+        return
+    with network_threads(threads) as pool:
+        waiting: deque[Future[Result]] = deque()
+        for work in works:
+            waiting.append(pool.submit(function, work))
+            if len(waiting) > threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 @contextmanager

@@ -120,6 +120,10 @@ FACE_EMBEDDING = 1e-5
 """Face controls: largest distance of an embedding from that of TensorFlow's graph on the original's
 standardisation of the same crop. Two right float32 networks come to a tenth of it."""
 
+BACKEND_DISTANCE = 1e-5
+"""Backends: largest Euclidean distance of a runtime's embedding from PyTorch's, on seeded images.
+ONNX Runtime comes to 1.7e-6 on real weights."""
+
 FACE_PROTOCOL = 1e-12
 """Face controls: largest difference of a distance or a figure of the protocol from the original's: float64
 rounds to 1e-16, and a figure of some thousand pairs changes by steps of 1e-4."""

@@ -25,17 +25,26 @@ class TorchBackend:
         network: The network, in evaluation mode.
         fold: Whether to fold BatchNorm into the convolutions, which is faster. The proofs run the network as
             it is.
+
+    Attributes:
+        original: The network as it was given.
     """
 
     name = "torch"
+    takes_pixels = False
 
     def __init__(self, network: InceptionResnetV1, *, fold: bool = True) -> None:
-        self._original, self._fold = network, fold
+        self.original, self._fold = network, fold
 
     @cached_property
     def network(self) -> InceptionResnetV1:
         """The network that runs."""
-        return fold_batch_norm(self._original) if self._fold else self._original
+        return fold_batch_norm(self.original) if self._fold else self.original
+
+    @property
+    def embedding_size(self) -> int:
+        """The length of an embedding."""
+        return self.original.last_linear.out_features
 
     def embed(self, images: NDArray[Any]) -> NDArray[Any]:
         """Compute the embeddings of standardised images: (N, H, W, 3) to (N, E), float32."""
@@ -43,7 +52,7 @@ class TorchBackend:
 
     def run(self, head: Callable[[torch.Tensor], torch.Tensor], images: NDArray[Any]) -> NDArray[Any]:
         """Run the network, and a head on its output: on a CPU each core takes a part of the images."""
-        device = self._original.device
+        device = self.original.device
 
         @torch.inference_mode()
         def run(part: NDArray[Any]) -> NDArray[Any]:

@@ -44,6 +44,7 @@ def cluster(
     embedder = embedder or Embedder()
     images, _ = find_images(Path(source))
     crop = embedder.find_crop(images)
+    embedder.expect(len(images))
     found = embedder.find_threshold(threshold, crop)
     if found is None:
         raise RequirementError(explain_no_threshold(embedder.model.facts, crop))

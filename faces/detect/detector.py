@@ -16,7 +16,7 @@ from faces.detect.cascade import Boxes
 from faces.detect.result import Face
 from faces.images import ImageLike, to_rgb
 from faces.options import FACTOR, SMALLEST_FACE, THRESHOLDS
-from faces.threads import network_threads
+from faces.threads import MOST_THREADS, network_threads
 from reference.mtcnn import O_NET_SIZE, R_NET_SIZE, ONet, PNet, RNet
 from reference.weights import load_mtcnn
 
@@ -26,7 +26,6 @@ _LEVEL_PIXELS = 1 << 18  # of a level that P-Net is given at once: some 40 MB of
 # Crops that R-Net and O-Net are given at once, some 20 MB of activations. Always so many: PyTorch rounds a
 # batch of another size differently, and the faces of a photograph would depend on the other photographs.
 _CROPS = {R_NET_SIZE: 64, O_NET_SIZE: 16}
-_MOST_THREADS = 8
 _LOST_ROWS = 5  # P-Net's map has ceil(height / 2) - 5 rows: n rows of it need 2n + 10 rows of the level
 
 
@@ -85,7 +84,7 @@ class FaceDetector:
             PhotographError, TypeError, ValueError: As `to_rgb` says.
         """
         photographs = [to_rgb(image) for image in images]
-        threads = min(torch.get_num_threads(), _MOST_THREADS) if self.device.type == "cpu" else 1
+        threads = min(torch.get_num_threads(), MOST_THREADS) if self.device.type == "cpu" else 1
         with (
             # In float32, as TensorFlow computes: cuDNN would round factors to TF32.
             torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False),

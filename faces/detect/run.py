@@ -16,8 +16,9 @@ from faces.detect.drawing import Drawings
 from faces.detect.result import DetectionResult, Photograph
 from faces.options import FACTOR, SMALLEST_FACE, THRESHOLDS
 
-# The photographs that are in memory at once: at most so many, and no more once they have so many pixels.
-_BATCH, _BATCH_PIXELS = 16, 1 << 24
+BATCH = 16
+"""Photographs of a batch, at most; it takes no more once they have `_BATCH_PIXELS` pixels."""
+_BATCH_PIXELS = 1 << 24
 
 
 def detect(
@@ -112,7 +113,7 @@ def read_batches(
             batch.append((place, read_photograph(file)))
         except PhotographError as error:
             problems.append(error)
-        if len(batch) == _BATCH or sum(pixels.size // 3 for _, pixels in batch) >= _BATCH_PIXELS:
+        if len(batch) == BATCH or sum(pixels.size // 3 for _, pixels in batch) >= _BATCH_PIXELS:
             yield batch
             batch = []
     if batch:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -78,9 +78,13 @@ def embed(
         images, people, unwritable = _leave_out_unwritable(images, people, output.parent)
     embedder = embedder or Embedder()
     crop = embedder.find_crop(images)
+    if processes.count == 1:  # several would all wait for one
+        embedder.expect(len(images))
     measured = embedder.find_threshold(threshold, crop)
-    model = embedder.model
-    origin = Origin(model.name, model.sha256, model.standardisation, crop, measured)
+    model, runtime = embedder.model, embedder.model.checked
+    origin = Origin(
+        model.name, model.sha256, model.standardisation, crop, measured, runtime.name, runtime.file_sha256
+    )
     work = _Work(images, people, embedder, origin)
     if output is not None and in_parts:
         embeddings, rest = work.embed_parts(output, processes, progress)
@@ -111,7 +115,7 @@ class _Work:
         """Embed consecutive images; returns the faces, and beside them what has none."""
         people = self.people[share]
         embedded = self.embedder.embed(self.images[share], progress, crop=self.origin.crop)
-        none = np.empty((0, self.embedder.model.network.last_linear.out_features), np.float32)
+        none = np.empty((0, self.embedder.model.backend.embedding_size), np.float32)
         embeddings = Embeddings(
             files=tuple(face.file for face in embedded.faces),
             people=tuple(people[face.place] for face in embedded.faces),
@@ -135,7 +139,8 @@ class _Work:
 
     def _digest(self, folder: Path) -> str:
         """Compute what tells this run from others: the images, the model and the options."""
-        options = [self.origin.as_json(), self.embedder.crop, self.embedder.detector_options]
+        origin = replace(self.origin, backend="torch", backend_sha256=None)  # which round alike
+        options = [origin.as_json(), self.embedder.crop, self.embedder.detector_options]
         digest = hashlib.sha256(json.dumps(options).encode())
         for image, person in zip(self.images, self.people, strict=True):
             status = image.file.stat()

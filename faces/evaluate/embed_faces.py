@@ -13,7 +13,7 @@ from faces.detect.detector import FaceDetector
 from faces.images import to_rgb
 
 Network = Callable[[NDArray[Any]], NDArray[Any]]
-"""A function from standardised images, (N, H, W, 3) float32, to rows of numbers, (N, ...)."""
+"""A function from pixels of 0 to 255, (N, H, W, 3) uint8, to rows of numbers, (N, ...)."""
 
 Progress = Callable[[int, int | None], None]
 
@@ -63,7 +63,6 @@ def find_faces(
 def run_networks(
     images: Sequence[FaceImage],
     method: CropMethod,
-    standardise: Network,
     networks: Sequence[Network],
     *,
     mirrored: bool = False,
@@ -75,7 +74,6 @@ def run_networks(
     Args:
         images: N faces, at least one.
         method: The crop of a photograph.
-        standardise: From pixels of 0 to 255, (N, H, W, 3), to the networks' input.
         networks: The networks.
         mirrored: Whether each row is followed by that of the mirrored image, as with
             `--use_flipped_images` of the original.
@@ -92,7 +90,7 @@ def run_networks(
     for start in range(0, len(images), batch_size):
         progress(start, len(images))
         pixels = np.stack([read_face(image, method) for image in images[start : start + batch_size]])
-        views = [standardise(pixels)] + ([standardise(pixels[:, :, ::-1])] if mirrored else [])
+        views = [pixels, pixels[:, :, ::-1]] if mirrored else [pixels]
         for network, collected in zip(networks, rows, strict=True):
             collected.append(np.concatenate([network(view) for view in views], axis=1))
     return [np.concatenate(collected) for collected in rows]

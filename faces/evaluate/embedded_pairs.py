@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from converter.errors import SourceError, UsageError
 from converter.hub.catalog import find_entry
 from converter.hub.locate import locate
+from faces.backends.facts import BackendFacts
 from faces.crops import CropMethod, FaceImage
 from faces.detect.result import Box
 from faces.embedder import Embedder
@@ -21,7 +22,7 @@ from faces.embeddings import read_embeddings
 from faces.evaluate.against import open_graph
 from faces.evaluate.embed_faces import Progress, find_faces, run_networks
 from faces.evaluate.pairs import FoundPairs, pair_all
-from faces.model import Model, ModelFacts
+from faces.model import Model, ModelFacts, load_model
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +35,9 @@ class EmbeddedPairs:
         crop: The crop of every face.
         network: The network.
         embeddings: (N, E), a row for each image.
-        expected: The rows of TensorFlow's graph; None without one.
-        graph: The graph in words; empty without one.
+        expected: The rows of TensorFlow's graph, or of the weights of an exported file; None without them.
+        graph: The graph or the weights in words; empty without them.
+        weights: The weights that an exported file is compared with; None for no such comparison.
     """
 
     found: FoundPairs
@@ -45,6 +47,7 @@ class EmbeddedPairs:
     embeddings: NDArray[Any]
     expected: NDArray[Any] | None = None
     graph: str = ""
+    weights: ModelFacts | None = None
 
 
 def read_embedded(source: Path, embedder: Embedder) -> EmbeddedPairs:
@@ -77,6 +80,7 @@ def read_embedded(source: Path, embedder: Embedder) -> EmbeddedPairs:
         standardisation=origin.standardisation,
         origin="the embeddings",
         lfw_accuracy=published.lfw_accuracy if published else None,
+        backend=BackendFacts(origin.backend, origin.backend_sha256),
     )
     found = pair_all(source, list(map(FaceImage, embeddings.files, embeddings.boxes)), embeddings.people)
     return EmbeddedPairs(found, embeddings.boxes, origin.crop, network, embeddings.values)
@@ -89,7 +93,8 @@ class PairEmbedder:
     Attributes:
         embedder: The network, the detector and the crop.
         mirrored: Whether the embedding of the mirrored image is appended to each embedding.
-        against: A TensorFlow source, whose graph embeds the same crops; None for none.
+        against: A TensorFlow source, whose graph embeds the same crops, or the weights of an exported file;
+            None for none.
         batch_size: Images that a network takes at a time.
         progress: Progress callback: images done, and their number.
         say: Called with the name of each part of the work.
@@ -115,35 +120,47 @@ class PairEmbedder:
             RequirementError: A package or weights are missing.
         """
         network, crop = self.embedder.model, self.embedder.find_crop(found.images)
-        origin = None if self.against is None else locate(self.against, offline=self.embedder.offline)
+        reference = self._load_reference(network)
+        if self.against is not None and reference is None:
+            network = network.unfolded  # which the proof is of
         self.say("finding faces")
         faces = find_faces(found.images, crop, lambda: self.embedder.detector, self.progress)
         found = found.keep(np.array([face is not None for face in faces]))
         require_faces(source, found.pairs.same)
         shown = [face for face in faces if face is not None]
         self.say("embedding")
-        embeddings, expected, graph = self._run(shown, crop, network, origin)
-        boxes = tuple(face.box for face in shown)
-        return EmbeddedPairs(found, boxes, crop, network.facts, embeddings, expected, graph)
+        embeddings, expected, graph = self._run(shown, crop, network, reference)
+        boxes, weights = tuple(face.box for face in shown), None if reference is None else reference.facts
+        return EmbeddedPairs(found, boxes, crop, network.facts, embeddings, expected, graph, weights)
+
+    def _load_reference(self, network: Model) -> Model | None:
+        """Load the weights that an exported file is compared with; None for no such comparison."""
+        if self.against is None or network.pytorch is not None:
+            return None
+        stated = self.embedder.stated_standardisation
+        return load_model(self.against, standardisation=stated, offline=self.embedder.offline).unfolded
 
     def _run(
-        self, faces: Sequence[FaceImage], crop: CropMethod, network: Model, origin: Path | None
+        self, faces: Sequence[FaceImage], crop: CropMethod, network: Model, reference: Model | None
     ) -> tuple[NDArray[Any], NDArray[Any] | None, str]:
-        """Embed faces with a network and with a source's graph: both embeddings, and the graph in words."""
+        """Embed faces with a network and with what it is held against: both embeddings, and that in words."""
         run = partial(
             run_networks,
             faces,
             crop,
-            network.standardise,
             mirrored=self.mirrored,
             batch_size=self.batch_size,
             progress=self.progress,
         )
-        if origin is None:
-            (embeddings,) = run([network.embed])
+        embed = network.of_pixels(network.embed)
+        if self.against is None:
+            (embeddings,) = run([embed])
             return embeddings, None, ""
-        with open_graph(origin) as graph:
-            embeddings, expected = run([network.unfolded.embed, graph.embed])
+        if reference is not None:
+            embeddings, expected = run([embed, reference.of_pixels(reference.embed)])
+            return embeddings, expected, f"the weights {reference.name}"
+        with open_graph(locate(self.against, offline=self.embedder.offline)) as graph:
+            embeddings, expected = run([embed, network.of_pixels(graph.embed)])
         return embeddings, expected, graph.description
 
 

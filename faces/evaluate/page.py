@@ -17,6 +17,7 @@ from checks.report.pictures import data_url
 from checks.report.provenance import digests, provenance, shown_path
 from checks.report.roc_chart import Roc, RocCurve
 from faces.crops import CropMethod, FaceImage, read_face
+from faces.evaluate.comparison import Comparison, change_table, describe_comparison, pair_table
 from faces.evaluate.measure import Measurement
 from faces.evaluate.protocol import Pairs
 from faces.evaluate.result import ClassificationResult, VerificationResult
@@ -66,7 +67,7 @@ def write_page(path: str | Path, result: VerificationResult | ClassificationResu
         content = _verification(result)
         head = _verification_head(result)
     foot = provenance(command, digests(result.files), result.environment, None)
-    empty = {"roc": None, "distances": None, "worst": (), "confusion": None, "notes": ()}
+    empty = {"comparison": None, "roc": None, "distances": None, "worst": (), "confusion": None, "notes": ()}
     write_html(Path(path), "faces/evaluate/page.html", head, foot, **(empty | content))
 
 
@@ -75,9 +76,19 @@ def _verification(result: VerificationResult) -> dict[str, object]:
     return {
         "figures": figure_table(result),
         "notes": result.notes,
+        "comparison": None if result.comparison is None else _comparison(result.comparison),
         "roc": _roc(drawer, result),
         "distances": _distances(drawer, result),
         "worst": _worst(result),
+    }
+
+
+def _comparison(comparison: Comparison) -> dict[str, object]:
+    changed = pair_table(comparison) if comparison.changed else None
+    return {
+        "figures": change_table(comparison),
+        "sentences": describe_comparison(comparison),
+        "changed": changed,
     }
 
 
@@ -160,7 +171,7 @@ def _verification_head(result: VerificationResult) -> Head:
             else "The network differs from TensorFlow's graph."
         )
     published = () if model.lfw_accuracy is None else (("published on LFW", f"{model.lfw_accuracy:.4f}"),)
-    against = (("against", result.against),) if judged else ()
+    against = (("against", result.against),) if result.against else ()
     return Head(
         command="evaluate",
         passed=result.passed,

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from checks.core.judgement import Judgement
 from faces.crops import CropMethod
 from faces.detect.result import Box
+from faces.evaluate.comparison import Comparison
 from faces.evaluate.measure import Measurement, Settings
 from faces.evaluate.protocol import Pairs
 from faces.model import ModelFacts
@@ -53,8 +54,9 @@ class VerificationResult:
         threshold: The threshold at `settings.far`, with what it was measured on; None without pairs of
             both kinds.
         applied: The threshold that the user gave, on these pairs.
-        against: TensorFlow's graph that was run on the same images; empty for none.
+        against: TensorFlow's graph that was run on the same images, or the weights; empty for none.
         judgements: distances, decisions and figures against TensorFlow's; empty without it.
+        comparison: What an exported file changes; None for no such comparison.
         notes: Sentences on what limits the figures.
         environment: As `checks.core.environment.environment` gives it.
         files: Every file that was read, except images.
@@ -74,6 +76,7 @@ class VerificationResult:
     applied: Applied | None
     against: str
     judgements: tuple[Judgement, ...]
+    comparison: Comparison | None
     notes: tuple[str, ...]
     environment: Mapping[str, Any]
     files: tuple[str, ...]
@@ -120,6 +123,7 @@ class VerificationResult:
             "against": self.against or None,
             "passed": self.passed if self.judgements else None,
             "judgements": [asdict(judgement) for judgement in self.judgements],
+            "comparison": None if self.comparison is None else self.comparison.as_json(),
             "notes": list(self.notes),
             "environment": dict(self.environment),
         }

@@ -18,6 +18,7 @@ from faces.crops import CropMethod, read_images
 from faces.embedder import Embedder
 from faces.embeddings import is_embeddings
 from faces.evaluate.classifier import score
+from faces.evaluate.comparison import compare_export
 from faces.evaluate.embed_faces import find_faces, run_networks
 from faces.evaluate.embedded_pairs import EmbeddedPairs, PairEmbedder, read_embedded, require_faces
 from faces.evaluate.judge import judge
@@ -61,7 +62,9 @@ def evaluate(
         pairs: A list such as pairs.txt, pairsDevTrain.txt or pairsDevTest.txt.
         settings: The options of the protocol.
         threshold: A result of `--json` whose threshold is applied to every pair.
-        against: A TensorFlow source: its graph is run on the same crops, and the network is judged by it.
+        against: A TensorFlow source: its graph is run on the same crops, and the network is judged by it. If
+            the model is an exported file, the weights that it was made from, of any format: PyTorch runs them
+            on the same crops, and the result has what the file changes.
         embedder: The model and the crop of photographs; an image of the size of a crop is taken as it is.
             None takes the defaults, with the network of `against`. A model or standardisation that it states
             has to be that of the embeddings, if these are the source.
@@ -86,6 +89,7 @@ def evaluate(
     else:
         found, files, stated = _find_pairs(source, None if pairs is None else Path(pairs))
         settings = replace(settings, folds=settings.folds or stated)
+        embedder.expect(len(found.images))
         _check_threshold(given, embedder.model.facts, embedder.find_crop(found.images), settings)
         work = PairEmbedder(embedder, settings.mirrored, against, batch_size, progress, say)
         faces = work.embed(source, found)
@@ -106,8 +110,14 @@ def _measure(
     pairs, settings = faces.found.pairs, replace(settings, folds=settings.fold_count)
     measured = measure(faces.embeddings, pairs, settings)
     judgements: tuple[Judgement, ...] = ()
+    comparison = None
     if faces.expected is not None:
-        judgements = judge(measured, measure(faces.expected, pairs, settings), faces.found.name_pair)
+        expected = measure(faces.expected, pairs, settings)
+        if faces.weights is None:
+            judgements = judge(measured, expected, faces.found.name_pair)
+        else:
+            sides = faces.embeddings, faces.expected
+            comparison = compare_export(faces.found, faces.weights, sides, (measured, expected))
     return VerificationResult(
         source=listed,
         folder=folder,
@@ -123,6 +133,7 @@ def _measure(
         applied=None if given is None else _apply(given, measured, pairs),
         against=faces.graph,
         judgements=judgements,
+        comparison=comparison,
         notes=(*faces.found.notes, *_limits(pairs, settings), *_note_copies(faces, measured.distances)),
         environment=environment(),
         files=tuple(map(str, files)),
@@ -193,7 +204,7 @@ def evaluate_classifier(
         require_faces(table.path, faces)
         say("classifying")
         (logits,) = run_networks(
-            faces, crop, network.standardise, [network.logits], batch_size=batch_size, progress=progress
+            faces, crop, [network.of_pixels(network.logits)], batch_size=batch_size, progress=progress
         )
         predicted = [str(place) for place in np.argmax(logits, axis=1)]
     scores = score(labels, predicted)

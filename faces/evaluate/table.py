@@ -12,7 +12,9 @@ from checks.core.render import Row, Table, print_judgements, print_table
 from converter import command_line
 from converter.counts import counted
 from converter.home_folder import from_home
+from faces.backends.facts import BackendFacts
 from faces.evaluate.classifier import Scores
+from faces.evaluate.comparison import Comparison, change_table, describe_comparison, pair_table
 from faces.evaluate.result import ClassificationResult, VerificationResult
 from faces.model import ModelFacts
 
@@ -54,9 +56,21 @@ def _print_verification(console: Console, result: VerificationResult) -> None:
     for note in result.notes:
         console.print(f"note: {note}", markup=False)
     print_table(console, figure_table(result))
+    if result.comparison is not None:
+        _print_comparison(console, result.comparison)
     if result.judgements:
         console.print(f"against TensorFlow: {result.against}", markup=False)
         print_judgements(console, result.judgements, most_details=3)
+
+
+def _print_comparison(console: Console, comparison: Comparison) -> None:
+    """Print what an exported file changes: the figures, the worst embedding, and every changed decision."""
+    console.print(f"against {describe_network(comparison.weights)}", markup=False)
+    print_table(console, change_table(comparison))
+    for sentence in describe_comparison(comparison):
+        console.print(sentence, markup=False)
+    if comparison.changed:
+        print_table(console, pair_table(comparison))
 
 
 def figure_table(result: VerificationResult) -> Table:
@@ -136,8 +150,19 @@ def _figure(value: float | None) -> str:
 
 
 def describe_network(model: ModelFacts) -> str:
-    """The name of a network and the standardisation of its images."""
-    return f"{from_home(model.name)}, standardised {describe_standardisation(model)}"
+    """The name of a network, the standardisation of its images, and the runtime if it is not PyTorch."""
+    described = f"{from_home(model.name)}, standardised {describe_standardisation(model)}"
+    return described + _describe_backend(model.backend)
+
+
+def _describe_backend(backend: BackendFacts) -> str:
+    """The runtime in a clause, if it is not PyTorch, and how near to it; or why another is not used."""
+    if backend.note:
+        return f"; {backend.note}"
+    if backend.name == "torch":
+        return ""
+    checked = "" if backend.distance is None else f", {backend.distance:.1e} from torch on this machine"
+    return f"; run by {backend.name}{checked}"
 
 
 def describe_standardisation(model: ModelFacts) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from faces.embedder import EmbeddedFace
@@ -61,6 +61,7 @@ class MatchResult:
             "model": self.model.name,
             "model_sha256": self.model.sha256,
             "standardisation": self.model.standardisation,
+            "backend": asdict(self.model.backend),
             "faces": [
                 {"path": str(face.file), "box": face.box, "faces": face.faces, "crop": face.crop}
                 for face in self.faces

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from faces.backends.torch_backend import TorchBackend, fold_batch_norm
+from faces.threads import run_side_by_side
 from reference import load
 
 IMAGES = 6
@@ -70,3 +71,21 @@ def test_the_network_itself_stays_as_it_is(built):
     assert all(torch.equal(before[key], after[key]) for key in before)
     with patch("faces.backends.torch_backend.fold_batch_norm", side_effect=AssertionError):
         TorchBackend(network, fold=False).embed(images[:1])
+
+
+def test_work_side_by_side_is_bounded_in_order_and_fails_as_it_would_alone():
+    taken = []
+
+    def works():
+        for number in range(9):
+            taken.append(number)
+            yield number
+
+    for threads in (1, 3):
+        taken.clear()
+        for place, result in enumerate(run_side_by_side(threads, lambda number: number**2, works())):
+            assert result == place**2
+            assert len(taken) <= place + 1 + threads
+        assert len(taken) == 9
+        with pytest.raises(ZeroDivisionError):
+            list(run_side_by_side(threads, lambda number: 1 // number, works()))

@@ -1,0 +1,35 @@
+"""What is known of the runtime that computes embeddings, as plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+BackendName = Literal["torch", "onnxruntime", "litert"]
+"""The runtimes, as `--backend` names them."""
+
+RUNTIMES: Mapping[str, BackendName] = {".onnx": "onnxruntime", ".tflite": "litert"}
+"""The endings of exported files, and what runs these."""
+
+
+@dataclass(frozen=True, slots=True)
+class BackendFacts:
+    """The runtime of embeddings.
+
+    Attributes:
+        name: Its name.
+        file_sha256: The SHA-256 of the exported file that it runs; None for PyTorch.
+        distance: The largest Euclidean distance of its embeddings from PyTorch's on the images of the check
+            on this machine; None for PyTorch, and for a file of the user's, whose weights are not at hand.
+        note: Why another runtime is not used, a sentence; empty for no reason.
+    """
+
+    name: BackendName = "torch"
+    file_sha256: str | None = None
+    distance: float | None = None
+    note: str = ""
+
+
+TORCH = BackendFacts()
+"""PyTorch, which is checked against nothing."""

@@ -1,0 +1,123 @@
+"""ONNX Runtime and LiteRT as runtimes: an exported file that turns images into embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from checks.audit.graphs.graph import Graph
+from checks.audit.graphs.graph_formats import find_graph_format
+from checks.audit.graphs.runtime_process import RuntimeProcess
+from checks.core.inputs import IMAGE_SIZE
+from converter.errors import SourceError
+from faces.backends.facts import RUNTIMES, BackendName
+
+_SIZES = (1, IMAGE_SIZE, IMAGE_SIZE, IMAGE_SIZE)  # of an input's variable extents; the channels have theirs
+_LENGTH_TOLERANCE = 1e-2  # of an embedding that is computed in half precision or from 8 bits
+
+Run = Callable[[NDArray[Any]], NDArray[Any]]
+"""A function from a batch in the layout and dtype of a graph's input to its first output, (N, E)."""
+
+
+class GraphBackend:
+    """Runs an exported file, on as many threads as PyTorch uses in the calling thread.
+
+    Args:
+        path: The file, .onnx or .tflite, which was audited or tried before.
+        sha256: Its SHA-256.
+        shape: The shape of its input; None for a variable extent.
+        takes_pixels: Whether the input is the pixels of images, uint8, which the graph standardises.
+        embedding_size: The length of an embedding.
+
+    Attributes:
+        name: The name of the runtime, as `--backend` has it.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        sha256: str,
+        *,
+        shape: tuple[int | None, ...] = (None, 3, None, None),
+        takes_pixels: bool = False,
+        embedding_size: int,
+    ) -> None:
+        self.path, self.sha256, self.takes_pixels = path, sha256, takes_pixels
+        self.embedding_size = embedding_size
+        self.name: BackendName = RUNTIMES[path.suffix.lower()]
+        self._batch, self._channels_last = shape[0], shape[3] == 3
+        self._runs: dict[int, Run] = {}
+        self._opening = Lock()
+
+    def embed(self, images: NDArray[Any]) -> NDArray[Any]:
+        """Compute the embeddings of images: (N, H, W, 3), standardised or pixels, to (N, E), float32.
+
+        Raises:
+            SourceError: The runtime refuses the file, or it gives no embeddings of length one.
+        """
+        run = self._open(torch.get_num_threads())
+        ordered = images if self._channels_last else images.transpose(0, 3, 1, 2)
+        ready = np.ascontiguousarray(ordered, np.uint8 if self.takes_pixels else np.float32)
+        size = self._batch or len(ready)
+        rows = []
+        for start in range(0, len(ready), size):
+            batch = ready[start : start + size]
+            missing = np.repeat(batch[-1:], size - len(batch), axis=0)  # of a graph with a fixed batch
+            rows.append(run(np.concatenate([batch, missing]) if len(missing) else batch)[: len(batch)])
+        embeddings = np.concatenate(rows).astype(np.float32, copy=False)
+        lengths = np.linalg.norm(embeddings, axis=1, keepdims=True)
+        if not np.all(np.abs(lengths - 1) <= _LENGTH_TOLERANCE):  # NaN is not
+            raise SourceError(
+                self.path,
+                "its output is no embedding of length one",
+                next_step="Export it with `facenet-port export`, without --classify",
+            )
+        exact: NDArray[Any] = embeddings / lengths  # those of 8 bits are less exact
+        return exact
+
+    def _open(self, threads: int) -> Run:
+        with self._opening:
+            if threads not in self._runs:
+                if self.name == "onnxruntime":
+                    from faces.backends.onnxruntime_backend import open_onnxruntime as open_file
+                else:
+                    from faces.backends.litert_backend import open_litert as open_file
+                self._runs[threads] = open_file(self.path, threads)
+            return self._runs[threads]
+
+
+def try_file(path: Path) -> tuple[Graph, int]:
+    """Read a file of unknown origin, and run it on an image in a process of its own, which may crash.
+
+    Returns:
+        The graph, and the length of a row of its first output.
+
+    Raises:
+        SourceError: It is no ONNX or TFLite file, is damaged, does not run, or does not turn images into
+            embeddings.
+        RequirementError: A package that reads or runs it is not installed.
+    """
+    graph_format = find_graph_format(path)
+    if graph_format is None or graph_format.name not in ("ONNX", "TFLite"):
+        raise SourceError(path, "it is no ONNX or TFLite file")
+    graph = graph_format.read(path)
+    taken = graph.inputs[0]
+    fits = len(taken.shape) == 4 and 3 in (taken.shape[1], taken.shape[3])
+    if not fits or taken.dtype not in ("float32", "uint8"):
+        raise SourceError(
+            path,
+            f"it takes no images of three channels: its input is {taken.dtype} {list(taken.shape)}",
+            next_step="Export it with `facenet-port export`",
+        )
+    images = np.zeros([extent or size for extent, size in zip(taken.shape, _SIZES, strict=True)], taken.dtype)
+    with RuntimeProcess(graph) as process:
+        (output,) = process.run(images, [graph.outputs[0].name], as_written=False)
+    if output.ndim != 2 or len(output) != len(images):
+        raise SourceError(path, f"it gives no row for each image, but {list(output.shape)}")
+    return graph, output.shape[1]

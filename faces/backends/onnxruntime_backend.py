@@ -1,0 +1,40 @@
+"""Open an ONNX file in ONNX Runtime."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from converter.errors import SourceError
+from faces.backends.graph_backend import Run
+
+
+def open_onnxruntime(path: Path, threads: int) -> Run:
+    """Open a file in ONNX Runtime on the CPU.
+
+    Args:
+        path: The file.
+        threads: The number of threads that run it.
+
+    Raises:
+        SourceError: ONNX Runtime refuses the file.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 4
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's own errors share no class
+        reason = str(error).splitlines()[0]
+        raise SourceError(path, f"onnxruntime does not open it ({reason})") from error
+    taken, given = session.get_inputs()[0].name, session.get_outputs()[0].name
+
+    def run(batch: NDArray[Any]) -> NDArray[Any]:
+        result: NDArray[Any] = session.run([given], {taken: batch})[0]
+        return result
+
+    return run

@@ -1,0 +1,202 @@
+"""`--backend`, and exported files as --model: which runtime runs, what is checked, and what is refused."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import onnxruntime
+import pyarrow.parquet
+import pytest
+import torch
+from PIL import Image
+
+from checks.core import thresholds
+from converter.manifest import file_digest
+from facenet_port import main
+from faces.backends import choose
+from faces.embeddings import read_embeddings
+from faces.model import load_model, weights_digest
+from reference import load
+from tests.faces.conftest import load_once
+
+
+@pytest.fixture
+def embed(network, crops, tmp_path, monkeypatch):
+    """Embed the crops; returns the embeddings, or the exit code if it is not 0."""
+    monkeypatch.setattr("faces.embedder.load_model", load_once)
+
+    def run(*options, model=network, standardise=("--standardise", "fixed")):
+        out = tmp_path / "e.parquet"
+        command = ["embed", crops, "-o", out, "--model", model, *standardise, *options]
+        code = main(list(map(str, command)))
+        return code or read_embeddings(out)
+
+    return run
+
+
+def expected_rows(network, crops):
+    files = sorted(crops.glob("*/*.png"))
+    images = (np.stack([np.asarray(Image.open(file)) for file in files]).astype(np.float64) - 127.5) / 128
+    with torch.inference_mode():
+        rows = load(network).double()(torch.from_numpy(images.transpose(0, 3, 1, 2)))
+    return rows.numpy()
+
+
+def test_a_backend_is_made_and_checked_once_and_then_the_default(
+    cache, exported, embed, network, crops, tmp_path, capsys
+):
+    cache.file = exported
+    first = embed()
+    assert (first.origin.backend, first.origin.backend_sha256, cache.made) == ("torch", None, 0)
+    assert "onnxruntime" not in capsys.readouterr().out
+    for options in (("--backend", "onnxruntime"), ()):
+        embeddings = embed(*options)
+        origin = embeddings.origin
+        assert (origin.backend, origin.backend_sha256) == ("onnxruntime", file_digest(exported))
+        assert origin.model_sha256 == weights_digest(load(network))
+        assert np.linalg.norm(embeddings.values - expected_rows(network, crops), axis=1).max() < 5e-6
+        assert " from torch on this machine" in capsys.readouterr().out
+    assert (cache.made, cache.checks) == (1, 1)
+    assert embed("--backend", "torch").origin.backend == "torch"
+    stored = pyarrow.parquet.read_schema(tmp_path / "e.parquet").metadata[b"facenet-port"]
+    assert json.loads(stored)["backend"] == "torch"
+
+
+def test_the_default_makes_a_file_for_many_images(cache, exported, embed, monkeypatch):
+    cache.file = exported
+    monkeypatch.setattr(choose, "MANY_IMAGES", 5)
+    assert embed().origin.backend == "torch"
+    monkeypatch.setattr(choose, "MANY_IMAGES", 4)
+    assert embed().origin.backend == "onnxruntime"
+
+
+def test_on_another_machine_it_is_checked_again(cache, exported, embed, monkeypatch):
+    cache.file = exported
+    embed("--backend", "onnxruntime")
+    monkeypatch.setattr(choose, "machine", lambda: {"processor": "another"})
+    embed()
+    assert (cache.made, cache.checks) == (1, 2)
+
+
+def test_a_backend_that_differs_is_named_and_not_used(cache, changed, embed, capsys):
+    cache.file = changed
+    assert embed("--backend", "onnxruntime") == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "onnxruntime gives embeddings " in error
+    assert "more than 1e-05" in error
+    assert embed().origin.backend == "torch"
+    assert "onnxruntime is not used: onnxruntime gives embeddings" in " ".join(
+        capsys.readouterr().out.split()
+    )
+
+
+def test_a_damaged_file_in_the_cache_is_not_used(cache, exported, embed, tmp_path):
+    cache.file = exported
+    embed("--backend", "onnxruntime")
+    (path,) = tmp_path.glob("cache/exports/*/embeddings.onnx")
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    assert embed().origin.backend == "torch"
+    assert embed("--backend", "onnxruntime").origin.backend == "onnxruntime"
+    assert cache.made == 2
+
+
+def test_an_exported_file_is_a_model(cache, exported, changed, embed, network, crops, capsys):
+    embeddings = embed(model=exported, standardise=())
+    origin = embeddings.origin
+    assert (origin.standardisation, origin.backend) == ("fixed", "onnxruntime")
+    assert origin.backend_sha256 == file_digest(exported)
+    assert origin.model_sha256 == weights_digest(load(network))  # so its thresholds hold
+    assert np.linalg.norm(embeddings.values - expected_rows(network, crops), axis=1).max() < 5e-6
+    rounded = embed(model=changed, standardise=()).origin
+    assert rounded.model_sha256 == rounded.backend_sha256 == file_digest(changed)
+    assert cache.made == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "message"),
+    [
+        (("--backend", "litert"), 2, "facenet.onnx runs in onnxruntime. Leave out --backend litert."),
+        (("--backend", "torch"), 2, "facenet.onnx runs in onnxruntime. Leave out --backend torch."),
+    ],
+)
+def test_options_that_do_not_fit_an_exported_file(exported, embed, capsys, options, code, message):
+    assert embed(*options, model=exported, standardise=()) == code
+    assert message in capsys.readouterr().err
+
+
+def test_files_that_are_no_embeddings_are_refused(exported, tmp_path, embed, capsys):
+    damaged = tmp_path / "cut.onnx"
+    damaged.write_bytes(exported.read_bytes()[: 1 << 20])
+    assert embed(model=damaged) == 3
+    assert "cut.onnx" in capsys.readouterr().err
+    with pytest.raises(Exception, match=r"exported file\. Give the weights that it was made from"):
+        load_model(exported).network  # noqa: B018
+
+
+def test_a_runtime_that_is_not_installed(embed, monkeypatch, capsys):
+    from importlib.util import find_spec
+
+    hidden = ("onnxruntime", "ai_edge_litert")
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name, *rest: None if name in hidden else find_spec(name, *rest)
+    )
+    assert embed().origin.backend == "torch"
+    capsys.readouterr()
+    assert embed("--backend", "onnxruntime") == 4
+    assert "pip install 'facenet-port[onnx]'" in capsys.readouterr().err
+    assert embed("--backend", "litert") == 4
+    assert "pip install 'facenet-port[tflite]'" in capsys.readouterr().err
+
+
+def test_evaluate_shows_every_decision_that_an_exported_file_changes(
+    exported, changed, network, crops, tmp_path, capsys
+):
+    table = tmp_path / "faces.csv"
+    files = sorted(crops.glob("*/*.png"))
+    table.write_text("image_path,person_name\n" + "".join(f"{f},{f.parent.name}\n" for f in files))
+    shared = ["--folds", "1", "--far", "0.4", "--standardise", "fixed", "--against", str(network)]
+    results = {}
+    for model in (exported, changed):
+        out = tmp_path / "r.json"
+        command = ["evaluate", table, "--model", model, *shared, "--json", out]
+        assert main(list(map(str, command))) == 0
+        results[model] = json.loads(out.read_text())
+    screen = capsys.readouterr().out
+    same, other = (results[model]["comparison"] for model in (exported, changed))
+    assert same["worst_cosine"] > 1 - 1e-6
+    assert same["changed"] == []
+    # The changed pairs, from the embeddings that another process of the same file gives.
+    images = (np.stack([np.asarray(Image.open(f), np.float32) for f in files]) - 127.5) / 128
+    (rows,) = onnxruntime.InferenceSession(changed).run(None, {"images": images.transpose(0, 3, 1, 2)})
+    weights = expected_rows(network, crops)
+    first, second = np.triu_indices(len(files), 1)
+    distances = [np.square(side[first] - side[second]).sum(axis=1) for side in (weights, rows)]
+    decided = [side < other["threshold"] for side in distances]
+    expected = {
+        (str(files[a]), str(files[b]))
+        for a, b, before, after in zip(first, second, *decided, strict=True)
+        if before != after
+    }
+    assert {tuple(pair["files"]) for pair in other["changed"]} == expected
+    assert expected
+    cosines = np.sum(rows * weights, axis=1)
+    assert other["worst_cosine"] == pytest.approx(cosines.min(), abs=1e-5)
+    assert f"{len(expected)} of 6 pairs are decided otherwise:" in screen
+    assert results[changed]["against"] == f"the weights {network}"
+    assert results[changed]["passed"] is None
+
+
+@pytest.mark.real
+@pytest.mark.slow
+def test_real_weights_are_exported_audited_and_decide_alike(keras, monkeypatch, tmp_path):
+    monkeypatch.setenv("FACENET_PORT_CACHE", str(tmp_path / "cache"))
+    crops = np.random.default_rng(0).integers(0, 256, (2, 160, 160, 3), np.uint8)
+    model = choose.choose_backend(load_model(keras), "onnxruntime", device="cpu")
+    assert model.checked.distance < 0.5 * thresholds.BACKEND_DISTANCE
+    again = choose.choose_backend(load_model(keras), None, device="cpu")
+    assert again.checked == model.checked
+    images = model.standardise(crops)
+    assert np.abs(model.embed(images) - model.unfolded.embed(images)).max() < 2e-6
