@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -65,23 +66,26 @@ def _read_crop(file: Path) -> Array:
     return np.asarray(pixels[edge : edge + IMAGE_SIZE, edge : edge + IMAGE_SIZE])
 
 
-def compare_faces(embeddings: Array, source: InceptionResnetV1, faces: Faces) -> FacesRun:
+def compare_faces(
+    embeddings: Array, source: InceptionResnetV1, images: Array, people: Sequence[str]
+) -> FacesRun:
     """Compare a port's embeddings of faces with the source's, by cosine and by what they decide.
 
     Args:
         embeddings: The port's embeddings, (N, E), of length one.
         source: The network with the source's weights.
-        faces: The N faces.
+        images: The N faces that they were computed from, standardised: (N, H, W, 3).
+        people: The person of each.
     """
     parts = [
-        run_pytorch(source, faces.images[start : start + _BATCH], (EMBEDDINGS,))[EMBEDDINGS]
-        for start in range(0, len(faces.images), _BATCH)
+        run_pytorch(source, images[start : start + _BATCH], (EMBEDDINGS,))[EMBEDDINGS]
+        for start in range(0, len(images), _BATCH)
     ]
     expected = np.concatenate(parts)
     cosines = (embeddings * expected).sum(axis=1)
     found = FacesRun(len(cosines), float(cosines.min()), float(cosines.mean()))
     pairs = np.array(list(combinations(range(len(cosines)), 2))).reshape(-1, 2)
-    same = np.array([faces.people[first] == faces.people[second] for first, second in pairs], np.bool_)
+    same = np.array([people[first] == people[second] for first, second in pairs], np.bool_)
     if not same.any() or same.all():
         return found
     ours, theirs = (
@@ -91,7 +95,7 @@ def compare_faces(embeddings: Array, source: InceptionResnetV1, faces: Faces) ->
     decided, by_source = ours < threshold, theirs < threshold
     return FacesRun(
         len(cosines), found.cosine, found.mean_cosine,
-        people=len(set(faces.people)),
+        people=len(set(people)),
         pairs=len(pairs),
         otherwise=int((decided != by_source).sum()),
         threshold=threshold,

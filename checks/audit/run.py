@@ -80,7 +80,7 @@ def audit(
     step: int | None = None,
     ignore: Sequence[str] = (),
     seed: int = 0,
-    faces: str | Path | None = None,
+    faces: str | Path | Faces | None = None,
     standardisation: str | None = None,
     say: Say = lambda _: None,
 ) -> AuditResult:
@@ -104,7 +104,8 @@ def audit(
         step: As in `open_source`, for the source.
         ignore: Shell patterns of tensors to leave out, of the port and of the source.
         seed: The seed of the inputs for a graph.
-        faces: A folder of crops, as `facenet-port align` writes them, that a graph of integers embeds.
+        faces: A folder of crops, as `facenet-port align` writes them, that a graph of integers embeds; or
+            the crops themselves.
         standardisation: The standardisation of images in the training of the source, as the catalog names it.
             None takes that of a published source.
         say: Progress callback.
@@ -136,7 +137,7 @@ def audit(
         named = (source,) if isinstance(opened, Graph) else (opened, source)
         check_ignore(ignore, *named)
         trained = standardisation or training_standardisation(source.path, source.files)
-        crops = None if faces is None else _read_faces(Path(faces), opened, trained)
+        crops = _read_faces(Path(faces), opened, trained) if isinstance(faces, str | Path) else faces
         findings = _find(opened, source, weights, trained, seed, say, crops)
         files = {str(file): file_digest(file) for file in (*opened.files, *source.files)}
     return _make_result(findings, opened, str(source_path), named, files, seed)

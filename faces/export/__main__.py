@@ -41,10 +41,17 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--to", choices=("onnx", "tflite"), help="the format (default: by the ending of OUT)")
     parser.add_argument(
         "--precision",
-        choices=("float32", "float16"),
+        choices=("float32", "float16", "int8"),
         default="float32",
-        help="precision of the stored weights; float16 halves the file and computes in float32 all the same "
-        "(default: float32)",
+        help="precision of the stored weights; float16 halves the file and computes in float32 all the same; "
+        "int8, of ONNX alone, also computes in integers (default: float32)",
+    )
+    parser.add_argument(
+        "--calibrate",
+        metavar="FACES",
+        type=command_line.path,
+        help="faces that int8 is calibrated on: a table or folder by `align`, or photographs (default: 40 "
+        "photographs from the package index)",
     )
     parser.add_argument(
         "--bake",
@@ -91,9 +98,11 @@ def _work(arguments: argparse.Namespace) -> int:
             standardisation=arguments.standardisation,
             classify=arguments.classify,
             batch=arguments.batch,
+            calibrate=arguments.calibrate,
             weights=arguments.weights,
             step=arguments.step,
             ignore=arguments.ignore,
+            offline=arguments.offline,
             seed=arguments.seed,
             say=progress.label,
         )
@@ -104,10 +113,12 @@ def _work(arguments: argparse.Namespace) -> int:
 def _export_networks(arguments: argparse.Namespace, model: LocalModel) -> int:
     from faces.export.run import export_networks
 
-    for option in ("bake", "standardisation", "classify", "step", "ignore"):
+    for option in ("bake", "standardisation", "classify", "calibrate", "step", "ignore"):
         if getattr(arguments, option):
             name = "standardise" if option == "standardisation" else option
             raise UsageError(f"--{name} is for one network, and {arguments.source} is three. Leave it out.")
+    if arguments.precision == "int8":
+        raise UsageError("--precision int8 is for FaceNet. Give --precision float16 for the detector.")
     with ProgressBar("exporting", quiet=arguments.quiet) as progress:
         results = export_networks(
             model,

@@ -75,7 +75,7 @@ class Interface:
                 keys.describe_output(shape, keys.EMBEDDINGS if name == "embeddings" else name)
                 for name, shape in self.outputs.items()
             ),
-            "precision": f"weights {precision}, computed in float32",
+            "precision": f"weights {precision}, computed in {'int8' if precision == 'int8' else 'float32'}",
             "licence": weights.licence or keys.NOT_STATED,
             "made_by": f"facenet-port {__version__}",
         }

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from checks.audit.result import AuditResult
 
 Format = Literal["onnx", "tflite"]
-Precision = Literal["float32", "float16"]
+Precision = Literal["float32", "float16", "int8"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Literal
 
 from checks.audit.graphs.graph_formats import GRAPH_FORMATS
@@ -20,6 +21,7 @@ from converter.manifest import file_digest
 from converter.mtcnn_layer_map import NETWORKS, MtcnnNetwork
 from converter.plan import Weights
 from converter.write_output import explain_write_errors
+from faces.export.calibration import Calibration, plan_calibration
 from faces.export.interface import Interface, plan_interface
 from faces.export.result import ExportResult, Format, Precision
 from faces.export.weights import ExportWeights, read_weights
@@ -39,9 +41,11 @@ def export(
     standardisation: Standardisation | None = None,
     classify: bool = False,
     batch: int | Literal["dynamic"] | None = None,
+    calibrate: str | Path | None = None,
     weights: Weights = "variable",
     step: int | None = None,
     ignore: Sequence[str] = (),
+    offline: bool = False,
     seed: int = 0,
     say: Say = lambda _: None,
 ) -> ExportResult:
@@ -54,21 +58,25 @@ def export(
         source: The weights: any source of the converter, a published name, or a training's folder `best`.
         output: The file to write; its ending names the format.
         to: The format, for a file of another ending.
-        precision: The precision of the stored weights; both compute in float32.
+        precision: The precision of the stored weights. "int8", of ONNX alone, also computes in integers; the
+            others compute in float32.
         bake: Whether the graph takes the pixels of RGB images, uint8, and standardises them itself.
         standardisation: The standardisation; None takes that of the catalog or the manifest.
         classify: Whether the graph gives the logits of the classifier in place of embeddings.
         batch: The number of images at a time, or "dynamic" for any; None takes any for ONNX and one for
             TFLite, whose interpreter is fastest with a fixed size.
+        calibrate: The faces that int8 is calibrated on, as for `faces.export.calibration.read_calibration`.
         weights: The variables of the source, or their moving averages ("average").
         step: As in `open_source`.
         ignore: Shell patterns of tensors to leave out.
+        offline: Never download faces to calibrate on, or the detector that finds them.
         seed: The seed of the images of the audit.
         say: Progress callback.
 
     Raises:
         UsageError: The output exists or has no folder, its ending says no format, the weights have no
-            classifier, or the standardisation to bake in is not known.
+            classifier, the standardisation to bake in or to calibrate with is not known, or the format or the
+            precision do not fit the other arguments.
         SourceError, MappingError: The source is unreadable, corrupt, not finite or another network.
         RequirementError: A package that writes or runs the format is not installed, or the disk is full.
         DifferenceError: The audit refuses the file, and none is kept.
@@ -81,10 +89,13 @@ def export(
     interface = plan_interface(
         read, graph_format, bake=bake, standardisation=standardisation, classify=classify, batch=batch
     )
+    calibration = plan_calibration(interface, precision, calibrate, offline=offline, say=say)
     say("exporting")
     judge = partial(audit, against=path, weights=weights, step=step, ignore=ignore, seed=seed, say=say)
+    if calibration is not None:
+        judge = partial(judge, faces=calibration.faces, standardisation=interface.standardisation)
     with AtomicFiles(output.parent, overwrite=False) as files:
-        result = _write_audited(files, output, read, interface, precision, judge)
+        result = _write_audited(files, output, read, interface, precision, judge, calibration)
         with explain_write_errors(output):
             files.commit()
     return result
@@ -145,6 +156,7 @@ def _write_audited(
     interface: Interface,
     precision: Precision,
     judge: Callable[[Path], AuditResult],
+    calibration: Calibration | None = None,
 ) -> ExportResult:
     """Write a file under a hidden name and audit it.
 
@@ -153,8 +165,10 @@ def _write_audited(
         DifferenceError: The audit refuses it.
     """
     staged, metadata = files.stage(output.name), interface.metadata(weights, precision)
+    if calibration is not None:
+        metadata["calibrated_on"] = calibration.description
     with explain_write_errors(output):
-        _write(staged, weights, interface, precision, metadata)
+        _write(staged, weights, interface, precision, metadata, calibration)
     try:
         result = judge(staged)
     except SourceError as error:
@@ -196,13 +210,26 @@ def _require_packages(graph_format: Format) -> None:
 
 
 def _write(
-    path: Path, weights: ExportWeights, interface: Interface, precision: Precision, metadata: dict[str, str]
+    path: Path,
+    weights: ExportWeights,
+    interface: Interface,
+    precision: Precision,
+    metadata: dict[str, str],
+    calibration: Calibration | None,
 ) -> None:
     """Write the file; here the format and the precision choose the writer."""
     halved = precision == "float16"
     if interface.format == "onnx":
         from faces.export.write_onnx import write_onnx
 
+        if calibration is not None:
+            from faces.export.quantise import quantise_onnx
+
+            with TemporaryDirectory() as folder:
+                float32 = Path(folder, "float32.onnx")
+                write_onnx(float32, interface.module(weights), interface, {}, folds=True)
+                quantise_onnx(float32, path, calibration.images, metadata)
+            return
         write_onnx(path, interface.module(weights), interface, metadata, halved=halved)
         return
     from facenet_tf.lite import write_mtcnn_tflite, write_tflite

@@ -33,6 +33,17 @@ def _scale(images: Tensor) -> Tensor:
 
 def _whiten(images: Tensor) -> Tensor:
     """(x - mean) / max(std, 1 / sqrt(x.size)) over each image: `prewhiten` in facenet's `src/facenet.py`."""
-    centred = images - images.mean(dim=(1, 2, 3), keepdim=True)
-    deviation = centred.square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
+    centred = images - _mean(images)
+    deviation = _mean(centred.square()).sqrt()
     return centred / deviation.clamp(min=1.0 / math.sqrt(images[0].numel()))
+
+
+def _mean(images: Tensor) -> Tensor:
+    """Average each image axis by axis.
+
+    A runtime may add up 76,800 numbers one after another: onnxruntime's result is then up to 1e-5 off on
+    photographs, and axis by axis 3e-7.
+    """
+    for axis in (3, 2, 1):
+        images = images.mean(dim=axis, keepdim=True)
+    return images

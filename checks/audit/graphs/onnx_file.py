@@ -147,7 +147,7 @@ def _graph(path: Path, model: Any, files: tuple[Path, ...]) -> Graph:
     title = f"the graph {graph.name!r} of {model.producer_name or 'an unnamed producer'}"
     quantised = dequantise_constants(graph.node, constants)
     _fold_constants(graph.node, constants)
-    nodes = [node for node in graph.node if node.op_type != "Constant" and node.output[0] not in constants]
+    nodes = [node for node in graph.node if not _is_constant(node, constants)]
     return Graph(
         path, files, "ONNX graph", f"{title} {model.producer_version}".rstrip(),
         mark_relus([_node(node, constants) for node in nodes]),
@@ -155,6 +155,11 @@ def _graph(path: Path, model: Any, files: tuple[Path, ...]) -> Graph:
         metadata={entry.key: entry.value for entry in model.metadata_props},
         quantised=quantised,
     )  # fmt: skip
+
+
+def _is_constant(node: Any, constants: Mapping[str, Array]) -> bool:
+    """Return True if a node is a constant, or only quantises or dequantises one."""
+    return node.op_type == "Constant" or (is_quantisation(node) and node.output[0] in constants)
 
 
 def _tensors(path: Path, model: Any) -> list[Any]:

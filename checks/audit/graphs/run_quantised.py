@@ -80,18 +80,19 @@ class QuantisedGraph:
             SourceError: The runtime refuses the graph, crashes or does not finish.
         """
         say("simulating")
-        images = [self._feed_standardised(self._session.fit_images(batch.images[:1])) for batch in batches]
+        batched = [self._feed_standardised(self._session.fit_images(batch.images[:1])) for batch in batches]
         if faces is not None:
-            images.append(self._feed_faces(faces)[:_FACES])
-        fed = np.concatenate(images)
+            batched.append(self._feed_faces(faces)[:_FACES])
+        fed = np.concatenate(batched)
         measured, embedding = self._simulate(fed)
         shown = slice(len(batches), None) if faces is not None else slice(None)
         compared = None
         if faces is not None:
             say("embedding the faces")
+            images = self._session.fit_images(faces.images)
             port = self._session.run(self._feed_faces(faces))
             place = next(n for n, name in enumerate(self._session.outputs) if name != LOGITS)
-            compared = compare_faces(normalise(port[place]), source, faces)
+            compared = compare_faces(normalise(port[place]), source, images, faces.people)
         return QuantisedRun(
             inputs=(*(batch.name for batch in batches), *(("faces",) if faces is not None else ())),
             quantisers=tuple(

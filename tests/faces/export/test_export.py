@@ -101,6 +101,7 @@ def test_the_classifier_in_half_precision_for_two_images_at_a_time(weights, tmp_
     result = write(weights, tmp_path / "c.onnx", precision="float16", classify=True, batch=2)
     counts = Counter(tensor.status for tensor in result.audit.tensors)
     assert counts == {"equal": 491, "rounded": 134}  # 132 kernels, the Bottleneck and the classifier
+    assert (result.audit.run.weights, result.audit.run.arithmetic) == ("float16", "float32")
     assert result.metadata["output"] == "float32 (2, 7): logits"
     images = np.random.default_rng(1).standard_normal((2, 3, SIZE, SIZE), np.float32)
     session, logits = run_onnx(tmp_path / "c.onnx", images)
