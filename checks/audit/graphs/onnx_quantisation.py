@@ -27,7 +27,10 @@ def is_quantisation(node: Any) -> bool:
 def read_quantisation(
     node: Any, attributes: Mapping[str, Any], constants: Mapping[str, Array]
 ) -> Quantisation | None:
-    """Read the scale and the zero point of a node; None if they are no constants, or of an unknown kind."""
+    """Read the scale and the zero point of a node; None if they are no constants, or of an unknown kind.
+
+    An activation has one scale; a constant may have one for each channel.
+    """
     names = [name for name in node.input[1:] if name]
     if not names or any(name not in constants for name in names) or attributes.get("block_size", 0):
         return None
@@ -38,6 +41,10 @@ def read_quantisation(
     if scale.dtype != np.float32 or str(zero_point.dtype) not in _INTEGERS or scale.ndim > 1:
         return None
     if zero_point.size != scale.size or not (np.isfinite(scale).all() and (scale > 0).all()):
+        return None
+    if scale.size == 1:
+        scale = scale.reshape(())
+    elif stored is None:
         return None
     return Quantisation(scale, zero_point.reshape(scale.shape), attributes.get("axis", 1))
 

@@ -10,12 +10,12 @@ import torch
 
 from checks.audit.faces import Faces, compare_faces
 from checks.audit.graphs.find_layers import GraphLayers
-from checks.audit.graphs.graph import Graph, Node
+from checks.audit.graphs.graph import Graph, Node, NotUnderstoodError
 from checks.audit.graphs.onnx_tflite_session import OnnxTfliteSession
 from checks.audit.graphs.preprocessing import Preprocessing, to_pixels
 from checks.audit.graphs.run_graph import normalise
 from checks.audit.graphs.simulate import Simulation, quantisers
-from checks.audit.graphs.wiring import Wiring, plain_name
+from checks.audit.graphs.wiring import Wiring, label, plain_name
 from checks.audit.quantisation import Quantisation
 from checks.audit.result import InputRange, QuantisedRun, QuantiserRun
 from checks.core.activations import one_thread
@@ -130,9 +130,13 @@ class QuantisedGraph:
             for node in self._quantisers:
                 quantisation, integers = node.quantisation, known[node.output]
                 assert quantisation is not None
-                steps = quantisation.steps(simulation.evaluate(node.inputs[0]).numpy())
+                try:
+                    exact = simulation.evaluate(node.inputs[0]).numpy().reshape(integers.shape)
+                except (RuntimeError, ValueError) as error:  # shapes that are another network's
+                    problem = f"what {label(node)} quantises cannot be simulated"
+                    raise NotUnderstoodError(self._graph, problem) from error
                 clips = bool((quantisation.zero_point == quantisation.lowest).all())
-                measured.append(_Measured(integers, steps.reshape(integers.shape), quantisation, clips))
+                measured.append(_Measured(integers, quantisation.steps(exact), quantisation, clips))
             worst = 0.0
             for name, actual in zip(outputs, arrays, strict=False):
                 expected = simulation.evaluate(self._last_before(name)).flatten(start_dim=1).numpy()

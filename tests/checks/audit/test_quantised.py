@@ -88,10 +88,8 @@ def test_a_right_file_is_faithfully_quantised(int8, source, tmp_path, capsys):
 @pytest.mark.parametrize(
     "options",
     [
-        {"per_channel": False},
-        {"reduce_range": True},
-        {"extra_options": {"ActivationSymmetric": True}, "signed": True},
-        {"op_types_to_quantize": ["Conv"]},
+        {"per_channel": False, "extra_options": {"ActivationSymmetric": True}, "signed": True},
+        {"reduce_range": True, "op_types_to_quantize": ["Conv"]},
     ],
 )
 def test_other_ways_to_quantise_are_faithful(folded, pixels, source, tmp_path, options):
@@ -242,6 +240,15 @@ def test_a_saturating_kernel_shows_in_the_arithmetic(int8, source, monkeypatch):
 
 
 # What is refused.
+
+
+def test_an_activation_with_a_scale_for_each_channel_is_refused(int8, source, tmp_path, capsys):
+    edit = Integers(int8)
+    node = edit.node("QuantizeLinear")
+    edit.put(node.input[1], np.ones(3, np.float32))
+    edit.put(node.input[2], np.zeros(3, np.uint8))
+    assert main([str(edit.save(tmp_path / "channels.onnx")), "--against", str(source)]) == 3
+    assert "its weights are integers of a kind that is not audited" in capsys.readouterr().err
 
 
 def test_faces_need_a_graph_of_integers(folded, source, tmp_path, capsys):
