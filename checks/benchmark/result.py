@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Part = Literal["conversion", "faces", "training"]
+Part = Literal["conversion", "faces", "deploy", "training"]
 """A part of the benchmark."""
 
 

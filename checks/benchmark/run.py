@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from checks.benchmark.deploy_figures import measure_deploy
 from checks.benchmark.face_figures import measure_faces
 from checks.benchmark.processes import ProcessCost, run_process
 from checks.benchmark.result import BenchmarkResult, Figure, Part, summarise
@@ -35,7 +36,11 @@ def run_benchmark(folder: Path, rounds: int, only: Part | None = None) -> Benchm
     """
     figures = _measure(folder, rounds) if only in (None, "conversion") else []
     notes: list[str] = []
-    for part, measure in (("faces", measure_faces), ("training", measure_training)):
+    for part, measure in (
+        ("faces", measure_faces),
+        ("deploy", measure_deploy),
+        ("training", measure_training),
+    ):
         if only not in (None, part):
             continue
         try:

@@ -158,6 +158,12 @@ DETECT_RATIO = 1.5
 EMBED_RATIO = 1.5
 """Benchmark: smallest ratio of the photographs a second that are embedded to facenet-pytorch's."""
 
+BARE_RATIO = 0.97
+"""Benchmark: smallest ratio of the faces a second of a model in ONNX Runtime to those of a bare loop."""
+
+NETWORK_RATIO = 1.7
+"""Benchmark: smallest ratio of the faces a second of a model in ONNX Runtime to facenet-pytorch's network."""
+
 EMBED_MEMORY = 1.1
 """Benchmark: peak memory of `facenet-port embed` on four times as many photographs."""
 

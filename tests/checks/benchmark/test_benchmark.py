@@ -14,6 +14,7 @@ from PIL import Image
 
 from checks.benchmark import face_figures, run
 from checks.benchmark.__main__ import main
+from checks.benchmark.deploy_figures import make_figures
 from checks.benchmark.peer import PEER, embed, load_network, load_peer
 from checks.benchmark.processes import ProcessCost, run_timed
 from checks.benchmark.result import BenchmarkResult, summarise
@@ -59,7 +60,7 @@ def measured(monkeypatch, tmp_path):
                 assert len(list(Path(command[-4]).rglob("*.jpg"))) == 24
             return ProcessCost(1.0, peak if many else 1000)
 
-        monkeypatch.setattr(face_figures, "_download", download)
+        monkeypatch.setattr(face_figures, "download", download)
         monkeypatch.setattr(face_figures, "run_timed", timed)
         monkeypatch.setattr(face_figures, "run_process", cost)
         return {figure.name: figure for figure in face_figures.measure_faces(tmp_path, 3)}
@@ -106,6 +107,7 @@ def test_without_an_index_the_other_figures_come(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(run, "_measure", lambda *_: [figure])
     monkeypatch.setattr(run, "measure_faces", unreachable)
     monkeypatch.setattr(run, "measure_training", lambda *_: [])
+    monkeypatch.setattr(run, "measure_deploy", lambda *_: [])
     result = run.run_benchmark(tmp_path, 1)
     assert (result.figures, result.passed) == ((figure,), True)
     assert result.notes == ("faces: not measured: facenet-pytorch 2.6.0 cannot be downloaded.",)
@@ -168,7 +170,7 @@ def _without_logits(weights: Path, folder: Path) -> Path:
 def test_photographs_and_the_peer_come_from_packages(monkeypatch, tmp_path):
     served = {source.package: fetch(source) for source in (PEER, KERAS_FACENET)}
     monkeypatch.setattr("converter.hub.package.download_package", lambda source, *_: served[source.package])
-    folder, wheel = face_figures._download(tmp_path, 3)
+    folder, wheel = face_figures.download(tmp_path, 3)
     assert len(list(folder.glob("*/*.jpg"))) == 3
     assert wheel == str(served[PEER.package])
 
@@ -182,7 +184,10 @@ def test_our_sides_code_runs(colour_detector, network, monkeypatch, tmp_path, ca
     monkeypatch.setattr("sys.argv", ["-c", str(tmp_path / "photographs"), str(tmp_path / "e.parquet")])
     exec(face_figures._DETECT, {})
     assert len(colour_detector.seen) == 3
-    exec(face_figures._EMBED.replace("Embedder()", "Embedder(standardisation='fixed')"), {})
+    exec(
+        face_figures._EMBED.replace("Embedder(backend='onnxruntime')", "Embedder(standardisation='fixed')"),
+        {},
+    )
     assert (tmp_path / "e.parquet").exists()
     assert all(0 < float(line) < 60 for line in capsys.readouterr().out.split())
 
@@ -194,3 +199,14 @@ def test_a_training_is_measured_against_a_bare_loop(tmp_path):
     assert ratio.at_least
     assert 0.1 < ratio.value < 10
     assert 0 < waited.value < 1
+
+
+def test_figures_of_the_runtimes():
+    rates = {"16": {"ours": [97.0, 96.0], "bare": [100.0, 100.0], "peer": [57.0, 57.0]}}
+    figures = {figure.name: figure for figure in make_figures(rates)}
+    assert figures["onnxruntime / a bare loop, batch 16"].value == 0.965
+    assert not figures["onnxruntime / a bare loop, batch 16"].held
+    assert figures["onnxruntime / facenet-pytorch, batch 16"].value == pytest.approx(96.5 / 57)
+    assert not figures["onnxruntime / facenet-pytorch, batch 16"].held
+    rates["16"]["ours"] = [98.0, 98.0]
+    assert all(figure.held for figure in make_figures(rates))

