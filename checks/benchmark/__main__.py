@@ -26,6 +26,13 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "in ONNX Runtime, or training "
         "(default: all)",
     )
+    parser.add_argument(
+        "--photographs",
+        metavar="N",
+        type=command_line.natural_number,
+        default=0,
+        help="photographs of --only faces; of more than 118 some are embedded again (default: 118)",
+    )
     options.add_report_option(parser)
 
 
@@ -36,7 +43,7 @@ def _work(arguments: argparse.Namespace) -> int:
     from checks.benchmark.run import run_benchmark
 
     with tempfile.TemporaryDirectory() as folder:
-        result = run_benchmark(Path(folder), arguments.rounds, arguments.only)
+        result = run_benchmark(Path(folder), arguments.rounds, arguments.only, arguments.photographs)
     command_line.show_result(arguments, result, "checks.benchmark", lambda: _as_json(result))
     return 0 if result.passed else 1
 

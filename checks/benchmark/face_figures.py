@@ -35,13 +35,13 @@ _TIMES = 4  # as many photographs, for memory
 _THREADS = "2"
 
 
-def measure_faces(folder: Path, rounds: int, most: int | None = None) -> list[Figure]:
+def measure_faces(folder: Path, rounds: int, count: int = 0) -> list[Figure]:
     """Measure finding and embedding faces.
 
     Args:
         folder: The folder for files, with 300 MB free.
         rounds: The number of runs of each side.
-        most: The number of photographs; None takes all 118.
+        count: The number of photographs, of which there are 118: more are these again; 0 takes each once.
 
     Raises:
         RequirementError: A package is missing, or cannot be downloaded.
@@ -50,7 +50,8 @@ def measure_faces(folder: Path, rounds: int, most: int | None = None) -> list[Fi
     missing = [name for module, name in _PACKAGES.items() if importlib.util.find_spec(module) is None]
     if missing:
         raise RequirementError(f"they need {', '.join(missing)}: pip install 'facenet-port[faces,onnx]'.")
-    photographs, wheel = download(folder, most)
+    photographs, wheel = download(folder, count or None)
+    link_again(photographs, count)
     environment = {**os.environ, "OMP_NUM_THREADS": _THREADS, "MKL_NUM_THREADS": _THREADS}
     weights = folder / "peer.pt"
     run_process((sys.executable, "-m", "converter", MODEL, "-o", str(weights)), environment)
@@ -79,6 +80,14 @@ def _rates(work: str, seconds: dict[str, list[float]], count: int, bound: float)
         summarise(f"{work} by facenet-pytorch, photographs", [count / value for value in peer], None, "/s"),
         summarise(f"{work} / {work} by facenet-pytorch, photographs a second", ratios, bound, at_least=True),
     ]
+
+
+def link_again(photographs: Path, count: int) -> None:
+    """Link the photographs of a folder, which has one for each person, beside themselves up to a number."""
+    files = sorted(photographs.glob("*/*.jpg"))
+    for number in range(len(files), count):
+        file = files[number % len(files)]
+        file.with_name(f"{number // len(files)} {file.name}").symlink_to(file)
 
 
 def measure_memory(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 from checks.benchmark.deploy_figures import measure_deploy
@@ -21,7 +22,9 @@ from converter.errors import RequirementError
 from converter.manifest import file_digest
 
 
-def run_benchmark(folder: Path, rounds: int, only: Part | None = None) -> BenchmarkResult:
+def run_benchmark(
+    folder: Path, rounds: int, only: Part | None = None, photographs: int = 0
+) -> BenchmarkResult:
     """Run the benchmark.
 
     Args:
@@ -29,6 +32,7 @@ def run_benchmark(folder: Path, rounds: int, only: Part | None = None) -> Benchm
         rounds: The number of runs of each command.
         only: The part to measure; None measures all. Without a package index, or without the packages that
             they need, faces or training are left out, and the result says so.
+        photographs: As the `count` of `measure_faces`.
 
     Raises:
         RequirementError: One part alone is asked for, and cannot be measured.
@@ -37,7 +41,7 @@ def run_benchmark(folder: Path, rounds: int, only: Part | None = None) -> Benchm
     figures = _measure(folder, rounds) if only in (None, "conversion") else []
     notes: list[str] = []
     for part, measure in (
-        ("faces", measure_faces),
+        ("faces", partial(measure_faces, count=photographs)),
         ("deploy", measure_deploy),
         ("training", measure_training),
     ):

@@ -105,7 +105,7 @@ def test_without_an_index_the_other_figures_come(monkeypatch, tmp_path, capsys):
         raise RequirementError("facenet-pytorch 2.6.0 cannot be downloaded.")
 
     monkeypatch.setattr(run, "_measure", lambda *_: [figure])
-    monkeypatch.setattr(run, "measure_faces", unreachable)
+    monkeypatch.setattr(run, "measure_faces", lambda *_, count: unreachable())
     monkeypatch.setattr(run, "measure_training", lambda *_: [])
     monkeypatch.setattr(run, "measure_deploy", lambda *_: [])
     result = run.run_benchmark(tmp_path, 1)
@@ -210,3 +210,11 @@ def test_figures_of_the_runtimes():
     assert not figures["onnxruntime / facenet-pytorch, batch 16"].held
     rates["16"]["ours"] = [98.0, 98.0]
     assert all(figure.held for figure in make_figures(rates))
+
+
+def test_more_photographs_are_the_same_again(tmp_path):
+    (tmp_path / "ana").mkdir()
+    for name in ("a.jpg", "b.jpg"):
+        (tmp_path / "ana" / name).write_text(name)
+    face_figures.link_again(tmp_path, 5)
+    assert sorted(file.read_text() for file in tmp_path.glob("*/*.jpg")) == ["a.jpg"] * 3 + ["b.jpg"] * 2
