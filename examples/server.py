@@ -389,6 +389,7 @@ def main(arguments: list[str] | None = None) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)  # uvicorn handles it, and then raises it once more
     listener = socket.create_server((options.host, options.port), backlog=2048)
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # else a body waits for the head's ACK
     address = f"http://{options.host}:{listener.getsockname()[1]}"
     print(f"{address} embeds {service.metrics.images_per_second:.0f} images/s", flush=True)
     uvicorn.Server(config).run(sockets=[listener])
