@@ -190,8 +190,8 @@ def read_manifest(path: Path) -> Manifest:
         raise SourceError(path, "not a manifest of this converter, or damaged", next_step=remedy) from error
 
 
-def stated_standardisation(path: Path, digests: Mapping[str, str]) -> str | None:
-    """Return the standardisation in the manifest beside a file, if the manifest is of these very bytes.
+def find_manifest(path: Path, digests: Mapping[str, str]) -> Manifest | None:
+    """Return the manifest beside a file, if it is of these very bytes; a stale one is of other weights.
 
     Args:
         path: The file, or a checkpoint's prefix.
@@ -201,8 +201,13 @@ def stated_standardisation(path: Path, digests: Mapping[str, str]) -> str | None
         manifest = read_manifest(manifest_path(path))
     except SourceError:  # there is none, or the file beside it is something else
         return None
-    is_of_these = set(manifest.output.values()) == set(digests.values())
-    return manifest.standardisation if is_of_these else None
+    return manifest if set(manifest.output.values()) == set(digests.values()) else None
+
+
+def stated_standardisation(path: Path, digests: Mapping[str, str]) -> str | None:
+    """Return the standardisation in the manifest of a file; the arguments are those of `find_manifest`."""
+    manifest = find_manifest(path, digests)
+    return None if manifest is None else manifest.standardisation
 
 
 def _digests(value: Any) -> Mapping[str, str]:

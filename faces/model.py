@@ -20,7 +20,8 @@ from converter.errors import UsageError
 from converter.formats.detect import open_source
 from converter.hub import catalog
 from converter.hub.catalog_entry import FIXED, PER_IMAGE, CatalogEntry
-from converter.manifest import file_digest, manifest_path, read_manifest, stated_standardisation
+from converter.hub.identify import find_published
+from converter.manifest import file_digest, stated_standardisation
 from converter.network_names import NetworkTensors
 from converter.plan import describe, state_dict_variant
 from faces.backends.facts import RUNTIMES, TORCH, BackendFacts
@@ -222,7 +223,8 @@ def _trained_standardisation(path: Path) -> Standardisation | None:
 def _load_file(path: Path) -> tuple[InceptionResnetV1, CatalogEntry | None]:
     """Load the network of a file, and recognise it if it is published."""
     with open_source(path) as opened:
-        files = opened.files
+        digests = {file.name: file_digest(file) for file in opened.files}
+        published = find_published(opened.path, digests)
         if opened.naming == "pytorch":
             network = load(path)
             if not isinstance(network, InceptionResnetV1):
@@ -231,7 +233,7 @@ def _load_file(path: Path) -> tuple[InceptionResnetV1, CatalogEntry | None]:
                 )
         else:
             network = build_network(to_numpy_state_dict(tensorflow_tensors(NetworkTensors(opened))))
-    return network, find_published(files, is_state_dict=opened.naming == "pytorch")
+    return network, published
 
 
 def build_network(state_dict: Arrays) -> InceptionResnetV1:
@@ -242,29 +244,6 @@ def build_network(state_dict: Arrays) -> InceptionResnetV1:
     tensors = {key: torch.from_numpy(np.ascontiguousarray(array)) for key, array in state_dict.items()}
     network.load_state_dict(tensors, assign=True)
     return network.eval()
-
-
-def find_published(files: tuple[Path, ...], *, is_state_dict: bool) -> CatalogEntry | None:
-    """Find the model of the catalog that a file was converted from, or is, by SHA-256."""
-    digests: Mapping[str, str] = {file.name: file_digest(file) for file in files}
-    if is_state_dict and manifest_path(files[0]).exists():
-        digests = read_manifest(manifest_path(files[0])).source_files  # `load` has verified the file by it
-    elif is_state_dict:
-        (digest,) = digests.values()
-        return next((entry for entry in catalog.BUILT_IN if _is_port(entry, digest)), None)
-    return next((entry for entry in catalog.all_entries() if _has_files(entry, digests)), None)
-
-
-def _is_port(entry: CatalogEntry, digest: str) -> bool:
-    return entry.state_dict is not None and entry.state_dict.sha256 == digest
-
-
-def _has_files(entry: CatalogEntry, digests: Mapping[str, str]) -> bool:
-    """Return whether an entry states a digest of these files, and contradicts none; a conversion will do."""
-    stated = {name: entry.digests(name) for name in digests}
-    return any(stated.values()) and all(
-        digest in stated[name] for name, digest in digests.items() if stated[name]
-    )
 
 
 def weights_digest(network: InceptionResnetV1) -> str:

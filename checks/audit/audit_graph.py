@@ -48,6 +48,9 @@ from converter.errors import SourceError
 from converter.layer_map import Variant
 from reference import InceptionResnetV1
 
+NOT_FINITE = "it has weights that are not finite"
+"""The reason why a graph is not run, in `Findings.not_run`."""
+
 
 @dataclass(frozen=True, slots=True)
 class Findings:
@@ -97,7 +100,8 @@ def audit_graph(
     network = describe_network(source.variant)
     broken = source.broken or find_source_overflow(source, seed)
     if broken is not None or not layers.weights.is_finite:  # a run would show nothing
-        return Findings(network, results, judgements, broken=broken)
+        not_run = NOT_FINITE if broken is None else ""
+        return Findings(network, results, judgements, broken=broken, not_run=not_run)
     say("starting the graph's runtime")
     with RuntimeProcess(graph) as process:
         session = OnnxTfliteSession(graph, layers, process)

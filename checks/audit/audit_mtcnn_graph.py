@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 
+from checks.audit.audit_graph import NOT_FINITE, Findings
 from checks.audit.compare_mtcnn import compare_tensor
 from checks.audit.graphs.find_mtcnn_layers import MtcnnLayers, find_mtcnn_layers
 from checks.audit.graphs.graph import Graph
 from checks.audit.graphs.preprocessing import fit_size
 from checks.audit.graphs.runtime_process import RuntimeProcess
+from checks.audit.graphs.wiring import plain_name
 from checks.audit.judge import judge_structure, judge_tensors
-from checks.audit.metadata import INPUT, WEIGHTS, describe_input, judge_metadata
-from checks.audit.result import TensorResult
+from checks.audit.metadata import (
+    INPUT,
+    MTCNN_OUTPUTS,
+    OUTPUT,
+    STANDARDISATION,
+    WEIGHTS,
+    describe_input,
+    describe_output,
+    judge_metadata,
+)
 from checks.core import thresholds
 from checks.core.activations import MtcnnModel, run_pytorch
 from checks.core.inputs import inputs_of
@@ -27,6 +39,7 @@ from checks.diagnosis.explain_tensor import SourceTensors
 from converter.casting import HALVES
 from converter.convert import plan_tensors
 from converter.errors import SourceError
+from converter.hub.catalog_entry import FIXED
 from converter.mtcnn_layer_map import MtcnnNetwork
 from converter.network_names import NetworkTensors
 from reference import InceptionResnetV1
@@ -35,7 +48,7 @@ from reference.weights import build_network
 
 def audit_mtcnn_graph(
     graph: Graph, source: NetworkTensors, network: MtcnnNetwork, seed: int, say: Say
-) -> tuple[tuple[TensorResult, ...], tuple[Judgement, ...]]:
+) -> Findings:
     """Compare the weights of a graph with the source's, judge its structure, and run it.
 
     Args:
@@ -57,15 +70,31 @@ def audit_mtcnn_graph(
     known = SourceTensors(state_dict, {}, layers_of(network))
     results = tuple(compare_tensor(row, layers.tensors[row.key], tensors, known) for row in plan.converted)
     judgements = [judge_tensors(results), judge_structure(layers.remarks, len(layers_of(network)))]
-    if all(np.isfinite(tensor.array).all() for tensor in layers.tensors.values()):  # else a run shows nothing
+    is_finite = all(np.isfinite(tensor.array).all() for tensor in layers.tensors.values())
+    if is_finite:
         say("starting the graph's runtime")
         judgements.append(_judge_run(graph, layers, state_dict, network, seed, say))
+    stated = judge_metadata(graph, _find_facts(graph, layers, state_dict))
+    judged = (*judgements, *(() if stated is None else (stated,)))
+    not_run = "" if is_finite else NOT_FINITE
+    return Findings(f"{network.name} of MTCNN", results, judged, not_run=not_run)
+
+
+def _find_facts(graph: Graph, layers: MtcnnLayers, state_dict: Arrays) -> Mapping[str, str]:
+    """Find what the metadata of a graph should state; the layer behind an output says what it gives."""
+    gives = {output: MTCNN_OUTPUTS.get(layer, layer) for layer, output in layers.outputs.items()}
+    outputs = []
+    for value in graph.outputs:
+        name, content = plain_name(value.name), gives.get(value.name, "none of the network's outputs")
+        named = "" if name == content else f", named {name!r}"
+        outputs.append(f"{describe_output(value.shape, content)}{named}")
     taken = graph.inputs[0]
-    stated = judge_metadata(
-        graph,
-        {WEIGHTS: weights_digest(state_dict), INPUT: describe_input(taken.shape, taken.dtype, baked=False)},
-    )
-    return results, (*judgements, *(() if stated is None else (stated,)))
+    return {
+        WEIGHTS: weights_digest(state_dict),
+        STANDARDISATION: FIXED,  # every network of the detector was trained so
+        INPUT: describe_input(taken.shape, taken.dtype, baked=False),
+        OUTPUT: "; ".join(outputs),
+    }
 
 
 def _judge_run(
@@ -133,10 +162,6 @@ def _run(
     size = shape[2:] if channels_first else shape[1:3]
     images = fit_size(images, *size)
     ordered = np.ascontiguousarray(images.transpose(0, 3, 1, 2) if channels_first else images)
-    step = shape[0] or len(ordered)
-    parts = []
-    for start in range(0, len(ordered) - len(ordered) % step, step):
-        arrays = process.run(ordered[start : start + step], list(layers.outputs.values()), as_written=False)
-        parts.append([a.transpose(0, 2, 3, 1) if channels_first and a.ndim == 4 else a for a in arrays])
-    whole = [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
-    return images[: len(parts) * step], dict(zip(layers.outputs, whole, strict=True))
+    arrays = process.run_in_batches(ordered, list(layers.outputs.values()), shape[0], as_written=False)
+    last = [a.transpose(0, 2, 3, 1) if channels_first and a.ndim == 4 else a for a in arrays]
+    return images, dict(zip(layers.outputs, last, strict=True))

@@ -48,7 +48,8 @@ def compare_with_source(tensor: PortTensor, scope: str, role: Role, source: Sour
 def compare_exactly(tensor: PortTensor, expected: Array, place: TensorPlace) -> TensorResult:
     """Compare a tensor with the expected float32 tensor, bit for bit.
 
-    A tensor in half precision must hold the nearest values, a tensor in float64 the same values.
+    A tensor in half precision must hold the nearest values, a tensor in float64 the same values. An infinity
+    is never right for a finite value, although it is the nearest value of a type that does not reach as far.
 
     Args:
         tensor: The port's tensor.
@@ -74,6 +75,9 @@ def compare_exactly(tensor: PortTensor, expected: Array, place: TensorPlace) -> 
         single = actual.astype(np.float32)
     if actual.dtype != FLOAT32:
         nearest = _with_nans_of(actual, nearest)
+    overflows = _count_overflows(actual, exact)
+    if overflows:
+        return _refuse_overflows(measure(tensor, nearest, place, "differs"), overflows)
     if same_bits(actual, nearest):
         return measure(tensor, nearest, place, "rounded" if actual.dtype in HALVES else "equal")
     result = measure(tensor, nearest, place, "differs")
@@ -96,8 +100,12 @@ def compare_with_prediction(
         detail: A clause on the factors that are folded in.
     """
     actual = tensor.array
-    nearest = _with_nans_of(actual, prediction.exact.astype(actual.dtype))
+    with np.errstate(over="ignore"):
+        nearest = _with_nans_of(actual, prediction.exact.astype(actual.dtype))
     prediction = replace(prediction, values=_with_nans_of(actual, prediction.values))
+    overflows = _count_overflows(actual, prediction.exact)
+    if overflows:
+        return _refuse_overflows(measure(tensor, nearest, place, "differs", detail), overflows)
     hits = ~differing_bits(actual, prediction.values)
     if hits.all() and prediction.is_unique:
         return measure(tensor, prediction.values, place, "folded", detail)
@@ -111,6 +119,21 @@ def compare_with_prediction(
         return measure(tensor, nearest, place, "approximate", f"{detail}, by an unknown formula")
     result = measure(tensor, prediction.values, place, "differs")
     return replace(result, detail=f"{detail}, except in {result.differing} of {result.values} values")
+
+
+def _count_overflows(actual: Array, exact: Array) -> int:
+    """Count the values that are not finite although the exact ones are."""
+    return int((np.isfinite(exact) & ~np.isfinite(actual)).sum())
+
+
+def _refuse_overflows(result: TensorResult, overflows: int) -> TensorResult:
+    """State values that are not finite although the source's are, as differing."""
+    values = "a value that is" if overflows == 1 else f"{overflows} values that are"
+    cause = f"{values} finite in the source and not finite in {result.dtype}"
+    detail = f"{result.detail}; {cause}" if result.detail else cause
+    return replace(
+        result, differing=max(result.differing, overflows), not_finite=overflows, index=None, detail=detail
+    )
 
 
 def uncompared(tensor: PortTensor, place: TensorPlace, status: Status, detail: str = "") -> TensorResult:

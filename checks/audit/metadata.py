@@ -13,10 +13,20 @@ from checks.core.weights_digest import weights_digest
 WEIGHTS, STANDARDISATION, INPUT, OUTPUT = "weights_sha256", "standardisation", "input", "output"
 """Keys that are judged. The others state the source, its licence and the tool."""
 
+_OWN_KEYS = (WEIGHTS, STANDARDISATION, "source_sha256")
+"""Keys that no other tool writes: a file with one of them is an export, and has to state what is judged."""
+
 NOT_STATED = "not stated"
 
 EMBEDDINGS, LOGITS = "embeddings of length one", "logits"
 """The outputs of an export, in the words of `GraphRun.gives`."""
+
+MTCNN_OUTPUTS = {
+    "prob1": "probabilities",
+    **dict.fromkeys(("conv4-2", "conv5-2", "conv6-2"), "offsets"),
+    "conv6-3": "landmarks",
+}
+"""The layer of MTCNN behind an output of an export, to the name of the output."""
 
 _Shape = tuple[int | None, ...]
 
@@ -60,14 +70,15 @@ def find_facts(graph: Graph, run: GraphRun, trained: str | None, weights: Arrays
 def judge_metadata(graph: Graph, facts: Mapping[str, str | None]) -> Judgement | None:
     """Judge what a graph states about itself by what was found in it; None if it states nothing."""
     stated = graph.metadata
-    if WEIGHTS not in stated:
+    if stated.keys().isdisjoint(_OWN_KEYS):
         return None
     details = tuple(
         f"it states the {key} {stated.get(key, NOT_STATED)!r}, but the file has {value!r}"
         for key, value in facts.items()
         if value is not None and stated.get(key) != value
     )
-    statement = "its weights, standardisation, input and output are as it states"
+    *others, last = (key.removesuffix("_sha256") for key, value in facts.items() if value is not None)
+    statement = f"its {', '.join(others)} and {last} are as it states"
     if details:
         wrong = " and ".join(key for key, value in facts.items() if value and stated.get(key) != value)
         statement = f"it does not have the {wrong} that it states"

@@ -9,6 +9,7 @@ from pathlib import Path
 from converter.errors import RequirementError, SourceError, UsageError
 from converter.hub import catalog
 from converter.hub.cache import hub_checkpoints
+from converter.hub.identify import find_published
 from converter.manifest import file_digest, stated_standardisation
 
 
@@ -114,13 +115,11 @@ def training_standardisation(path: Path, files: Sequence[Path]) -> str | None:
 
     Args:
         path: The checkpoint, whose manifest may state it.
-        files: Its files; their SHA-256 or the name of their folder identifies a published checkpoint.
+        files: Its files, whose SHA-256 identify a published checkpoint.
     """
-    stated = stated_standardisation(path, {file.name: file_digest(file) for file in files})
+    digests = {file.name: file_digest(file) for file in files}
+    stated = stated_standardisation(path, digests)
     if stated is not None:
         return stated
-    names = {file.resolve().parent.name for file in files}
-    published = find_published_port(file_digest(files[0]))
-    if published is not None and published.source is not None:
-        names.add(published.source)
-    return next((entry.standardisation for entry in catalog.all_entries() if entry.name in names), None)
+    entry = find_published(path, digests)
+    return None if entry is None else entry.standardisation

@@ -236,7 +236,7 @@ def _find(
             if is_quantised(port):
                 problem = "it is quantised, and quantised graphs of MTCNN are not audited"
                 raise SourceError(port.path, problem, next_step="Give the float32 graph")
-            return Findings(f"{mtcnn.name} of MTCNN", *audit_mtcnn_graph(port, source, mtcnn, seed, say))
+            return audit_mtcnn_graph(port, source, mtcnn, seed, say)
         results = compare_mtcnn(port, source)
         return Findings(f"{mtcnn.name} of MTCNN", results, (judge_tensors(results),))
     if isinstance(port, NetworkTensors) and (mtcnn := find_network(port, port.naming)) is not None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from checks.audit.port_layers import printable
 from checks.core.source_tensors import (
     expected_state_dict,
     find_broken_source,
@@ -17,12 +18,11 @@ from checks.core.source_tensors import (
 from checks.core.types import Arrays
 from converter.convert import plan_tensors
 from converter.formats.detect import open_source
-from converter.hub import catalog
+from converter.hub.identify import find_published
 from converter.manifest import file_digest, stated_standardisation
-from converter.mtcnn_layer_map import MtcnnNetwork, Network
+from converter.mtcnn_layer_map import Network
 from converter.network_names import NetworkTensors, check_ignore
 from converter.plan import Weights
-from faces.model import find_published
 from reference import InceptionResnetV1
 from reference.mtcnn import ONet, PNet, RNet
 from reference.weights import build_network
@@ -84,13 +84,11 @@ def read_weights(
         variables = float32_variables(named, tensors, plan)
         refuse_broken_source(opened.path, find_broken_source(variables, plan))
         files = {file.name: file_digest(file) for file in opened.files}
-        entry = find_published(opened.files, is_state_dict=opened.naming == "pytorch")
-        if isinstance(plan.network, MtcnnNetwork):
-            entry = entry or catalog.find_entry("mtcnn")
+        entry = find_published(opened.path, files)
         stated = stated_standardisation(opened.path, files)
     return ExportWeights(
         path=path,
-        name=opened.path.name if entry is None else entry.name,
+        name=printable(opened.path.name) if entry is None else entry.name,
         network=plan.network,
         variables=variables,
         state_dict=state_dict,

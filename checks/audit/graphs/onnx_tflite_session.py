@@ -121,17 +121,7 @@ class OnnxTfliteSession(GraphSession):
         """Run the graph on NHWC images, in batches of its own size."""
         ordered = images if self._layout.channels_last else images.transpose(0, 3, 1, 2)
         ready = np.ascontiguousarray(ordered).astype(self.input_dtype)
-        size = self._layout.batch or len(ready)
-        parts = []
-        for start in range(0, len(ready), size):
-            batch = ready[start : start + size]
-            # A graph with a fixed batch takes no fewer images, so the last image is repeated.
-            filled = np.concatenate([batch, np.repeat(batch[-1:], size - len(batch), axis=0)])
-            arrays = self._process.run(filled, names, as_written=as_written)
-            if any(array.ndim < 2 or len(array) != size for array in arrays):
-                raise SourceError(self._graph.path, "it does not output one row for each image")
-            parts.append([array[: len(batch)] for array in arrays])
-        return [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
+        return self._process.run_in_batches(ready, names, self._layout.batch, as_written=as_written)
 
 
 def _image_layout(graph: Graph) -> _ImageLayout:

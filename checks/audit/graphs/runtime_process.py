@@ -68,6 +68,31 @@ class RuntimeProcess:
             raise self._refusal(f"its runtime gives {len(arrays)} outputs, not {len(outputs)}")
         return arrays
 
+    def run_in_batches(
+        self, images: Array, outputs: Sequence[str], size: int | None, *, as_written: bool
+    ) -> list[Array]:
+        """Run the graph on any number of images; the last one is repeated where a batch lacks some.
+
+        Args:
+            images: As for `run`.
+            outputs: As for `run`.
+            size: The number of images that the graph takes at a time; None if it takes any.
+            as_written: As for `run`.
+
+        Raises:
+            SourceError: As for `run`, or an output does not have a row for each image.
+        """
+        size = size or len(images)
+        parts = []
+        for start in range(0, len(images), size):
+            batch = images[start : start + size]
+            filled = np.concatenate([batch, np.repeat(batch[-1:], size - len(batch), axis=0)])
+            arrays = self.run(filled, outputs, as_written=as_written)
+            if any(array.ndim < 2 or len(array) != size for array in arrays):
+                raise SourceError(self._graph.path, "it does not output one row for each image")
+            parts.append([array[: len(batch)] for array in arrays])
+        return [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
+
     def __enter__(self) -> Self:
         return self
 

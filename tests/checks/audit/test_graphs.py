@@ -29,8 +29,7 @@ from checks.core.activations import LAYERS, STAGES
 from checks.diagnosis.explain_tensor import SourceTensors
 from converter.convert import to_numpy_state_dict
 from converter.errors import SourceError
-from converter.formats.tensorflow.bundle_writer import write_tensor_bundle
-from converter.hub.catalog_entry import FIXED
+from converter.hub.catalog_entry import FIXED, PER_IMAGE
 from converter.plan import describe, infer_variant
 from tests.conftest import CLASSES
 from tests.fuzz.sandbox import ROOT
@@ -202,11 +201,7 @@ def test_logits_are_judged_beside_the_embeddings(heads, source, tmp_path):
 # Preprocessing.
 
 
-def test_pixels_that_the_graph_standardises_itself_and_otherwise_than_in_training(plain, tensors, tmp_path):
-    """The catalog says how a checkpoint was trained if its folder has a published name."""
-    folder = tmp_path / "20170512-110547"
-    folder.mkdir()
-    write_tensor_bundle(folder / "model.ckpt-1", tensors)
+def test_pixels_that_the_graph_standardises_itself_and_otherwise_than_in_training(plain, source, tmp_path):
     edit = Edit(plain)
     edit.prepend(
         helper.make_node("Transpose", ["pixels"], ["planes"], perm=[0, 3, 1, 2]),
@@ -216,7 +211,7 @@ def test_pixels_that_the_graph_standardises_itself_and_otherwise_than_in_trainin
         grey=np.float32(127.5),
         range=np.float32(128),
     )
-    result = audit(edit.save(tmp_path / "pixels.onnx"), folder)
+    result = audit(edit.save(tmp_path / "pixels.onnx"), source, standardisation=PER_IMAGE)
     assert result.run.preprocessing == "(x - 127.5) / 128 is baked in: it takes RGB pixels of 0 to 255"
     assert result.run.feed.startswith("pixels of 0 to 255, NHWC float32")
     assert failed(result) == {"preprocessing"}

@@ -11,7 +11,7 @@ import torch
 from checks.audit.graphs.graph import NotUnderstoodError
 from checks.audit.run import audit
 from converter.convert import to_numpy_state_dict
-from converter.errors import UsageError
+from converter.errors import DifferenceError, UsageError
 from converter.formats.detect import open_source
 from converter.hub.locate import LocalModel, require_entry
 from facenet_port import main
@@ -144,3 +144,62 @@ def test_the_published_networks_become_three_files_or_none(to, precision, mtcnn_
     with pytest.raises(UsageError, match=f"rnet.{to} exists"):
         export_networks(model, tmp_path, to=to)
     assert not (tmp_path / f"pnet.{to}").exists()
+
+
+def exchange_the_names_of_the_outputs(edit):
+    """Offsets under the name of probabilities; the file states them in the order of its outputs."""
+    offsets, probabilities = (edit.maker(name) for name in ("offsets", "probabilities"))
+    offsets.output[0], probabilities.output[0] = "probabilities", "offsets"
+    for value in edit.graph.output:
+        value.type.tensor_type.shape.dim[1].dim_value = {"offsets": 2, "probabilities": 4}[value.name]
+    return "the file has 'float32 (N, 2, any, any): probabilities, named 'offsets'; float32 (N, 4"
+
+
+def state_another_standardisation(edit):
+    """The sentence of a tool that divides by 255."""
+    (entry,) = (each for each in edit.model.metadata_props if each.key == "standardisation")
+    entry.value = "x / 255"
+    return "it states the standardisation 'x / 255', but the file has '(x - 127.5) / 128'"
+
+
+def leave_the_digest_out(edit):
+    """Metadata without the one entry that tells the weights."""
+    (entry,) = (each for each in edit.model.metadata_props if each.key == "weights_sha256")
+    edit.model.metadata_props.remove(entry)
+    return "it states the weights_sha256 'not stated', but the file has"
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [exchange_the_names_of_the_outputs, state_another_standardisation, leave_the_digest_out],
+    ids=lambda fault: fault.__name__,
+)
+def test_what_a_file_states_falsely_is_found_and_named(fault, p_net, small_source, tmp_path):
+    edit = Edit(p_net)
+    words = fault(edit)
+    result = audit(edit.save(tmp_path / "faulty.onnx"), small_source)
+    assert result.exit_code == 1
+    (failed,) = (each for each in result.judgements if not each.passed)
+    assert failed.name == "metadata"
+    assert words in " ".join(failed.details).replace('"', "'").replace("\\'", "'")
+
+
+@pytest.mark.parametrize("batch", [3, 70])
+def test_a_batch_that_no_input_fills_is_audited(batch, small_source, tmp_path):
+    result = export(small_source, tmp_path / "pnet.onnx", batch=batch)
+    assert result.audit.verdict == EXACT
+    assert result.metadata["input"].startswith(f"float32 ({batch}, 3, any, any)")
+
+
+def test_a_weight_that_half_precision_does_not_reach_is_refused(small_source, tmp_path, recwarn):
+    """7e4 is over 65,504, the greatest number of float16, whose nearest value is then an infinity."""
+    with open_source(small_source) as opened:
+        state_dict = {key: torch.from_numpy(array) for key, array in to_numpy_state_dict(opened).items()}
+    state_dict["conv2.weight"][0, 0, 0, 0] = 7e4
+    torch.save(state_dict, tmp_path / "large.pt")
+    with pytest.raises(
+        DifferenceError, match=r"conv2\.weight: a value that is finite .* not finite in float16"
+    ):
+        export(tmp_path / "large.pt", tmp_path / "large.onnx", precision="float16")
+    assert not (tmp_path / "large.onnx").exists()
+    assert not recwarn.list
