@@ -121,6 +121,22 @@ def _remove_empty(path: Path) -> None:
         path.rmdir()
 
 
+def check_folder(folder: Path) -> None:
+    """Check that files can be written to a folder, before work that would be in vain.
+
+    Raises:
+        UsageError: The folder does not exist or cannot be written to.
+    """
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: there is no such folder. Create it, or give another name.")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise _cannot_write(folder, os.strerror(errno.EACCES))
+
+
+def _cannot_write(folder: Path, problem: str | None) -> UsageError:
+    return UsageError(f"{folder}: cannot be written to ({problem}). Give another name.")
+
+
 class AtomicFiles:
     """Several files of one folder that are written to a hidden folder and appear together at the end.
 
@@ -144,14 +160,11 @@ class AtomicFiles:
         Raises:
             UsageError: The folder does not exist or cannot be written to.
         """
-        if not self._folder.is_dir():
-            raise UsageError(f"{self._folder}: there is no such folder. Create it, or give another name.")
+        check_folder(self._folder)
         try:
             self._hidden = self._hidden_folder.__enter__()
         except OSError as error:
-            raise UsageError(
-                f"{self._folder}: cannot be written to ({error.strerror}). Give another name."
-            ) from error
+            raise _cannot_write(self._folder, error.strerror) from error
         return self
 
     def __exit__(self, *exception: object) -> None:

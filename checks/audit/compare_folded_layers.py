@@ -49,15 +49,18 @@ def compare_batch_norm_beside(
         yield uncompared(
             tensors["biases"], place, "extra", "a bias before the scale and the shift of its BatchNorm"
         )
-    scale, shift = tensors["scale"], tensors.get("shift")
-    if shift is None:
+    scale = tensors["scale"]
+    stored = [tensors[role] for role in ("scale", "shift") if role in tensors]
+    # Converters leave out a sum with zeros, as of a BatchNorm that was not trained.
+    shift = tensors.get("shift") or replace(scale, array=np.zeros_like(scale.array))
+    if "shift" not in tensors and (norm.beta.any() or norm.mean.any()):
         yield uncompared(scale, place, "differs", "a scale without a shift")
     elif _fits(scale, norm.beta) and _fits(shift, norm.beta):
         predictions = fold_affine(scale.array, shift.array, norm)
-        for tensor, prediction in zip((scale, shift), predictions, strict=True):
+        for tensor, prediction in zip(stored, predictions, strict=False):
             yield compare_with_prediction(tensor, prediction, place, "BatchNorm beside the weights")
     else:
-        for tensor in (scale, shift):
+        for tensor in stored:
             yield uncompared(tensor, place, "differs", _shape_problem(tensor, norm.beta.shape))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from checks.core import options as check_options
 from converter import command_line
@@ -24,6 +24,12 @@ the results of its runtime. If the verdict is not faithful, no file is kept.
 
 exit codes: 0 exported and faithful; 1 the audit refuses the export; 2 wrong usage; 3 WEIGHTS is unreadable,
 corrupt, another network or not finite; 4 something that is needed is missing"""
+
+_OF_ONE_NETWORK: dict[str, Any] = {
+    "bake": False, "standardisation": None, "classify": False, "calibrate": None, "step": None,
+    "weights": "variable", "ignore": [],
+}  # fmt: skip
+"""The options that the three networks of the detector do not take, with their defaults."""
 
 
 def _batch(text: str) -> int | str:
@@ -66,7 +72,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "--batch",
         metavar="N|dynamic",
         type=_batch,
-        help="images at a time (default: dynamic for ONNX, 1 for TFLite)",
+        help="images at a time, of embeddings at most 64 (default: dynamic for ONNX, 1 for TFLite)",
     )
     check_options.add_step_option(parser)
     command_line.add_network_options(parser)
@@ -81,7 +87,7 @@ def _work(arguments: argparse.Namespace) -> int:
     from faces.export.run import check_output, export
 
     if not arguments.output.is_dir():
-        check_output(arguments.output, arguments.to)  # before a download
+        check_output(arguments.output, arguments.to, arguments.precision)  # before a download
     with ProgressBar(f"downloading {arguments.source}", quiet=arguments.quiet) as progress:
         model = find_model(
             arguments.source, offline=arguments.offline, archive=arguments.archive, progress=progress
@@ -113,12 +119,10 @@ def _work(arguments: argparse.Namespace) -> int:
 def _export_networks(arguments: argparse.Namespace, model: LocalModel) -> int:
     from faces.export.run import export_networks
 
-    for option in ("bake", "standardisation", "classify", "calibrate", "step", "ignore"):
-        if getattr(arguments, option):
+    for option, default in _OF_ONE_NETWORK.items():
+        if getattr(arguments, option) != default:
             name = "standardise" if option == "standardisation" else option
             raise UsageError(f"--{name} is for one network, and {arguments.source} is three. Leave it out.")
-    if arguments.precision == "int8":
-        raise UsageError("--precision int8 is for FaceNet. Give --precision float16 for the detector.")
     with ProgressBar("exporting", quiet=arguments.quiet) as progress:
         results = export_networks(
             model,

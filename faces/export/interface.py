@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from checks.audit import metadata as keys
+from checks.audit.graphs.onnx_tflite_session import MOST_IMAGES
 from checks.core.inputs import IMAGE_SIZE
 from checks.core.network import describe_network
 from checks.core.weights_digest import weights_digest
@@ -68,6 +69,7 @@ class Interface:
             "network": describe_network(weights.network),
             "source": weights.name,
             "source_sha256": json.dumps(dict(weights.files)),
+            "weights": weights.taken,
             keys.WEIGHTS: weights_digest(weights.state_dict),
             keys.STANDARDISATION: self.standardisation,
             keys.INPUT: keys.describe_input(self.shape, self.dtype, baked=is_baked),
@@ -104,11 +106,13 @@ def plan_interface(
     standardisation: Standardisation | None,
     classify: bool,
     batch: int | Literal["dynamic"] | None,
+    precision: Precision = "float32",
 ) -> Interface:
     """Plan the interface of a graph; the arguments are those of `export`.
 
     Raises:
-        UsageError: The weights have no classifier, or the standardisation to bake in is not known.
+        UsageError: The weights have no classifier, the standardisation to bake in is not known, the batch is
+            larger than the audit runs, or an option is not for this network.
     """
     variant = weights.network
     extent = (None if graph_format == "onnx" else 1) if batch is None else batch
@@ -119,7 +123,17 @@ def plan_interface(
                 f"{weights.path}: --bake and --classify are for the network of embeddings. The detector's "
                 "networks take images that are resampled and standardised before."
             )
+        if precision == "int8":
+            raise UsageError(
+                f"{weights.path}: --precision int8 is for the network of embeddings, and this is {variant}. "
+                "Give --precision float16."
+            )
         return _plan_mtcnn(variant, graph_format, images)
+    if images is not None and images > MOST_IMAGES:
+        raise UsageError(
+            f"--batch {images}: a graph is audited with at most {MOST_IMAGES} images at once. Give --batch "
+            "dynamic, or fewer."
+        )
     if classify and variant.num_classes is None:
         raise UsageError(
             f"{weights.path}: these weights have no classifier, so there are no logits to export. Leave out "

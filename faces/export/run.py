@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,8 +14,9 @@ from checks.audit.graphs.graph_formats import GRAPH_FORMATS
 from checks.audit.judge import describe_fault
 from checks.audit.result import AuditResult
 from checks.audit.run import audit
+from checks.core.source_tensors import refuse_broken_source
 from checks.core.types import Say
-from converter.atomic import AtomicFiles
+from converter.atomic import AtomicFiles, check_folder
 from converter.errors import DifferenceError, SourceError, UsageError
 from converter.hub.locate import LocalModel, locate
 from converter.manifest import file_digest
@@ -82,12 +84,18 @@ def export(
         DifferenceError: The audit refuses the file, and none is kept.
     """
     output = Path(output)
-    graph_format = check_output(output, to)
+    graph_format = check_output(output, to, precision)
     path = locate(source)
     say("reading the weights")
     read = read_weights(path, weights=weights, step=step, ignore=ignore)
     interface = plan_interface(
-        read, graph_format, bake=bake, standardisation=standardisation, classify=classify, batch=batch
+        read,
+        graph_format,
+        bake=bake,
+        standardisation=standardisation,
+        classify=classify,
+        batch=batch,
+        precision=precision,
     )
     calibration = plan_calibration(interface, precision, calibrate, offline=offline, say=say)
     say("exporting")
@@ -134,13 +142,19 @@ def export_networks(
         for network in map(MtcnnNetwork, NETWORKS)
     }
     for output in outputs.values():
-        check_output(output, to)
+        check_output(output, to, precision)
     with AtomicFiles(folder, overwrite=False) as files:
         results = []
         for path, output in outputs.items():
             read = read_weights(path)
             interface = plan_interface(
-                read, to, bake=False, standardisation=None, classify=False, batch=batch
+                read,
+                to,
+                bake=False,
+                standardisation=None,
+                classify=False,
+                batch=batch,
+                precision=precision,
             )
             judge = partial(audit, against=path, seed=seed, say=say)
             results.append(_write_audited(files, output, read, interface, precision, judge))
@@ -176,15 +190,19 @@ def _write_audited(
             raise
         raise DifferenceError(f"{output}: nothing was kept: {str(error).partition(': ')[2]}") from error
     _refuse(output, result)
+    names = {str(staged): str(output)}  # the hidden file is gone when the caller reads this
+    files_read = {names.get(name, name): digest for name, digest in result.files.items()}
+    result = replace(result, port=str(output), files=files_read)
     digest, size = file_digest(staged), staged.stat().st_size
     return ExportResult(output, interface.format, precision, digest, size, metadata, result)
 
 
-def check_output(output: Path, to: Format | None) -> Format:
+def check_output(output: Path, to: Format | None, precision: Precision) -> Format:
     """Check the name of an output, and that the packages of its format are installed; return the format.
 
     Raises:
-        UsageError: It exists, or its ending names no format or another one.
+        UsageError: It exists, its folder does not or cannot be written to, its ending names no format or
+            another one, or the format does not have this precision.
         RequirementError: A package is not installed.
     """
     ending = _ENDINGS.get(output.suffix.lower())
@@ -196,6 +214,11 @@ def check_output(output: Path, to: Format | None) -> Format:
         raise UsageError(f"{output}: the ending says {ending}, but --to says {to}. Change one of them.")
     if os.path.lexists(output):
         raise UsageError(f"{output} exists, and an export never replaces a file. Give another name.")
+    check_folder(output.parent)
+    if precision == "int8" and graph_format != "onnx":
+        raise UsageError(
+            "--precision int8 is for ONNX. Give a name that ends in .onnx, or --precision float16."
+        )
     _require_packages(graph_format)
     return graph_format
 
@@ -225,7 +248,7 @@ def _write(
         if calibration is not None:
             from faces.export.quantise import quantise_onnx
 
-            with TemporaryDirectory() as folder:
+            with TemporaryDirectory(dir=path.parent) as folder:
                 float32 = Path(folder, "float32.onnx")
                 write_onnx(float32, interface.module(weights), interface, {}, folds=True)
                 quantise_onnx(float32, path, calibration.images, metadata)
@@ -254,10 +277,13 @@ def _refuse(output: Path, result: AuditResult) -> None:
     """Refuse an export whose audit is not faithful.
 
     Raises:
+        SourceError: The source computes values that are not finite, so that nothing can be judged by it.
         DifferenceError: It is not.
     """
     if result.passed:
         return
+    if not result.differs:
+        refuse_broken_source(Path(result.source), result.broken)
     faults = [describe_fault(tensor) for tensor in result.tensors if not tensor.is_faithful]
     failed = [
         f"{each.name}: {'; '.join((each.statement, *each.details))}"

@@ -39,6 +39,7 @@ class ExportWeights:
         variables: TensorFlow variable to float32 array.
         state_dict: The same under PyTorch's keys, complete.
         files: Name of each file that was read to its SHA-256.
+        taken: Which weights of the source they are, as `export` names them.
         standardisation: The standardisation of images that the catalog or a manifest states; None without.
         licence: The licence of the weights; None if the catalog does not state it.
     """
@@ -49,6 +50,7 @@ class ExportWeights:
     variables: Arrays
     state_dict: Arrays
     files: Mapping[str, str]
+    taken: Weights
     standardisation: str | None
     licence: str | None
 
@@ -93,6 +95,7 @@ def read_weights(
         variables=variables,
         state_dict=state_dict,
         files=files,
+        taken=weights,
         standardisation=stated or (entry.standardisation if entry else None),
         licence=entry.licence if entry else None,
     )

@@ -21,13 +21,15 @@ from converter.casting import HALVES
 from converter.errors import SourceError
 from reference.inception_resnet_v1 import MINIMUM_IMAGE_SIZE
 
+MOST_IMAGES = 64
+"""A graph is run on so many images at once at most."""
+
 _INPUT_DTYPES = ("float32", "float16", "uint8", "int8", "int32")
 _OUTPUT_NAMES = {
     EMBEDDINGS: "embeddings of length one",
     BOTTLENECK: "embeddings before they are normalised",
     LOGITS: "logits",
 }
-_MOST_IMAGES = 64  # of a fixed batch
 _MOST_PIXELS = 1024  # of height and width
 _LENGTH_TOLERANCE = 1e-2  # of the length of an embedding that is normalised in half precision
 
@@ -143,6 +145,6 @@ def _image_layout(graph: Graph) -> _ImageLayout:
     fits = all(extent is None or MINIMUM_IMAGE_SIZE <= extent <= _MOST_PIXELS for extent in extents)
     if len(graph.inputs) != 1 or channels not in (3, None) or value.dtype not in _INPUT_DTYPES or not fits:
         raise SourceError(graph.path, f"it does not take images of three channels ({graph.description()})")
-    if shape[0] is not None and shape[0] > _MOST_IMAGES:
-        raise SourceError(graph.path, f"it takes {shape[0]} images at once, more than {_MOST_IMAGES}")
+    if shape[0] is not None and shape[0] > MOST_IMAGES:
+        raise SourceError(graph.path, f"it takes {shape[0]} images at once, more than {MOST_IMAGES}")
     return _ImageLayout(channels_last, shape[0], extents[0], extents[1])

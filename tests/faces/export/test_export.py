@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 from collections import Counter
 from dataclasses import replace
 
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 import faces.export.run
+from checks.audit.graphs.onnx_tflite_session import MOST_IMAGES
 from converter.convert_file import convert_file
 from converter.hub.catalog_entry import PER_IMAGE
 from facenet_port import main
@@ -20,8 +22,8 @@ from faces.export.run import export as write
 from reference import load
 from tests.faces.export.conftest import SIZE
 
-STATED = ["network", "source", "source_sha256", "weights_sha256", "standardisation", "input", "output",
-          "precision", "licence", "made_by"]  # fmt: skip
+STATED = ["network", "source", "source_sha256", "weights", "weights_sha256", "standardisation", "input",
+          "output", "precision", "licence", "made_by"]  # fmt: skip
 
 
 def export(*arguments):
@@ -173,6 +175,10 @@ def test_a_missing_package_gives_exit_code_4(weights, tmp_path, monkeypatch, cap
         (("-o", "net.pt"), "net.pt: the ending names no format. Give a name that ends in .onnx or .tflite,"),
         (("-o", "net.onnx", "--to", "tflite"), "net.onnx: the ending says onnx, but --to says tflite."),
         (("-o", "no/net.onnx"), "no: there is no such folder."),
+        (
+            ("-o", "net.onnx", "--batch", "65"),
+            "a graph is audited with at most 64 images at once. Give --batch",
+        ),
         (("-o", "net.onnx", "--bake"), "neither the catalog nor a manifest beside it tells how its images"),
     ],
 )
@@ -185,3 +191,40 @@ def test_bad_input_gets_one_message(weights, tmp_path, monkeypatch, capsys, argu
     assert len(error.splitlines()) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["taken.onnx"]
     assert (tmp_path / "taken.onnx").read_bytes() == b"precious"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("-o", "no/net.onnx"), "no: there is no such folder."),
+        (("-o", "net.tflite", "--precision", "int8"), "--precision int8 is for ONNX."),
+        (("-o", "closed/net.onnx"), "closed: cannot be written to (Permission denied). Give another name."),
+    ],
+)
+def test_an_output_that_cannot_be_is_noticed_before_the_weights_are_read(
+    tmp_path, monkeypatch, capsys, arguments, message
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "closed").mkdir()
+    (tmp_path / "damaged.pt").write_bytes(b"no weights")
+    access = os.access
+    monkeypatch.setattr("os.access", lambda path, mode: str(path) != "closed" and access(path, mode))
+    assert export("damaged.pt", *arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_weights_that_compute_no_numbers_are_unreadable_and_no_difference(weights, tmp_path, capsys):
+    state_dict = torch.load(weights, weights_only=True)
+    state_dict["last_linear.weight"].fill_(3e38)
+    torch.save(state_dict, tmp_path / "diverged.pt")
+    assert export(tmp_path / "diverged.pt", "-o", tmp_path / "net.onnx") == 3
+    error = capsys.readouterr().err
+    assert "diverged.pt: the source is broken: the source's own values are not finite" in error
+    assert [path.name for path in tmp_path.iterdir()] == ["diverged.pt"]
+
+
+def test_the_help_states_the_largest_batch(capsys):
+    with pytest.raises(SystemExit):
+        export("--help")
+    assert f"at most {MOST_IMAGES}" in " ".join(capsys.readouterr().out.split())

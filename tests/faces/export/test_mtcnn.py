@@ -189,6 +189,8 @@ def test_a_batch_that_no_input_fills_is_audited(batch, small_source, tmp_path):
     result = export(small_source, tmp_path / "pnet.onnx", batch=batch)
     assert result.audit.verdict == EXACT
     assert result.metadata["input"].startswith(f"float32 ({batch}, 3, any, any)")
+    assert result.audit.port == str(tmp_path / "pnet.onnx")
+    assert result.audit.files[result.audit.port] == result.sha256
 
 
 def test_a_weight_that_half_precision_does_not_reach_is_refused(small_source, tmp_path, recwarn):
@@ -203,3 +205,32 @@ def test_a_weight_that_half_precision_does_not_reach_is_refused(small_source, tm
         export(tmp_path / "large.pt", tmp_path / "large.onnx", precision="float16")
     assert not (tmp_path / "large.onnx").exists()
     assert not recwarn.list
+
+
+def test_int8_of_the_detector_is_refused_before_faces_are_looked_for(
+    small_source, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr("faces.export.run.plan_calibration", lambda *_, **__: pytest.fail("looks for faces"))
+    assert main(["export", str(small_source), "-o", str(tmp_path / "p.onnx"), "--precision", "int8"]) == 2
+    assert (
+        "--precision int8 is for the network of embeddings, and this is the P-Net" in capsys.readouterr().err
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--step", "0"), "--step is for one network, and mtcnn is three. Leave it out."),
+        (("--weights", "average"), "--weights is for one network, and mtcnn is three. Leave it out."),
+        (("--precision", "int8"), "--precision int8 is for the network of embeddings, and this is the P-Net"),
+    ],
+)
+def test_what_three_networks_do_not_take_is_refused(
+    options, message, small_source, tmp_path, monkeypatch, capsys
+):
+    entry = require_entry("mtcnn")
+    model = LocalModel(entry, entry.sources[0], dict.fromkeys(entry.networks, small_source))
+    monkeypatch.setattr("converter.hub.locate.find_model", lambda *_, **__: model)
+    assert main(["export", "mtcnn", "-o", str(tmp_path), *options]) == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
