@@ -183,7 +183,7 @@ def _judge_scales(result: TensorResult, tensors: Tensors, expected: _Expected) -
     axes = axes if quantisation.is_per_channel else tuple(range(rank))
     zero_point = quantisation.zero_point.reshape(-1).astype(np.int64)
     # Symmetric weights do not use -128. onnxruntime's reduce_range takes 7 bits, up to 64.
-    bits = 64 if found.largest <= 64 else quantisation.highest - zero_point
+    bits = 64 if found.bits == 7 else quantisation.highest - zero_point
     above = expected.values.max(axis=axes).reshape(-1) / bits
     below = -expected.values.min(axis=axes).reshape(-1) / np.minimum(zero_point - quantisation.lowest, bits)
     smallest = np.maximum(np.maximum(above, below), 0.0)
@@ -192,7 +192,7 @@ def _judge_scales(result: TensorResult, tensors: Tensors, expected: _Expected) -
     with np.errstate(divide="ignore"):
         lost = np.where(smallest > 0, np.log2(scale / smallest), 0.0)
     one = bool(quantisation.is_per_channel and (scale == scale[0]).all())
-    return replace(result, quantisation=replace(found, lost=float(lost.mean()), is_one_scale=one))
+    return replace(result, quantisation=replace(found, lost=float(lost.max()), is_one_scale=one))
 
 
 def _smallest_for_bias(tensors: Tensors, scale: Array) -> Array:

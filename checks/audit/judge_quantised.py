@@ -31,9 +31,12 @@ def judge_scales(results: Sequence[TensorResult]) -> Judgement:
         per_channel += found.scales > 1
         shares.append(found.lost / thresholds.LOST_BITS)
         if shares[-1] > 1:
-            of = f"each of its {found.scales} channels has" if found.scales > 1 else "it has"
-            scale = "the same scale, that of the whole tensor" if found.is_one_scale else "too large a scale"
-            details.append(f"{result.name}: {of} {scale}: {found.lost:.2f} bits are lost")
+            scale = "it has too large a scale"
+            if found.is_one_scale:
+                scale = f"each of its {found.scales} channels has the same scale, that of the whole tensor"
+            elif found.scales > 1:
+                scale = f"of its {found.scales} channels at least one has too large a scale"
+            details.append(f"{result.name}: {scale}: up to {found.lost:.2f} bits are lost")
         larger += found.lost > 0.01 * thresholds.LOST_BITS
     kind = "a scale for each channel" if per_channel == weights else "a scale for each tensor"
     if 0 < per_channel < weights:
@@ -41,10 +44,25 @@ def judge_scales(results: Sequence[TensorResult]) -> Judgement:
     holds = "the smallest that holds its weights"
     if larger:
         holds += f", but larger in {counted(larger, 'tensor')}"
-    statement = f"{kind}, {holds}; of biases the input's times the weights'"
+    coarser = "".join(f"; {clause}" for clause in _coarser_parts(results))
+    statement = f"{kind}, {holds}; of biases the input's times the weights'{coarser}"
     if details:
         statement = f"{counted(len(details), 'tensor')} with scales that do not suit it"
     return Judgement("scales", not details, statement, tuple(details), max(shares))
+
+
+def _coarser_parts(results: Sequence[TensorResult]) -> list[str]:
+    """Describe the weights that have other than 8 bits."""
+    weights = [result for result in results if len(result.shape) > 1 and result.values > 1]
+    found = [result.quantisation for result in weights]
+    seven = sum(each is not None and each.bits == 7 for each in found)
+    single = found.count(None)
+    clauses = []
+    if seven:
+        clauses.append(f"weights of 7 bits in {seven} of {len(weights)} layers")
+    if single:
+        clauses.append(f"weights of float32 in {single} of {len(weights)} layers")
+    return clauses
 
 
 def judge_quantised(run: QuantisedRun) -> tuple[Judgement, ...]:
@@ -88,7 +106,10 @@ def judge_range(run: QuantisedRun) -> Judgement | None:
     )
     clipped, unused = found.clipped / thresholds.INPUT_CLIPPED, found.unused / thresholds.INPUT_UNUSED
     share = max(clipped, unused)
-    cause = "it was calibrated on images of another standardisation than the network was trained on"
+    cause = (
+        "it was calibrated on images of another standardisation than the network was trained on, or on "
+        "images that are all dark, pale or without contrast"
+    )
     return Judgement("range", share <= 1, statement, () if share <= 1 else (cause,), share)
 
 
@@ -119,6 +140,7 @@ def write_quantised_verdict(results: Sequence[TensorResult], run: QuantisedRun) 
         f"The port is faithfully quantised: {integers:,} integers are the nearest to the source's weights, "
         "and its graph computes what they say."
     )
+    verdict += "".join(f" It has {clause}." for clause in _coarser_parts(results))
     if run.faces is None:
         verdict += " Its embeddings were not compared: give crops with --faces."
     return verdict

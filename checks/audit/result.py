@@ -10,6 +10,8 @@ from checks.core import thresholds
 from checks.core.judgement import Judgement
 from converter.errors import SourceError
 
+_SEVEN_BITS = 64
+
 if TYPE_CHECKING:  # a result is read without NumPy
     from checks.core.rounding import LayerRounding
     from checks.core.source_tensors import BrokenSource
@@ -53,8 +55,8 @@ class TensorQuantisation:
         excess: The largest distance of a value from its integer beyond half a step, over what the rounding of
             the value explains; at most 1 in a tensor that is quantised rightly.
         clipped: Values that lie beyond the integers by more than half a step.
-        lost: The bits that are lost to scales larger than needed, on average over the channels: log2 of a
-            scale over the smallest that holds the channel's weights and bias. None of other tensors.
+        lost: The bits that the channel with the largest scale for its values loses: log2 of a scale over the
+            smallest that holds the channel's weights and bias. None of other tensors.
         is_one_scale: Whether it has a scale for each channel, and all of them are equal.
         bias_scale: Of a bias, the largest distance of a scale from the product of the scales of the input and
             the weights, relative to it; None of other tensors.
@@ -69,6 +71,11 @@ class TensorQuantisation:
     lost: float | None = None
     is_one_scale: bool = False
     bias_scale: float | None = None
+
+    @property
+    def bits(self) -> int:
+        """The bits that weights use: 7 if no integer is beyond 64, as by onnxruntime's `reduce_range`."""
+        return 7 if self.largest <= _SEVEN_BITS else 8
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,6 +56,7 @@ class GraphLayers:
         input: The graph's tensor that the first convolution takes, before it is quantised.
         embeddings: The outputs of the graph that are the embedding, normalised or not; empty if all its
             outputs are logits.
+        logits: The outputs of the graph that are logits.
         computes_in_half: Whether a convolution computes in half precision.
         remarks: The deviations from the network's structure.
     """
@@ -64,6 +65,7 @@ class GraphLayers:
     activations: Mapping[str, str]
     input: str
     embeddings: tuple[str, ...]
+    logits: tuple[str, ...]
     computes_in_half: bool
     remarks: tuple[str, ...]
 
@@ -90,13 +92,16 @@ def find_layers(graph: Graph) -> GraphLayers:
     # In a graph with embedding and logits, the search from the logits finds every layer.
     best = max(searches, key=lambda search: len(search.layers))
     embeddings = tuple(search.output for search in searches if LOGITS not in search.layers)
-    judged = {*embeddings, best.activations.get(LOGITS)}
+    classified = best.activations.get(LOGITS)
+    logits = tuple(each.name for each in graph.outputs if wiring.origin(each.name) == classified)
+    judged = {*embeddings, *logits}
     unjudged = [plain_name(output.name) for output in graph.outputs if output.name not in judged]
     return GraphLayers(
         weights=PortWeights(best.layers),
         activations=best.activations,
         input=best.input,
         embeddings=embeddings,
+        logits=logits,
         computes_in_half=best.computes_in_half,
         remarks=(
             *best.remarks,

@@ -73,9 +73,7 @@ class OnnxTfliteSession(GraphSession):
         outputs = {
             name: EMBEDDINGS if self._is_normalised(name) else BOTTLENECK for name in layers.embeddings
         }
-        logits = layers.activations.get(LOGITS)
-        if logits is not None and logits in {output.name for output in graph.outputs}:
-            outputs[logits] = LOGITS
+        outputs |= dict.fromkeys(layers.logits, LOGITS)
         self._output_tensors = list(outputs)
         self.outputs = tuple(outputs.values())
         self.output_description = " and ".join(_OUTPUT_NAMES[each] for each in dict.fromkeys(self.outputs))

@@ -23,6 +23,7 @@ from checks.core.inputs import InputBatch, standardise
 from checks.core.metrics import l2_norm
 from checks.core.network import BOTTLENECK, LOGITS
 from checks.core.types import Array, Say
+from converter.errors import UsageError
 from converter.hub.catalog_entry import FIXED, PER_IMAGE
 from reference import InceptionResnetV1
 
@@ -76,9 +77,12 @@ class QuantisedGraph:
             say: Progress callback.
 
         Raises:
+            UsageError: There are faces, and the graph gives no embeddings.
             NotUnderstoodError: A part cannot be simulated.
             SourceError: The runtime refuses the graph, crashes or does not finish.
         """
+        if faces is not None and not self._layers.embeddings:
+            raise UsageError(f"{self._graph.path} gives logits and no embeddings. Leave out --faces.")
         say("simulating")
         batched = [self._feed_standardised(self._session.fit_images(batch.images[:1])) for batch in batches]
         if faces is not None:
@@ -119,7 +123,7 @@ class QuantisedGraph:
     def _simulate(self, fed: Array) -> tuple[list[_Measured], float]:
         """Compare every quantisation with the float64 result of the integers before it."""
         session, layers = self._session, self._layers
-        outputs = [output.name for output in self._graph.outputs]
+        outputs = [*layers.embeddings, *layers.logits]
         names = [node.output for node in self._quantisers]
         arrays = session.fetch(fed, [*outputs, *names], as_written=False)
         known = dict(zip(names, arrays[len(outputs) :], strict=True))
@@ -141,9 +145,10 @@ class QuantisedGraph:
             for name, actual in zip(outputs, arrays, strict=False):
                 expected = simulation.evaluate(self._last_before(name)).flatten(start_dim=1).numpy()
                 rows = actual.reshape(expected.shape)
-                if name != layers.activations.get(LOGITS):
+                if name in layers.embeddings:
                     rows, expected = normalise(rows), normalise(expected)
-                worst = max(worst, *(l2_norm(row) for row in rows - expected))
+                pairs = zip(rows, expected, strict=True)
+                worst = max(worst, *(l2_norm(row - right) / l2_norm(right) for row, right in pairs))
         return measured, worst
 
     def _prepared(self, fed: Array) -> Array:
@@ -155,8 +160,8 @@ class QuantisedGraph:
 
     def _last_before(self, output: str) -> str:
         """The tensor that an output is the normalised value of: the last layer's, quantised if it is."""
-        logits = self._layers.activations.get(LOGITS)
-        name = output if output == logits else self._layers.activations[BOTTLENECK]
+        layer = LOGITS if output in self._layers.logits else BOTTLENECK
+        name = self._layers.activations[layer]
         quantised = [node.output for node in self._quantisers if node.inputs[0] == name]
         dequantised = [
             node.output for node in self._graph.nodes if node.quantisation and node.inputs[0] in quantised
@@ -190,7 +195,7 @@ class QuantisedGraph:
         pixels = standardise(np.arange(256.0)) if trained == FIXED else _normal_quantiles()
         reached = min(highest, float(pixels.max())) - max(lowest, float(pixels.min()))
         basis = "the 256 values of a pixel" if trained == FIXED else "a normal distribution"
-        if faces is not None:
+        if faces is not None and trained == PER_IMAGE:
             pixels, basis = faces.images, f"the pixels of {len(faces.pixels)} faces"
         half = (highest - lowest) / 510  # of a step
         clipped = float(np.mean((pixels < lowest - half) | (pixels > highest + half)))

@@ -69,7 +69,7 @@ def _open(graph: Graph, process: RuntimeProcess, size: int) -> OnnxTfliteSession
         if output.shape and output.shape[-1] not in (None, size):
             problems.append(f"{output.name!r} has rows of {output.shape[-1]}")
             continue
-        layers = GraphLayers(PortWeights({}), {}, graph.inputs[0].name, (output.name,), False, ())
+        layers = GraphLayers(PortWeights({}), {}, graph.inputs[0].name, (output.name,), (), False, ())
         session = OnnxTfliteSession(graph, layers, process)
         (rows,) = session.run(session.fit_images(audited_batches(0)[0].images[:1]))
         if rows.shape[1] == size:

@@ -7,13 +7,20 @@ import json
 import numpy as np
 import onnx
 import pytest
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 from PIL import Image
 
 pytest.importorskip("onnxruntime")
 
 from checks.audit.__main__ import main
+from checks.audit.faces import compare_faces
+from checks.audit.graphs.run_graph import normalise
+from checks.audit.judge_quantised import judge_faces
+from checks.audit.result import QuantisedRun
 from checks.audit.run import audit
+from checks.core import thresholds
+from checks.core.network import EMBEDDINGS
+from converter.counts import counted
 from converter.hub.catalog_entry import FIXED, PER_IMAGE
 from tests.support.graph_exports import export_int8
 from tests.support.onnx_edit import Edit
@@ -53,6 +60,12 @@ class Integers(Edit):
         ]
         return [f"{name}_quantized" for name in names]
 
+    def requantise(self, kernel, folded, scales):
+        """Quantise a kernel again by other scales; the bias keeps its own."""
+        steps = float32_of(folded, kernel) / scales.reshape(-1, 1, 1, 1)
+        self.put(kernel, np.clip(np.rint(steps), -127, 127).astype(np.int8))
+        self.put(self.scales(kernel), scales)
+
     def scales(self, kernel):
         return kernel.replace("_quantized", "_scale")
 
@@ -61,6 +74,47 @@ def float32_of(path, kernel):
     """The float32 weights that the integers of a kernel were made from."""
     (found,) = [each for each in onnx.load(path).graph.initializer if f"{each.name}_quantized" == kernel]
     return numpy_helper.to_array(found)
+
+
+def save_crops(pixels, folder):
+    """Save each image as a crop, of two people in turn."""
+    for number, image in enumerate(pixels):
+        person = folder / "ab"[number % 2]
+        person.mkdir(parents=True, exist_ok=True)
+        tiled = np.tile(image, (2, 2, 1))[:160, :160].astype(np.uint8)
+        Image.fromarray(tiled).save(person / f"{number}.png")
+
+
+def add_logits(int8, tensors, path):
+    """Give a graph logits in place of embeddings, quantised as quantize_static does."""
+    edit = Integers(int8)
+    bottleneck = edit.node("ReduceL2").input[0]
+    weights, bias = tensors["Logits/weights"], tensors["Logits/biases"]
+    scale = np.float32(np.abs(weights).max() / 127)
+    bias_scale = scale * edit.array(edit.maker(bottleneck).input[1])
+    quantised = {
+        "weights": (np.rint(weights / scale).astype(np.int8), scale, np.int8(0)),
+        "bias": (np.rint(bias / bias_scale).astype(np.int32), bias_scale, np.int32(0)),
+        "logits": (None, np.float32(0.1), np.uint8(128)),
+    }
+    names = {each: [each, f"{each}_scale", f"{each}_zero_point"] for each in quantised}
+    for each, arrays in quantised.items():
+        for name, array in zip(names[each], arrays, strict=True):
+            if array is not None:
+                edit.graph.initializer.append(numpy_helper.from_array(np.asarray(array), name))
+    layers = (
+        ("DequantizeLinear", names["weights"], ["floats"]),
+        ("DequantizeLinear", names["bias"], ["summand"]),
+        ("Gemm", [bottleneck, "floats", "summand"], ["sums"]),
+        ("QuantizeLinear", ["sums", *names["logits"][1:]], ["integers"]),
+        ("DequantizeLinear", ["integers", *names["logits"][1:]], ["logits"]),
+    )
+    edit.graph.node.extend(helper.make_node(*layer) for layer in layers)
+    old = edit.graph.output[0].name
+    value = helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, ("N", None))
+    edit.graph.output[0].CopyFrom(value)
+    edit.remove_ancestors(old)
+    return edit.save(path)
 
 
 # Right files.
@@ -97,6 +151,7 @@ def test_other_ways_to_quantise_are_faithful(folded, pixels, source, tmp_path, o
 
     from checks.core.inputs import standardise
 
+    is_reduced = "reduce_range" in options
     if options.pop("signed", False):
         options["activation_type"] = QuantType.QInt8
     path = export_int8(folded, tmp_path / "int8.onnx", standardise(pixels[:2]), **options)
@@ -104,18 +159,18 @@ def test_other_ways_to_quantise_are_faithful(folded, pixels, source, tmp_path, o
     assert result.passed, result.judgements
     assert excess(result) < 0.5
     assert all(each.share < 0.5 for each in result.judgements if each.share is not None)
+    for stated in (judgement(result, "scales").statement, result.verdict):
+        assert ("weights of 7 bits in 132 of 133 layers" in stated) == is_reduced
+        assert ("weights of float32 in 1 of 133 layers" in stated) == is_reduced
 
 
 def test_faces_are_embedded_as_by_the_source(int8, pixels, source, tmp_path):
-    for number, image in enumerate(pixels):
-        folder = tmp_path / "crops" / "ab"[number % 2]
-        folder.mkdir(parents=True, exist_ok=True)
-        tiled = np.tile(image, (2, 2, 1))[:160, :160].astype(np.uint8)
-        Image.fromarray(tiled).save(folder / f"{number}.png")
+    save_crops(pixels, tmp_path / "crops")
     result = audit(int8, source, faces=tmp_path / "crops", standardisation=FIXED)
     faces = result.quantised.faces
     assert (faces.images, faces.people, faces.pairs) == (8, 2, 28)
-    assert 0.9 < faces.cosine < 1
+    assert judgement(result, "faces").passed
+    assert 1 - faces.cosine < 0.5 * thresholds.QUANTISED_COSINE
 
 
 # Faults.
@@ -237,6 +292,118 @@ def test_a_saturating_kernel_shows_in_the_arithmetic(int8, source, monkeypatch):
     result = audit(int8, source, standardisation=FIXED)
     assert "arithmetic" in failed(result)
     assert judgement(result, "arithmetic").share > 2
+
+
+@pytest.mark.parametrize("factor", [1.5, 1024.0])
+def test_one_channel_with_too_large_a_scale_is_found(int8, folded, source, tmp_path, factor):
+    edit = Integers(int8)
+    kernel = edit.kernels[40]
+    scales = edit.array(edit.scales(kernel)).copy()
+    scales[5] *= np.float32(factor)
+    edit.requantise(kernel, folded, scales)
+    result = audit(edit.save(tmp_path / "channel.onnx"), source, standardisation=FIXED)
+    assert "scales" in failed(result)
+    (lost,) = [each.quantisation.lost for each in result.tensors if each.name == kernel]
+    assert lost == pytest.approx(np.log2(factor), abs=1e-3)
+    assert lost > 2 * thresholds.LOST_BITS
+    assert any(
+        f"{kernel}: of its {len(scales)} channels at least one has too large a scale" in detail
+        for detail in judgement(result, "scales").details
+    )
+
+
+def test_values_beyond_their_scale_are_counted(int8, folded, source, tmp_path):
+    edit = Integers(int8)
+    kernel = edit.kernels[40]
+    scales = edit.array(edit.scales(kernel)).copy()
+    scales[5] *= np.float32(0.5)
+    beyond = (np.abs(float32_of(folded, kernel)[5]) > 127.6 * scales[5]).sum()
+    edit.requantise(kernel, folded, scales)
+    result = audit(edit.save(tmp_path / "clipped.onnx"), source, standardisation=FIXED)
+    assert beyond > 0
+    assert f"{kernel}: {counted(beyond, 'value')} beyond its scale" in judgement(result, "scales").details
+
+
+def test_images_that_are_all_dark_are_named_though_the_faces_are_dark_too(int8, source, tmp_path):
+    edit = Integers(int8)
+    node = edit.node("QuantizeLinear")
+    edit.put(node.input[1], np.float32(1 / 255))  # from -1 to 0
+    edit.put(node.input[2], np.uint8(255))
+    crops = tmp_path / "crops"
+    crops.mkdir()
+    for number in range(2):
+        Image.fromarray(np.full((160, 160, 3), 30 * number, np.uint8)).save(crops / f"{number}.png")
+    result = audit(edit.save(tmp_path / "dark.onnx"), source, faces=crops, standardisation=FIXED)
+    assert "range" in failed(result)
+    assert judgement(result, "range").share > 2
+    assert "all dark" in judgement(result, "range").details[0]
+
+
+def test_an_activation_with_too_small_a_range_shows_in_the_faces(int8, pixels, source, tmp_path):
+    edit = Integers(int8)
+    last = edit.maker(edit.node("MatMul", -1).input[0])
+    edit.put(last.input[1], edit.array(last.input[1]) / np.float32(100))
+    save_crops(pixels, tmp_path / "crops")
+    result = audit(
+        edit.save(tmp_path / "range.onnx"), source, faces=tmp_path / "crops", standardisation=FIXED
+    )
+    assert "faces" in failed(result)
+    assert judgement(result, "faces").share > 2
+
+
+@pytest.mark.parametrize("with_logits", [False, True])
+def test_another_output_than_the_last_integers_give_is_found(int8, tensors, source, monkeypatch, with_logits):
+    """Of an embedding, and of logits, whose size is another."""
+    from checks.audit.graphs.onnx_tflite_session import OnnxTfliteSession
+
+    path = int8
+    if with_logits:
+        path = add_logits(int8, tensors, int8.with_name("logits.onnx"))
+    right = judgement(audit(path, source, standardisation=FIXED), "arithmetic")
+    assert right.passed, right.details
+    assert right.share < 0.5
+    fetch = OnnxTfliteSession.fetch
+
+    def change(self, images, names, *, as_written):
+        arrays = fetch(self, images, names, as_written=as_written)
+        if not as_written and len(arrays) > 50:
+            arrays[0] = arrays[0] + 3e-5 * np.linalg.norm(arrays[0][0]) * np.eye(*arrays[0].shape)
+        return arrays
+
+    monkeypatch.setattr(OnnxTfliteSession, "fetch", change)
+    result = audit(path, source, standardisation=FIXED)
+    assert failed(result) == {"arithmetic"}
+    assert judgement(result, "arithmetic").share > 2
+    assert judgement(result, "arithmetic").details[0].startswith("embeddings: ")
+
+
+def people_near_each_other():
+    """The embeddings of 40 faces of four people, (40, 8), of length one, and the people."""
+    random = np.random.default_rng(2)
+    centres = np.repeat(random.normal(size=(4, 8)), 10, axis=0)
+    return normalise(centres + 0.8 * random.normal(size=(40, 8))), [f"{number // 10}" for number in range(40)]
+
+
+@pytest.mark.parametrize(
+    ("cosine", "moved", "fails"), [(0.9965, 1, ""), (0.9965, 40, "decisions"), (0.95, 1, "cosine")]
+)
+def test_faces_fail_by_a_cosine_and_by_their_decisions(monkeypatch, cosine, moved, fails):
+    """Some faces are turned by an angle; one changes few of 780 decisions, 40 change many."""
+    expected, people = people_near_each_other()
+    random = np.random.default_rng(3)
+    aside = random.normal(size=expected.shape)
+    aside = normalise(aside - (aside * expected).sum(axis=1, keepdims=True) * expected)
+    turned = cosine * expected + np.sqrt(1 - cosine**2) * aside
+    actual = np.concatenate([turned[:moved], expected[moved:]])
+    monkeypatch.setattr("checks.audit.faces.run_pytorch", lambda *_: {EMBEDDINGS: expected})
+    monkeypatch.setattr("checks.audit.faces._BATCH", 40)
+    found = compare_faces(actual, None, expected, people)
+    run = QuantisedRun((), (), 0.0, None, found)
+    judged = judge_faces(run)
+    assert found.cosine == pytest.approx(cosine, abs=1e-6)
+    assert judged.passed == (not fails)
+    assert judged.share > 2 if fails else judged.share < 0.5
+    assert (found.otherwise > 2 * thresholds.QUANTISED_DECISIONS * found.pairs) == (fails == "decisions")
 
 
 # What is refused.
