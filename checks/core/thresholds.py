@@ -88,7 +88,7 @@ with 8 bits come to a quarter; calibrated on images of another standardisation, 
 
 QUANTISED_DECISIONS = 0.005
 """Audit: largest share of the pairs of faces that a graph of integers decides otherwise than the source; of
-few pairs, two. On 6,903 pairs a right file comes to 0.0017, one calibrated on other images to 0.014."""
+few pairs, two. On 6,903 pairs a right file comes to 0.0014, one calibrated on other images to 0.014."""
 
 HALF_ROUNDOFF = 2.0**-11
 """Relative error of one float16 rounding (IEEE 754)."""

