@@ -32,7 +32,7 @@ from checks.core.judgement import Judgement
 from checks.core.metrics import figure, relative_l2
 from checks.core.models import load_copies
 from checks.core.mtcnn_network import layers_of, outputs_among
-from checks.core.source_tensors import expected_state_dict
+from checks.core.source_tensors import expected_state_dict, find_broken_source, float32_variables
 from checks.core.types import Array, Arrays, Say
 from checks.core.weights_digest import weights_digest
 from checks.diagnosis.explain_tensor import SourceTensors
@@ -70,14 +70,15 @@ def audit_mtcnn_graph(
     known = SourceTensors(state_dict, {}, layers_of(network))
     results = tuple(compare_tensor(row, layers.tensors[row.key], tensors, known) for row in plan.converted)
     judgements = [judge_tensors(results), judge_structure(layers.remarks, len(layers_of(network)))]
+    broken = find_broken_source(float32_variables(source, tensors, plan), plan)
     is_finite = all(np.isfinite(tensor.array).all() for tensor in layers.tensors.values())
-    if is_finite:
+    if is_finite and broken is None:
         say("starting the graph's runtime")
         judgements.append(_judge_run(graph, layers, state_dict, network, seed, say))
     stated = judge_metadata(graph, _find_facts(graph, layers, state_dict))
     judged = (*judgements, *(() if stated is None else (stated,)))
-    not_run = "" if is_finite else NOT_FINITE
-    return Findings(f"{network.name} of MTCNN", results, judged, not_run=not_run)
+    not_run = "" if is_finite or broken is not None else NOT_FINITE
+    return Findings(f"{network.name} of MTCNN", results, judged, broken=broken, not_run=not_run)
 
 
 def _find_facts(graph: Graph, layers: MtcnnLayers, state_dict: Arrays) -> Mapping[str, str]:

@@ -234,3 +234,18 @@ def test_what_three_networks_do_not_take_is_refused(
     assert main(["export", "mtcnn", "-o", str(tmp_path), *options]) == 2
     assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_a_graph_of_a_broken_source_is_not_called_exact(p_net, small_source, tmp_path):
+    """A NaN in the weights, and the same bits in the graph."""
+    with open_source(small_source) as opened:
+        state_dict = {key: torch.from_numpy(array) for key, array in to_numpy_state_dict(opened).items()}
+    state_dict["conv2.weight"][0, 0, 0, 0] = torch.nan
+    torch.save(state_dict, tmp_path / "broken.pt")
+    edit = Edit(p_net)
+    del edit.model.metadata_props[:]
+    kernel = edit.constants["conv2.weight"]
+    kernel.CopyFrom(onnx.numpy_helper.from_array(state_dict["conv2.weight"].numpy(), kernel.name))
+    result = audit(edit.save(tmp_path / "broken.onnx"), tmp_path / "broken.pt")
+    assert result.exit_code == 3
+    assert result.verdict.startswith("The source is broken: ")
