@@ -38,25 +38,23 @@ def write_tflite(
     tensors: Mapping[str, NDArray[Any]],
     *,
     images: tuple[int | None, int | None, int | None],
-    output: Literal["embeddings", "logits"] = "embeddings",
     baked: Literal["fixed", "per-image"] | None = None,
     halved: bool = False,
     metadata: Mapping[str, str],
 ) -> None:
-    """Write the network in inference as a TFLite file; the same arguments give the same bytes.
+    """Write the network in inference as a TFLite file of embeddings; the same arguments give the same bytes.
 
     Args:
         path: The file.
         tensors: Variable name to float32 array: the 492 variables, or 490 without the head, and the gammas if
             the checkpoint has them.
         images: Number of images, None for any, with their height and width, of which both are known.
-        output: The output of the graph, which has this name.
         baked: The standardisation in the graph, whose input is then `pixels`, uint8 (N, H, W, 3). Without
             it the input is `images`, float32 (N, H, W, 3), standardised.
         halved: Whether the weights are stored in half precision; the interpreter widens them.
         metadata: Key to value, for the file.
     """
-    features = {n: array for n, array in tensors.items() if output == "logits" or not n.startswith("Logits/")}
+    features = {name: array for name, array in tensors.items() if not name.startswith("Logits/")}
     with legacy_graph() as graph:
         shape = (*images, 3)
         if baked is None:
@@ -65,8 +63,7 @@ def write_tflite(
             placeholder = tf1.placeholder(tf.uint8, shape, name="pixels")
             standardised = _standardise(tf.cast(placeholder, tf.float32), baked)
         endpoints = build(standardised, **infer_options(features)._asdict())
-        result = tf.identity(endpoints["Logits"], "logits") if output == "logits" else endpoints[output]
-    content = _convert(graph, features, placeholder, [result], halved)
+    content = _convert(graph, features, placeholder, [endpoints["embeddings"]], halved)
     path.write_bytes(_add_metadata(content, metadata))
 
 

@@ -266,7 +266,6 @@ def _write(
         path,
         weights.variables,
         images=(batch, height, width),
-        output="logits" if interface.classifies else "embeddings",
         baked=interface.baked,
         halved=halved,
         metadata=metadata,

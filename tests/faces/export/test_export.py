@@ -149,6 +149,8 @@ def test_logits_of_weights_without_a_classifier_are_refused(weights, tmp_path, c
     torch.save(features, tmp_path / "features.pt")
     assert export(tmp_path / "features.pt", "-o", tmp_path / "c.onnx", "--classify") == 2
     assert "these weights have no classifier, so there are no logits to export" in capsys.readouterr().err
+    assert export(weights, "-o", tmp_path / "c.tflite", "--classify") == 2
+    assert "which the audit cannot judge yet. Export the classifier to .onnx" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
