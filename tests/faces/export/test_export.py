@@ -18,7 +18,10 @@ from checks.audit.graphs.onnx_tflite_session import MOST_IMAGES
 from converter.convert_file import convert_file
 from converter.hub.catalog_entry import PER_IMAGE
 from facenet_port import main
+from faces.export.interface import plan_interface
 from faces.export.run import export as write
+from faces.export.weights import read_weights
+from faces.export.write_onnx import write_onnx
 from reference import load
 from tests.faces.export.conftest import SIZE
 
@@ -76,6 +79,33 @@ def test_tflite_in_half_precision_takes_the_pixels_of_one_image(weights, tmp_pat
     with torch.inference_mode():
         expected = load(weights).double()(torch.from_numpy(images.transpose(0, 3, 1, 2))).numpy()
     assert np.linalg.norm(interpreter.get_tensor(given["index"]) - expected) < 1e-2
+
+
+@pytest.mark.slow
+def test_tflite_in_float32_takes_any_number_of_images(weights, tmp_path):
+    from ai_edge_litert.interpreter import Interpreter
+
+    out = tmp_path / "facenet.tflite"
+    result = write(weights, out, batch="dynamic")
+    assert result.metadata["input"].startswith("float32 (N, 96, 96, 3): RGB images")
+    assert {tensor.status for tensor in result.audit.tensors} <= {"equal", "folded", "approximate"}
+    interpreter = Interpreter(str(out))
+    (taken,), (given,) = interpreter.get_input_details(), interpreter.get_output_details()
+    interpreter.resize_tensor_input(taken["index"], [2, SIZE, SIZE, 3])
+    interpreter.allocate_tensors()
+    images = np.random.default_rng(1).standard_normal((2, SIZE, SIZE, 3), np.float32)
+    interpreter.set_tensor(taken["index"], images)
+    interpreter.invoke()
+    with torch.inference_mode():
+        expected = load(weights).double()(torch.from_numpy(images.transpose(0, 3, 1, 2)).double()).numpy()
+    assert np.linalg.norm(interpreter.get_tensor(given["index"]) - expected) < 1e-5
+
+
+def test_the_same_weights_and_options_give_the_same_bytes(weights, baked, tmp_path):
+    read = read_weights(weights)
+    plan = plan_interface(read, "onnx", bake=True, standardisation="fixed", classify=False, batch=None)
+    write_onnx(tmp_path / "again.onnx", plan.module(read), plan, plan.metadata(read, "float32"))
+    assert (tmp_path / "again.onnx").read_bytes() == baked.read_bytes()
 
 
 def stated_in(path):

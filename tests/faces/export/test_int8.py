@@ -85,6 +85,19 @@ def test_the_audit_gets_faces_with_their_people_that_nothing_was_calibrated_on(w
     assert not any(pixels[:SIZE, :SIZE].tobytes() in seen for pixels in calibration.faces.pixels)
 
 
+def test_a_download_of_photographs_shows_its_progress_and_keeps_their_people(crops, monkeypatch):
+    def download(*, offline, progress):
+        progress(3 << 20, None)
+        return {file: file.parent.name for file in sorted(crops.rglob("*.png"))}
+
+    monkeypatch.setattr("faces.export.calibration.calibration_photographs", download)
+    said = []
+    _, people, images = read_calibration(None, say=said.append)
+    assert said[0] == "downloading photographs to calibrate on: 3 MB"
+    assert said[-1] == "finding the faces to calibrate on: 11 of 12"
+    assert (people, images.partition(" in ")[0]) == (("a",) * 6 + ("b",) * 6, "photographs of five people")
+
+
 def test_too_few_faces_are_one_message(weights, crops, tmp_path, capsys):
     few = tmp_path / "few"
     shutil.copytree(crops / "a", few)
