@@ -133,14 +133,14 @@ def judge_faces(run: QuantisedRun) -> Judgement | None:
     return Judgement("faces", all(share <= 1 for share in shares), statement, share=max(shares))
 
 
-def write_quantised_verdict(results: Sequence[TensorResult], run: QuantisedRun) -> str:
-    """Write the verdict on a graph of integers that holds, a sentence or two."""
+def write_quantised_verdict(results: Sequence[TensorResult], run: QuantisedRun, gives: str) -> str:
+    """Write the verdict on a graph of integers that holds, a few sentences; `gives` is that of `GraphRun`."""
     integers = sum(result.values for result in results if result.status == "quantised")
     verdict = (
         f"The port is faithfully quantised: {integers:,} integers are the nearest to the source's weights, "
         "and its graph computes what they say."
     )
     verdict += "".join(f" It has {clause}." for clause in _coarser_parts(results))
-    if run.faces is None:
+    if run.faces is None and "embeddings" in gives:
         verdict += " Its embeddings were not compared: give crops with --faces."
     return verdict

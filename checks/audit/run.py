@@ -172,7 +172,8 @@ def _make_result(
     if findings.not_understood:
         verdict = write_embeddings_verdict(findings.judgements)
     elif findings.quantised is not None and all(judgement.passed for judgement in findings.judgements):
-        verdict = write_quantised_verdict(findings.tensors, findings.quantised)
+        assert findings.run is not None
+        verdict = write_quantised_verdict(findings.tensors, findings.quantised, findings.run.gives)
     else:
         verdict = write_verdict(
             findings.tensors,

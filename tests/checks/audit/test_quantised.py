@@ -359,9 +359,10 @@ def test_another_output_than_the_last_integers_give_is_found(int8, tensors, sour
     path = int8
     if with_logits:
         path = add_logits(int8, tensors, int8.with_name("logits.onnx"))
-    right = judgement(audit(path, source, standardisation=FIXED), "arithmetic")
-    assert right.passed, right.details
-    assert right.share < 0.5
+    whole = audit(path, source, standardisation=FIXED)
+    assert whole.passed, whole.judgements
+    assert ("give crops with --faces" in whole.verdict) != with_logits
+    assert judgement(whole, "arithmetic").share < 0.5
     fetch = OnnxTfliteSession.fetch
 
     def change(self, images, names, *, as_written):
@@ -407,6 +408,14 @@ def test_faces_fail_by_a_cosine_and_by_their_decisions(monkeypatch, cosine, move
 
 
 # What is refused.
+
+
+def test_faces_need_embeddings(int8, tensors, pixels, source, tmp_path, capsys):
+    path = add_logits(int8, tensors, tmp_path / "logits.onnx")
+    save_crops(pixels[:2], tmp_path / "crops")
+    arguments = [str(path), "--against", str(source), "--standardise", "fixed"]
+    assert main([*arguments, "--faces", str(tmp_path / "crops")]) == 2
+    assert "gives logits and no embeddings. Leave out --faces." in capsys.readouterr().err
 
 
 def test_an_activation_with_a_scale_for_each_channel_is_refused(int8, source, tmp_path, capsys):
