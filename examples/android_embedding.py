@@ -38,11 +38,12 @@ def embed(interpreter: Interpreter, crop: Path, standardisation: str | None) -> 
     _, height, width, _ = taken["shape"]  # of one image, the channels last
     image = Image.open(crop).convert("RGB")
     if image.size != (width, height):
-        sys.exit(f"{crop}: {image.width}x{image.height} pixels; the network takes {width}x{height}.")
+        size = f"{image.width}x{image.height} pixels; the network takes {width}x{height}"
+        raise ValueError(f"{crop}: {size}. Crop it with facenet-port align.")
     pixels = np.asarray(image)
     if taken["dtype"] != np.uint8:  # the app standardises, as the file was exported without --bake
         if standardisation is None:
-            sys.exit("This file takes standardised images: give --standardise, or export it with --bake.")
+            raise ValueError("the file takes standardised images: give --standardise, or export with --bake")
         pixels = STANDARDISE[standardisation](pixels.astype(np.float64)).astype(np.float32)
     interpreter.set_tensor(taken["index"], pixels[None])
     interpreter.invoke()
@@ -51,16 +52,24 @@ def embed(interpreter: Interpreter, crop: Path, standardisation: str | None) -> 
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Print the squared distance of two faces and the decision; return 0 for the same person, 1 otherwise."""
+    """Print the squared distance of two faces and the decision.
+
+    Returns:
+        0 for the same person, 1 for different people, 2 if a file cannot be used.
+    """
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("model", type=Path, help="the .tflite file")
     parser.add_argument("crops", nargs=2, type=Path, help="crops as `facenet-port align` makes them")
     parser.add_argument("--threshold", type=float, required=True, help="on the squared distance")
     parser.add_argument("--standardise", choices=sorted(STANDARDISE), help="for a file without --bake")
     options = parser.parse_args(arguments)
-    interpreter = Interpreter(model_path=str(options.model))
-    interpreter.allocate_tensors()
-    first, second = (embed(interpreter, crop, options.standardise) for crop in options.crops)
+    try:
+        interpreter = Interpreter(model_path=str(options.model))
+        interpreter.allocate_tensors()
+        first, second = (embed(interpreter, crop, options.standardise) for crop in options.crops)
+    except (OSError, ValueError, RuntimeError) as error:  # LiteRT raises the last two
+        print(f"android_embedding.py: error: {error}", file=sys.stderr)
+        return 2
     distance = float(np.sum((first - second) ** 2))
     is_same = distance < options.threshold
     decision = "the same person" if is_same else "different people"

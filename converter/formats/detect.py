@@ -104,6 +104,8 @@ def _open_folder(folder: Path, step: int | None) -> TensorSource:
     if not candidates:
         if inside := _saved_models_inside(folder):
             problem, next_step = "no checkpoint in this folder itself", f"Give the SavedModel in it: {inside}"
+        elif (folder / "best").is_dir():  # the folder of a training
+            problem, next_step = "no checkpoint in this folder itself", f"Give {folder / 'best'}"
         else:
             problem = f"no checkpoint in this folder (it holds {_list_content(files)})"
             next_step = "Give the folder that holds the .index and .data files, or the model's file itself"

@@ -73,12 +73,14 @@ class RunFolder:
         """
         if not self._writes:
             return
-        if resume and (self.path / CONFIG).is_file():
-            self._check(config, facts)
+        is_run = (self.path / CONFIG).is_file()
+        if (self.path / FACTS).is_file():
             self._lock()
-            return
         if self.path.exists() and (not self.path.is_dir() or self._holds_more()):
-            step = "Give --resume to go on" if (self.path / CONFIG).is_file() else "Give a new folder"
+            if resume and is_run:
+                self._check(config, facts)
+                return
+            step = "Give --resume to go on" if is_run else "Give a new folder"
             raise UsageError(f"{self.path}: it exists and is not empty. {step}.")
         self.path.mkdir(parents=True, exist_ok=True)
         replace_file(self.path / FACTS, (json.dumps(facts, indent=1) + "\n").encode())
@@ -98,8 +100,9 @@ class RunFolder:
             pass
 
     def _holds_more(self) -> bool:
-        """Whether the folder holds more than a run leaves that was killed as it began."""
-        return any(path.name != FACTS and not is_stray(path) for path in self.path.iterdir())
+        """Whether the folder holds more than a run leaves that has ended before it wrote a checkpoint."""
+        begun = {FACTS, CONFIG, "tensorboard"}
+        return any(path.name not in begun and not is_stray(path) for path in self.path.iterdir())
 
     def _check(self, config: TrainConfig, facts: Mapping[str, Any]) -> None:
         before = read_config(self.path / CONFIG)

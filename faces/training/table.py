@@ -23,7 +23,7 @@ def _lines(result: TrainResult) -> list[str]:
     known = sum(person in trained for person in result.validated_people)
     lines = [
         f"Validated on {counted(len(result.validated_faces), 'face')} of {len(result.validated_people)} "
-        f"people, {known} of them trained on"
+        f"people; {known} of these people were trained on"
     ]
     if result.folder is not None:
         lines.insert(

@@ -96,14 +96,20 @@ def test_the_embeddings_are_pytorchs(single_files, exports, crops, name, options
         assert float(re.search(r"distance (\S+),", printed)[1]) == pytest.approx(distance, abs=1e-4)
 
 
-def test_what_the_network_does_not_take_is_refused(exports, crops, tmp_path):
+def test_what_the_network_does_not_take_is_refused(exports, crops, tmp_path, capsys):
     example = import_example("android_embedding")
     Image.new("RGB", (160, 182)).save(tmp_path / "large.png")
-    with pytest.raises(SystemExit, match=r"large.png: 160x182 pixels; the network takes 96x96\."):
-        example.main([str(exports / "baked.tflite"), str(tmp_path / "large.png"), *map(str, crops[:1]),
-                      "--threshold", "1"])  # fmt: skip
-    with pytest.raises(SystemExit, match="give --standardise, or export it with --bake"):
-        example.main([str(exports / "float.tflite"), *map(str, crops), "--threshold", "1"])
+    baked, missing = exports / "baked.tflite", tmp_path / "none.png"
+    for model, first, message in (
+        (baked, tmp_path / "large.png", "large.png: 160x182 pixels; the network takes 96x96. Crop it with"),
+        (baked, missing, "none.png"),
+        (missing, crops[0], "none.png"),
+        (exports / "float.tflite", crops[0], "give --standardise, or export with --bake"),
+    ):
+        assert example.main([str(model), str(first), str(crops[1]), "--threshold", "1"]) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
 
 
 def test_the_page_has_the_measured_threshold():

@@ -13,8 +13,7 @@ PAGE = (EXAMPLES / "README.md").read_text(encoding="utf-8")
 
 def test_every_example_is_listed():
     listed = set(re.findall(r"`(\w+\.(?:py|ipynb))`", PAGE))
-    helper = "photographs.py"  # of the notebooks
-    assert listed == {path.name for path in EXAMPLES.iterdir() if path.suffix in (".py", ".ipynb")} - {helper}
+    assert listed == {path.name for path in EXAMPLES.iterdir() if path.suffix in (".py", ".ipynb")}
 
 
 def test_every_option_that_the_page_names_exists(capsys):

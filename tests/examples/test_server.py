@@ -274,5 +274,9 @@ def test_the_load_test_measures_and_counts_errors(server, crops, tmp_path, capsy
     assert re.search(r"errors +none\nlatency +p50 \d+ ms, p99 \d+ ms, worst \d+ ms", printed)
     assert load_test.main([server, str(crop), str(broken), "--rate", "5", "--seconds", "1"]) == 1
     assert "{'400': " in capsys.readouterr().out
-    with pytest.raises(SystemExit, match=r"Start examples/server\.py first"):
-        load_test.main(["http://127.0.0.1:1", str(crop)])
+    assert load_test.main(["http://127.0.0.1:1", str(crop)]) == 2
+    assert "error: http://127.0.0.1:1: " in capsys.readouterr().err
+    for wrong in (["--share", "-1"], ["--seconds", "0"], [str(tmp_path / "none.png")]):
+        with pytest.raises(SystemExit) as ended:
+            load_test.main([server, str(crop), *wrong])
+        assert ended.value.code == 2

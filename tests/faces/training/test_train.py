@@ -212,11 +212,14 @@ def test_a_folder_of_another_run_is_refused(settings, run, tmp_path):
         train(replace(settings, output=str(run)))
     with pytest.raises(UsageError, match=r"the run has learning_rate = 1e-05, not 0.5"):
         train(replace(settings, output=str(run), learning_rate=0.5), resume=True)
-    begun = tmp_path / "begun"  # and killed before its configuration was written
+    begun = tmp_path / "begun"  # and ended before its configuration or a checkpoint was written
     begun.mkdir()
     (begun / "run.json").write_text("{")
-    RunFolder(begun).begin(replace(settings, output=str(begun)), {}, resume=True)
-    assert (begun / "config.toml").is_file()
+    for seed in (1, 2):
+        config = replace(settings, output=str(begun), seed=seed)
+        with RunFolder(begun) as folder:
+            folder.begin(config, {}, resume=seed == 1)
+        assert read_config(begun / "config.toml") == config
     (tmp_path / "file").write_text("mine")
     with pytest.raises(UsageError, match=r"it exists and is not empty. Give a new folder"):
         train(replace(settings, output=str(tmp_path)))
@@ -258,7 +261,8 @@ def test_weights_are_measured_without_training(settings, run, tmp_path, capsys):
     path = tmp_path / "config.toml"
     path.write_text(format_config(config))
     assert main([str(path), "--evaluate-only", "--json", str(tmp_path / "figures.json")]) == 0
-    assert capsys.readouterr().out.startswith("Validated on 6 faces of 3 people, 3 of them trained on\n")
+    expected = "Validated on 6 faces of 3 people; 3 of these people were trained on\n"
+    assert capsys.readouterr().out.startswith(expected)
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert figures["folder"] is None
     assert figures["config"] == asdict(config)
