@@ -75,8 +75,7 @@ def compare_exactly(tensor: PortTensor, expected: Array, place: TensorPlace) -> 
         single = actual.astype(np.float32)
     if actual.dtype != FLOAT32:
         nearest = _with_nans_of(actual, nearest)
-    overflows = _count_overflows(actual, exact)
-    if overflows:
+    if actual.dtype in HALVES and (overflows := _count_overflows(actual, exact)):
         return _refuse_overflows(measure(tensor, nearest, place, "differs"), overflows)
     if same_bits(actual, nearest):
         return measure(tensor, nearest, place, "rounded" if actual.dtype in HALVES else "equal")

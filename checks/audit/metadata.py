@@ -86,5 +86,7 @@ def judge_metadata(graph: Graph, facts: Mapping[str, str | None]) -> Judgement |
 
 
 def _extents(shape: _Shape) -> str:
+    if not shape:
+        return "of a shape that the file does not state"
     batch, *others = ("any" if extent is None else str(extent) for extent in shape)
     return f"({', '.join(('N' if batch == 'any' else batch, *others))})"

@@ -153,8 +153,8 @@ def test_while_tensorflow_is_imported_its_own_lines_are_not_shown(run, checkpoin
         "            stop()\n"
         "sys.meta_path.insert(0, Finder())"
     )
-    done = run(place, signal.SIGTERM, "compare", checkpoint.frozen, folder=tmp_path)
-    assert done.err == f"facenet-port compare: error: {MESSAGES[signal.SIGTERM]}\n"
+    done = run(place, signal.SIGTERM, "gradients", checkpoint.prefix, folder=tmp_path)
+    assert done.err == f"facenet-port gradients: error: {MESSAGES[signal.SIGTERM]}\n"
     assert done.code == 143
 
 

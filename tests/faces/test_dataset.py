@@ -43,7 +43,8 @@ def network():
 
 
 def model(network, standardisation):
-    return Model("x.pt", network, "0" * 64, standardisation, "--standardise", None, TorchBackend(network))
+    backend = TorchBackend(network)
+    return Model("x.pt", backend, "0" * 64, standardisation, "--standardise", None, backend)
 
 
 def pixels(file):
