@@ -66,7 +66,7 @@ Row = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Limits:
-    """What the service takes."""
+    """Limits on requests and batches."""
 
     batch: int  # most images of a batch
     delay: float  # seconds that an image waits for others

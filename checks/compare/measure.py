@@ -31,7 +31,7 @@ _UNMEASURED = Difference(math.nan, math.nan, math.nan, 0, math.nan)
 
 @dataclass(frozen=True, slots=True)
 class PortOutputs:
-    """What a port computes on an input.
+    """The outputs of both models of a port on an input.
 
     Attributes:
         float32: Activation to array of the float32 model.

@@ -74,21 +74,25 @@ class RunFolder:
         if not self._writes:
             return
         is_run = (self.path / CONFIG).is_file()
-        if (self.path / FACTS).is_file():
-            self._lock()
         if self.path.exists() and (not self.path.is_dir() or self._holds_more()):
             if resume and is_run:
                 self._check(config, facts)
+                self._lock()
                 return
             step = "Give --resume to go on" if is_run else "Give a new folder"
             raise UsageError(f"{self.path}: it exists and is not empty. {step}.")
+        if (self.path / FACTS).is_file():  # of a training that has ended, or that has just begun
+            self._lock()
         self.path.mkdir(parents=True, exist_ok=True)
         replace_file(self.path / FACTS, (json.dumps(facts, indent=1) + "\n").encode())
         replace_file(self.path / CONFIG, format_config(config).encode())
         self._lock()
 
     def _lock(self) -> None:
-        """Keep other processes from training in the folder, until the end of the context."""
+        """Keep other processes from training in the folder, until the end of the context.
+
+        The system releases such a lock whenever this process closes the file, so it must not be read later.
+        """
         file = self._locked.enter_context((self.path / FACTS).open("r+b"))
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -17,6 +17,7 @@ from converter.manifest import file_digest
 from faces.training.config import TrainConfig
 from faces.training.run import train
 from tests.faces.training.conftest import write_faces
+from tests.fuzz.killed_writers import start_fork, wait_for_fork
 
 _TIMES = ("faces_per_second", "waited_for_data")  # the figures that no two runs share
 
@@ -57,7 +58,7 @@ def run_kills(
         device="cpu",
     )  # fmt: skip
     started = time.monotonic()
-    _wait(_start(config))
+    wait_for_fork(_start(config))
     duration = time.monotonic() - started
     expected = _outcome(folder / "whole")
     config = replace(config, output=str(folder / "killed"))
@@ -66,9 +67,9 @@ def run_kills(
         pid = _start(config)
         time.sleep(duration * rng.uniform(number, number + 1) / count)
         os.kill(pid, signal.SIGKILL)
-        killed = os.WIFSIGNALED(_wait(pid))
+        killed = os.WIFSIGNALED(wait_for_fork(pid))
         kills.moments[_moment(folder / "killed") if killed else "after"] += 1
-        _wait(_start(config))
+        wait_for_fork(_start(config))
         if _outcome(folder / "killed") != expected:
             kills.problems.append(f"training {number}: it ended with other bits, figures or files")
         shutil.rmtree(folder / "killed")
@@ -76,21 +77,7 @@ def run_kills(
 
 
 def _start(config: TrainConfig) -> int:
-    pid = os.fork()
-    if pid == 0:
-        try:
-            train(config, resume=True)
-            os._exit(0)
-        finally:
-            os._exit(1)
-    return pid
-
-
-def _wait(pid: int) -> int:
-    status = os.waitpid(pid, 0)[1]
-    if os.WIFEXITED(status) and os.WEXITSTATUS(status):
-        raise RuntimeError("a training failed by itself")
-    return status
+    return start_fork(lambda: train(config, resume=True))
 
 
 def _moment(run: Path) -> str:

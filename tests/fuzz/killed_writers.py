@@ -61,7 +61,7 @@ def run_kills(
     rng = Random(seed)
     kills = {}
     folder.mkdir(parents=True, exist_ok=True)
-    _wait(_start(source, folder / "warm.pt", {}))  # warms the caches
+    wait_for_fork(_start(source, folder / "warm.pt", {}))  # warms the caches
     for number, job in enumerate(jobs):
         if progress is not None:
             progress(job)
@@ -74,7 +74,7 @@ def _kill_job(source: Path, job: str, count: int, folder: Path, rng: Random) -> 
     name, options = JOBS[job]
     folder.mkdir()
     started = time.monotonic()
-    _wait(_start(source, folder / name, options))
+    wait_for_fork(_start(source, folder / name, options))
     duration = time.monotonic() - started
     expected = {path.name: file_digest(path) for path in folder.iterdir()}
     kills = Kills()
@@ -87,7 +87,7 @@ def _kill_job(source: Path, job: str, count: int, folder: Path, rng: Random) -> 
         pid = _start(source, folder / name, options)
         time.sleep(1.05 * duration * rng.uniform(number, number + 1) / count)
         os.kill(pid, signal.SIGKILL)
-        killed = os.WIFSIGNALED(_wait(pid))
+        killed = os.WIFSIGNALED(wait_for_fork(pid))
         moment, partial = _look(folder, expected, killed=killed, old=bool(options.get("overwrite")))
         kills.moments[moment] += 1
         kills.partial += [f"{job}, kill {number}: {what}" for what in partial]
@@ -96,20 +96,30 @@ def _kill_job(source: Path, job: str, count: int, folder: Path, rng: Random) -> 
 
 
 def _start(source: Path, output: Path, options: Mapping[str, Any]) -> int:
+    return start_fork(lambda: convert_file(source, output, **options))
+
+
+def start_fork(work: Callable[[], object]) -> int:
+    """Start work in a fork of this process; return its process id."""
     pid = os.fork()
     if pid == 0:
         try:
-            convert_file(source, output, **options)
+            work()
             os._exit(0)
         finally:
             os._exit(1)
     return pid
 
 
-def _wait(pid: int) -> int:
+def wait_for_fork(pid: int) -> int:
+    """Wait for the end of a fork and return its status.
+
+    Raises:
+        RuntimeError: It failed by itself.
+    """
     status = os.waitpid(pid, 0)[1]
     if os.WIFEXITED(status) and os.WEXITSTATUS(status):
-        raise RuntimeError("the conversion that was to be killed failed by itself")
+        raise RuntimeError("the work that was to be killed failed by itself")
     return status
 
 

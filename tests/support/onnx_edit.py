@@ -6,7 +6,16 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from checks.audit.run import audit
 from tests.support.graph_exports import SIZE
+
+
+def assert_named(faulty, source, judgement, words):
+    """Assert that an audit finds the fault of a file, and names it in a judgement."""
+    result = audit(faulty, source)
+    assert result.exit_code == 1
+    failed = {each.name: f"{each.statement} {each.details}" for each in result.judgements if not each.passed}
+    assert words in failed[judgement]
 
 
 class Edit:

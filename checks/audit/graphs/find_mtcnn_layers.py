@@ -108,7 +108,7 @@ def _size(row: ConvertedRow) -> int:
 
 
 def _is_transposed(wiring: Wiring, first: Node) -> bool:
-    """Whether a graph transposes its images before the first layer, as facenet's detector does."""
+    """Return whether a graph transposes its images before the first layer, as facenet's detector does."""
     node = wiring.producers.get(first.inputs[0])
     return wiring.graph.channels_last and node is not None and node.kind == "TRANSPOSE"
 

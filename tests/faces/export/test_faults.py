@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from onnx import helper, numpy_helper
 
-from checks.audit.run import audit
-from tests.support.onnx_edit import Edit
+from tests.support.onnx_edit import Edit, assert_named
 
 
 def change(edit, name, function):
@@ -123,7 +122,4 @@ FAULTS = (
 def test_a_fault_of_an_export_is_found_and_named(fault, baked, weights, tmp_path):
     edit = Edit(baked)
     judgement, words = fault(edit)
-    result = audit(edit.save(tmp_path / "faulty.onnx"), weights)
-    assert result.exit_code == 1
-    failed = {each.name: f"{each.statement} {each.details}" for each in result.judgements if not each.passed}
-    assert words in failed[judgement]
+    assert_named(edit.save(tmp_path / "faulty.onnx"), weights, judgement, words)

@@ -17,7 +17,7 @@ from converter.hub.locate import LocalModel, require_entry
 from facenet_port import main
 from faces.export.run import export, export_networks
 from reference.mtcnn import PNet
-from tests.support.onnx_edit import Edit
+from tests.support.onnx_edit import Edit, assert_named
 from tests.support.shared_files import shared_folder
 
 EXACT = (
@@ -108,10 +108,7 @@ def leave_the_rest_out(edit):
 def test_a_fault_of_a_graph_of_mtcnn_is_found_and_named(fault, p_net, small_source, tmp_path):
     edit = Edit(p_net)
     judgement, words = fault(edit)
-    result = audit(edit.save(tmp_path / "faulty.onnx"), small_source)
-    assert result.exit_code == 1
-    failed = {each.name: f"{each.statement} {each.details}" for each in result.judgements if not each.passed}
-    assert words in failed[judgement]
+    assert_named(edit.save(tmp_path / "faulty.onnx"), small_source, judgement, words)
 
 
 def test_a_graph_without_softmax_is_refused_by_name(p_net, small_source, tmp_path):

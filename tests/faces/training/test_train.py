@@ -231,7 +231,7 @@ def test_no_process_is_left_that_reads_images(settings, run, tmp_path):
     assert weights(tmp_path / "run") == weights(run)
 
 
-def test_two_trainings_do_not_share_a_folder(settings, run):
+def test_two_trainings_do_not_share_a_folder(settings, run, tmp_path):
     program = "import fcntl, sys; file = open(sys.argv[1], 'r+b'); fcntl.lockf(file, fcntl.LOCK_EX)"
     program += "; print('locked', flush=True); sys.stdin.read()"
     command = [sys.executable, "-c", program, str(run / "run.json")]
@@ -239,7 +239,20 @@ def test_two_trainings_do_not_share_a_folder(settings, run):
         other.stdout.readline()
         with pytest.raises(UsageError, match=r"run: another training runs in it. Wait for its end"):
             train(replace(settings, output=str(run)), resume=True)
-    train(replace(settings, output=str(run)), resume=True)
+    program = "import fcntl, sys; fcntl.lockf(open(sys.argv[1], 'r+b'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
+    other = [sys.executable, "-c", program]
+    facts = json.loads((run / "run.json").read_text())
+    begun = replace(settings, output=str(tmp_path / "begun"))
+    for folder, config, resume in (
+        (run, replace(settings, output=str(run)), True),
+        (tmp_path / "begun", begun, False),
+        (tmp_path / "begun", begun, False),  # it holds no checkpoint, so it begins anew
+    ):
+        with RunFolder(folder) as locked:
+            locked.begin(config, facts, resume=resume)
+            refused = subprocess.run([*other, str(folder / "run.json")], capture_output=True, text=True)
+            assert "BlockingIOError" in refused.stderr
+        subprocess.run([*other, str(folder / "run.json")], check=True)
 
 
 def test_a_damaged_checkpoint_is_named(settings, run, tmp_path):
