@@ -258,7 +258,7 @@ class Triplets(Objective):
 
     def compute(self, prelogits: Tensor, batch: Batch) -> Outcome:
         """Compute the loss of the whole batch, differentiable in this process's rows."""
-        own = self.network.head(prelogits)
+        own = self.network.head(prelogits.float())  # mixed precision would round distances to 8 bits
         embeddings = self.gather(own.detach(), batch)
         start, stop = batch.share.start, batch.share.stop
         embeddings = torch.cat([embeddings[:start], own, embeddings[stop:]])

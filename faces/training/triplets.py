@@ -8,8 +8,19 @@ from torch import Tensor
 
 
 def squared_distances(embeddings: Tensor) -> Tensor:
-    """The squared Euclidean distances of all pairs: (N, E) to (N, N)."""
-    return (embeddings[:, None] - embeddings[None]).square().sum(dim=2)
+    """The squared Euclidean distances of all pairs: (N, E) to (N, N), in float32 or float64.
+
+    They are computed row by row, with N x E numbers in memory beside the result. Sums of squares are never
+    negative, while |a|^2 + |b|^2 - 2ab rounds the distance of near embeddings to anything around zero.
+
+    Args:
+        embeddings: Without gradients, of any floating-point dtype.
+    """
+    rows = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
+    distances = rows.new_empty(len(rows), len(rows))
+    for place, row in enumerate(rows):
+        torch.sum((rows - row).square(), dim=1, out=distances[place])
+    return distances
 
 
 def select_semi_hard(
@@ -31,17 +42,17 @@ def select_semi_hard(
         The triplets, (T, 3) places of anchor, positive and negative, and the number of candidates. A pair
         that has no such negative gives no triplet.
     """
-    distances = squared_distances(embeddings.detach())
-    same = labels[:, None] == labels[None]
-    anchors, positives = torch.nonzero(torch.triu(same, diagonal=1), as_tuple=True)
-    near = distances[anchors] - distances[anchors, positives][:, None] < margin
-    eligible = (near & ~same[anchors]).cpu().numpy()
-    triplets = [
-        (int(anchor), int(positive), int(drawn.choice(np.flatnonzero(row))))
-        for anchor, positive, row in zip(anchors, positives, eligible, strict=True)
-        if row.any()
-    ]
-    return torch.tensor(triplets, device=embeddings.device).reshape(-1, 3), len(anchors)
+    distances = squared_distances(embeddings.detach()).cpu().numpy()
+    people = labels.cpu().numpy()
+    triplets, candidates = [], 0
+    for anchor, near in enumerate(distances):
+        others = people != people[anchor]
+        for positive in anchor + 1 + np.flatnonzero(~others[anchor + 1 :]):
+            candidates += 1
+            negatives = np.flatnonzero(others & (near - near[positive] < margin))
+            if len(negatives):
+                triplets.append((anchor, int(positive), int(drawn.choice(negatives))))
+    return torch.tensor(triplets, device=embeddings.device).reshape(-1, 3), candidates
 
 
 def select_batch_hard(embeddings: Tensor, labels: Tensor, margin: float) -> tuple[Tensor, int]:

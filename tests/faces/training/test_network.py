@@ -254,6 +254,7 @@ def test_triplets_take_the_loss_of_the_selected_ones(network):
     triplets, count = select_semi_hard(embeddings, LABELS, 0.2, np.random.default_rng((1, 2)))
     outcome = objective.compute(rows(), batch())
     assert outcome.loss.item() == pytest.approx(triplet_loss(embeddings, triplets, 0.2).item())
+    assert objective.compute(rows().bfloat16(), batch()).loss.dtype == torch.float32  # of mixed precision
     assert outcome.score == len(triplets) / count
     assert count == 3 + 1 + 1
 

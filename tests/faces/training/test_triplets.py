@@ -7,8 +7,9 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from faces.training.triplets import select_batch_hard, select_semi_hard
+from faces.training.triplets import select_batch_hard, select_semi_hard, squared_distances
 from reference.losses import triplet_loss
 
 MARGIN = 0.2
@@ -63,6 +64,42 @@ def test_every_negative_within_the_margin_is_drawn_as_often():
     expected_count = 400 / len(negatives)
     assert len(negatives) > 2
     assert max(abs(count - expected_count) for count in counts) < 5 * expected_count**0.5
+
+
+def test_distances_of_near_embeddings_are_exact_and_never_negative():
+    drawn = torch.Generator().manual_seed(0)
+    centres = torch.nn.functional.normalize(torch.randn(5, 128, generator=drawn)).repeat_interleave(4, dim=0)
+    rows = centres + 1e-5 * torch.randn(20, 128, generator=drawn)
+    rows[1] = rows[0]
+    distances = squared_distances(rows)
+    assert distances.dtype == torch.float32
+    exact = (rows[:, None].double() - rows[None].double()).square().sum(dim=2)
+    assert torch.allclose(distances.double(), exact, rtol=1e-6, atol=0)
+    assert (distances == distances.T).all()
+    assert distances[0, 1] == 0
+    assert squared_distances(rows.bfloat16()).dtype == torch.float32
+
+
+class Largest(TorchDispatchMode):
+    """The numbers of the largest tensor that is computed."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor):
+            self.numbers = max(self.numbers, result.numel())
+        return result
+
+
+def test_the_selection_takes_memory_for_all_pairs_alone():
+    faces, size = 300, 64
+    rows = torch.randn(faces, size, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(faces) // 10
+    with Largest() as largest:
+        select_semi_hard(rows, labels, MARGIN, np.random.default_rng(0))
+        select_batch_hard(rows, labels, MARGIN)
+    assert largest.numbers <= faces * faces
 
 
 @pytest.mark.parametrize("seed", range(20))
