@@ -44,12 +44,37 @@ def _field(
     return field(default=default, metadata=facts)
 
 
+class FieldError(UsageError):
+    """A field has a value that cannot be used; the message begins with its name and its option.
+
+    Attributes:
+        name: The field.
+
+    Args:
+        name: The field.
+        problem: What is wrong, and the next step: sentences.
+    """
+
+    def __init__(self, name: str, problem: str) -> None:
+        super().__init__(f"{with_option(name)}: {problem}")
+        self.name = name
+
+
+def with_option(name: str) -> str:
+    """Name a field and the option that sets it, for a message: `batch_size (--batch-size)`."""
+    return f"{name} ({_option(name)})"
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
 @dataclass(frozen=True, slots=True)
 class TrainConfig:
     """What to train, on what, from what and how. The fields are those of the file; `FIELDS` explains each.
 
     Raises:
-        UsageError: A value is outside its range, or two values exclude each other.
+        FieldError: A value is outside its range, or two values exclude each other.
     """
 
     task: str = _field(
@@ -144,16 +169,17 @@ class TrainConfig:
         for name, declared in FIELDS.items():
             _check(name, declared, getattr(self, name))
         if not self.data:
-            raise UsageError("data: give the folder or table of faces, as `--data crops` or in the file.")
+            raise FieldError("data", "give the folder or table of faces, as `--data crops` or in the file.")
         for name in ("data", "weights", "output"):
             if not is_utf_8(Path(getattr(self, name))):
-                raise UsageError(f"{name}: the path is not UTF-8, which TOML needs. Rename it.")
+                raise FieldError(name, "the path is not UTF-8, which TOML needs. Rename it.")
         if not self.output:
-            raise UsageError("output: give the folder of the run.")
+            raise FieldError("output", "give the folder of the run.")
         if self.task == "triplet" and self.accumulate > 1:
-            raise UsageError(
-                "accumulate: triplets are selected within a batch, which sums over batches do not enlarge. "
-                "Give more people_per_batch, or accumulate 1."
+            raise FieldError(
+                "accumulate",
+                "triplets are selected within a batch, which sums over batches do not enlarge. Give more "
+                f"{with_option('people_per_batch')}, or 1.",
             )
 
     @property
@@ -172,15 +198,15 @@ def _check(name: str, declared: Any, value: Any) -> None:
     facts, expected = declared.metadata, type(declared.default)
     if type(value) is not expected:
         words = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
-        raise UsageError(f"{name}: {value!r} is not {words[expected]}.")
+        raise FieldError(name, f"{value!r} is not {words[expected]}.")
     if facts["choices"] and value not in facts["choices"]:
         close = difflib.get_close_matches(value, facts["choices"], n=1)
         hint = f" Did you mean {close[0]}?" if close else ""
-        raise UsageError(f"{name}: {value!r} is none of {', '.join(filter(None, facts['choices']))}.{hint}")
+        raise FieldError(name, f"{value!r} is none of {', '.join(filter(None, facts['choices']))}.{hint}")
     if expected in (int, float) and not (
         facts["least"] <= value <= facts["most"] and value > facts["above"] and abs(value) < math.inf
     ):
-        raise UsageError(f"{name}: {value!r} is out of range: {_range(facts)}.")
+        raise FieldError(name, f"{value!r} is out of range: {_range(facts)}.")
 
 
 def _range(facts: Mapping[str, Any]) -> str:
@@ -217,10 +243,10 @@ def read_config(path: str | Path | None, options: Mapping[str, Any] | None = Non
         raise UsageError(f"{'' if path is None else f'{path}: '}there is no field {unknown[0]}. {hint}")
     try:
         return TrainConfig(**{name: _widen(name, value) for name, value in fields.items()})
-    except UsageError as error:
-        stated = str(error).partition(":")[0]
-        from_file = path is not None and stated not in (options or {})
-        raise UsageError(f"{path}: {error}" if from_file else str(error)) from error
+    except FieldError as error:
+        if path is None or error.name in (options or {}):
+            raise
+        raise UsageError(f"{path}: {error}") from error
 
 
 def _widen(name: str, value: Any) -> Any:
@@ -279,7 +305,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
             "" if declared.default in ("", 0) and not facts["choices"] else f" (default: {declared.default})"
         )
         about: dict[str, Any] = {"help": f"{facts['about']}{shown}", "default": argparse.SUPPRESS}
-        option = f"--{name.replace('_', '-')}"
+        option = _option(name)
         kind = type(declared.default)
         if kind is bool:
             group.add_argument(option, action=argparse.BooleanOptionalAction, **about)

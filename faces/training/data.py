@@ -23,7 +23,7 @@ from faces.crops import (
 )
 from faces.dataset import LabelledFace, find_faces
 from faces.face_table import find_table
-from faces.training.config import TrainConfig
+from faces.training.config import FieldError, TrainConfig, with_option
 from faces.training.images import Row
 
 _MOST_NAMED = 5  # people or files in a message
@@ -90,8 +90,8 @@ def find_data(config: TrainConfig) -> TrainingData:
         if strangers:
             raise UsageError(
                 f"{source}: a classifier is validated on the people that it is trained on, and there is no "
-                f"face to train on of {_name(strangers)}. Divide each person's faces, with validation_share, "
-                'or take task = "triplet".'
+                f"face to train on of {_name(strangers)}. Divide each person's faces, with "
+                f"{with_option('validation_share')}, or take {with_option('task')} triplet."
             )
     labels = np.array([places[face.person] for face in training], np.int64)
     crop = find_crop((face.image.file for face in training), "scaled")
@@ -107,14 +107,15 @@ def _divide(
     if held.keys() - {""}:
         if config.validation_share:
             raise UsageError(
-                f"{config.data}: its faces have a split_type, so there is no validation_share to draw. Leave "
-                "it out."
+                f"{config.data}: its faces have a split_type, so there is no share to draw. Leave out "
+                f"{with_option('validation_share')}."
             )
         missing = [name for name in (config.train_split, config.validation_split) if name not in held]
         if missing:
             raise UsageError(
                 f"{config.data}: no face has the split_type {missing[0]!r}. There are: "
-                f"{', '.join(sorted(filter(None, held)))}. Set train_split and validation_split."
+                f"{', '.join(sorted(filter(None, held)))}. Set {with_option('train_split')} and "
+                f"{with_option('validation_split')}."
             )
         return (
             [face for face in faces if face.split == config.train_split],
@@ -122,8 +123,9 @@ def _divide(
         )
     if not config.validation_share:
         raise UsageError(
-            f"{config.data}: it does not tell which faces to validate on. Give validation_share, such as 0.2 "
-            "of each person's faces, or align folders that are called train and val."
+            f"{config.data}: it does not tell which faces to validate on. Give "
+            f"{with_option('validation_share')}, such as 0.2 of each person's faces, or align folders that "
+            "are called train and val."
         )
     drawn = np.random.default_rng([config.seed, _DIVIDED])
     by_person: dict[str, list[LabelledFace]] = defaultdict(list)
@@ -138,9 +140,10 @@ def _divide(
         for place, face in enumerate(by_person[person]):
             (validation if place in chosen else training).append(face)
     if not validation:
-        raise UsageError(
-            f"{config.data}: a validation_share of {config.validation_share:g} leaves nobody a face to "
-            "validate on. Give a larger share, or more faces of a person."
+        raise FieldError(
+            "validation_share",
+            f"{config.validation_share:g} leaves nobody of {config.data} a face to validate on. Give a "
+            "larger share, or more faces of a person.",
         )
     return training, validation
 
@@ -153,14 +156,16 @@ def _leave_out_single(faces: Sequence[LabelledFace]) -> tuple[list[LabelledFace]
 
 def _check_batch(config: TrainConfig, source: Path, faces: int, people: int) -> None:
     if config.task == "classifier" and config.batch_size > faces:
-        raise UsageError(
-            f"batch_size: {config.batch_size} is more than the {counted(faces, 'face')} of {source} to train "
-            f"on. Give {faces} or fewer."
+        raise FieldError(
+            "batch_size",
+            f"{config.batch_size} is more than the {counted(faces, 'face')} of {source} to train on. Give "
+            f"{faces} or fewer.",
         )
     if config.task == "triplet" and config.people_per_batch > people:
-        raise UsageError(
-            f"people_per_batch: {config.people_per_batch} is more than the {_people(people)} of {source} to "
-            f"train on. Give {people} or fewer."
+        raise FieldError(
+            "people_per_batch",
+            f"{config.people_per_batch} is more than the {_people(people)} of {source} to train on. Give "
+            f"{people} or fewer.",
         )
 
 
@@ -248,9 +253,10 @@ def check_shares(config: TrainConfig, data: TrainingData, processes: int, *, tra
         name = "batch_size" if config.task == "classifier" else "people_per_batch"
         why = ", too few for the statistics of BatchNorm" if smallest else ""
         fewer = ", or fewer processes" if processes > 1 else ""
-        raise UsageError(
-            f"{name}: with {counted(len(data.training), 'face')} to train on, a batch leaves a process "
-            f"{smallest or 'no'} face{why}. Give another {name}{fewer}."
+        raise FieldError(
+            name,
+            f"with {counted(len(data.training), 'face')} to train on, a batch leaves a process "
+            f"{smallest or 'no'} face{why}. Give another {name}{fewer}.",
         )
 
 

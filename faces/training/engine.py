@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from converter.errors import DifferenceError, UsageError
 from faces.model import Standardisation
-from faces.training.config import TrainConfig
+from faces.training.config import FieldError, TrainConfig, with_option
 from faces.training.data import Batches, TrainingData, epoch_batches, share_of
 from faces.training.images import Faces, build_loader, read_batches
 from faces.training.network import learning_rate_factor, make_optimiser, set_stage, stage_of
@@ -104,8 +104,8 @@ class Trainer:
         per_epoch = math.ceil(len(epoch_batches(config, data, 0)) / config.accumulate)
         self._steps = per_epoch * config.epochs
         if config.warmup_steps > self._steps:
-            raise UsageError(
-                f"warmup_steps: {config.warmup_steps} of {self._steps} steps in all. Give fewer."
+            raise FieldError(
+                "warmup_steps", f"{config.warmup_steps} of {self._steps} steps in all. Give fewer."
             )
         self._schedule = LambdaLR(self._optimiser, lambda step: learning_rate_factor(config, step, per_epoch))
         self._batches = Batches(config, data, accelerator.process_index, accelerator.num_processes)
@@ -346,7 +346,7 @@ class Trainer:
         self.progress.warnings.append(
             f"epoch {epoch}: the embeddings have collapsed to a point: the mean squared distance between "
             f"people is {spread:.2g}, and that of unrelated embeddings 2. Start again with a smaller "
-            'learning_rate, or with selection = "semi-hard".'
+            f"{with_option('learning_rate')}, or with {with_option('selection')} semi-hard."
         )
 
     def _diverged(self, problem: str) -> DifferenceError:
@@ -355,12 +355,9 @@ class Trainer:
         left = self._folder.remove_checkpoint(step)
         return DifferenceError(
             f"step {step + 1}: {problem}, so step {step} has broken the weights. "
-            + (
-                f"The checkpoint before it is left: {left}. "
-                if left
-                else "There is no checkpoint before it. "
-            )
-            + "Start again with a smaller learning_rate, or with clip_norm = 1."
+            + (f"The checkpoint before it is left: {left}. " if left else "No checkpoint is before it. ")
+            + f"Start again with a smaller {with_option('learning_rate')}, or with "
+            + f"{with_option('clip_norm')} 1."
         )
 
     def _log(self, figures: Mapping[str, float]) -> None:

@@ -18,7 +18,7 @@ from faces.crops import CROP_SIZES, CropMethod, FaceImage, central_part, check_c
 from faces.dataset import LabelledFace, to_tensor
 from faces.images import to_rgb
 from faces.model import Standardisation
-from faces.training.config import TrainConfig
+from faces.training.config import TrainConfig, with_option
 from faces.training.signals import obey_the_training_alone
 
 Row = tuple[int, int]
@@ -78,7 +78,8 @@ class Faces(Dataset["tuple[Tensor, int] | PortError"]):
         if self._config is not None and self._config.random_crop and len(pixels) != size:
             raise SourceError(
                 image.file,
-                f"random_crop needs crops of {size}x{size} pixels, not {pixels.shape[1]}x{pixels.shape[0]}",
+                f"{with_option('random_crop')} needs crops of {size}x{size} pixels, not "
+                f"{pixels.shape[1]}x{pixels.shape[0]}",
                 next_step="Crop with `facenet-port align --crop facenet`, or leave random_crop out",
             )
         return pixels

@@ -9,9 +9,8 @@ import torch
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
-from converter.errors import UsageError
 from faces.model import Standardisation, load_model
-from faces.training.config import TrainConfig
+from faces.training.config import FieldError, TrainConfig, with_option
 from faces.training.objectives import Objective
 from reference import InceptionResnetV1
 from reference.adam import EPSILON, TensorFlowAdam
@@ -55,9 +54,10 @@ def build_network(
     model = load_model(config.weights, standardisation=stated, offline=offline)
     network, size = model.network, model.network.last_linear.out_features
     if config.embedding_size not in (0, size):
-        raise UsageError(
-            f"embedding_size: the embeddings of {config.weights} have {size} numbers, not "
-            f'{config.embedding_size}. Leave it out, or take weights = "none".'
+        raise FieldError(
+            "embedding_size",
+            f"the embeddings of {config.weights} have {size} numbers, not {config.embedding_size}. Leave it "
+            f"out, or take {with_option('weights')} none.",
         )
     if not keep_classifier:
         network.logits = None if classes is None else nn.Linear(size, classes)

@@ -14,7 +14,7 @@ import torch
 from checks.core.environment import environment
 from checks.core.options import check_device
 from converter.errors import RequirementError, UsageError
-from faces.training.config import TrainConfig
+from faces.training.config import FieldError, TrainConfig
 from faces.training.data import TrainingData, check_shares, find_data
 from faces.training.engine import EpochReport, Report, Trainer
 from faces.training.network import build_network, freezes_batch_norm
@@ -158,7 +158,10 @@ def _make_accelerator(config: TrainConfig) -> Any:
     accelerated = torch.cuda.is_available() or torch.backends.mps.is_available()
     launched = os.environ.get("ACCELERATE_MIXED_PRECISION", config.precision)
     if launched != config.precision:
-        raise UsageError(f"precision: it is {config.precision}, and accelerate was launched with {launched}.")
+        raise FieldError(
+            "precision",
+            f"it is {config.precision}, and accelerate was launched with {launched}. Give both the same.",
+        )
     if config.precision == "fp16" and (config.device == "cpu" or not accelerated):
-        raise UsageError("precision: fp16 needs a GPU. Give bf16, or no.")
+        raise FieldError("precision", "fp16 needs a GPU. Give bf16, or no.")
     return Accelerator(cpu=config.device == "cpu", mixed_precision=config.precision)

@@ -20,7 +20,7 @@ from converter.hub.catalog_entry import FIXED, PER_IMAGE
 from converter.stray_files import is_stray
 from faces.crops import CROP_SIZES, CropMethod
 from faces.model import Standardisation
-from faces.training.config import TrainConfig, format_config, read_config
+from faces.training.config import TrainConfig, format_config, read_config, with_option
 from faces.training.objectives import ArcFaceClassifier, Objective
 
 CONFIG, FACTS, METRICS, PEOPLE, WEIGHTS = (
@@ -114,8 +114,8 @@ class RunFolder:
             old, new = getattr(before, name), getattr(config, name)
             if name not in _FREE and old != new:
                 raise UsageError(
-                    f"{self.path}: the run has {name} = {old!r}, not {new!r}. Go on with the same "
-                    "configuration, or start another run in a new folder."
+                    f"{self.path}: the run has {with_option(name)} = {old!r}, not {new!r}. Go on with the "
+                    "same configuration, or start another run in a new folder."
                 )
         try:
             digest = json.loads((self.path / FACTS).read_bytes())["data_sha256"]

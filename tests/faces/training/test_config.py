@@ -46,18 +46,18 @@ def test_every_field_is_an_option_that_replaces_the_file(tmp_path):
     [
         ("epoch = 3", "there is no field epoch. Did you mean epochs?"),
         ("xyzzy = 3", "there is no field xyzzy. `facenet-port train --print-config` lists the fields."),
-        ("epochs = 0", "epochs: 0 is out of range: 1 or above."),
-        ("epochs = 1.5", "epochs: 1.5 is not a whole number."),
-        ("mirror = 1", "mirror: 1 is not true or false."),
-        ("margin = 0", "margin: 0.0 is out of range: above 0."),
-        ("learning_rate = nan", "learning_rate: nan is out of range: 0 or above."),
-        ("learning_rate = inf", "learning_rate: inf is out of range: 0 or above."),
-        ("dropout = 1", "dropout: 1.0 is out of range: 0 or above, at most 0.99."),
+        ("epochs = 0", "epochs (--epochs): 0 is out of range: 1 or above."),
+        ("epochs = 1.5", "epochs (--epochs): 1.5 is not a whole number."),
+        ("mirror = 1", "mirror (--mirror): 1 is not true or false."),
+        ("margin = 0", "margin (--margin): 0.0 is out of range: above 0."),
+        ("learning_rate = nan", "learning_rate (--learning-rate): nan is out of range: 0 or above."),
+        ("learning_rate = inf", "learning_rate (--learning-rate): inf is out of range: 0 or above."),
+        ("dropout = 1", "dropout (--dropout): 1.0 is out of range: 0 or above, at most 0.99."),
         (
             'optimiser = "adam"',
-            "optimiser: 'adam' is none of adamw, sgd, tensorflow-adam. Did you mean adamw?",
+            "optimiser (--optimiser): 'adam' is none of adamw, sgd, tensorflow-adam. Did you mean adamw?",
         ),
-        ("seed = true", "seed: True is not a whole number."),
+        ("seed = true", "seed (--seed): True is not a whole number."),
     ],
 )
 def test_a_wrong_value_is_refused_by_name(tmp_path, capsys, line, message):
@@ -73,12 +73,14 @@ def test_what_is_no_configuration_is_refused(tmp_path, capsys):
     (tmp_path / "config.toml").write_bytes(b"\xff = 1")
     with pytest.raises(SourceError, match="this is not TOML"):
         read_config(tmp_path / "config.toml")
-    with pytest.raises(UsageError, match="accumulate: triplets are selected within a batch"):
+    with pytest.raises(
+        UsageError, match=r"accumulate \(--accumulate\): triplets are selected within a batch"
+    ):
         replace(TrainConfig(data="crops"), task="triplet", accumulate=2)
-    with pytest.raises(UsageError, match="data: the path is not UTF-8"):
+    with pytest.raises(UsageError, match=r"data \(--data\): the path is not UTF-8"):
         TrainConfig(data="crops\udcff")
     (tmp_path / "config.toml").write_text('data = "crops"')
-    with pytest.raises(UsageError, match=r"^epochs: 0 is out of range"):  # an option, not the file
+    with pytest.raises(UsageError, match=r"^epochs \(--epochs\): 0 is out of"):  # an option, not the file
         read_config(tmp_path / "config.toml", {"epochs": 0})
     assert main([str(tmp_path / "nothing.toml")]) == 3
     assert "nothing.toml" in capsys.readouterr().err

@@ -157,22 +157,29 @@ def refusal(config: TrainConfig, kind: type[PortError] = UsageError) -> str:
 def test_data_without_a_validation_split_are_refused(config, faces):
     (faces / "faces.csv").unlink()
     config = replace(config, data=str(faces))
-    assert "it does not tell which faces to validate on. Give validation_share, such as 0.2" in refusal(
-        config
+    assert (
+        "it does not tell which faces to validate on. Give validation_share (--validation-share), such as 0.2"
+        in refusal(config)
     )
-    assert "leaves nobody a face to validate on" in refusal(replace(config, validation_share=0.01))
+    assert "validation_share (--validation-share): 0.01 leaves nobody of " in refusal(
+        replace(config, validation_share=0.01)
+    )
 
 
 def test_a_split_that_is_not_there_is_refused(config):
     message = refusal(replace(config, validation_split="test"))
     assert "no face has the split_type 'test'. There are: train, val." in message
-    assert "there is no validation_share to draw" in refusal(replace(config, validation_share=0.2))
+    assert "Leave out validation_share (--validation-share)." in refusal(
+        replace(config, validation_share=0.2)
+    )
 
 
 def test_a_batch_larger_than_the_set_is_refused(config):
-    assert "batch_size: 13 is more than the 12 faces" in refusal(replace(config, batch_size=13))
+    assert "batch_size (--batch-size): 13 is more than the 12 faces" in refusal(
+        replace(config, batch_size=13)
+    )
     message = refusal(replace(config, task="triplet", people_per_batch=4))
-    assert "people_per_batch: 4 is more than the 3 people" in message
+    assert "people_per_batch (--people-per-batch): 4 is more than the 3 people" in message
 
 
 def test_a_person_with_one_face_is_left_out_of_triplets_by_name(config, faces):
@@ -184,7 +191,9 @@ def test_a_person_with_one_face_is_left_out_of_triplets_by_name(config, faces):
     assert data.people == ("ana", "bo")
     assert data.notes == ("1 person with one face to train on left out, since triplets need two: cy.",)
     assert find_data(replace(config, task="classifier")).people == PEOPLE
-    assert "people_per_batch: 3 is more than the 2 people" in refusal(replace(config, people_per_batch=3))
+    assert "people_per_batch (--people-per-batch): 3 is more than the 2 people" in refusal(
+        replace(config, people_per_batch=3)
+    )
 
 
 def test_a_face_that_is_trained_and_validated_on_is_refused(config, faces):
@@ -221,7 +230,7 @@ def test_a_random_crop_needs_the_larger_crops(config, tmp_path):
     config = replace(config, random_crop=True)
     faces = Faces(find_data(config).training, "fixed", "scaled", config)
     for workers in (0, 1):
-        with pytest.raises(SourceError, match="random_crop needs crops of 182x182 pixels, not 160x160"):
+        with pytest.raises(SourceError, match=r"--random-crop\) needs crops of 182x182 pixels, not 160x160"):
             next(read_batches(build_loader(faces, [[(0, 0)]], workers)))
     large = replace(config, data=str(write_faces(tmp_path / "large", 182)))
     assert Faces(find_data(large).training, "fixed", "facenet", large)[0, 0][0].shape == (3, 160, 160)
@@ -253,5 +262,5 @@ def test_batches_that_leave_a_process_too_few_faces_are_refused(config):
         check_shares(config, data, 7, trains_batch_norm=False)
     triplets = replace(config, task="triplet", people_per_batch=2, faces_per_person=2)
     check_shares(triplets, data, 4, trains_batch_norm=False)
-    with pytest.raises(UsageError, match="people_per_batch: with 12 faces"):
+    with pytest.raises(UsageError, match=r"people_per_batch \(--people-per-batch\): with 12 faces"):
         check_shares(triplets, data, 5, trains_batch_norm=False)

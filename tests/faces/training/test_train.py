@@ -150,9 +150,23 @@ def test_a_full_disk_loses_nothing(settings, run, tmp_path):
 
 
 def test_two_processes_give_the_weights_of_one(settings, run, tmp_path):
-    path = tmp_path / "config.toml"
-    path.write_text(format_config(replace(settings, output=str(tmp_path / "run"))))
-    command = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "faces.training", str(path)]
+    """Those of the network, and those that the centre loss and ArcFace have beside it."""
+    beside = {"centre": "centres", "arcface": "arcface.W"}
+    settings = replace(settings, output="one/softmax")
+    changes = {"last_epochs": 1, "batch_size": 6, "centre_factor": 1.0, "centre_rate": 0.5}
+    configs = [settings, *(replace(settings, head=head, output=f"one/{head}", **changes) for head in beside)]
+    paths = []
+    for config in configs:
+        two = replace(config, output=str(tmp_path / config.output.replace("one", "two")))
+        paths.append(tmp_path / f"{config.head}.toml")
+        paths[-1].write_text(format_config(two))
+        if config is not settings:
+            train(replace(config, output=str(tmp_path / config.output)))
+    program = tmp_path / "trainings.py"
+    program.write_text(
+        "import sys; from faces.training.__main__ import main; sys.exit(sum(main([p]) for p in sys.argv[1:]))"
+    )
+    command = ["-m", "torch.distributed.run", "--nproc_per_node", "2", str(program), *map(str, paths)]
     ended = subprocess.run(
         [sys.executable, *command],
         check=True,
@@ -161,12 +175,21 @@ def test_two_processes_give_the_weights_of_one(settings, run, tmp_path):
         stdout=subprocess.PIPE,
         text=True,
     )
-    assert ended.stdout.count("Trained on 12 faces of 3 people") == 1
-    one = torch.load(run / "last" / "weights.pt", weights_only=True)
-    two = torch.load(tmp_path / "run" / "last" / "weights.pt", weights_only=True)
-    assert one.keys() == two.keys()
-    assert max(float((one[key] - two[key]).abs().max()) for key in one) <= 1e-5
-    assert json.loads((tmp_path / "run" / "run.json").read_text())["processes"] == 2
+    assert ended.stdout.count("Trained on 12 faces of 3 people") == len(configs)
+    for head, one in {"softmax": run, **{head: tmp_path / "one" / head for head in beside}}.items():
+        first, one_last, two_last = (
+            torch.load(path, weights_only=True)["objective"]
+            for path in (
+                *sorted((one / "checkpoints").iterdir()),
+                sorted((tmp_path / "two" / head / "checkpoints").iterdir())[-1],
+            )
+        )
+        assert one_last.keys() == two_last.keys()
+        apart = {key: float((one_last[key] - two_last[key]).abs().max()) for key in one_last}
+        assert max(apart.values()) <= 1e-5, max(apart, key=apart.get)
+        if head in beside:  # what is compared has been trained
+            assert (one_last[beside[head]] - first[beside[head]]).abs().max() > 1e-3
+    assert json.loads((tmp_path / "two" / "softmax" / "run.json").read_text())["processes"] == 2
 
 
 def test_a_loss_that_is_no_number_stops_the_training(settings, tmp_path, capsys, monkeypatch):
@@ -191,7 +214,7 @@ def test_weights_that_the_last_step_breaks_are_not_written(settings, tmp_path, c
     path = tmp_path / "config.toml"
     path.write_text(format_config(config))
     assert main([str(path)]) == 1
-    message = "step 2: the embeddings are no numbers, so step 1 has broken the weights. There is no"
+    message = "step 2: the embeddings are no numbers, so step 1 has broken the weights. No checkpoint"
     assert message in capsys.readouterr().err
     assert not (tmp_path / "run" / "best").exists()
 
@@ -210,7 +233,7 @@ def test_a_trained_classifier_is_measured_as_it_is(settings, run, tmp_path, caps
 def test_a_folder_of_another_run_is_refused(settings, run, tmp_path):
     with pytest.raises(UsageError, match=r"it exists and is not empty. Give --resume to go on"):
         train(replace(settings, output=str(run)))
-    with pytest.raises(UsageError, match=r"the run has learning_rate = 1e-05, not 0.5"):
+    with pytest.raises(UsageError, match=r"the run has learning_rate \(--learning-rate\) = 1e-05, not 0.5"):
         train(replace(settings, output=str(run), learning_rate=0.5), resume=True)
     begun = tmp_path / "begun"  # and ended before its configuration or a checkpoint was written
     begun.mkdir()
