@@ -43,10 +43,32 @@ class Processes:
         try:
             torch.distributed.monitored_barrier(timeout=_LONGEST_WAIT)
         except RuntimeError as error:
-            raise RequirementError(
-                f"process {self.number} of {self.count}: another process has ended before its work was done. "
-                "Start the same command again: it goes on where they stopped."
-            ) from error
+            raise self._lost("Start the same command again: it goes on where they stopped.") from error
+
+    @contextmanager
+    def explain_lost(self, next_step: str) -> Iterator[None]:
+        """Name the end of another process, which shows as an error of the connection to it.
+
+        Args:
+            next_step: Advice to the user, a sentence.
+
+        Raises:
+            RequirementError: Another process has ended.
+        """
+        import torch.distributed
+
+        try:
+            yield
+        except RuntimeError as error:  # Gloo's is of no class of its own
+            if isinstance(error, torch.distributed.DistError) or "gloo" in str(error):
+                raise self._lost(next_step) from error
+            raise
+
+    def _lost(self, next_step: str) -> RequirementError:
+        return RequirementError(
+            f"process {self.number} of {self.count}: another process has ended before its work was done. "
+            f"{next_step}"
+        )
 
 
 ALONE = Processes()

@@ -233,6 +233,9 @@ def read_config(path: str | Path | None, options: Mapping[str, Any] | None = Non
         except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
             step = "`facenet-port train --print-config` prints a complete one"
             raise SourceError(path, f"this is not TOML ({error})", next_step=step) from error
+    heading = next((name for name, value in fields.items() if isinstance(value, dict)), None)
+    if heading is not None:
+        raise UsageError(f"{path}: [{heading}]: the fields stand without headings. Remove this line.")
     fields |= options or {}
     unknown = [name for name in fields if name not in FIELDS]
     if unknown:

@@ -69,6 +69,7 @@ def find_data(config: TrainConfig) -> TrainingData:
     faces = [face for face in find_faces(source, with_split=table is not None) if face.person]
     if not faces:
         raise UsageError(f"{source}: no face has a name. Give a folder for each person, or a person_name.")
+    _check_names(source, faces)
     training, validation = _divide(config, faces)
     notes = []
     if config.task == "triplet":
@@ -152,6 +153,19 @@ def _leave_out_single(faces: Sequence[LabelledFace]) -> tuple[list[LabelledFace]
     counts = Counter(face.person for face in faces)
     single = sorted(person for person, count in counts.items() if count == 1)
     return [face for face in faces if counts[face.person] > 1], single
+
+
+def _check_names(source: Path, faces: Sequence[LabelledFace]) -> None:
+    """Refuse a face of two people."""
+    person_of: dict[tuple[Path, object], str] = {}
+    for face in faces:
+        other = person_of.setdefault((face.image.file, face.image.box), face.person)
+        if other != face.person:
+            raise SourceError(
+                source,
+                f"the face {face.image.file} is that of {other!r} and of {face.person!r}",
+                next_step="Remove a row",
+            )
 
 
 def _check_batch(config: TrainConfig, source: Path, faces: int, people: int) -> None:

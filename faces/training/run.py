@@ -14,6 +14,7 @@ import torch
 from checks.core.environment import environment
 from checks.core.options import check_device
 from converter.errors import RequirementError, UsageError
+from faces.processes import read_processes
 from faces.training.config import FieldError, TrainConfig
 from faces.training.data import TrainingData, check_shares, find_data
 from faces.training.engine import EpochReport, Report, Trainer
@@ -79,9 +80,11 @@ def train(
         if state is None:
             trainer.start(at_means=people is None)
         else:
-            trainer.load(state)
+            with folder.explain_other_state():
+                trainer.load(state)
         if not evaluate_only:
-            trainer.run()
+            with read_processes().explain_lost("Start all of them again with --resume."):
+                trainer.run()
         after = trainer.validation or trainer.validate()  # a finished run that goes on has nothing to do
     return TrainResult(
         folder=None if evaluate_only else folder.path,

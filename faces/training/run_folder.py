@@ -35,6 +35,10 @@ _KEPT = 2  # checkpoints
 # What may differ when a run goes on: where it runs and its data lie, and how often it saves.
 _FREE = {"data", "output", "workers", "device", "checkpoint_steps"}
 
+_OTHER_VERSION = (
+    "If another version began this run, go on with that one, or start another run in a new folder"
+)
+
 
 class RunFolder:
     """The folder of a run, each of whose files is written whole or not at all; a context that locks it.
@@ -109,7 +113,10 @@ class RunFolder:
         return any(path.name not in begun and not is_stray(path) for path in self.path.iterdir())
 
     def _check(self, config: TrainConfig, facts: Mapping[str, Any]) -> None:
-        before = read_config(self.path / CONFIG)
+        try:
+            before = read_config(self.path / CONFIG)
+        except UsageError as error:
+            raise UsageError(f"{error} {_OTHER_VERSION}.") from error
         for name in config.__dataclass_fields__:
             old, new = getattr(before, name), getattr(config, name)
             if name not in _FREE and old != new:
@@ -118,14 +125,19 @@ class RunFolder:
                     "same configuration, or start another run in a new folder."
                 )
         try:
-            digest = json.loads((self.path / FACTS).read_bytes())["data_sha256"]
+            begun = json.loads((self.path / FACTS).read_bytes())
+            data, weights = begun["data_sha256"], begun["weights_sha256"]
         except (OSError, ValueError, LookupError, TypeError) as error:
             raise SourceError(self.path / FACTS, "cannot be read", next_step="Start another run") from error
-        if digest != facts["data_sha256"]:
-            raise UsageError(
-                f"{config.data}: the faces have changed since the run began. Restore them, or start "
-                "another run in a new folder."
-            )
+        for source, changed, what in (
+            (config.data, data != facts["data_sha256"], "faces"),
+            (config.weights, weights != facts["weights_sha256"], "weights"),
+        ):
+            if changed:
+                raise UsageError(
+                    f"{source}: the {what} have changed since the run began. Restore them, or start another "
+                    "run in a new folder."
+                )
 
     def save_checkpoint(self, step: int, state: Mapping[str, Any]) -> None:
         """Write a checkpoint, and remove all but the latest two.
@@ -182,6 +194,22 @@ class RunFolder:
         except Exception as error:  # of the zip reader, the unpickler and more
             step = "Remove this file to go on from the checkpoint before it"
             raise SourceError(checkpoints[-1], "this checkpoint is damaged", next_step=step) from error
+
+    @contextmanager
+    def explain_other_state(self) -> Iterator[None]:
+        """Turn the errors of going on from a checkpoint that holds another state into one message.
+
+        Raises:
+            SourceError: There was one.
+        """
+        try:
+            yield
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise SourceError(
+                self._checkpoints()[-1],
+                "its contents are not those of a checkpoint of this training",
+                next_step=_OTHER_VERSION,
+            ) from error
 
     def write_metrics(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write metrics.csv: a row for each epoch."""

@@ -205,3 +205,28 @@ def test_processes_that_no_launcher_has_started_are_refused(monkeypatch):
     message = "process 0 of 2 cannot reach the others .*MASTER_ADDR.* Start all of them with torchrun"
     with pytest.raises(RequirementError, match=message), join_processes("cpu"):
         pass
+
+
+LOSES_ONE = """
+import os, sys, torch
+from faces.processes import read_processes
+number = 0 if os.fork() else 1
+os.environ |= {"RANK": str(number), "WORLD_SIZE": "2"}
+torch.distributed.init_process_group("gloo", f"file://{sys.argv[1]}", rank=number, world_size=2)
+torch.distributed.barrier()
+if number == 0:
+    with read_processes().explain_lost("Give --resume."):
+        while True:
+            torch.distributed.all_reduce(torch.ones(1))
+"""
+
+
+def test_a_process_that_loses_another_in_its_work_says_so(tmp_path):
+    ended = subprocess.run(
+        [sys.executable, "-c", LOSES_ONE, str(tmp_path / "store")],
+        capture_output=True,
+        text=True,
+        timeout=LIMIT,
+    )
+    message = "RequirementError: process 0 of 2: another process has ended before its work was done."
+    assert ended.stderr.splitlines()[-1].endswith(f"{message} Give --resume.")

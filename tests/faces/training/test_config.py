@@ -79,6 +79,9 @@ def test_what_is_no_configuration_is_refused(tmp_path, capsys):
         replace(TrainConfig(data="crops"), task="triplet", accumulate=2)
     with pytest.raises(UsageError, match=r"data \(--data\): the path is not UTF-8"):
         TrainConfig(data="crops\udcff")
+    (tmp_path / "config.toml").write_text("[Optimiser]\nepochs = 3")
+    with pytest.raises(UsageError, match=r"config.toml: \[Optimiser\]: the fields stand without headings"):
+        read_config(tmp_path / "config.toml")
     (tmp_path / "config.toml").write_text('data = "crops"')
     with pytest.raises(UsageError, match=r"^epochs \(--epochs\): 0 is out of"):  # an option, not the file
         read_config(tmp_path / "config.toml", {"epochs": 0})

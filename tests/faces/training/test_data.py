@@ -226,6 +226,13 @@ def test_a_label_of_two_people_is_refused(config, faces):
     assert "the label 0 is that of" in refusal(replace(config, data=str(faces)), SourceError)
 
 
+def test_a_face_of_two_people_is_refused(config, faces):
+    with (faces / "faces.csv").open("a") as table:
+        table.write("ana/0.png,bo,train,ana/0.png\n")
+    message = refusal(replace(config, data=str(faces)), SourceError)
+    assert f"the face {faces}/ana/0.png is that of 'ana' and of 'bo'. Remove a row." in message
+
+
 def test_a_random_crop_needs_the_larger_crops(config, tmp_path):
     config = replace(config, random_crop=True)
     faces = Faces(find_data(config).training, "fixed", "scaled", config)

@@ -8,6 +8,7 @@ import math
 import multiprocessing
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -285,11 +286,29 @@ def test_a_damaged_checkpoint_is_named(settings, run, tmp_path):
         RunFolder(tmp_path).load_checkpoint()
 
 
-def test_a_table_that_has_changed_is_refused(settings, run, tmp_path):
-    facts = json.loads((run / "run.json").read_text()) | {"data_sha256": "0" * 64}
+@pytest.mark.parametrize("what", ["faces", "weights"])
+def test_faces_and_weights_that_have_changed_are_refused(settings, run, what):
+    changed = {"data_sha256" if what == "faces" else "weights_sha256": "0" * 64}
+    facts = json.loads((run / "run.json").read_text()) | changed
     config = replace(settings, output=str(run))
-    with pytest.raises(UsageError, match=r"the faces have changed since the run began. Restore them"):
+    with pytest.raises(UsageError, match=f"the {what} have changed since the run began. Restore them"):
         RunFolder(run).begin(config, facts, resume=True)
+
+
+def test_a_run_of_another_version_is_named(settings, run, tmp_path):
+    folder = Path(shutil.copytree(run, tmp_path / "run"))
+    config = replace(settings, output=str(folder))
+    *_, latest = sorted((folder / "checkpoints").iterdir())
+    state = torch.load(latest, weights_only=True)
+    del state["objective"]["network.last_linear.weight"]
+    torch.save(state, latest)
+    advice = "If another version began this run, go on with that one, or start another run in a new folder"
+    with pytest.raises(SourceError, match=rf"{latest.name}: its contents are not those of .*\. {advice}"):
+        train(config, resume=True)
+    with (folder / "config.toml").open("a") as file:
+        file.write("keep_probability = 0.4\n")
+    with pytest.raises(UsageError, match=rf"there is no field keep_probability\..* {advice}"):
+        train(config, resume=True)
 
 
 def test_weights_are_measured_without_training(settings, run, tmp_path, capsys):
