@@ -1,4 +1,4 @@
-"""Measure how many faces a second are embedded: by ONNX Runtime here, in a bare loop, and by facenet-pytorch.
+"""Measure how many faces a second are embedded: in ONNX Runtime, also in int8, and by facenet-pytorch.
 
 One process with two threads runs the sides in turn on the same images, with the same weights.
 """
@@ -12,7 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from checks.benchmark.face_figures import MODEL, download
+from checks.benchmark.face_figures import MODEL, download, export_int8
 from checks.benchmark.processes import run_process
 from checks.benchmark.result import Figure, summarise
 from checks.core import thresholds
@@ -26,7 +26,7 @@ def measure_deploy(folder: Path, rounds: int) -> list[Figure]:
     """Measure embedding faces in ONNX Runtime.
 
     Args:
-        folder: The folder for files, with 300 MB free.
+        folder: The folder for files, with 300 MB free. An int8 model that is there is taken.
         rounds: The number of runs of each side.
 
     Raises:
@@ -42,7 +42,8 @@ def measure_deploy(folder: Path, rounds: int) -> list[Figure]:
     environment = {**os.environ, "OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2"}
     weights = own / "peer.pt"
     run_process((sys.executable, "-m", "converter", MODEL, "-o", str(weights)), environment)
-    command = [sys.executable, "-c", _RUN, wheel, str(own / "peer"), str(weights), str(rounds)]
+    int8 = export_int8(folder, environment)
+    command = [sys.executable, "-c", _RUN, wheel, str(own / "peer"), str(weights), str(int8), str(rounds)]
     result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)  # noqa: S603
     if result.returncode:
         raise RuntimeError(f"measuring the runtimes failed: {result.stderr}")
@@ -53,17 +54,19 @@ def make_figures(rates: dict[str, dict[str, list[float]]]) -> list[Figure]:
     """Make the figures of measured rates: batch size to side to faces a second of each run."""
     figures = []
     for size, sides in rates.items():
-        ours, bare, peer = sides["ours"], sides["bare"], sides["peer"]
-        over_bare = [mine / theirs for mine, theirs in zip(ours, bare, strict=True)]
-        over_peer = [mine / theirs for mine, theirs in zip(ours, peer, strict=True)]
-        batch = f"batch {size}"
-        figures += [
-            summarise(f"onnxruntime, faces at {batch}", ours, None, "/s"),
-            summarise(f"onnxruntime / a bare loop, {batch}", over_bare, thresholds.BARE_RATIO, at_least=True),
-            summarise(
-                f"onnxruntime / facenet-pytorch, {batch}", over_peer, thresholds.NETWORK_RATIO, at_least=True
-            ),
-        ]
+        for side, name, over_bare, over_peer in (
+            ("ours", "onnxruntime", thresholds.BARE_RATIO, thresholds.NETWORK_RATIO),
+            ("int8", "int8", thresholds.INT8_RATIO, thresholds.INT8_NETWORK_RATIO),
+        ):
+            figures.append(summarise(f"{name}, faces at batch {size}", sides[side], None, "/s"))
+            for other, other_name, bound in (
+                ("bare", "a bare loop", over_bare),
+                ("peer", "facenet-pytorch", over_peer),
+            ):
+                ratios = [mine / theirs for mine, theirs in zip(sides[side], sides[other], strict=True)]
+                figures.append(
+                    summarise(f"{name} / {other_name}, batch {size}", ratios, bound, at_least=True)
+                )
     return figures
 
 
@@ -79,7 +82,8 @@ from checks.benchmark.peer import load_network, load_peer
 from faces.backends.choose import choose_backend
 from faces.model import load_model
 
-wheel, folder, weights = map(Path, sys.argv[1:4])
+wheel, folder, weights, int8_file = map(Path, sys.argv[1:5])
+int8 = load_model(int8_file)
 model = choose_backend(load_model(), "onnxruntime", device="cpu")
 options = onnxruntime.SessionOptions()
 options.intra_op_num_threads = torch.get_num_threads()
@@ -95,13 +99,14 @@ def run_peer(part):
 
 sides = {{
     "ours": lambda part: model.embed(images[part]),
+    "int8": lambda part: int8.embed(images[part]),
     "bare": lambda part: session.run(None, {{"images": ready[part]}}),
     "peer": run_peer,
 }}
 rates = {{}}
 for size in {_BATCHES}:
     rates[size] = {{name: [] for name in sides}}
-    for turn in range(int(sys.argv[4]) + 1):
+    for turn in range(int(sys.argv[5]) + 1):
         for name, run in sides.items():
             start = time.perf_counter()
             for begin in range(0, len(images), size):

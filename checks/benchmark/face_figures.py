@@ -1,7 +1,7 @@
 """Measure how fast faces are found and embedded, beside facenet-pytorch, and in how much memory.
 
 Each side of a ratio is a process of its own with two threads. It loads its networks and works on one
-photograph first; then the seconds for all photographs are taken.
+photograph first, where we embed on it once for each thread; then the seconds for all photographs are taken.
 """
 
 from __future__ import annotations
@@ -55,31 +55,50 @@ def measure_faces(folder: Path, rounds: int, count: int = 0) -> list[Figure]:
     environment = {**os.environ, "OMP_NUM_THREADS": _THREADS, "MKL_NUM_THREADS": _THREADS}
     weights = folder / "peer.pt"
     run_process((sys.executable, "-m", "converter", MODEL, "-o", str(weights)), environment)
+    int8 = export_int8(folder, environment)
     count = len(list(photographs.glob("*/*.jpg")))
-    seconds: dict[str, list[float]] = {name: [] for name in ("detect", "peer detect", "embed", "peer embed")}
+    names = ("detect", "peer detect", "embed", "embed in int8", "peer embed")
+    seconds: dict[str, list[float]] = {name: [] for name in names}
     for number in range(rounds):
         for work, code in (("detect", _DETECT), ("embed", _EMBED)):
             ours = (sys.executable, "-c", code, str(photographs), str(folder / "timed.parquet"))
             seconds[work].append(run_timed(ours, environment))
+            if work == "embed":
+                seconds["embed in int8"].append(run_timed((*ours, str(int8)), environment))
             unpacked = str(folder / f"peer-{work}-{number}")
             peer = ("-m", "checks.benchmark.peer", work, wheel, unpacked, str(photographs), str(weights))
             seconds[f"peer {work}"].append(run_timed((sys.executable, *peer), environment))
     return [
         *_rates("detect", seconds, count, thresholds.DETECT_RATIO),
-        *_rates("embed", seconds, count, thresholds.EMBED_RATIO),
+        *_rates("embed", seconds, count, thresholds.EMBED_RATIO, also="embed in int8"),
         measure_memory(folder, photographs, min(rounds, 3), environment),
     ]
 
 
-def _rates(work: str, seconds: dict[str, list[float]], count: int, bound: float) -> list[Figure]:
-    """The photographs a second of both sides, and their ratio."""
-    ours, peer = seconds[work], seconds[f"peer {work}"]
-    ratios = [theirs / mine for mine, theirs in zip(ours, peer, strict=True)]
-    return [
-        summarise(f"{work}, photographs", [count / value for value in ours], None, "/s"),
-        summarise(f"{work} by facenet-pytorch, photographs", [count / value for value in peer], None, "/s"),
-        summarise(f"{work} / {work} by facenet-pytorch, photographs a second", ratios, bound, at_least=True),
+def _rates(
+    work: str, seconds: dict[str, list[float]], count: int, bound: float, also: str | None = None
+) -> list[Figure]:
+    """The photographs a second of our one or two sides and of the peer's, and the ratios."""
+    peer, ours = seconds[f"peer {work}"], [work] if also is None else [work, also]
+    sides = {**{name: seconds[name] for name in ours}, f"{work} by facenet-pytorch": peer}
+    figures = [
+        summarise(f"{name}, photographs", [count / value for value in values], None, "/s")
+        for name, values in sides.items()
     ]
+    for name in ours:
+        ratios = [theirs / mine for mine, theirs in zip(seconds[name], peer, strict=True)]
+        text = f"{name} / {work} by facenet-pytorch, photographs a second"
+        figures.append(summarise(text, ratios, bound, at_least=True))
+    return figures
+
+
+def export_int8(folder: Path, environment: dict[str, str]) -> Path:
+    """Export the network in int8 into a folder, unless it is there."""
+    file = folder / "int8.onnx"
+    if not file.exists():
+        options = (MODEL, "-o", str(file), "--precision", "int8", "--quiet")
+        run_process((sys.executable, "-m", "faces.export", *options), environment)
+    return file
 
 
 def link_again(photographs: Path, count: int) -> None:
@@ -168,9 +187,11 @@ _DETECT = _timed(
 )
 _EMBED = _timed(
     "from faces.crops import FaceImage\n"
+    "from faces.detect.run import BATCH\n"
     "from faces.embed.run import embed\n"
     "from faces.embedder import Embedder\n"
-    "embedder = Embedder(backend='onnxruntime')\n"
-    "embedder.embed([FaceImage(next(Path(sys.argv[1]).glob('*/*.jpg')))])",
+    "embedder = Embedder(*sys.argv[3:], backend='onnxruntime')\n"
+    # More than a batch, so that every thread opens its network.
+    "embedder.embed([FaceImage(next(Path(sys.argv[1]).glob('*/*.jpg')))] * (BATCH + 1))",
     "embed(sys.argv[1], sys.argv[2], embedder=embedder)",
 )

@@ -106,12 +106,12 @@ def prewhiten(pixels: Array) -> Array:
 
     (x - mean) / max(std, 1 / sqrt(x.size)) over each image: `prewhiten` in facenet's `src/facenet.py`.
     """
-    images = pixels.astype(np.float64)
-    axes = (1, 2, 3)
-    floor = 1.0 / np.sqrt(images[0].size)
-    deviations = np.maximum(images.std(axis=axes, keepdims=True), floor)
-    whitened: Array = (images - images.mean(axis=axes, keepdims=True)) / deviations
-    return whitened.astype(np.float32)
+    whitened = np.empty(pixels.shape, np.float32)
+    floor = 1.0 / np.sqrt(whitened[0].size)
+    for image, result in zip(pixels, whitened, strict=True):  # one at a time stays in the processor's cache
+        deviations = image - image.mean(dtype=np.float64)
+        result[:] = deviations / max(np.sqrt(np.square(deviations).mean()), floor)
+    return whitened
 
 
 def _smooth(random: np.random.Generator, count: int, side: int = IMAGE_SIZE) -> Array:

@@ -63,7 +63,10 @@ def resample(image: NDArray[Any], height: int, width: int) -> NDArray[Any]:
 
 def standardise(pixels: NDArray[Any]) -> NDArray[np.float32]:
     """Standardise pixels of 0 to 255 as MTCNN was trained: (x - 127.5) / 128."""
-    return ((pixels - 127.5) * 0.0078125).astype(np.float32)
+    exact = np.float32 if pixels.dtype == np.uint8 else np.float64  # of whole numbers float32 rounds none
+    standardised: NDArray[Any] = np.subtract(pixels, 127.5, dtype=exact)
+    standardised *= 0.0078125
+    return standardised.astype(np.float32, copy=False)
 
 
 def windows_above(
@@ -178,10 +181,14 @@ def crop(photograph: NDArray[np.uint8], box: Boxes, size: int) -> NDArray[np.flo
         (size, size, 3), standardised.
     """
     left, top, right, bottom = (int(side) for side in box[:4])
-    padded = np.zeros((bottom - top + 1, right - left + 1, 3))
     inside = photograph[max(top, 1) - 1 : max(bottom, 0), max(left, 1) - 1 : max(right, 0)]
-    down, across = max(1 - top, 0), max(1 - left, 0)
-    padded[down : down + inside.shape[0], across : across + inside.shape[1]] = inside
+    height, width = bottom - top + 1, right - left + 1
+    if inside.shape[:2] == (height, width):  # most are, and need no black
+        padded = inside.astype(np.float64)
+    else:
+        padded = np.zeros((height, width, 3))
+        down, across = max(1 - top, 0), max(1 - left, 0)
+        padded[down : down + inside.shape[0], across : across + inside.shape[1]] = inside
     return standardise(resample(padded, size, size))
 
 

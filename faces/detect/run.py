@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from checks.core.options import check_device
@@ -13,12 +15,16 @@ from checks.core.photographs import PhotographError, find_photographs, read_phot
 from converter.errors import SourceError
 from faces.detect.detector import FaceDetector
 from faces.detect.drawing import Drawings
-from faces.detect.result import DetectionResult, Photograph
+from faces.detect.result import DetectionResult, Face, Photograph
 from faces.options import FACTOR, SMALLEST_FACE, THRESHOLDS
+from faces.threads import MOST_THREADS, run_side_by_side
 
 BATCH = 16
 """Photographs of a batch, at most; it takes no more once they have `_BATCH_PIXELS` pixels."""
 _BATCH_PIXELS = 1 << 24
+
+Batch = list[tuple[int, NDArray[np.uint8]]]
+"""Places among the files, and the pixels of the photographs there, (height, width, 3) in RGB."""
 
 
 def detect(
@@ -60,16 +66,22 @@ def detect(
     )
     photographs: list[Photograph] = []
     names = list(files)
-    for batch in read_batches(names, problems):
-        for (place, pixels), faces in zip(
-            batch, detector.detect([pixels for _, pixels in batch]), strict=True
-        ):
+    # With work for several cores each takes whole batches, which are read meanwhile.
+    cores = 1 if device != "cpu" else min(torch.get_num_threads(), MOST_THREADS)
+    threads = cores if len(names) > BATCH else 1
+    search = partial(_search, detector)
+    for batch, found in run_side_by_side(threads, search, read_batches(names, problems)):
+        for (place, pixels), faces in zip(batch, found, strict=True):
             height, width = pixels.shape[:2]
             photographs.append(Photograph(names[place], width, height, faces))
             if drawings is not None:
                 drawings.write(names[place], pixels, faces)
         progress(len(photographs) + len(problems), len(files))
     return DetectionResult(tuple(photographs), tuple(problems))
+
+
+def _search(detector: FaceDetector, batch: Batch) -> tuple[Batch, list[tuple[Face, ...]]]:
+    return batch, detector.detect([pixels for _, pixels in batch])
 
 
 def find_files(sources: Sequence[str | Path]) -> tuple[dict[Path, Path], list[SourceError]]:
@@ -95,9 +107,7 @@ def find_files(sources: Sequence[str | Path]) -> tuple[dict[Path, Path], list[So
     return files, problems
 
 
-def read_batches(
-    files: Sequence[Path], problems: list[SourceError]
-) -> Iterator[list[tuple[int, NDArray[np.uint8]]]]:
+def read_batches(files: Sequence[Path], problems: list[SourceError]) -> Iterator[Batch]:
     """Read photographs in batches that fit in memory.
 
     Args:
@@ -107,7 +117,7 @@ def read_batches(
     Returns:
         Batches of places among `files` and the pixels of the photographs there, (height, width, 3) in RGB.
     """
-    batch: list[tuple[int, NDArray[np.uint8]]] = []
+    batch: Batch = []
     for place, file in enumerate(files):
         try:
             batch.append((place, read_photograph(file)))

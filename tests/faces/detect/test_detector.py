@@ -125,6 +125,17 @@ def test_strips_of_a_level_give_what_the_whole_gives(networks, portrait, monkeyp
             assert np.abs(part - expected).max() < 1e-5
 
 
+@pytest.mark.parametrize("size", [(12, 12), (13, 12), (30, 41), (101, 77), (240, 151)])
+def test_the_faster_pool_changes_no_bit_of_what_p_net_gives(size, networks) -> None:
+    level = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+    detector = FaceDetector(networks)
+    faster = detector._run_p_net(level)
+    assert detector._p_net.pool1 is not networks[0].pool1
+    detector._p_net = networks[0]
+    for part, expected in zip(faster, detector._run_p_net(level), strict=True):
+        assert np.array_equal(part, expected)
+
+
 @pytest.mark.slow
 def test_a_photograph_of_100_megapixels(networks, portrait) -> None:
     """Its face is where the face of the small photograph is."""
