@@ -10,6 +10,8 @@ import logging
 import os
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 LEGACY_KERAS = "TF_USE_LEGACY_KERAS"
@@ -38,25 +40,33 @@ def import_tensorflow() -> Any:
     is_keras_put_off = LEGACY_KERAS not in os.environ and importlib.util.find_spec("tf_keras") is None
     if is_keras_put_off:
         os.environ[LEGACY_KERAS] = "1"
+    try:
+        with stderr_aside():
+            import tensorflow
+    finally:
+        if is_keras_put_off:
+            del os.environ[LEGACY_KERAS]
+    return tensorflow
+
+
+@contextmanager
+def stderr_aside() -> Iterator[None]:
+    """Point file descriptor 2 to a file, for C++ code that always logs; after an error, print the file."""
     sys.stderr.flush()
     stderr = os.dup(2)
     with tempfile.TemporaryFile() as aside:
         os.dup2(aside.fileno(), 2)
         failed = True
         try:
-            import tensorflow
-
+            yield
             failed = False
         except KeyboardInterrupt:
             failed = False
             raise
         finally:
-            if is_keras_put_off:
-                del os.environ[LEGACY_KERAS]
             sys.stderr.flush()
             os.dup2(stderr, 2)
             os.close(stderr)
             if failed:
                 aside.seek(0)
                 os.write(2, aside.read())
-    return tensorflow

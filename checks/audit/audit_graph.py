@@ -8,7 +8,7 @@ import torch
 
 from checks.audit.compare_tensors import compare_tensors
 from checks.audit.faces import Faces
-from checks.audit.folded_standardisation import NOTHING_FOLDED, find_folded_standardisation
+from checks.audit.folded_standardisation import find_folded_standardisation
 from checks.audit.graphs.find_layers import GraphLayers, find_layers
 from checks.audit.graphs.graph import Graph, NotUnderstoodError
 from checks.audit.graphs.network_from_graph import network_from_graph
@@ -143,10 +143,11 @@ def _run_quantised(
     """Run and simulate a graph of integers."""
     batches, networks = audited_batches(seed), source_network(source)
     say("detecting the preprocessing")
-    preprocessing = find_preprocessing(session, NOTHING_FOLDED, batches)
+    fold = find_folded_standardisation(layers.weights, source)
+    preprocessing = find_preprocessing(session, fold, batches)
     described = run_batches(session, Networks(networks, networks, networks), preprocessing, ())
     run = replace(described, weights="int8", arithmetic="int8")
-    opened = QuantisedGraph(graph, layers, session, preprocessing)
+    opened = QuantisedGraph(graph, layers, session, preprocessing, fold)
     in_float32 = round_network(networks)
     return run, opened.run(batches, in_float32, trained, faces, say)
 

@@ -42,14 +42,22 @@ def compare_batch_norm_beside(
         tensors: The port's tensors of it: weights and scale, with or without biases and shift.
         source: The source.
     """
-    norm = source.batch_norm(layer.scope)
     yield compare_with_source(tensors["weights"], layer.scope, "weights", source)
-    place = source.place_of_batch_norm(layer.scope)
     if "biases" in tensors:
+        place = source.place_of_batch_norm(layer.scope)
         yield uncompared(
             tensors["biases"], place, "extra", "a bias before the scale and the shift of its BatchNorm"
         )
-    scale = tensors["scale"]
+    yield from compare_scale_and_shift(layer, tensors, source)
+
+
+def compare_scale_and_shift(layer: Layer, tensors: Tensors, source: SourceWeights) -> Iterator[TensorResult]:
+    """Compare the product and the sum that a BatchNorm is stored as; the arguments are as above."""
+    norm, place, scale = (
+        source.batch_norm(layer.scope),
+        source.place_of_batch_norm(layer.scope),
+        tensors["scale"],
+    )
     stored = [tensors[role] for role in ("scale", "shift") if role in tensors]
     # Converters leave out a sum with zeros, as of a BatchNorm that was not trained.
     shift = tensors.get("shift") or replace(scale, array=np.zeros_like(scale.array))

@@ -13,8 +13,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from checks.audit.compare_folded_layers import holds_residual_scale
+from checks.audit.compare_folded_layers import compare_scale_and_shift, holds_residual_scale
 from checks.audit.compare_one_tensor import compare_exactly, compare_with_prediction, uncompared
+from checks.audit.folded_standardisation import (
+    NOTHING_FOLDED,
+    FoldedStandardisation,
+    standardisation_of_first_layer,
+)
 from checks.audit.folding_formulas import BatchNorm, rounding_margin
 from checks.audit.port_layers import PortTensor, Role
 from checks.audit.predict_folding import KNOWN_SHARE, OTHER_EPSILONS, Prediction
@@ -45,7 +50,11 @@ def compare_quantised_layer(layer: Layer, tensors: Tensors, source: SourceWeight
         tensors: The port's tensors of it.
         source: The source.
     """
-    for role, tensor in tensors.items():
+    rest = dict(tensors)
+    if _has_float_norm_beside(layer, tensors):
+        yield from compare_scale_and_shift(layer, tensors, source)
+        rest = {role: tensor for role, tensor in tensors.items() if role not in ("scale", "shift")}
+    for role, tensor in rest.items():
         expected = _expect(layer, role, tensors, source)
         if expected is None:
             yield uncompared(tensor, source.place(layer.scope, role), "extra", "the layer has no such tensor")
@@ -60,6 +69,13 @@ def compare_quantised_layer(layer: Layer, tensors: Tensors, source: SourceWeight
                 result = _judge_scales(result, tensors, expected)
                 result = _explain(result, layer, tensor.quantised, tensor, source, expected)
             yield _with_bias_scale(result, tensors) if role == "biases" else result
+
+
+def _has_float_norm_beside(layer: Layer, tensors: Tensors) -> bool:
+    """Return True if a BatchNorm stands beside the weights as a product and a sum that are not quantised."""
+    beside = [tensors[role] for role in ("scale", "shift") if role in tensors]
+    is_norm = layer.batch_norm and "moving_variance" not in tensors and "scale" in tensors
+    return is_norm and all(tensor.quantised is None for tensor in beside)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -89,7 +105,7 @@ def _expect(layer: Layer, role: Role, tensors: Tensors, source: SourceWeights) -
         norm = source.batch_norm(scope)
         if role == "scale":
             return _Expected(norm.factor(), np.abs(norm.factor()), norm_place)
-        return _Expected(norm.summand(), norm.size_of_summand(), norm_place, "BatchNorm folded in")
+        return _expect_bias(layer, tensors, source)
     if role == "factor":
         number = np.full(tensors[role].array.shape, residual_scale(scope))
         return _Expected(number, number, TensorPlace(source.place(scope, "weights").stage))
@@ -100,7 +116,8 @@ def _expect(layer: Layer, role: Role, tensors: Tensors, source: SourceWeights) -
     if role == "weights":
         values = (CONVOLUTION if values.ndim == 4 else FULLY_CONNECTED).apply(values)
         if is_folded:
-            values, folded = _fold(values, source.batch_norm(scope)), "BatchNorm folded in"
+            fold, folded = _find_standardisation(layer, tensors, source)
+            values = _fold(values, source.batch_norm(scope)) / fold.divisor
     if role in ("weights", "biases") and not layer.batch_norm:
         scale = residual_scale(scope)
         if holds_residual_scale(layer, tensors, source, in_graph=True):
@@ -108,6 +125,29 @@ def _expect(layer: Layer, role: Role, tensors: Tensors, source: SourceWeights) -
     if role == "weights":
         values = tensors[role].as_stored(values)
     return _Expected(values, np.abs(values), place, folded)
+
+
+def _find_standardisation(
+    layer: Layer, tensors: Tensors, source: SourceWeights
+) -> tuple[FoldedStandardisation, str]:
+    """Find the standardisation that the first layer holds, with a clause on what is folded in."""
+    fold = standardisation_of_first_layer(tensors, source) if layer.inputs == 3 else NOTHING_FOLDED
+    also = "" if fold.is_identity else f" and the standardisation x / {fold.divisor:g} - {fold.offset:g}"
+    return fold, f"BatchNorm{also} folded in"
+
+
+def _expect_bias(layer: Layer, tensors: Tensors, source: SourceWeights) -> _Expected:
+    """Compute a bias that holds a BatchNorm, and of the first layer the offset of a standardisation."""
+    norm, place = source.batch_norm(layer.scope), source.place_of_batch_norm(layer.scope)
+    values, size = norm.summand(), norm.size_of_summand()
+    fold, folded = _find_standardisation(layer, tensors, source)
+    if fold.offset:
+        weights = source.tensor(layer.scope, "weights")
+        assert weights is not None
+        products = weights.reshape(-1, weights.shape[-1]) * norm.factor()
+        values = values - fold.offset * products.sum(axis=0)
+        size = size + fold.offset * np.abs(products).sum(axis=0)
+    return _Expected(values, size, place, folded)
 
 
 def _fold(weights: Array, norm: BatchNorm, epsilon: float | None = None) -> Array:

@@ -10,7 +10,7 @@ import numpy as np
 from checks.audit.compare_one_tensor import FLOATS
 from checks.audit.folding_formulas import BatchNorm
 from checks.audit.port_layers import PortTensor, PortWeights, Role
-from checks.audit.predict_folding import KNOWN_SHARE, fold_kernel, fold_offset
+from checks.audit.predict_folding import KNOWN_SHARE, Prediction, fold_kernel, fold_offset
 from checks.audit.source_weights import SourceWeights
 from checks.core.network import network_layers
 from checks.core.types import Array
@@ -75,24 +75,41 @@ def standardisation_of_first_layer(
     if not {"weights", "biases"} <= set(tensors) or "moving_variance" in tensors or weights is None:
         return NOTHING_FOLDED
     expected, actual = CONVOLUTION.apply(weights), tensors["weights"].channels_first()
-    bias, norm = tensors["biases"].array, source.batch_norm(scope)
+    norm = source.batch_norm(scope)
     if actual is None or actual.shape != expected.shape or actual.dtype not in FLOATS:
         return NOTHING_FOLDED
-    has_bias = bias.shape == norm.beta.shape and bias.dtype in FLOATS
     for fold in _KNOWN_FOLDS:
-        if _explains(fold, actual, bias if has_bias else None, expected, norm):
+        if _explains(fold, tensors, actual, expected, norm):
             return fold
     return NOTHING_FOLDED
 
 
 def _explains(
-    fold: FoldedStandardisation, kernel: Array, bias: Array | None, weights: Array, norm: BatchNorm
+    fold: FoldedStandardisation,
+    tensors: Mapping[Role, PortTensor],
+    kernel: Array,
+    weights: Array,
+    norm: BatchNorm,
 ) -> bool:
     """Return True if a fold of the source's tensors gives most of the kernel and most of the bias."""
-    pairs = [(kernel, fold_kernel(kernel, weights, norm, fold.divisor).kernel)]
-    if bias is not None:
-        pairs.append((bias, fold_offset(bias, weights, norm, fold.offset)))
+    bias = tensors["biases"].array
+    found: list[tuple[Role, Array, Prediction]]
+    found = [("weights", kernel, fold_kernel(kernel, weights, norm, fold.divisor).kernel)]
+    if bias.shape == norm.beta.shape and bias.dtype in FLOATS:
+        found.append(("biases", bias, fold_offset(bias, weights, norm, fold.offset)))
     return all(
-        np.mean(np.abs(actual.astype(np.float64) - expected.exact) <= expected.margin) >= KNOWN_SHARE
-        for actual, expected in pairs
+        np.mean(
+            np.abs(actual.astype(np.float64) - expected.exact)
+            <= expected.margin + _half_step(tensors[role], actual.ndim)
+        )
+        >= KNOWN_SHARE
+        for role, actual, expected in found
     )
+
+
+def _half_step(tensor: PortTensor, rank: int) -> Array:
+    """Half a step of integers, for an array with the output channel first; 0 of a tensor of floats."""
+    if tensor.quantised is None:
+        return np.zeros(())
+    scale = tensor.quantised.quantisation.scale.astype(np.float64) / 2
+    return scale if scale.size == 1 else scale.reshape(-1, *[1] * (rank - 1))

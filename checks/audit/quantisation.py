@@ -1,6 +1,6 @@
 """Quantised tensors: integers, with the scale and the zero point that turn them into numbers.
 
-The arithmetic is that of ONNX's QuantizeLinear and DequantizeLinear: a number x becomes
+The arithmetic is that of ONNX's QuantizeLinear and DequantizeLinear, and of TFLite: a number x becomes
 clip(round(x / scale) + zero point), where round gives the nearest integer, and of two that are equally near
 the even one; an integer q becomes (q - zero point) * scale.
 """
@@ -48,6 +48,11 @@ class Quantisation:
         """The lowest and the highest number that a tensor with one scale can hold."""
         scale, zero_point = float(self.scale.reshape(-1)[0]), int(self.zero_point.reshape(-1)[0])
         return (self.lowest - zero_point) * scale, (self.highest - zero_point) * scale
+
+    def fits(self, array: Array) -> bool:
+        """Return True if the channels of an array are those of the scales."""
+        size = self.scale.size
+        return size == 1 or (-array.ndim <= self.axis < array.ndim and array.shape[self.axis] == size)
 
     def steps(self, exact: Array) -> Array:
         """The place of each number between the integers, neither rounded nor clipped, float64."""

@@ -50,7 +50,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("float32", "float16", "int8"),
         default="float32",
         help="precision of the stored weights; float16 halves the file and computes in float32 all the same; "
-        "int8, of ONNX alone, also computes in integers (default: float32)",
+        "int8, a quarter of it, also computes in integers (default: float32)",
     )
     parser.add_argument(
         "--calibrate",
@@ -87,7 +87,7 @@ def _work(arguments: argparse.Namespace) -> int:
     from faces.export.run import check_output, export
 
     if not arguments.output.is_dir():
-        check_output(arguments.output, arguments.to, arguments.precision)  # before a download
+        check_output(arguments.output, arguments.to)  # before a download
     with ProgressBar(f"downloading {arguments.source}", quiet=arguments.quiet) as progress:
         model = find_model(
             arguments.source, offline=arguments.offline, archive=arguments.archive, progress=progress

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ class Calibration:
 
     Attributes:
         images: The faces as the graph takes them: pixels if it standardises them itself, (N, H, W, 3) in
-            uint8, otherwise standardised images, (N, 3, H, W) in float32.
+            uint8, otherwise standardised images in float32, (N, 3, H, W) or, of TFLite, (N, H, W, 3).
         faces: The other faces, which the audit embeds.
         description: A clause on the faces that it is calibrated on, without a path.
     """
@@ -51,6 +51,12 @@ class Calibration:
     images: NDArray[Any]
     faces: Faces
     description: str
+
+
+def in_batches(images: NDArray[Any], size: int) -> Iterator[NDArray[Any]]:
+    """Yield batches of exactly this size; where the last one lacks images, it repeats the last of them."""
+    places = np.arange(-(-len(images) // size) * size).clip(max=len(images) - 1).reshape(-1, size)
+    return (images[batch] for batch in places)
 
 
 def plan_calibration(
@@ -91,8 +97,8 @@ def plan_calibration(
         )
     pixels, people, description = read_calibration(source, offline=offline, say=say)
     images = (prewhiten if interface.standardisation == PER_IMAGE else standardise)(pixels)
-    if interface.baked is not None:
-        fed = fit_size(pixels, *interface.shape[1:3])
+    if interface.channels_last:
+        fed = fit_size(images if interface.baked is None else pixels, *interface.shape[1:3])
     else:
         fed = fit_size(images, *interface.shape[2:]).transpose(0, 3, 1, 2)
     is_held = np.arange(len(pixels)) % _HELD_OUT == _HELD_OUT - 1

@@ -58,6 +58,11 @@ class Interface:
     standardisation: str
 
     @property
+    def channels_last(self) -> bool:
+        """Whether the input is NHWC."""
+        return self.shape[-1] == 3
+
+    @property
     def classifies(self) -> bool:
         """Whether the output is logits."""
         return "logits" in self.outputs

@@ -8,8 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
+
+from faces.export.calibration import in_batches
 
 _BATCH = 8
 
@@ -46,9 +47,7 @@ def quantise_onnx(float32: Path, output: Path, images: NDArray[Any], metadata: d
 
     class Images(CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
-            # A fixed batch takes no fewer images, so the last image is repeated.
-            places = np.arange(-(-len(images) // size) * size).clip(max=len(images) - 1).reshape(-1, size)
-            self._batches = ({taken.name: images[batch]} for batch in places)
+            self._batches = ({taken.name: batch} for batch in in_batches(images, size))
 
         def get_next(self) -> dict[str, NDArray[Any]] | None:
             return next(self._batches, None)

@@ -23,7 +23,7 @@ from converter.manifest import file_digest
 from converter.mtcnn_layer_map import NETWORKS, MtcnnNetwork
 from converter.plan import Weights
 from converter.write_output import explain_write_errors
-from faces.export.calibration import Calibration, plan_calibration
+from faces.export.calibration import Calibration, in_batches, plan_calibration
 from faces.export.interface import Interface, plan_interface
 from faces.export.result import ExportResult, Format, Precision
 from faces.export.weights import ExportWeights, read_weights
@@ -60,8 +60,8 @@ def export(
         source: The weights: any source of the converter, a published name, or a training's folder `best`.
         output: The file to write; its ending names the format.
         to: The format, for a file of another ending.
-        precision: The precision of the stored weights. "int8", of ONNX alone, also computes in integers; the
-            others compute in float32.
+        precision: The precision of the stored weights. "int8" also computes in integers; the others compute
+            in float32.
         bake: Whether the graph takes the pixels of RGB images, uint8, and standardises them itself.
         standardisation: The standardisation; None takes that of the catalog or the manifest.
         classify: Whether the graph gives the logits of the classifier in place of embeddings.
@@ -84,7 +84,7 @@ def export(
         DifferenceError: The audit refuses the file, and none is kept.
     """
     output = Path(output)
-    graph_format = check_output(output, to, precision)
+    graph_format = check_output(output, to)
     path = locate(source)
     say("reading the weights")
     read = read_weights(path, weights=weights, step=step, ignore=ignore)
@@ -142,7 +142,7 @@ def export_networks(
         for network in map(MtcnnNetwork, NETWORKS)
     }
     for output in outputs.values():
-        check_output(output, to, precision)
+        check_output(output, to)
     with AtomicFiles(folder, overwrite=False) as files:
         results = []
         for path, output in outputs.items():
@@ -197,12 +197,12 @@ def _write_audited(
     return ExportResult(output, interface.format, precision, digest, size, metadata, result)
 
 
-def check_output(output: Path, to: Format | None, precision: Precision) -> Format:
+def check_output(output: Path, to: Format | None) -> Format:
     """Check the name of an output, and that the packages of its format are installed; return the format.
 
     Raises:
-        UsageError: It exists, its folder does not or cannot be written to, its ending names no format or
-            another one, or the format does not have this precision.
+        UsageError: It exists, its folder does not or cannot be written to, or its ending names no format or
+            another one.
         RequirementError: A package is not installed.
     """
     ending = _ENDINGS.get(output.suffix.lower())
@@ -215,10 +215,6 @@ def check_output(output: Path, to: Format | None, precision: Precision) -> Forma
     if os.path.lexists(output):
         raise UsageError(f"{output} exists, and an export never replaces a file. Give another name.")
     check_folder(output.parent)
-    if precision == "int8" and graph_format != "onnx":
-        raise UsageError(
-            "--precision int8 is for ONNX. Give a name that ends in .onnx, or --precision float16."
-        )
     _require_packages(graph_format)
     return graph_format
 
@@ -268,6 +264,7 @@ def _write(
         images=(batch, height, width),
         baked=interface.baked,
         halved=halved,
+        calibrate=() if calibration is None else list(in_batches(calibration.images, batch or 1)),
         metadata=metadata,
     )
 

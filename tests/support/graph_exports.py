@@ -104,6 +104,7 @@ def export_tflite(
     path: Path,
     *,
     halved: Path | None = None,
+    int8: tuple[Path, NDArray[Any]] | None = None,
     from_bytes: bool = False,
     size: int = SIZE,
 ) -> Path:
@@ -113,6 +114,7 @@ def export_tflite(
         tensors: The variables.
         path: The file to write.
         halved: A second file to write, with the weights in half precision.
+        int8: A third file to write, with every operation in 8 bits, and images to calibrate it on.
         from_bytes: Whether the graph takes bytes and standardises them as (x - 127.5) / 128.
         size: Height and width of the images.
     """
@@ -136,6 +138,11 @@ def export_tflite(
             converter.optimizations = [tf.lite.Optimize.DEFAULT]
             converter.target_spec.supported_types = [tf.float16]
             halved.write_bytes(converter.convert())
+        if int8 is not None:
+            converter.optimizations = [tf.lite.Optimize.DEFAULT]
+            converter.target_spec.supported_types = []
+            converter.representative_dataset = lambda: ([image[None].astype(np.float32)] for image in int8[1])
+            int8[0].write_bytes(converter.convert())
     return path
 
 

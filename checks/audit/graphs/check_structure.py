@@ -16,7 +16,7 @@ SURROUNDING_OPERATIONS = frozenset((
     "Shape", "Slice", "Softmax", "Split", "Sqrt", "Squeeze", "Sub", "Transpose", "Unsqueeze", "Where",
     # TFLite
     "ADD", "BROADCAST_TO", "CAST", "CONCATENATION", "DEQUANTIZE", "DIV", "EXPAND_DIMS", "GATHER",
-    "L2_NORMALIZATION", "MAXIMUM", "MEAN", "MUL", "PACK", "POW", "RESHAPE", "RESIZE_BILINEAR",
+    "L2_NORMALIZATION", "MAXIMUM", "MEAN", "MUL", "PACK", "POW", "QUANTIZE", "RESHAPE", "RESIZE_BILINEAR",
     "RESIZE_NEAREST_NEIGHBOR", "REVERSE_V2", "RSQRT", "SHAPE", "SLICE", "SOFTMAX", "SPLIT", "SQRT", "SQUARE",
     "SQUARED_DIFFERENCE", "SQUEEZE", "STRIDED_SLICE", "SUB", "SUM", "TRANSPOSE",
     # TensorFlow

@@ -63,6 +63,16 @@ class Node:
     layout: Layout | None = None
     quantisation: Quantisation | None = None
 
+    @property
+    def quantises(self) -> bool:
+        """True if it turns numbers into integers, with a quantisation that is understood or not."""
+        return self.kind in ("QuantizeLinear", "QUANTIZE")
+
+    @property
+    def dequantises(self) -> bool:
+        """True if it turns integers into numbers."""
+        return self.kind in ("DequantizeLinear", "DEQUANTIZE")
+
 
 @dataclass(frozen=True, slots=True)
 class Value:

@@ -63,7 +63,7 @@ def dequantise_constants(nodes: Sequence[Any], constants: dict[str, Array]) -> d
             continue
         attributes = {each.name: onnx.helper.get_attribute_value(each) for each in node.attribute}
         quantisation, array = read_quantisation(node, attributes, constants), constants[node.input[0]]
-        if quantisation is None or not _fits(quantisation, array):
+        if quantisation is None or not quantisation.fits(array):
             continue
         if node.op_type == QUANTISE:
             names[node.output[0]] = node.input[0]
@@ -75,12 +75,6 @@ def dequantise_constants(nodes: Sequence[Any], constants: dict[str, Array]) -> d
     return quantised
 
 
-def _fits(quantisation: Quantisation, array: Array) -> bool:
-    """Return True if the channels of an array are those of a quantisation."""
-    axis, size = quantisation.axis, quantisation.scale.size
-    return size == 1 or (-array.ndim <= axis < array.ndim and array.shape[axis] == size)
-
-
 def mark_relus(nodes: Sequence[Node]) -> tuple[Node, ...]:
     """Mark the nodes that quantise the output of a layer to integers that stand for no negative number.
 
@@ -89,8 +83,8 @@ def mark_relus(nodes: Sequence[Node]) -> tuple[Node, ...]:
     producers = {node.output: node for node in nodes}
 
     def mark(node: Node) -> Node:
-        before = producers.get(node.inputs[0]) if node.kind == QUANTISE and node.inputs else None
-        if node.quantisation is None or before is None or before.op not in _SIGNED_OUTPUTS:
+        before = producers.get(node.inputs[0]) if node.quantises and node.inputs else None
+        if node.quantisation is None or before is None or before.op not in _SIGNED_OUTPUTS or before.relu:
             return node
         clips = bool((node.quantisation.zero_point == node.quantisation.lowest).all())
         return replace(node, op="relu") if clips else node

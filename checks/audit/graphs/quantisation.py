@@ -10,25 +10,26 @@ _DYNAMIC = frozenset(
     {"DynamicQuantizeLinear", "ConvInteger", "MatMulInteger", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM"}
 )
 _OPERATORS = frozenset({"QGemm"})
-_LINEAR = frozenset({"QuantizeLinear", "DequantizeLinear"})
 
 
 def is_quantised(graph: Graph) -> bool:
-    """Return True if a graph has nodes that quantise or dequantise: the format QDQ of ONNX."""
+    """Return True if a graph quantises or dequantises: the format QDQ of ONNX, or TFLite's integers."""
     return bool(graph.quantised) or any(node.quantisation is not None for node in graph.nodes)
 
 
 def refuse_quantised(graph: Graph) -> None:
-    """Refuse a graph with integer weights or integer arithmetic in another format than QDQ.
+    """Refuse a graph with integer weights or integer arithmetic that is not audited.
 
     Raises:
-        SourceError: The graph is quantised in another format.
+        SourceError: The graph is quantised in such a way.
     """
-    quantised = [node for node in graph.nodes if _is_refused(node, graph)]
+    _refuse_integer_ends(graph)
+    dequantised = {node.output for node in graph.nodes if node.dequantises}
+    quantised = [node for node in graph.nodes if _is_refused(node, graph, dequantised)]
     if not quantised:
         return
     kinds = {node.kind for node in quantised}
-    tool, reason = "", "its weights are integers of a kind that is not audited"
+    tool, reason = "", "its integers are of a kind that is not audited"
     if kinds & _DYNAMIC:
         tool = " by onnxruntime's quantize_dynamic"
         reason = "the scales of its activations change with each image, so no arithmetic is stated to check"
@@ -50,25 +51,48 @@ def refuse_quantised(graph: Graph) -> None:
     )
 
 
-def _is_refused(node: Node, graph: Graph) -> bool:
-    """Return True if a node computes in integers, or takes weights of integers."""
+def _refuse_integer_ends(graph: Graph) -> None:
+    """Refuse a graph whose input or output has a scale.
+
+    Raises:
+        SourceError: There is such an end.
+    """
+    takes = {node.inputs[0] for node in graph.nodes if node.dequantises}
+    gives = {node.output for node in graph.nodes if node.quantises}
+    ends = [value.name for value in graph.inputs if value.name in takes]
+    ends += [value.name for value in graph.outputs if value.name in gives]
+    if ends:
+        raise SourceError(
+            graph.path,
+            f"{' and '.join(repr(plain_name(name)) for name in ends)}: integers with a scale, which an audit "
+            "can neither feed nor read",
+            next_step="Convert it with an input and an output of float32, and audit that: in TensorFlow's "
+            "converter leave out inference_input_type and inference_output_type",
+        )
+
+
+def _is_refused(node: Node, graph: Graph, dequantised: set[str]) -> bool:
+    """Return True if a node computes in integers that are not audited, or takes weights of such integers."""
     kind = node.kind.upper()
-    if node.kind in _LINEAR:
+    if node.quantises or node.dequantises:
         return node.quantisation is None and node.op == "other"
-    if node.kind in _DYNAMIC | _OPERATORS or kind.startswith(("QLINEAR", "MATMULNBITS", "QUANTIZE")):
+    if node.kind in _DYNAMIC | _OPERATORS or kind.startswith(("QLINEAR", "MATMULNBITS")):
         return True
-    if node.op not in ("conv", "dense") and kind != "DEQUANTIZE":
+    if node.op not in ("conv", "dense"):
         return False
+    weights = graph.quantised.get(node.inputs[1]) if len(node.inputs) > 1 else None
+    if weights is not None and weights.name == node.inputs[1] and node.inputs[0] not in dequantised:
+        return True  # TFLite's dynamic quantisation: the runtime quantises the other operand
     arrays = (graph.constants[name] for name in node.inputs if name in graph.constants)
     return any(array.dtype.kind in "iu" and array.ndim > 1 for array in arrays)
 
 
 def remarks_on_pairs(graph: Graph) -> list[str]:
     """Describe the tensors that are dequantised by another scale or zero point than quantised."""
-    quantised = {node.output: node for node in graph.nodes if node.kind == "QuantizeLinear"}
+    quantised = {node.output: node for node in graph.nodes if node.quantises}
     remarks = []
     for node in graph.nodes:
-        before = quantised.get(node.inputs[0]) if node.kind == "DequantizeLinear" else None
+        before = quantised.get(node.inputs[0]) if node.dequantises else None
         if before is None or before.quantisation is None or node.quantisation is None:
             continue
         first, second = before.quantisation, node.quantisation

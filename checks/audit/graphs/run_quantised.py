@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from checks.audit.faces import Faces, compare_faces
+from checks.audit.folded_standardisation import NOTHING_FOLDED, FoldedStandardisation
 from checks.audit.graphs.find_layers import GraphLayers
 from checks.audit.graphs.graph import Graph, Node, NotUnderstoodError
 from checks.audit.graphs.onnx_tflite_session import OnnxTfliteSession
@@ -48,12 +49,19 @@ class QuantisedGraph:
         layers: Its layers.
         session: Its session.
         preprocessing: How it prepares its images.
+        fold: The standardisation that its first convolution holds.
     """
 
     def __init__(
-        self, graph: Graph, layers: GraphLayers, session: OnnxTfliteSession, preprocessing: Preprocessing
+        self,
+        graph: Graph,
+        layers: GraphLayers,
+        session: OnnxTfliteSession,
+        preprocessing: Preprocessing,
+        fold: FoldedStandardisation = NOTHING_FOLDED,
     ) -> None:
         self._layers, self._session, self._preprocessing = layers, session, preprocessing
+        self._fold = fold
         self._graph, self._wiring = graph, Wiring(graph)
         before = self._wiring.ancestors(layers.input)
         self._quantisers = [node for node in quantisers(graph) if node.output not in before]
@@ -154,12 +162,18 @@ class QuantisedGraph:
     def _prepared(self, fed: Array) -> Array:
         """The images before the first layer, in the graph's layout."""
         if self._layers.input == self._graph.inputs[0].name:
-            return np.ascontiguousarray(fed.transpose(0, 3, 1, 2)).astype(np.float32)
+            ordered = fed if self._graph.channels_last else fed.transpose(0, 3, 1, 2)
+            return np.ascontiguousarray(ordered).astype(np.float32)
         (prepared,) = self._session.fetch(fed, [self._layers.input], as_written=True)
         return prepared
 
     def _last_before(self, output: str) -> str:
-        """The tensor that an output is the normalised value of: the last layer's, quantised if it is."""
+        """The tensor that an output is the normalised value of: the last layer's, quantised if it is.
+
+        An output that is only dequantised is its own: its integers are compared as those of every node are.
+        """
+        if self._wiring.before_quantisation(output) != output:
+            return output
         layer = LOGITS if output in self._layers.logits else BOTTLENECK
         name = self._layers.activations[layer]
         quantised = [node.output for node in self._quantisers if node.inputs[0] == name]
@@ -190,7 +204,7 @@ class QuantisedGraph:
         first = next((node for node in self._quantisers if node.inputs[0] == self._layers.input), None)
         if first is None or first.quantisation is None or trained not in (FIXED, PER_IMAGE):
             return None
-        lowest, highest = first.quantisation.interval
+        lowest, highest = map(float, self._fold.apply(np.array(first.quantisation.interval)))
         # The second rule gives every image the mean 0 and the standard deviation 1, but no distribution.
         pixels = standardise(np.arange(256.0)) if trained == FIXED else _normal_quantiles()
         reached = min(highest, float(pixels.max())) - max(lowest, float(pixels.min()))

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import struct
 import sys
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -25,6 +26,8 @@ Session = Callable[[str, Array], list[Array]]
 
 SECONDS = 600
 """Time limit for a batch; a batch of five takes a few seconds."""
+
+_OUTPUTS_FIELD = 8  # schema.fbs: SubGraph.outputs, the third field: 4 + 2 * 2
 
 MEMORY = 16 << 30
 """Memory limit of the child, in bytes; a batch of five takes a twentieth of it."""
@@ -150,19 +153,23 @@ def _read_onnx(path: Path) -> tuple[bytes, frozenset[str]]:
 
 
 def _open_tflite(path: Path, outputs: Sequence[str], as_written: bool) -> Session:
-    """Open a file in LiteRT's interpreter, on one thread; by default LiteRT runs it with XNNPACK."""
+    """Open a file in LiteRT's interpreter, on one thread; by default LiteRT runs it with XNNPACK.
+
+    XNNPACK keeps only the outputs that the model declares.
+    """
     from ai_edge_litert import interpreter as litert
 
     kinds = litert.OpResolverType
-    readable = is_utf_8(path)
+    numbers = [_tensor_number(name) for name in outputs]
+    is_declared = as_written or set(numbers) <= set(_declared_outputs(path))
+    by_path = is_declared and is_utf_8(path)
     interpreter = litert.Interpreter(
-        str(path) if readable else None,
-        None if readable else path.read_bytes(),
+        str(path) if by_path else None,
+        None if by_path else path.read_bytes() if is_declared else _declare_outputs(path, numbers),
         num_threads=1,
         experimental_preserve_all_tensors=as_written,
         experimental_op_resolver_type=kinds.BUILTIN_WITHOUT_DEFAULT_DELEGATES if as_written else kinds.AUTO,
     )
-    numbers = [_tensor_number(name) for name in outputs]
 
     def run(input_name: str, images: Array) -> list[Array]:
         number = _tensor_number(input_name)
@@ -173,6 +180,26 @@ def _open_tflite(path: Path, outputs: Sequence[str], as_written: bool) -> Sessio
         return [interpreter.get_tensor(output) for output in numbers]
 
     return run
+
+
+def _declared_outputs(path: Path) -> list[int]:
+    """The numbers of the tensors that a TFLite model declares as its outputs."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    graph = schema.Model.GetRootAs(path.read_bytes(), 0).Subgraphs(0)
+    return [graph.Outputs(place) for place in range(graph.OutputsLength())]
+
+
+def _declare_outputs(path: Path, numbers: Sequence[int]) -> bytes:
+    """Return a TFLite model with other outputs: the new list is appended, and the graph refers to it."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    content = bytearray(path.read_bytes())
+    content += bytes(-len(content) % 4)
+    table = schema.Model.GetRootAs(content, 0).Subgraphs(0)._tab
+    field = table.Pos + table.Offset(_OUTPUTS_FIELD)
+    struct.pack_into("<I", content, field, len(content) - field)
+    return bytes(content + struct.pack(f"<I{len(numbers)}i", len(numbers), *numbers))
 
 
 def _open_tensorflow(path: Path, outputs: Sequence[str], as_written: bool) -> Session:

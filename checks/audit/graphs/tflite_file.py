@@ -10,6 +10,13 @@ from typing import Any
 import numpy as np
 
 from checks.audit.graphs.graph import Graph, Node, Op, Value, Window
+from checks.audit.graphs.onnx_quantisation import mark_relus
+from checks.audit.graphs.tflite_quantisation import (
+    dequantise_constants,
+    has_scale,
+    read_quantisation,
+    write_as_quantising,
+)
 from checks.core.types import Array
 from converter.casting import HALVES
 from converter.errors import SourceError
@@ -91,9 +98,16 @@ def _graph(path: Path, content: bytes) -> Graph:
         path, {name: TensorInfo(array.dtype, array.shape) for name, array in constants.items()}, len(content)
     )
     kinds = {number: name for name, number in vars(schema.BuiltinOperator).items() if name.isupper()}
-    nodes = tuple(_node(operator, model.operatorCodes, kinds, tensors) for operator in graph.operators)
+    stated = {
+        name: read_quantisation(tensor, _DTYPES.get(tensor.type, "unknown"), is_constant=name in constants)
+        for name, tensor in zip(tensors, graph.tensors, strict=True)
+        if has_scale(tensor)
+    }
+    quantised = dequantise_constants(constants, stated)
+    written = [_node(operator, model.operatorCodes, kinds, tensors) for operator in graph.operators]
+    nodes = mark_relus(list(write_as_quantising(written, stated, constants, quantised)))
     for node in nodes:
-        if node.kind == "DEQUANTIZE" and constants.get(node.inputs[0], _NOTHING).dtype in HALVES:
+        if node.dequantises and constants.get(node.inputs[0], _NOTHING).dtype in HALVES:
             constants[node.output] = constants[node.inputs[0]]  # as stored: widening changes no value
     inputs, outputs = (
         tuple(_value(tensors[number], graph.tensors[number]) for number in numbers)
@@ -104,7 +118,7 @@ def _graph(path: Path, content: bytes) -> Graph:
     title = f"the graph {name!r} ({description})"
     return Graph(
         path, (path,), "TFLite graph", title, nodes, constants, inputs, outputs, channels_last=True,
-        metadata=_metadata(model),
+        metadata=_metadata(model), quantised=quantised,
     )  # fmt: skip
 
 

@@ -115,6 +115,7 @@ def label(node: Node | None) -> str:
 
 
 def plain_name(name: str) -> str:
-    """Return a tensor's name in its file, without the number that `tflite_file` appends."""
+    """Return a tensor's name in its file, without what `tflite_file` and `tflite_quantisation` append."""
     stem, _, number = name.rpartition("#")
-    return printable(stem if stem and number.isdigit() else name)
+    is_appended = number.removesuffix(" exact").removesuffix(" dequantised").isdigit()
+    return printable(stem if stem and is_appended else name)

@@ -52,11 +52,12 @@ def plain(tensors, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def tflite(tensors, tmp_path_factory):
-    """A TFLite graph by TensorFlow; `half.tflite` beside it has its weights in half precision."""
+def tflite(tensors, pixels, tmp_path_factory):
+    """A TFLite graph by TensorFlow; beside it `half.tflite` with weights in half precision, `int8.tflite`."""
 
     def write(folder):
-        export_tflite(tensors, folder / "single.tflite", halved=folder / "half.tflite")
+        int8 = folder / "int8.tflite", standardise(pixels)
+        export_tflite(tensors, folder / "single.tflite", halved=folder / "half.tflite", int8=int8)
 
     return shared_folder(tmp_path_factory, "tflite", write) / "single.tflite"
 

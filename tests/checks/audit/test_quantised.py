@@ -164,6 +164,17 @@ def test_other_ways_to_quantise_are_faithful(folded, pixels, source, tmp_path, o
         assert ("weights of float32 in 1 of 133 layers" in stated) == is_reduced
 
 
+def test_tensorflows_conversion_with_every_operation_in_integers_is_faithful(tflite, source):
+    """Also sums, the average pool, the BatchNorm behind the Bottleneck and the normalisation."""
+    result = audit(tflite.with_name("int8.tflite"), source, standardisation=FIXED)
+    assert result.passed, result.judgements
+    assert excess(result) < 0.5
+    assert all(each.share < 0.5 for each in result.judgements if each.share is not None)
+    assert {each.status for each in result.tensors} == {"quantised"}
+    quantised = {each.layer for each in result.quantised.quantisers}
+    assert {"InceptionResnetV1/Block8", "InceptionResnetV1/Logits/AvgPool_1a_8x8"} <= quantised
+
+
 def test_faces_are_embedded_as_by_the_source(int8, pixels, source, tmp_path):
     save_crops(pixels, tmp_path / "crops")
     result = audit(int8, source, faces=tmp_path / "crops", standardisation=FIXED)
@@ -424,7 +435,7 @@ def test_an_activation_with_a_scale_for_each_channel_is_refused(int8, source, tm
     edit.put(node.input[1], np.ones(3, np.float32))
     edit.put(node.input[2], np.zeros(3, np.uint8))
     assert main([str(edit.save(tmp_path / "channels.onnx")), "--against", str(source)]) == 3
-    assert "its weights are integers of a kind that is not audited" in capsys.readouterr().err
+    assert "its integers are of a kind that is not audited" in capsys.readouterr().err
 
 
 def test_faces_need_a_graph_of_integers(folded, source, tmp_path, capsys):

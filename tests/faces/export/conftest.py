@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from faces.export.run import export
 from tests.support.first_images import AUDIT_TAKES_FROM, first_audited
@@ -42,3 +44,26 @@ def _exported(factory, weights, name, **options):
 def baked(weights, tmp_path_factory):
     """ONNX that takes pixels and standardises them by (x - 127.5) / 128."""
     return _exported(tmp_path_factory, weights, "baked.onnx", bake=True, standardisation="fixed")
+
+
+@pytest.fixture(scope="session")
+def crops(tmp_path_factory):
+    """Twelve crops of two people: patches of grey and colours with noise."""
+
+    def write(folder):
+        random = np.random.default_rng(1)
+        for number in range(12):
+            patches = random.normal(120, 50, (8, 8, 3)).repeat(20, axis=0).repeat(20, axis=1)
+            pixels = np.clip(patches + random.normal(0, 12, patches.shape), 0, 255)
+            person = folder / "ab"[number // 6]
+            person.mkdir(exist_ok=True)
+            Image.fromarray(pixels.astype(np.uint8)).save(person / f"{number}.png")
+
+    return shared_folder(tmp_path_factory, "crops-of-two-people", write)
+
+
+@pytest.fixture(scope="session")
+def int8_tflite(weights, crops, tmp_path_factory):
+    """TFLite in int8 that takes the pixels of one image and standardises them by (x - 127.5) / 128."""
+    options = {"precision": "int8", "bake": True, "standardisation": "fixed", "calibrate": crops}
+    return _exported(tmp_path_factory, weights, "int8.tflite", **options)

@@ -229,7 +229,6 @@ def test_bad_input_gets_one_message(weights, tmp_path, monkeypatch, capsys, argu
     ("arguments", "message"),
     [
         (("-o", "no/net.onnx"), "no: there is no such folder."),
-        (("-o", "net.tflite", "--precision", "int8"), "--precision int8 is for ONNX."),
         (("-o", "closed/net.onnx"), "closed: cannot be written to (Permission denied). Give another name."),
     ],
 )

@@ -27,20 +27,6 @@ from reference import load
 from tests.faces.export.conftest import SIZE
 
 
-@pytest.fixture(scope="module")
-def crops(tmp_path_factory):
-    """Twelve crops of two people: patches of grey and colours with noise."""
-    random = np.random.default_rng(1)
-    folder = tmp_path_factory.mktemp("crops")
-    for number in range(12):
-        patches = random.normal(120, 50, (8, 8, 3)).repeat(20, axis=0).repeat(20, axis=1)
-        pixels = np.clip(patches + random.normal(0, 12, patches.shape), 0, 255)
-        person = folder / "ab"[number // 6]
-        person.mkdir(exist_ok=True)
-        Image.fromarray(pixels.astype(np.uint8)).save(person / f"{number}.png")
-    return folder
-
-
 def export(*arguments):
     return main(["export", *map(str, arguments)])
 
@@ -138,7 +124,6 @@ def test_a_graph_of_a_fixed_batch_is_calibrated_on_every_image(tmp_path):
             "nothing tells how those of these weights are standardised",
         ),
         (("-o", "net.onnx", "--calibrate", "."), "--calibrate is for --precision int8. Leave it out."),
-        (("-o", "net.tflite", "--precision", "int8"), "--precision int8 is for ONNX."),
         (
             ("-o", "net.onnx", "--precision", "int8", "--standardise", "fixed", "--calibrate", "no"),
             "no: there is no such folder",
