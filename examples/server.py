@@ -1,4 +1,4 @@
-"""An HTTP service of embeddings and decisions; requests that wait run through the network as one batch.
+"""An HTTP service of embeddings and decisions; requests that wait run in batches, one on each core.
 
     python examples/server.py --gallery embeddings.parquet
 
@@ -24,17 +24,18 @@ import math
 import signal
 import socket
 import sys
-import time
+import timeit
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import h11
 import numpy as np
+import torch
 import uvicorn
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
@@ -53,6 +54,7 @@ from faces.embeddings import Embeddings, read_embeddings
 from faces.identify.run import rank_people
 from faces.images import to_rgb
 from faces.options import add_embedder_options, add_threshold_option, make_embedder, positive_number
+from faces.threads import MOST_THREADS, network_threads
 from faces.threshold import Threshold
 
 FORMATS = ("JPEG", "PNG")
@@ -68,11 +70,11 @@ Row = NDArray[np.float32]
 class Limits:
     """Limits on requests and batches."""
 
+    cores: int  # batches at the same time
     batch: int  # most images of a batch
     delay: float  # seconds that an image waits for others
     waiting: int  # most requests that are accepted and not answered
     size: int  # most bytes of a body
-    arrival: float  # seconds in which a request has to arrive
 
 
 @dataclass
@@ -96,7 +98,7 @@ class Metrics:
 
 
 class Batcher:
-    """Collects images that wait, and runs them as one batch in a thread; one batch at a time."""
+    """Collects images that wait, and runs them in batches, one on each core: none waits for a busier core."""
 
     def __init__(self, embed: Callable[[NDArray[Any]], NDArray[Any]], limits: Limits, metrics: Metrics):
         self._embed, self._limits, self._metrics = embed, limits, metrics
@@ -110,31 +112,31 @@ class Batcher:
 
     async def run(self) -> None:
         """Run batches until cancelled."""
-        loop = asyncio.get_running_loop()
-        with ThreadPoolExecutor(1) as thread:
-            while True:
-                crops, futures = zip(*await self._collect(), strict=True)
-                self._metrics.batches += 1
-                self._metrics.images += len(crops)
-                self._metrics.largest_batch = max(self._metrics.largest_batch, len(crops))
-                try:
-                    rows = await loop.run_in_executor(thread, self._embed, np.stack(crops))
-                except Exception as error:  # such as too little memory: the next batch may run
-                    for future in futures:
-                        future.set_exception(error)
-                else:
-                    for future, row in zip(futures, rows, strict=True):
-                        future.set_result(row)
+        with network_threads(self._limits.cores) as threads:
+            await asyncio.gather(*(self._run_batches(threads) for _ in range(self._limits.cores)))
+
+    async def _run_batches(self, threads: Executor) -> None:
+        while True:
+            crops, futures = zip(*await self._collect(), strict=True)
+            self._metrics.batches += 1
+            self._metrics.images += len(crops)
+            self._metrics.largest_batch = max(self._metrics.largest_batch, len(crops))
+            try:
+                rows = await asyncio.wrap_future(threads.submit(self._embed, np.stack(crops)))
+            except Exception as error:  # such as too little memory: the next batch may run
+                for future in futures:
+                    future.set_exception(error)
+            else:
+                for future, row in zip(futures, rows, strict=True):
+                    future.set_result(row)
 
     async def _collect(self) -> list[tuple[Crop, asyncio.Future[Row]]]:
         """Wait for an image, and then, for a while, for others."""
         batch = [await self._queue.get()]
-        try:
+        with suppress(TimeoutError):
             async with asyncio.timeout(self._limits.delay):
                 while len(batch) < self._limits.batch:
                     batch.append(await self._queue.get())
-        except TimeoutError:
-            pass
         return batch
 
 
@@ -174,14 +176,12 @@ class FaceService:
         return self._model.embed(self._model.standardise(crops))
 
     def _measure(self) -> float:
-        """Measure the images a second of full batches, which also makes the network warm."""
+        """Measure the images a second of full batches on all cores, which also makes the networks warm."""
         crops = np.random.default_rng(0).integers(0, 256, (self._limits.batch, 160, 160, 3), np.uint8)
-        seconds = []
-        for _ in range(4):
-            start = time.perf_counter()
-            self._embed(crops)
-            seconds.append(time.perf_counter() - start)
-        return len(crops) / min(seconds)
+        batches = [crops] * self._limits.cores
+        with network_threads(self._limits.cores) as threads:
+            seconds = timeit.repeat(lambda: list(threads.map(self._embed, batches)), number=1, repeat=6)
+        return len(crops) * len(batches) / min(seconds)
 
     async def _answer_embed(self, request: Request) -> Response:
         row, box = await self._embed_face(request)
@@ -235,10 +235,9 @@ class FaceService:
     async def _find_crop(self, image: Image.Image) -> tuple[Crop, Box | None]:
         """Decode a crop, or crop the face of a photograph."""
         method = _find_method(image)
-        if self._gallery is not None and (method or self._embedder.crop) != self._gallery.origin.crop:
-            raise HTTPException(
-                422, f"a crop {method}; the gallery is of the crop {self._gallery.origin.crop}"
-            )
+        gallery = self._gallery
+        if gallery is not None and (method or self._embedder.crop) != gallery.origin.crop:
+            raise HTTPException(422, f"a crop {method}; the gallery is of the crop {gallery.origin.crop}")
         if method is not None:
             return central_part(_decode(image)), None
         return await asyncio.get_running_loop().run_in_executor(self._searching, self._find_face, image)
@@ -359,9 +358,9 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000, help="0 takes a free one (default: 8000)")
     parser.add_argument("--gallery", metavar="FILE.parquet", type=Path, help="embeddings of known people")
-    parser.add_argument("--max-batch", type=positive_number, default=16, help="images (default: 16)")
+    parser.add_argument("--max-batch", type=positive_number, default=8, help="images (default: 8)")
     parser.add_argument("--max-delay", type=positive_number, default=5, help="milliseconds (default: 5)")
-    parser.add_argument("--max-waiting", type=positive_number, default=64, help="requests (default: 64)")
+    parser.add_argument("--max-waiting", type=positive_number, default=128, help="requests (default: 128)")
     parser.add_argument("--max-bytes", type=positive_number, default=8 << 20, help="body (default: 8 MiB)")
     parser.add_argument("--arrival", type=float, default=10.0, help="seconds for a request (default: 10)")
     add_threshold_option(parser, "that of the gallery, or the one measured for the default model")
@@ -372,20 +371,21 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     """Serve until SIGTERM or Ctrl-C; requests that were accepted are answered before the end."""
     options = _parse(arguments)
-    delay = options.max_delay / 1000
-    limits = Limits(options.max_batch, delay, options.max_waiting, options.max_bytes, options.arrival)
+    cores = min(torch.get_num_threads(), MOST_THREADS) if options.device == "cpu" else 1
+    limits = Limits(
+        cores, options.max_batch, options.max_delay / 1000, options.max_waiting, options.max_bytes
+    )
     try:
         listener = socket.create_server((options.host, options.port), backlog=2048)
-        gallery = None
-        if options.gallery is not None:
-            gallery = read_embeddings(options.gallery)
+        gallery = None if options.gallery is None else read_embeddings(options.gallery)
+        if gallery is not None:
             options.model = options.model or gallery.origin.model
             options.standardisation, options.crop = gallery.origin.standardisation, gallery.origin.crop
         service = FaceService(make_embedder(options), limits, gallery, options.threshold)
     except (PortError, OSError, OverflowError) as error:  # the last two are of the address
         print(f"server.py: error: {error}", file=sys.stderr)
         return error.exit_code if isinstance(error, PortError) else 2
-    application, protocol = service.application(), with_deadline(limits.arrival, service.metrics)
+    application, protocol = service.application(), with_deadline(options.arrival, service.metrics)
     config = uvicorn.Config(application, http=protocol, log_level="warning", timeout_keep_alive=KEEP_ALIVE)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)  # uvicorn handles it, and then raises it once more

@@ -253,7 +253,7 @@ def test_a_photograph_is_searched_and_its_face_embedded(single_files, monkeypatc
     monkeypatch.setattr("faces.embedder.load_model", load_once)
     embedder = Embedder(single_files / "weights.pt", standardisation="fixed")
     embedder.__dict__["detector"] = ColourDetector()
-    service = server.FaceService(embedder, server.Limits(1, 0, 1, 1 << 20, 1), None, None)
+    service = server.FaceService(embedder, server.Limits(1, 1, 0, 1, 1 << 20), None, None)
     with TestClient(service.application()) as client:
         photograph, nobody = (encode(np.asarray(picture(*faces))) for faces in ([ONE], []))
         answer = client.post("/embed", content=photograph).json()
