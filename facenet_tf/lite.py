@@ -17,7 +17,7 @@ from facenet_tf import import_tensorflow, stderr_aside
 from facenet_tf.graph import build
 from facenet_tf.mtcnn import NETWORKS, Layers
 from facenet_tf.session import legacy_graph, open_session
-from facenet_tf.variables import infer_options, load_variables
+from facenet_tf.variables import BOTTLENECK, infer_options, load_variables
 
 tf = import_tensorflow()
 tf1 = tf.compat.v1
@@ -47,11 +47,12 @@ def write_tflite(
     *,
     images: tuple[int | None, int | None, int | None],
     baked: Literal["fixed", "per-image"] | None = None,
+    classify: bool = False,
     halved: bool = False,
     calibrate: Sequence[NDArray[Any]] = (),
     metadata: Mapping[str, str],
 ) -> None:
-    """Write the network in inference as a TFLite file of embeddings; the same arguments give the same bytes.
+    """Write the network in inference as a TFLite file; the same arguments give the same bytes.
 
     Args:
         path: The file.
@@ -60,12 +61,14 @@ def write_tflite(
         images: Number of images, None for any, with their height and width, of which both are known.
         baked: The standardisation in the graph, whose input is then `pixels`, uint8 (N, H, W, 3). Without
             it the input is `images`, float32 (N, H, W, 3), standardised.
+        classify: Whether the output is the classifier's logits in place of embeddings.
         halved: Whether the weights are stored in half precision; the interpreter widens them.
         calibrate: Batches of images as the graph takes them. With any, the network is quantised to 8 bits:
             weights with a scale for each channel, activations by the least and the largest value on these.
         metadata: Key to value, for the file.
     """
     features = {name: array for name, array in tensors.items() if not name.startswith("Logits/")}
+    used = tensors if classify else features
     with legacy_graph() as graph:
         shape = (*images, 3)
         if baked is None:
@@ -74,7 +77,11 @@ def write_tflite(
             placeholder = tf1.placeholder(tf.uint8, shape, name="pixels")
             standardised = _standardise(tf.cast(placeholder, tf.float32), baked)
         endpoints = build(standardised, **infer_options(features)._asdict())
-    content = _convert(graph, features, placeholder, [endpoints["embeddings"]], halved, calibrate)
+        if classify:
+            result = _classify(endpoints[BOTTLENECK], tensors["Logits/weights"].shape)
+        else:
+            result = endpoints["embeddings"]
+    content = _convert(graph, used, placeholder, [result], halved, calibrate)
     path.write_bytes(_add_metadata(content, metadata))
 
 
@@ -108,6 +115,21 @@ def write_mtcnn_tflite(
         ]
     content = _convert(graph, tensors, placeholder, results, halved)
     path.write_bytes(_add_metadata(content, metadata))
+
+
+def _classify(embeddings: Any, shape: tuple[int, ...]) -> Any:
+    """Add the classifier, whose weights have this shape.
+
+    The slice takes all. Without it the converter folds the BatchNorm of the embeddings into the classifier,
+    whose weights are then no longer the source's.
+    """
+    size, classes = shape
+    with tf1.variable_scope("Logits"):
+        weights, biases = (
+            tf1.get_variable(name, extents, tf.float32, tf1.zeros_initializer(), use_resource=False)
+            for name, extents in (("weights", (size, classes)), ("biases", (classes,)))
+        )
+    return tf.identity(tf.nn.bias_add(tf.matmul(embeddings[:, :size], weights), biases), "logits")
 
 
 class _Layers(Layers):

@@ -116,9 +116,9 @@ def plan_interface(
     """Plan the interface of a graph; the arguments are those of `export`.
 
     Raises:
-        UsageError: The weights have no classifier, or it is to be written as TFLite; the standardisation to
-            bake in is not known or another than the one that is stated; the batch is larger than the audit
-            runs; or an option is not for this network.
+        UsageError: The weights have no classifier; the standardisation to bake in is not known or another
+            than the one that is stated; the batch is larger than the audit runs; or an option is not for this
+            network.
     """
     variant = weights.network
     extent = (None if graph_format == "onnx" else 1) if batch is None else batch
@@ -144,11 +144,6 @@ def plan_interface(
         raise UsageError(
             f"{weights.path}: these weights have no classifier, so there are no logits to export. Leave out "
             "--classify, or give weights with one, such as the folder best of a training."
-        )
-    if classify and graph_format == "tflite":
-        raise UsageError(
-            f"{weights.path}: TensorFlow's converter folds the embeddings' BatchNorm into the classifier, "
-            "which the audit cannot judge yet. Export the classifier to .onnx, or leave out --classify."
         )
     stated = weights.standardisation or (_STATED[standardisation] if standardisation else None)
     if standardisation and stated != _STATED[standardisation]:

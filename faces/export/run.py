@@ -263,6 +263,7 @@ def _write(
         weights.variables,
         images=(batch, height, width),
         baked=interface.baked,
+        classify=interface.classifies,
         halved=halved,
         calibrate=() if calibration is None else list(in_batches(calibration.images, batch or 1)),
         metadata=metadata,

@@ -39,6 +39,12 @@ class TfliteEdit:
         buffer.data = np.array(buffer.data, np.uint8)
         return buffer.data.view(np.int8).reshape(tensor.shape)
 
+    def flip(self, tensor: Any, place: int, bit: int) -> None:
+        """Flip a bit of a value of a constant in float32."""
+        buffer = self.model.buffers[tensor.buffer]
+        buffer.data = np.array(buffer.data, np.uint8)
+        buffer.data.view(np.int32)[place] ^= 1 << bit
+
     def save(self, path: Path) -> Path:
         """Write the model."""
         builder = flatbuffers.Builder(1 << 20)

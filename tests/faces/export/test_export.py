@@ -15,6 +15,7 @@ import torch
 
 import faces.export.run
 from checks.audit.graphs.onnx_tflite_session import MOST_IMAGES
+from checks.audit.run import audit
 from converter.convert_file import convert_file
 from converter.hub.catalog_entry import PER_IMAGE
 from facenet_port import main
@@ -24,6 +25,7 @@ from faces.export.weights import read_weights
 from faces.export.write_onnx import write_onnx
 from reference import load
 from tests.faces.export.conftest import SIZE
+from tests.support.tflite_edit import TfliteEdit
 
 STATED = ["network", "source", "source_sha256", "weights", "weights_sha256", "standardisation", "input",
           "output", "precision", "licence", "made_by"]  # fmt: skip
@@ -99,6 +101,37 @@ def test_tflite_in_float32_takes_any_number_of_images(weights, tmp_path):
     with torch.inference_mode():
         expected = load(weights).double()(torch.from_numpy(images.transpose(0, 3, 1, 2)).double()).numpy()
     assert np.linalg.norm(interpreter.get_tensor(given["index"]) - expected) < 1e-5
+
+
+@pytest.mark.slow
+def test_the_classifier_as_tflite_has_the_sources_weights_and_one_changed_bit_is_found(weights, tmp_path):
+    from ai_edge_litert.interpreter import Interpreter
+
+    result = write(weights, tmp_path / "c.tflite", classify=True)
+    assert result.metadata["output"] == "float32 (1, 7): logits"
+    classifier = {each.variable: each for each in result.audit.tensors if each.stage == "Logits"}
+    assert {name: each.status for name, each in classifier.items()} == {
+        "Logits/weights": "equal",
+        "Logits/biases": "equal",
+    }
+    interpreter = Interpreter(str(tmp_path / "c.tflite"))
+    interpreter.allocate_tensors()
+    (taken,), (given,) = interpreter.get_input_details(), interpreter.get_output_details()
+    images = np.random.default_rng(1).standard_normal((1, SIZE, SIZE, 3), np.float32)
+    interpreter.set_tensor(taken["index"], images)
+    interpreter.invoke()
+    network = load(weights).double()
+    network.classify = True
+    with torch.inference_mode():
+        expected = network(torch.from_numpy(images.transpose(0, 3, 1, 2)).double()).numpy()
+    gap = np.linalg.norm(interpreter.get_tensor(given["index"]) - expected)
+    assert gap < 1e-5 * np.linalg.norm(expected)
+    edit = TfliteEdit(tmp_path / "c.tflite")
+    kernel = edit.graph.tensors[edit.operators("FULLY_CONNECTED")[-1].inputs[1]]
+    edit.flip(kernel, 1234, 0)
+    faults = [each for each in audit(edit.save(tmp_path / "changed.tflite"), weights).tensors
+              if not each.is_faithful]  # fmt: skip
+    assert [(each.variable, each.differing, each.max_ulp) for each in faults] == [("Logits/weights", 1, 1)]
 
 
 def test_the_same_weights_and_options_give_the_same_bytes(weights, baked, tmp_path):
@@ -179,8 +212,6 @@ def test_logits_of_weights_without_a_classifier_are_refused(weights, tmp_path, c
     torch.save(features, tmp_path / "features.pt")
     assert export(tmp_path / "features.pt", "-o", tmp_path / "c.onnx", "--classify") == 2
     assert "these weights have no classifier, so there are no logits to export" in capsys.readouterr().err
-    assert export(weights, "-o", tmp_path / "c.tflite", "--classify") == 2
-    assert "which the audit cannot judge yet. Export the classifier to .onnx" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
