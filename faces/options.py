@@ -107,6 +107,17 @@ def add_backend_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_detector_backend_option(parser: argparse.ArgumentParser) -> None:
+    """Add --backend of the detector."""
+    parser.add_argument(
+        "--backend",
+        choices=("torch", "onnxruntime", "litert"),
+        help="what runs the detector's networks (default: torch); the others run exported files, which are "
+        "made once, audited, checked against torch and kept in the cache. Their boxes differ from torch's by "
+        "float32 rounding",
+    )
+
+
 def add_threshold_option(parser: argparse.ArgumentParser, default: str) -> None:
     """Add --threshold.
 

@@ -64,6 +64,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         help="threads that read photographs and write crops beside the detector (default: the processors, at "
         f"most {_MOST_WORKERS})",
     )
+    options.add_detector_backend_option(parser)
     options.add_detector_options(parser)
     add_report_option(parser, "; it shows every photograph with its boxes, the doubtful ones first")
 
@@ -106,6 +107,7 @@ def _align(arguments: argparse.Namespace, processes: Processes) -> int:
             workers=arguments.workers,
             device=arguments.device,
             offline=arguments.offline,
+            backend=arguments.backend,
             processes=processes,
             progress=progress,
         )

@@ -1,1 +1,1 @@
-"""The runtimes that compute embeddings: PyTorch, ONNX Runtime and LiteRT."""
+"""The runtimes that compute embeddings and run the detector's networks: PyTorch, ONNX Runtime and LiteRT."""

@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from faces.model import Model
 
 _CHECKED = 4  # images
-_FORMATS: Mapping[str, GraphFormat] = {
+FORMATS: Mapping[str, GraphFormat] = {
     "onnxruntime": GRAPH_FORMATS[0],
     "litert": GRAPH_FORMATS[1],
 }
-_ENDINGS = {name: ending for ending, name in RUNTIMES.items()}
+ENDINGS = {name: ending for ending, name in RUNTIMES.items()}
 
 
 def choose_backend(model: Model, asked: BackendName | None, *, device: str, images: int = 0) -> Model:
@@ -50,8 +50,7 @@ def choose_backend(model: Model, asked: BackendName | None, *, device: str, imag
         DifferenceError: The embeddings of the runtime that is wanted differ from PyTorch's.
         RequirementError: A package that it needs is not installed, or the cache cannot be used.
     """
-    if asked not in (None, "torch") and device != "cpu":
-        raise UsageError(f"--backend {asked}: it runs on the CPU. Leave out --device {device}.")
+    check_backend_device(asked, device)
     if model.pytorch is None:
         if asked not in (None, model.backend.name):
             raise UsageError(f"{model.name} runs in {model.backend.name}. Leave out --backend {asked}.")
@@ -59,7 +58,7 @@ def choose_backend(model: Model, asked: BackendName | None, *, device: str, imag
     if asked == "torch" or (asked is None and (device != "cpu" or not _is_installed("onnxruntime"))):
         return model
     if asked is not None:
-        _FORMATS[asked].require(f"--backend {asked}")
+        FORMATS[asked].require(f"--backend {asked}")
         return _use(model, asked, _find(model, asked) or _make(model, asked))
     try:
         export = _find(model, "onnxruntime")
@@ -70,18 +69,28 @@ def choose_backend(model: Model, asked: BackendName | None, *, device: str, imag
         return replace(model, checked=BackendFacts(note=f"onnxruntime is not used: {error}"))
 
 
+def check_backend_device(asked: BackendName | None, device: str) -> None:
+    """Refuse a runtime that does not run on a device.
+
+    Raises:
+        UsageError: It does not.
+    """
+    if asked not in (None, "torch") and device != "cpu":
+        raise UsageError(f"--backend {asked}: it runs on the CPU. Leave out --device {device}.")
+
+
 def _find(model: Model, name: BackendName) -> CachedExport | None:
-    return find_export(model.sha256, _ENDINGS[name])
+    return find_export(model.sha256, ENDINGS[name])
 
 
 def _make(model: Model, name: BackendName) -> CachedExport:
-    return make_export(model.name, model.sha256, _ENDINGS[name])
+    return make_export(model.name, model.sha256, ENDINGS[name])
 
 
 def _use(model: Model, name: BackendName, export: CachedExport) -> Model:
     """Open an exported file as the runtime of a model, after it has been checked on this machine."""
     backend = GraphBackend(export.path, export.sha256, **_interface(name, model.backend.embedding_size))
-    key = f"{_describe(name)}; {model.standardisation}"
+    key = f"{describe_machine(name)}; {model.standardisation}"
     distance = export.checks.get(key)
     if distance is None:
         distance = measure_distance(model, backend)
@@ -109,10 +118,10 @@ def measure_distance(model: Model, backend: Any) -> float:
     return float(np.linalg.norm(apart, axis=1).max())
 
 
-def _describe(name: str) -> str:
+def describe_machine(name: str) -> str:
     """Describe what the result of a check depends on: the processor and the versions."""
     processor = machine()["processor"]
-    return f"{processor}; torch {torch.__version__}; {_FORMATS[name].runtime_version()}"
+    return f"{processor}; torch {torch.__version__}; {FORMATS[name].runtime_version()}"
 
 
 def _is_installed(module: str) -> bool:

@@ -2,6 +2,8 @@
 
 exports/DIGEST/embeddings.onnx        DIGEST is the start of the SHA-256 of the weights
 exports/DIGEST/embeddings.onnx.json   the SHA-256 of the file, and the checks of it
+
+The networks of the detector are pnet.onnx and so on, each in the folder of its own weights.
 """
 
 from __future__ import annotations
@@ -18,6 +20,9 @@ from converter.errors import DifferenceError
 from converter.hub.cache import cache_folder, explain_cache_errors, lock
 from converter.manifest import file_digest
 
+EMBEDDINGS = "embeddings"
+"""The name of the file that embeds faces."""
+
 
 @dataclass(frozen=True, slots=True)
 class CachedExport:
@@ -26,7 +31,7 @@ class CachedExport:
     Attributes:
         path: The file.
         sha256: Its SHA-256, with which it was verified.
-        checks: Machine and versions to the distance from PyTorch's embeddings.
+        checks: Machine and versions to the distance from PyTorch's results.
     """
 
     path: Path
@@ -40,17 +45,18 @@ class CachedExport:
             _write_record(self)
 
 
-def find_export(weights_sha256: str, ending: str) -> CachedExport | None:
+def find_export(weights_sha256: str, ending: str, name: str = EMBEDDINGS) -> CachedExport | None:
     """Find the exported file of weights in the cache and verify it; None if there is none or it has changed.
 
     Args:
         weights_sha256: The `weights_digest` of the weights.
         ending: `.onnx` or `.tflite`.
+        name: The name of the file without its ending.
 
     Raises:
         RequirementError: The cache cannot be read.
     """
-    path = _path(weights_sha256, ending)
+    path = _path(weights_sha256, ending, name)
     with explain_cache_errors():
         try:
             record: Any = json.loads(_record(path).read_bytes())
@@ -60,13 +66,14 @@ def find_export(weights_sha256: str, ending: str) -> CachedExport | None:
             return None
 
 
-def make_export(source: str, weights_sha256: str, ending: str) -> CachedExport:
+def make_export(source: str, weights_sha256: str, ending: str, name: str = EMBEDDINGS) -> CachedExport:
     """Export weights into the cache, or find what another process has made meanwhile.
 
     Args:
         source: The weights, as `facenet-port export` takes them.
         weights_sha256: Their `weights_digest`.
         ending: `.onnx` or `.tflite`.
+        name: The name of the file without its ending.
 
     Raises:
         DifferenceError: The audit refuses the file, or the source has changed since.
@@ -74,9 +81,9 @@ def make_export(source: str, weights_sha256: str, ending: str) -> CachedExport:
     """
     from faces.export.run import export
 
-    path = _path(weights_sha256, ending)
+    path = _path(weights_sha256, ending, name)
     with lock(f"export-{path.parent.name}{ending}"):
-        found = find_export(weights_sha256, ending)
+        found = find_export(weights_sha256, ending, name)
         if found is not None:
             return found
         logging.getLogger(__name__).warning("%s: exporting and auditing it, once: %s", source, path)
@@ -96,8 +103,8 @@ def make_export(source: str, weights_sha256: str, ending: str) -> CachedExport:
     return made
 
 
-def _path(weights_sha256: str, ending: str) -> Path:
-    return cache_folder() / "exports" / weights_sha256[:16] / f"embeddings{ending}"
+def _path(weights_sha256: str, ending: str, name: str) -> Path:
+    return cache_folder() / "exports" / weights_sha256[:16] / f"{name}{ending}"
 
 
 def _record(path: Path) -> Path:

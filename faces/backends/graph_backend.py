@@ -21,12 +21,47 @@ from faces.backends.facts import RUNTIMES, BackendName
 _SIZES = (1, IMAGE_SIZE, IMAGE_SIZE, IMAGE_SIZE)  # of an input's variable extents; the channels have theirs
 _LENGTH_TOLERANCE = 1e-2  # of an embedding that is computed in half precision or from 8 bits
 
-Run = Callable[[NDArray[Any]], NDArray[Any]]
-"""A function from a batch in the layout and dtype of a graph's input to its first output, (N, E)."""
+Run = Callable[[NDArray[Any]], dict[str, NDArray[Any]]]
+"""A function from a batch in the layout and dtype of a graph's input to its outputs by name."""
+
+
+class GraphFile:
+    """Runs an exported file, on as many threads as PyTorch uses in the calling thread.
+
+    Args:
+        path: The file, .onnx or .tflite, which was audited or tried before.
+
+    Attributes:
+        name: The name of the runtime, as `--backend` has it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.name: BackendName = RUNTIMES[path.suffix.lower()]
+        self._runs: dict[int, Run] = {}
+        self._opening = Lock()
+
+    def run(self, batch: NDArray[Any]) -> dict[str, NDArray[Any]]:
+        """Run a batch in the layout and dtype of the graph's input; returns its outputs by name.
+
+        Raises:
+            SourceError: The runtime refuses the file.
+        """
+        return self._open(torch.get_num_threads())(batch)
+
+    def _open(self, threads: int) -> Run:
+        with self._opening:
+            if threads not in self._runs:
+                if self.name == "onnxruntime":
+                    from faces.backends.onnxruntime_backend import open_onnxruntime as open_file
+                else:
+                    from faces.backends.litert_backend import open_litert as open_file
+                self._runs[threads] = open_file(self.path, threads)
+            return self._runs[threads]
 
 
 class GraphBackend:
-    """Runs an exported file, on as many threads as PyTorch uses in the calling thread.
+    """Embeds faces with an exported file.
 
     Args:
         path: The file, .onnx or .tflite, which was audited or tried before.
@@ -50,10 +85,9 @@ class GraphBackend:
     ) -> None:
         self.path, self.sha256, self.takes_pixels = path, sha256, takes_pixels
         self.embedding_size = embedding_size
-        self.name: BackendName = RUNTIMES[path.suffix.lower()]
+        self._file = GraphFile(path)
+        self.name = self._file.name
         self._batch, self._channels_last = shape[0], shape[3] == 3
-        self._runs: dict[int, Run] = {}
-        self._opening = Lock()
 
     def embed(self, images: NDArray[Any]) -> NDArray[Any]:
         """Compute the embeddings of images: (N, H, W, 3), standardised or pixels, to (N, E), float32.
@@ -61,7 +95,6 @@ class GraphBackend:
         Raises:
             SourceError: The runtime refuses the file, or it gives no embeddings of length one.
         """
-        run = self._open(torch.get_num_threads())
         ordered = images if self._channels_last else images.transpose(0, 3, 1, 2)
         ready = np.ascontiguousarray(ordered, np.uint8 if self.takes_pixels else np.float32)
         size = self._batch or len(ready)
@@ -69,7 +102,8 @@ class GraphBackend:
         for start in range(0, len(ready), size):
             batch = ready[start : start + size]
             missing = np.repeat(batch[-1:], size - len(batch), axis=0)  # of a graph with a fixed batch
-            rows.append(run(np.concatenate([batch, missing]) if len(missing) else batch)[: len(batch)])
+            whole = np.concatenate([batch, missing]) if len(missing) else batch
+            rows.append(next(iter(self._file.run(whole).values()))[: len(batch)])
         embeddings = np.concatenate(rows).astype(np.float32, copy=False)
         lengths = np.linalg.norm(embeddings, axis=1, keepdims=True)
         if not np.all(np.abs(lengths - 1) <= _LENGTH_TOLERANCE):  # NaN is not
@@ -80,16 +114,6 @@ class GraphBackend:
             )
         exact: NDArray[Any] = embeddings / lengths  # those of 8 bits are less exact
         return exact
-
-    def _open(self, threads: int) -> Run:
-        with self._opening:
-            if threads not in self._runs:
-                if self.name == "onnxruntime":
-                    from faces.backends.onnxruntime_backend import open_onnxruntime as open_file
-                else:
-                    from faces.backends.litert_backend import open_litert as open_file
-                self._runs[threads] = open_file(self.path, threads)
-            return self._runs[threads]
 
 
 def try_file(path: Path) -> tuple[Graph, int]:

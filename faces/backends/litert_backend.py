@@ -20,27 +20,32 @@ def open_litert(path: Path, threads: int) -> Run:
         threads: The number of threads that run it.
 
     Raises:
-        SourceError: LiteRT refuses the file.
+        SourceError: LiteRT refuses the file; some only as it runs.
     """
     from ai_edge_litert import interpreter as litert
 
+    def explain(error: Exception) -> SourceError:
+        return SourceError(path, f"LiteRT does not open it ({str(error).splitlines()[0]})")
+
     try:
         interpreter = litert.Interpreter(model_content=path.read_bytes(), num_threads=threads)
-        interpreter.allocate_tensors()
     except (RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise SourceError(path, f"LiteRT does not open it ({reason})") from error
-    taken, given = interpreter.get_input_details()[0]["index"], interpreter.get_output_details()[0]["index"]
+        raise explain(error) from error
+    taken, given = interpreter.get_input_details()[0]["index"], interpreter.get_output_details()
+    prepared: list[tuple[int, ...]] = []  # the shape that the interpreter has tensors for, once there is one
     running = Lock()  # an interpreter holds the tensors of one run
 
-    def run(batch: NDArray[Any]) -> NDArray[Any]:
+    def run(batch: NDArray[Any]) -> dict[str, NDArray[Any]]:
         with running:
-            if interpreter.get_input_details()[0]["shape"][0] != len(batch):
-                interpreter.resize_tensor_input(taken, batch.shape)
-                interpreter.allocate_tensors()
+            if prepared != [batch.shape]:
+                try:
+                    interpreter.resize_tensor_input(taken, batch.shape)
+                    interpreter.allocate_tensors()
+                except (RuntimeError, ValueError) as error:
+                    raise explain(error) from error
+                prepared[:] = [batch.shape]
             interpreter.set_tensor(taken, batch)
             interpreter.invoke()
-            result: NDArray[Any] = interpreter.get_tensor(given)
-            return result
+            return {output["name"]: interpreter.get_tensor(output["index"]) for output in given}
 
     return run

@@ -31,10 +31,9 @@ def open_onnxruntime(path: Path, threads: int) -> Run:
     except Exception as error:  # onnxruntime's own errors share no class
         reason = str(error).splitlines()[0]
         raise SourceError(path, f"onnxruntime does not open it ({reason})") from error
-    taken, given = session.get_inputs()[0].name, session.get_outputs()[0].name
+    taken, given = session.get_inputs()[0].name, [output.name for output in session.get_outputs()]
 
-    def run(batch: NDArray[Any]) -> NDArray[Any]:
-        result: NDArray[Any] = session.run([given], {taken: batch})[0]
-        return result
+    def run(batch: NDArray[Any]) -> dict[str, NDArray[Any]]:
+        return dict(zip(given, session.run(given, {taken: batch}), strict=True))
 
     return run

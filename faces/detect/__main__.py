@@ -30,6 +30,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         help="also write the photographs with boxes and landmarks drawn on them: OUT is a folder, or for one "
         "photograph a file",
     )
+    options.add_detector_backend_option(parser)
     options.add_detector_options(parser)
 
 
@@ -45,6 +46,7 @@ def _work(arguments: argparse.Namespace) -> int:
             thresholds=tuple(arguments.thresholds),
             factor=arguments.factor,
             offline=arguments.offline,
+            backend=arguments.backend,
             progress=progress,
         )
     command_line.show_result(arguments, result, "faces.detect", result.as_json)

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from faces.backends.facts import BackendName
 from faces.detect import cascade
 from faces.detect.cascade import Boxes
 from faces.detect.result import Face
@@ -40,10 +41,14 @@ class FaceDetector:
         thresholds: Probability of a face that P-Net, R-Net and O-Net ask for.
         factor: Ratio of two scales of the pyramid that follow each other. Nearer to 1 is slower.
         offline: Never download.
+        backend: What runs facenet's networks: "torch", "onnxruntime" or "litert"; None for PyTorch. The boxes
+            of another differ by the rounding of float32.
 
     Raises:
         ValueError: `smallest_face` is below 1, a threshold is not from 0 to 1, or `factor` is not between 0
-            and 1.
+            and 1; or networks are given with a backend.
+        UsageError: The backend does not run on the device.
+        DifferenceError: Its results differ from PyTorch's.
         RequirementError: The weights are not in the cache and cannot be downloaded.
         SourceError: The cached weights are damaged.
     """
@@ -57,6 +62,7 @@ class FaceDetector:
         thresholds: tuple[float, float, float] = THRESHOLDS,
         factor: float = FACTOR,
         offline: bool = False,
+        backend: BackendName | None = None,
     ) -> None:
         if smallest_face < 1:
             raise ValueError(f"smallest_face {smallest_face}: give at least 1 pixel")
@@ -67,10 +73,16 @@ class FaceDetector:
         self.smallest_face = smallest_face
         self.thresholds = thresholds
         self.factor = factor
-        p_net, r_net, o_net = networks or load_mtcnn(offline=offline)
-        self._p_net = _with_faster_pool(p_net.to(device).eval())
-        self._r_net, self._o_net = r_net.to(device).eval(), o_net.to(device).eval()
-        self.device = next(p_net.parameters()).device  # which GPU, too
+        if networks is not None and backend not in (None, "torch"):
+            raise ValueError(f"backend {backend}: it runs facenet's own networks. Leave out networks.")
+        loaded: tuple[nn.Module, ...] = networks or load_mtcnn(offline=offline)
+        if backend == "onnxruntime" or backend == "litert":
+            from faces.backends.detector_networks import run_networks_in  # which few need
+
+            loaded = run_networks_in(backend, loaded, str(device), offline=offline)
+        p_net, self._r_net, self._o_net = (network.to(device).eval() for network in loaded)
+        self._p_net = _with_faster_pool(p_net) if isinstance(p_net, PNet) else p_net
+        self.device = next(p_net.parameters(), torch.empty(0)).device  # which GPU, too
 
     def detect(self, images: Sequence[ImageLike]) -> list[tuple[Face, ...]]:
         """Find the faces of photographs.

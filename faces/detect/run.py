@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from checks.core.options import check_device
 from checks.core.photographs import PhotographError, find_photographs, read_photograph
 from converter.errors import SourceError
+from faces.backends.facts import BackendName
 from faces.detect.detector import FaceDetector
 from faces.detect.drawing import Drawings
 from faces.detect.result import DetectionResult, Face, Photograph
@@ -36,6 +37,7 @@ def detect(
     thresholds: tuple[float, float, float] = THRESHOLDS,
     factor: float = FACTOR,
     offline: bool = False,
+    backend: BackendName | None = None,
     progress: Callable[[int, int | None], None] = lambda done, total: None,
 ) -> DetectionResult:
     """Find the faces of photographs, as facenet's own detector finds them.
@@ -51,6 +53,7 @@ def detect(
         thresholds: Probability of a face that P-Net, R-Net and O-Net ask for.
         factor: Ratio of two scales of the pyramid that follow each other.
         offline: Never download the detector's weights.
+        backend: What runs the networks, as for `FaceDetector`.
         progress: Called with the numbers of photographs searched and of all.
 
     Raises:
@@ -62,7 +65,12 @@ def detect(
     files, problems = find_files(sources)
     drawings = None if draw is None else Drawings(Path(draw), files)
     detector = FaceDetector(
-        device=device, smallest_face=smallest_face, thresholds=thresholds, factor=factor, offline=offline
+        device=device,
+        smallest_face=smallest_face,
+        thresholds=thresholds,
+        factor=factor,
+        offline=offline,
+        backend=backend,
     )
     photographs: list[Photograph] = []
     names = list(files)

@@ -1,0 +1,113 @@
+"""The detector's three networks in ONNX Runtime or LiteRT: exported files in place of PyTorch's networks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from checks.core import thresholds
+from checks.core.weights_digest import weights_digest
+from converter.errors import DifferenceError
+from converter.hub.locate import find_model
+from converter.mtcnn_layer_map import NETWORKS, MtcnnNetwork
+from faces.backends.choose import ENDINGS, FORMATS, check_backend_device, describe_machine
+from faces.backends.export_cache import find_export, make_export
+from faces.backends.graph_backend import GraphFile
+from reference.mtcnn import O_NET_SIZE, R_NET_SIZE
+
+GraphRuntime = Literal["onnxruntime", "litert"]
+
+_OUTPUTS = ("offsets", "landmarks", "probabilities")  # in PyTorch's order
+_CHECKED = {  # the shapes of the images on which each is checked
+    "P-Net": (1, 3, 90, 77),
+    "R-Net": (16, 3, R_NET_SIZE, R_NET_SIZE),
+    "O-Net": (16, 3, O_NET_SIZE, O_NET_SIZE),
+}
+
+
+class GraphNetwork(nn.Module):
+    """An exported network of the detector, which takes and gives the tensors that PyTorch's does.
+
+    Args:
+        file: The file.
+    """
+
+    def __init__(self, file: GraphFile) -> None:
+        super().__init__()
+        self._file = file
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Compute the outputs of the network of images, (N, 3, H, W), on the CPU."""
+        if self._file.name == "onnxruntime":
+            outputs = self._file.run(np.ascontiguousarray(images.numpy()))
+        else:  # its channels are last, and it takes one image at a time
+            ordered = np.ascontiguousarray(images.permute(0, 2, 3, 1).numpy())
+            runs = [self._file.run(image[None]) for image in ordered]
+            outputs = {name: _channels_first(np.concatenate([run[name] for run in runs])) for name in runs[0]}
+        return tuple(torch.from_numpy(outputs[name]) for name in _OUTPUTS if name in outputs)
+
+
+def _channels_first(output: NDArray[Any]) -> NDArray[Any]:
+    return output.transpose(0, 3, 1, 2) if output.ndim == 4 else output
+
+
+def run_networks_in(
+    backend: GraphRuntime, networks: Sequence[nn.Module], device: str, *, offline: bool = False
+) -> tuple[GraphNetwork, ...]:
+    """Open the exported files of facenet's P-Net, R-Net and O-Net, which are made once, audited and kept.
+
+    Each is checked against PyTorch on seeded images, once on each machine.
+
+    Args:
+        backend: The runtime.
+        networks: P-Net, R-Net and O-Net in PyTorch, with the published weights.
+        device: The device that was asked for.
+        offline: Never download.
+
+    Raises:
+        UsageError: The device is not the CPU.
+        DifferenceError: The outputs of a file differ from PyTorch's.
+        RequirementError: A package is not installed, the weights cannot be downloaded, or the cache cannot be
+            used.
+    """
+    check_backend_device(backend, device)
+    FORMATS[backend].require(f"--backend {backend}")
+    model = find_model("mtcnn", offline=offline)
+    assert model is not None  # the catalog has it
+    sources = model.files
+    return tuple(
+        _open(backend, str(sources[network.npy_name]), network, pytorch)
+        for network, pytorch in zip(map(MtcnnNetwork, NETWORKS), networks, strict=True)
+    )
+
+
+def _open(backend: GraphRuntime, source: str, network: MtcnnNetwork, pytorch: nn.Module) -> GraphNetwork:
+    digest = weights_digest({name: tensor.numpy() for name, tensor in pytorch.state_dict().items()})
+    wanted = (digest, ENDINGS[backend], network.state_dict_stem)
+    export = find_export(*wanted) or make_export(source, *wanted)
+    opened = GraphNetwork(GraphFile(export.path))
+    key = describe_machine(backend)
+    distance = export.checks.get(key)
+    if distance is None:
+        distance = measure_difference(pytorch, opened, _CHECKED[network.name])
+        export.record_check(key, distance)
+    if not distance <= thresholds.BACKEND_DISTANCE:
+        raise DifferenceError(
+            f"{network.name} in {backend} gives results {distance:.1e} from PyTorch's on this machine, more "
+            f"than {thresholds.BACKEND_DISTANCE:.0e} ({export.path}). Take --backend torch."
+        )
+    return opened
+
+
+@torch.inference_mode()
+def measure_difference(pytorch: nn.Module, other: nn.Module, shape: tuple[int, ...]) -> float:
+    """Measure the largest difference of two networks' outputs on seeded images of a shape (N, 3, H, W)."""
+    pixels = np.random.default_rng(0).integers(0, 256, shape)
+    images = torch.from_numpy(((pixels - 127.5) / 128).astype(np.float32))
+    pairs = zip(pytorch(images), other(images), strict=True)
+    return max(float((expected - actual).abs().max()) for expected, actual in pairs)

@@ -1,0 +1,86 @@
+"""`--backend` of the detector: boxes are torch's but for rounding, and a network that differs is refused."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+from PIL import Image
+
+import facenet_port
+from converter.errors import DifferenceError, UsageError
+from converter.manifest import file_digest
+from faces.backends import detector_networks
+from faces.detect import detector as detector_module
+from faces.detect.detector import FaceDetector
+from tests.faces.detect.comparison import LEAST_EQUAL, as_arrays, compare_faces
+
+pytestmark = pytest.mark.real
+
+
+@pytest.fixture
+def cache(networks, mtcnn_files, tmp_path, monkeypatch):
+    """An empty cache, the published weights, and the number of checks."""
+    state = SimpleNamespace(folder=tmp_path / "cache", checks=0)
+    files = {npy.name: npy for npy, _ in mtcnn_files.values()}
+    measure = detector_networks.measure_difference
+
+    def count(*arguments):
+        state.checks += 1
+        return measure(*arguments)
+
+    monkeypatch.setenv("FACENET_PORT_CACHE", str(state.folder))
+    monkeypatch.setattr(detector_networks, "find_model", lambda *_, **__: SimpleNamespace(files=files))
+    monkeypatch.setattr(detector_networks, "measure_difference", count)
+    monkeypatch.setattr(detector_module, "load_mtcnn", lambda offline: networks)
+    return state
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", pytest.param("litert", marks=pytest.mark.slow)])
+def test_boxes_are_those_of_torch_but_for_rounding(backend, cache, detector, some_images, tmp_path):
+    expected, images = [as_arrays(faces) for faces in detector.detect(some_images[:8])], some_images[:8]
+    other = FaceDetector(backend=backend)
+    comparison = compare_faces(expected, [as_arrays(faces) for faces in other.detect(images)])
+    assert (comparison.missed, comparison.extra) == (0, 0)
+    assert len(comparison.box) >= 8
+    assert comparison.equal >= LEAST_EQUAL
+    assert cache.checks == 3
+    names = {path.name for path in cache.folder.glob("exports/*/*")}
+    assert {name.partition(".")[0] for name in names} == {"pnet", "rnet", "onet"}
+
+    photograph, crops, report = tmp_path / "people/1.png", tmp_path / "crops", tmp_path / "faces.json"
+    photograph.parent.mkdir()
+    Image.fromarray(images[0]).save(photograph)
+    options = ("--backend", backend, "--quiet")
+    assert facenet_port.main(["detect", str(photograph), *options, "--json", str(report)]) == 0
+    (face,) = json.loads(report.read_text())[0]["faces"]
+    np.testing.assert_allclose(face["box"], expected[0][0][0, :4], atol=0.01)
+    assert facenet_port.main(["align", str(photograph.parent), str(crops), *options]) == 0
+    assert (crops / "1.png").exists()
+    assert cache.checks == 3  # the result is kept
+
+
+def test_a_network_that_differs_is_refused(cache):
+    FaceDetector(backend="onnxruntime")
+    (path,) = cache.folder.glob("exports/*/pnet.onnx")
+    model = onnx.load(path)
+    tensor = model.graph.initializer[0]
+    values = numpy_helper.to_array(tensor).copy()
+    values.flat[0] += 0.01
+    tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    path.write_bytes(model.SerializeToString())
+    record = {"sha256": file_digest(path), "checks": {}}
+    path.with_name("pnet.onnx.json").write_text(json.dumps(record))
+    with pytest.raises(DifferenceError, match=r"P-Net in onnxruntime gives results .* Take --backend torch"):
+        FaceDetector(backend="onnxruntime")
+
+
+def test_what_a_backend_does_not_run_is_refused(cache, networks):
+    with pytest.raises(ValueError, match="backend litert: it runs facenet's own networks"):
+        FaceDetector(networks, backend="litert")
+    with pytest.raises(UsageError, match="--backend onnxruntime: it runs on the CPU"):
+        FaceDetector(device="meta", backend="onnxruntime")
