@@ -14,12 +14,13 @@ from converter.counts import counted
 
 def judge_scales(results: Sequence[TensorResult]) -> Judgement:
     """Judge the scales of the weights and biases: the smallest that hold each channel."""
-    details, shares, larger, per_channel, weights = [], [0.0], 0, 0, 0
+    details, shares, larger, per_channel, weights, biases = [], [0.0], 0, 0, 0, ""
     for result in results:
         found = result.quantisation
         if found is None:
             continue
         if found.bias_scale is not None:
+            biases = "; of biases the input's times the weights'"
             shares.append(found.bias_scale / thresholds.BIAS_SCALE)
             if shares[-1] > 1:
                 details.append(f"{result.name}: its scale is not that of the input times that of the weights")
@@ -45,7 +46,7 @@ def judge_scales(results: Sequence[TensorResult]) -> Judgement:
     if larger:
         holds += f", but larger in {counted(larger, 'tensor')}"
     coarser = "".join(f"; {clause}" for clause in _coarser_parts(results))
-    statement = f"{kind}, {holds}; of biases the input's times the weights'{coarser}"
+    statement = f"{kind}, {holds}{biases}{coarser}"
     if details:
         statement = f"{counted(len(details), 'tensor')} with scales that do not suit it"
     return Judgement("scales", not details, statement, tuple(details), max(shares))
@@ -67,7 +68,7 @@ def _coarser_parts(results: Sequence[TensorResult]) -> list[str]:
 
 def judge_quantised(run: QuantisedRun) -> tuple[Judgement, ...]:
     """Judge the run of a graph of integers: its arithmetic, the range of its images, and faces."""
-    judgements = judge_integers(run), judge_range(run), judge_faces(run)
+    judgements = None if run.is_dynamic else judge_integers(run), judge_range(run), judge_faces(run)
     return tuple(judgement for judgement in judgements if judgement is not None)
 
 
@@ -136,10 +137,13 @@ def judge_faces(run: QuantisedRun) -> Judgement | None:
 def write_quantised_verdict(results: Sequence[TensorResult], run: QuantisedRun, gives: str) -> str:
     """Write the verdict on a graph of integers that holds, a few sentences; `gives` is that of `GraphRun`."""
     integers = sum(result.values for result in results if result.status == "quantised")
-    verdict = (
-        f"The port is faithfully quantised: {integers:,} integers are the nearest to the source's weights, "
-        "and its graph computes what they say."
-    )
+    claim = f"{integers:,} integers are the nearest to the source's weights"
+    verdict = f"The port is faithfully quantised: {claim}, and its graph computes what they say."
+    if run.is_dynamic:
+        verdict = (
+            f"Weaker proof: {claim}, but the arithmetic was not judged: its runtime quantises activations by "
+            "scales that change with the images."
+        )
     verdict += "".join(f" It has {clause}." for clause in _coarser_parts(results))
     if run.faces is None and "embeddings" in gives:
         verdict += " Its embeddings were not compared: give crops with --faces."

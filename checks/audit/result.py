@@ -289,6 +289,8 @@ class QuantisedRun:
         input_range: The range of the first quantisation; None if the first layer is not quantised, or the
             standardisation of the training is not known.
         faces: The embeddings of faces; None if none were given.
+        is_dynamic: Whether the runtime quantises activations by scales that change with each image. Then the
+            arithmetic is not judged: there are no quantisers.
     """
 
     inputs: tuple[str, ...]
@@ -296,6 +298,7 @@ class QuantisedRun:
     embedding: float
     input_range: InputRange | None
     faces: FacesRun | None
+    is_dynamic: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -361,4 +364,5 @@ class AuditResult:
             return 1
         if self.broken is not None:
             return SourceError.exit_code
-        return WEAKER if self.not_understood or self.not_run else 0
+        is_dynamic = self.quantised is not None and self.quantised.is_dynamic
+        return WEAKER if self.not_understood or self.not_run or is_dynamic else 0

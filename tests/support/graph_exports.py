@@ -104,6 +104,7 @@ def export_tflite(
     path: Path,
     *,
     halved: Path | None = None,
+    dynamic: Path | None = None,
     int8: tuple[Path, NDArray[Any]] | None = None,
     from_bytes: bool = False,
     size: int = SIZE,
@@ -114,7 +115,8 @@ def export_tflite(
         tensors: The variables.
         path: The file to write.
         halved: A second file to write, with the weights in half precision.
-        int8: A third file to write, with every operation in 8 bits, and images to calibrate it on.
+        dynamic: A third file to write, with weights of integers and activations that the runtime quantises.
+        int8: A fourth file to write, with every operation in 8 bits, and images to calibrate it on.
         from_bytes: Whether the graph takes bytes and standardises them as (x - 127.5) / 128.
         size: Height and width of the images.
     """
@@ -138,9 +140,12 @@ def export_tflite(
             converter.optimizations = [tf.lite.Optimize.DEFAULT]
             converter.target_spec.supported_types = [tf.float16]
             halved.write_bytes(converter.convert())
+            converter.target_spec.supported_types = []
+        if dynamic is not None:
+            converter.optimizations = [tf.lite.Optimize.DEFAULT]
+            dynamic.write_bytes(converter.convert())
         if int8 is not None:
             converter.optimizations = [tf.lite.Optimize.DEFAULT]
-            converter.target_spec.supported_types = []
             converter.representative_dataset = lambda: ([image[None].astype(np.float32)] for image in int8[1])
             int8[0].write_bytes(converter.convert())
     return path

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from checks.audit.graphs.graph import Graph, Node, Op, Value, Window
+from checks.audit.graphs.onnx_dynamic import join_dynamic_layers
 from checks.audit.graphs.onnx_quantisation import (
     dequantise_constants,
     is_quantisation,
@@ -147,7 +148,8 @@ def _graph(path: Path, model: Any, files: tuple[Path, ...]) -> Graph:
     title = f"the graph {graph.name!r} of {model.producer_name or 'an unnamed producer'}"
     quantised = dequantise_constants(graph.node, constants)
     _fold_constants(graph.node, constants)
-    nodes = [node for node in graph.node if not _is_constant(node, constants)]
+    joined = join_dynamic_layers(graph.node, constants, quantised)
+    nodes = [node for node in joined if not _is_constant(node, constants)]
     return Graph(
         path, files, "ONNX graph", f"{title} {model.producer_version}".rstrip(),
         mark_relus([_node(node, constants) for node in nodes]),
@@ -255,10 +257,13 @@ def _external_file(path: Path, tensor: str, location: str) -> Path:
 
 
 def _fold_constants(nodes: Sequence[Any], constants: dict[str, Array]) -> None:
-    """Add to the constants the outputs of nodes that only reorder or widen a constant."""
+    """Add to the constants the outputs of nodes that only reorder, reshape or widen a constant."""
     import onnx
 
     for node in nodes:
+        if node.op_type == "Reshape" and all(name in constants for name in node.input):
+            array, shape = (constants[name] for name in node.input)
+            constants[node.output[0]] = array.reshape(shape.tolist())
         if len(node.input) != 1 or node.input[0] not in constants:
             continue
         array = constants[node.input[0]]

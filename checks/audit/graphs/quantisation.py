@@ -17,6 +17,20 @@ def is_quantised(graph: Graph) -> bool:
     return bool(graph.quantised) or any(node.quantisation is not None for node in graph.nodes)
 
 
+def is_dynamic(graph: Graph) -> bool:
+    """Return True if a layer has weights of integers and takes numbers, which the runtime quantises.
+
+    So do graphs by onnxruntime's `quantize_dynamic`, and by TensorFlow's converter without calibration.
+    """
+    dequantised = {node.output for node in graph.nodes if node.dequantises}
+    for node in graph.nodes:
+        if node.op in ("conv", "dense") and node.inputs[1] in graph.quantised:
+            is_stored = graph.quantised[node.inputs[1]].name == node.inputs[1]
+            if is_stored and node.inputs[0] not in dequantised:
+                return True
+    return False
+
+
 def refuse_quantised(graph: Graph) -> None:
     """Refuse a graph with integer weights or integer arithmetic that is not audited.
 
@@ -24,8 +38,7 @@ def refuse_quantised(graph: Graph) -> None:
         SourceError: The graph is quantised in such a way.
     """
     _refuse_integer_ends(graph)
-    dequantised = {node.output for node in graph.nodes if node.dequantises}
-    quantised = [node for node in graph.nodes if _is_refused(node, graph, dequantised)]
+    quantised = [node for node in graph.nodes if _is_refused(node, graph)]
     if not quantised:
         return
     kinds = {node.kind for node in quantised}
@@ -71,7 +84,7 @@ def _refuse_integer_ends(graph: Graph) -> None:
         )
 
 
-def _is_refused(node: Node, graph: Graph, dequantised: set[str]) -> bool:
+def _is_refused(node: Node, graph: Graph) -> bool:
     """Return True if a node computes in integers that are not audited, or takes weights of such integers."""
     kind = node.kind.upper()
     if node.quantises or node.dequantises:
@@ -80,9 +93,6 @@ def _is_refused(node: Node, graph: Graph, dequantised: set[str]) -> bool:
         return True
     if node.op not in ("conv", "dense"):
         return False
-    weights = graph.quantised.get(node.inputs[1]) if len(node.inputs) > 1 else None
-    if weights is not None and weights.name == node.inputs[1] and node.inputs[0] not in dequantised:
-        return True  # TFLite's dynamic quantisation: the runtime quantises the other operand
     arrays = (graph.constants[name] for name in node.inputs if name in graph.constants)
     return any(array.dtype.kind in "iu" and array.ndim > 1 for array in arrays)
 

@@ -14,11 +14,12 @@ from checks.audit.graphs.find_layers import GraphLayers
 from checks.audit.graphs.graph import Graph, Node, NotUnderstoodError
 from checks.audit.graphs.onnx_tflite_session import OnnxTfliteSession
 from checks.audit.graphs.preprocessing import Preprocessing, to_pixels
+from checks.audit.graphs.quantisation import is_dynamic
 from checks.audit.graphs.run_graph import normalise
 from checks.audit.graphs.simulate import Simulation, quantisers
 from checks.audit.graphs.wiring import Wiring, label, plain_name
 from checks.audit.quantisation import Quantisation
-from checks.audit.result import InputRange, QuantisedRun, QuantiserRun
+from checks.audit.result import FacesRun, InputRange, QuantisedRun, QuantiserRun
 from checks.core.activations import one_thread
 from checks.core.inputs import InputBatch, standardise
 from checks.core.metrics import l2_norm
@@ -91,6 +92,9 @@ class QuantisedGraph:
         """
         if faces is not None and not self._layers.embeddings:
             raise UsageError(f"{self._graph.path} gives logits and no embeddings. Leave out --faces.")
+        names = (*(batch.name for batch in batches), *(("faces",) if faces is not None else ()))
+        if is_dynamic(self._graph):
+            return QuantisedRun(names, (), 0.0, None, self._compare(faces, source, say), is_dynamic=True)
         say("simulating")
         batched = [self._feed_standardised(self._session.fit_images(batch.images[:1])) for batch in batches]
         if faces is not None:
@@ -98,23 +102,26 @@ class QuantisedGraph:
         fed = np.concatenate(batched)
         measured, embedding = self._simulate(fed)
         shown = slice(len(batches), None) if faces is not None else slice(None)
-        compared = None
-        if faces is not None:
-            say("embedding the faces")
-            images = self._session.fit_images(faces.images)
-            port = self._session.run(self._feed_faces(faces))
-            place = next(n for n, name in enumerate(self._session.outputs) if name != LOGITS)
-            compared = compare_faces(normalise(port[place]), source, images, faces.people)
         return QuantisedRun(
-            inputs=(*(batch.name for batch in batches), *(("faces",) if faces is not None else ())),
+            inputs=names,
             quantisers=tuple(
                 self._describe(node, part, shown)
                 for node, part in zip(self._quantisers, measured, strict=True)
             ),
             embedding=embedding,
             input_range=self._input_range(trained, faces),
-            faces=compared,
+            faces=self._compare(faces, source, say),
         )
+
+    def _compare(self, faces: Faces | None, source: InceptionResnetV1, say: Say) -> FacesRun | None:
+        """Embed the faces, and compare with the source's embeddings."""
+        if faces is None:
+            return None
+        say("embedding the faces")
+        images = self._session.fit_images(faces.images)
+        port = self._session.run(self._feed_faces(faces))
+        place = next(n for n, name in enumerate(self._session.outputs) if name != LOGITS)
+        return compare_faces(normalise(port[place]), source, images, faces.people)
 
     def _feed_faces(self, faces: Faces) -> Array:
         """The faces as the graph takes them: pixels, or images standardised as the source was trained."""

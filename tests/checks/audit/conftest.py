@@ -53,11 +53,16 @@ def plain(tensors, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tflite(tensors, pixels, tmp_path_factory):
-    """A TFLite graph by TensorFlow; beside it `half.tflite` with weights in half precision, `int8.tflite`."""
+    """A TFLite graph by TensorFlow; beside it `half.tflite`, `dynamic.tflite` and `int8.tflite`."""
 
     def write(folder):
-        int8 = folder / "int8.tflite", standardise(pixels)
-        export_tflite(tensors, folder / "single.tflite", halved=folder / "half.tflite", int8=int8)
+        export_tflite(
+            tensors,
+            folder / "single.tflite",
+            halved=folder / "half.tflite",
+            dynamic=folder / "dynamic.tflite",
+            int8=(folder / "int8.tflite", standardise(pixels)),
+        )
 
     return shared_folder(tmp_path_factory, "tflite", write) / "single.tflite"
 

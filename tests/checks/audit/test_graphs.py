@@ -406,15 +406,6 @@ def test_integers_that_go_in_and_come_out_are_refused(source, tmp_path, capsys):
     assert "leave out inference_input_type and inference_output_type" in message
 
 
-def test_quantised_weights_are_refused(source, tmp_path, capsys):
-    path = small_tflite(tmp_path / "quantised.tflite", quantised=True)
-    assert main([str(path), "--against", str(source)]) == 3
-    message = capsys.readouterr().err
-    assert "it is quantised (" in message
-    assert "Audit the float32 file that it was made from: facenet-port audit FLOAT32.tflite" in message
-    assert "Traceback" not in message
-
-
 def unpad_convolution(edit):
     next(each for each in edit.node("Conv", 2).attribute if each.name == "pads").ints[:] = [0, 0, 0, 0]
 
@@ -492,7 +483,7 @@ def small_onnx(path):
     return path
 
 
-def small_tflite(path, *, quantised=False, integer_ends=False):
+def small_tflite(path, *, integer_ends=False):
     import tensorflow as tf
 
     class Model(tf.Module):
@@ -503,9 +494,8 @@ def small_tflite(path, *, quantised=False, integer_ends=False):
     model = Model()
     concrete = model.__call__.get_concrete_function()
     converter = tf.lite.TFLiteConverter.from_concrete_functions([concrete], model)
-    if quantised or integer_ends:
-        converter.optimizations = [tf.lite.Optimize.DEFAULT]
     if integer_ends:
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
         converter.representative_dataset = lambda: [[np.ones((1, 8, 8, 3), np.float32)]]
         converter.inference_input_type = converter.inference_output_type = tf.int8
     path.write_bytes(converter.convert())

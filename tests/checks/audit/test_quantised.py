@@ -175,6 +175,49 @@ def test_tensorflows_conversion_with_every_operation_in_integers_is_faithful(tfl
     assert {"InceptionResnetV1/Block8", "InceptionResnetV1/Logits/AvgPool_1a_8x8"} <= quantised
 
 
+def test_dynamic_quantisation_by_onnxruntime_is_a_weaker_proof_of_every_weight(
+    folded, source, pixels, tmp_path, capsys
+):
+    from onnxruntime.quantization import quantize_dynamic
+
+    path = tmp_path / "dynamic.onnx"
+    quantize_dynamic(folded, path)
+    save_crops(pixels[:2], tmp_path / "crops")
+    data = tmp_path / "audit.json"
+    arguments = [str(path), "--against", str(source), "--standardise", "fixed", "--json", str(data)]
+    assert main([*arguments, "--faces", str(tmp_path / "crops")]) == 5
+    assert "but the arithmetic was not judged: its runtime quantises activations" in capsys.readouterr().out
+    result = json.loads(data.read_text())
+    assert (result["passed"], result["quantised"]["is_dynamic"]) == (False, True)
+    assert [each["passed"] for each in result["judgements"]] == [True] * 5
+    assert "arithmetic" not in {each["name"] for each in result["judgements"]}
+    kernels = [each for each in result["tensors"] if len(each["shape"]) > 1]
+    assert [each["status"] for each in kernels] == ["quantised"] * 133
+    edit = Integers(path)
+    name = edit.node("ConvInteger", 60).input[1]
+    integers = edit.array(name).copy()
+    integers[3, 1, 0, 0] += 1 if integers[3, 1, 0, 0] < 100 else -1
+    edit.put(name, integers)
+    scale = edit.node("MatMulInteger").input[1].replace("_quantized", "_scale")
+    edit.put(scale, edit.array(scale) * np.float32(2))
+    result = audit(edit.save(tmp_path / "faults.onnx"), source, standardisation=FIXED)
+    assert result.exit_code == 1
+    assert failed(result) == {"tensors", "scales"}
+    faults = {each.name: each.differing for each in result.tensors if not each.is_faithful}
+    assert faults[name] == 1
+    assert len(faults) == 2
+
+
+def test_dynamic_quantisation_by_tensorflow_is_a_weaker_proof_of_every_weight(tflite, source):
+    """The converter leaves weights of less than 1,024 numbers, the first layer's, in float32."""
+    result = audit(tflite.with_name("dynamic.tflite"), source, standardisation=FIXED)
+    assert result.exit_code == 5
+    assert result.verdict.startswith("Weaker proof: ")
+    assert "It has weights of float32 in 1 of 133 layers." in result.verdict
+    assert sum(each.status == "quantised" for each in result.tensors) == 132
+    assert not failed(result)
+
+
 def test_faces_are_embedded_as_by_the_source(int8, pixels, source, tmp_path):
     save_crops(pixels, tmp_path / "crops")
     result = audit(int8, source, faces=tmp_path / "crops", standardisation=FIXED)
