@@ -141,15 +141,15 @@ def _run_quantised(
     faces: Faces | None,
 ) -> tuple[GraphRun, QuantisedRun]:
     """Run and simulate a graph of integers."""
-    batches, networks = audited_batches(seed), source_network(source)
+    batches = audited_batches(seed)
+    network = build_network(source.state_dict.tensors, source.variant, torch.float32)
     say("detecting the preprocessing")
     fold = find_folded_standardisation(layers.weights, source)
     preprocessing = find_preprocessing(session, fold, batches)
-    described = run_batches(session, Networks(networks, networks, networks), preprocessing, ())
+    described = run_batches(session, Networks(network, network, network), preprocessing, ())
     run = replace(described, weights="int8", arithmetic="int8")
     opened = QuantisedGraph(graph, layers, session, preprocessing, fold)
-    in_float32 = round_network(networks)
-    return run, opened.run(batches, in_float32, trained, faces, say)
+    return run, opened.run(batches, network, trained, faces, say)
 
 
 def _compare_embeddings(
@@ -200,7 +200,7 @@ def source_network(source: SourceWeights) -> InceptionResnetV1:
 
 
 def build_network(state_dict: Arrays, variant: Variant, dtype: torch.dtype) -> InceptionResnetV1:
-    """Build the network with the weights of a state_dict, in evaluation mode."""
+    """Build the network with the weights of a state_dict, in evaluation mode; it may share their memory."""
     with torch.device("meta"):
         model = InceptionResnetV1(num_classes=variant.num_classes, embedding_size=variant.embedding_size)
-    return load_copies(model, state_dict, dtype)
+    return load_copies(model, state_dict, dtype, shared=True)

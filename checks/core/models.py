@@ -105,14 +105,15 @@ def build_port(arrays: Arrays, variant: Network, device: str = "cpu") -> Port | 
         variant: The network.
         device: Where the float32 model runs; the float64 model always runs on the CPU.
     """
-    misfits = _misfits(arrays, _empty(variant))
+    model = _empty(variant)
+    misfits = _misfits(arrays, model)
     if any(misfits.values()):
         return "; ".join(
             f"{counted(len(keys), 'key')} {problem}, {keys[0]!r} first"
             for problem, keys in misfits.items()
             if keys
         )
-    return Port(load_copies(_empty(variant), arrays, torch.float32).to(device), build_exact(arrays, variant))
+    return Port(load_copies(model, arrays, torch.float32).to(device), build_exact(arrays, variant))
 
 
 def build_exact(arrays: Arrays, variant: Network) -> Model:
@@ -120,17 +121,18 @@ def build_exact(arrays: Arrays, variant: Network) -> Model:
     return load_copies(_empty(variant), arrays, torch.float64)
 
 
-def load_copies(model: _Model, arrays: Arrays, dtype: torch.dtype) -> _Model:
+def load_copies(model: _Model, arrays: Arrays, dtype: torch.dtype, *, shared: bool = False) -> _Model:
     """Load copies of a state_dict's weights into a model, in evaluation mode.
 
     Args:
         model: A model on the device "meta", whose tensors have neither memory nor values.
         arrays: Key to array; they fit.
         dtype: The dtype of the arithmetic.
+        shared: Whether weights of this dtype share the memory of their arrays, which then nobody may change.
     """
     tensors = {key: torch.from_numpy(array) for key, array in arrays.items()}
     copies = {
-        key: tensor.to(dtype if tensor.is_floating_point() else tensor.dtype, copy=True)
+        key: tensor.to(dtype if tensor.is_floating_point() else tensor.dtype, copy=not shared)
         for key, tensor in tensors.items()
     }
     model.load_state_dict(copies, assign=True)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from torch import nn
 
 from checks.audit.folded_standardisation import NOTHING_FOLDED, FoldedStandardisation
 from checks.audit.graphs.preprocessing import (
@@ -206,7 +207,13 @@ def round_network(network: InceptionResnetV1, *, to_half: bool = False) -> Incep
 
     It has the bits of a network that is built anew from the weights, because float64 holds them exactly.
     """
-    return deepcopy(network).to(torch.float16 if to_half else torch.float32)
+    dtype = torch.float16 if to_half else torch.float32
+    rounded: dict[int, object] = {
+        id(each): each.to(dtype) for each in network.buffers() if each.is_floating_point()
+    }
+    for parameter in network.parameters():
+        rounded[id(parameter)] = nn.Parameter(parameter.detach().to(dtype))
+    return deepcopy(network, rounded)  # which takes these tensors in place of copies in float64
 
 
 def run_batch(
