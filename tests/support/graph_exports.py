@@ -36,9 +36,6 @@ def export_onnx(
     half: bool = False,
     dynamo: bool = False,
     fold: bool = True,
-    fixed_batch: bool = False,
-    external: bool = False,
-    channels_last: bool = False,
     size: int = SIZE,
 ) -> Path:
     """Export a model for images (N, 3, size, size).
@@ -49,27 +46,22 @@ def export_onnx(
         half: Whether to export in half precision.
         dynamo: Whether to use PyTorch's default exporter; the older one is faster.
         fold: Whether the older exporter folds BatchNorm into the convolutions, as it does by default.
-        fixed_batch: Whether the graph takes exactly one image.
-        external: Whether the weights go into a file beside the graph.
-        channels_last: Whether to export from images in this format of memory.
         size: Height and width of the images.
     """
     images = torch.zeros(1, 3, size, size)
-    if channels_last:
-        images = images.to(memory_format=torch.channels_last)
     if half:
         model, images = model.half(), images.half()
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         common: dict[str, Any] = {"input_names": ["images"], "output_names": ["embeddings"]}
         if dynamo:
-            shapes = None if fixed_batch else ({0: torch.export.Dim("N")},)
+            shapes = ({0: torch.export.Dim("N")},)
             torch.onnx.export(
-                model, (images,), path, dynamo=True, external_data=external, dynamic_shapes=shapes, **common
+                model, (images,), path, dynamo=True, external_data=False, dynamic_shapes=shapes, **common
             )
         else:
             training = torch.onnx.TrainingMode.EVAL if fold else torch.onnx.TrainingMode.PRESERVE
-            axes = {} if fixed_batch else {"images": {0: "N"}, "embeddings": {0: "N"}}
+            axes = {"images": {0: "N"}, "embeddings": {0: "N"}}
             torch.onnx.export(
                 model, (images,), path, dynamo=False, training=training, dynamic_axes=axes, **common
             )

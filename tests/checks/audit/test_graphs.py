@@ -10,7 +10,6 @@ import subprocess
 import sys
 
 import numpy as np
-import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
@@ -116,42 +115,6 @@ def test_half_precision_is_judged_by_its_own_rounding(tflite, source):
     assert "rounded to half precision, within rounding" in result.verdict
     distance = result.run.inputs[0].distance
     assert 1e-4 < distance < 2e-2  # beyond any float32 tolerance, within that of half precision
-
-
-def test_channels_last_weights_in_a_file_beside_it_a_fixed_batch_and_no_normalisation(
-    state_dict, source, tmp_path
-):
-    """All of them in one file of PyTorch's default exporter, which takes most of the time."""
-
-    class Prelogits(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.network = network(state_dict)
-
-        def forward(self, images):
-            return self.network.prelogits(images)
-
-    path = export_onnx(
-        Prelogits().eval().to(memory_format=torch.channels_last),
-        tmp_path / "port.onnx",
-        dynamo=True,
-        external=True,
-        fixed_batch=True,
-        channels_last=True,
-    )
-    assert path.stat().st_size < 1 << 20
-    # In channels_last the exporter writes as_strided after the average pool.
-    assert "Gather" in {node.op_type for node in onnx.load(path, load_external_data=False).graph.node}
-    result = audit(path, source)
-    assert result.passed, result.judgements
-    assert result.run.preprocessing == "none baked in: it takes standardised RGB images"
-    assert result.run.feed.endswith("gives embeddings before they are normalised")
-    assert [file.rpartition("/")[2] for file in result.files][:2] == ["port.onnx", "port.onnx.data"]
-    moved = tmp_path / "moved"
-    moved.mkdir()
-    shutil.copy(path, moved)
-    with pytest.raises(SourceError, match=r"its data in port\.onnx\.data cannot be read"):
-        audit(moved / "port.onnx", source)
 
 
 @pytest.fixture(scope="module")

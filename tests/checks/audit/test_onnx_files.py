@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import shutil
 import subprocess
 import sys
 
@@ -25,26 +26,38 @@ from tests.support.onnx_edit import Edit
 
 
 class Wrapper(torch.nn.Module):
-    """Takes NHWC bytes of BGR, as OpenCV reads them, and standardises them."""
+    """Takes NHWC bytes of BGR, as OpenCV reads them, standardises them, and leaves out the normalisation."""
 
     def __init__(self, model):
         super().__init__()
         self.model = model
 
     def forward(self, images):
-        return self.model((images.flip(3).permute(0, 3, 1, 2).float() - 127.5) / 128)
+        return self.model.prelogits((images.flip(3).permute(0, 3, 1, 2).float() - 127.5) / 128)
 
 
 @pytest.mark.slow
-def test_a_wrapper_of_bytes_around_a_model_in_channels_last_is_audited(tensors, source, tmp_path):
-    """`test_graphs` audits a model in channels_last without a wrapper."""
+def test_a_wrapper_of_bytes_around_a_model_in_channels_last_with_its_weights_in_a_file_beside_it(
+    tensors, source, tmp_path
+):
+    """All of them, and a batch of one, in one file: PyTorch's default exporter takes most of the time."""
     model = Wrapper(network(to_numpy_state_dict(tensors)).to(memory_format=torch.channels_last)).eval()
     images = torch.zeros(1, SIZE, SIZE, 3, dtype=torch.uint8)
     path = tmp_path / "port.onnx"
-    torch.onnx.export(model, (images,), path, dynamo=True, external_data=False, verbose=False)
+    torch.onnx.export(model, (images,), path, dynamo=True, external_data=True, verbose=False)
+    assert path.stat().st_size < 1 << 20
+    # In channels_last the exporter writes as_strided after the average pool.
+    assert "Gather" in {node.op_type for node in onnx.load(path, load_external_data=False).graph.node}
     result = audit(path, source)
     assert result.exit_code == 0, (result.not_understood, result.judgements)
     assert result.run.preprocessing == "(x - 127.5) / 128 is baked in: it takes BGR pixels of 0 to 255"
+    assert result.run.feed.endswith("gives embeddings before they are normalised")
+    assert [file.rpartition("/")[2] for file in result.files][:2] == ["port.onnx", "port.onnx.data"]
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    shutil.copy(path, moved)
+    with pytest.raises(SourceError, match=r"its data in port\.onnx\.data cannot be read"):
+        audit(moved / "port.onnx", source)
 
 
 class Resizing(torch.nn.Module):
@@ -109,6 +122,7 @@ def test_half_precision_within_a_float32_wrapper(tensors, source, tmp_path):
     assert (result.run.weights, result.run.arithmetic) == ("float16", "float16")
 
 
+@pytest.mark.slow
 def test_values_that_a_gather_reorders_are_found_when_it_is_run(plain, source, tmp_path):
     """The search passes over a Gather; the run does not."""
     edit = Edit(plain)
