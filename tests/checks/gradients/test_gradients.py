@@ -32,7 +32,7 @@ from checks.gradients.result import (
 )
 from checks.gradients.running_statistics import judge_statistics
 from checks.gradients.table import print_result
-from checks.gradients.train_pytorch import PyTorchGradients
+from checks.gradients.train_pytorch import PyTorchGradients, train_pytorch
 from checks.gradients.train_tensorflow import TrainingReference, train_tensorflow
 from checks.gradients.training_setup import LEARNING_RATE, MARGIN, MODES, TRAININGS, WEIGHT_DECAY, draw_batch
 from converter.convert import to_pytorch
@@ -53,6 +53,7 @@ pytestmark = pytest.mark.slow
 
 CLASSES = 7
 STEPS = 2
+REAL_STEPS = 4
 SIZE = (107, 91)  # eight values a channel in the last maps: statistics of fewer are badly conditioned
 SCOPE = "InceptionResnetV1/Conv2d_1a_3x3/BatchNorm"
 VARIANT = Variant(num_classes=CLASSES)
@@ -397,6 +398,8 @@ def test_training_goes_on_from_real_weights_as_in_tensorflow(
 ) -> None:
     monkeypatch.setattr("checks.gradients.run.draw_batch", partial(draw_batch, image_size=SIZE))
     monkeypatch.delitem(TRAININGS, "sgd")  # to save its time
+    for train in (train_tensorflow, train_pytorch):  # for the same reason
+        monkeypatch.setattr(f"checks.gradients.run.{train.__name__}", partial(train, steps=REAL_STEPS))
     assert gradients.main([str(keras), "--json", str(tmp_path / "report.json")]) == 0
     assert capsys.readouterr().out.count("holds ") == 5
     report = json.loads((tmp_path / "report.json").read_text())
@@ -405,6 +408,6 @@ def test_training_goes_on_from_real_weights_as_in_tensorflow(
         assert len(measured["gradients"]) == 1 + 378
         assert max(tensor["distance"] for tensor in measured["gradients"]) <= thresholds.GRADIENT
     for measured in report["steps"]:
-        assert measured["steps"] == 10
+        assert measured["steps"] == REAL_STEPS
         distances = [tensor["distance"] for tensor in measured["state"] + measured["change"]]
         assert max(distances) <= thresholds.TRAINING_STEPS
