@@ -228,8 +228,10 @@ class ArcFaceClassifier(Classifier):
         self.register_buffer("norm", torch.ones(()))
 
     def loss(self, prelogits: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
-        """Compute the mean loss of faces."""
-        loss: Tensor = self.arcface(prelogits, labels)
+        """Compute the mean loss of faces, in float32, since the scale multiplies what is rounded."""
+        with torch.autocast(prelogits.device.type, enabled=False):
+            # It casts its weights to the dtype of the embeddings, for good.
+            loss: Tensor = self.arcface(prelogits.float(), labels)
         return loss
 
     def logits(self, prelogits: Tensor) -> Tensor:

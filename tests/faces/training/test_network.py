@@ -217,6 +217,11 @@ def test_arcface_adds_its_angle_to_that_of_the_own_person(network):
     angles[torch.arange(7), LABELS] += math.radians(28.6)
     expected = F.cross_entropy(16 * torch.cos(angles), LABELS)
     assert objective.compute(rows(), batch()).loss.item() == pytest.approx(expected.item(), rel=1e-4)
+    rounded = rows().bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = objective.compute(rounded, batch()).loss
+    assert mixed.item() == objective.compute(rounded.float(), batch()).loss.item()
+    assert objective.arcface.W.dtype == torch.float32
     objective.norm.fill_(rows().norm(dim=1).mean().item())
     logits = objective.logits(rows()).detach()
     objective.write_logits()
