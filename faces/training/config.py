@@ -110,7 +110,6 @@ class TrainConfig:
     embedding_size: int = _field(
         0, "numbers of an embedding; 0 takes that of the weights, or 512 without weights", least=0
     )
-    dropout: float = _field(0.6, "share of the features that dropout zeroes", least=0, most=0.99)
     freeze_batch_norm: bool = _field(
         True,
         "keep the statistics and biases of BatchNorm as they are; without weights they are always trained",
@@ -122,6 +121,9 @@ class TrainConfig:
         choices=("softmax", "centre", "arcface"),
     )
     label_smoothing: float = _field(0.0, "share of the target that all people get alike", least=0, most=0.99)
+    dropout: float = _field(
+        0.6, "share of the features that dropout zeroes; triplets have none, as facenet's", least=0, most=0.99
+    )
     head_epochs: int = _field(3, "first epochs, in which the head alone is trained", least=0)
     last_epochs: int = _field(
         3, "next epochs, in which the last blocks are trained as well; then the whole network", least=0
@@ -138,6 +140,11 @@ class TrainConfig:
         choices=("semi-hard", "batch-hard"),
     )
     margin: float = _field(0.2, "margin between squared distances", above=0)
+    trained_blocks: str = _field(
+        "last",
+        "what triplets train: the last blocks, or the whole network; without weights always all",
+        choices=("last", "all"),
+    )
     epochs: int = _field(8, "passes over the faces", group="Optimiser", least=1)
     batch_size: int = _field(32, "faces of a step of the classifier, of all processes together", least=1)
     accumulate: int = _field(1, "batches whose gradients make one step of the optimiser", least=1)

@@ -65,9 +65,15 @@ def build_network(
 
 
 def stage_of(config: TrainConfig, epoch: int) -> Stage:
-    """Return what an epoch trains: the head, the last blocks as well, or the whole network."""
-    if config.task == "triplet" or config.from_nothing:
+    """Return what an epoch trains: the head, the last blocks as well, or the whole network.
+
+    Triplets train the last blocks alone by default, since the whole network learns a few people at the cost
+    of others. docs/training.md has what was measured.
+    """
+    if config.from_nothing:
         return "all"
+    if config.task == "triplet":
+        return "all" if config.trained_blocks == "all" else "last"
     if epoch < config.head_epochs:
         return "head"
     return "last" if epoch < config.head_epochs + config.last_epochs else "all"

@@ -97,7 +97,8 @@ class Objective(nn.Module):
         self.config = config
         self.head: list[nn.Parameter] = []
         self.gather: Gather = lambda rows, batch: rows
-        network.dropout = SeededDropout(config.dropout)  # type: ignore[assignment]
+        dropout = config.dropout if config.task == "classifier" else 0.0  # it would blur the distances
+        network.dropout = SeededDropout(dropout)  # type: ignore[assignment]
 
     def forward(self, images: Tensor, batch: Batch) -> Outcome:
         """Compute the loss of a batch, or this process's share of it.

@@ -50,7 +50,10 @@ def rows(seed: int = 0, count: int = 7) -> torch.Tensor:
 def test_the_head_is_trained_first_then_the_last_blocks_then_everything():
     assert [stage_of(TUNED, epoch) for epoch in (0, 2, 3, 5, 6)] == ["head", "head", "last", "last", "all"]
     assert stage_of(replace(TUNED, weights="none"), 0) == "all"
-    assert stage_of(replace(TUNED, task="triplet"), 0) == "all"
+    triplets = replace(TUNED, task="triplet")
+    assert stage_of(triplets, 0) == stage_of(triplets, 7) == "last"
+    assert stage_of(replace(triplets, trained_blocks="all"), 0) == "all"
+    assert stage_of(replace(triplets, weights="none"), 0) == "all"
 
 
 def test_a_classifier_that_the_loss_does_not_use_is_not_trained(network):
@@ -262,6 +265,17 @@ def test_triplets_take_the_loss_of_the_selected_ones(network):
     assert objective.compute(rows().bfloat16(), batch()).loss.dtype == torch.float32  # of mixed precision
     assert outcome.score == len(triplets) / count
     assert count == 3 + 1 + 1
+
+
+def test_triplets_have_no_dropout(network):
+    images = torch.randn(4, 3, 80, 80)
+    for task, same in (("triplet", True), ("classifier", False)):
+        config = replace(TUNED, task=task)
+        objective = make_objective(network, config)
+        set_stage(objective, config, "last")
+        network.dropout.batch = Batch(LABELS[:4], slice(0, 4), 1, (0,))
+        trained = network.prelogits(images)
+        assert torch.equal(trained, network.eval().prelogits(images)) == same
 
 
 def test_a_row_of_dropout_depends_on_the_seed_and_its_place_alone():
