@@ -46,10 +46,12 @@ def tensors_changed(port: Pipeline, changes: Arrays) -> Iterator[None]:
 
 
 def _load(port: Pipeline, arrays: Arrays) -> None:
-    for model in port.models:
-        state = model.state_dict()
-        for key, array in arrays.items():
-            state[key].copy_(torch.tensor(np.ascontiguousarray(array)))
+    with torch.no_grad():
+        for model in port.models:
+            for key, array in arrays.items():
+                module, _, name = key.rpartition(".")
+                tensor: Tensor = getattr(model.get_submodule(module), name)
+                tensor.copy_(torch.tensor(np.ascontiguousarray(array)))
 
 
 @contextmanager
