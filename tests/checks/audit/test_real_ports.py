@@ -58,8 +58,8 @@ def graphs(real_tensors: dict[str, NDArray], tmp_path_factory: pytest.TempPathFa
     state_dict = to_numpy_state_dict(real_tensors)
     for name in ("single.onnx", "half.onnx"):
         half = name.startswith("half")
-        export_onnx(network(state_dict), folder / name, half=half, dynamo=True, size=160)
-    export_tflite(real_tensors, folder / "single.tflite", halved=folder / "half.tflite", size=160)
+        export_onnx(network(state_dict), folder / name, half=half, dynamo=True)
+    export_tflite(real_tensors, folder / "single.tflite", halved=folder / "half.tflite")
     return {name: folder / name for name in FORMATS}
 
 
