@@ -66,10 +66,13 @@ smallest => {
   const faults = [];
   const root = document.documentElement;
   if (root.scrollWidth > innerWidth) faults.push(`page of ${root.scrollWidth} in ${innerWidth}`);
+  const known = new Map();
   const scrolls = element => {
-    for (; element; element = element.parentElement)
-      if (["auto", "scroll"].includes(getComputedStyle(element).overflowX)) return true;
-    return false;
+    if (!element) return false;
+    if (!known.has(element))
+      known.set(element, ["auto", "scroll"].includes(getComputedStyle(element).overflowX)
+        || scrolls(element.parentElement));
+    return known.get(element);
   };
   for (const element of document.body.querySelectorAll("*")) {
     const style = getComputedStyle(element);
