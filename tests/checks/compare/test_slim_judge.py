@@ -46,12 +46,12 @@ def slim(keras: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_slims_own_graph_and_the_rebuilt_one_agree_bit_for_bit(
     slim: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(TAKEN_FROM, first_images)
+    monkeypatch.setattr(TAKEN_FROM, lambda network, seed: first_images(network, seed)[:2])
     result = compare(slim, every_layer=True)
     assert result.passed, result.judgements
     assert result.own_graph == f"model-{MODEL}.meta"
     rebuilt = [value for batch in result.inputs for value in batch.rebuilt.values()]
-    assert len(rebuilt) == 640
+    assert len(rebuilt) == 2 * 160
     assert set(rebuilt) == {0.0}
 
 
