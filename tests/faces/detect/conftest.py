@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 import pytest
 
 from faces.detect.detector import FaceDetector
 from tests.support.original_detector import VARIANTS, read_results, run_original, vary
-from tests.support.shared_files import shared_folder
 
 pytest.importorskip("cv2")
 
@@ -21,15 +19,19 @@ def detector(networks):
 
 @pytest.fixture(scope="session")
 def original(detector_code, tmp_path_factory):
-    """A function from jobs, pairs of a photograph and a variant, to what the original finds in each."""
+    """A function from jobs, pairs of a photograph and a variant, to what the original finds in each.
+
+    The original searches a photograph once.
+    """
+    known = {}
 
     def results(jobs):
-        listed = hashlib.sha256(repr(jobs).encode()).hexdigest()[:16]
-        name = f"original-faces-{listed}"
-        folder = shared_folder(
-            tmp_path_factory, name, lambda folder: run_original(jobs, detector_code, folder / "faces.json")
-        )
-        return read_results(folder / "faces.json")
+        new = [job for job in jobs if job not in known]
+        if new:
+            file = tmp_path_factory.mktemp("original") / "faces.json"
+            run_original(new, detector_code, file)
+            known.update(zip(new, read_results(file), strict=True))
+        return [known[job] for job in jobs]
 
     return results
 
@@ -47,6 +49,12 @@ def some_jobs(people):
 @pytest.fixture(scope="session")
 def some_images(some_jobs):
     return [vary(*job) for job in some_jobs]
+
+
+@pytest.fixture(scope="session")
+def some_faces(detector, some_images):
+    """What the detector finds in each."""
+    return detector.detect(some_images)
 
 
 def all_jobs(people: Path) -> list[tuple[Path, str]]:

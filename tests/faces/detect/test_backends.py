@@ -41,8 +41,8 @@ def cache(networks, mtcnn_files, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", pytest.param("litert", marks=pytest.mark.slow)])
-def test_boxes_are_those_of_torch_but_for_rounding(backend, cache, detector, some_images, tmp_path):
-    expected, images = [as_arrays(faces) for faces in detector.detect(some_images[:8])], some_images[:8]
+def test_boxes_are_those_of_torch_but_for_rounding(backend, cache, some_images, some_faces, tmp_path):
+    expected, images = [as_arrays(faces) for faces in some_faces[:8]], some_images[:8]
     other = FaceDetector(backend=backend)
     comparison = compare_faces(expected, [as_arrays(faces) for faces in other.detect(images)])
     assert (comparison.missed, comparison.extra) == (0, 0)
