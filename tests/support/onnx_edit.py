@@ -10,12 +10,13 @@ from checks.audit.run import audit
 from tests.support.graph_exports import SIZE
 
 
-def assert_named(faulty, source, judgement, words):
-    """Assert that an audit finds the fault of a file, and names it in a judgement."""
+def assert_named(faulty, source, expected):
+    """Assert that an audit finds the faults of a file: judgement to the words that name its fault."""
     result = audit(faulty, source)
     assert result.exit_code == 1
     failed = {each.name: f"{each.statement} {each.details}" for each in result.judgements if not each.passed}
-    assert words in failed[judgement]
+    for judgement, words in expected.items():
+        assert words in failed[judgement]
 
 
 class Edit:

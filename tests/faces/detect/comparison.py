@@ -13,7 +13,7 @@ from faces.detect.result import Face
 BOX_LIMIT, LANDMARK_LIMIT = thresholds.FACE_BOX, thresholds.FACE_LANDMARK
 LEAST_EQUAL, LEAST_OVERLAP = 0.98, 0.8
 Found = tuple[np.ndarray, np.ndarray]
-"""Boxes with scores (n, 5) and landmarks (n, 5, 2) of a photograph."""
+"""Boxes (n, 4), or (n, 5) with scores, and landmarks (n, 5, 2) of a photograph."""
 
 
 @dataclass
