@@ -84,8 +84,12 @@ def random_bits(shape, seed):
 def same_bits(actual, expected):
     """Return whether dtype, shape and every bit are the same."""
     actual, expected = np.asarray(actual), np.asarray(expected)
-    same_type = actual.dtype == expected.dtype and actual.shape == expected.shape
-    return same_type and actual.tobytes() == expected.tobytes()
+    if actual.dtype != expected.dtype or actual.shape != expected.shape:
+        return False
+    if actual.dtype.kind not in "biuf":
+        return actual.tobytes() == expected.tobytes()
+    unsigned = f"u{actual.dtype.itemsize}"  # whose equal numbers have equal bits; no copy is made
+    return np.array_equal(actual.view(unsigned), expected.view(unsigned))
 
 
 def keras_layer(scope):

@@ -186,13 +186,12 @@ def test_steps_that_make_no_sense(training, options):
     assert ending.value.code == 2
 
 
-def test_an_expected_digest(single_files, tmp_path, capsys):
-    source = single_files / "weights.h5"
-    digest = hashlib.sha256(source.read_bytes()).hexdigest()
-    assert main([str(source), "-o", str(tmp_path / "w.pt"), "--sha256", digest, "--quiet"]) == 0
-    changed = tmp_path / "weights.h5"
-    content = bytearray(source.read_bytes())
-    content[len(content) // 2] ^= 1  # a bit of a weight, which HDF5 has no checksum of
+def test_an_expected_digest(small_source, tmp_path, capsys):
+    digest = hashlib.sha256(small_source.read_bytes()).hexdigest()
+    assert main([str(small_source), "-o", str(tmp_path / "w.pt"), "--sha256", digest, "--quiet"]) == 0
+    changed = tmp_path / "changed.npy"
+    content = bytearray(small_source.read_bytes())
+    content[len(content) // 2] ^= 1  # a bit of a weight, which .npy has no checksum of
     changed.write_bytes(content)
     assert main([str(changed), "-o", str(tmp_path / "changed.pt"), "--quiet"]) == 0
     assert main([str(changed), "-o", str(tmp_path / "refused.pt"), "--sha256", digest]) == 3
