@@ -113,8 +113,8 @@ def state_another_source(edit):
 FAULTS = (
     # Of two judgements each: an audit finds both faults of a file, each by its own.
     (flip_a_bit, state_another_source), (take_bgr, divide_by_127_5), (count_the_padding, freeze_the_batch),
-    (reverse_channels,), (exchange_height_and_width,), (reinterpret,), (leave_the_l2_out,),
-    (leave_the_classifier_on,), (round_the_pool_up,),
+    (round_the_pool_up, leave_the_l2_out), (exchange_height_and_width, leave_the_classifier_on),
+    (reverse_channels,), (reinterpret,),
 )  # fmt: skip
 
 
