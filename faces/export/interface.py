@@ -124,16 +124,7 @@ def plan_interface(
     extent = (None if graph_format == "onnx" else 1) if batch is None else batch
     images = None if extent == "dynamic" else extent
     if isinstance(variant, MtcnnNetwork):
-        if bake or classify:
-            raise UsageError(
-                f"{weights.path}: --bake and --classify are for the network of embeddings. The detector's "
-                "networks take images that are resampled and standardised before."
-            )
-        if precision == "int8":
-            raise UsageError(
-                f"{weights.path}: --precision int8 is for the network of embeddings, and this is {variant}. "
-                "Give --precision float16."
-            )
+        _refuse_for_mtcnn(weights, precision, bakes_or_classifies=bake or classify)
         return _plan_mtcnn(variant, graph_format, images)
     if images is not None and images > MOST_IMAGES:
         raise UsageError(
@@ -145,18 +136,7 @@ def plan_interface(
             f"{weights.path}: these weights have no classifier, so there are no logits to export. Leave out "
             "--classify, or give weights with one, such as the folder best of a training."
         )
-    stated = weights.standardisation or (_STATED[standardisation] if standardisation else None)
-    if standardisation and stated != _STATED[standardisation]:
-        raise UsageError(
-            f"{weights.path}: --standardise says {standardisation}, but by the catalog or a manifest its "
-            f"images are standardised {stated}. Leave the option out."
-        )
-    if bake and stated is None:
-        raise UsageError(
-            f"{weights.path}: neither the catalog nor a manifest beside it tells how its images are "
-            "standardised. Give --standardise fixed, (x - 127.5) / 128 as for the published models of 2018, "
-            "or per-image."
-        )
+    stated = _find_standardisation(weights, standardisation, bake=bake)
     channels_last = graph_format == "tflite" or bake
     image = (IMAGE_SIZE, IMAGE_SIZE, 3) if channels_last else (3, IMAGE_SIZE, IMAGE_SIZE)
     outputs = {"logits": variant.num_classes} if classify else {"embeddings": variant.embedding_size}
@@ -169,6 +149,40 @@ def plan_interface(
         outputs={name: (images, width) for name, width in outputs.items()},
         standardisation=stated or keys.NOT_STATED,
     )
+
+
+def _refuse_for_mtcnn(weights: ExportWeights, precision: Precision, *, bakes_or_classifies: bool) -> None:
+    if bakes_or_classifies:
+        raise UsageError(
+            f"{weights.path}: --bake and --classify are for the network of embeddings. The detector's "
+            "networks take images that are resampled and standardised before."
+        )
+    if precision == "int8":
+        raise UsageError(
+            f"{weights.path}: --precision int8 is for the network of embeddings, and this is "
+            f"{weights.network}. Give --precision float16."
+        )
+
+
+def _find_standardisation(weights: ExportWeights, given: Standardisation | None, *, bake: bool) -> str | None:
+    """Find the standardisation of the weights, as the catalog words it; None if nothing states it.
+
+    Raises:
+        UsageError: The one that is given is not the stated one, or the one to bake in is not known.
+    """
+    stated = weights.standardisation or (_STATED[given] if given else None)
+    if given and stated != _STATED[given]:
+        raise UsageError(
+            f"{weights.path}: --standardise says {given}, but by the catalog or a manifest its "
+            f"images are standardised {stated}. Leave the option out."
+        )
+    if bake and stated is None:
+        raise UsageError(
+            f"{weights.path}: neither the catalog nor a manifest beside it tells how its images are "
+            "standardised. Give --standardise fixed, (x - 127.5) / 128 as for the published models of 2018, "
+            "or per-image."
+        )
+    return stated
 
 
 def _plan_mtcnn(network: MtcnnNetwork, graph_format: Format, batch: int | None) -> Interface:

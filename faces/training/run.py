@@ -76,12 +76,7 @@ def train(
         if not evaluate_only:
             folder.begin(config, facts, resume=resume)
         trainer = Trainer(config, data, objective, standardisation, folder, accelerator, report, epoch_report)
-        state = folder.load_checkpoint() if resume else None
-        if state is None:
-            trainer.start(at_means=people is None)
-        else:
-            with folder.explain_other_state():
-                trainer.load(state)
+        _start(trainer, folder, resume=resume, at_means=people is None)
         if not evaluate_only:
             with read_processes().explain_lost("Start all of them again with --resume."):
                 trainer.run()
@@ -102,6 +97,16 @@ def train(
         warnings=tuple(trainer.progress.warnings),
         environment=facts["environment"],
     )
+
+
+def _start(trainer: Trainer, folder: RunFolder, *, resume: bool, at_means: bool) -> None:
+    """Load the latest checkpoint, or start anew if there is none or the run is not resumed."""
+    state = folder.load_checkpoint() if resume else None
+    if state is None:
+        trainer.start(at_means=at_means)
+        return
+    with folder.explain_other_state():
+        trainer.load(state)
 
 
 def _trained_people(config: TrainConfig, data: TrainingData) -> tuple[str, ...] | None:
