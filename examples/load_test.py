@@ -60,9 +60,8 @@ def measure(options: argparse.Namespace) -> int:
     """Run the load and print what became of it; return the exit code."""
     try:
         server = urllib3.connection_from_url(options.server, maxsize=MOST, timeout=TIMEOUT, retries=False)
-        metrics = server.request("GET", "/metrics").data.decode()
-        capacity = float(re.findall(r"^facenet_images_per_second (\S+)", metrics, re.MULTILINE)[0])
-    except (HTTPError, UnicodeDecodeError, IndexError) as error:
+        capacity = _read_capacity(server)
+    except (HTTPError, ValueError, argparse.ArgumentTypeError) as error:
         print(f"load_test.py: error: {options.server}: {error}", file=sys.stderr)
         return 2
     load = Load(server, options.path, [image.read_bytes() for image in options.images])
@@ -80,6 +79,14 @@ def measure(options: argparse.Namespace) -> int:
         half, most, worst = 1000 * np.percentile(latencies, (50, 99, 100))
         print(f"latency   p50 {half:.0f} ms, p99 {most:.0f} ms, worst {worst:.0f} ms")
     return 1 if errors or not answered else 0
+
+
+def _read_capacity(server: urllib3.HTTPConnectionPool) -> float:
+    metrics = server.request("GET", "/metrics").data.decode()
+    stated = re.findall(r"^facenet_images_per_second (\S+)", metrics, re.MULTILINE)
+    if not stated:
+        raise ValueError("its /metrics do not state facenet_images_per_second")
+    return _positive(stated[0])
 
 
 def _positive(text: str) -> float:

@@ -10,11 +10,13 @@ import logging
 import os
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 LEGACY_KERAS = "TF_USE_LEGACY_KERAS"
+_STDERR = threading.RLock()
 
 
 def import_tensorflow() -> Any:
@@ -51,10 +53,13 @@ def import_tensorflow() -> Any:
 
 @contextmanager
 def stderr_aside() -> Iterator[None]:
-    """Point file descriptor 2 to a file, for C++ code that always logs; after an error, print the file."""
-    sys.stderr.flush()
-    stderr = os.dup(2)
-    with tempfile.TemporaryFile() as aside:
+    """Point file descriptor 2 to a file, for C++ code that always logs; after an error, print the file.
+
+    One thread at a time does so: a second one would take the first one's file for the terminal.
+    """
+    with _STDERR, tempfile.TemporaryFile() as aside:
+        sys.stderr.flush()
+        stderr = os.dup(2)
         os.dup2(aside.fileno(), 2)
         failed = True
         try:

@@ -112,6 +112,7 @@ def add_detector_backend_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--backend",
         choices=("torch", "onnxruntime", "litert"),
+        default="torch",
         help="what runs the detector's networks (default: torch); the others run exported files, which are "
         "made once, audited, checked against torch and kept in the cache. Their boxes differ from torch's by "
         "float32 rounding",

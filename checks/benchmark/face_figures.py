@@ -1,7 +1,7 @@
 """Measure how fast faces are found and embedded, beside facenet-pytorch, and in how much memory.
 
 Each side of a ratio is a process of its own with two threads. It loads its networks and works on one
-photograph first, where we embed on it once for each thread; then the seconds for all photographs are taken.
+photograph first, where we embed it more often; then the seconds for all photographs are taken.
 """
 
 from __future__ import annotations
@@ -191,7 +191,7 @@ _EMBED = _timed(
     "from faces.embed.run import embed\n"
     "from faces.embedder import Embedder\n"
     "embedder = Embedder(*sys.argv[3:], backend='onnxruntime')\n"
-    # More than a batch, so that every thread opens its network.
+    # More than a batch, so that the file is opened for threads of one core, too.
     "embedder.embed([FaceImage(next(Path(sys.argv[1]).glob('*/*.jpg')))] * (BATCH + 1))",
     "embed(sys.argv[1], sys.argv[2], embedder=embedder)",
 )

@@ -100,6 +100,7 @@ def _align(arguments: argparse.Namespace, processes: Processes) -> int:
                 arguments.smallest_face,
                 tuple(arguments.thresholds),
                 arguments.factor,
+                arguments.backend,
             ),
             table=arguments.table,
             split=arguments.split,
@@ -107,7 +108,6 @@ def _align(arguments: argparse.Namespace, processes: Processes) -> int:
             workers=arguments.workers,
             device=arguments.device,
             offline=arguments.offline,
-            backend=arguments.backend,
             processes=processes,
             progress=progress,
         )

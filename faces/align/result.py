@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from faces.backends.facts import BackendName
 from faces.crops import CROP_SIZES, CropMethod
 from faces.detect.result import Face
 from faces.options import FACTOR, SMALLEST_FACE, THRESHOLDS
@@ -63,6 +64,7 @@ class AlignOptions:
         smallest_face: Side of the smallest face that is looked for, in pixels.
         thresholds: Probability of a face that P-Net, R-Net and O-Net ask for.
         factor: Ratio of two scales of the pyramid that follow each other.
+        backend: What runs the detector's networks, as for `FaceDetector`.
     """
 
     crop: CropMethod = "scaled"
@@ -70,6 +72,7 @@ class AlignOptions:
     smallest_face: float = SMALLEST_FACE
     thresholds: tuple[float, float, float] = THRESHOLDS
     factor: float = FACTOR
+    backend: BackendName = "torch"
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,6 @@ from converter.formats.limits import is_utf_8
 from faces.align.journal import FileState, Journal
 from faces.align.result import AlignedPhotograph, AlignOptions, AlignResult, CroppedFace
 from faces.align.rows import check_split, face_columns, image_path, start_of_paths
-from faces.backends.facts import BackendName
 from faces.crops import CropMethod, choose_face, crop_face
 from faces.detect.detector import FaceDetector
 from faces.detect.result import Face
@@ -49,7 +48,6 @@ def align(
     workers: int = 2,
     device: str = "cpu",
     offline: bool = False,
-    backend: BackendName | None = None,
     processes: Processes = ALONE,
     progress: Progress = lambda done, total: None,
 ) -> AlignResult:
@@ -71,7 +69,6 @@ def align(
         workers: Threads that read photographs and write crops beside the detector.
         device: `cpu`, `cuda` or `mps`.
         offline: Never download the detector's weights.
-        backend: What runs the detector's networks, as for `FaceDetector`.
         processes: The processes that share the photographs, each of which calls this function. The first
             writes the table; the result is that of all.
         progress: Progress callback: photographs that are done, and their number, of this process.
@@ -99,7 +96,7 @@ def align(
         processes.wait()  # every process has read the journal before one writes to it
         if waiting:
             # Before the folder is made: its weights may be missing.
-            detector = _load_detector(options, device, backend, offline=offline)
+            detector = _load_detector(options, device, offline=offline)
             journal.begin()
             _Work(folder, out, options, detector, journal, workers).run(
                 waiting, lambda done: progress(earlier + done, earlier + len(waiting))
@@ -144,16 +141,14 @@ def _stem(name: str) -> str:
     return PurePosixPath(name).with_suffix("").as_posix()
 
 
-def _load_detector(
-    options: AlignOptions, device: str, backend: BackendName | None, *, offline: bool
-) -> FaceDetector:
+def _load_detector(options: AlignOptions, device: str, *, offline: bool) -> FaceDetector:
     return FaceDetector(
         device=device,
         smallest_face=options.smallest_face,
         thresholds=options.thresholds,
         factor=options.factor,
         offline=offline,
-        backend=backend,
+        backend=options.backend,
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -19,6 +18,7 @@ from faces.backends.choose import ENDINGS, FORMATS, check_backend_device, descri
 from faces.backends.export_cache import find_export, make_export
 from faces.backends.graph_backend import GraphFile
 from reference.mtcnn import O_NET_SIZE, R_NET_SIZE
+from reference.weights import load_mtcnn
 
 GraphRuntime = Literal["onnxruntime", "litert"]
 
@@ -56,16 +56,13 @@ def _channels_first(output: NDArray[Any]) -> NDArray[Any]:
     return output.transpose(0, 3, 1, 2) if output.ndim == 4 else output
 
 
-def run_networks_in(
-    backend: GraphRuntime, networks: Sequence[nn.Module], device: str, *, offline: bool = False
-) -> tuple[GraphNetwork, ...]:
+def open_networks(backend: GraphRuntime, device: str, *, offline: bool = False) -> tuple[GraphNetwork, ...]:
     """Open the exported files of facenet's P-Net, R-Net and O-Net, which are made once, audited and kept.
 
     Each is checked against PyTorch on seeded images, once on each machine.
 
     Args:
         backend: The runtime.
-        networks: P-Net, R-Net and O-Net in PyTorch, with the published weights.
         device: The device that was asked for.
         offline: Never download.
 
@@ -82,7 +79,7 @@ def run_networks_in(
     sources = model.files
     return tuple(
         _open(backend, str(sources[network.npy_name]), network, pytorch)
-        for network, pytorch in zip(map(MtcnnNetwork, NETWORKS), networks, strict=True)
+        for network, pytorch in zip(map(MtcnnNetwork, NETWORKS), load_mtcnn(offline=offline), strict=True)
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from converter.errors import SourceError
+from facenet_tf import stderr_aside
 from faces.backends.graph_backend import Run
 
 
@@ -40,7 +41,8 @@ def open_litert(path: Path, threads: int) -> Run:
             if prepared != [batch.shape]:
                 try:
                     interpreter.resize_tensor_input(taken, batch.shape)
-                    interpreter.allocate_tensors()
+                    with stderr_aside():  # the first time LiteRT says there that it takes XNNPACK
+                        interpreter.allocate_tensors()
                 except (RuntimeError, ValueError) as error:
                     raise explain(error) from error
                 prepared[:] = [batch.shape]

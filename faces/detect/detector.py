@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from concurrent.futures import Executor
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -41,12 +41,12 @@ class FaceDetector:
         thresholds: Probability of a face that P-Net, R-Net and O-Net ask for.
         factor: Ratio of two scales of the pyramid that follow each other. Nearer to 1 is slower.
         offline: Never download.
-        backend: What runs facenet's networks: "torch", "onnxruntime" or "litert"; None for PyTorch. The boxes
-            of another differ by the rounding of float32.
+        backend: What runs facenet's networks: "torch", "onnxruntime" or "litert". The boxes of the last two
+            differ from PyTorch's by the rounding of float32.
 
     Raises:
         ValueError: `smallest_face` is below 1, a threshold is not from 0 to 1, or `factor` is not between 0
-            and 1; or networks are given with a backend.
+            and 1; there is no such backend; or networks are given with another than "torch".
         UsageError: The backend does not run on the device.
         DifferenceError: Its results differ from PyTorch's.
         RequirementError: The weights are not in the cache and cannot be downloaded.
@@ -62,7 +62,7 @@ class FaceDetector:
         thresholds: tuple[float, float, float] = THRESHOLDS,
         factor: float = FACTOR,
         offline: bool = False,
-        backend: BackendName | None = None,
+        backend: BackendName = "torch",
     ) -> None:
         if smallest_face < 1:
             raise ValueError(f"smallest_face {smallest_face}: give at least 1 pixel")
@@ -70,16 +70,20 @@ class FaceDetector:
             raise ValueError(f"thresholds {thresholds}: give three numbers from 0 to 1")
         if not 0 < factor < 1:
             raise ValueError(f"factor {factor}: give a number between 0 and 1")
+        if backend not in get_args(BackendName):
+            raise ValueError(f"backend {backend}: give one of {', '.join(get_args(BackendName))}")
+        if networks is not None and backend != "torch":
+            raise ValueError(f"backend {backend}: it runs facenet's own networks. Leave out networks.")
         self.smallest_face = smallest_face
         self.thresholds = thresholds
         self.factor = factor
-        if networks is not None and backend not in (None, "torch"):
-            raise ValueError(f"backend {backend}: it runs facenet's own networks. Leave out networks.")
-        loaded: tuple[nn.Module, ...] = networks or load_mtcnn(offline=offline)
-        if backend == "onnxruntime" or backend == "litert":
-            from faces.backends.detector_networks import run_networks_in  # which few need
+        loaded: tuple[nn.Module, ...]
+        if backend == "torch":
+            loaded = networks or load_mtcnn(offline=offline)
+        else:
+            from faces.backends.detector_networks import open_networks  # which few need
 
-            loaded = run_networks_in(backend, loaded, str(device), offline=offline)
+            loaded = open_networks(backend, str(device), offline=offline)
         p_net, self._r_net, self._o_net = (network.to(device).eval() for network in loaded)
         self._p_net = _with_faster_pool(p_net) if isinstance(p_net, PNet) else p_net
         self.device = next(p_net.parameters(), torch.empty(0)).device  # which GPU, too

@@ -37,7 +37,7 @@ def detect(
     thresholds: tuple[float, float, float] = THRESHOLDS,
     factor: float = FACTOR,
     offline: bool = False,
-    backend: BackendName | None = None,
+    backend: BackendName = "torch",
     progress: Callable[[int, int | None], None] = lambda done, total: None,
 ) -> DetectionResult:
     """Find the faces of photographs, as facenet's own detector finds them.

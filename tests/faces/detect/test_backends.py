@@ -36,12 +36,13 @@ def cache(networks, mtcnn_files, tmp_path, monkeypatch):
     monkeypatch.setenv("FACENET_PORT_CACHE", str(state.folder))
     monkeypatch.setattr(detector_networks, "find_model", lambda *_, **__: SimpleNamespace(files=files))
     monkeypatch.setattr(detector_networks, "measure_difference", count)
-    monkeypatch.setattr(detector_module, "load_mtcnn", lambda offline: networks)
+    for module in (detector_module, detector_networks):
+        monkeypatch.setattr(module, "load_mtcnn", lambda offline: networks)
     return state
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", pytest.param("litert", marks=pytest.mark.slow)])
-def test_boxes_are_those_of_torch_but_for_rounding(backend, cache, some_images, some_faces, tmp_path):
+def test_boxes_are_those_of_torch_but_for_rounding(backend, cache, some_images, some_faces, tmp_path, capfd):
     expected, images = [as_arrays(faces) for faces in some_faces[:8]], some_images[:8]
     other = FaceDetector(backend=backend)
     comparison = compare_faces(expected, [as_arrays(faces) for faces in other.detect(images)])
@@ -62,6 +63,10 @@ def test_boxes_are_those_of_torch_but_for_rounding(backend, cache, some_images, 
     assert facenet_port.main(["align", str(photograph.parent), str(crops), *options]) == 0
     assert (crops / "1.png").exists()
     assert cache.checks == 3  # the result is kept
+    assert facenet_port.main(["align", str(photograph.parent), str(crops), "--quiet"]) == 2
+    told = capfd.readouterr().err
+    assert f"it was made with backend {backend}, not torch" in told
+    assert "XNNPACK" not in told
 
 
 def test_a_network_that_differs_is_refused(cache):
@@ -80,6 +85,8 @@ def test_a_network_that_differs_is_refused(cache):
 
 
 def test_what_a_backend_does_not_run_is_refused(cache, networks):
+    with pytest.raises(ValueError, match="backend onnx: give one of torch, onnxruntime, litert"):
+        FaceDetector(networks, backend="onnx")
     with pytest.raises(ValueError, match="backend litert: it runs facenet's own networks"):
         FaceDetector(networks, backend="litert")
     with pytest.raises(UsageError, match="--backend onnxruntime: it runs on the CPU"):
