@@ -26,7 +26,8 @@ a network of MTCNN. A published port needs no --against.
 
 exit codes: 0 the port is faithful; 1 the port differs; 2 wrong usage; 3 an input is unreadable, corrupt or
 another network, or the source's values are not finite; 4 a requirement such as onnxruntime is missing;
-5 weaker proof: a graph is not understood, but its embeddings are the source's;
+5 weaker proof: only the embeddings, or only the weights, were compared, and they are the source's; or the
+arithmetic of a graph of integers was not judged;
 130 interrupted, 143 by SIGTERM, 129 by SIGHUP
 """
 

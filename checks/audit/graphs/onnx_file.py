@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -262,8 +262,7 @@ def _fold_constants(nodes: Sequence[Any], constants: dict[str, Array]) -> None:
 
     for node in nodes:
         if node.op_type == "Reshape" and all(name in constants for name in node.input):
-            array, shape = (constants[name] for name in node.input)
-            constants[node.output[0]] = array.reshape(shape.tolist())
+            _fold_reshape(node, constants)
         if len(node.input) != 1 or node.input[0] not in constants:
             continue
         array = constants[node.input[0]]
@@ -278,6 +277,19 @@ def _fold_constants(nodes: Sequence[Any], constants: dict[str, Array]) -> None:
             and array.dtype == np.float16
         ):
             constants[node.output[0]] = array  # as stored: widening changes no value
+
+
+def _fold_reshape(node: Any, constants: dict[str, Array]) -> None:
+    """Add the output of a Reshape of a constant; of one that its runtime would refuse, nothing."""
+    array, shape = (constants[name] for name in node.input)
+    extents = shape.tolist()
+    if not any(each.name == "allowzero" and each.i for each in node.attribute):  # then 0 keeps an extent
+        extents = [
+            array.shape[axis] if extent == 0 and axis < array.ndim else extent
+            for axis, extent in enumerate(extents)
+        ]
+    with suppress(ValueError):
+        constants[node.output[0]] = array.reshape(extents)
 
 
 def _value(value: Any) -> Value:

@@ -42,20 +42,20 @@ def refuse_quantised(graph: Graph) -> None:
     if not quantised:
         return
     kinds = {node.kind for node in quantised}
-    tool, reason = "", "its integers are of a kind that is not audited"
+    tool, again, reason = "", "", "its integers are of a kind that is not audited"
     if kinds & _DYNAMIC:
-        tool = " by onnxruntime's quantize_dynamic"
-        reason = "the scales of its activations change with each image, so no arithmetic is stated to check"
+        tool = " as it runs"
+        again = "quantize_dynamic, or by "
+        reason = "the layer is not written as onnxruntime's quantize_dynamic writes it, so it cannot be read"
     elif kinds & _OPERATORS or any(kind.startswith("QLinear") for kind in kinds):
         tool = " by onnxruntime's quantize_static, with QuantFormat.QOperator"
         reason = "its layers are no longer those of the network"
     others = f" and {len(quantised) - 1} more" if len(quantised) > 1 else ""
     ending = graph.path.suffix
-    again = (
-        "Quantise the float32 file by quantize_static with QuantFormat.QDQ and audit that, or "
-        if tool
-        else ""
-    )
+    if tool:
+        again = (
+            f"Quantise the float32 file by {again}quantize_static with QuantFormat.QDQ and audit that, or "
+        )
     raise SourceError(
         graph.path,
         f"it is quantised{tool} ({label(quantised[0])}{others}): {reason}",

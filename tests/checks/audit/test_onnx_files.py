@@ -234,20 +234,47 @@ def quantise_static_in_operators(float32, path):
 
 
 @pytest.mark.parametrize(
-    ("quantise", "tool"),
+    ("quantise", "how", "reason", "tools"),
     [
-        (quantise_dynamic, "quantize_dynamic"),
-        (quantise_static_in_operators, "quantize_static, with QuantFormat.QOperator"),
+        (
+            quantise_dynamic,
+            "as it runs",
+            "is not written as onnxruntime's quantize_dynamic writes it",
+            "quantize_dynamic, or by quantize_static with QuantFormat.QDQ",
+        ),
+        (
+            quantise_static_in_operators,
+            "by onnxruntime's quantize_static, with QuantFormat.QOperator",
+            "its layers are no longer those of the network",
+            "quantize_static with QuantFormat.QDQ",
+        ),
     ],
 )
-def test_a_quantised_file_is_named_with_the_step_that_works(source, tmp_path, capsys, quantise, tool):
+def test_a_quantised_file_is_named_with_the_step_that_works(
+    source, tmp_path, capsys, quantise, how, reason, tools
+):
     path = tmp_path / "quantised.onnx"
     quantise(small_model(tmp_path / "float32.onnx"), path)
     assert main([str(path), "--against", str(source)]) == 3
     message = capsys.readouterr().err
-    assert f"{path}: it is quantised by onnxruntime's {tool} (" in message
-    assert "Quantise the float32 file by quantize_static with QuantFormat.QDQ and audit that, or " in message
+    assert f"{path}: it is quantised {how} (" in message
+    assert reason in message
+    assert f"Quantise the float32 file by {tools} and audit that, or " in message
     assert "audit the float32 file that it was made from: facenet-port audit FLOAT32.onnx" in message
+
+
+@pytest.mark.parametrize(
+    ("shape", "allow_zero", "expected"),
+    [([0, -1], 0, (4, 8)), ([2, 0, -1], 0, (2, 8, 2)), ([0, -1], 1, None), ([3, -1], 0, None)],
+)
+def test_a_constant_is_reshaped_as_the_operator_is_defined(tmp_path, shape, allow_zero, expected):
+    """An extent of 0 is the constant's own, unless `allowzero` says otherwise; a wrong shape is no damage."""
+    edit = Edit(small_model(tmp_path / "model.onnx"))
+    edit.graph.initializer.append(numpy_helper.from_array(np.array(shape), "shape"))
+    reshape = helper.make_node("Reshape", ["matrix", "shape"], ["reshaped"], allowzero=allow_zero)
+    edit.graph.node.insert(0, reshape)
+    constants = read_onnx(edit.save(tmp_path / "reshaped.onnx")).constants
+    assert getattr(constants.get("reshaped"), "shape", None) == expected
 
 
 @pytest.mark.parametrize("ending", ["onnx", "tflite", "index"])
