@@ -230,3 +230,15 @@ def test_a_process_that_loses_another_in_its_work_says_so(tmp_path):
     )
     message = "RequirementError: process 0 of 2: another process has ended before its work was done."
     assert ended.stderr.splitlines()[-1].endswith(f"{message} Give --resume.")
+
+
+@pytest.mark.parametrize(
+    ("processes", "problem"),
+    [
+        (Processes(), "pair.cc in third_party/gloo/gloo/transport/tcp"),
+        (Processes(0, 2), "/home/gloor/x.png cannot be read"),
+    ],
+)
+def test_another_error_is_not_taken_for_the_loss_of_a_process(processes, problem):
+    with pytest.raises(RuntimeError, match=problem), processes.explain_lost("Give --resume."):
+        raise RuntimeError(problem)
