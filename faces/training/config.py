@@ -205,6 +205,9 @@ def _check(name: str, declared: Any, value: Any) -> None:
     facts, expected = declared.metadata, type(declared.default)
     if type(value) is not expected:
         words = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+        if _is_table(value):
+            usual = f"{name} = {_toml(_example(name, declared))}"
+            raise FieldError(name, f"a table is not {words[expected]}. Write `{usual}`, without headings.")
         raise FieldError(name, f"{value!r} is not {words[expected]}.")
     if facts["choices"] and value not in facts["choices"]:
         close = difflib.get_close_matches(value, facts["choices"], n=1)
@@ -216,21 +219,30 @@ def _check(name: str, declared: Any, value: Any) -> None:
         raise FieldError(name, f"{value!r} is out of range: {_range(facts)}.")
 
 
+def _is_table(value: Any) -> bool:
+    """Whether a value of TOML is a table, or an array of tables."""
+    tables = value if isinstance(value, list) else [value]
+    return bool(tables) and all(isinstance(table, dict) for table in tables)
+
+
 def _range(facts: Mapping[str, Any]) -> str:
     lower = f"above {facts['above']:g}" if facts["above"] > -math.inf else f"{facts['least']:g} or above"
     return lower if facts["most"] == math.inf else f"{lower}, at most {facts['most']:g}"
 
 
-def read_config(path: str | Path | None, options: Mapping[str, Any] | None = None) -> TrainConfig:
+def read_config(
+    path: str | Path | None, options: Mapping[str, Any] | None = None, *, complete: bool = False
+) -> TrainConfig:
     """Read a configuration, of which options replace fields.
 
     Args:
         path: The TOML file; None takes the defaults.
         options: Name of a field to its value.
+        complete: Whether the file has to hold every field, as that of a run does.
 
     Raises:
         SourceError: The file cannot be read, or is not TOML.
-        UsageError: A field is unknown, or a value is not one of its field.
+        UsageError: A field is unknown or missing, or a value is not one of its field.
     """
     fields: dict[str, Any] = {}
     if path is not None:
@@ -240,9 +252,12 @@ def read_config(path: str | Path | None, options: Mapping[str, Any] | None = Non
         except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
             step = "`facenet-port train --print-config` prints a complete one"
             raise SourceError(path, f"this is not TOML ({error})", next_step=step) from error
-    heading = next((name for name, value in fields.items() if isinstance(value, dict)), None)
-    if heading is not None:
-        raise UsageError(f"{path}: [{heading}]: the fields stand without headings. Remove this line.")
+    for name, value in fields.items():
+        if name not in FIELDS and _is_table(value):
+            raise UsageError(f"{path}: [{name}]: the fields stand without headings. Remove this line.")
+    missing = [name for name in FIELDS if complete and name not in fields]
+    if missing:
+        raise UsageError(f"{path}: the field {missing[0]} is missing.")
     fields |= options or {}
     unknown = [name for name in fields if name not in FIELDS]
     if unknown:

@@ -184,16 +184,6 @@ class Trainer:
             self._accelerator.scaler.load_state_dict(state["scaler"])
         self.progress = Progress(**state["progress"])
         torch.set_rng_state(state["random"])
-        self._check_same_step()
-
-    def _check_same_step(self) -> None:
-        """Refuse processes that have gone on from other checkpoints, each from its own disk."""
-        if self._accelerator.num_processes > 1:
-            step = torch.tensor([self.progress.step], device=self._accelerator.device)
-            if len(set(self._accelerator.gather(step).tolist())) > 1:
-                raise UsageError(
-                    f"{self._folder.path}: the processes find other checkpoints. Give a folder of all."
-                )
 
     # The loop
 
@@ -201,9 +191,11 @@ class Trainer:
         """Train to the end.
 
         Raises:
+            UsageError: The processes go on from different checkpoints.
             DifferenceError: The loss is no longer a number; the checkpoint before it is left.
             KeyboardInterrupt: A signal has stopped the training; a checkpoint of the last step is written.
         """
+        self._check_same_step()
         try:
             with deferred_signals() as received:
                 while self.progress.epoch < self._config.epochs:
@@ -214,6 +206,16 @@ class Trainer:
             del self._loader  # ends the processes that read images
             if self._writer is not None:
                 self._writer.close()
+
+    def _check_same_step(self) -> None:
+        """Refuse processes that go on from different checkpoints, each from its own disk."""
+        if self._accelerator.num_processes > 1:
+            step = torch.tensor([self.progress.step], device=self._accelerator.device)
+            if len(set(self._accelerator.gather(step).tolist())) > 1:
+                raise UsageError(
+                    f"{self._folder.path}: the processes find different checkpoints. Give a folder that all "
+                    "of them share."
+                )
 
     def _train_epoch(self, received: list[int]) -> None:
         progress, config = self.progress, self._config

@@ -114,7 +114,7 @@ class RunFolder:
 
     def _check(self, config: TrainConfig, facts: Mapping[str, Any]) -> None:
         try:
-            before = read_config(self.path / CONFIG)
+            before = read_config(self.path / CONFIG, complete=True)
         except UsageError as error:
             raise UsageError(f"{error} {_OTHER_VERSION}.") from error
         for name in config.__dataclass_fields__:
@@ -204,6 +204,8 @@ class RunFolder:
         """
         try:
             yield
+        except torch.OutOfMemoryError:  # a RuntimeError
+            raise
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise SourceError(
                 self._checkpoints()[-1],

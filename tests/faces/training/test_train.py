@@ -7,6 +7,7 @@ import json
 import math
 import multiprocessing
 import os
+import re
 import resource
 import shutil
 import signal
@@ -197,6 +198,43 @@ def test_two_processes_give_the_weights_of_one(settings, run, tmp_path):
     assert json.loads((tmp_path / "two" / "softmax" / "run.json").read_text())["processes"] == 2
 
 
+RESUMES = """
+import os, socket, sys
+from faces.training.__main__ import main
+from faces.training.engine import Trainer
+with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+ends, *arguments = sys.argv[1:]
+os.environ["RANK"] = "0" if os.fork() else "1"
+if os.environ["RANK"] == "1":
+    Trainer.load = lambda self, state: os._exit(0) if ends else None
+sys.exit(main([*arguments, "--resume"]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("ends", "code", "message"),
+    [
+        (
+            "ends",
+            4,
+            "another process has ended before its work was done. Start all of them again with --resume.",
+        ),
+        ("", 2, "the processes find different checkpoints. Give a folder that all of them share."),
+    ],
+)
+def test_a_resume_that_another_process_does_not_join_says_why(run, ends, code, message):
+    ended = subprocess.run(
+        [sys.executable, "-c", RESUMES, ends, str(run / "config.toml")],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert ended.returncode == code
+    assert message in ended.stderr
+
+
 def test_a_loss_that_is_no_number_stops_the_training(settings, tmp_path, capsys, monkeypatch):
     """The checkpoint of the step that broke the weights is removed, and the one before it is left."""
     path = tmp_path / "config.toml"
@@ -303,10 +341,17 @@ def test_a_run_of_another_version_is_named(settings, run, tmp_path):
     advice = "If another version began this run, go on with that one, or start another run in a new folder"
     with pytest.raises(SourceError, match=rf"{latest.name}: its contents are not those of .*\. {advice}"):
         train(config, resume=True)
-    with (folder / "config.toml").open("a") as file:
-        file.write("keep_probability = 0.4\n")
-    with pytest.raises(UsageError, match=rf"there is no field keep_probability\..* {advice}"):
-        train(config, resume=True)
+    with pytest.raises(torch.OutOfMemoryError), RunFolder(folder).explain_other_state():
+        raise torch.OutOfMemoryError  # not the fault of the checkpoint
+    complete = (folder / "config.toml").read_text()
+    for other, problem in (
+        (complete + "keep_probability = 0.4\n", "there is no field keep_probability"),
+        (re.sub(r"(?m)^trained_blocks = .*\n", "", complete), "the field trained_blocks is missing"),
+    ):
+        assert other != complete
+        (folder / "config.toml").write_text(other)
+        with pytest.raises(UsageError, match=rf"{problem}\..* {advice}"):
+            train(config, resume=True)
 
 
 def test_weights_are_measured_without_training(settings, run, tmp_path, capsys):
