@@ -194,6 +194,18 @@ class TrainConfig:
         """Whether the weights are random at the start."""
         return self.weights == "none"
 
+    @property
+    def unused(self) -> tuple[str, ...]:
+        """The fields of the other task that have been changed from their defaults, without effect."""
+        other = "Triplets" if self.task == "classifier" else "Classifier"
+        group, names = "", []
+        for name, declared in FIELDS.items():
+            group = declared.metadata["group"] or group
+            of_classifier = name in ("batch_size", "head_learning_rate") and other == "Classifier"
+            if (group == other or of_classifier) and getattr(self, name) != declared.default:
+                names.append(name)
+        return tuple(names)
+
 
 FIELDS: Mapping[str, dataclasses.Field[Any]] = {
     declared.name: declared for declared in dataclasses.fields(TrainConfig)

@@ -29,7 +29,7 @@ class TrainResult:
         after: The figures at its end, or of the weights that were measured.
         rows: The figures of each epoch, as in metrics.csv.
         best_epoch: The epoch whose weights are in the folder `best`, from 1; 0 if nothing was trained.
-        notes: Sentences on what is left out of the data.
+        notes: Sentences on what is left out of the data, or has no effect.
         warnings: Sentences on what went wrong without stopping the training.
         environment: As `checks.core.environment.environment` gives it.
     """

@@ -15,7 +15,7 @@ from checks.core.environment import environment
 from checks.core.options import check_device
 from converter.errors import RequirementError, UsageError
 from faces.processes import read_processes
-from faces.training.config import FieldError, TrainConfig
+from faces.training.config import FieldError, TrainConfig, with_option
 from faces.training.data import TrainingData, check_shares, find_data
 from faces.training.engine import EpochReport, Report, Trainer
 from faces.training.network import build_network, freezes_batch_norm
@@ -137,6 +137,10 @@ def _notes(config: TrainConfig, data: TrainingData, *, nearest_mean: bool) -> li
         notes.append("The classifier is the nearest mean of the faces to train on.")
     elif config.task == "classifier" and not config.from_nothing and config.epochs <= config.head_epochs:
         notes.append("The head alone is trained: there are no more epochs than head_epochs.")
+    if config.unused:
+        task = with_option("task")
+        names = ", ".join(map(with_option, config.unused))
+        notes.append(f"With {task} {config.task} these fields have no effect: {names}.")
     return notes
 
 

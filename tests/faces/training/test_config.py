@@ -102,6 +102,16 @@ def test_what_is_no_configuration_is_refused(tmp_path, capsys):
     assert "nothing.toml" in capsys.readouterr().err
 
 
+def test_changed_fields_of_the_other_task_have_no_effect():
+    assert TrainConfig(data="crops").unused == TrainConfig(data="crops", task="triplet").unused == ()
+    changes = {"dropout": 0.5, "head": "arcface", "batch_size": 6, "head_learning_rate": 0.1}
+    changes |= {"margin": 0.3, "trained_blocks": "all", "people_per_batch": 3, "epochs": 2, "rotation": 5.0}
+    changed = TrainConfig(data="crops", **changes)
+    assert changed.unused == ("people_per_batch", "margin", "trained_blocks")
+    of_classifier = ("head", "dropout", "batch_size", "head_learning_rate")
+    assert replace(changed, task="triplet").unused == of_classifier
+
+
 def test_the_page_lists_every_field_with_its_default():
     page = (Path(__file__).parents[3] / "docs" / "training.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| `(\w+)`, `--([\w-]+)` \| (.*?) \| (.*?)(?:: .*)? \|$", page, re.MULTILINE)

@@ -265,10 +265,11 @@ def test_weights_that_the_last_step_breaks_are_not_written(settings, tmp_path, c
 def test_a_trained_classifier_is_measured_as_it_is(settings, run, tmp_path, capsys):
     (row,) = csv.DictReader((run / "metrics.csv").open())
     config = replace(settings, weights=str(run / "last"), output=str(tmp_path / "no"), standardisation="")
-    for head in ("softmax", "arcface"):
-        result = train(replace(config, head=head), evaluate_only=True)
+    note = "With task (--task) classifier these fields have no effect: margin (--margin)."
+    for head, margin, notes in (("softmax", 0.2, ()), ("arcface", 0.3, (note,))):
+        result = train(replace(config, head=head, margin=margin), evaluate_only=True)
         assert result.after.figures["loss"] == pytest.approx(float(row["val_loss"]), rel=1e-4)
-    assert result.notes == ()
+        assert result.notes == notes
     with pytest.raises(UsageError, match="nothing goes on"):
         train(config, evaluate_only=True, resume=True)
 
