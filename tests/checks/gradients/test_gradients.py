@@ -22,7 +22,12 @@ from checks.core import thresholds
 from checks.core.judgement import Judgement
 from checks.gradients import __main__ as gradients
 from checks.gradients.judge import judge_gradients, judge_steps
-from checks.gradients.measure import measure_gradient_distances, measure_gradients, measure_steps
+from checks.gradients.measure import (
+    measure_gradient_distances,
+    measure_gradients,
+    measure_step_distances,
+    measure_steps,
+)
 from checks.gradients.result import (
     INPUT,
     GradientMeasurement,
@@ -115,6 +120,19 @@ def test_every_gradient_and_every_step_is_tensorflows(
     assert len(shown) == 8
     print_result(result, verbose=True)
     assert "after 2 steps" in capsys.readouterr().out
+
+
+def test_triplets_train_ten_steps_as_tensorflow_without_being_asked(
+    model: InceptionResnetV1, tensors: dict[str, NDArray]
+) -> None:
+    """The number that the pages promise; the other tests take fewer, to save time."""
+    batch = draw_batch(VARIANT, image_size=SIZE)
+    expected = train_tensorflow(tensors, batch, modes=(), trainings=("triplet",))
+    actual = train_pytorch(model, batch, expected.trained, "triplet")
+    assert len(expected.steps["triplet"].losses) == len(actual.losses) == 10
+    measured = measure_step_distances(actual, expected, "triplet")
+    assert measured.loss <= 1e-9
+    assert all(0 <= t.distance <= 1e-9 for t in (*measured.state, *measured.change))
 
 
 def test_a_result_in_which_everything_differs_fits_on_the_screen(capsys: pytest.CaptureFixture[str]) -> None:
