@@ -24,8 +24,8 @@ from converter.hub.identify import find_published
 from converter.manifest import file_digest, stated_standardisation
 from converter.network_names import NetworkTensors
 from converter.plan import describe, state_dict_variant
-from faces.backends.facts import RUNTIMES, TORCH, BackendFacts
-from faces.backends.graph_backend import GraphBackend
+from faces.backends.facts import TORCH, BackendFacts
+from faces.backends.graph_backend import GraphBackend, find_runtime
 from faces.backends.torch_backend import TorchBackend
 from faces.options import DEFAULT_MODEL
 from reference import InceptionResnetV1, load
@@ -165,8 +165,8 @@ def load_model(
 
     Args:
         model: The name of a published model, or a file: a state_dict, or a TensorFlow source, which is
-            converted; or the folder of one, such as `best` of a training; or an exported file, .onnx or
-            .tflite. If both exist, the file wins.
+            converted; or the folder of one, such as `best` of a training; or an exported file, ONNX or
+            TFLite. If both exist, the file wins.
         standardisation: The standardisation of its images. None takes that of the published model, which a
             file is recognised as by the SHA-256 in its manifest, or its own, or that in its manifest.
         device: "cpu", "cuda" or "mps".
@@ -180,7 +180,7 @@ def load_model(
     """
     check_device(device)
     path, trained = Path(model), None
-    if path.suffix.lower() in RUNTIMES and path.is_file():
+    if find_runtime(path) is not None:
         from faces.backends.exported_model import load_exported
 
         return load_exported(path, standardisation, device)

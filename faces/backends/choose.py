@@ -89,6 +89,7 @@ def _make(model: Model, name: BackendName) -> CachedExport:
 
 def _use(model: Model, name: BackendName, export: CachedExport) -> Model:
     """Open an exported file as the runtime of a model, after it has been checked on this machine."""
+    FORMATS[name].require_runtime(f"--backend {name}")
     backend = GraphBackend(export.path, export.sha256, **_interface(name, model.backend.embedding_size))
     key = f"{describe_machine(name)}; {model.standardisation}"
     distance = export.checks.get(key)

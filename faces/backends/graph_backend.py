@@ -16,6 +16,8 @@ from checks.audit.graphs.graph_formats import find_graph_format
 from checks.audit.graphs.runtime_process import RuntimeProcess
 from checks.core.inputs import IMAGE_SIZE
 from converter.errors import SourceError
+from converter.formats.neighbours import HEAD_BYTES, is_onnx, is_tflite
+from converter.free_names import quoted
 from faces.backends.facts import RUNTIMES, BackendName
 
 _SIZES = (1, IMAGE_SIZE, IMAGE_SIZE, IMAGE_SIZE)  # of an input's variable extents; the channels have theirs
@@ -25,19 +27,34 @@ Run = Callable[[NDArray[Any]], dict[str, NDArray[Any]]]
 """A function from a batch in the layout and dtype of a graph's input to its outputs by name."""
 
 
+def find_runtime(path: Path) -> BackendName | None:
+    """Find what runs an exported file, by its contents, or else by its ending; None for any other path."""
+    if not path.is_file():
+        return None
+    try:
+        with path.open("rb") as file:
+            head = file.read(HEAD_BYTES)
+    except OSError:  # its reader explains why
+        head = b""
+    if is_tflite(head):
+        return "litert"
+    return "onnxruntime" if is_onnx(head) else RUNTIMES.get(path.suffix.lower())
+
+
 class GraphFile:
     """Runs an exported file, on as many threads as PyTorch uses in the calling thread.
 
     Args:
-        path: The file, .onnx or .tflite, which was audited or tried before.
+        path: The file, ONNX or TFLite, which was audited or tried before.
 
     Attributes:
         name: The name of the runtime, as `--backend` has it.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self.name: BackendName = RUNTIMES[path.suffix.lower()]
+        name = find_runtime(path)
+        assert name is not None  # its caller has read it
+        self.path, self.name = path, name
         self._runs: dict[int, Run] = {}
         self._opening = Lock()
 
@@ -64,7 +81,7 @@ class GraphBackend:
     """Embeds faces with an exported file.
 
     Args:
-        path: The file, .onnx or .tflite, which was audited or tried before.
+        path: The file, ONNX or TFLite, which was audited or tried before.
         sha256: Its SHA-256.
         shape: The shape of its input; None for a variable extent.
         takes_pixels: Whether the input is the pixels of images, uint8, which the graph standardises.
@@ -123,15 +140,15 @@ def try_file(path: Path) -> tuple[Graph, int]:
         The graph, and the length of a row of its first output.
 
     Raises:
-        SourceError: It is no ONNX or TFLite file, is damaged, does not run, or does not turn images into
-            embeddings.
-        RequirementError: A package that reads or runs it is not installed.
+        SourceError: It is no ONNX or TFLite file, is damaged, does not run, or does not turn images of
+            160x160 into embeddings.
+        RequirementError: A package that reads or runs it is not installed, or does not load.
     """
     graph_format = find_graph_format(path)
     if graph_format is None or graph_format.name not in ("ONNX", "TFLite"):
         raise SourceError(path, "it is no ONNX or TFLite file")
     graph = graph_format.read(path)
-    taken = graph.inputs[0]
+    taken, given = graph.inputs[0], graph.outputs[0]
     fits = len(taken.shape) == 4 and 3 in (taken.shape[1], taken.shape[3])
     if not fits or taken.dtype not in ("float32", "uint8"):
         raise SourceError(
@@ -139,9 +156,24 @@ def try_file(path: Path) -> tuple[Graph, int]:
             f"it takes no images of three channels: its input is {taken.dtype} {list(taken.shape)}",
             next_step="Export it with `facenet-port export`",
         )
+    height, width = taken.shape[2:] if taken.shape[1] == 3 else taken.shape[1:3]
+    if not {height, width} <= {None, IMAGE_SIZE}:
+        stated = f"it takes images of {height or 'any'}x{width or 'any'}, not {IMAGE_SIZE}x{IMAGE_SIZE}"
+        raise _refuse_network(path, stated)
+    if given.shape and len(given.shape) != 2:
+        raise _refuse_network(path, f"it gives no row of numbers for each image, but {_list(given.shape)}")
     images = np.zeros([extent or size for extent, size in zip(taken.shape, _SIZES, strict=True)], taken.dtype)
     with RuntimeProcess(graph) as process:
-        (output,) = process.run(images, [graph.outputs[0].name], as_written=False)
+        (output,) = process.run(images, [given.name], as_written=False)
     if output.ndim != 2 or len(output) != len(images):
-        raise SourceError(path, f"it gives no row for each image, but {list(output.shape)}")
+        raise _refuse_network(path, f"it gives no row of numbers for each image, but {_list(output.shape)}")
     return graph, output.shape[1]
+
+
+def _list(shape: tuple[int | None, ...]) -> str:
+    return "[" + ", ".join("any" if extent is None else str(extent) for extent in shape) + "]"
+
+
+def _refuse_network(path: Path, problem: str) -> SourceError:
+    step = f"`facenet-port audit {quoted(path)} --against CHECKPOINT` compares it with its checkpoint"
+    return SourceError(path, f"{problem}, so it is no network of embeddings", next_step=step)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ class GraphFormat:
         extra: The extra of this project that installs the packages.
         packages: Module to package, for reading and running these files; the last package runs them.
         runtime: The name of the runtime.
+        loads: The modules of these packages that have to load in this process.
         detect: Function that returns True if a file, given with its first bytes, has this format.
         read: Function that reads a file.
     """
@@ -38,6 +40,7 @@ class GraphFormat:
     extra: str
     packages: Mapping[str, str]
     runtime: str
+    loads: tuple[str, ...]
     detect: Callable[[Path, bytes], bool]
     read: Callable[[Path], Graph]
 
@@ -48,7 +51,7 @@ class GraphFormat:
             what: What needs them, the subject of the message.
 
         Raises:
-            RequirementError: Some are not installed.
+            RequirementError: Some are not installed, or do not load.
         """
         missing = [
             package for module, package in self.packages.items() if importlib.util.find_spec(module) is None
@@ -57,6 +60,27 @@ class GraphFormat:
             raise RequirementError(
                 f"{what} needs {' and '.join(missing)}: pip install 'facenet-port[{self.extra}]'."
             )
+        for module in self.loads:
+            self._load(module, what)
+
+    def require_runtime(self, what: str) -> None:
+        """Refuse to run a file if the package that runs it is installed but does not load.
+
+        Raises:
+            RequirementError: It does not.
+        """
+        self._load(self.loads[-1], what)
+
+    def _load(self, module: str, what: str) -> None:
+        try:
+            importlib.import_module(module)
+        except Exception as error:  # a broken package raises any exception, most often ImportError
+            package = self.packages[module.partition(".")[0]]
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise RequirementError(
+                f"{what} needs {package}, which is installed but does not load: {reason.rstrip('.')}. "
+                f"Install it again: pip install --force-reinstall {package}."
+            ) from error
 
     def versions(self) -> dict[str, str]:
         """Map packages to installed versions; the runtime comes last."""
@@ -73,6 +97,7 @@ GRAPH_FORMATS = (
         "onnx",
         {"onnx": "onnx", "onnxruntime": "onnxruntime"},
         "onnxruntime",
+        ("onnx", "onnxruntime"),
         onnx_file.is_onnx,
         onnx_file.read_onnx,
     ),
@@ -81,6 +106,7 @@ GRAPH_FORMATS = (
         "tflite",
         {"ai_edge_litert": "ai-edge-litert"},
         "LiteRT",
+        ("ai_edge_litert.interpreter",),
         tflite_file.is_tflite,
         tflite_file.read_tflite,
     ),
@@ -89,6 +115,7 @@ GRAPH_FORMATS = (
         "tensorflow",
         {"tensorflow": "tensorflow"},
         "TensorFlow",
+        (),  # it is loaded in a process of its own
         tensorflow_file.is_folded_graph,
         tensorflow_file.read_folded_graph,
     ),
@@ -101,7 +128,7 @@ def find_graph_format(path: Path) -> GraphFormat | None:
     Raises:
         SourceError: The file stands for another one, such as a pointer of Git LFS, or is of another format
             than its ending says.
-        RequirementError: A package that reads or runs the file is not installed.
+        RequirementError: A package that reads or runs the file is not installed, or does not load.
     """
     if not path.is_file():
         return None
@@ -115,7 +142,7 @@ def find_graph_format(path: Path) -> GraphFormat | None:
             other := recognise(path, head) or recognise_text(head)
         ):
             raise SourceError(path, other[0], next_step=other[1])
-        graph_format.require(f"{path}: an audit of {graph_format.name} graphs")
+        graph_format.require(f"{path}: this {graph_format.name} graph")
         return graph_format
     return None
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import numpy as np
+import onnx
 import onnxruntime
 import pyarrow.parquet
 import pytest
@@ -12,6 +14,7 @@ import torch
 from PIL import Image
 
 from checks.core import thresholds
+from converter.errors import SourceError
 from converter.manifest import file_digest
 from facenet_port import main
 from faces.backends import choose
@@ -135,6 +138,44 @@ def test_files_that_are_no_embeddings_are_refused(exported, tmp_path, embed, cap
     assert "cut.onnx" in capsys.readouterr().err
     with pytest.raises(Exception, match=r"exported file\. Give the weights that it was made from"):
         load_model(exported).network  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("size", "problem"),
+    [(24, "it takes images of 24x24, not 160x160"), (None, "it gives no row of numbers for each image, but")],
+)
+def test_another_network_is_refused_before_it_is_run(size, problem, tmp_path):
+    pooled = onnx.helper.make_node("MaxPool", ["images"], ["maps"], kernel_shape=[2, 2])
+    taken, given = (
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["N", 3, extent, extent])
+        for name, extent in (("images", size), ("maps", None))
+    )
+    path = tmp_path / "other.onnx"
+    onnx.save(onnx.helper.make_model(onnx.helper.make_graph([pooled], "g", [taken], [given])), path)
+    step = f"so it is no network of embeddings. `facenet-port audit {path} --against CHECKPOINT` compares it"
+    with pytest.raises(SourceError) as refused:
+        load_model(path)
+    assert problem in str(refused.value)
+    assert step in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["facenet.txt", "facenet.tflite"])
+def test_an_exported_file_is_recognised_by_its_contents(name, exported, tmp_path):
+    path = tmp_path / name
+    path.symlink_to(exported)
+    assert load_model(path).backend.name == "onnxruntime"
+
+
+def test_a_runtime_that_does_not_load(exported, embed, monkeypatch, tmp_path, capsys):
+    package = tmp_path / "packages" / "onnxruntime"
+    package.mkdir(parents=True)
+    package.joinpath("__init__.py").write_text("raise ImportError('libstdc++ is too old')")
+    monkeypatch.syspath_prepend(package.parent)
+    monkeypatch.delitem(sys.modules, "onnxruntime")
+    for options in ({"model": exported}, {}):
+        assert embed(*(() if options else ("--backend", "onnxruntime")), **options) == 4
+        expected = "needs onnxruntime, which is installed but does not load: libstdc++ is too old. Install it"
+        assert expected in capsys.readouterr().err
 
 
 def test_a_runtime_that_is_not_installed(embed, monkeypatch, capsys):
