@@ -225,7 +225,7 @@ def print_error(message: str) -> None:
 
 
 class _WarningHandler(logging.Handler):
-    """Prints the warnings of the converter's modules as the command's own."""
+    """Prints the warnings of this project's modules as the command's own."""
 
     def __init__(self, program: str) -> None:
         super().__init__(logging.WARNING)
@@ -238,12 +238,17 @@ class _WarningHandler(logging.Handler):
 
 @contextmanager
 def _show_warnings(program: str) -> Iterator[None]:
-    logger, handler = logging.getLogger("converter"), _WarningHandler(program)
-    logger.addHandler(handler)
+    loggers, handler = (
+        [logging.getLogger(package) for package in ("converter", "faces")],
+        _WarningHandler(program),
+    )
+    for logger in loggers:
+        logger.addHandler(handler)
     try:
         yield
     finally:
-        logger.removeHandler(handler)
+        for logger in loggers:
+            logger.removeHandler(handler)
 
 
 def _explain(error: BaseException) -> tuple[str, int]:

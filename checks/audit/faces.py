@@ -61,7 +61,7 @@ def _read_crop(file: Path) -> Array:
     side = pixels.shape[0]
     if pixels.shape[1] != side or side not in _CROP_SIZES:
         problem = f"this is no crop of a face: {pixels.shape[1]}x{side} pixels, not 160x160"
-        raise SourceError(file, problem, next_step="Crop the faces first: facenet-port align FOLDER -o CROPS")
+        raise SourceError(file, problem, next_step="Crop the faces first: facenet-port align FOLDER CROPS")
     edge = (side - IMAGE_SIZE) // 2
     return np.asarray(pixels[edge : edge + IMAGE_SIZE, edge : edge + IMAGE_SIZE])
 

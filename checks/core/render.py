@@ -57,10 +57,15 @@ class Table:
 def print_table(console: Console, table: Table) -> None:
     """Print a table, a line on each of its columns, and the meaning of its marks."""
     shown = rich_table.Table(box=None, pad_edge=False, header_style="bold")
-    shown.add_column(table.name, no_wrap=True)
+    shown.add_column(table.name, overflow="fold")
     figures = len(table.headings) - table.text_columns
     for index, heading in enumerate(table.headings):
-        shown.add_column(heading, justify="right" if index < figures else "left", no_wrap=True)
+        if index < figures:  # a narrow terminal folds names and text, and never cuts off a figure
+            texts = (*heading.splitlines(), *(row.cells[index] for row in table.rows))
+            width = max(map(len, texts)) + 2 * any(index in row.failed for row in table.rows)
+            shown.add_column(heading, justify="right", no_wrap=True, min_width=width)
+        else:
+            shown.add_column(heading, overflow="fold")
     for row in table.rows:
         style = "bold red" if row.failed else "bold" if row.strong else ""
         cells = [

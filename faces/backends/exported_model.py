@@ -54,7 +54,10 @@ def load_exported(path: Path, standardisation: Standardisation | None, device: s
             f"{path}: its metadata do not tell how its images are standardised. Give --standardise fixed, "
             "(x - 127.5) / 128 as for the published models of 2018, or per-image."
         )
-    is_exact = {array.dtype for array in graph.constants.values() if array.ndim > 1} == {np.dtype(np.float32)}
-    sha256 = metadata.get(keys.WEIGHTS, digest) if is_exact else digest
+    stored = {array.dtype for array in graph.constants.values() if array.ndim > 1}
+    is_exact = stored == {np.dtype(np.float32)} and not graph.quantised
+    weights = metadata.get(keys.WEIGHTS)
+    sha256 = weights if weights and is_exact else digest
     origin = "--standardise" if standardisation else "its metadata"
-    return Model(str(path), None, sha256, needed, origin, None, backend, BackendFacts(backend.name, digest))
+    facts = BackendFacts(backend.name, digest, stated_weights=weights)
+    return Model(str(path), None, sha256, needed, origin, None, backend, facts)

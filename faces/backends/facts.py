@@ -22,6 +22,7 @@ class BackendFacts:
         file_sha256: The SHA-256 of the exported file that it runs; None for PyTorch.
         distance: The largest Euclidean distance of its embeddings from PyTorch's on the images of the check
             on this machine; None for PyTorch, and for a file of the user's, whose weights are not at hand.
+        stated_weights: The `weights_digest` that the metadata of a file of the user's state; None without.
         note: Why another runtime is not used, a sentence; empty for no reason.
     """
 
@@ -29,6 +30,7 @@ class BackendFacts:
     file_sha256: str | None = None
     distance: float | None = None
     note: str = ""
+    stated_weights: str | None = None
 
 
 TORCH = BackendFacts()

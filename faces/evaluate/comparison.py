@@ -54,6 +54,7 @@ class Comparison:
 
     Attributes:
         weights: The weights.
+        states_others: Whether the exported file says that it was made from other weights.
         figures: The figures of both.
         worst_cosine: The smallest cosine of a face's two embeddings, 1 for equal ones.
         worst_file: The image of that face.
@@ -64,6 +65,7 @@ class Comparison:
     """
 
     weights: ModelFacts
+    states_others: bool
     figures: tuple[FigureChange, ...]
     worst_cosine: float
     worst_file: str
@@ -78,6 +80,7 @@ class Comparison:
 
 def compare_export(
     found: FoundPairs,
+    export: ModelFacts,
     weights: ModelFacts,
     sides: tuple[NDArray[Any], NDArray[Any]],
     measured: tuple[Measurement, Measurement],
@@ -86,6 +89,7 @@ def compare_export(
 
     Args:
         found: The pairs.
+        export: The exported file.
         weights: The weights.
         sides: (N, E) embeddings of the exported file, and of the weights.
         measured: The figures of both.
@@ -94,7 +98,7 @@ def compare_export(
     lengths = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)
     cosines = np.sum(ours * theirs, axis=1) / lengths
     worst = int(np.argmin(cosines))
-    export, expected = measured
+    actual, expected = measured
     changed: Sequence[int] = []
     if expected.threshold is not None:
         decided = [side.distances < expected.threshold for side in measured]
@@ -102,7 +106,8 @@ def compare_export(
     images, pairs = found.images, found.pairs
     return Comparison(
         weights=weights,
-        figures=tuple(FigureChange(name, of(expected), of(export)) for name, of in FIGURES.items()),
+        states_others=export.backend.stated_weights not in (None, weights.sha256),
+        figures=tuple(FigureChange(name, of(expected), of(actual)) for name, of in FIGURES.items()),
         worst_cosine=float(cosines[worst]),
         worst_file=str(images[worst].file),
         threshold=expected.threshold,
@@ -111,7 +116,7 @@ def compare_export(
                 (str(images[pairs.first[place]].file), str(images[pairs.second[place]].file)),
                 bool(pairs.same[place]),
                 float(expected.distances[place]),
-                float(export.distances[place]),
+                float(actual.distances[place]),
             )
             for place in changed
         ),
@@ -151,6 +156,10 @@ def describe_comparison(comparison: Comparison) -> tuple[str, ...]:
     """The worst cosine and the changed decisions in sentences."""
     cosine = f"The smallest cosine of a face's two embeddings is {comparison.worst_cosine:.6f}, of "
     sentences = [cosine + f"{comparison.worst_file}."]
+    if comparison.states_others:
+        sentences.insert(
+            0, f"By its metadata, the file was made from other weights than {comparison.weights.name}."
+        )
     if comparison.threshold is not None:
         sentences.append(
             f"At the weights' threshold, {comparison.threshold:.4f}, {len(comparison.changed):,} of "

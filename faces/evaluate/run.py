@@ -117,7 +117,9 @@ def _measure(
             judgements = judge(measured, expected, faces.found.name_pair)
         else:
             sides = faces.embeddings, faces.expected
-            comparison = compare_export(faces.found, faces.weights, sides, (measured, expected))
+            comparison = compare_export(
+                faces.found, faces.network, faces.weights, sides, (measured, expected)
+            )
     return VerificationResult(
         source=listed,
         folder=folder,

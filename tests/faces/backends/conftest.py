@@ -38,7 +38,7 @@ def exported(network, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def changed(exported, network, tmp_path_factory):
-    """The same with noise on a kernel, which is stored in float16."""
+    """The same with noise on a kernel, which is stored in float16, and other weights in its metadata."""
 
     def write(folder):
         model = onnx.load(exported)
@@ -49,6 +49,8 @@ def changed(exported, network, tmp_path_factory):
         cast = onnx.helper.make_node("Cast", ["halves"], [kernel.name], to=onnx.TensorProto.FLOAT)
         model.graph.node.insert(0, cast)
         kernel.CopyFrom(onnx.numpy_helper.from_array(halves, "halves"))
+        (stated,) = (entry for entry in model.metadata_props if entry.key == "weights_sha256")
+        stated.value = "0" * 64
         (folder / "changed.onnx").write_bytes(model.SerializeToString())
 
     return shared_folder(tmp_path_factory, "backend-changed-onnx", write) / "changed.onnx"

@@ -11,6 +11,7 @@ import onnxruntime
 import pyarrow.parquet
 import pytest
 import torch
+from onnxruntime.quantization import quantize_dynamic
 from PIL import Image
 
 from checks.core import thresholds
@@ -18,6 +19,7 @@ from converter.errors import SourceError
 from converter.manifest import file_digest
 from facenet_port import main
 from faces.backends import choose
+from faces.backends.exported_model import load_exported
 from faces.embeddings import read_embeddings
 from faces.model import load_model, weights_digest
 from reference import load
@@ -119,6 +121,12 @@ def test_an_exported_file_is_a_model(cache, exported, changed, embed, network, c
     assert cache.made == 0
 
 
+def test_quantised_weights_are_a_model_of_their_own(exported, tmp_path):
+    quantize_dynamic(exported, tmp_path / "dynamic.onnx")
+    loaded = load_exported(tmp_path / "dynamic.onnx", None, "cpu")
+    assert loaded.sha256 == file_digest(tmp_path / "dynamic.onnx")
+
+
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [
@@ -210,6 +218,8 @@ def test_evaluate_shows_every_decision_that_an_exported_file_changes(
     same, other = (results[model]["comparison"] for model in (exported, changed))
     assert same["worst_cosine"] > 1 - 1e-6
     assert same["changed"] == []
+    assert (same["states_others"], other["states_others"]) == (False, True)
+    assert screen.count(f"By its metadata, the file was made from other weights than {network}.") == 1
     # The changed pairs, from the embeddings that another process of the same file gives.
     images = (np.stack([np.asarray(Image.open(f), np.float32) for f in files]) - 127.5) / 128
     (rows,) = onnxruntime.InferenceSession(changed).run(None, {"images": images.transpose(0, 3, 1, 2)})

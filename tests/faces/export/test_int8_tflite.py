@@ -19,8 +19,10 @@ from checks.audit.run import _read_source, audit
 from checks.core import thresholds
 from converter.formats.detect import open_source
 from converter.hub.catalog_entry import FIXED
+from converter.manifest import file_digest
 from converter.network_names import NetworkTensors
 from facenet_tf import stderr_aside
+from faces.backends.exported_model import load_exported
 from reference import load
 from tests.faces.export.conftest import SIZE
 from tests.support.tflite_edit import TfliteEdit
@@ -62,6 +64,11 @@ def test_int8_embeds_pixels_as_the_weights_do_and_is_faithfully_quantised(int8_t
     assert len(kernels) == 132
     assert {each.quantisation.scales - each.shape[0] for each in kernels} == {0}
     assert judged["scales"].statement.startswith("a scale for each channel")
+
+
+def test_the_file_is_a_model_of_its_own(int8_tflite):
+    """Thresholds of the weights do not hold for it."""
+    assert load_exported(int8_tflite, "fixed", "cpu").sha256 == file_digest(int8_tflite)
 
 
 def test_faults_of_weights_are_named_each_at_its_layer(int8_tflite, weights, tmp_path):
