@@ -205,6 +205,7 @@ def _compare_integers(tensor: PortTensor, quantised: QuantisedTensor, expected: 
     return replace(
         result,
         status="differs",
+        detail="",  # what is folded in is no cause
         max_abs=float(gap[index]),
         max_ulp=int(gap.max()),
         index=tuple(map(int, index)),

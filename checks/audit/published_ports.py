@@ -6,7 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from checks.audit.graphs.graph_formats import find_graph_format
+from checks.audit.port_layers import printable
 from converter.errors import RequirementError, SourceError, UsageError
+from converter.free_names import quoted
 from converter.hub import catalog
 from converter.hub.cache import hub_checkpoints
 from converter.hub.identify import find_published
@@ -89,11 +92,22 @@ def find_source(port: Path) -> str:
     for entry in catalog.all_entries():
         if Path(entry.state_dict_name).stem == port.stem:
             return entry.name
+    if stated := printable(_stated_source(port)):
+        raise UsageError(
+            f"{port}: its checkpoint is not known. Its metadata state that it was made from {stated}. Give that: "
+            f"facenet-port audit {quoted(port)} --against {quoted(stated)}."
+        )
     statement = published.statement if published is not None else "It is not a published port."
     raise UsageError(
         f"{port}: its checkpoint is not known. {statement} Give the checkpoint: "
         f"facenet-port audit {port} --against SOURCE."
     )
+
+
+def _stated_source(port: Path) -> str:
+    """Read what the metadata of a graph state as its source; empty for none."""
+    graph_format = find_graph_format(port)
+    return "" if graph_format is None else graph_format.read(port).metadata.get("source", "")
 
 
 def find_published_port(sha256: str) -> PublishedPort | None:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from converter.counts import counted
 from converter.errors import SourceError, UsageError
+from faces.backends.graph_backend import find_runtime
 from faces.crops import FaceImage, find_crop
 from faces.detect.run import find_files
 from faces.embedder import Embedder, Progress
@@ -40,12 +41,17 @@ def predict(
         progress: Progress callback: photographs done, and their number.
 
     Raises:
-        UsageError: The weights have no classifier, there are crops of several kinds, or of another than the
-            classifier was trained on.
+        UsageError: The weights are an exported file or have no classifier, there are crops of several kinds,
+            or of another than the classifier was trained on.
         SourceError, MappingError: The weights or their people cannot be read, or do not go together.
         RequirementError: The detector's weights are not in the cache and cannot be downloaded.
     """
     weights = Path(weights)
+    if find_runtime(weights) is not None:
+        raise UsageError(
+            f"{weights}: predict takes the folder of a training, not an exported file, which does not hold "
+            "the names of the people. Give the folder best or last of a run of `facenet-port train`."
+        )
     people, crop = read_people(weights)
     if not people:
         raise UsageError(

@@ -173,3 +173,10 @@ def test_the_head_comes_off(best, tmp_path):
     assert features.network.logits is None
     assert features.standardisation == "per-image"
     assert features.sha256 == load_model(best).sha256  # of what embeddings depend on
+
+
+def test_an_exported_file_is_no_folder_of_a_training(crops, tmp_path, capsys):
+    path = tmp_path / "people.tflite"
+    path.write_bytes(b"\x1c\0\0\0TFL3")
+    assert predict(crops, "--weights", path) == 2
+    assert "people.tflite: predict takes the folder of a training, not an exported" in capsys.readouterr().err
