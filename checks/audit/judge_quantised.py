@@ -67,8 +67,9 @@ def _coarser_parts(results: Sequence[TensorResult]) -> list[str]:
 
 
 def judge_quantised(run: QuantisedRun) -> tuple[Judgement, ...]:
-    """Judge the run of a graph of integers: its arithmetic, the range of its images, and faces."""
-    judgements = None if run.is_dynamic else judge_integers(run), judge_range(run), judge_faces(run)
+    """Judge the run of a graph of integers: its arithmetic, the range of its images, and its embeddings."""
+    arithmetic = None if run.is_dynamic else judge_integers(run)
+    judgements = arithmetic, judge_range(run), judge_faces(run), judge_cosine(run)
     return tuple(judgement for judgement in judgements if judgement is not None)
 
 
@@ -134,6 +135,20 @@ def judge_faces(run: QuantisedRun) -> Judgement | None:
     return Judgement("faces", all(share <= 1 for share in shares), statement, share=max(shares))
 
 
+def judge_cosine(run: QuantisedRun) -> Judgement | None:
+    """Judge the embeddings of seeded images; None with faces, or without embeddings."""
+    if run.cosine is None:
+        return None
+    limit = thresholds.SEEDED_COSINE
+    statement = (
+        "standard normal and smooth images: least cosine of an embedding with the source's "
+        f"{run.cosine:.4f} (limit {1 - limit:g})"
+    )
+    cause = "an activation is clipped or rounded coarsely, as by a scale that does not suit it"
+    share = (1 - run.cosine) / limit
+    return Judgement("embeddings", share <= 1, statement, () if share <= 1 else (cause,), share)
+
+
 def write_quantised_verdict(results: Sequence[TensorResult], run: QuantisedRun, gives: str) -> str:
     """Write the verdict on a graph of integers that holds, a few sentences; `gives` is that of `GraphRun`."""
     integers = sum(result.values for result in results if result.status == "quantised")
@@ -146,5 +161,5 @@ def write_quantised_verdict(results: Sequence[TensorResult], run: QuantisedRun, 
         )
     verdict += "".join(f" It has {clause}." for clause in _coarser_parts(results))
     if run.faces is None and "embeddings" in gives:
-        verdict += " Its embeddings were not compared: give crops with --faces."
+        verdict += " Its embeddings were compared on seeded images alone: give crops with --faces."
     return verdict

@@ -291,6 +291,8 @@ class QuantisedRun:
         faces: The embeddings of faces; None if none were given.
         is_dynamic: Whether the runtime quantises activations by scales that change with each image. Then the
             arithmetic is not judged: there are no quantisers.
+        cosine: Without faces, the least cosine with the source's of an embedding of the inputs of many
+            values; None with faces, and of a graph that gives logits.
     """
 
     inputs: tuple[str, ...]
@@ -299,6 +301,7 @@ class QuantisedRun:
     input_range: InputRange | None
     faces: FacesRun | None
     is_dynamic: bool = False
+    cosine: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -310,7 +311,8 @@ def _node(node: Any, constants: Mapping[str, Array]) -> Node:
 
     attributes = {each.name: onnx.helper.get_attribute_value(each) for each in node.attribute}
     op: Op = _OPS.get(node.op_type, "other") if node.domain in ("", "ai.onnx") else "other"
-    if attributes.get("training_mode", 0):
+    is_rounding = node.op_type == "Cast" and attributes.get("to") not in _floats()
+    if attributes.get("training_mode", 0) or is_rounding:
         op = "other"
     # onnxruntime's own convolution with a ReLU. A fourth input would be added before the ReLU.
     is_fused = (node.domain, node.op_type) == ("com.microsoft", "FusedConv") and len(node.input) < 4
@@ -336,6 +338,14 @@ def _node(node: Any, constants: Mapping[str, Array]) -> Node:
         layout=layout,
         quantisation=quantisation,
     )  # fmt: skip
+
+
+@cache
+def _floats() -> frozenset[int]:
+    """The numbers of the dtypes to which a Cast keeps values but for rounding."""
+    from onnx import TensorProto
+
+    return frozenset((TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE))
 
 
 def _window(attributes: Mapping[str, Any]) -> Window:

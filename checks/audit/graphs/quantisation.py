@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from checks.audit.graphs.graph import Graph, Node
-from checks.audit.graphs.wiring import label, plain_name
+from checks.audit.graphs.wiring import Wiring, label, plain_name
 from converter.errors import SourceError
 
 _DYNAMIC = frozenset(
     {"DynamicQuantizeLinear", "ConvInteger", "MatMulInteger", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM"}
 )
 _OPERATORS = frozenset({"QGemm"})
+
+KEEP_ORDER = frozenset((
+    "Cast", "Dropout", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze",  # ONNX
+    "CAST", "EXPAND_DIMS", "RESHAPE", "SQUEEZE", "STRIDED_SLICE",  # TFLite
+))  # fmt: skip
+"""Operations that give the numbers of their input in the same order."""
 
 
 def is_quantised(graph: Graph) -> bool:
@@ -62,6 +68,36 @@ def refuse_quantised(graph: Graph) -> None:
         next_step=f"{again}{'audit' if again else 'Audit'} the float32 file that it was made from: "
         f"facenet-port audit FLOAT32{ending} --against SOURCE",
     )
+
+
+def refuse_reordering(wiring: Wiring, first: str, last: str) -> None:
+    """Refuse a graph that reorders numbers between two tensors, where no arithmetic is judged that shows it.
+
+    Args:
+        wiring: The wiring of a graph that its runtime quantises.
+        first: The input of the first layer.
+        last: The output of the last layer.
+
+    Raises:
+        SourceError: An operation may reorder numbers.
+    """
+    graph, seen, waiting = wiring.graph, {first}, [last]
+    while waiting:
+        name = waiting.pop()
+        node = wiring.producers.get(name)
+        if node is None or name in seen or name in graph.constants:
+            continue
+        seen.add(name)
+        is_moving = node.op == "same" and node.quantisation is None
+        if is_moving and node.kind not in KEEP_ORDER:
+            raise SourceError(
+                graph.path,
+                f"{label(node)} between its layers may reorder numbers, which only the arithmetic shows; but "
+                "the arithmetic of a graph that is quantised as it runs is not judged",
+                next_step="Audit the float32 file that it was made from: "
+                f"facenet-port audit FLOAT32{graph.path.suffix} --against SOURCE",
+            )
+        waiting += node.inputs[:1] if node.op == "same" else node.inputs
 
 
 def _refuse_integer_ends(graph: Graph) -> None:

@@ -14,16 +14,16 @@ from checks.audit.graphs.find_layers import GraphLayers
 from checks.audit.graphs.graph import Graph, Node, NotUnderstoodError
 from checks.audit.graphs.onnx_tflite_session import OnnxTfliteSession
 from checks.audit.graphs.preprocessing import Preprocessing, to_pixels
-from checks.audit.graphs.quantisation import is_dynamic
+from checks.audit.graphs.quantisation import is_dynamic, refuse_reordering
 from checks.audit.graphs.run_graph import normalise
 from checks.audit.graphs.simulate import Simulation, quantisers
 from checks.audit.graphs.wiring import Wiring, label, plain_name
 from checks.audit.quantisation import Quantisation
 from checks.audit.result import FacesRun, InputRange, QuantisedRun, QuantiserRun
-from checks.core.activations import one_thread
+from checks.core.activations import one_thread, run_pytorch
 from checks.core.inputs import InputBatch, standardise
 from checks.core.metrics import l2_norm
-from checks.core.network import BOTTLENECK, LOGITS
+from checks.core.network import BOTTLENECK, EMBEDDINGS, LOGITS
 from checks.core.types import Array, Say
 from converter.errors import UsageError
 from converter.hub.catalog_entry import FIXED, PER_IMAGE
@@ -94,7 +94,11 @@ class QuantisedGraph:
             raise UsageError(f"{self._graph.path} gives logits and no embeddings. Leave out --faces.")
         names = (*(batch.name for batch in batches), *(("faces",) if faces is not None else ()))
         if is_dynamic(self._graph):
-            return QuantisedRun(names, (), 0.0, None, self._compare(faces, source, say), is_dynamic=True)
+            activations = self._layers.activations
+            last = activations.get(LOGITS, activations[BOTTLENECK])
+            refuse_reordering(self._wiring, self._layers.input, last)
+            compared, cosine = self._compare(faces, source, say), self._cosine(faces, batches, source)
+            return QuantisedRun(names, (), 0.0, None, compared, is_dynamic=True, cosine=cosine)
         say("simulating")
         batched = [self._feed_standardised(self._session.fit_images(batch.images[:1])) for batch in batches]
         if faces is not None:
@@ -111,7 +115,31 @@ class QuantisedGraph:
             embedding=embedding,
             input_range=self._input_range(trained, faces),
             faces=self._compare(faces, source, say),
+            cosine=self._cosine(faces, batches, source),
         )
+
+    def _cosine(
+        self, faces: Faces | None, batches: Sequence[InputBatch], source: InceptionResnetV1
+    ) -> float | None:
+        """The least cosine with the source's embedding of the first image of each input of many values.
+
+        None with faces, which show more, and of a graph that gives logits.
+        """
+        if faces is not None or not self._layers.embeddings:
+            return None
+        cosines = []
+        for batch in batches:
+            if not batch.few_values:
+                fed = self._feed_standardised(self._session.fit_images(batch.images[:1]))
+                images = self._fold.apply(self._session.prepare(fed))
+                expected = run_pytorch(source, images, (EMBEDDINGS,))[EMBEDDINGS]
+                cosines.append(float((self._embed(fed) * expected).sum()))
+        return min(cosines)
+
+    def _embed(self, fed: Array) -> Array:
+        """The graph's embeddings, (N, E), of length one."""
+        place = next(n for n, name in enumerate(self._session.outputs) if name != LOGITS)
+        return normalise(self._session.run(fed)[place])
 
     def _compare(self, faces: Faces | None, source: InceptionResnetV1, say: Say) -> FacesRun | None:
         """Embed the faces, and compare with the source's embeddings."""
@@ -119,9 +147,7 @@ class QuantisedGraph:
             return None
         say("embedding the faces")
         images = self._session.fit_images(faces.images)
-        port = self._session.run(self._feed_faces(faces))
-        place = next(n for n, name in enumerate(self._session.outputs) if name != LOGITS)
-        return compare_faces(normalise(port[place]), source, images, faces.people)
+        return compare_faces(self._embed(self._feed_faces(faces)), source, images, faces.people)
 
     def _feed_faces(self, faces: Faces) -> Array:
         """The faces as the graph takes them: pixels, or images standardised as the source was trained."""

@@ -9,15 +9,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from checks.audit.graphs.graph import Graph, Node, NotUnderstoodError, Window
+from checks.audit.graphs.quantisation import KEEP_ORDER
 from checks.audit.graphs.wiring import Wiring, label
 from checks.core.network import NORM_FLOOR
 from checks.core.types import Array
 from converter.layouts import CONVOLUTION
-
-_SHAPES = frozenset(
-    {"Flatten", "Reshape", "Squeeze", "Unsqueeze", "EXPAND_DIMS", "RESHAPE", "SQUEEZE", "STRIDED_SLICE"}
-)
-_COPIES = frozenset({"Cast", "Dropout", "Identity", "CAST"})
 
 
 def quantisers(graph: Graph) -> list[Node]:
@@ -57,7 +53,7 @@ class Simulation:
         return F.relu(values) if node.relu else values
 
     def _compute(self, node: Node) -> Tensor:
-        if node.op == "same" and node.kind in _SHAPES | _COPIES:
+        if node.op == "same" and node.kind in KEEP_ORDER:
             return self.evaluate(node.inputs[0])  # its shape is that of the integers behind it
         inputs = [self.evaluate(each) for each in node.inputs if each]
         if node.quantisation is not None:  # one that dequantises: the others are known

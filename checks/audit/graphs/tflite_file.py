@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +105,13 @@ def _graph(path: Path, content: bytes) -> Graph:
         if has_scale(tensor)
     }
     quantised = dequantise_constants(constants, stated)
-    written = [_node(operator, model.operatorCodes, kinds, tensors) for operator in graph.operators]
+    dtypes = [_DTYPES.get(tensor.type, "unknown") for tensor in graph.tensors]
+    written = [
+        _keep_values(
+            _node(operator, model.operatorCodes, kinds, tensors), dtypes[operator.outputs[0]], constants
+        )
+        for operator in graph.operators
+    ]
     nodes = mark_relus(list(write_as_quantising(written, stated, constants, quantised)))
     for node in nodes:
         if node.dequantises and constants.get(node.inputs[0], _NOTHING).dtype in HALVES:
@@ -173,6 +180,21 @@ def _value(name: str, tensor: Any) -> Value:
     extents = tensor.shapeSignature if tensor.shapeSignature is not None else tensor.shape
     shape = tuple(None if extent < 1 else int(extent) for extent in (extents if extents is not None else ()))
     return Value(name, shape, _DTYPES.get(tensor.type, "unknown"))
+
+
+def _keep_values(node: Node, dtype: str, constants: Mapping[str, Array]) -> Node:
+    """Return a node; its operation is "other" if it casts to integers, or slices by other steps than 1.
+
+    Args:
+        node: The node as the table of operations has it.
+        dtype: The dtype of its output.
+        constants: The graph's constants.
+    """
+    is_changed = node.kind == "CAST" and not dtype.startswith("float")
+    if node.kind == "STRIDED_SLICE":
+        strides = constants.get(node.inputs[3]) if len(node.inputs) > 3 else None
+        is_changed = strides is None or bool((strides != 1).any())
+    return replace(node, op="other") if is_changed else node
 
 
 def _node(operator: Any, codes: Sequence[Any], names: Mapping[int, str], tensors: Sequence[str]) -> Node:

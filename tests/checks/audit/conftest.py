@@ -85,3 +85,15 @@ def int8(folded, pixels, tmp_path_factory):
         export_int8(folded, folder / "other.onnx", prewhiten(pixels))
 
     return shared_folder(tmp_path_factory, "int8-onnx", write) / "int8.onnx"
+
+
+@pytest.fixture(scope="session")
+def dynamic(folded, tmp_path_factory):
+    """The folded graph with weights of integers, and activations that onnxruntime quantises as it runs."""
+
+    def write(folder):
+        from onnxruntime.quantization import quantize_dynamic
+
+        quantize_dynamic(folded, folder / "dynamic.onnx")
+
+    return shared_folder(tmp_path_factory, "dynamic-onnx", write) / "dynamic.onnx"

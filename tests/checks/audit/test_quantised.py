@@ -7,7 +7,7 @@ import json
 import numpy as np
 import onnx
 import pytest
-from onnx import helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 pytest.importorskip("onnxruntime")
@@ -21,6 +21,7 @@ from checks.audit.run import audit
 from checks.core import thresholds
 from checks.core.network import EMBEDDINGS
 from converter.counts import counted
+from converter.errors import SourceError
 from converter.hub.catalog_entry import FIXED, PER_IMAGE
 from tests.support.graph_exports import export_int8
 from tests.support.onnx_edit import Edit
@@ -131,7 +132,7 @@ def test_a_right_file_is_faithfully_quantised(int8, source, tmp_path, capsys):
     result = json.loads(data.read_text())
     assert result["run"]["weights"] == "int8"
     shares = {each["name"]: each["share"] for each in result["judgements"] if each["share"] is not None}
-    assert set(shares) == {"scales", "preprocessing", "arithmetic", "range"}
+    assert set(shares) == {"scales", "preprocessing", "arithmetic", "range", "embeddings"}
     assert max(shares.values()) < 0.5
     kernels = [each for each in result["tensors"] if len(each["shape"]) == 4]
     assert len(kernels) == 132
@@ -176,12 +177,9 @@ def test_tensorflows_conversion_with_every_operation_in_integers_is_faithful(tfl
 
 
 def test_dynamic_quantisation_by_onnxruntime_is_a_weaker_proof_of_every_weight(
-    folded, source, pixels, tmp_path, capsys
+    dynamic, source, pixels, tmp_path, capsys
 ):
-    from onnxruntime.quantization import quantize_dynamic
-
-    path = tmp_path / "dynamic.onnx"
-    quantize_dynamic(folded, path)
+    path = dynamic
     save_crops(pixels[:2], tmp_path / "crops")
     data = tmp_path / "audit.json"
     arguments = [str(path), "--against", str(source), "--standardise", "fixed", "--json", str(data)]
@@ -366,6 +364,34 @@ def test_one_channel_with_too_large_a_scale_is_found(int8, folded, source, tmp_p
     )
 
 
+@pytest.mark.parametrize(
+    ("kind", "attributes", "problem"),
+    [
+        ("Gather", {"axis": 1}, "Gather 'changed' between its layers may reorder numbers"),
+        ("Transpose", {"perm": [0, 1, 3, 2]}, "Transpose 'changed' between its layers may reorder numbers"),
+        ("Cast", {"to": TensorProto.BOOL}, "its graph is not understood: Cast 'changed'"),
+    ],
+)
+def test_a_change_between_layers_that_are_quantised_as_they_run_is_refused(
+    dynamic, source, tmp_path, kind, attributes, problem
+):
+    """Of channels in reverse, of height and width, and of numbers to 0 or 1: no arithmetic is judged."""
+    edit = Integers(dynamic)
+    relu = edit.node("Relu", 60).output[0]
+    edit.graph.initializer.append(numpy_helper.from_array(np.arange(128)[::-1].copy(), "order"))
+    inputs = [relu, "order"] if kind == "Gather" else [relu]
+    nodes = [helper.make_node(kind, inputs, ["changed"], **attributes)]
+    if kind == "Cast":
+        nodes.append(helper.make_node("Cast", ["changed"], ["numbers"], to=TensorProto.FLOAT))
+    for node in edit.graph.node:
+        node.input[:] = [nodes[-1].output[0] if name == relu else name for name in node.input]
+    place = list(edit.graph.node).index(edit.maker(relu)) + 1
+    for node in reversed(nodes):
+        edit.graph.node.insert(place, node)
+    with pytest.raises(SourceError, match=problem):
+        audit(edit.save(tmp_path / "changed.onnx"), source, standardisation=FIXED)
+
+
 def test_values_beyond_their_scale_are_counted(int8, folded, source, tmp_path):
     edit = Integers(int8)
     kernel = edit.kernels[40]
@@ -393,16 +419,18 @@ def test_images_that_are_all_dark_are_named_though_the_faces_are_dark_too(int8, 
     assert "all dark" in judgement(result, "range").details[0]
 
 
-def test_an_activation_with_too_small_a_range_shows_in_the_faces(int8, pixels, source, tmp_path):
+def test_an_activation_with_too_small_a_range_shows_in_the_embeddings_of_faces_and_without_any(
+    int8, pixels, source, tmp_path
+):
     edit = Integers(int8)
     last = edit.maker(edit.node("MatMul", -1).input[0])
     edit.put(last.input[1], edit.array(last.input[1]) / np.float32(100))
+    path = edit.save(tmp_path / "range.onnx")
     save_crops(pixels, tmp_path / "crops")
-    result = audit(
-        edit.save(tmp_path / "range.onnx"), source, faces=tmp_path / "crops", standardisation=FIXED
-    )
-    assert "faces" in failed(result)
-    assert judgement(result, "faces").share > 2
+    for name, crops in (("faces", tmp_path / "crops"), ("embeddings", None)):
+        result = audit(path, source, faces=crops, standardisation=FIXED)
+        assert name in failed(result)
+        assert judgement(result, name).share > 2
 
 
 @pytest.mark.parametrize("with_logits", [False, True])
