@@ -26,6 +26,7 @@ from rich.console import Console
 
 from converter.atomic import AtomicFiles, replace_file
 from converter.errors import PortError, RequirementError, SourceError, UsageError
+from converter.free_names import without_controls
 from converter.progress import ProgressBar
 from converter.stop_signals import StopSignals
 
@@ -56,6 +57,10 @@ def _let_paths_be_printed() -> None:
 
 
 class _Console(Console):
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Print text and tables; control characters in a text, as of a file's name, do not act."""
+        super().print(*(without_controls(o) if isinstance(o, str) else o for o in objects), **options)
+
     def on_broken_pipe(self) -> None:
         """Go on without a reader, such as `| head`: the exit code still tells the result."""
         self.quiet = True
@@ -219,7 +224,7 @@ class Command:
 def print_error(message: str) -> None:
     """Print a line on stderr, which is gone if the terminal was closed."""
     try:
-        print(message, file=sys.stderr)
+        print(without_controls(message), file=sys.stderr)
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 

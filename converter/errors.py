@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from converter.free_names import printable_name
+
 
 class PortError(Exception):
     """Base of every error that the commands show as one message.
@@ -37,6 +39,9 @@ class SourceError(PortError):
         problem: What is wrong, a clause without a full stop.
         tensor: The tensor at fault, if there is one.
         next_step: Advice to the user, a clause without a full stop.
+
+    Attributes:
+        statement: The message without the path.
     """
 
     exit_code = 3
@@ -46,8 +51,9 @@ class SourceError(PortError):
     ) -> None:
         self.path = Path(path)
         self.tensor = tensor
-        where = f"{path}: " if tensor is None else f"{path}: tensor {tensor!r}: "
-        super().__init__(where + problem + "." + (f" {next_step}." if next_step else ""))
+        where = "" if tensor is None else f"tensor {tensor!r}: "
+        self.statement = where + problem + "." + (f" {next_step}." if next_step else "")
+        super().__init__(f"{printable_name(path)}: {self.statement}")
 
     def __reduce__(self) -> Any:
         """Let another process send it: Python would call the class with the message alone."""

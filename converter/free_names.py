@@ -1,4 +1,4 @@
-"""Names of files that a message suggests, so that nothing that exists is overwritten."""
+"""Names of files in messages: printable, quoted, and free where a message suggests one."""
 
 from __future__ import annotations
 
@@ -6,6 +6,20 @@ import os
 import shlex
 from itertools import count
 from pathlib import Path
+
+_LINE_ENDS = {ord("\n"), ord("\t")}
+_CONTROLS = {code: repr(chr(code))[1:-1] for code in (*range(0x20), *range(0x7F, 0xA0))}
+_OTHER_CONTROLS = {code: text for code, text in _CONTROLS.items() if code not in _LINE_ENDS}
+
+
+def printable_name(path: Path | str) -> str:
+    r"""Write a path on one line: a control character, which acts on a terminal, as Python does, \x1b."""
+    return str(path).translate(_CONTROLS)
+
+
+def without_controls(text: str) -> str:
+    """Write the control characters of a text as `printable_name` does, but for line ends and tabs."""
+    return text.translate(_OTHER_CONTROLS)
 
 
 def free_name(name: str) -> str:

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from converter.errors import RequirementError
+from converter.free_names import printable_name
 
 
 def home_folder() -> Path | None:
@@ -29,11 +30,11 @@ def xdg_folder(variable: str) -> Path | None:
 
 
 def from_home(path: Path | str) -> str:
-    """Shorten a path in the user's home folder to one that begins with ~."""
+    """Shorten a path in the user's home folder to one that begins with ~, and make it printable."""
     home = home_folder()
     if home is None or not home.name or not Path(path).is_relative_to(home):  # a home of / has no name
-        return str(path)
-    return str("~" / Path(path).relative_to(home))
+        return printable_name(path)
+    return printable_name("~" / Path(path).relative_to(home))
 
 
 def expand(path: str, variable: str) -> Path:

@@ -208,10 +208,7 @@ def encode_embeddings(embeddings: Embeddings, folder: Path, part: Part | None = 
         beside = {
             "run": part.run,
             "without_face": [path_in(folder, file) for file in part.without_face],
-            "problems": [
-                (path_in(folder, problem.path), str(problem).removeprefix(f"{problem.path}: "))
-                for problem in part.problems
-            ],
+            "problems": [(path_in(folder, problem.path), problem.statement) for problem in part.problems],
         }
         metadata[_PART_KEY] = json.dumps(beside).encode()
     content = io.BytesIO()

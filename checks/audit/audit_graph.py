@@ -171,7 +171,7 @@ def _compare_embeddings(
         try:
             run = run_whole(graph, process, source_network(source), seed, say)
         except SourceError as error:
-            reason = str(error).removeprefix(f"{graph.path}: ").removesuffix(".")
+            reason = error.statement.removesuffix(".")
             raise SourceError(graph.path, f"{without}{reason}") from error
     judgements = judge_preprocessing(run, trained), judge_embeddings(run)
     network = describe_network(source.variant)

@@ -94,8 +94,8 @@ def find_source(port: Path) -> str:
             return entry.name
     if stated := printable(_stated_source(port)):
         raise UsageError(
-            f"{port}: its checkpoint is not known. Its metadata state that it was made from {stated}. Give that: "
-            f"facenet-port audit {quoted(port)} --against {quoted(stated)}."
+            f"{port}: its checkpoint is not known. Its metadata state that it was made from {stated}. "
+            f"Give that: facenet-port audit {quoted(port)} --against {quoted(stated)}."
         )
     statement = published.statement if published is not None else "It is not a published port."
     raise UsageError(

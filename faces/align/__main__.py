@@ -8,6 +8,7 @@ import sys
 
 from checks.core.options import add_report_option, check_report
 from converter import command_line
+from converter.free_names import printable_name
 from converter.progress import ProgressBar
 from faces import options
 from faces.processes import Processes, join_processes
@@ -115,7 +116,7 @@ def _align(arguments: argparse.Namespace, processes: Processes) -> int:
         return 0  # the first process tells the result of all
     command_line.show_result(arguments, result, "faces.align", result.as_json)
     for photograph in result.unreadable:
-        file = arguments.folder / photograph.name
+        file = printable_name(arguments.folder / photograph.name)
         command_line.print_error(f"{arguments.program}: {file}: {photograph.problem}")
     return result.exit_code
 

@@ -229,7 +229,7 @@ class _Work:
                 raise PhotographError(file, "no table can hold its name, which is not UTF-8", "Rename it")
             pixels = read_photograph(file)
         except SourceError as error:
-            return _Opened(name, _state_of(file), None, str(error).removeprefix(f"{file}: "))
+            return _Opened(name, _state_of(file), None, error.statement)
         return _Opened(name, _state_of(file), pixels)
 
     def _align(self, batch: Sequence[_Opened], hidden: Path, pool: ThreadPoolExecutor) -> None:

@@ -8,6 +8,7 @@ from rich.markup import escape
 
 from converter import command_line
 from converter.counts import counted
+from converter.free_names import printable_name
 from converter.home_folder import from_home
 from faces.align.result import DOUBTS, AlignResult
 from faces.crops import CROP_SIZES
@@ -21,14 +22,14 @@ def print_result(result: AlignResult) -> None:
     console.print(_headline(result), markup=False)
     console.print(f"table  {from_home(str(result.table))}", markup=False)
     for photograph in result.without_face:
-        console.print(f"[red]none[/]   {escape(photograph.name)}: no face")
+        console.print(f"[red]none[/]   {escape(printable_name(photograph.name))}: no face")
     doubts = Counter(doubt.kind for photograph in result.photographs for doubt in photograph.doubts)
     counts = [f"{doubts[kind]} with {kind}" for kind in DOUBTS if doubts[kind]]
     if counts:
         listed = ", ".join(counts)
         console.print(f"doubt  {listed}: --report FILE.html shows them first", markup=False)
     if result.others:
-        named = ", ".join(result.others[:_MOST_OTHERS]) + (
+        named = ", ".join(map(printable_name, result.others[:_MOST_OTHERS])) + (
             ", ..." if len(result.others) > _MOST_OTHERS else ""
         )
         console.print(f"other  {counted(len(result.others), 'file')} not searched: {named}", markup=False)

@@ -7,6 +7,7 @@ from rich.table import Table
 
 from converter import command_line
 from converter.counts import counted
+from converter.free_names import printable_name
 from faces.detect.result import DetectionResult, Face
 
 _HEADINGS = (
@@ -37,7 +38,7 @@ def print_result(result: DetectionResult) -> None:
             left = heading == _HEADINGS[-1]
             table.add_column(heading, justify="left" if left else "right", no_wrap=True)
         for photograph in result.photographs:
-            place = (escape(str(photograph.path)), f"{photograph.width}x{photograph.height}")
+            place = (escape(printable_name(photograph.path)), f"{photograph.width}x{photograph.height}")
             if not photograph.faces:
                 table.add_row(*place, "[red]no face[/]")
             for face in photograph.faces:

@@ -81,6 +81,16 @@ def test_what_is_no_photograph_and_who_has_no_face_is_named_and_the_rest_goes_on
     assert detect("people/portrait.png") == 0
 
 
+def test_control_characters_of_a_name_do_not_reach_the_terminal(folder, capsys) -> None:
+    Image.new("RGB", (80, 60), "white").save(folder / "a\x1b[31m\nb.png")
+    (folder / "c\x9b\n.jpg").write_bytes(b"text")
+    assert detect("people") == 3
+    printed = capsys.readouterr()
+    assert re.search(r"^people/a\\x1b\[31m\\nb.png +80x60 +no face *$", printed.out, re.MULTILINE)
+    assert "detect: people/c\\x9b\\n.jpg: cannot be decoded as a photograph." in printed.err
+    assert "\x1b" not in printed.out
+
+
 @pytest.mark.parametrize(("columns", "landmarks"), [(80, False), (160, True)])
 def test_the_table_fits_the_terminal(folder, monkeypatch, capsys, columns, landmarks) -> None:
     Image.new("RGB", (80, 60), "white").save(folder / f"{'long ' * 30}.png")
