@@ -103,6 +103,12 @@ def describe_tensor(result: TensorResult) -> list[tuple[str, str]]:
     return [(label, text) for label, text in rows.items() if text]
 
 
+def _name(result: TensorResult) -> str:
+    """Name a tensor; by its key as well if PyTorch's exporter has numbered it, such as onnx::Conv_1514."""
+    is_numbered = result.name.startswith("onnx::") and result.key
+    return f"{result.key} ({result.name})" if is_numbered else result.name
+
+
 def judge_structure(remarks: Sequence[str], layers: int) -> Judgement:
     """Judge the structure of a graph: its branches, windows, ReLUs and epsilons.
 
@@ -231,11 +237,11 @@ def _write_port_verdict(
     faults = [result for result in results if not result.is_faithful]
     if len(faults) > 1:
         others = counted(len(faults) - 1, "more tensor")
-        return f"The port differs: {faults[0].name} and {others} are not faithful."
+        return f"The port differs: {_name(faults[0])} and {others} are not faithful."
     if faults:
         problems = {"missing": "is missing", "extra": "is not a tensor of this network"}
         problem = problems.get(faults[0].status, "is not the source's")
-        return f"The port differs: {faults[0].name} {problem}."
+        return f"The port differs: {_name(faults[0])} {problem}."
     failed = [judgement.name for judgement in judgements if not judgement.passed]
     if failed and run is not None and run.first_divergence is not None:
         return (
