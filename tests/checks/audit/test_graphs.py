@@ -577,7 +577,7 @@ def test_a_missing_package_gives_exit_code_4_and_the_line_that_installs_it(tmp_p
     messages = process.stderr.splitlines()
     assert len(messages) == 3
     for message, (module, line) in zip(messages, lines.items(), strict=True):
-        assert f"graphs needs {module.replace('_', '-')}: {line}." in message
+        assert f"graph needs {module.replace('_', '-')}: {line}." in message
 
 
 @pytest.mark.parametrize("name", ["port.onnx", "port.tflite"])
