@@ -98,7 +98,7 @@ def test_a_path_that_is_not_there(command, tmp_path, name):
 
 
 def test_a_name_that_no_path_can_have(command):
-    command.refuses("a\0b", says=["a\0b: no such file"])
+    command.refuses("a\0b", says=[r"a\x00b: no such file"])
 
 
 def test_an_empty_folder(command, tmp_path):
