@@ -120,7 +120,7 @@ class ChildProcess:
 
     @property
     def is_open(self) -> bool:
-        """Whether the child may still answer: neither `close` nor an error has ended it."""
+        """True while the child may answer: neither `close` nor an error has ended it."""
         return self._socket.fileno() != -1
 
     def ask(

@@ -243,10 +243,8 @@ class _WarningHandler(logging.Handler):
 
 @contextmanager
 def _show_warnings(program: str) -> Iterator[None]:
-    loggers, handler = (
-        [logging.getLogger(package) for package in ("converter", "faces")],
-        _WarningHandler(program),
-    )
+    loggers = [logging.getLogger(package) for package in ("converter", "faces")]
+    handler = _WarningHandler(program)
     for logger in loggers:
         logger.addHandler(handler)
     try:

@@ -89,7 +89,7 @@ _FILE_ORDER: Mapping[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class MtcnnNetwork:
-    """One of MTCNN's networks; in a plan it stands where `Variant` stands for Inception-ResNet-v1.
+    """A network of MTCNN; in a plan it stands where `Variant` stands for Inception-ResNet-v1.
 
     Attributes:
         name: A key of `NETWORKS`.

@@ -79,7 +79,7 @@ class Limits:
 
 @dataclass
 class Metrics:
-    """What has happened so far; `images_per_second` is that of full batches, measured at the start."""
+    """Counts of events so far, and `images_per_second` of full batches, measured at the start."""
 
     responses: Counter[int] = field(default_factory=Counter)
     batches: int = 0

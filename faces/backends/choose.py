@@ -11,10 +11,9 @@ import numpy as np
 import torch
 
 from checks.audit.graphs.graph_formats import GRAPH_FORMATS, GraphFormat
-from checks.core import thresholds
 from checks.core.environment import machine
 from checks.core.inputs import IMAGE_SIZE
-from converter.errors import DifferenceError, PortError, UsageError
+from converter.errors import PortError, UsageError
 from faces.backends.export_cache import CachedExport, find_export, make_export
 from faces.backends.facts import RUNTIMES, BackendFacts, BackendName
 from faces.backends.graph_backend import GraphBackend
@@ -92,15 +91,7 @@ def _use(model: Model, name: BackendName, export: CachedExport) -> Model:
     FORMATS[name].require_runtime(f"--backend {name}")
     backend = GraphBackend(export.path, export.sha256, **_interface(name, model.backend.embedding_size))
     key = f"{describe_machine(name)}; {model.standardisation}"
-    distance = export.checks.get(key)
-    if distance is None:
-        distance = measure_distance(model, backend)
-        export.record_check(key, distance)
-    if not distance <= thresholds.BACKEND_DISTANCE:
-        raise DifferenceError(
-            f"{name} gives embeddings {distance:.1e} from PyTorch's on this machine, more than "
-            f"{thresholds.BACKEND_DISTANCE:.0e} ({export.path}). Take --backend torch."
-        )
+    distance = export.check(key, f"{name} gives embeddings", lambda: measure_distance(model, backend))
     return replace(model, backend=backend, checked=BackendFacts(name, export.sha256, distance))
 
 

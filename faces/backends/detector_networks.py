@@ -9,9 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from checks.core import thresholds
 from checks.core.weights_digest import weights_digest
-from converter.errors import DifferenceError
 from converter.hub.locate import find_model
 from converter.mtcnn_layer_map import NETWORKS, MtcnnNetwork
 from faces.backends.choose import ENDINGS, FORMATS, check_backend_device, describe_machine
@@ -88,16 +86,11 @@ def _open(backend: GraphRuntime, source: str, network: MtcnnNetwork, pytorch: nn
     wanted = (digest, ENDINGS[backend], network.state_dict_stem)
     export = find_export(*wanted) or make_export(source, *wanted)
     opened = GraphNetwork(GraphFile(export.path))
-    key = describe_machine(backend)
-    distance = export.checks.get(key)
-    if distance is None:
-        distance = measure_difference(pytorch, opened, _CHECKED[network.name])
-        export.record_check(key, distance)
-    if not distance <= thresholds.BACKEND_DISTANCE:
-        raise DifferenceError(
-            f"{network.name} in {backend} gives results {distance:.1e} from PyTorch's on this machine, more "
-            f"than {thresholds.BACKEND_DISTANCE:.0e} ({export.path}). Take --backend torch."
-        )
+    export.check(
+        describe_machine(backend),
+        f"{network.name} in {backend} gives results",
+        lambda: measure_difference(pytorch, opened, _CHECKED[network.name]),
+    )
     return opened
 
 

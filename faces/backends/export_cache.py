@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from checks.core import thresholds
 from converter.atomic import replace_file
 from converter.errors import DifferenceError
 from converter.hub.cache import cache_folder, explain_cache_errors, lock
@@ -38,11 +40,29 @@ class CachedExport:
     sha256: str
     checks: dict[str, float]
 
-    def record_check(self, machine: str, distance: float) -> None:
-        """Keep the result of a check."""
-        self.checks[machine] = distance
-        with explain_cache_errors():
-            _write_record(self)
+    def check(self, conditions: str, gives: str, measure: Callable[[], float]) -> float:
+        """Return the distance of the file's results from PyTorch's, which is measured once and kept.
+
+        Args:
+            conditions: What the result depends on beside the file: the machine and the versions.
+            gives: What is compared, for the message: "onnxruntime gives embeddings".
+            measure: Function that measures the distance.
+
+        Raises:
+            DifferenceError: The distance is larger than `thresholds.BACKEND_DISTANCE`.
+            RequirementError: The cache cannot be written to.
+        """
+        distance = self.checks.get(conditions)
+        if distance is None:
+            distance = self.checks[conditions] = measure()
+            with explain_cache_errors():
+                _write_record(self)
+        if not distance <= thresholds.BACKEND_DISTANCE:
+            raise DifferenceError(
+                f"{gives} {distance:.1e} from PyTorch's on this machine, more than "
+                f"{thresholds.BACKEND_DISTANCE:.0e} ({self.path}). Take --backend torch."
+            )
+        return distance
 
 
 def find_export(weights_sha256: str, ending: str, name: str = EMBEDDINGS) -> CachedExport | None:

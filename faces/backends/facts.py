@@ -1,4 +1,4 @@
-"""What is known of the runtime that computes embeddings, as plain data."""
+"""Facts about the runtime that computes embeddings, as plain data."""
 
 from __future__ import annotations
 

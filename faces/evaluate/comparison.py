@@ -1,4 +1,4 @@
-"""What an exported file changes: its figures, embeddings and decisions beside those of its weights."""
+"""Compare an exported file with its weights: the figures, the embeddings and the decisions of both."""
 
 from __future__ import annotations
 

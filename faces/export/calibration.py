@@ -39,7 +39,7 @@ _HELD_OUT = 4
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Calibration:
-    """What a quantisation is calibrated on.
+    """The faces that a quantisation is calibrated on.
 
     Attributes:
         images: The faces as the graph takes them: pixels if it standardises them itself, (N, H, W, 3) in

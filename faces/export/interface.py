@@ -37,7 +37,7 @@ _STATED = {name: stated for stated, name in _NAMES.items()}
 
 @dataclass(frozen=True, slots=True)
 class Interface:
-    """What a graph takes and gives.
+    """The input and the outputs of a graph.
 
     Attributes:
         format: The format of the file.
@@ -59,12 +59,12 @@ class Interface:
 
     @property
     def channels_last(self) -> bool:
-        """Whether the input is NHWC."""
+        """True if the input is NHWC."""
         return self.shape[-1] == 3
 
     @property
     def classifies(self) -> bool:
-        """Whether the output is logits."""
+        """True if the output is logits."""
         return "logits" in self.outputs
 
     def metadata(self, weights: ExportWeights, precision: Precision) -> dict[str, str]:

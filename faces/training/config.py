@@ -191,7 +191,7 @@ class TrainConfig:
 
     @property
     def from_nothing(self) -> bool:
-        """Whether the weights are random at the start."""
+        """True if the weights are random at the start."""
         return self.weights == "none"
 
     @property
@@ -232,7 +232,7 @@ def _check(name: str, declared: Any, value: Any) -> None:
 
 
 def _is_table(value: Any) -> bool:
-    """Whether a value of TOML is a table, or an array of tables."""
+    """Return True if a value of TOML is a table, or an array of tables."""
     tables = value if isinstance(value, list) else [value]
     return bool(tables) and all(isinstance(table, dict) for table in tables)
 

@@ -41,7 +41,7 @@ EpochReport = Callable[[Mapping[str, Any]], None]
 
 @dataclass(slots=True)
 class Progress:
-    """How far a training is.
+    """The progress of a training.
 
     Attributes:
         epoch: Number of the epoch, from 0.

@@ -80,7 +80,7 @@ def stage_of(config: TrainConfig, epoch: int) -> Stage:
 
 
 def freezes_batch_norm(config: TrainConfig) -> bool:
-    """Whether BatchNorm keeps its statistics and biases."""
+    """Return True if BatchNorm keeps its statistics and biases."""
     return config.freeze_batch_norm and not config.from_nothing
 
 

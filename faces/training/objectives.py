@@ -1,4 +1,4 @@
-"""What is minimised: a network together with the loss of a classifier or of triplets, as one module."""
+"""The objective of a training: a network with the loss of a classifier or of triplets, as one module."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What an objective computes of a batch.
+    """The results of an objective for a batch.
 
     Attributes:
         loss: What this process differentiates. The gradients of all processes add up to the batch's.

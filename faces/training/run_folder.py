@@ -108,7 +108,7 @@ class RunFolder:
             pass
 
     def _holds_more(self) -> bool:
-        """Whether the folder holds more than a run leaves that has ended before it wrote a checkpoint."""
+        """Return True if the folder holds more than a run that ended before its first checkpoint leaves."""
         begun = {FACTS, CONFIG, "tensorboard"}
         return any(path.name not in begun and not is_stray(path) for path in self.path.iterdir())
 
