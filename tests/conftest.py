@@ -5,6 +5,7 @@ A test run writes the files of a fixture once, whatever the number of processes,
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import importlib.util
 import signal
@@ -41,6 +42,10 @@ from tests.support.shared_files import shared_folder
 for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
     if signal.getsignal(number) is signal.SIG_IGN:
         signal.signal(number, handler)
+
+# TensorFlow makes millions of objects: looking for garbage among them as often as Python does by default
+# takes a tenth of the time of the tests that build graphs.
+gc.set_threshold(50_000, 20, 10)
 
 LONGEST = (
     "checks/controls/test_controls.py",

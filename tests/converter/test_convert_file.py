@@ -109,6 +109,7 @@ def assert_converted(state_dict, original):
 # What is written
 
 
+@pytest.mark.slow
 def test_a_state_dict_of_pytorch(converted, original):
     path = folder_of(converted["pt"]) / "w.pt"
     state_dict = load(path)
@@ -167,6 +168,7 @@ def test_a_checkpoint_written_holds_the_variables_and_no_more(converted, origina
         assert set(bundle) == set(original)
 
 
+@pytest.mark.slow
 def test_there_and_back_again(converted, original, tmp_path):
     convert_file(folder_of(converted["tensorflow"]) / "again", tmp_path / "w.pt")
     back = folder_of(converted["pt"])
@@ -225,6 +227,7 @@ def test_default_names(source, tmp_path, monkeypatch, options, names):
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*names, *manifests])
 
 
+@pytest.mark.slow
 def test_default_names_of_own_files(source, single_files, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for end in (".index", ".data-00000-of-00001"):
@@ -369,6 +372,7 @@ def test_a_frozen_graph_in_half_precision(tensors, tmp_path):
     assert_converted(state_dict, {name: array.astype(np.float32) for name, array in halves.items()})
 
 
+@pytest.mark.slow
 def test_keras_weights_in_float64(tensors, tmp_path):
     write_keras(tmp_path / "w.h5", {name: array.astype(np.float64) for name, array in tensors.items()})
     conversion = convert_file(tmp_path / "w.h5", tmp_path / "w.safetensors", output_format="safetensors")

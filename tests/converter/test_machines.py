@@ -119,6 +119,7 @@ def test_one_of_the_variables_is_enough(variable, homeless, monkeypatch, tmp_pat
     assert "is not in the cache of torch.hub" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_one_variable_is_enough_for_weights_by_name(homeless, monkeypatch, archive, tmp_path):
     import hashlib
 

@@ -340,6 +340,7 @@ def test_a_training_file_with_a_prefix_and_extras_without_counters(
     assert all(same_bits(loaded[key].numpy(), state_dict[key].numpy()) for key in state_dict)
 
 
+@pytest.mark.slow
 def test_batch_counters_may_be_any_one_number(state_dict, tmp_path, capsys):
     """PyTorch's load_state_dict takes them too: of shape (1,), as before 0.4, and of any dtype."""
     for number, counter in enumerate((torch.zeros(1), torch.zeros(1, 1, dtype=torch.uint8))):

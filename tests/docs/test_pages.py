@@ -147,6 +147,7 @@ def test_a_block_runs_and_shows_what_the_page_shows(
         keep_first_images(folders[page] / "activations.h5")
 
 
+@pytest.mark.slow
 def test_a_line_that_is_no_output_of_the_command_is_noticed() -> None:
     shown = "holds  tensors  492 converted, 1.3e-06 apart"
     assert stable(shown) == stable("holds tensors 492 converted, 1.4e-06 apart")

@@ -15,6 +15,7 @@ from faces.model import load_model, weights_digest
 from reference import load
 
 
+@pytest.mark.slow
 def test_the_same_weights_in_any_format_are_one_model(single_files, checkpoint):
     files = [single_files / name for name in ("weights.pt", "weights.safetensors", "weights.h5")]
     models = [load_model(file, standardisation="fixed") for file in (*files, checkpoint.frozen)]
@@ -100,6 +101,7 @@ def test_without_its_manifest_a_conversion_is_not_recognised(published, checkpoi
         load_model(tmp_path / "weights.pt")
 
 
+@pytest.mark.slow
 def test_weights_that_were_trained_state_their_standardisation(single_files, tmp_path):
     """The folder of a training, its conversion to TensorFlow and that one's prefix are one model."""
     best, checkpoint = tmp_path / "best", tmp_path / "checkpoint"

@@ -82,6 +82,7 @@ def faces(photographs, tmp_path_factory):
     return shared_folder(tmp_path_factory, "faces-of-processes", write)
 
 
+@pytest.mark.slow
 def test_align_gives_the_table_of_one_process_also_after_a_process_was_killed(faces, tmp_path, capsys):
     command = ("align", str(faces / "many"), "--smallest-face", "60")
     assert main([*command, str(tmp_path / "one"), "--quiet"]) == 3
@@ -106,6 +107,7 @@ def test_align_gives_the_table_of_one_process_also_after_a_process_was_killed(fa
             assert (folder / crop).read_bytes() == (tmp_path / "one" / crop).read_bytes()
 
 
+@pytest.mark.slow
 def test_embed_gives_the_rows_of_one_process_also_after_a_process_was_killed(
     faces, network, tmp_path, capsys
 ):

@@ -49,6 +49,7 @@ def expected_rows(network, crops):
     return rows.numpy()
 
 
+@pytest.mark.slow
 def test_a_backend_is_made_and_checked_once_and_then_the_default(
     cache, exported, embed, network, crops, tmp_path, capsys
 ):
@@ -109,6 +110,7 @@ def test_a_damaged_file_in_the_cache_is_not_used(cache, exported, embed, tmp_pat
     assert cache.made == 2
 
 
+@pytest.mark.slow
 def test_an_exported_file_is_a_model(cache, exported, changed, embed, network, crops, capsys):
     embeddings = embed(model=exported, standardise=())
     origin = embeddings.origin
@@ -201,6 +203,7 @@ def test_a_runtime_that_is_not_installed(embed, monkeypatch, capsys):
     assert "pip install 'facenet-port[tflite]'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_evaluate_shows_every_decision_that_an_exported_file_changes(
     exported, changed, network, crops, tmp_path, capsys
 ):

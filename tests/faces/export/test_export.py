@@ -41,6 +41,7 @@ def run_onnx(path, images):
     return session, output
 
 
+@pytest.mark.slow
 def test_onnx_computes_the_embeddings_for_any_number_of_images(weights, tmp_path, capsys):
     out = tmp_path / "facenet.onnx"
     assert export(weights, "-o", out, "--json", tmp_path / "e.json") == 0
@@ -134,6 +135,7 @@ def test_the_classifier_as_tflite_has_the_sources_weights_and_one_changed_bit_is
     assert [(each.variable, each.differing, each.max_ulp) for each in faults] == [("Logits/weights", 1, 1)]
 
 
+@pytest.mark.slow
 def test_the_same_weights_and_options_give_the_same_bytes(weights, baked, tmp_path):
     read = read_weights(weights)
     plan = plan_interface(read, "onnx", bake=True, standardisation="fixed", classify=False, batch=None)

@@ -146,6 +146,7 @@ def test_the_labels_of_a_table_are_those_of_the_training(best, crops, tmp_path, 
     assert "row 2 is [person] 2 with the label 1, which is [person] 1 for" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_tensorflow_names_the_same_people(colour_detector, best, crops, tmp_path):
     """TensorFlow reads the checkpoint with its own reader and computes it with its own graph."""
     tensorflow = pytest.importorskip("tensorflow")
@@ -167,6 +168,7 @@ def test_tensorflow_names_the_same_people(colour_detector, best, crops, tmp_path
     assert np.abs(changed - expected).max() > 2e-4
 
 
+@pytest.mark.slow
 def test_the_head_comes_off(best, tmp_path):
     assert main(["convert", str(best), "-o", str(tmp_path / "mine.pt"), "--parts", "--quiet"]) == 0
     features = load_model(tmp_path / "mine-features.pt")
