@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.text import Text
 
 from checks.core.judgement import Judgement
+from converter.free_names import without_controls
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +70,10 @@ def print_table(console: Console, table: Table) -> None:
     for row in table.rows:
         style = "bold red" if row.failed else "bold" if row.strong else ""
         cells = [
-            Text(f"✕ {cell}", "bold red") if index in row.failed else Text(cell)
+            Text(f"✕ {cell}", "bold red") if index in row.failed else Text(without_controls(cell))
             for index, cell in enumerate(row.cells)
         ]
-        shown.add_row(Text(row.name, style), *cells)
+        shown.add_row(Text(without_controls(row.name), style), *cells)
     console.print()
     console.print(shown)
     lines = dict(zip(table.headings, table.explanations, strict=True)) if table.explanations else {}

@@ -159,7 +159,11 @@ def try_file(path: Path) -> tuple[Graph, int]:
     height, width = taken.shape[2:] if taken.shape[1] == 3 else taken.shape[1:3]
     if not {height, width} <= {None, IMAGE_SIZE}:
         stated = f"it takes images of {height or 'any'}x{width or 'any'}, not {IMAGE_SIZE}x{IMAGE_SIZE}"
-        raise _refuse_network(path, stated)
+        raise SourceError(
+            path,
+            f"{stated}, the size of crops",
+            next_step="Export it for that size, as `facenet-port export` does",
+        )
     if given.shape and len(given.shape) != 2:
         raise _refuse_network(path, f"it gives no row of numbers for each image, but {_list(given.shape)}")
     images = np.zeros([extent or size for extent, size in zip(taken.shape, _SIZES, strict=True)], taken.dtype)

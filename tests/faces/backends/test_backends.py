@@ -151,10 +151,17 @@ def test_files_that_are_no_embeddings_are_refused(exported, tmp_path, embed, cap
 
 
 @pytest.mark.parametrize(
-    ("size", "problem"),
-    [(24, "it takes images of 24x24, not 160x160"), (None, "it gives no row of numbers for each image, but")],
+    ("size", "problem", "step"),
+    [
+        (24, "it takes images of 24x24, not 160x160, the size of crops", "Export it for that size"),
+        (
+            None,
+            "so it is no network of embeddings",
+            "`facenet-port audit {} --against CHECKPOINT` compares it",
+        ),
+    ],
 )
-def test_another_network_is_refused_before_it_is_run(size, problem, tmp_path):
+def test_another_network_is_refused_before_it_is_run(size, problem, step, tmp_path):
     pooled = onnx.helper.make_node("MaxPool", ["images"], ["maps"], kernel_shape=[2, 2])
     taken, given = (
         onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["N", 3, extent, extent])
@@ -162,11 +169,9 @@ def test_another_network_is_refused_before_it_is_run(size, problem, tmp_path):
     )
     path = tmp_path / "other.onnx"
     onnx.save(onnx.helper.make_model(onnx.helper.make_graph([pooled], "g", [taken], [given])), path)
-    step = f"so it is no network of embeddings. `facenet-port audit {path} --against CHECKPOINT` compares it"
     with pytest.raises(SourceError) as refused:
         load_model(path)
-    assert problem in str(refused.value)
-    assert step in str(refused.value)
+    assert f"{problem}. {step.format(path)}" in str(refused.value)
 
 
 @pytest.mark.parametrize("name", ["facenet.txt", "facenet.tflite"])
