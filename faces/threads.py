@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -19,6 +19,16 @@ MOST_THREADS = 8
 
 Work = TypeVar("Work")
 Result = TypeVar("Result")
+
+
+class CallingThread(Executor):
+    """Runs work in the thread that submits it, when it does: one thread more would only wait for this one."""
+
+    def submit(self, function: Callable[..., Result], /, *args: Any, **kwargs: Any) -> Future[Result]:
+        """Run a function; its exceptions are raised here."""
+        future: Future[Result] = Future()
+        future.set_result(function(*args, **kwargs))
+        return future
 
 
 def run_side_by_side(

@@ -43,10 +43,9 @@ class GraphNetwork(nn.Module):
         """Compute the outputs of the network of images, (N, 3, H, W), on the CPU."""
         if self._file.name == "onnxruntime":
             outputs = self._file.run(np.ascontiguousarray(images.numpy()))
-        else:  # its channels are last, and it takes one image at a time
-            ordered = np.ascontiguousarray(images.permute(0, 2, 3, 1).numpy())
-            runs = [self._file.run(image[None]) for image in ordered]
-            outputs = {name: _channels_first(np.concatenate([run[name] for run in runs])) for name in runs[0]}
+        else:  # its channels are last
+            run = self._file.run(np.ascontiguousarray(images.permute(0, 2, 3, 1).numpy()))
+            outputs = {name: _channels_first(output) for name, output in run.items()}
         return tuple(torch.from_numpy(outputs[name]) for name in _OUTPUTS if name in outputs)
 
 
@@ -85,7 +84,7 @@ def _open(backend: GraphRuntime, source: str, network: MtcnnNetwork, pytorch: nn
     digest = weights_digest({name: tensor.numpy() for name, tensor in pytorch.state_dict().items()})
     wanted = (digest, ENDINGS[backend], network.state_dict_stem)
     export = find_export(*wanted) or make_export(source, *wanted)
-    opened = GraphNetwork(GraphFile(export.path))
+    opened = GraphNetwork(GraphFile(export.path, has_prelu=True))
     export.check(
         describe_machine(backend),
         f"{network.name} in {backend} gives results",

@@ -46,15 +46,16 @@ class GraphFile:
 
     Args:
         path: The file, ONNX or TFLite, which was audited or tried before.
+        has_prelu: Whether there are PReLUs in it.
 
     Attributes:
         name: The name of the runtime, as `--backend` has it.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, has_prelu: bool = False) -> None:
         name = find_runtime(path)
         assert name is not None  # its caller has read it
-        self.path, self.name = path, name
+        self.path, self.name, self._has_prelu = path, name, has_prelu
         self._runs: dict[int, Run] = {}
         self._opening = Lock()
 
@@ -70,10 +71,13 @@ class GraphFile:
         with self._opening:
             if threads not in self._runs:
                 if self.name == "onnxruntime":
-                    from faces.backends.onnxruntime_backend import open_onnxruntime as open_file
+                    from faces.backends.onnxruntime_backend import open_onnxruntime
+
+                    self._runs[threads] = open_onnxruntime(self.path, threads, has_prelu=self._has_prelu)
                 else:
-                    from faces.backends.litert_backend import open_litert as open_file
-                self._runs[threads] = open_file(self.path, threads)
+                    from faces.backends.litert_backend import open_litert
+
+                    self._runs[threads] = open_litert(self.path, threads)
             return self._runs[threads]
 
 

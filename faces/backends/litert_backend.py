@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -39,12 +40,13 @@ def open_litert(path: Path, threads: int) -> Run:
     def run(batch: NDArray[Any]) -> dict[str, NDArray[Any]]:
         with running:
             if prepared != [batch.shape]:
-                try:
-                    interpreter.resize_tensor_input(taken, batch.shape)
-                    with stderr_aside():  # the first time LiteRT says there that it takes XNNPACK
+                # The first time LiteRT says on stderr that it takes XNNPACK.
+                with nullcontext() if prepared else stderr_aside():
+                    try:
+                        interpreter.resize_tensor_input(taken, batch.shape)
                         interpreter.allocate_tensors()
-                except (RuntimeError, ValueError) as error:
-                    raise explain(error) from error
+                    except (RuntimeError, ValueError) as error:
+                        raise explain(error) from error
                 prepared[:] = [batch.shape]
             interpreter.set_tensor(taken, batch)
             interpreter.invoke()

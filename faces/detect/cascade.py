@@ -129,10 +129,11 @@ def suppress(boxes: Boxes, limit: float, *, of_smaller: bool = False) -> NDArray
 def _overlaps(some: Boxes, others: Boxes, of_smaller: bool) -> NDArray[np.float64]:
     """Compute the overlap of every one of `some` with every one of `others`: (len(some), len(others))."""
     area, other_area = _area(some)[:, None], _area(others)
-    left_top = np.maximum(some[:, None, :2], others[:, :2])
-    right_bottom = np.minimum(some[:, None, 2:4], others[:, 2:4])
-    sides = np.maximum(0.0, right_bottom - left_top + 1)
-    common = sides[:, :, 0] * sides[:, :, 1]
+    left, top, right, bottom = (
+        pick(some[:, side, None], others[:, side])
+        for side, pick in enumerate((np.maximum, np.maximum, np.minimum, np.minimum))
+    )
+    common = np.maximum(0.0, right - left + 1) * np.maximum(0.0, bottom - top + 1)
     whole = np.minimum(area, other_area) if of_smaller else area + other_area - common
     overlaps: NDArray[np.float64] = common / whole
     return overlaps
@@ -169,7 +170,7 @@ def square(boxes: Boxes) -> Boxes:
     return squared
 
 
-def crop(photograph: NDArray[np.uint8], box: Boxes, size: int) -> NDArray[np.float32]:
+def crop(photograph: NDArray[np.uint8], box: Boxes, size: int) -> NDArray[np.float64]:
     """Cut a box of whole pixels out of a photograph, black beyond its edges, and resample it for a network.
 
     Args:
@@ -178,9 +179,9 @@ def crop(photograph: NDArray[np.uint8], box: Boxes, size: int) -> NDArray[np.flo
         size: Height and width of the result.
 
     Returns:
-        (size, size, 3), standardised.
+        (size, size, 3), of 0 to 255.
     """
-    left, top, right, bottom = (int(side) for side in box[:4])
+    left, top, right, bottom = map(int, box[:4].tolist())
     inside = photograph[max(top, 1) - 1 : max(bottom, 0), max(left, 1) - 1 : max(right, 0)]
     height, width = bottom - top + 1, right - left + 1
     if inside.shape[:2] == (height, width):  # most are, and need no black
@@ -189,7 +190,7 @@ def crop(photograph: NDArray[np.uint8], box: Boxes, size: int) -> NDArray[np.flo
         padded = np.zeros((height, width, 3))
         down, across = max(1 - top, 0), max(1 - left, 0)
         padded[down : down + inside.shape[0], across : across + inside.shape[1]] = inside
-    return standardise(resample(padded, size, size))
+    return resample(padded, size, size)
 
 
 def place_landmarks(boxes: Boxes, places: NDArray[np.float32]) -> NDArray[np.float32]:

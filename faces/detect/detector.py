@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from concurrent.futures import Executor
+from contextlib import nullcontext
 from typing import Any, get_args
 
 import numpy as np
@@ -18,16 +18,18 @@ from faces.detect.cascade import Boxes
 from faces.detect.result import Face
 from faces.images import ImageLike, to_rgb
 from faces.options import FACTOR, SMALLEST_FACE, THRESHOLDS
-from faces.threads import MOST_THREADS, network_threads
+from faces.threads import MOST_THREADS, CallingThread, network_threads
 from reference.mtcnn import O_NET_SIZE, R_NET_SIZE, ONet, PNet, RNet
 from reference.weights import load_mtcnn
 
 # The largest overlap of two boxes of one level, of one photograph, after R-Net, and after O-Net.
 _LEVEL_OVERLAP, _PHOTOGRAPH_OVERLAP, _REFINED_OVERLAP, _FINAL_OVERLAP = 0.5, 0.7, 0.7, 0.7
 _LEVEL_PIXELS = 1 << 18  # of a level that P-Net is given at once: some 40 MB of activations in each thread
-# Crops that R-Net and O-Net are given at once, some 20 MB of activations. Always so many: PyTorch rounds a
-# batch of another size differently, and the faces of a photograph would depend on the other photographs.
+# Crops that R-Net and O-Net are given at once, some 20 MB of activations in PyTorch. Always so many: PyTorch
+# rounds a batch of another size differently, and the faces of a photograph would depend on the other
+# photographs. The other runtimes compute each crop by itself, and are faster at few, which stay in the cache.
 _CROPS = {R_NET_SIZE: 64, O_NET_SIZE: 16}
+_FEW_CROPS = {R_NET_SIZE: 16, O_NET_SIZE: 4}
 _LOST_ROWS = 5  # P-Net's map has ceil(height / 2) - 5 rows: n rows of it need 2n + 10 rows of the level
 
 
@@ -84,9 +86,9 @@ class FaceDetector:
             from faces.backends.detector_networks import open_networks  # which few need
 
             loaded = open_networks(backend, str(device), offline=offline)
-        p_net, self._r_net, self._o_net = (network.to(device).eval() for network in loaded)
-        self._p_net = _with_faster_pool(p_net) if isinstance(p_net, PNet) else p_net
-        self.device = next(p_net.parameters(), torch.empty(0)).device  # which GPU, too
+        self._p_net, self._r_net, self._o_net = (network.to(device).eval() for network in loaded)
+        self._crops = _CROPS if backend == "torch" else _FEW_CROPS
+        self.device = next(self._p_net.parameters(), torch.empty(0)).device  # which GPU, too
 
     def detect(self, images: Sequence[ImageLike]) -> list[tuple[Face, ...]]:
         """Find the faces of photographs.
@@ -105,7 +107,7 @@ class FaceDetector:
         with (
             # In float32, as TensorFlow computes: cuDNN would round factors to TF32.
             torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False),
-            network_threads(threads) as pool,
+            nullcontext(CallingThread()) if threads == 1 else network_threads(threads) as pool,
         ):
             boxes = self._propose(photographs, pool)
             if any(map(len, boxes)):
@@ -144,7 +146,7 @@ class FaceDetector:
         for start in range(0, rows, at_once):
             end = min(start + at_once, rows)
             strip = level[2 * start : height if end == rows else 2 * (end + _LOST_ROWS)]
-            offsets, probabilities = self._p_net(self._to_device(cascade.standardise(strip)[None]))
+            offsets, probabilities = self._p_net(self._to_device(cascade.standardise(strip[None])))
             strips.append((probabilities[0, 1].cpu().numpy(), offsets[0].cpu().numpy()))
         probabilities, offsets = zip(*strips, strict=True)
         return np.concatenate(probabilities), np.concatenate(offsets, axis=1)
@@ -192,46 +194,25 @@ class FaceDetector:
         Returns:
             The network's outputs for each photograph.
         """
+        at_once = self._crops[size]
         places = [(photographs[number], box) for number, rows in enumerate(boxes) for box in rows]
 
         @torch.inference_mode()
         def run(start: int) -> list[NDArray[np.float32]]:
-            chunk = places[start : start + _CROPS[size]]
-            crops = np.zeros((_CROPS[size], size, size, 3), np.float32)
-            for crop, (photograph, box) in zip(crops, chunk, strict=False):
+            chunk = places[start : start + at_once]
+            pixels = np.zeros((at_once, size, size, 3))
+            for crop, (photograph, box) in zip(pixels, chunk, strict=False):
                 crop[:] = cascade.crop(photograph, box, size)
-            return [output[: len(chunk)].cpu().numpy() for output in network(self._to_device(crops))]
+            crops = self._to_device(cascade.standardise(pixels))
+            return [output[: len(chunk)].cpu().numpy() for output in network(crops)]
 
-        outputs = list(pool.map(run, range(0, len(places), _CROPS[size])))
+        outputs = list(pool.map(run, range(0, len(places), at_once)))
         ends = np.cumsum([len(rows) for rows in boxes])[:-1]
         split = [np.split(np.concatenate(output), ends) for output in zip(*outputs, strict=True)]
         return list(zip(*split, strict=True))
 
     def _to_device(self, images: NDArray[np.float32]) -> Tensor:
         return torch.from_numpy(images).to(self.device).permute(0, 3, 1, 2)
-
-
-class _PairwisePool(nn.Module):
-    """Max pool of 2x2 pixels, by rows and then by columns: the same maxima in a fifth of the time."""
-
-    def forward(self, maps: Tensor) -> Tensor:
-        return _halve(_halve(maps, 2), 3)
-
-
-def _halve(maps: Tensor, axis: int) -> Tensor:
-    """Take the larger of each two neighbours along an axis; one without a neighbour stays."""
-    pairs = maps.shape[axis] // 2
-    first, second = (maps.transpose(0, axis)[start : 2 * pairs : 2].transpose(0, axis) for start in (0, 1))
-    larger = torch.maximum(first, second)
-    rest = maps.narrow(axis, 2 * pairs, maps.shape[axis] % 2)
-    return torch.cat([larger, rest], axis) if rest.numel() else larger
-
-
-def _with_faster_pool(p_net: PNet) -> PNet:
-    """Copy P-Net, which shares its parameters with the copy."""
-    faster = copy.copy(p_net)
-    faster._modules = {**p_net._modules, "pool1": _PairwisePool()}
-    return faster
 
 
 def _merge_levels(levels: Sequence[Boxes]) -> Boxes:

@@ -15,6 +15,7 @@ import facenet_port
 from converter.errors import DifferenceError, UsageError
 from converter.manifest import file_digest
 from faces.backends import detector_networks
+from faces.backends.onnxruntime_backend import open_onnxruntime
 from faces.detect import detector as detector_module
 from faces.detect.detector import FaceDetector
 from tests.faces.detect.comparison import LEAST_EQUAL, as_arrays, compare_faces
@@ -49,6 +50,7 @@ def test_boxes_are_those_of_torch_but_for_rounding(backend, cache, some_images, 
     assert (comparison.missed, comparison.extra) == (0, 0)
     assert len(comparison.box) >= 8
     assert comparison.equal >= LEAST_EQUAL
+    assert other.detect(images) == [other.detect([image])[0] for image in images]
     assert cache.checks == 3
     names = {path.name for path in cache.folder.glob("exports/*/*")}
     assert {name.partition(".")[0] for name in names} == {"pnet", "rnet", "onet"}
@@ -67,6 +69,17 @@ def test_boxes_are_those_of_torch_but_for_rounding(backend, cache, some_images, 
     told = capfd.readouterr().err
     assert f"it was made with backend {backend}, not torch" in told
     assert "XNNPACK" not in told
+
+
+def test_onnxruntime_gives_the_bits_of_the_file_as_it_was_written(cache):
+    """It opens another graph, without PReLUs."""
+    FaceDetector(backend="onnxruntime")
+    shapes = {"pnet": (1, 3, 61, 90), "rnet": (5, 3, 24, 24), "onet": (5, 3, 48, 48)}
+    for path in cache.folder.glob("exports/*/*.onnx"):
+        images = np.random.default_rng(0).uniform(-1, 1, shapes[path.stem]).astype(np.float32)
+        replaced, written = (open_onnxruntime(path, 1, has_prelu=flag)(images) for flag in (True, False))
+        assert len(written) == len(replaced) > 1
+        assert all(np.array_equal(replaced[name], output) for name, output in written.items())
 
 
 def test_a_network_that_differs_is_refused(cache):
