@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from checks.core.options import check_device
 from converter.errors import SourceError, UsageError
 from faces.backends.choose import choose_backend
-from faces.backends.facts import BackendName
+from faces.backends.facts import BackendFacts, BackendName
 from faces.crops import (
     CropMethod,
     FaceImage,
@@ -91,8 +91,8 @@ class Embedder:
         standardisation: As for `load_model`.
         crop: The choice among the faces of a photograph, and the margin: as for `faces.align.run.align`.
         device: `cpu`, `cuda` or `mps`.
-        backend: What computes embeddings, as `faces.backends.choose.choose_backend` takes it; None for the
-            default.
+        backend: What computes embeddings, as `faces.backends.choose.choose_backend` takes it, and runs the
+            detector; None for the default of each.
         smallest_face: Side of the smallest face to look for, in pixels.
         thresholds: Probability of a face that P-Net, R-Net and O-Net ask for.
         factor: Ratio of two scales of the pyramid that follow each other.
@@ -138,7 +138,9 @@ class Embedder:
             "thresholds": thresholds,
             "factor": factor,
         }
-        self._load_detector = partial(FaceDetector, device=device, offline=offline, **self.detector_options)
+        self._load_detector = partial(
+            FaceDetector, device=device, offline=offline, backend=backend, **self.detector_options
+        )
 
     @cached_property
     def model(self) -> Model:
@@ -164,7 +166,13 @@ class Embedder:
         Raises:
             SourceError, RequirementError: As for `faces.detect.detector.FaceDetector`.
         """
-        return self._load_detector()
+        return self._load_detector(images=self._images)
+
+    @property
+    def detector_facts(self) -> BackendFacts | None:
+        """What runs the detector; None if it was not needed so far."""
+        detector: FaceDetector | None = self.__dict__.get("detector")
+        return None if detector is None else detector.backend
 
     def find_crop(self, images: Sequence[FaceImage]) -> CropMethod:
         """Find the crop that the faces of images will have, as `faces.crops.find_crop` says.

@@ -101,9 +101,10 @@ def add_backend_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--backend",
         choices=("torch", "onnxruntime", "litert"),
-        help="what runs the network; the others are checked against torch. onnxruntime and litert run an "
-        "exported file, which is made once, audited and kept in the cache (default: onnxruntime if its file "
-        f"is in the cache, or for {MANY_IMAGES:,} images or more, if it is installed; otherwise torch)",
+        help="what runs the network and the detector; the others are checked against torch. onnxruntime and "
+        "litert run exported files, which are made once, audited and kept in the cache (default: onnxruntime "
+        f"if its files are in the cache, or for {MANY_IMAGES:,} images or more, if it is installed; "
+        "otherwise torch)",
     )
 
 
@@ -112,10 +113,10 @@ def add_detector_backend_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--backend",
         choices=("torch", "onnxruntime", "litert"),
-        default="torch",
-        help="what runs the detector's networks (default: torch); the others run exported files, which are "
-        "made once, audited, checked against torch and kept in the cache. Their boxes differ from torch's by "
-        "float32 rounding",
+        help="what runs the detector's networks; onnxruntime and litert run exported files, which are made "
+        "once, audited, checked against torch and kept in the cache. Their boxes differ from torch's by "
+        f"float32 rounding (default: onnxruntime if its files are in the cache, or for {MANY_IMAGES:,} "
+        "photographs or more, if it is installed; otherwise torch)",
     )
 
 

@@ -182,8 +182,9 @@ def _timed(preparation: str, work: str) -> str:
 
 
 _DETECT = _timed(
-    "from faces.detect.run import detect\ndetect([next(Path(sys.argv[1]).glob('*/*.jpg'))])",
-    "detect([sys.argv[1]])",
+    "from faces.detect.run import detect\n"
+    "detect([next(Path(sys.argv[1]).glob('*/*.jpg'))], backend='onnxruntime')",
+    "detect([sys.argv[1]], backend='onnxruntime')",
 )
 _EMBED = _timed(
     "from faces.crops import FaceImage\n"

@@ -17,7 +17,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from io import BufferedRandom
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 from converter.atomic import replace_file
 from converter.counts import counted
@@ -26,6 +26,7 @@ from converter.formats.limits import read_whole
 from converter.manifest import file_digest
 from converter.stray_files import is_stray
 from faces.align.result import AlignedPhotograph, AlignOptions, CroppedFace, person_of
+from faces.backends.facts import BackendName
 from faces.detect.result import Face
 from faces.processes import ALONE, Processes
 
@@ -33,6 +34,16 @@ NAME = "align.jsonl"
 _MOST_BYTES = 4 << 30  # some 10 million photographs
 _MOST_NAMED = 3  # photographs in a message
 _ANOTHER = "Give a new folder"
+
+
+def recorded_backend(out: Path) -> BackendName | None:
+    """Read which runtime of the detector a folder of crops was begun with; None if it is not known."""
+    try:
+        with (out / NAME).open("rb") as file:
+            name = json.loads(file.readline())["options"]["backend"]
+    except (OSError, ValueError, LookupError, TypeError):  # a new folder; a damaged journal is named later
+        return None
+    return name if name in get_args(BackendName) else None
 
 
 @dataclass(frozen=True, slots=True)

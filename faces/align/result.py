@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from faces.backends.facts import BackendName
+from faces.backends.facts import TORCH, BackendFacts, BackendName
 from faces.crops import CROP_SIZES, CropMethod
 from faces.detect.result import Face
 from faces.options import FACTOR, SMALLEST_FACE, THRESHOLDS
@@ -64,7 +64,8 @@ class AlignOptions:
         smallest_face: Side of the smallest face that is looked for, in pixels.
         thresholds: Probability of a face that P-Net, R-Net and O-Net ask for.
         factor: Ratio of two scales of the pyramid that follow each other.
-        backend: What runs the detector's networks, as for `FaceDetector`.
+        backend: What runs the detector's networks, as for `FaceDetector`; None for what the folder of crops
+            was begun with, and for a new one the fastest that is ready.
     """
 
     crop: CropMethod = "scaled"
@@ -72,7 +73,7 @@ class AlignOptions:
     smallest_face: float = SMALLEST_FACE
     thresholds: tuple[float, float, float] = THRESHOLDS
     factor: float = FACTOR
-    backend: BackendName = "torch"
+    backend: BackendName | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +155,7 @@ class AlignResult:
         photographs: The photographs by path.
         others: The files that no search takes for photographs, such as notes.txt.
         earlier: The number of photographs that an earlier run has aligned.
+        detector: What ran the detector's networks.
     """
 
     folder: Path
@@ -163,6 +165,7 @@ class AlignResult:
     photographs: tuple[AlignedPhotograph, ...]
     others: tuple[str, ...]
     earlier: int
+    detector: BackendFacts = TORCH
 
     @property
     def crops(self) -> int:

@@ -22,9 +22,10 @@ from checks.core.photographs import PhotographError, find_photographs, read_phot
 from converter.atomic import HiddenFolder, sync
 from converter.errors import SourceError, UsageError
 from converter.formats.limits import is_utf_8
-from faces.align.journal import FileState, Journal
+from faces.align.journal import FileState, Journal, recorded_backend
 from faces.align.result import AlignedPhotograph, AlignOptions, AlignResult, CroppedFace
 from faces.align.rows import check_split, face_columns, image_path, start_of_paths
+from faces.backends.facts import BackendFacts
 from faces.crops import CropMethod, choose_face, crop_face
 from faces.detect.detector import FaceDetector
 from faces.detect.result import Face
@@ -87,6 +88,8 @@ def align(
     _check_output(folder, out, formats)
     names, others = _find_files(folder)
     check_split(split, names)
+    load = partial(_load_detector, device=device, offline=offline)
+    options, detector = _choose_backend(options, out, processes, partial(load, images=len(names)))
     with Journal(out, options, processes) as journal:
         for name in formats:
             journal.check_table(out / f"faces.{name}")
@@ -96,7 +99,7 @@ def align(
         processes.wait()  # every process has read the journal before one writes to it
         if waiting:
             # Before the folder is made: its weights may be missing.
-            detector = _load_detector(options, device, offline=offline)
+            detector = detector or load(options)
             journal.begin()
             _Work(folder, out, options, detector, journal, workers).run(
                 waiting, lambda done: progress(earlier + done, earlier + len(waiting))
@@ -111,7 +114,10 @@ def align(
             journal.begin()
             for name in formats:
                 journal.write_table(out / f"faces.{name}", encode_table(name, columns))
-    return AlignResult(folder, out, out / f"faces.{table}", options, photographs, tuple(others), earlier)
+    assert options.backend is not None
+    facts = detector.backend if detector else BackendFacts(options.backend)
+    result_table = out / f"faces.{table}"
+    return AlignResult(folder, out, result_table, options, photographs, tuple(others), earlier, facts)
 
 
 def take_share(names: Sequence[str], processes: Processes) -> list[str]:
@@ -141,7 +147,20 @@ def _stem(name: str) -> str:
     return PurePosixPath(name).with_suffix("").as_posix()
 
 
-def _load_detector(options: AlignOptions, device: str, *, offline: bool) -> FaceDetector:
+def _choose_backend(
+    options: AlignOptions, out: Path, processes: Processes, load: Callable[[AlignOptions], FaceDetector]
+) -> tuple[AlignOptions, FaceDetector | None]:
+    """Put the detector's runtime into the options; returns the detector, too, if it was loaded for it."""
+    backend = options.backend or recorded_backend(out)
+    if backend is None and processes.count > 1:
+        backend = "torch"  # on several machines they might not all choose the same
+    if backend is not None:
+        return replace(options, backend=backend), None
+    detector = load(options)
+    return replace(options, backend=detector.backend.name), detector
+
+
+def _load_detector(options: AlignOptions, *, device: str, offline: bool, images: int = 0) -> FaceDetector:
     return FaceDetector(
         device=device,
         smallest_face=options.smallest_face,
@@ -149,6 +168,7 @@ def _load_detector(options: AlignOptions, device: str, *, offline: bool) -> Face
         factor=options.factor,
         offline=offline,
         backend=options.backend,
+        images=images,
     )
 
 

@@ -21,6 +21,8 @@ def print_result(result: AlignResult) -> None:
     console = command_line.console()
     console.print(_headline(result), markup=False)
     console.print(f"table  {from_home(str(result.table))}", markup=False)
+    if result.detector.statement:
+        console.print(f"faces  {result.detector.statement}", markup=False)
     for photograph in result.without_face:
         console.print(f"[red]none[/]   {escape(printable_name(photograph.name))}: no face")
     doubts = Counter(doubt.kind for photograph in result.photographs for doubt in photograph.doubts)

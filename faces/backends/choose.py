@@ -54,14 +54,14 @@ def choose_backend(model: Model, asked: BackendName | None, *, device: str, imag
         if asked not in (None, model.backend.name):
             raise UsageError(f"{model.name} runs in {model.backend.name}. Leave out --backend {asked}.")
         return model
-    if asked == "torch" or (asked is None and (device != "cpu" or not _is_installed("onnxruntime"))):
+    if asked == "torch" or (asked is None and (device != "cpu" or not is_installed("onnxruntime"))):
         return model
     if asked is not None:
         FORMATS[asked].require(f"--backend {asked}")
         return _use(model, asked, _find(model, asked) or _make(model, asked))
     try:
         export = _find(model, "onnxruntime")
-        if export is None and images >= MANY_IMAGES and _is_installed("onnx"):
+        if export is None and images >= MANY_IMAGES and is_installed("onnx"):
             export = _make(model, "onnxruntime")
         return model if export is None else _use(model, "onnxruntime", export)
     except PortError as error:
@@ -116,5 +116,6 @@ def describe_machine(name: str) -> str:
     return f"{processor}; torch {torch.__version__}; {FORMATS[name].runtime_version()}"
 
 
-def _is_installed(module: str) -> bool:
+def is_installed(module: str) -> bool:
+    """Return whether a module can be imported."""
     return importlib.util.find_spec(module) is not None

@@ -10,11 +10,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from checks.core.weights_digest import weights_digest
+from converter.errors import PortError
 from converter.hub.locate import find_model
 from converter.mtcnn_layer_map import NETWORKS, MtcnnNetwork
-from faces.backends.choose import ENDINGS, FORMATS, check_backend_device, describe_machine
+from faces.backends.choose import ENDINGS, FORMATS, check_backend_device, describe_machine, is_installed
 from faces.backends.export_cache import find_export, make_export
+from faces.backends.facts import TORCH, BackendFacts
 from faces.backends.graph_backend import GraphFile
+from faces.options import MANY_IMAGES
 from reference.mtcnn import O_NET_SIZE, R_NET_SIZE
 from reference.weights import load_mtcnn
 
@@ -53,7 +56,37 @@ def _channels_first(output: NDArray[Any]) -> NDArray[Any]:
     return output.transpose(0, 3, 1, 2) if output.ndim == 4 else output
 
 
-def open_networks(backend: GraphRuntime, device: str, *, offline: bool = False) -> tuple[GraphNetwork, ...]:
+Networks = tuple[tuple[nn.Module, ...], BackendFacts]
+"""P-Net, R-Net and O-Net, and what runs them."""
+
+
+def choose_networks(
+    pytorch: tuple[nn.Module, ...], device: str, *, images: int, offline: bool = False
+) -> Networks:
+    """Open the networks in ONNX Runtime, the fastest, if they are ready, by the rule of `choose_backend`.
+
+    Args:
+        pytorch: facenet's P-Net, R-Net and O-Net in PyTorch.
+        device: The device of PyTorch. ONNX Runtime runs on the CPU.
+        images: The number of photographs that are going to be searched: for many the files are made.
+        offline: Never download.
+
+    Returns:
+        The networks, or those of PyTorch.
+    """
+    if device != "cpu" or not (is_installed("onnxruntime") and is_installed("onnx")):
+        return pytorch, TORCH
+    try:
+        pairs = zip(map(MtcnnNetwork, NETWORKS), pytorch, strict=True)
+        is_ready = all(find_export(*_wanted("onnxruntime", *pair)) for pair in pairs)
+        if not is_ready and images < MANY_IMAGES:
+            return pytorch, TORCH
+        return open_networks("onnxruntime", device, offline=offline)
+    except PortError as error:
+        return pytorch, BackendFacts(note=f"onnxruntime is not used for the detector: {error}")
+
+
+def open_networks(backend: GraphRuntime, device: str, *, offline: bool = False) -> Networks:
     """Open the exported files of facenet's P-Net, R-Net and O-Net, which are made once, audited and kept.
 
     Each is checked against PyTorch on seeded images, once on each machine.
@@ -73,24 +106,33 @@ def open_networks(backend: GraphRuntime, device: str, *, offline: bool = False) 
     FORMATS[backend].require(f"--backend {backend}")
     model = find_model("mtcnn", offline=offline)
     assert model is not None  # the catalog has it
-    sources = model.files
-    return tuple(
-        _open(backend, str(sources[network.npy_name]), network, pytorch)
+    opened = [
+        _open(backend, str(model.files[network.npy_name]), network, pytorch)
         for network, pytorch in zip(map(MtcnnNetwork, NETWORKS), load_mtcnn(offline=offline), strict=True)
-    )
+    ]
+    networks, distances = zip(*opened, strict=True)
+    return networks, BackendFacts(backend, distance=max(distances))
 
 
-def _open(backend: GraphRuntime, source: str, network: MtcnnNetwork, pytorch: nn.Module) -> GraphNetwork:
+def _wanted(backend: GraphRuntime, network: MtcnnNetwork, pytorch: nn.Module) -> tuple[str, str, str]:
+    """The digest of a network's weights, and the ending and the name of its exported file."""
     digest = weights_digest({name: tensor.numpy() for name, tensor in pytorch.state_dict().items()})
-    wanted = (digest, ENDINGS[backend], network.state_dict_stem)
+    return digest, ENDINGS[backend], network.state_dict_stem
+
+
+def _open(
+    backend: GraphRuntime, source: str, network: MtcnnNetwork, pytorch: nn.Module
+) -> tuple[GraphNetwork, float]:
+    """Open a network; returns it, and the largest difference of its outputs from PyTorch's."""
+    wanted = _wanted(backend, network, pytorch)
     export = find_export(*wanted) or make_export(source, *wanted)
     opened = GraphNetwork(GraphFile(export.path, has_prelu=True))
-    export.check(
+    difference = export.check(
         describe_machine(backend),
         f"{network.name} in {backend} gives results",
         lambda: measure_difference(pytorch, opened, _CHECKED[network.name]),
     )
-    return opened
+    return opened, difference
 
 
 @torch.inference_mode()

@@ -15,13 +15,15 @@ RUNTIMES: Mapping[str, BackendName] = {".onnx": "onnxruntime", ".tflite": "liter
 
 @dataclass(frozen=True, slots=True)
 class BackendFacts:
-    """The runtime of embeddings.
+    """The runtime of embeddings, or of the detector.
 
     Attributes:
         name: Its name.
-        file_sha256: The SHA-256 of the exported file that it runs; None for PyTorch.
+        file_sha256: The SHA-256 of the exported file that it runs; None for PyTorch, and for the detector,
+            which has three.
         distance: The largest Euclidean distance of its embeddings from PyTorch's on the images of the check
-            on this machine; None for PyTorch, and for a file of the user's, whose weights are not at hand.
+            on this machine, or of the detector the largest difference of an output; None for PyTorch, and for
+            a file of the user's, whose weights are not at hand.
         stated_weights: The `weights_digest` that the metadata of a file of the user's state; None without.
         note: Why another runtime is not used, a sentence; empty for no reason.
     """
@@ -31,6 +33,14 @@ class BackendFacts:
     distance: float | None = None
     note: str = ""
     stated_weights: str | None = None
+
+    @property
+    def statement(self) -> str:
+        """What is run by another runtime than PyTorch, or why it is not; empty for PyTorch."""
+        if self.note or self.name == "torch":
+            return self.note
+        checked = "" if self.distance is None else f", {self.distance:.1e} from torch on this machine"
+        return f"run by {self.name}{checked}"
 
 
 TORCH = BackendFacts()

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from faces.backends.facts import BackendName
+from faces.backends.facts import TORCH, BackendName
 from faces.detect import cascade
 from faces.detect.cascade import Boxes
 from faces.detect.result import Face
@@ -44,7 +44,12 @@ class FaceDetector:
         factor: Ratio of two scales of the pyramid that follow each other. Nearer to 1 is slower.
         offline: Never download.
         backend: What runs facenet's networks: "torch", "onnxruntime" or "litert". The boxes of the last two
-            differ from PyTorch's by the rounding of float32.
+            differ from PyTorch's by the rounding of float32. None takes the fastest that is ready, as
+            `faces.backends.detector_networks.choose_networks` says.
+        images: The number of photographs that are going to be searched, on which that choice depends.
+
+    Attributes:
+        backend: What runs the networks.
 
     Raises:
         ValueError: `smallest_face` is below 1, a threshold is not from 0 to 1, or `factor` is not between 0
@@ -64,7 +69,8 @@ class FaceDetector:
         thresholds: tuple[float, float, float] = THRESHOLDS,
         factor: float = FACTOR,
         offline: bool = False,
-        backend: BackendName = "torch",
+        backend: BackendName | None = "torch",
+        images: int = 0,
     ) -> None:
         if smallest_face < 1:
             raise ValueError(f"smallest_face {smallest_face}: give at least 1 pixel")
@@ -72,22 +78,26 @@ class FaceDetector:
             raise ValueError(f"thresholds {thresholds}: give three numbers from 0 to 1")
         if not 0 < factor < 1:
             raise ValueError(f"factor {factor}: give a number between 0 and 1")
-        if backend not in get_args(BackendName):
+        if backend not in (None, *get_args(BackendName)):
             raise ValueError(f"backend {backend}: give one of {', '.join(get_args(BackendName))}")
-        if networks is not None and backend != "torch":
+        if networks is not None and backend not in (None, "torch"):
             raise ValueError(f"backend {backend}: it runs facenet's own networks. Leave out networks.")
         self.smallest_face = smallest_face
         self.thresholds = thresholds
         self.factor = factor
         loaded: tuple[nn.Module, ...]
-        if backend == "torch":
+        self.backend = TORCH
+        if backend in (None, "torch"):
             loaded = networks or load_mtcnn(offline=offline)
-        else:
-            from faces.backends.detector_networks import open_networks  # which few need
+        if networks is None and backend != "torch":
+            from faces.backends.detector_networks import choose_networks, open_networks
 
-            loaded = open_networks(backend, str(device), offline=offline)
+            if backend is None:
+                loaded, self.backend = choose_networks(loaded, str(device), images=images, offline=offline)
+            else:
+                loaded, self.backend = open_networks(backend, str(device), offline=offline)
         self._p_net, self._r_net, self._o_net = (network.to(device).eval() for network in loaded)
-        self._crops = _CROPS if backend == "torch" else _FEW_CROPS
+        self._crops = _CROPS if self.backend.name == "torch" else _FEW_CROPS
         self.device = next(self._p_net.parameters(), torch.empty(0)).device  # which GPU, too
 
     def detect(self, images: Sequence[ImageLike]) -> list[tuple[Face, ...]]:

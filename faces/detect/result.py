@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from converter.errors import SourceError
+from faces.backends.facts import TORCH, BackendFacts
 
 Box = tuple[float, float, float, float]
 Point = tuple[float, float]
@@ -55,10 +56,12 @@ class DetectionResult:
     Attributes:
         photographs: The photographs that were read, in order.
         problems: The files that could not be read, and the folders without photographs.
+        backend: What ran the detector's networks.
     """
 
     photographs: tuple[Photograph, ...]
     problems: tuple[SourceError, ...]
+    backend: BackendFacts = TORCH
 
     @property
     def faces(self) -> int:

@@ -37,7 +37,7 @@ def detect(
     thresholds: tuple[float, float, float] = THRESHOLDS,
     factor: float = FACTOR,
     offline: bool = False,
-    backend: BackendName = "torch",
+    backend: BackendName | None = None,
     progress: Callable[[int, int | None], None] = lambda done, total: None,
 ) -> DetectionResult:
     """Find the faces of photographs, as facenet's own detector finds them.
@@ -53,7 +53,7 @@ def detect(
         thresholds: Probability of a face that P-Net, R-Net and O-Net ask for.
         factor: Ratio of two scales of the pyramid that follow each other.
         offline: Never download the detector's weights.
-        backend: What runs the networks, as for `FaceDetector`.
+        backend: What runs the networks, as for `FaceDetector`; None for the fastest that is ready.
         progress: Called with the numbers of photographs searched and of all.
 
     Raises:
@@ -71,6 +71,7 @@ def detect(
         factor=factor,
         offline=offline,
         backend=backend,
+        images=len(files),
     )
     photographs: list[Photograph] = []
     names = list(files)
@@ -85,7 +86,7 @@ def detect(
             if drawings is not None:
                 drawings.write(names[place], pixels, faces)
         progress(len(photographs) + len(problems), len(files))
-    return DetectionResult(tuple(photographs), tuple(problems))
+    return DetectionResult(tuple(photographs), tuple(problems), detector.backend)
 
 
 def _search(detector: FaceDetector, batch: Batch) -> tuple[Batch, list[tuple[Face, ...]]]:

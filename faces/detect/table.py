@@ -46,6 +46,8 @@ def print_result(result: DetectionResult) -> None:
                 place = ("", "")
         console.print(table)
     console.print(_total(result))
+    if result.backend.statement:
+        console.print(f"detector  {result.backend.statement}", markup=False)
 
 
 def _cells(face: Face) -> tuple[str, ...]:

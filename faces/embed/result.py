@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from converter.errors import SourceError
+from faces.backends.facts import BackendFacts
 from faces.embeddings import Embeddings
 from faces.model import ModelFacts
 
@@ -23,6 +24,7 @@ class EmbedResult:
         model: The network.
         without_face: The photographs without a face.
         problems: The errors on files that could not be read.
+        detector: What ran the detector in this process; None if all images were crops or had a box.
     """
 
     source: Path
@@ -31,6 +33,7 @@ class EmbedResult:
     model: ModelFacts
     without_face: tuple[Path, ...]
     problems: tuple[SourceError, ...]
+    detector: BackendFacts | None = None
 
     @property
     def exit_code(self) -> int:
@@ -43,6 +46,7 @@ class EmbedResult:
             "source": str(self.source),
             "output": None if self.output is None else str(self.output),
             **self.embeddings.origin.as_json(),
+            "detector": self.detector and asdict(self.detector),
             "dimensions": self.embeddings.values.shape[1],
             "faces": [
                 {"path": str(file), "person": person, "box": box}

@@ -99,7 +99,8 @@ def embed(
         raise SourceError(source, problem, next_step=step)
     if output is not None and not in_parts:
         replace_file(output, encode_embeddings(embeddings, output.parent))
-    return EmbedResult(source, output, embeddings, model.facts, rest.without_face, problems)
+    facts = embedder.detector_facts
+    return EmbedResult(source, output, embeddings, model.facts, rest.without_face, problems, facts)
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,8 @@ def print_result(result: EmbedResult) -> None:
     place = "" if result.output is None else f" in {from_home(str(result.output))}"
     console.print(f"{counted(faces, 'face')}{shown}, {dimensions} numbers each{place}", markup=False)
     console.print(f"model      {describe_network(result.model)}; crop {embeddings.origin.crop}", markup=False)
+    if result.detector and result.detector.statement:
+        console.print(f"detector   {result.detector.statement}", markup=False)
     known = "none: see --threshold" if threshold is None else f"{threshold.value:.4f} {threshold.basis}"
     console.print(f"threshold  {known}", markup=False)
     print_faceless(console, result.without_face)

@@ -12,7 +12,6 @@ from checks.core.render import Row, Table, print_judgements, print_table
 from converter import command_line
 from converter.counts import counted
 from converter.home_folder import from_home
-from faces.backends.facts import BackendFacts
 from faces.evaluate.classifier import Scores
 from faces.evaluate.comparison import Comparison, change_table, describe_comparison, pair_table
 from faces.evaluate.result import ClassificationResult, VerificationResult
@@ -152,17 +151,7 @@ def _figure(value: float | None) -> str:
 def describe_network(model: ModelFacts) -> str:
     """The name of a network, the standardisation of its images, and the runtime if it is not PyTorch."""
     described = f"{from_home(model.name)}, standardised {describe_standardisation(model)}"
-    return described + _describe_backend(model.backend)
-
-
-def _describe_backend(backend: BackendFacts) -> str:
-    """The runtime in a clause, if it is not PyTorch, and how near to it; or why another is not used."""
-    if backend.note:
-        return f"; {backend.note}"
-    if backend.name == "torch":
-        return ""
-    checked = "" if backend.distance is None else f", {backend.distance:.1e} from torch on this machine"
-    return f"; run by {backend.name}{checked}"
+    return "; ".join(filter(None, (described, model.backend.statement)))
 
 
 def describe_standardisation(model: ModelFacts) -> str:

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from faces.align import run
+from faces.backends.facts import TORCH
 from faces.detect.result import Face
 
 SCORES = {250: 0.999, 240: 0.995, 230: 0.9}
@@ -14,6 +15,7 @@ SCORES = {250: 0.999, 240: 0.995, 230: 0.9}
 
 
 class ColourDetector:
+    backend = TORCH
     """Finds a face in each rectangle of pure red; `seen` has the sizes of all photographs."""
 
     def __init__(self):

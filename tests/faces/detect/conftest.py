@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
+from faces.backends import detector_networks
 from faces.detect.detector import FaceDetector
 from tests.support.original_detector import VARIANTS, read_results, run_original, vary
 
@@ -13,6 +16,17 @@ pytest.importorskip("cv2")
 @pytest.fixture(scope="session")
 def detector(networks):
     return FaceDetector(networks)
+
+
+@pytest.fixture(scope="session")
+def onnxruntime_detector(networks, mtcnn_files, tmp_path_factory):
+    """The detector in ONNX Runtime, whose files are made in a cache of their own."""
+    files = {npy.name: npy for npy, _ in mtcnn_files.values()}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FACENET_PORT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setattr(detector_networks, "find_model", lambda *_, **__: SimpleNamespace(files=files))
+        patch.setattr(detector_networks, "load_mtcnn", lambda offline: networks)
+        return FaceDetector(backend="onnxruntime")
 
 
 @pytest.fixture(scope="session")

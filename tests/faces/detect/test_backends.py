@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,6 +16,7 @@ import facenet_port
 from converter.errors import DifferenceError, UsageError
 from converter.manifest import file_digest
 from faces.backends import detector_networks
+from faces.backends.facts import TORCH
 from faces.backends.onnxruntime_backend import open_onnxruntime
 from faces.detect import detector as detector_module
 from faces.detect.detector import FaceDetector
@@ -65,10 +67,46 @@ def test_boxes_are_those_of_torch_but_for_rounding(backend, cache, some_images, 
     assert facenet_port.main(["align", str(photograph.parent), str(crops), *options]) == 0
     assert (crops / "1.png").exists()
     assert cache.checks == 3  # the result is kept
-    assert facenet_port.main(["align", str(photograph.parent), str(crops), "--quiet"]) == 2
+    assert facenet_port.main(["align", str(photograph.parent), str(crops), "--quiet"]) == 0  # as it was begun
+    torch = ("--backend", "torch", "--quiet")
+    assert facenet_port.main(["align", str(photograph.parent), str(crops), *torch]) == 2
     told = capfd.readouterr().err
     assert f"it was made with backend {backend}, not torch" in told
     assert "XNNPACK" not in told
+
+
+def test_the_default_is_onnxruntime_once_its_files_are_there(
+    cache, some_images, tmp_path, monkeypatch, capsys
+):
+    photograph, crops, report = tmp_path / "people/1.png", tmp_path / "crops", tmp_path / "r.json"
+    photograph.parent.mkdir()
+    Image.fromarray(some_images[0]).save(photograph)
+
+    def detect():
+        assert facenet_port.main(["detect", str(photograph)]) == 0
+        return capsys.readouterr().out
+
+    assert "onnxruntime" not in detect()
+    assert cache.checks == 0
+    FaceDetector(backend="onnxruntime")
+    stated = r"^detector  run by onnxruntime, \d\.\de-\d\d from torch on this machine$"
+    assert re.search(stated, detect(), re.MULTILINE)
+    assert cache.checks == 3
+    assert facenet_port.main(["align", str(photograph.parent), str(crops), "--json", str(report)]) == 0
+    assert "faces  run by onnxruntime, " in capsys.readouterr().out
+    assert json.loads(report.read_text())["options"]["backend"] == "onnxruntime"
+    for record in cache.folder.glob("exports/*/*.json"):
+        content = json.loads(record.read_text())
+        record.write_text(json.dumps({**content, "checks": dict.fromkeys(content["checks"], 1.0)}))
+    assert "onnxruntime is not used for the detector: P-Net in onnxruntime gives" in detect()
+    monkeypatch.setattr(detector_networks, "is_installed", lambda module: module != "onnxruntime")
+    assert "onnxruntime" not in detect()
+
+
+def test_many_photographs_make_the_files_on_the_cpu(cache, networks):
+    assert detector_networks.choose_networks(networks, "cuda", images=5000) == (networks, TORCH)
+    assert FaceDetector(backend=None, images=4999).backend.name == "torch"
+    assert FaceDetector(backend=None, images=5000).backend.name == "onnxruntime"
 
 
 def test_onnxruntime_gives_the_bits_of_the_file_as_it_was_written(cache):

@@ -25,6 +25,7 @@ pytestmark = pytest.mark.real
 def folder(tmp_path, some_images, networks, monkeypatch):
     """A folder with two portraits, one of them below, a blank photograph, and the detector's weights."""
     monkeypatch.setattr(detector_module, "load_mtcnn", lambda offline: networks)
+    monkeypatch.setenv("FACENET_PORT_CACHE", str(tmp_path / "cache"))  # without exported files
     monkeypatch.chdir(tmp_path)
     (tmp_path / "people" / "ben").mkdir(parents=True)
     Image.fromarray(some_images[0]).save(tmp_path / "people" / "ben" / "1.png")

@@ -13,6 +13,7 @@ from PIL import Image
 pytest.importorskip("sklearn")
 
 from facenet_port import main as facenet_port
+from faces.backends.facts import TORCH
 from faces.detect.result import Face
 from faces.evaluate.__main__ import main
 from faces.evaluate.protocol import threshold_at_far
@@ -318,6 +319,8 @@ def test_embeddings_of_others_are_refused(crops, network, embeddings, figures, t
 
 class SquareDetector:
     """Finds the face of a photograph by construction: from a quarter to three quarters of each side."""
+
+    backend = TORCH
 
     def detect(self, images):
         return [self._faces(*image.shape[:2]) if image.any() else () for image in images]
