@@ -1,6 +1,8 @@
 """Measure how many faces a second are embedded: in ONNX Runtime, also in int8, and by facenet-pytorch.
 
-One process with two threads runs the sides in turn on the same images, with the same weights.
+One process with two threads runs the sides in turn on the same images, with the same weights. Our models
+embed batches as the commands do, side by side with a thread each. The bare loop and facenet-pytorch take one
+batch after the other with all threads, as their users write them.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from converter.errors import RequirementError
 
 _PACKAGES = {"onnx": "onnx", "onnxruntime": "onnxruntime", "unearth": "unearth"}
 _BATCHES = (16, 1)
+_IMAGES = 64  # at batch 16 two batches for each of two threads
 
 
 def measure_deploy(folder: Path, rounds: int) -> list[Figure]:
@@ -81,26 +84,33 @@ import torch
 from checks.benchmark.peer import load_network, load_peer
 from faces.backends.choose import choose_backend
 from faces.model import load_model
+from faces.threads import run_side_by_side
 
 wheel, folder, weights, int8_file = map(Path, sys.argv[1:5])
 int8 = load_model(int8_file)
 model = choose_backend(load_model(), "onnxruntime", device="cpu")
+threads = torch.get_num_threads()
 options = onnxruntime.SessionOptions()
-options.intra_op_num_threads = torch.get_num_threads()
+options.intra_op_num_threads = threads
 session = onnxruntime.InferenceSession(model.backend.path, options, providers=["CPUExecutionProvider"])
 peer = load_network(load_peer(wheel, folder)[1], weights)
-images = np.random.default_rng(0).standard_normal((16, 160, 160, 3)).astype(np.float32)
+images = np.random.default_rng(0).standard_normal(({_IMAGES}, 160, 160, 3)).astype(np.float32)
 ready = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
-tensors = torch.from_numpy(ready)
+
+def cut(array, size):
+    return (array[start : start + size] for start in range(0, len(array), size))
+
+def side_by_side(network):
+    return lambda size: list(run_side_by_side(threads, network.embed, cut(images, size)))
 
 @torch.no_grad()
-def run_peer(part):
-    peer(tensors[part])
+def run_peer(size):
+    return [peer(torch.from_numpy(batch)) for batch in cut(ready, size)]
 
 sides = {{
-    "ours": lambda part: model.embed(images[part]),
-    "int8": lambda part: int8.embed(images[part]),
-    "bare": lambda part: session.run(None, {{"images": ready[part]}}),
+    "ours": side_by_side(model),
+    "int8": side_by_side(int8),
+    "bare": lambda size: [session.run(None, {{"images": batch}}) for batch in cut(ready, size)],
     "peer": run_peer,
 }}
 rates = {{}}
@@ -109,8 +119,7 @@ for size in {_BATCHES}:
     for turn in range(int(sys.argv[5]) + 1):
         for name, run in sides.items():
             start = time.perf_counter()
-            for begin in range(0, len(images), size):
-                run(slice(begin, begin + size))
+            run(size)
             if turn:  # the first turn takes longer
                 rates[size][name].append(len(images) / (time.perf_counter() - start))
 print(json.dumps(rates))

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +11,22 @@ from faces.export.calibration import in_batches
 
 _BATCH = 8
 
-_OPERATIONS = ("Conv", "MatMul", "Gemm", "MaxPool", "Concat", "Add", "Mul", "Relu", "GlobalAveragePool")
-"""The operations between the images and the embeddings' normalisation. BatchNorm, which stands behind the
-Bottleneck alone, stays in float32: it has four numbers a channel."""
+_OPERATIONS = ("Conv", "Gemm", "MaxPool", "Concat", "Add", "Relu", "GlobalAveragePool")
+"""The operations between the images and the embeddings' normalisation."""
 
 
 def quantise_onnx(float32: Path, output: Path, images: NDArray[Any], metadata: dict[str, str]) -> None:
-    """Quantise a graph whose BatchNorms are folded into the convolutions.
+    """Quantise a graph.
+
+    BatchNorm and the scale of a residual are folded into the layer before them, so that no operation of
+    their own is left for the runtime. The Bottleneck's output stays in float32.
 
     Weights have 8 bits, symmetric, with the smallest scale that holds each channel. Activations have 8 bits
     and one scale, from the least and the largest value on the images (MinMax); docs/deploy.md has what other
     calibrations give. What a graph does with pixels before the first convolution stays in float32.
 
     Args:
-        float32: The graph.
+        float32: The graph, in a folder for files.
         output: The file to write. The same graph and images give the same bytes.
         images: Images as the graph takes them, (N, ...).
         metadata: Key to value, as the file states them.
@@ -40,8 +39,11 @@ def quantise_onnx(float32: Path, output: Path, images: NDArray[Any], metadata: d
         QuantType,
         quantize_static,
     )
+    from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    model = onnx.load(float32)
+    folded = float32.with_name("folded.onnx")
+    quant_pre_process(float32, folded, skip_symbolic_shape=True)
+    model = onnx.load(folded)
     taken = model.graph.input[0]
     size = taken.type.tensor_type.shape.dim[0].dim_value or _BATCH
 
@@ -52,20 +54,23 @@ def quantise_onnx(float32: Path, output: Path, images: NDArray[Any], metadata: d
         def get_next(self) -> dict[str, NDArray[Any]] | None:
             return next(self._batches, None)
 
-    with _without_advice():
-        quantize_static(
-            float32,
-            output,
-            Images(),
-            quant_format=QuantFormat.QDQ,
-            calibrate_method=CalibrationMethod.MinMax,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            per_channel=True,
-            op_types_to_quantize=list(_OPERATIONS),
-            nodes_to_exclude=_nodes_before_first_layer(model.graph),
-        )
+    quantize_static(
+        folded,
+        output,
+        Images(),
+        quant_format=QuantFormat.QDQ,
+        calibrate_method=CalibrationMethod.MinMax,
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+        per_channel=True,
+        op_types_to_quantize=list(_OPERATIONS),
+        nodes_to_exclude=_nodes_before_first_layer(model.graph),
+        extra_options={"OpTypesToExcludeOutputQuantization": ["Gemm"]},
+    )
     quantised = onnx.load(output)
+    used = {node.domain for node in quantised.graph.node}
+    for domain in [each for each in quantised.opset_import if each.domain not in used]:
+        quantised.opset_import.remove(domain)  # onnxruntime states every domain that it knows
     onnx.helper.set_model_props(quantised, metadata)
     onnx.checker.check_model(quantised)
     output.write_bytes(quantised.SerializeToString(deterministic=True))
@@ -82,15 +87,3 @@ def _nodes_before_first_layer(graph: Any) -> list[str]:
             names.append(node.name)
             waiting += node.input
     return names
-
-
-@contextmanager
-def _without_advice() -> Iterator[None]:
-    """Keep onnxruntime's advice off stderr: it asks for a preparation that the exporter has done."""
-    root = logging.getLogger()
-    level = root.level
-    root.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        root.setLevel(level)

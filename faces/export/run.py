@@ -246,7 +246,7 @@ def _write(
 
             with TemporaryDirectory(dir=path.parent) as folder:
                 float32 = Path(folder, "float32.onnx")
-                write_onnx(float32, interface.module(weights), interface, {}, folds=True)
+                write_onnx(float32, interface.module(weights), interface, {})
                 quantise_onnx(float32, path, calibration.images, metadata)
             return
         write_onnx(path, interface.module(weights), interface, metadata, halved=halved)

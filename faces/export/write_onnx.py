@@ -24,7 +24,6 @@ def write_onnx(
     metadata: Mapping[str, str],
     *,
     halved: bool = False,
-    folds: bool = False,
 ) -> None:
     """Write a network as an ONNX file, with its weights inside; the same network gives the same bytes.
 
@@ -44,13 +43,11 @@ def write_onnx(
         interface: What it takes and gives.
         metadata: Key to value, as the file states them.
         halved: Whether the weights are stored in half precision.
-        folds: Whether BatchNorm is folded into the convolutions, as a quantisation needs it.
     """
     import onnx
 
     name = interface.input_name
     variable = {axis: _AXES[axis] for axis, extent in enumerate(interface.shape) if extent is None}
-    mode = torch.onnx.TrainingMode.EVAL if folds else torch.onnx.TrainingMode.PRESERVE
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")  # of the older exporter, and of shapes that a trace takes as fixed
         torch.onnx.export(
@@ -58,7 +55,7 @@ def write_onnx(
             (interface.example(),),
             path,
             dynamo=False,
-            training=mode,
+            training=torch.onnx.TrainingMode.PRESERVE,
             input_names=[name],
             output_names=list(interface.outputs),
             dynamic_axes={name: variable},

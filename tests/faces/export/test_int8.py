@@ -50,6 +50,9 @@ def test_int8_appears_faithfully_quantised_and_embeds_as_the_weights_do(weights,
     with torch.inference_mode():
         expected = load(weights)(torch.from_numpy(images)).numpy()
     assert (embeddings * expected).sum(axis=1).min() > 0.98
+    written = onnx.load(out)
+    assert not {"BatchNormalization", "Mul", "Relu"} & {node.op_type for node in written.graph.node}
+    assert [each.domain for each in written.opset_import] == [""]
     assert {path.name for path in tmp_path.iterdir()} == {"int8.onnx", "e.json"}
 
 
