@@ -69,11 +69,18 @@ LONGEST = (
 """The files whose tests take longest, longest first; `main_job` is made once the first two have begun."""
 
 
+DOWNLOADED = {"keras_archive", "mtcnn_archive", "mtcnn_files", "detector_code"}
+"""Fixtures that come from a package index; a test that takes one is marked `real`."""
+
+
 def pytest_collection_modifyitems(items):
     """Begin with the longest files, so that the processes of a run end at about the same time."""
     tests = Path(__file__).parent
     places = {tests / name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path, len(places)))
+    for item in items:
+        if DOWNLOADED & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.real)
 
 
 CLASSES = 7

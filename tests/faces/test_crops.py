@@ -56,6 +56,7 @@ def count_different(made):
     return different
 
 
+@pytest.mark.real
 def test_the_crop_of_facenet_has_the_pixels_of_the_original(made):
     assert count_different(made) == 0
 
@@ -68,6 +69,7 @@ LEAST = {
 }
 
 
+@pytest.mark.real
 @pytest.mark.parametrize("fault", [fault for fault in FAULTS if fault.stage == "crop"], ids=lambda f: f.name)
 def test_each_way_in_which_ports_crop_otherwise_is_noticed(made, fault):
     with fault.planted():

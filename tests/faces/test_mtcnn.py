@@ -81,6 +81,7 @@ OPTIONS = (
 )
 
 
+@pytest.mark.real
 def test_the_arguments_are_the_peers(peer, tmp_path):
     for own, other in (
         (MTCNN.__init__, peer.__init__),
