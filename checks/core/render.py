@@ -70,8 +70,8 @@ def print_table(console: Console, table: Table) -> None:
     for row in table.rows:
         style = "bold red" if row.failed else "bold" if row.strong else ""
         cells = [
-            Text(f"✕ {cell}", "bold red") if index in row.failed else Text(without_controls(cell))
-            for index, cell in enumerate(row.cells)
+            Text(f"✕ {cell}", "bold red") if index in row.failed else Text(cell)
+            for index, cell in enumerate(map(without_controls, row.cells))
         ]
         shown.add_row(Text(without_controls(row.name), style), *cells)
     console.print()

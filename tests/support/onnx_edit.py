@@ -47,6 +47,12 @@ class Edit:
         for each in node.input:
             self.remove_ancestors(each)
 
+    def change(self, name, function):
+        """Apply a function to a constant, whose dtype stays."""
+        array = numpy_helper.to_array(self.constants[name])
+        changed = np.asarray(function(array)).astype(array.dtype)
+        self.constants[name].CopyFrom(numpy_helper.from_array(changed, name))
+
     def flip(self, name, index, bit):
         array = np.array(numpy_helper.to_array(self.constants[name]))
         bits = array.reshape(-1).view(f"u{array.itemsize}")
