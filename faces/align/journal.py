@@ -13,11 +13,11 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from io import BufferedRandom
 from pathlib import Path
-from typing import Any, Self, get_args
+from typing import Any, Self, cast, get_args
 
 from converter.atomic import replace_file
 from converter.counts import counted
@@ -34,16 +34,37 @@ NAME = "align.jsonl"
 _MOST_BYTES = 4 << 30  # some 10 million photographs
 _MOST_NAMED = 3  # photographs in a message
 _ANOTHER = "Give a new folder"
+_RUNTIME_BEFORE = {"backend": "torch"}  # of journals that name none
 
 
 def recorded_backend(out: Path) -> BackendName | None:
-    """Read which runtime of the detector a folder of crops was begun with; None if it is not known."""
-    try:
-        with (out / NAME).open("rb") as file:
-            name = json.loads(file.readline())["options"]["backend"]
-    except (OSError, ValueError, LookupError, TypeError):  # a new folder; a damaged journal is named later
-        return None
-    return name if name in get_args(BackendName) else None
+    """Read which runtime of the detector a folder of crops was begun with; None for a new folder.
+
+    Raises:
+        UsageError: The folder holds something else.
+    """
+    journals = _find_journals(out)
+    for _, path in sorted(journals.items()):
+        with suppress(OSError, ValueError, LookupError, TypeError), path.open("rb") as file:
+            name = {**_RUNTIME_BEFORE, **json.loads(file.readline())["options"]}["backend"]
+            if name in get_args(BackendName):
+                return cast(BackendName, name)
+    return "torch" if journals else None  # no line is whole, or the journal names the damage later
+
+
+def _find_journals(out: Path) -> dict[int, Path]:
+    """Find the files of the journal: the number of the process of each, and its path.
+
+    Raises:
+        UsageError: The folder holds something else.
+    """
+    found = {}
+    for path in out.glob("align*.jsonl"):
+        if match := re.fullmatch(r"align(?:-([1-9][0-9]*))?\.jsonl", path.name):
+            found[int(match[1] or 0)] = path
+    if not found and out.exists() and not _is_empty(out):
+        raise UsageError(f"{out}: it exists and holds no crops of `facenet-port align`. {_ANOTHER}.")
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,14 +123,11 @@ class Journal:
         self._path = out / (NAME if processes.is_first else f"align-{processes.number}.jsonl")
         self._file: BufferedRandom | None = None
         self._files = ExitStack()
-        numbers = self._find_numbers()
-        if numbers:
-            with ExitStack() as files:
-                for number, path in sorted(numbers.items(), reverse=True):  # what is done again is at the end
-                    self._open(path, files, is_own=number % processes.count == processes.number)
-                self._files = files.pop_all()
-        elif out.exists() and not _is_empty(out):
-            raise UsageError(f"{out}: it exists and holds no crops of `facenet-port align`. {_ANOTHER}.")
+        journals = _find_journals(out)
+        with ExitStack() as files:
+            for number, path in sorted(journals.items(), reverse=True):  # what is done again is at the end
+                self._open(path, files, is_own=number % processes.count == processes.number)
+            self._files = files.pop_all()
 
     def __enter__(self) -> Self:
         return self
@@ -129,7 +147,7 @@ class Journal:
 
     def read_all(self) -> None:
         """Read what the other processes have written in the meantime."""
-        for path in self._find_numbers().values():
+        for path in _find_journals(self._out).values():
             if path != self._path:
                 self._read(path, None)
 
@@ -203,14 +221,6 @@ class Journal:
                 f"cannot be found in {folder}: {named}. {_ANOTHER}."
             )
 
-    def _find_numbers(self) -> dict[int, Path]:
-        """Find the files of the journal: the number of the process of each, and its path."""
-        found = {}
-        for path in self._out.glob("align*.jsonl"):
-            if match := re.fullmatch(r"align(?:-([1-9][0-9]*))?\.jsonl", path.name):
-                found[int(match[1] or 0)] = path
-        return found
-
     def _open(self, path: Path, files: ExitStack, *, is_own: bool) -> None:
         """Read a file; hold it if no other process of this run does."""
         if not is_own:
@@ -239,7 +249,9 @@ class Journal:
         content = read_whole(path, _MOST_BYTES, "it is larger than any journal")
         start, end = self._ends.get(path, 0), content.rfind(b"\n") + 1  # a killed process cuts off a line
         begins = {"options": asdict(self._options)}
-        if not end and json.dumps(begins).encode().startswith(content):
+        others = [{"options": {**asdict(self._options), "backend": name}} for name in get_args(BackendName)]
+        # A first line that was cut off decides nothing, not even the runtime.
+        if not end and any(json.dumps(line).encode().startswith(content) for line in (begins, *others)):
             if file is not None:
                 file.truncate(0)
                 _write_lines(file, [begins])
@@ -279,7 +291,7 @@ def _is_empty(folder: Path) -> bool:
 
 
 def _parse_options(content: dict[str, Any]) -> AlignOptions:
-    return AlignOptions(**{**content, "thresholds": tuple(content["thresholds"])})
+    return AlignOptions(**{**_RUNTIME_BEFORE, **content, "thresholds": tuple(content["thresholds"])})
 
 
 def _parse_photograph(content: dict[str, Any]) -> AlignedPhotograph:

@@ -20,12 +20,13 @@ from PIL import Image
 from checks.core.options import check_device
 from checks.core.photographs import PhotographError, find_photographs, read_photograph, walk
 from converter.atomic import HiddenFolder, sync
-from converter.errors import SourceError, UsageError
+from converter.errors import DifferenceError, RequirementError, SourceError, UsageError
 from converter.formats.limits import is_utf_8
 from faces.align.journal import FileState, Journal, recorded_backend
 from faces.align.result import AlignedPhotograph, AlignOptions, AlignResult, CroppedFace
 from faces.align.rows import check_split, face_columns, image_path, start_of_paths
-from faces.backends.facts import BackendFacts
+from faces.backends.export_cache import TAKE_TORCH
+from faces.backends.facts import BackendFacts, BackendName
 from faces.crops import CropMethod, choose_face, crop_face
 from faces.detect.detector import FaceDetector
 from faces.detect.result import Face
@@ -36,6 +37,7 @@ from faces.processes import ALONE, Processes
 _BATCH, _BATCH_PIXELS = 16, 1 << 24
 
 Progress = Callable[[int, int | None], None]
+_Load = Callable[[AlignOptions], FaceDetector]
 
 
 def align(
@@ -76,7 +78,9 @@ def align(
 
     Raises:
         UsageError: There is no such folder, `out` holds something else or crops of other photographs or
-            options, or `split` has fewer than two people with a face to divide.
+            options, or was begun with a runtime that does not run on the device, or `split` has fewer than
+            two people with a face to divide.
+        DifferenceError: The results of the detector's runtime differ from PyTorch's.
         SourceError: The folder holds no photographs, or the journal in `out` is damaged.
         RequirementError: The device, a package or the detector's weights are missing, or another process has
             ended.
@@ -89,7 +93,8 @@ def align(
     names, others = _find_files(folder)
     check_split(split, names)
     load = partial(_load_detector, device=device, offline=offline)
-    options, detector = _choose_backend(options, out, processes, partial(load, images=len(names)))
+    begun_with = recorded_backend(out)
+    options, detector = _choose_backend(options, begun_with, processes, partial(load, images=len(names)))
     with Journal(out, options, processes) as journal:
         for name in formats:
             journal.check_table(out / f"faces.{name}")
@@ -99,7 +104,8 @@ def align(
         processes.wait()  # every process has read the journal before one writes to it
         if waiting:
             # Before the folder is made: its weights may be missing.
-            detector = detector or load(options)
+            if detector is None:
+                detector = load(options) if begun_with is None else _go_on(load, options, out, device)
             journal.begin()
             _Work(folder, out, options, detector, journal, workers).run(
                 waiting, lambda done: progress(earlier + done, earlier + len(waiting))
@@ -148,16 +154,34 @@ def _stem(name: str) -> str:
 
 
 def _choose_backend(
-    options: AlignOptions, out: Path, processes: Processes, load: Callable[[AlignOptions], FaceDetector]
+    options: AlignOptions, begun_with: BackendName | None, processes: Processes, load: _Load
 ) -> tuple[AlignOptions, FaceDetector | None]:
     """Put the detector's runtime into the options; returns the detector, too, if it was loaded for it."""
-    backend = options.backend or recorded_backend(out)
+    backend = options.backend or begun_with
     if backend is None and processes.count > 1:
         backend = "torch"  # on several machines they might not all choose the same
     if backend is not None:
         return replace(options, backend=backend), None
     detector = load(options)
     return replace(options, backend=detector.backend.name), detector
+
+
+def _go_on(load: _Load, options: AlignOptions, out: Path, device: str) -> FaceDetector:
+    """Load the detector that a folder of crops was begun with, which has no other runtime."""
+    if options.backend == "torch":
+        return load(options)
+    begun = f"{out}: it was begun with the detector in {options.backend}"
+    if device != "cpu":
+        raise UsageError(
+            f"{begun}, which runs on the CPU. Leave out --device {device}, or give a new folder."
+        )
+    try:
+        return load(options)
+    except DifferenceError as error:
+        reason = str(error).removesuffix(TAKE_TORCH).rstrip()
+        raise DifferenceError(f"{begun}. {reason} Give a new folder.") from error
+    except RequirementError as error:
+        raise RequirementError(f"{begun}. {error}") from error
 
 
 def _load_detector(options: AlignOptions, *, device: str, offline: bool, images: int = 0) -> FaceDetector:

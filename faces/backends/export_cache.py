@@ -24,6 +24,8 @@ from converter.manifest import file_digest
 
 EMBEDDINGS = "embeddings"
 """The name of the file that embeds faces."""
+TAKE_TORCH = "Take --backend torch."
+"""The end of the message on a runtime that differs from PyTorch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +62,7 @@ class CachedExport:
         if not distance <= thresholds.BACKEND_DISTANCE:
             raise DifferenceError(
                 f"{gives} {distance:.1e} from PyTorch's on this machine, more than "
-                f"{thresholds.BACKEND_DISTANCE:.0e} ({self.path}). Take --backend torch."
+                f"{thresholds.BACKEND_DISTANCE:.0e} ({self.path}). {TAKE_TORCH}"
             )
         return distance
 

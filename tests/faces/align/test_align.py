@@ -15,6 +15,8 @@ from faces.align.journal import NAME, Journal
 from faces.align.result import AlignedPhotograph, AlignOptions
 from faces.align.rows import split_people
 from faces.align.run import align
+from faces.backends.export_cache import CachedExport
+from faces.backends.facts import BackendFacts
 from faces.crops import crop_face
 from faces.face_table import read_table
 from faces.processes import Processes
@@ -393,6 +395,86 @@ def test_nothing_is_written_without_the_detectors_weights(folder, out, monkeypat
     with pytest.raises(RequirementError):
         align(folder, out)
     assert not out.exists()
+
+
+def test_an_occupied_folder_is_refused_before_the_detector_is_loaded(folder, out, monkeypatch, capsys):
+    def fail(**options):
+        raise RequirementError("no weights")
+
+    monkeypatch.setattr(run, "FaceDetector", fail)
+    out.mkdir()
+    (out / "notes.txt").touch()
+    assert main(["align", str(folder), str(out), "--offline"]) == 2
+    assert "it exists and holds no crops of `facenet-port align`" in capsys.readouterr().err
+
+
+@pytest.fixture
+def runtimes(detector, monkeypatch):
+    """The detector, whose default is ONNX Runtime; it records the runtimes that it was loaded in."""
+    detector.loaded = []
+
+    def load(*, backend, **options):
+        detector.backend = BackendFacts(backend or "onnxruntime")
+        detector.loaded.append(backend)
+        return detector
+
+    monkeypatch.setattr(run, "FaceDetector", load)
+    return detector
+
+
+def _first_process_killed(out):
+    (out / NAME).rename(out / "align-1.jsonl")
+
+
+def _first_line_cut_off(out):
+    _first_process_killed(out)
+    (out / NAME).write_bytes((out / "align-1.jsonl").read_bytes()[:30])
+
+
+def _without_runtime(out):
+    journal = (out / NAME).read_text()
+    (out / NAME).write_text(journal.replace(', "backend": "torch"', "", 1))
+    assert journal != (out / NAME).read_text()
+
+
+@pytest.mark.parametrize("change", [_first_process_killed, _first_line_cut_off, _without_runtime])
+def test_a_folder_goes_on_in_the_runtime_that_any_journal_names(change, runtimes, folder, out):
+    align(folder, out, options=AlignOptions(backend="torch"))
+    change(out)
+    write(folder, "Cy/1.png")
+    result = align(folder, out)
+    assert (result.exit_code, result.crops, result.earlier) == (0, 4, 3)
+    assert runtimes.loaded == ["torch", "torch"]
+
+
+@pytest.mark.parametrize("backend", ["torch", "onnxruntime"])
+@pytest.mark.parametrize("missing", [30, 6, 1])
+def test_a_journal_whose_only_line_was_cut_off_is_begun_again(missing, backend, runtimes, folder, out):
+    with Journal(out, AlignOptions(backend=backend)) as journal:
+        journal.begin()
+    line = (out / NAME).read_text()
+    (out / NAME).write_text(line[:-missing])
+    assert align(folder, out).crops == 3
+
+
+def test_advice_on_a_runtime_that_a_folder_was_begun_with(runtimes, folder, out, monkeypatch, capsys):
+    def fail(**options):
+        return CachedExport(folder, "", {"here": 1.0}).check("here", "P-Net gives results", float)
+
+    def refuse(*options):
+        code = main(["align", str(folder), str(out), *options])
+        message = " ".join(capsys.readouterr().err.split())
+        assert f"{out}: it was begun with the detector in onnxruntime" in message
+        assert "--backend" not in message
+        assert message.lower().endswith("give a new folder.")
+        return code
+
+    align(folder, out)
+    write(folder, "Cy/1.png")
+    monkeypatch.setattr(run, "check_device", lambda device: None)
+    assert refuse("--device", "cuda") == 2
+    monkeypatch.setattr(run, "FaceDetector", fail)
+    assert refuse() == refuse("--backend", "onnxruntime") == 1
 
 
 @pytest.mark.parametrize("content", ["{}\n", "mine", "[]\n", "\0"])
