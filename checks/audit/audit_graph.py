@@ -126,7 +126,7 @@ def _judge_statements(
     graph: Graph, run: GraphRun, trained: str | None, source: SourceWeights
 ) -> tuple[Judgement, ...]:
     """Judge what a file states about itself, if it states anything."""
-    stated = judge_metadata(graph, find_facts(graph, run, trained, source.state_dict.tensors))
+    stated = judge_metadata(graph, lambda: find_facts(graph, run, trained, source.state_dict.tensors))
     return () if stated is None else (stated,)
 
 

@@ -75,7 +75,7 @@ def audit_mtcnn_graph(
     if is_finite and broken is None:
         say("starting the graph's runtime")
         judgements.append(_judge_run(graph, layers, state_dict, network, seed, say))
-    stated = judge_metadata(graph, _find_facts(graph, layers, state_dict))
+    stated = judge_metadata(graph, lambda: _find_facts(graph, layers, state_dict))
     judged = (*judgements, *(() if stated is None else (stated,)))
     not_run = "" if is_finite or broken is not None else NOT_FINITE
     return Findings(f"{network.name} of MTCNN", results, judged, broken=broken, not_run=not_run)

@@ -27,7 +27,6 @@ from checks.audit.source_weights import SourceWeights
 from checks.core.network import residual_scale
 from checks.core.types import Array
 from converter.layer_map import Layer
-from converter.layouts import CONVOLUTION, FULLY_CONNECTED
 
 Tensors = Mapping[Role, PortTensor]
 
@@ -165,9 +164,7 @@ def compare_scaled_residual(layer: Layer, tensors: Tensors, source: SourceWeight
 
 def _source_kernel(layer: Layer, source: SourceWeights) -> Array:
     """The source's weights of a layer, with the output channel first."""
-    weights = source.tensor(layer.scope, "weights")
-    assert weights is not None
-    return (CONVOLUTION if weights.ndim == 4 else FULLY_CONNECTED).apply(weights)
+    return source.state_dict.tensors[source.place(layer.scope, "weights").key]
 
 
 def _as_stored(prediction: Prediction, kernel: PortTensor) -> Prediction:
@@ -175,8 +172,8 @@ def _as_stored(prediction: Prediction, kernel: PortTensor) -> Prediction:
     return replace(
         prediction,
         values=kernel.as_stored(prediction.values),
-        exact=kernel.as_stored(prediction.exact),
-        margin=kernel.as_stored(prediction.margin),
+        exact=lambda: kernel.as_stored(prediction.exact()),
+        margin=lambda: kernel.as_stored(prediction.margin()),
     )
 
 

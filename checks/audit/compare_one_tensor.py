@@ -99,24 +99,27 @@ def compare_with_prediction(
         detail: A clause on the factors that are folded in.
     """
     actual = tensor.array
+    values = _with_nans_of(actual, prediction.values)
+    hits = ~differing_bits(actual, values)
+    if hits.all() and prediction.is_unique and np.isfinite(actual).all():
+        return measure(tensor, values, place, "folded", detail)
+    exact = prediction.exact()
     with np.errstate(over="ignore"):
-        nearest = _with_nans_of(actual, prediction.exact.astype(actual.dtype))
-    prediction = replace(prediction, values=_with_nans_of(actual, prediction.values))
-    overflows = _count_overflows(actual, prediction.exact)
+        nearest = _with_nans_of(actual, exact.astype(actual.dtype))
+    overflows = _count_overflows(actual, exact)
     if overflows:
         return _refuse_overflows(measure(tensor, nearest, place, "differs", detail), overflows)
-    hits = ~differing_bits(actual, prediction.values)
     if hits.all() and prediction.is_unique:
-        return measure(tensor, prediction.values, place, "folded", detail)
+        return measure(tensor, values, place, "folded", detail)
     if hits.all():
         return measure(tensor, nearest, place, "approximate", f"{detail}, within rounding")
-    if actual.dtype in HALVES and _is_raised(actual, prediction.values, prediction.exact):
-        return measure(tensor, prediction.values, place, "approximate", f"{detail}, {_RAISED}")
-    is_near = (np.abs(actual.astype(np.float64) - prediction.exact) <= prediction.margin) | hits
+    if actual.dtype in HALVES and _is_raised(actual, values, exact):
+        return measure(tensor, values, place, "approximate", f"{detail}, {_RAISED}")
+    is_near = (np.abs(actual.astype(np.float64) - exact) <= prediction.margin()) | hits
     is_other_formula = hits.mean() < KNOWN_SHARE or not prediction.is_unique
     if is_other_formula and is_near.all():
         return measure(tensor, nearest, place, "approximate", f"{detail}, by an unknown formula")
-    result = measure(tensor, prediction.values, place, "differs")
+    result = measure(tensor, values, place, "differs")
     return replace(result, detail=f"{detail}, except in {result.differing} of {result.values} values")
 
 
@@ -223,7 +226,8 @@ def add_cause(result: TensorResult, actual: Array, key: str, source: SourceTenso
 
 def _with_nans_of(actual: Array, expected: Array) -> Array:
     """Give computed NaNs the bits of the port's: a tool and NumPy may make NaNs of other bits."""
-    return np.where(np.isnan(actual) & np.isnan(expected), actual, expected)
+    both = np.isnan(actual) & np.isnan(expected)
+    return np.where(both, actual, expected) if both.any() else expected
 
 
 def _is_raised(actual: Array, nearest: Array, exact: Array) -> bool:

@@ -162,7 +162,7 @@ def _compare_float(tensor: PortTensor, expected: _Expected) -> TensorResult:
         return compare_exactly(tensor, as_source, expected.place)
     margin = rounding_margin(expected.size, FLOAT32)
     nearest = expected.values.astype(tensor.array.dtype)
-    prediction = Prediction(nearest, expected.values, margin, is_unique=False)
+    prediction = Prediction(nearest, lambda: expected.values, lambda: margin, is_unique=False)
     return compare_with_prediction(tensor, prediction, expected.place, expected.folded)
 
 

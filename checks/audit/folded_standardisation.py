@@ -99,8 +99,8 @@ def _explains(
         found.append(("biases", bias, fold_offset(bias, weights, norm, fold.offset)))
     return all(
         np.mean(
-            np.abs(actual.astype(np.float64) - expected.exact)
-            <= expected.margin + _half_step(tensors[role], actual.ndim)
+            np.abs(actual.astype(np.float64) - expected.exact())
+            <= expected.margin() + _half_step(tensors[role], actual.ndim)
         )
         >= KNOWN_SHARE
         for role, actual, expected in found

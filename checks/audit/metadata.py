@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from checks.audit.graphs.graph import Graph
 from checks.audit.result import GraphRun
@@ -67,11 +67,12 @@ def find_facts(graph: Graph, run: GraphRun, trained: str | None, weights: Arrays
     }
 
 
-def judge_metadata(graph: Graph, facts: Mapping[str, str | None]) -> Judgement | None:
-    """Judge what a graph states about itself by what was found in it; None if it states nothing."""
+def judge_metadata(graph: Graph, find_facts: Callable[[], Mapping[str, str | None]]) -> Judgement | None:
+    """Judge what a graph states about itself by the facts; None if it states nothing."""
     stated = graph.metadata
     if stated.keys().isdisjoint(_OWN_KEYS):
         return None
+    facts = find_facts()
     details = tuple(
         f"it states the {key} {stated.get(key, NOT_STATED)!r}, but the file has {value!r}"
         for key, value in facts.items()

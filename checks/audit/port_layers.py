@@ -57,12 +57,12 @@ class PortTensor:
         order = _CHANNELS_FIRST.get(self.array.ndim)
         if order is None or self.array.ndim != len(self.layout.permutation):
             return None
-        return np.ascontiguousarray(order.apply(self.layout.inverse.apply(self.array)))
+        return order.apply(self.array.transpose(self.layout.inverse.permutation))  # copied once at most
 
     def as_stored(self, channels_first: Array) -> Array:
         """Put an array in the order that `channels_first` gives into the order of the port."""
         order = _CHANNELS_FIRST[channels_first.ndim]
-        return self.layout.apply(order.inverse.apply(channels_first))
+        return self.layout.apply(channels_first.transpose(order.inverse.permutation))
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ channel to the last bit. If no float does, the channel is not the source's.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,15 +43,15 @@ class Prediction:
 
     Attributes:
         values: The values by the formula that fits best, in the shape and dtype of the port's tensor.
-        exact: The exact values, in float64.
-        margin: The bound on the rounding error of each value, in float64.
+        exact: Computes the exact values, in float64. A tensor that has `values` to the last bit needs none.
+        margin: Computes the bound on the rounding error of each value, in float64.
         is_unique: Whether the formula gives no other values. Otherwise several factors fit, which differ in
             some last bits; `values` then agree with the port's wherever one of the factors does.
     """
 
     values: Array
-    exact: Array
-    margin: Array
+    exact: Callable[[], Array]
+    margin: Callable[[], Array]
     is_unique: bool = True
 
 
@@ -92,8 +93,13 @@ def fold_kernel(actual: Array, weights: Array, norm: BatchNorm, divisor: float =
         values[channel] = products[misses.argmin()]
     # A channel that no factor gives leaves the factor of its bias open.
     fits[:, (values == stored).mean(axis=1) < KNOWN_SHARE] = True
-    exact = (rows.astype(np.float64) * (norm.factor() / divisor)[:, None]).reshape(actual.shape)
-    margin = rounding_margin(np.abs(exact), actual.dtype)
+
+    def exact() -> Array:
+        return (rows.astype(np.float64) * (norm.factor() / divisor)[:, None]).reshape(actual.shape)
+
+    def margin() -> Array:
+        return rounding_margin(np.abs(exact()), actual.dtype)
+
     prediction = Prediction(values.reshape(actual.shape), exact, margin)
     return FoldedKernel(prediction, factors, fits, multiplication.divides)
 
@@ -122,7 +128,7 @@ def fold_offset(actual: Array, weights: Array, norm: BatchNorm, offset: float) -
     exact = norm.summand() - offset * rows.sum(axis=1)
     size = norm.size_of_summand() + abs(offset) * np.abs(rows).sum(axis=1)
     margin = rounding_margin(size, actual.dtype)
-    return Prediction(exact.astype(actual.dtype), exact, margin, is_unique=False)
+    return Prediction(exact.astype(actual.dtype), lambda: exact, lambda: margin, is_unique=False)
 
 
 def fold_scale(weights: Array, scale: float, dtype: np.dtype) -> Prediction:
@@ -134,8 +140,11 @@ def fold_scale(weights: Array, scale: float, dtype: np.dtype) -> Prediction:
         dtype: The dtype of the port's tensor.
     """
     factor = np.float32(scale)
-    exact = weights.astype(np.float64) * factor
-    return Prediction((weights * factor).astype(dtype), exact, np.zeros_like(exact))
+    return Prediction(
+        (weights * factor).astype(dtype),
+        lambda: weights.astype(np.float64) * factor,
+        lambda: np.zeros(weights.shape),
+    )
 
 
 def fold_affine(scale: Array, shift: Array, norm: BatchNorm) -> tuple[Prediction, Prediction]:
@@ -155,7 +164,8 @@ def fold_affine(scale: Array, shift: Array, norm: BatchNorm) -> tuple[Prediction
     chosen = np.where(confirmed.any(axis=0), confirmed.argmax(axis=0), agrees.argmax(axis=0))
     values = np.where(agrees.any(axis=0), _pick(stored, chosen), by_formula)
     is_unique = bool((by_formula == values).all())
-    factor = Prediction(values, exact, rounding_margin(np.abs(exact), scale.dtype), is_unique=is_unique)
+    margin = rounding_margin(np.abs(exact), scale.dtype)
+    factor = Prediction(values, lambda: exact, lambda: margin, is_unique=is_unique)
     fits = stored == values
     return factor, _closest_summand(shift, norm, candidates, np.where(fits.any(axis=0), fits, agrees))
 
@@ -197,7 +207,7 @@ def _find_factors(
     Returns:
         The way, its candidates for the factors, and whether a candidate gives most of a channel's sample.
     """
-    largest = np.argsort(-np.abs(rows), axis=1)[:, :_SAMPLE]
+    largest = np.argpartition(-np.abs(rows), min(_SAMPLE, rows.shape[1]) - 1, axis=1)[:, :_SAMPLE]
     sample, expected = (np.take_along_axis(array, largest, 1) for array in (rows, stored))
     best: tuple[int, Multiplication, Array, Mask] | None = None
     for multiplication in multiplications(stored.dtype):
@@ -237,7 +247,7 @@ def _closest_summand(
     assert best is not None
     _, values, is_unique = best
     margin = rounding_margin(norm.size_of_summand(), actual.dtype)
-    return Prediction(values, norm.summand(), margin, is_unique=is_unique)
+    return Prediction(values, norm.summand, lambda: margin, is_unique=is_unique)
 
 
 def _pick(candidates: Array, places: Array) -> Array:
