@@ -77,5 +77,5 @@ def keep_first_images(path: Path) -> None:
 
 
 def first_audited(seed: int) -> list[InputBatch]:
-    """An image of noise and a smooth one, of the inputs of an audit."""
-    return [InputBatch(batch.name, batch.images[:1]) for batch in audited_batches(seed)[:2]]
+    """One image of noise, of the inputs of an audit."""
+    return [InputBatch(batch.name, batch.images[:1]) for batch in audited_batches(seed)[:1]]

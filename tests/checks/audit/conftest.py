@@ -15,7 +15,7 @@ from tests.support.shared_files import shared_folder
 
 @pytest.fixture(autouse=True)
 def few_images(request, monkeypatch):
-    """Audits in a test's process take two images, unless it is marked with `whole_inputs`."""
+    """Audits in a test's process take one image, unless it is marked with `whole_inputs`."""
     if request.node.get_closest_marker("whole_inputs") is None:
         for name in AUDIT_TAKES_FROM:
             monkeypatch.setattr(name, first_audited)

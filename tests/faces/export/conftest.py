@@ -15,7 +15,7 @@ SIZE = 96
 
 @pytest.fixture(autouse=True)
 def few_images(monkeypatch):
-    """Audits in a test's process take two images, and exports take small ones."""
+    """Audits in a test's process take one image, and exports take small ones."""
     make_cheap(monkeypatch)
 
 
