@@ -154,12 +154,29 @@ def test_bad_input_gets_one_message(weights, tmp_path, monkeypatch, capsys, argu
     assert not list(tmp_path.iterdir())
 
 
+@pytest.fixture(scope="module")
+def default_faces():
+    """`read_calibration` of the default photographs, which looks for their faces once: it takes seconds."""
+    found = []
+
+    def read(source, **options):
+        assert source is None
+        if not found:
+            found.append(read_calibration(source, **options))
+        return found[0]
+
+    return read
+
+
 @pytest.mark.slow
 @pytest.mark.real
 @pytest.mark.parametrize("ending", ["onnx", "tflite"])
-def test_real_weights_that_take_pixels_embed_as_in_float32(keras, tmp_path, monkeypatch, ending):
+def test_real_weights_that_take_pixels_embed_as_in_float32(
+    keras, default_faces, tmp_path, monkeypatch, ending
+):
     """Calibrated by default, on 30 of 40 photographs from the package index; the audit embeds the others."""
     monkeypatch.setattr("faces.export.interface.IMAGE_SIZE", IMAGE_SIZE)
+    monkeypatch.setattr("faces.export.calibration.read_calibration", default_faces)
     out = tmp_path / f"int8.{ending}"
     result = faces.export.run.export(keras, out, precision="int8", bake=True)
     assert out.stat().st_size < 24e6
@@ -175,13 +192,14 @@ def test_real_weights_that_take_pixels_embed_as_in_float32(keras, tmp_path, monk
 @pytest.mark.slow
 @pytest.mark.real
 def test_real_weights_calibrated_by_the_other_standardisation_fail_by_range_and_by_faces(
-    keras, tmp_path, monkeypatch
+    keras, default_faces, tmp_path, monkeypatch
 ):
     def quantise(float32, output, images, metadata):
-        others = standardise(read_calibration(None)[0]).transpose(0, 3, 1, 2)
+        others = standardise(default_faces(None)[0]).transpose(0, 3, 1, 2)
         quantise_onnx(float32, output, np.ascontiguousarray(others), metadata)
 
     monkeypatch.setattr("faces.export.interface.IMAGE_SIZE", IMAGE_SIZE)
+    monkeypatch.setattr("faces.export.calibration.read_calibration", default_faces)
     monkeypatch.setattr("faces.export.quantise.quantise_onnx", quantise)
     with pytest.raises(DifferenceError) as error:
         faces.export.run.export(keras, tmp_path / "int8.onnx", precision="int8")
