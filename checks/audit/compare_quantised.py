@@ -177,7 +177,7 @@ def _compare_integers(tensor: PortTensor, quantised: QuantisedTensor, expected: 
     scales = np.broadcast_to(scale, actual.shape)
 
     def margin(places: Array) -> Array:
-        return rounding_margin(expected.size[places], FLOAT32) / scales[places]
+        return np.asarray(rounding_margin(expected.size[places], FLOAT32) / scales[places])
 
     within = np.clip(steps, quantisation.lowest, quantisation.highest)
     beyond_half = np.abs(actual - within) - 0.5

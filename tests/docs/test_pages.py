@@ -15,7 +15,13 @@ import pytest
 import facenet_port
 from checks.core.builtin_checkpoint import MODEL_NAME
 from tests.docs.blocks import Block, read_blocks, stable
-from tests.support.first_images import TAKEN_FROM, five_images_of_noise, keep_first_images
+from tests.support.first_images import (
+    AUDIT_TAKES_FROM,
+    TAKEN_FROM,
+    five_images_of_noise,
+    keep_first_images,
+    noise_audited,
+)
 from tests.support.main_job import COMMAND, MainJob, user_environment
 from tests.support.shared_tensorflow import shared_tensorflow
 
@@ -113,6 +119,8 @@ def one_tensorflow(environment: dict[str, str]) -> Iterator[None]:
     """One set of graphs for the pages' comparisons with the built-in checkpoint, and fewer images."""
     with shared_tensorflow(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(TAKEN_FROM, five_images_of_noise)
+        for name in AUDIT_TAKES_FROM:
+            patch.setattr(name, noise_audited)
         yield
 
 

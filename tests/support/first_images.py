@@ -76,6 +76,11 @@ def keep_first_images(path: Path) -> None:
     whole.unlink()
 
 
+def noise_audited(seed: int) -> list[InputBatch]:
+    """The five images of noise, of the inputs of an audit."""
+    return audited_batches(seed)[:1]
+
+
 def first_audited(seed: int) -> list[InputBatch]:
     """One image of noise, of the inputs of an audit."""
-    return [InputBatch(batch.name, batch.images[:1]) for batch in audited_batches(seed)[:1]]
+    return [InputBatch(batch.name, batch.images[:1]) for batch in noise_audited(seed)]

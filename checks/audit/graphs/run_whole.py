@@ -49,7 +49,7 @@ def run_whole(
     batches = audited_batches(seed)
     say("detecting the preprocessing")
     preprocessing = detect_preprocessing(
-        to_pixels(session.fit_images(batches[1].images[:1])),
+        to_pixels(session.fit_images(batches[min(1, len(batches) - 1)].images[:1])),
         lambda images: normalise(session.run(images)[0]),
         session.input_dtype,
         lambda images: run_pytorch(source, images, (EMBEDDINGS,))[EMBEDDINGS],

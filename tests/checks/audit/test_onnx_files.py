@@ -50,6 +50,8 @@ def test_a_wrapper_of_bytes_around_a_model_in_channels_last_with_its_weights_in_
     assert "Gather" in {node.op_type for node in onnx.load(path, load_external_data=False).graph.node}
     result = audit(path, source)
     assert result.exit_code == 0, (result.not_understood, result.judgements)
+    assert "its weights are the source's with factors folded in, bit for bit" in result.verdict
+    assert sum(tensor.status == "folded" for tensor in result.tensors) == 224
     assert result.run.preprocessing == "(x - 127.5) / 128 is baked in: it takes BGR pixels of 0 to 255"
     assert result.run.feed.endswith("gives embeddings before they are normalised")
     assert [file.rpartition("/")[2] for file in result.files][:2] == ["port.onnx", "port.onnx.data"]

@@ -53,12 +53,11 @@ VERDICTS = {
 
 @pytest.fixture(scope="module")
 def graphs(real_tensors: dict[str, NDArray], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The real weights as ONNX, by PyTorch's exporter, and as TFLite, by TensorFlow's converter."""
+    """The real weights as ONNX, by PyTorch's two exporters, and as TFLite, by TensorFlow's converter."""
     folder = tmp_path_factory.mktemp("graphs")
     state_dict = to_numpy_state_dict(real_tensors)
-    for name in ("single.onnx", "half.onnx"):
-        half = name.startswith("half")
-        export_onnx(network(state_dict), folder / name, half=half, dynamo=True)
+    export_onnx(network(state_dict), folder / "single.onnx")
+    export_onnx(network(state_dict), folder / "half.onnx", half=True, dynamo=True)
     export_tflite(real_tensors, folder / "single.tflite", halved=folder / "half.tflite")
     return {name: folder / name for name in FORMATS}
 
@@ -148,7 +147,7 @@ def test_an_exported_graph_is_faithful(audited: tuple[str, int, dict[str, Any]])
     by_estimate = counts.pop("approximate", 0)
     folded = counts.pop("folded") + by_estimate
     assert (counts, folded) == {
-        "single.onnx": ({"equal": 62}, 224),
+        "single.onnx": ({"equal": 68}, 222),  # the older exporter does not fold the Bottleneck's
         "half.onnx": ({"equal": 20, "rounded": 42}, 224),
         "single.tflite": ({"equal": 3}, 264),
         "half.tflite": ({"rounded": 3}, 264),
