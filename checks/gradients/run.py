@@ -7,12 +7,12 @@ from concurrent.futures import CancelledError, ThreadPoolExecutor
 from itertools import repeat
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from checks.core.activations import one_thread
 from checks.core.builtin_checkpoint import built_in_checkpoint
 from checks.core.environment import environment
+from checks.core.models import build_exact
 from checks.core.source_tensors import (
     expected_state_dict,
     find_broken_source,
@@ -119,10 +119,9 @@ def _both_sides(
     refuse_mtcnn(source, plan)
     variant, variables = plan.variant, float32_variables(source, tensors, plan)
     refuse_broken_source(source.path, find_broken_source(variables, plan))
-    model = InceptionResnetV1(num_classes=variant.num_classes, embedding_size=variant.embedding_size)
-    state_dict = expected_state_dict(tensors, plan)
-    model.load_state_dict({key: torch.from_numpy(array) for key, array in state_dict.items()})
-    return variant, variables, model.double()
+    model = build_exact(expected_state_dict(tensors, plan), variant)
+    assert isinstance(model, InceptionResnetV1)  # `refuse_mtcnn` refuses the others
+    return variant, variables, model
 
 
 def _measure(
