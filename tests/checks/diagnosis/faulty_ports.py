@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from checks.core.activations import activation_names
+from checks.core.models import build_exact
 from checks.core.network import EMBEDDINGS
 from checks.diagnosis.causes import Cause
+from converter.layer_map import Variant
 from reference import InceptionResnetV1
 
 Arrays = dict[str, NDArray[Any]]
@@ -27,9 +29,11 @@ IMAGES = ((PIXELS - 127.5) / 128).astype(np.float32)
 
 
 def port_of(state_dict: Mapping[str, NDArray[Any]]) -> InceptionResnetV1:
-    model = InceptionResnetV1(num_classes=CLASSES, embedding_size=128)
-    model.load_state_dict({key: torch.from_numpy(array.copy()) for key, array in state_dict.items()})
-    return model.double().eval()
+    arrays = {key: array.copy() for key, array in state_dict.items()}
+    classes = len(arrays["logits.bias"]) if "logits.bias" in arrays else None
+    model = build_exact(arrays, Variant(embedding_size=128, num_classes=classes))
+    assert isinstance(model, InceptionResnetV1)
+    return model
 
 
 def same_bytes(first: NDArray[Any], second: NDArray[Any]) -> bool:

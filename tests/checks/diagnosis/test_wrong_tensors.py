@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from numpy.typing import NDArray
 from torch import nn
 
@@ -20,7 +19,6 @@ from converter.convert import tensorflow_tensors, to_numpy_state_dict
 from converter.formats.detect import open_source
 from converter.layer_map import Variant
 from facenet_tf.rebuilt_network import RebuiltNetwork
-from reference import InceptionResnetV1
 from tests.checks.diagnosis.faulty_ports import (
     CLASSES,
     IMAGES,
@@ -158,16 +156,11 @@ def test_real_weights_are_clean_and_a_fault_in_them_is_found(keras: Path) -> Non
         reference = network.run(IMAGES, activation_names(every_layer=True, logits=False))
     clean = to_numpy_state_dict(tensors)
 
-    def port(state_dict: Arrays) -> InceptionResnetV1:
-        model = InceptionResnetV1(embedding_size=128)
-        model.load_state_dict({key: torch.from_numpy(array.copy()) for key, array in state_dict.items()})
-        return model.double().eval()
-
-    assert diagnose(port(clean), reference, IMAGES, source=clean).findings == ()
+    assert diagnose(port_of(clean), reference, IMAGES, source=clean).findings == ()
     for name in ("height and width", "two kernels", "beta and mean", "inputs reversed", "folded", "one step"):
         fault, cause, activation = WEIGHTS[name]
         state_dict = dict(clean)
         fault(state_dict)
-        diagnosis = diagnose(port(state_dict), reference, IMAGES, source=clean)
+        diagnosis = diagnose(port_of(state_dict), reference, IMAGES, source=clean)
         assert {finding.cause for finding in diagnosis.findings} == {cause}, name
         assert diagnosis.findings[0].activation.endswith(activation)
