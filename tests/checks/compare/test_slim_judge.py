@@ -18,7 +18,7 @@ from checks.compare.run import compare
 from checks.gradients import run as gradients
 from facenet_tf import import_tensorflow
 from tests.fuzz.sandbox import ROOT
-from tests.support.first_images import TAKEN_FROM, first_images
+from tests.support.first_images import AUDIT_TAKES_FROM, TAKEN_FROM, first_audited, first_images
 from tests.support.shared_files import shared_folder
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
@@ -63,7 +63,8 @@ def test_slims_statistics_move_as_pytorchs(slim: Path, monkeypatch: pytest.Monke
     assert statistics.statement.startswith("112 running variances move as PyTorch's do (FusedBatchNormV3 in")
 
 
-def test_slims_frozen_graph_is_audited(slim: Path) -> None:
+def test_slims_frozen_graph_is_audited(slim: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(AUDIT_TAKES_FROM[0], first_audited)
     result = audit(slim / f"{MODEL}.pb", against=slim)
     assert result.passed, result.verdict
     assert [judgement.name for judgement in result.judgements] == [
