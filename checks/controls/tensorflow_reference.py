@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Self
 
 import numpy as np
@@ -125,11 +126,16 @@ class ControlSource:
         assert not isinstance(built, str)  # a state_dict made by the table loads
         single, double = built.float32, built.float64
         assert isinstance(single, InceptionResnetV1) and isinstance(double, InceptionResnetV1)
+        return Pipeline(single, double, self.plan, self._source)
+
+    @cached_property
+    def _source(self) -> dict[str, Array]:
+        """The tensors and their averages by TensorFlow name."""
         averages = {
             f"{row.variable}/{AVERAGE}": row.layout.inverse.apply(self.averages[row.key])
             for row in self.plan.converted
         }
-        return Pipeline(single, double, self.plan, {**self.tensors, **averages})
+        return {**self.tensors, **averages}
 
     def inputs(self, seed: int) -> tuple[ControlInput, ...]:
         """Run TensorFlow on the inputs at 160x160; the same seed gives the same inputs."""

@@ -19,7 +19,9 @@ CONTROLS_TAKE_FROM = "checks.controls.tensorflow_reference.seeded_inputs"
 CONTROLS_AUDIT_TAKES_FROM = "checks.controls.judge_graph.audited_batches"
 """The name that a test replaces by `small_audited`: the audits of the controls take their inputs there."""
 
-_SIDE = 128  # pixels: a pool fits into its map, or does not, where it is so at 160
+# Pixels: the fewest with which a pool fits into its map, or does not, where it is so at 160, and the last map
+# has more than one pixel.
+_SIDE = 123
 
 AUDIT_TAKES_FROM = (
     "checks.audit.run.audited_batches",
@@ -46,12 +48,12 @@ def four_images(network: Network, seed: int) -> list[InputBatch]:
 
 
 def small_images(seed: int) -> list[InputBatch]:
-    """The built-in inputs, each cut to 128 x 128 pixels."""
+    """The built-in inputs, each cut to 123 x 123 pixels."""
     return list(map(_cut, seeded_inputs(seed)))
 
 
 def small_audited(seed: int) -> list[InputBatch]:
-    """The inputs of an audit, each cut to 128 x 128 pixels."""
+    """The inputs of an audit, each cut to 123 x 123 pixels."""
     return list(map(_cut, audited_batches(seed)))
 
 
