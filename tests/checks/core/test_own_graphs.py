@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import shutil
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,8 +22,11 @@ from tests.conftest import same_bits
 from tests.support.first_images import TAKEN_FROM, first_images
 from tests.support.shared_files import shared_folder
 
-tf = pytest.importorskip("tensorflow")
-tf1 = tf.compat.v1
+pytest.importorskip("tensorflow")
+
+from facenet_tf.graph import build
+from facenet_tf.session import open_session, tf, tf1
+
 VariableDef = importlib.import_module("tensorflow.core.framework.variable_pb2").VariableDef
 
 pytestmark = pytest.mark.slow
@@ -29,27 +34,38 @@ pytestmark = pytest.mark.slow
 IMAGES = np.random.default_rng(0).standard_normal((2, 160, 160, 3)).astype(np.float32)
 
 
-def import_training_graph(session, checkpoint, tensors, scope=""):
-    """Import the training graph up to its loss, with the network's variables and their values.
+@dataclass(frozen=True)
+class TrainingGraph:
+    """A training graph up to its loss, and the definitions of the network's variables by name.
 
-    What follows, gradients, Adam and averages, is most of the graph, and the tests below do not need it.
+    What follows the loss, gradients, Adam and averages, is most of the graph, and the tests do not need it.
     """
-    meta = tf1.MetaGraphDef.FromString(checkpoint.meta.read_bytes())
-    stored = map(VariableDef.FromString, meta.collection_def["variables"].bytes_list.value)
-    kept = {name: each for each in stored if (name := each.variable_name.removesuffix(":0")) in tensors}
-    ends = ["embeddings", "cross_entropy", *(each.initializer_name for each in kept.values())]
-    tf.import_graph_def(tf1.graph_util.extract_sub_graph(meta.graph_def, ends), name=scope)
-    variables = [tf1.Variable.from_proto(each, import_scope=scope) for each in kept.values()]
-    for variable in variables:
-        tf1.add_to_collection(tf1.GraphKeys.GLOBAL_VARIABLES, variable)
-    values = {each.initial_value: tensors[name] for each, name in zip(variables, kept, strict=True)}
-    session.run([variable.initializer for variable in variables], values)
+
+    graph_def: Any
+    variables: dict[str, Any]
+
+    @classmethod
+    def read(cls, meta, tensors):
+        graph = tf1.MetaGraphDef.FromString(meta.read_bytes())
+        stored = map(VariableDef.FromString, graph.collection_def["variables"].bytes_list.value)
+        kept = {name: each for each in stored if (name := each.variable_name.removesuffix(":0")) in tensors}
+        ends = ["embeddings", "cross_entropy", *(each.initializer_name for each in kept.values())]
+        return cls(tf1.graph_util.extract_sub_graph(graph.graph_def, ends), kept)
+
+    def load(self, session, tensors, scope=""):
+        """Import the graph into the session's, with the values of the variables."""
+        tf.import_graph_def(self.graph_def, name=scope)
+        variables = [tf1.Variable.from_proto(each, import_scope=scope) for each in self.variables.values()]
+        for variable in variables:
+            tf1.add_to_collection(tf1.GraphKeys.GLOBAL_VARIABLES, variable)
+        values = {each.initial_value: tensors[n] for each, n in zip(variables, self.variables, strict=True)}
+        session.run([variable.initializer for variable in variables], values)
 
 
-def write_tf1(folder, checkpoint, tensors):
+def write_tf1(folder, training_graph, tensors):
     """Save the training graph under a signature, as a script for TensorFlow Serving does."""
     with tf.Graph().as_default() as graph, tf1.Session() as session:
-        import_training_graph(session, checkpoint, tensors)
+        training_graph.load(session, tensors)
         tensor = graph.get_tensor_by_name
         tf1.saved_model.simple_save(
             session,
@@ -63,7 +79,6 @@ def write_tf1(folder, checkpoint, tensors):
 
 def write_tf2(folder, tensors):
     """Save the network with variables of TensorFlow 2, under names of the author's own for the signature."""
-    from facenet_tf.graph import build
 
     def network():
         pixels = tf1.placeholder(tf.float32, (None, 160, 160, 3), "pixels")
@@ -81,11 +96,11 @@ def write_tf2(folder, tensors):
     tf.saved_model.save(module, str(folder / "tf2"), signatures=module.serve)
 
 
-def write_under_a_prefix(folder, checkpoint, tensors):
+def write_under_a_prefix(folder, training_graph, checkpoint, tensors):
     """Save the training graph as a script does that imports it into a graph of its own, under `import/`."""
     folder.mkdir()
-    with tf.Graph().as_default(), tf1.Session() as session:
-        import_training_graph(session, checkpoint, tensors, "import")
+    with tf.Graph().as_default() as graph, open_session(graph) as session:
+        training_graph.load(session, tensors, "import")
         tf1.train.Saver(tf1.global_variables()).save(session, str(folder / "model.ckpt-1"))
     frozen = tf1.GraphDef.FromString(checkpoint.frozen.read_bytes())
     with tf.Graph().as_default() as graph:
@@ -108,9 +123,10 @@ def write_averages_alone(folder, checkpoint, tensors):
 @pytest.fixture(scope="module")
 def folder(checkpoint, tensors, tmp_path_factory):
     def write(folder):
-        write_tf1(folder, checkpoint, tensors)
+        training_graph = TrainingGraph.read(checkpoint.meta, tensors)
+        write_tf1(folder, training_graph, tensors)
         write_tf2(folder, tensors)
-        write_under_a_prefix(folder / "prefix", checkpoint, tensors)
+        write_under_a_prefix(folder / "prefix", training_graph, checkpoint, tensors)
         write_averages_alone(folder / "averages", checkpoint, tensors)
 
     return shared_folder(tmp_path_factory, "saved-models", write)
