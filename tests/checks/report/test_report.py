@@ -35,7 +35,7 @@ from checks.gradients.result import (
 )
 from converter.convert_file import convert_file
 from converter.layer_map import ConvertedRow, Variant, table
-from tests.support.first_images import TAKEN_FROM, first_images
+from tests.support.first_images import AUDIT_TAKES_FROM, TAKEN_FROM, first_audited, first_images
 from tests.support.graph_exports import export_onnx, network
 
 pytest.importorskip("matplotlib")
@@ -258,6 +258,8 @@ def pages(checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Pages:
     }
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(TAKEN_FROM, first_images)
+        for name in AUDIT_TAKES_FROM:
+            patch.setattr(name, first_audited)
         exit_codes = {
             name: command.main([*map(str, options), "--report", str(folder / f"{name}.html"), "--quiet"])
             for name, (command, options) in commands.items()
