@@ -125,7 +125,8 @@ class Embedder:
         check_device(device)
         self.stated_model, self.stated_standardisation = model, standardisation
         self.crop, self.offline = crop, offline
-        self._backend, self._device, self._images = backend, device, 0
+        self._backend, self._device = backend, device
+        self.expect(0)
         self._load_model = partial(
             load_model,
             model or DEFAULT_MODEL,
@@ -150,14 +151,21 @@ class Embedder:
             UsageError, SourceError, MappingError, RequirementError: As for `faces.model.load_model`.
             DifferenceError: As for `choose_backend`.
         """
-        return choose_backend(self._load_model(), self._backend, device=self._device, images=self._images)
+        model = self._load_model()
+        if self._logits:  # which PyTorch computes
+            return model
+        return choose_backend(model, self._backend, device=self._device, images=self._images)
 
-    def expect(self, images: int) -> None:
-        """State how many images are going to be embedded, before `model` is first needed.
+    def expect(self, images: int, *, logits: bool = False) -> None:
+        """State what is going to be computed, before `model` or `detector` is first needed.
 
-        The default of `backend` depends on it.
+        The runtimes depend on it.
+
+        Args:
+            images: The number of images.
+            logits: Whether `embed` is going to be given `Model.logits`.
         """
-        self._images = images
+        self._images, self._logits = images, logits
 
     @cached_property
     def detector(self) -> FaceDetector:

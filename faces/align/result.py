@@ -194,6 +194,7 @@ class AlignResult:
             "out": str(self.out),
             "table": str(self.table),
             "options": asdict(self.options),
+            "detector": asdict(self.detector),
             "size": CROP_SIZES[self.options.crop],
             "crops": self.crops,
             "without_face": [photograph.name for photograph in self.without_face],

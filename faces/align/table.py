@@ -12,6 +12,7 @@ from converter.free_names import printable_name
 from converter.home_folder import from_home
 from faces.align.result import DOUBTS, AlignResult
 from faces.crops import CROP_SIZES
+from faces.detect.table import print_detector
 
 _MOST_OTHERS = 3  # files that are no photographs, in a line
 
@@ -21,8 +22,7 @@ def print_result(result: AlignResult) -> None:
     console = command_line.console()
     console.print(_headline(result), markup=False)
     console.print(f"table  {from_home(str(result.table))}", markup=False)
-    if result.detector.statement:
-        console.print(f"faces  {result.detector.statement}", markup=False)
+    print_detector(console, result.detector)
     for photograph in result.without_face:
         console.print(f"[red]none[/]   {escape(printable_name(photograph.name))}: no face")
     doubts = Counter(doubt.kind for photograph in result.photographs for doubt in photograph.doubts)

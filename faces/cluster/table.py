@@ -7,6 +7,7 @@ from converter import command_line
 from converter.counts import counted
 from converter.home_folder import from_home
 from faces.cluster.result import ClusterResult
+from faces.detect.table import print_detector
 from faces.embed.table import print_faceless
 from faces.evaluate.table import describe_network
 
@@ -20,6 +21,7 @@ def print_result(result: ClusterResult) -> None:
     console.print(f"[bold]{headline(result)}[/]")
     model, origin = result.embedded.model, result.embedded.embeddings.origin
     console.print(f"model      {describe_network(model)}; crop {origin.crop}", markup=False)
+    print_detector(console, result.embedded.detector)
     console.print(f"threshold  {result.threshold.value:.4f} {result.threshold.basis}", markup=False)
     print_faceless(console, result.embedded.without_face)
     shown = result.clusters[:_MOST_CLUSTERS]

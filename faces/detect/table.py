@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from converter import command_line
 from converter.counts import counted
 from converter.free_names import printable_name
+from faces.backends.facts import BackendFacts
 from faces.detect.result import DetectionResult, Face
 
 _HEADINGS = (
@@ -46,8 +48,13 @@ def print_result(result: DetectionResult) -> None:
                 place = ("", "")
         console.print(table)
     console.print(_total(result))
-    if result.backend.statement:
-        console.print(f"detector  {result.backend.statement}", markup=False)
+    print_detector(console, result.backend)
+
+
+def print_detector(console: Console, detector: BackendFacts | None) -> None:
+    """Print what ran the detector, if it was needed and is not PyTorch, or why another is not used."""
+    if detector and detector.statement:
+        console.print(f"detector   {detector.statement}", markup=False)
 
 
 def _cells(face: Face) -> tuple[str, ...]:

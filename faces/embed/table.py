@@ -11,6 +11,7 @@ from rich.markup import escape
 from converter import command_line
 from converter.counts import counted
 from converter.home_folder import from_home
+from faces.detect.table import print_detector
 from faces.embed.result import EmbedResult
 from faces.evaluate.table import describe_network
 
@@ -25,8 +26,7 @@ def print_result(result: EmbedResult) -> None:
     place = "" if result.output is None else f" in {from_home(str(result.output))}"
     console.print(f"{counted(faces, 'face')}{shown}, {dimensions} numbers each{place}", markup=False)
     console.print(f"model      {describe_network(result.model)}; crop {embeddings.origin.crop}", markup=False)
-    if result.detector and result.detector.statement:
-        console.print(f"detector   {result.detector.statement}", markup=False)
+    print_detector(console, result.detector)
     known = "none: see --threshold" if threshold is None else f"{threshold.value:.4f} {threshold.basis}"
     console.print(f"threshold  {known}", markup=False)
     print_faceless(console, result.without_face)

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from checks.core.judgement import Judgement
+from faces.backends.facts import BackendFacts
 from faces.crops import CropMethod
 from faces.detect.result import Box
 from faces.evaluate.comparison import Comparison
@@ -60,6 +61,7 @@ class VerificationResult:
         notes: Sentences on what limits the figures.
         environment: As `checks.core.environment.environment` gives it.
         files: Every file that was read, except images.
+        detector: What ran the detector; None if it was not needed.
     """
 
     source: str
@@ -80,6 +82,7 @@ class VerificationResult:
     notes: tuple[str, ...]
     environment: Mapping[str, Any]
     files: tuple[str, ...]
+    detector: BackendFacts | None = None
 
     @property
     def same(self) -> int:
@@ -116,6 +119,7 @@ class VerificationResult:
             "source": self.source,
             "folder": self.folder or None,
             "model": asdict(self.model),
+            "detector": self.detector and asdict(self.detector),
             "settings": asdict(self.settings),
             "mirrored": self.settings.mirrored,
             "measured_threshold": None if self.threshold is None else self.threshold.as_json(),
@@ -167,6 +171,7 @@ class ClassificationResult:
         faceless: The number of rows whose image shows no face; they are left out.
         environment: As `checks.core.environment.environment` gives it.
         files: Every file that was read, except images.
+        detector: What ran the detector; None if it was not needed.
     """
 
     source: str
@@ -179,6 +184,7 @@ class ClassificationResult:
     faceless: int
     environment: Mapping[str, Any]
     files: tuple[str, ...]
+    detector: BackendFacts | None = None
     passed: bool = True  # a classifier is not judged
 
     def as_json(self) -> dict[str, Any]:
@@ -193,5 +199,6 @@ class ClassificationResult:
             "confusion": self.confusion.tolist(),
             "source": self.source,
             "model": None if self.model is None else asdict(self.model),
+            "detector": self.detector and asdict(self.detector),
             "environment": dict(self.environment),
         }

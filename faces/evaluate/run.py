@@ -94,7 +94,8 @@ def evaluate(
         work = PairEmbedder(embedder, settings.mirrored, against, batch_size, progress, say)
         faces = work.embed(source, found)
     folder, listed = ("", source) if pairs is None else (source, pairs)
-    return _measure(faces, settings, given, folder=str(folder), listed=str(listed), files=files)
+    result = _measure(faces, settings, given, folder=str(folder), listed=str(listed), files=files)
+    return replace(result, detector=embedder.detector_facts)
 
 
 def _measure(
@@ -194,7 +195,9 @@ def evaluate_classifier(
         table.require(PREDICTED, "Add it, or give the classifier itself with --model")
         predicted = list(map(whole_number, table.column(PREDICTED)))
     else:
-        images, network = read_images(table), embedder.model
+        images = read_images(table)
+        embedder.expect(len(images), logits=True)
+        network = embedder.model
         _check_labels(table, labels, network)
         _check_people(table, labels, Path(embedder.stated_model))
         say("finding faces")
@@ -221,6 +224,7 @@ def evaluate_classifier(
         faceless=faceless,
         environment=environment(),
         files=(str(source),),
+        detector=None if embedder is None else embedder.detector_facts,
     )
 
 

@@ -12,6 +12,7 @@ from checks.core.render import Row, Table, print_judgements, print_table
 from converter import command_line
 from converter.counts import counted
 from converter.home_folder import from_home
+from faces.detect.table import print_detector
 from faces.evaluate.classifier import Scores
 from faces.evaluate.comparison import Comparison, change_table, describe_comparison, pair_table
 from faces.evaluate.result import ClassificationResult, VerificationResult
@@ -48,6 +49,7 @@ def _print_verification(console: Console, result: VerificationResult) -> None:
     console.print(f"{place}: {pairs}, {kinds}{skipped}", markup=False)
     network = f"{describe_network(result.model)}; crop {result.crop}"
     console.print(f"{network}; {describe_settings(result)}", markup=False)
+    print_detector(console, result.detector)
     photographs = sum(box is not None for box in result.boxes)
     if photographs:
         detail = f"{counted(photographs, 'photograph')} cropped by `align`'s --crop {result.crop}"
@@ -170,6 +172,7 @@ def _print_classification(console: Console, result: ClassificationResult) -> Non
     console.print(
         f"{from_home(result.source)}: {counted(faces, 'face')} of {classes}; {origin}", markup=False
     )
+    print_detector(console, result.detector)
     print_table(console, score_table(result))
     print_table(
         console, confusion_table(result) if len(result.classes) <= _MOST_CLASSES else _confusions(result)

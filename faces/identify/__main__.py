@@ -40,6 +40,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         help="people that are listed (default: 5)",
     )
     options.add_threshold_option(parser, "that of the gallery, or the one measured for the default model")
+    options.add_backend_option(parser)
     options.add_detector_options(parser)
 
 

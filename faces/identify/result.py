@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from faces.backends.facts import BackendFacts
 from faces.distance import Distance
 from faces.embedder import EmbeddedFace
 from faces.model import ModelFacts
@@ -42,6 +43,7 @@ class IdentifyResult:
         distance: The measure of distance.
         threshold: The threshold below which two faces count as the same person's; None if none is known.
         model: The network.
+        detector: What ran the detector; None if it was not needed.
     """
 
     face: EmbeddedFace
@@ -51,6 +53,7 @@ class IdentifyResult:
     distance: Distance
     threshold: Threshold | None
     model: ModelFacts
+    detector: BackendFacts | None = None
 
     @property
     def person(self) -> str | None:
@@ -88,5 +91,7 @@ class IdentifyResult:
             "model": self.model.name,
             "model_sha256": self.model.sha256,
             "standardisation": self.model.standardisation,
+            "backend": asdict(self.model.backend),
+            "detector": self.detector and asdict(self.detector),
             "crop": self.face.crop,
         }

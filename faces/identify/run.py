@@ -68,6 +68,7 @@ def identify(
         distance=measure,
         threshold=found,
         model=replace(embedder.model.facts, origin="the gallery"),
+        detector=embedder.detector_facts,
     )
 
 

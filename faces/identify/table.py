@@ -8,6 +8,7 @@ from checks.core.render import Row, Table, print_table
 from converter import command_line
 from converter.counts import counted
 from converter.home_folder import from_home
+from faces.detect.table import print_detector
 from faces.evaluate.table import describe_network
 from faces.identify.result import IdentifyResult
 from faces.match.table import describe_face
@@ -22,6 +23,7 @@ def print_result(result: IdentifyResult) -> None:
     faces, people = counted(result.gallery_faces, "face"), counted(result.people, "person", "people")
     console.print(f"gallery: {faces} of {people}", markup=False)
     console.print(f"{describe_network(result.model)}; crop {result.face.crop}", markup=False)
+    print_detector(console, result.detector)
     if result.threshold is not None:
         console.print(f"threshold {result.threshold.value:.4f} {result.threshold.basis}", markup=False)
     rows = tuple(

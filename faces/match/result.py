@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from faces.backends.facts import BackendFacts
 from faces.embedder import EmbeddedFace
 from faces.model import ModelFacts
 from faces.threshold import Threshold
@@ -23,6 +24,7 @@ class MatchResult:
         distance: The distance that the threshold is of; None without a threshold.
         threshold: The threshold below which two faces count as the same person's; None if none is known.
         model: The network.
+        detector: What ran the detector; None if it was not needed.
     """
 
     faces: tuple[EmbeddedFace, EmbeddedFace]
@@ -31,6 +33,7 @@ class MatchResult:
     distance: float | None
     threshold: Threshold | None
     model: ModelFacts
+    detector: BackendFacts | None = None
 
     @property
     def euclidean(self) -> float:
@@ -62,6 +65,7 @@ class MatchResult:
             "model_sha256": self.model.sha256,
             "standardisation": self.model.standardisation,
             "backend": asdict(self.model.backend),
+            "detector": self.detector and asdict(self.detector),
             "faces": [
                 {"path": str(face.file), "box": face.box, "faces": face.faces, "crop": face.crop}
                 for face in self.faces

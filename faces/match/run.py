@@ -45,4 +45,5 @@ def match(
         distance=None if found is None else float(DISTANCES[found.distance](*rows)[0]),
         threshold=found,
         model=embedder.model.facts,
+        detector=embedder.detector_facts,
     )

@@ -6,6 +6,7 @@ from checks.core.render import Row, Table, print_table
 from converter import command_line
 from converter.counts import counted
 from converter.home_folder import from_home
+from faces.detect.table import print_detector
 from faces.embedder import EmbeddedFace
 from faces.evaluate.table import describe_network
 from faces.match.result import MatchResult
@@ -20,6 +21,7 @@ def print_result(result: MatchResult) -> None:
     for face in result.faces:
         console.print(describe_face(face), markup=False)
     console.print(describe_network(result.model), markup=False)
+    print_detector(console, result.detector)
     rows: tuple[Row, ...] = (
         Row("cosine similarity", (f"{result.cosine:.4f}", "1 for the same image, 0 for unrelated ones")),
         Row("Euclidean distance", (f"{result.euclidean:.4f}", "0 to 2")),

@@ -42,6 +42,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     options.add_standardise_option(parser)
     options.add_crop_option(parser)
+    options.add_detector_backend_option(parser)
     options.add_detector_options(parser)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from converter.errors import SourceError
+from faces.backends.facts import BackendFacts
 from faces.embedder import EmbeddedFace
 from faces.model import ModelFacts
 
@@ -39,6 +40,7 @@ class PredictResult:
         faces: The faces, one for each photograph that has any.
         without_face: The photographs without a face.
         problems: The errors on files that could not be read.
+        detector: What ran the detector; None if it was not needed.
     """
 
     weights: Path
@@ -47,6 +49,7 @@ class PredictResult:
     faces: tuple[PredictedFace, ...]
     without_face: tuple[Path, ...]
     problems: tuple[SourceError, ...]
+    detector: BackendFacts | None = None
 
     @property
     def exit_code(self) -> int:
@@ -59,6 +62,7 @@ class PredictResult:
             "weights": str(self.weights),
             "model_sha256": self.model.sha256,
             "standardisation": self.model.standardisation,
+            "detector": self.detector and asdict(self.detector),
             "people": list(self.people),
             "photographs": [
                 {

@@ -59,8 +59,9 @@ def predict(
             "or name people by their embeddings with `facenet-port identify`."
         )
     embedder = embedder or Embedder(weights)
-    _check_people(weights, people, embedder.model)
     files, problems = find_files(sources)
+    embedder.expect(len(files), logits=True)
+    _check_people(weights, people, embedder.model)
     actual = find_crop(files, embedder.crop)
     if actual != crop:
         raise UsageError(
@@ -75,6 +76,7 @@ def predict(
         tuple(PredictedFace(face, _rank(face.embedding, people)[:top]) for face in embedded.faces),
         embedded.without_face,
         (*problems, *embedded.problems),
+        embedder.detector_facts,
     )
 
 

@@ -6,6 +6,7 @@ from rich.markup import escape
 
 from converter import command_line
 from converter.counts import counted
+from faces.detect.table import print_detector
 from faces.embed.table import print_faceless
 from faces.evaluate.table import describe_network
 from faces.match.table import describe_face
@@ -23,3 +24,4 @@ def print_result(result: PredictResult) -> None:
     print_faceless(console, result.without_face)
     named, people = counted(len(result.faces), "face"), counted(len(result.people), "person", "people")
     console.print(f"{named}, {people} to choose from; {describe_network(result.model)}", markup=False)
+    print_detector(console, result.detector)

@@ -20,9 +20,15 @@ from converter.manifest import file_digest
 from facenet_port import main
 from faces.backends import choose
 from faces.backends.exported_model import load_exported
+from faces.backends.facts import BackendFacts
 from faces.embeddings import read_embeddings
 from faces.model import load_model, weights_digest
+from faces.training.config import TrainConfig
+from faces.training.objectives import make_objective
+from faces.training.run_folder import RunFolder
 from reference import load
+from tests.conftest import CLASSES
+from tests.faces.align.conftest import write
 from tests.faces.conftest import load_once
 from tests.support.first_images import AUDIT_TAKES_FROM, first_audited
 
@@ -247,6 +253,46 @@ def test_evaluate_shows_every_decision_that_an_exported_file_changes(
     assert f"{len(expected)} of 6 pairs are decided otherwise:" in screen
     assert results[changed]["against"] == f"the weights {network}"
     assert results[changed]["passed"] is None
+
+
+@pytest.fixture
+def detector_commands(colour_detector, network, figures, tmp_path):
+    """Each command that finds faces in photographs and computes with them, with the options that it needs."""
+    colour_detector.backend = BackendFacts("onnxruntime", distance=2e-6)
+    people = ("Ana/1.png", "Ana/2.png", "Bo/1.png")
+    write(tmp_path / "people", *people)
+    table, gallery, run = tmp_path / "t.csv", tmp_path / "e.parquet", RunFolder(tmp_path)
+    lines = [f"people/{name},{name[:2]},{name.startswith('Bo'):d}" for name in people]
+    table.write_text("\n".join(["image_path,person_name,label", *lines]) + "\n")
+    objective = make_objective(load(network), TrainConfig(data="crops"))
+    run.write_weights("best", objective, [str(number) for number in range(CLASSES)], "fixed", "scaled")
+    first, second = (tmp_path / "people" / name for name in people[:2])
+    taken = ("--model", network, "--standardise", "fixed")
+    return {
+        "embed": ("embed", tmp_path / "people", "-o", gallery, *taken, "--threshold", figures(1.0)),
+        "identify": ("identify", first, "--gallery", gallery),
+        "match": ("match", first, second, *taken, "--threshold", figures(1.0)),
+        "cluster": ("cluster", tmp_path / "people", *taken, "--threshold", figures(1.0)),
+        "evaluate": ("evaluate", table, *taken, "--folds", 2),
+        "evaluate --classify": ("evaluate", table, *taken, "--classify"),
+        "predict": ("predict", first, "--weights", run.path / "best"),
+    }
+
+
+def test_every_command_says_what_ran_the_detector(detector_commands, tmp_path, capsys):
+    for name, command in detector_commands.items():
+        report = tmp_path / "r.json"
+        assert main([*map(str, command), "--backend", "torch", "--json", str(report)]) == 0, name
+        screen = " ".join(capsys.readouterr().out.split())
+        assert "detector run by onnxruntime, 2.0e-06 from torch on this machine" in screen, name
+        assert json.loads(report.read_text())["detector"]["distance"] == 2e-6, name
+
+
+def test_logits_are_computed_by_pytorch_whatever_runs_the_detector(detector_commands, monkeypatch, capsys):
+    monkeypatch.setattr("faces.embedder.choose_backend", None)
+    for name in ("predict", "evaluate --classify"):
+        assert main([*map(str, detector_commands[name]), "--backend", "onnxruntime"]) == 0
+        assert capsys.readouterr().out.count("onnxruntime") == 1
 
 
 @pytest.mark.real

@@ -89,11 +89,11 @@ def test_the_default_is_onnxruntime_once_its_files_are_there(
     assert "onnxruntime" not in detect()
     assert cache.checks == 0
     FaceDetector(backend="onnxruntime")
-    stated = r"^detector  run by onnxruntime, \d\.\de-\d\d from torch on this machine$"
+    stated = r"^detector   run by onnxruntime, \d\.\de-\d\d from torch on this machine$"
     assert re.search(stated, detect(), re.MULTILINE)
     assert cache.checks == 3
     assert facenet_port.main(["align", str(photograph.parent), str(crops), "--json", str(report)]) == 0
-    assert "faces  run by onnxruntime, " in capsys.readouterr().out
+    assert "detector   run by onnxruntime, " in capsys.readouterr().out
     assert json.loads(report.read_text())["options"]["backend"] == "onnxruntime"
     for record in cache.folder.glob("exports/*/*.json"):
         content = json.loads(record.read_text())
