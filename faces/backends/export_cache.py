@@ -18,7 +18,7 @@ from typing import Any
 
 from checks.core import thresholds
 from converter.atomic import replace_file
-from converter.errors import DifferenceError
+from converter.errors import DifferenceError, UsageError
 from converter.hub.cache import cache_folder, explain_cache_errors, lock
 from converter.manifest import file_digest
 
@@ -45,6 +45,8 @@ class CachedExport:
     def check(self, conditions: str, gives: str, measure: Callable[[], float]) -> float:
         """Return the distance of the file's results from PyTorch's, which is measured once and kept.
 
+        In a cache that cannot be written to it is measured each time.
+
         Args:
             conditions: What the result depends on beside the file: the machine and the versions.
             gives: What is compared, for the message: "onnxruntime gives embeddings".
@@ -52,12 +54,11 @@ class CachedExport:
 
         Raises:
             DifferenceError: The distance is larger than `thresholds.BACKEND_DISTANCE`.
-            RequirementError: The cache cannot be written to.
         """
         distance = self.checks.get(conditions)
         if distance is None:
             distance = self.checks[conditions] = measure()
-            with explain_cache_errors():
+            with suppress(OSError, UsageError):  # of a folder that is read-only
                 _write_record(self)
         if not distance <= thresholds.BACKEND_DISTANCE:
             raise DifferenceError(
@@ -83,6 +84,8 @@ def find_export(weights_sha256: str, ending: str, name: str = EMBEDDINGS) -> Cac
         try:
             record: Any = json.loads(_record(path).read_bytes())
             digest, checks = record["sha256"], dict(record["checks"])
+            if not all(isinstance(distance, float) for distance in checks.values()):
+                return None
             return CachedExport(path, digest, checks) if file_digest(path) == digest else None
         except (FileNotFoundError, ValueError, TypeError, LookupError):  # a damaged record is none
             return None

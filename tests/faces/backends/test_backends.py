@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 
@@ -15,10 +16,10 @@ from onnxruntime.quantization import quantize_dynamic
 from PIL import Image
 
 from checks.core import thresholds
-from converter.errors import SourceError
+from converter.errors import SourceError, UsageError
 from converter.manifest import file_digest
 from facenet_port import main
-from faces.backends import choose
+from faces.backends import choose, export_cache
 from faces.backends.exported_model import load_exported
 from faces.backends.facts import BackendFacts
 from faces.embeddings import read_embeddings
@@ -114,6 +115,34 @@ def test_a_damaged_file_in_the_cache_is_not_used(cache, exported, embed, tmp_pat
     assert embed().origin.backend == "torch"
     assert embed("--backend", "onnxruntime").origin.backend == "onnxruntime"
     assert cache.made == 2
+
+
+@pytest.mark.parametrize("problem", [OSError(errno.EROFS, "Read-only file system"), UsageError("read-only")])
+def test_a_check_that_cannot_be_stored_counts(problem, cache, exported, embed, monkeypatch, tmp_path, capsys):
+    cache.file = exported
+    embed("--backend", "onnxruntime")
+    (record,) = tmp_path.glob("cache/exports/*/embeddings.onnx.json")
+    record.write_text(json.dumps({**json.loads(record.read_text()), "checks": {}}))
+
+    def refuse(path, content):
+        raise problem
+
+    monkeypatch.setattr(export_cache, "replace_file", refuse)
+    assert embed().origin.backend == embed("--backend", "onnxruntime").origin.backend == "onnxruntime"
+    assert "is not used" not in capsys.readouterr().out
+    assert cache.checks == 3
+
+
+@pytest.mark.parametrize("checks", [{"a": 1e-6, "b": "x"}, {"b": None}, {"b": {}}, ["b"], "b", 1, None])
+def test_a_damaged_record_of_checks_is_none(checks, tmp_path, monkeypatch):
+    monkeypatch.setenv("FACENET_PORT_CACHE", str(tmp_path))
+    folder = tmp_path / "exports/0123456789abcdef"
+    folder.mkdir(parents=True)
+    (folder / "embeddings.onnx").touch()
+    record = {"sha256": file_digest(folder / "embeddings.onnx"), "checks": {"a": 1e-6}}
+    for written, known in ((record, True), ({**record, "checks": checks}, False)):
+        (folder / "embeddings.onnx.json").write_text(json.dumps(written))
+        assert (export_cache.find_export("0123456789abcdef" * 4, ".onnx") is not None) is known
 
 
 @pytest.mark.slow
