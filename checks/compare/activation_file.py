@@ -16,7 +16,6 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import astuple
-from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -44,18 +43,29 @@ def activation_writer(path: Path, provenance: Mapping[str, Any]) -> Iterator[Cal
         provenance: The source and the names of the activations, as JSON values.
 
     Yields:
-        A function that stores one input with TensorFlow's activations.
+        A function that stores one input with TensorFlow's activations. If they are not finite, it stores
+        nothing, and the file does not appear.
 
     Raises:
         UsageError: The file exists, or its folder does not.
     """
+    is_sound = True
     with AtomicFiles(path.parent, overwrite=False) as files:
         with h5py.File(files.stage(path.name), "w") as file:
+
+            def store(activations: Activations) -> None:
+                nonlocal is_sound
+                if activations.broken is None:
+                    _add(file, activations)
+                else:
+                    is_sound = False
+
             file.attrs["format"] = _FORMAT
             file.attrs["provenance"] = json.dumps(provenance)
-            yield partial(_add, file)
+            yield store
             file.attrs["inputs"] = json.dumps([str(file[name].attrs["name"]) for name in file])
-        files.commit()
+        if is_sound:
+            files.commit()
 
 
 def _add(file: h5py.File, activations: Activations) -> None:

@@ -87,8 +87,7 @@ class ExpectedFromTensorFlow(Expected):
                     if store is None:  # TensorFlow has stated its version
                         stated = provenance(self.checkpoint, self.facts.own_graph, self.seed, names)
                         store = stack.enter_context(activation_writer(save, stated))
-                    if activations.broken is None:
-                        store(activations)
+                    store(activations)
                     given = ExpectedInput.of(activations)
                 yield given
                 if following is not None:

@@ -137,7 +137,8 @@ def test_a_prefix_of_a_broken_source_is_stated(one_nan, tmp_path):
 
 
 def test_finite_weights_that_overflow_are_the_sources_fault(tensors, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(TAKEN_FROM, first_images)
+    """Even those of the last input keep the activations from being stored."""
+    monkeypatch.setattr(TAKEN_FROM, one_image)
     huge = np.full_like(tensors["InceptionResnetV1/Conv2d_1a_3x3/weights"], 3e38)
     write_tensor_bundle(tmp_path / "m.ckpt-1", {**tensors, "InceptionResnetV1/Conv2d_1a_3x3/weights": huge})
     stored = tmp_path / "activations.h5"
