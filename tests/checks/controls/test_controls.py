@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from checks.controls.tensorflow_reference import ControlReference, ControlSource
 from checks.core import thresholds
 from checks.core.activations import one_thread, run_pytorch
 from checks.core.inputs import seeded_inputs
+from checks.gradients.training_setup import draw_batch
 from converter.convert import to_numpy_state_dict
 from converter.errors import UsageError
 from converter.formats.detect import open_source
@@ -69,7 +71,10 @@ def checkpoint(main_job: MainJob) -> Iterator[ControlSource]:
 
 @pytest.fixture(scope="module")
 def reference(checkpoint: ControlSource) -> ControlReference:
-    return checkpoint.reference(0, training=True, say=lambda _: None)
+    with pytest.MonkeyPatch.context() as patch:
+        small = partial(draw_batch, image_size=(107, 77))
+        patch.setattr("checks.controls.tensorflow_reference.draw_batch", small)
+        return checkpoint.reference(0, training=True, say=lambda _: None)
 
 
 @pytest.fixture(scope="module")
