@@ -65,7 +65,7 @@ class AlignOptions:
         thresholds: Probability of a face that P-Net, R-Net and O-Net ask for.
         factor: Ratio of two scales of the pyramid that follow each other.
         backend: What runs the detector's networks, as for `FaceDetector`; None for what the folder of crops
-            was begun with, and for a new one the fastest that is ready.
+            was begun with, and for a new one ONNX Runtime if it is ready, otherwise PyTorch.
     """
 
     crop: CropMethod = "scaled"

@@ -33,10 +33,10 @@ ENDINGS = {name: ending for ending, name in RUNTIMES.items()}
 def choose_backend(model: Model, asked: BackendName | None, *, device: str, images: int = 0) -> Model:
     """Choose the runtime of a model's embeddings.
 
-    Without a wish it is ONNX Runtime, the fastest, if it is installed and the exported file of these weights
-    is in the cache, or if there are so many images that it pays to make it; otherwise PyTorch. A runtime is
-    used only if its embeddings are PyTorch's within `thresholds.BACKEND_DISTANCE` on a few seeded images;
-    the result is kept for this machine and these versions.
+    Without a wish it is ONNX Runtime if it is installed and the exported file of these weights is in the
+    cache, or if there are so many images that it pays to make it; otherwise PyTorch. A runtime is used only
+    if its embeddings are PyTorch's within `thresholds.BACKEND_DISTANCE` on a few seeded images; the result is
+    kept for this machine and these versions.
 
     Args:
         model: The model, with PyTorch as its runtime or as an exported file.

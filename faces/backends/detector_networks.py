@@ -17,7 +17,7 @@ from faces.backends.choose import ENDINGS, FORMATS, check_backend_device, descri
 from faces.backends.export_cache import find_export, make_export
 from faces.backends.facts import TORCH, BackendFacts
 from faces.backends.graph_backend import GraphFile
-from faces.options import MANY_IMAGES
+from faces.options import MANY_PHOTOGRAPHS
 from reference.mtcnn import O_NET_SIZE, R_NET_SIZE
 from reference.weights import load_mtcnn
 
@@ -63,12 +63,15 @@ Networks = tuple[tuple[nn.Module, ...], BackendFacts]
 def choose_networks(
     pytorch: tuple[nn.Module, ...], device: str, *, images: int, offline: bool = False
 ) -> Networks:
-    """Open the networks in ONNX Runtime, the fastest, if they are ready, by the rule of `choose_backend`.
+    """Open the networks in ONNX Runtime, if they are ready, by the rule of `choose_backend`.
+
+    It is the fastest that makes its files without TensorFlow.
 
     Args:
         pytorch: facenet's P-Net, R-Net and O-Net in PyTorch.
         device: The device of PyTorch. ONNX Runtime runs on the CPU.
-        images: The number of photographs that are going to be searched: for many the files are made.
+        images: The number of photographs that are going to be searched; for `MANY_PHOTOGRAPHS` or more the
+            files are made.
         offline: Never download.
 
     Returns:
@@ -79,7 +82,7 @@ def choose_networks(
     try:
         pairs = zip(map(MtcnnNetwork, NETWORKS), pytorch, strict=True)
         is_ready = all(find_export(*_wanted("onnxruntime", *pair)) for pair in pairs)
-        if not is_ready and images < MANY_IMAGES:
+        if not is_ready and images < MANY_PHOTOGRAPHS:
             return pytorch, TORCH
         return open_networks("onnxruntime", device, offline=offline)
     except PortError as error:

@@ -44,7 +44,7 @@ class FaceDetector:
         factor: Ratio of two scales of the pyramid that follow each other. Nearer to 1 is slower.
         offline: Never download.
         backend: What runs facenet's networks: "torch", "onnxruntime" or "litert". The boxes of the last two
-            differ from PyTorch's by the rounding of float32. None takes the fastest that is ready, as
+            differ from PyTorch's by the rounding of float32. None takes ONNX Runtime if it is ready, as
             `faces.backends.detector_networks.choose_networks` says.
         images: The number of photographs that are going to be searched, on which that choice depends.
 

@@ -53,7 +53,7 @@ def detect(
         thresholds: Probability of a face that P-Net, R-Net and O-Net ask for.
         factor: Ratio of two scales of the pyramid that follow each other.
         offline: Never download the detector's weights.
-        backend: What runs the networks, as for `FaceDetector`; None for the fastest that is ready.
+        backend: What runs the networks, as for `FaceDetector`; None for ONNX Runtime if it is ready.
         progress: Called with the numbers of photographs searched and of all.
 
     Raises:
