@@ -139,9 +139,7 @@ class Embedder:
             "thresholds": thresholds,
             "factor": factor,
         }
-        self._load_detector = partial(
-            FaceDetector, device=device, offline=offline, backend=backend, **self.detector_options
-        )
+        self._load_detector = partial(FaceDetector, device=device, offline=offline, **self.detector_options)
 
     @cached_property
     def model(self) -> Model:
@@ -156,7 +154,7 @@ class Embedder:
             return model
         return choose_backend(model, self._backend, device=self._device, images=self._images)
 
-    def expect(self, images: int, *, logits: bool = False) -> None:
+    def expect(self, images: int, *, logits: bool = False, are_shared: bool = False) -> None:
         """State what is going to be computed, before `model` or `detector` is first needed.
 
         The runtimes depend on it.
@@ -164,8 +162,11 @@ class Embedder:
         Args:
             images: The number of images.
             logits: Whether `embed` is going to be given `Model.logits`.
+            are_shared: Whether several processes, at once or one after the other, share the images. Then no
+                file is made, for which the others would wait, and the default of the detector is PyTorch: on
+                several machines they might not all choose the same.
         """
-        self._images, self._logits = images, logits
+        self._images, self._logits, self._are_shared = 0 if are_shared else images, logits, are_shared
 
     @cached_property
     def detector(self) -> FaceDetector:
@@ -174,7 +175,8 @@ class Embedder:
         Raises:
             SourceError, RequirementError: As for `faces.detect.detector.FaceDetector`.
         """
-        return self._load_detector(images=self._images)
+        backend = self._backend or ("torch" if self._are_shared else None)
+        return self._load_detector(backend=backend, images=self._images)
 
     @property
     def detector_facts(self) -> BackendFacts | None:

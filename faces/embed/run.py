@@ -78,8 +78,7 @@ def embed(
         images, people, unwritable = _leave_out_unwritable(images, people, output.parent)
     embedder = embedder or Embedder()
     crop = embedder.find_crop(images)
-    if processes.count == 1:  # several would all wait for one
-        embedder.expect(len(images))
+    embedder.expect(len(images), are_shared=in_parts)
     measured = embedder.find_threshold(threshold, crop)
     model, runtime = embedder.model, embedder.model.checked
     origin = Origin(

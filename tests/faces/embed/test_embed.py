@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+from contextlib import suppress
 
 import numpy as np
 import pyarrow
@@ -15,8 +16,11 @@ from PIL import Image
 from converter.errors import SourceError
 from facenet_port import main
 from faces.crops import crop_face
+from faces.embed.run import embed as embed_folder
+from faces.embedder import Embedder
 from faces.embeddings import read_embeddings
 from faces.model import weights_digest
+from faces.processes import Processes
 from reference import load
 from tests.faces.align.conftest import ONE, picture, write
 
@@ -270,3 +274,30 @@ def test_a_table_without_a_model(tmp_path):
     pyarrow.parquet.write_table(pyarrow.table({"embedding": [[1.0]]}), tmp_path / "e.parquet")
     with pytest.raises(SourceError, match="does not say which model its embeddings are of"):
         read_embeddings(tmp_path / "e.parquet")
+
+
+@pytest.mark.parametrize("asked", [None, "onnxruntime"])
+def test_several_processes_find_faces_in_the_same_runtime(
+    asked, colour_detector, folder, network, tmp_path, monkeypatch
+):
+    """By default in PyTorch, as `align` does: each machine has a cache of its own."""
+    loaded = []
+
+    def load_detector(*, backend, **options):
+        loaded.append(backend)
+        return colour_detector
+
+    monkeypatch.setattr("faces.embedder.FaceDetector", load_detector)
+    monkeypatch.setattr("faces.embedder.choose_backend", lambda model, *_, **__: model)
+    monkeypatch.setattr(Processes, "wait", lambda self: None)
+    for number in (1, 0):  # the second finds both parts
+        embedder = Embedder(network, standardisation="fixed", backend=asked)
+        with suppress(SourceError):
+            result = embed_folder(
+                folder, tmp_path / "e.parquet", embedder=embedder, processes=Processes(number, 2)
+            )
+    assert len(result.embeddings.files) == 3
+    (tmp_path / "e.parquet/part-00000-of-00002.parquet").unlink()
+    for output in (tmp_path / "e.parquet", None):  # one process goes on with the parts; one does all
+        embed_folder(folder, output, embedder=Embedder(network, standardisation="fixed", backend=asked))
+    assert loaded == [asked or "torch"] * 3 + [asked]
