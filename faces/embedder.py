@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -126,6 +127,7 @@ class Embedder:
         self.stated_model, self.stated_standardisation = model, standardisation
         self.crop, self.offline = crop, offline
         self._backend, self._device = backend, device
+        self._loading = Lock()
         self.expect(0)
         self._load_model = partial(
             load_model,
@@ -294,7 +296,9 @@ class Embedder:
             check_crop(images[place].file, pixels, self.crop, crop_method)
             check_box(images[place], pixels)
         searched = [pixels for place, pixels in batch if not (is_crop(pixels) or images[place].box)]
-        found = iter(self.detector.detect(searched) if searched else ())
+        with self._loading:  # cached_property has no lock from Python 3.12 on
+            detector, model = self.detector if searched else None, self.model
+        found = iter(detector.detect(searched) if detector else ())
         chosen: list[tuple[int, Path, Box | None, int, CropMethod]] = []
         crops: list[NDArray[np.uint8]] = []
         without_face: list[Path] = []
@@ -315,5 +319,5 @@ class Embedder:
             crops.append(central_part(crop_face(pixels, box, self.crop)))
         if not crops:
             return [], without_face
-        rows = compute(self.model, self.model.standardise(np.stack(crops)))
+        rows = compute(model, model.standardise(np.stack(crops)))
         return [EmbeddedFace(*face, row) for face, row in zip(chosen, rows, strict=True)], without_face

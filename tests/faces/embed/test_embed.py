@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import time
 from contextlib import suppress
 
 import numpy as np
@@ -15,7 +16,7 @@ from PIL import Image
 
 from converter.errors import SourceError
 from facenet_port import main
-from faces.crops import crop_face
+from faces.crops import FaceImage, crop_face
 from faces.embed.run import embed as embed_folder
 from faces.embedder import Embedder
 from faces.embeddings import read_embeddings
@@ -301,3 +302,24 @@ def test_several_processes_find_faces_in_the_same_runtime(
     for output in (tmp_path / "e.parquet", None):  # one process goes on with the parts; one does all
         embed_folder(folder, output, embedder=Embedder(network, standardisation="fixed", backend=asked))
     assert loaded == [asked or "torch"] * 3 + [asked]
+
+
+def test_two_threads_load_one_detector(colour_detector, tmp_path, network, monkeypatch):
+    """With properties that are cached as from Python 3.12 on, without a lock."""
+
+    class Cached:
+        def __get__(self, embedder, owner):
+            time.sleep(0.1)
+            loaded.append(embedder)
+            embedder.__dict__["detector"] = colour_detector
+            return colour_detector
+
+    loaded = []
+    monkeypatch.setattr(Embedder, "detector", Cached())
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    write(tmp_path / "photos", *(f"{number}.png" for number in range(32)))
+    images = [FaceImage(file) for file in sorted((tmp_path / "photos").iterdir())]
+    embedder = Embedder(network, standardisation="fixed")
+    found = embedder.embed(images, compute=lambda model, pixels: np.zeros((len(pixels), 1), np.float32))
+    assert len(found.faces) == 32
+    assert len(loaded) == 1
