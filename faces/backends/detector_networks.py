@@ -17,6 +17,7 @@ from faces.backends.choose import ENDINGS, FORMATS, check_backend_device, descri
 from faces.backends.export_cache import find_export, make_export
 from faces.backends.facts import TORCH, BackendFacts
 from faces.backends.graph_backend import GraphFile
+from faces.backends.onnxruntime_backend import REPLACED_PRELU
 from faces.options import MANY_PHOTOGRAPHS
 from reference.mtcnn import O_NET_SIZE, R_NET_SIZE
 from reference.weights import load_mtcnn
@@ -84,12 +85,14 @@ def choose_networks(
         is_ready = all(find_export(*_wanted("onnxruntime", *pair)) for pair in pairs)
         if not is_ready and images < MANY_PHOTOGRAPHS:
             return pytorch, TORCH
-        return open_networks("onnxruntime", device, offline=offline)
+        return open_networks("onnxruntime", device, pytorch=pytorch, offline=offline)
     except PortError as error:
         return pytorch, BackendFacts(note=f"onnxruntime is not used for the detector: {error}")
 
 
-def open_networks(backend: GraphRuntime, device: str, *, offline: bool = False) -> Networks:
+def open_networks(
+    backend: GraphRuntime, device: str, *, pytorch: tuple[nn.Module, ...] = (), offline: bool = False
+) -> Networks:
     """Open the exported files of facenet's P-Net, R-Net and O-Net, which are made once, audited and kept.
 
     Each is checked against PyTorch on seeded images, once on each machine.
@@ -97,6 +100,7 @@ def open_networks(backend: GraphRuntime, device: str, *, offline: bool = False) 
     Args:
         backend: The runtime.
         device: The device that was asked for.
+        pytorch: The networks in PyTorch, if they are loaded.
         offline: Never download.
 
     Raises:
@@ -109,10 +113,8 @@ def open_networks(backend: GraphRuntime, device: str, *, offline: bool = False) 
     FORMATS[backend].require(f"--backend {backend}")
     model = find_model("mtcnn", offline=offline)
     assert model is not None  # the catalog has it
-    opened = [
-        _open(backend, str(model.files[network.npy_name]), network, pytorch)
-        for network, pytorch in zip(map(MtcnnNetwork, NETWORKS), load_mtcnn(offline=offline), strict=True)
-    ]
+    pairs = zip(map(MtcnnNetwork, NETWORKS), pytorch or load_mtcnn(offline=offline), strict=True)
+    opened = [_open(backend, str(model.files[network.npy_name]), network, one) for network, one in pairs]
     networks, distances = zip(*opened, strict=True)
     return networks, BackendFacts(backend, distance=max(distances))
 
@@ -130,8 +132,9 @@ def _open(
     wanted = _wanted(backend, network, pytorch)
     export = find_export(*wanted) or make_export(source, *wanted)
     opened = GraphNetwork(GraphFile(export.path, has_prelu=True))
+    key = describe_machine(backend)
     difference = export.check(
-        describe_machine(backend),
+        f"{key}; {REPLACED_PRELU}" if backend == "onnxruntime" else key,
         f"{network.name} in {backend} gives results",
         lambda: measure_difference(pytorch, opened, _CHECKED[network.name]),
     )

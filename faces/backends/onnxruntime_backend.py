@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 from converter.errors import SourceError
 from faces.backends.graph_backend import Run
 
+REPLACED_PRELU = "PReLU as Max, Min, Mul and Add"
+"""What `replace_prelu` does, in words: a check of a file that it changes holds for this graph alone."""
+
 
 def open_onnxruntime(path: Path, threads: int, *, has_prelu: bool = False) -> Run:
     """Open a file in ONNX Runtime on the CPU.
@@ -17,7 +20,7 @@ def open_onnxruntime(path: Path, threads: int, *, has_prelu: bool = False) -> Ru
     Args:
         path: The file.
         threads: The number of threads that run it.
-        has_prelu: Whether there are PReLUs in it, which ONNX Runtime is slow at: see `_replace_prelu`.
+        has_prelu: Whether there are PReLUs in it, which ONNX Runtime is slow at: see `replace_prelu`.
 
     Raises:
         SourceError: ONNX Runtime refuses the file.
@@ -28,7 +31,7 @@ def open_onnxruntime(path: Path, threads: int, *, has_prelu: bool = False) -> Ru
     options.intra_op_num_threads = threads
     options.log_severity_level = 4
     try:
-        model = _replace_prelu(path) if has_prelu else str(path)
+        model = replace_prelu(path) if has_prelu else str(path)
         session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's own errors share no class
         reason = str(error).splitlines()[0]
@@ -41,8 +44,8 @@ def open_onnxruntime(path: Path, threads: int, *, has_prelu: bool = False) -> Ru
     return run
 
 
-def _replace_prelu(path: Path) -> bytes:
-    """Read a file with max(x, 0) + slope * min(x, 0) for each PReLU: the same bits, and sooner."""
+def replace_prelu(path: Path) -> bytes:
+    """Read a file, with max(x, 0) + slope * min(x, 0) for each PReLU: the same bits, and sooner."""
     import onnx
     from onnx import helper
 

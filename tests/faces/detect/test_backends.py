@@ -16,8 +16,9 @@ import facenet_port
 from converter.errors import DifferenceError, UsageError
 from converter.manifest import file_digest
 from faces.backends import detector_networks
+from faces.backends.choose import describe_machine
 from faces.backends.facts import TORCH
-from faces.backends.onnxruntime_backend import open_onnxruntime
+from faces.backends.onnxruntime_backend import open_onnxruntime, replace_prelu
 from faces.detect import detector as detector_module
 from faces.detect.detector import FaceDetector
 from tests.faces.detect.comparison import LEAST_EQUAL, as_arrays, compare_faces
@@ -89,6 +90,7 @@ def test_the_default_is_onnxruntime_once_its_files_are_there(
     assert "onnxruntime" not in detect()
     assert cache.checks == 0
     FaceDetector(backend="onnxruntime")
+    monkeypatch.setattr(detector_networks, "load_mtcnn", None)  # the networks are loaded once
     stated = r"^detector   run by onnxruntime, \d\.\de-\d\d from torch on this machine$"
     assert re.search(stated, detect(), re.MULTILINE)
     assert cache.checks == 3
@@ -113,11 +115,26 @@ def test_onnxruntime_gives_the_bits_of_the_file_as_it_was_written(cache):
     """It opens another graph, without PReLUs."""
     FaceDetector(backend="onnxruntime")
     shapes = {"pnet": (1, 3, 61, 90), "rnet": (5, 3, 24, 24), "onet": (5, 3, 48, 48)}
-    for path in cache.folder.glob("exports/*/*.onnx"):
-        images = np.random.default_rng(0).uniform(-1, 1, shapes[path.stem]).astype(np.float32)
+    paths = {path.stem: path for path in cache.folder.glob("exports/*/*.onnx")}
+    assert paths.keys() == shapes.keys()
+    for stem, path in paths.items():
+        graphs = onnx.load(path).graph, onnx.load_from_string(replace_prelu(path)).graph
+        before, after = (sum(node.op_type == "PRelu" for node in graph.node) for graph in graphs)
+        assert before > after == 0
+        images = np.random.default_rng(0).uniform(-1, 1, shapes[stem]).astype(np.float32)
         replaced, written = (open_onnxruntime(path, 1, has_prelu=flag)(images) for flag in (True, False))
         assert len(written) == len(replaced) > 1
-        assert all(np.array_equal(replaced[name], output) for name, output in written.items())
+        for name, output in written.items():
+            assert np.array_equal(replaced[name].view(np.uint32), output.view(np.uint32))  # -0 is not 0
+
+
+def test_a_check_of_a_graph_that_kept_its_prelus_is_done_again(cache):
+    FaceDetector(backend="onnxruntime")
+    for record in cache.folder.glob("exports/*/*.json"):
+        content = json.loads(record.read_text())
+        record.write_text(json.dumps({**content, "checks": {describe_machine("onnxruntime"): 0.0}}))
+    FaceDetector(backend="onnxruntime")
+    assert cache.checks == 6
 
 
 def test_a_network_that_differs_is_refused(cache):
