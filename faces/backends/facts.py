@@ -36,7 +36,7 @@ class BackendFacts:
 
     @property
     def statement(self) -> str:
-        """What is run by another runtime than PyTorch, or why it is not; empty for PyTorch."""
+        """Which runtime replaces PyTorch, or why none does; empty for PyTorch."""
         if self.note or self.name == "torch":
             return self.note
         checked = "" if self.distance is None else f", {self.distance:.1e} from torch on this machine"
