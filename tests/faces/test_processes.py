@@ -23,6 +23,7 @@ from tests.faces.align.conftest import write
 from tests.support.shared_files import shared_folder
 
 LIMIT = 300  # seconds
+TORCH = ("--backend", "torch")  # which several processes take by default, whatever is in the cache
 
 
 def start_two(*command):
@@ -85,7 +86,7 @@ def faces(photographs, tmp_path_factory):
 @pytest.mark.slow
 def test_align_gives_the_table_of_one_process_also_after_a_process_was_killed(faces, tmp_path, capsys):
     command = ("align", str(faces / "many"), "--smallest-face", "60")
-    assert main([*command, str(tmp_path / "one"), "--quiet"]) == 3
+    assert main([*command, str(tmp_path / "one"), "--quiet", *TORCH]) == 3
     expected = (tmp_path / "one/faces.csv").read_bytes()
     crops = {file.relative_to(tmp_path / "one") for file in (tmp_path / "one").rglob("*.png")}
     assert len(crops) == expected.count(b"\n") - 1 == 42
@@ -113,7 +114,7 @@ def test_embed_gives_the_rows_of_one_process_also_after_a_process_was_killed(
 ):
     command = ("embed", str(faces / "few"), "--model", str(network), "--standardise", "fixed")
     command += ("--smallest-face", "60", "-o")
-    assert main([*command, str(tmp_path / "one.parquet"), "--quiet"]) == 3
+    assert main([*command, str(tmp_path / "one.parquet"), "--quiet", *TORCH]) == 3
     expected = read_embeddings(tmp_path / "one.parquet")
     out = tmp_path / "two.parquet"
     kill_one(out.exists, *command, str(out))
