@@ -15,8 +15,9 @@ SCORES = {250: 0.999, 240: 0.995, 230: 0.9}
 
 
 class ColourDetector:
-    backend = TORCH
     """Finds a face in each rectangle of pure red; `seen` has the sizes of all photographs."""
+
+    backend = TORCH
 
     def __init__(self):
         self.seen = []
