@@ -33,7 +33,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import h11
 import numpy as np
 import torch
 import uvicorn
@@ -44,7 +43,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from converter.errors import PortError
 from faces.crops import CROP_SIZES, CropMethod, central_part, choose_face, crop_face
@@ -307,13 +306,13 @@ async def _nobody_listens(request: Request, error: Exception) -> Response:
     return Response(status_code=408)  # it is never sent
 
 
-def with_deadline(seconds: float, metrics: Metrics) -> type[H11Protocol]:
+def with_deadline(seconds: float, metrics: Metrics) -> type[HttpToolsProtocol]:
     """Make a protocol that answers 408 to a request that does not arrive, head and body, within a time.
 
     The time counts from the connection, or from the answer before.
     """
 
-    class DeadlineProtocol(H11Protocol):
+    class DeadlineProtocol(HttpToolsProtocol):
         deadline: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -341,13 +340,12 @@ def with_deadline(seconds: float, metrics: Metrics) -> type[H11Protocol]:
             has_arrived = cycle is not None and not cycle.response_complete and not cycle.more_body
             if has_arrived or self.transport.is_closing():
                 return
-            if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            if cycle is None or cycle.response_complete or not cycle.response_started:
                 metrics.responses[408] += 1
                 body = b'{"error":"the request did not arrive in time"}'
-                head = [("content-type", "application/json"), ("content-length", str(len(body)))]
-                answer = h11.Response(status_code=408, headers=[*head, ("connection", "close")])
-                for event in (answer, h11.Data(data=body), h11.EndOfMessage()):
-                    self.transport.write(self.conn.send(event) or b"")
+                head = "HTTP/1.1 408 Request Timeout\r\ncontent-type: application/json\r\n"
+                head += f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+                self.transport.write(head.encode() + body)
             self.transport.close()
 
     return DeadlineProtocol
