@@ -49,24 +49,29 @@ gc.set_threshold(50_000, 20, 10)
 
 LONGEST = (
     "checks/controls/test_controls.py",
+    "faces/training/test_train.py",
     "checks/audit/test_graphs.py",
-    "docs/test_pages.py",
-    "checks/gradients/test_gradients.py",
     "checks/audit/test_real_ports.py",
-    "faces/detect/test_original.py",
-    "checks/compare/test_compare.py",
-    "checks/compare/test_real_weights.py",
-    "checks/report/test_report.py",
-    "checks/compare/test_slim_judge.py",
+    "checks/audit/test_quantised.py",
+    "checks/gradients/test_gradients.py",
     "checks/audit/test_audit.py",
-    "checks/core/test_own_graphs.py",
+    "docs/test_pages.py",
+    "checks/compare/test_compare.py",
+    "checks/report/test_report.py",
+    "checks/compare/test_real_weights.py",
+    "checks/compare/test_slim_judge.py",
+    "examples/test_notebooks.py",
+    "faces/detect/test_original.py",
     "checks/audit/test_onnx_files.py",
-    "checks/diagnosis/test_compare_diagnoses.py",
-    "fuzz/test_killed_writers.py",
+    "checks/core/test_own_graphs.py",
+    "faces/backends/test_backends.py",
     "converter/test_convert_file.py",
+    "checks/diagnosis/test_compare_diagnoses.py",
+    "faces/export/test_faults.py",
+    "fuzz/test_killed_writers.py",
     "faces/controls/test_controls.py",
 )
-"""The files whose tests take longest, longest first; `main_job` is made once the first two have begun."""
+"""The files whose tests take longest, longest first."""
 
 
 DOWNLOADED = {"keras_archive", "mtcnn_archive", "mtcnn_files", "detector_code"}
