@@ -9,9 +9,7 @@ STAMP := $(VENV)/.installed
 
 # Two test processes with a thread each: with more threads than cores they wait for each other, and take twice as long.
 # A file's tests stay in one process, and the files keep the order of tests/conftest.py: the longest come first.
-# Freed memory stays with a process, up to 1 GB of it: taking it back and having it zeroed again costs a tenth of the time.
-MEMORY := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=1000000000 MALLOC_TOP_PAD_=67108864
-PYTEST := OMP_NUM_THREADS=1 TF_NUM_INTRAOP_THREADS=1 $(MEMORY) $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+PYTEST := OMP_NUM_THREADS=1 TF_NUM_INTRAOP_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # Convert the built-in checkpoint and prove the port.
 compare: $(STAMP)
