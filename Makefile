@@ -19,7 +19,7 @@ compare: $(STAMP)
 test: $(STAMP)
 	$(PYTEST) -m "not real"
 
-# The tests for the loop while writing: under two minutes.
+# The tests for the loop while writing: some three minutes on two cores.
 test-fast: $(STAMP)
 	$(PYTEST) -m "not slow and not real"
 

@@ -182,7 +182,7 @@ class Embedder:
 
     @property
     def detector_facts(self) -> BackendFacts | None:
-        """What runs the detector; None if it was not needed so far."""
+        """The runtime of the detector; None if it was not needed so far."""
         detector: FaceDetector | None = self.__dict__.get("detector")
         return None if detector is None else detector.backend
 

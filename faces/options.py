@@ -118,9 +118,8 @@ def add_detector_backend_option(parser: argparse.ArgumentParser) -> None:
         choices=("torch", "onnxruntime", "litert"),
         help="what runs the detector's networks; onnxruntime and litert run exported files, which are made "
         "once, those of litert with TensorFlow, audited, checked against torch and kept in the cache. Their "
-        "boxes differ from torch's by "
-        f"float32 rounding (default: onnxruntime if its files are in the cache, or for {MANY_PHOTOGRAPHS} "
-        "photographs or more, if it is installed; otherwise torch)",
+        "boxes differ from torch's by float32 rounding (default: onnxruntime, if it is installed, once its "
+        f"files are in the cache or for {MANY_PHOTOGRAPHS} photographs or more; otherwise torch)",
     )
 
 

@@ -36,7 +36,7 @@ class BackendFacts:
 
     @property
     def statement(self) -> str:
-        """Which runtime replaces PyTorch, or why none does; empty for PyTorch."""
+        """The runtime that replaces PyTorch, or the reason why none does; empty for PyTorch."""
         if self.note or self.name == "torch":
             return self.note
         checked = "" if self.distance is None else f", {self.distance:.1e} from torch on this machine"
