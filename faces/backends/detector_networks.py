@@ -17,7 +17,7 @@ from faces.backends.choose import ENDINGS, FORMATS, check_backend_device, descri
 from faces.backends.export_cache import find_export, make_export
 from faces.backends.facts import TORCH, BackendFacts
 from faces.backends.graph_backend import GraphFile
-from faces.backends.onnxruntime_backend import REPLACED_PRELU
+from faces.backends.onnxruntime_backend import REWRITTEN
 from faces.options import MANY_PHOTOGRAPHS
 from reference.mtcnn import O_NET_SIZE, R_NET_SIZE
 from reference.weights import load_mtcnn
@@ -131,10 +131,10 @@ def _open(
     """Open a network; returns it, and the largest difference of its outputs from PyTorch's."""
     wanted = _wanted(backend, network, pytorch)
     export = find_export(*wanted) or make_export(source, *wanted)
-    opened = GraphNetwork(GraphFile(export.path, has_prelu=True))
+    opened = GraphNetwork(GraphFile(export.path, is_detector=True))
     key = describe_machine(backend)
     difference = export.check(
-        f"{key}; {REPLACED_PRELU}" if backend == "onnxruntime" else key,
+        f"{key}; {REWRITTEN}" if backend == "onnxruntime" else key,
         f"{network.name} in {backend} gives results",
         lambda: measure_difference(pytorch, opened, _CHECKED[network.name]),
     )

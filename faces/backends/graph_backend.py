@@ -46,16 +46,16 @@ class GraphFile:
 
     Args:
         path: The file, ONNX or TFLite, which was audited or tried before.
-        has_prelu: Whether there are PReLUs in it.
+        is_detector: Whether it is a network of the detector.
 
     Attributes:
         name: The name of the runtime, as `--backend` has it.
     """
 
-    def __init__(self, path: Path, *, has_prelu: bool = False) -> None:
+    def __init__(self, path: Path, *, is_detector: bool = False) -> None:
         name = find_runtime(path)
         assert name is not None  # its caller has read it
-        self.path, self.name, self._has_prelu = path, name, has_prelu
+        self.path, self.name, self._is_detector = path, name, is_detector
         self._runs: dict[int, Run] = {}
         self._opening = Lock()
 
@@ -73,7 +73,7 @@ class GraphFile:
                 if self.name == "onnxruntime":
                     from faces.backends.onnxruntime_backend import open_onnxruntime
 
-                    self._runs[threads] = open_onnxruntime(self.path, threads, has_prelu=self._has_prelu)
+                    self._runs[threads] = open_onnxruntime(self.path, threads, is_detector=self._is_detector)
                 else:
                     from faces.backends.litert_backend import open_litert
 
