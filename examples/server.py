@@ -226,19 +226,20 @@ class FaceService:
         self._refuse_if_full()
         self.metrics.waiting += 1
         try:
-            crop, box = await self._find_crop(await asyncio.to_thread(_open_image, body))
+            image, crop = await asyncio.to_thread(_open_image, body)
+            crop, box = await self._find_crop(image, crop)
             return await self._batcher.embed(crop), box
         finally:
             self.metrics.waiting -= 1
 
-    async def _find_crop(self, image: Image.Image) -> tuple[Crop, Box | None]:
-        """Decode a crop, or crop the face of a photograph."""
+    async def _find_crop(self, image: Image.Image, crop: Crop | None) -> tuple[Crop, Box | None]:
+        """Take a crop as it is, or crop the face of a photograph."""
         method = _find_method(image)
         gallery = self._gallery
         if gallery is not None and (method or self._embedder.crop) != gallery.origin.crop:
             raise HTTPException(422, f"a crop {method}; the gallery is of the crop {gallery.origin.crop}")
-        if method is not None:
-            return central_part(_decode(image)), None
+        if crop is not None:
+            return central_part(crop), None
         return await asyncio.get_running_loop().run_in_executor(self._searching, self._find_face, image)
 
     def _find_face(self, image: Image.Image) -> tuple[Crop, Box]:
@@ -273,21 +274,19 @@ async def _read_body(request: Request, most: int) -> bytes:
     raise HTTPException(413, f"the body has more than {most:,} bytes")
 
 
-def _open_image(body: bytes) -> Image.Image:
-    """Read the head of an image, and all of a crop.
+def _open_image(body: bytes) -> tuple[Image.Image, Crop | None]:
+    """Read the head of an image, and decode a crop.
 
     Raises:
         HTTPException: It is none, or has too many pixels.
     """
     try:
         image = Image.open(io.BytesIO(body), formats=FORMATS)
-        if _find_method(image) is not None:
-            image.load()
     except Exception as error:  # Pillow raises anything on a damaged file
         raise HTTPException(400, f"the body is no {' or '.join(FORMATS)}, or damaged") from error
     if image.width * image.height > MAX_PIXELS:
         raise HTTPException(413, f"the photograph has more than {MAX_PIXELS:,} pixels")
-    return image
+    return image, _decode(image) if _find_method(image) else None
 
 
 def _decode(image: Image.Image) -> NDArray[np.uint8]:
@@ -297,7 +296,8 @@ def _decode(image: Image.Image) -> NDArray[np.uint8]:
         HTTPException: It is damaged.
     """
     try:
-        return to_rgb(ImageOps.exif_transpose(image))
+        ImageOps.exif_transpose(image, in_place=True)
+        return to_rgb(image)
     except Exception as error:  # likewise
         raise HTTPException(400, "the image is damaged") from error
 
@@ -358,7 +358,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--gallery", metavar="FILE.parquet", type=Path, help="embeddings of known people")
     parser.add_argument("--max-batch", type=positive_number, default=8, help="images (default: 8)")
     parser.add_argument("--max-delay", type=positive_number, default=5, help="milliseconds (default: 5)")
-    parser.add_argument("--max-waiting", type=positive_number, default=128, help="requests (default: 128)")
+    parser.add_argument("--max-waiting", type=positive_number, default=256, help="requests (default: 256)")
     parser.add_argument("--max-bytes", type=positive_number, default=8 << 20, help="body (default: 8 MiB)")
     parser.add_argument("--arrival", type=float, default=10.0, help="seconds for a request (default: 10)")
     add_threshold_option(parser, "that of the gallery, or the one measured for the default model")
