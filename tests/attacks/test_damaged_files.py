@@ -316,7 +316,11 @@ def doubled(depth):
     ("build", "problem"),
     [
         (lambda _: doubled(60), "its keys are not names"),
-        (lambda _: b"\x80\x02" + b"(" * 3_000_000 + b".", "larger than any of a network"),
+        pytest.param(
+            lambda _: b"\x80\x02" + b"(" * 3_000_000 + b".",
+            "larger than any of a network",
+            marks=pytest.mark.slow,
+        ),
         (lambda _: b"\x80\x02" + b"X\xff\xff\xff\x7f" + b".", "damaged"),
         (lambda _: b"\x80\x02r\xff\xff\xff\xff.", "damaged"),
         (lambda _: b"\x80\x02\x8b\xff\xff\xff\x7f.", "damaged"),
@@ -437,8 +441,10 @@ def nested(depth):
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        (b"\x0a\x00" * 1_000_000, "more fields than any graph has"),
-        (message(1, b"\x1a\x00" * 1_000_000), "more fields than any graph has"),
+        pytest.param(b"\x0a\x00" * 1_000_000, "more fields than any graph has", marks=pytest.mark.slow),
+        pytest.param(
+            message(1, b"\x1a\x00" * 1_000_000), "more fields than any graph has", marks=pytest.mark.slow
+        ),
         (constant(FLOAT + message(2, b"\x12\x00" * 1_000_000)), "33 dimensions"),
         (constant(INT64 + shape(1 << 23) + message(10, bytes(1 << 23))), "larger than it should be"),
         (b"".join(constant(FLOAT + shape(1 << 24), b"%d" % i) for i in range(100)), "the tensors claim"),

@@ -163,6 +163,7 @@ def test_json_has_no_infinity(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "r.json").read_text()) == {"a": [1.5, None, [None]], "b": {"c": "x"}}
 
 
+@pytest.mark.slow
 def test_the_exit_code_is_the_verdict_though_nobody_reads(source: Path, tmp_path: Path) -> None:
     reading, writing = os.pipe()
     os.close(reading)
@@ -260,6 +261,7 @@ def test_the_wrapper_around_a_model_is_taken_off(tensors) -> None:
     assert wrapped.keys() == tensors.keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", ["numpy._core._multiarray_umath", "numpy.linalg", "torch._C", "torch.nn"])
 def test_ctrl_c_while_a_library_is_imported_is_one_line(source: Path, tmp_path: Path, module: str) -> None:
     program = (

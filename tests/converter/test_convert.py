@@ -76,6 +76,7 @@ def has(error, kind, name):
 # There and back
 
 
+@pytest.mark.slow
 @settings(max_examples=8, deadline=None)
 @given(variants, st.integers(0, 1000))
 @example(Variant(512, 8, gamma=False), 0)

@@ -319,6 +319,7 @@ def mixed(tensors, tmp_path_factory):
     return prefix, {name: value.dtype.name for name, value in values.items()}, single
 
 
+@pytest.mark.slow
 def test_other_precisions_become_float32_and_the_change_is_stated(mixed, tmp_path):
     prefix, dtypes, single = mixed
     conversion = convert_file(prefix.parent, tmp_path / "w.pt", step=7)

@@ -90,6 +90,7 @@ def test_progress_rises_to_its_total_but_for_what_failed(converted):
     assert reports[-1] == (2000, 3000)
 
 
+@pytest.mark.slow
 def test_what_exists_is_kept_and_keeps_back_nothing_else(training, converted, tmp_path):
     (tmp_path / output(9, ".safetensors")).write_text("precious")
     (tmp_path / output(90, ".safetensors")).write_text("precious")
@@ -202,6 +203,7 @@ def test_an_interruption_leaves_nothing_half_written(long_training, tmp_path):
     assert_whole(out)
 
 
+@pytest.mark.slow
 def test_an_error_of_the_caller_s_own_ends_all(long_training, tmp_path):
     out = tmp_path / "out"
     out.mkdir()

@@ -113,6 +113,7 @@ def test_the_module_has_the_keys_of_the_table_in_its_order(variant):
         assert str(state_dict[row.key].dtype) == f"torch.{dtype}", row.key
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "variant",
     [PUBLISHED, Variant(128, None, gamma=True, bottleneck_scope="Bottleneck")],

@@ -46,6 +46,7 @@ def homeless(monkeypatch, tmp_path):
     return folder
 
 
+@pytest.mark.slow
 def test_what_needs_no_cache_works_without_a_home(homeless, checkpoint, capsys):
     assert main([str(checkpoint.prefix), "-o", "w.pt"]) == 0
     assert audit(["w.pt", "--against", str(checkpoint.prefix), "--json", "a.json", "--report", "a.html"]) == 0

@@ -390,6 +390,7 @@ def test_load_takes_safetensors_without_logits_in_half_precision(state_dict, tmp
         assert same_bits(value.numpy(), halves[key].astype(value.numpy().dtype))
 
 
+@pytest.mark.slow
 def test_load_verifies_the_manifest_beside_the_file(single_files, tmp_path):
     port = tmp_path / "port.pt"
     assert main([str(single_files / "weights.pt"), "-o", str(port), "--quiet"]) == 0

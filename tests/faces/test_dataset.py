@@ -184,6 +184,7 @@ def test_the_loader_gives_batches_in_an_order_of_its_seed(folder):
     assert again[0] == again[1]
 
 
+@pytest.mark.slow
 def test_one_image_in_every_form_gives_one_embedding(folder, network):
     file = folder / "Ana/1.png"
     image = Image.open(file)

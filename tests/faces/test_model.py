@@ -29,7 +29,9 @@ def test_the_same_weights_in_any_format_are_one_model(single_files, checkpoint):
     assert models[0].unfolded.backend.network is models[0].network is not folded
 
 
-@pytest.mark.parametrize("threads", [1, 2, 7])
+@pytest.mark.parametrize(
+    "threads", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(7, marks=pytest.mark.slow)]
+)
 def test_embeddings_are_those_of_float64_however_many_cores_share_the_images(single_files, threads):
     model = load_model(single_files / "weights.pt", standardisation="fixed")
     images = np.random.default_rng(1).standard_normal((3, 80, 80, 3)).astype(np.float32)
@@ -78,6 +80,7 @@ def published(checkpoint, monkeypatch):
     return entry
 
 
+@pytest.mark.slow
 def test_a_published_file_and_its_conversion_are_recognised(published, checkpoint, tmp_path):
     convert_file(checkpoint.frozen, tmp_path / "weights.pt")
     for file in (checkpoint.frozen, tmp_path / "weights.pt"):
@@ -118,6 +121,7 @@ def test_weights_that_were_trained_state_their_standardisation(single_files, tmp
         load_model(checkpoint)
 
 
+@pytest.mark.slow
 def test_the_standardisations_by_hand(single_files):
     pixels = np.random.default_rng(0).integers(0, 256, (2, 75, 75, 3), np.uint8)
     fixed = load_model(single_files / "weights.pt", standardisation="fixed").standardise(pixels)

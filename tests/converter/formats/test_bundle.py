@@ -250,6 +250,7 @@ def test_files_equal_tensorflows(tf, tmp_path, count):
     assert data.read_bytes() == (tmp_path / "theirs.data-00000-of-00001").read_bytes()
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(
     st.sets(

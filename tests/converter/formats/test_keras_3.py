@@ -21,6 +21,8 @@ from tests.conftest import same_bits
 from tests.support.keras_network import import_keras, keras_network
 from tests.support.shared_files import shared_folder
 
+pytestmark = pytest.mark.slow
+
 ENDINGS = (".h5", ".weights.h5", ".keras")
 
 
@@ -75,14 +77,12 @@ def assert_holds(path: Path, tensors) -> None:
         assert [name for name in tensors if not same_bits(actual[name], tensors[name])] == []
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("ending", ENDINGS)
 @pytest.mark.parametrize("name", ["network", "nested"])
 def test_every_tensor_of_every_format_is_read(name: str, ending: str, files: Path, narrow) -> None:
     assert_holds(files / (name + ending), narrow)
 
 
-@pytest.mark.slow
 def test_a_keras_archive_is_converted_and_audited(whole: Path, checkpoint, tmp_path: Path, capsys) -> None:
     folder = tmp_path / "model"
     folder.mkdir()
@@ -95,7 +95,6 @@ def test_a_keras_archive_is_converted_and_audited(whole: Path, checkpoint, tmp_p
     assert "492 equal bit for bit" in capsys.readouterr().out
 
 
-@pytest.mark.slow
 def test_an_audit_finds_a_changed_weight_in_an_archive(
     whole: Path, checkpoint, tmp_path: Path, capsys
 ) -> None:

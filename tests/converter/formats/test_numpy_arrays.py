@@ -252,6 +252,7 @@ def test_what_runs_code_would_run_it(tmp_path, monkeypatch):
     assert (tmp_path / MARK).exists()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:invalid escape sequence:DeprecationWarning")
 @pytest.mark.parametrize("writer", WRITERS.values(), ids=WRITERS)
 def test_no_cut_and_no_changed_bit_does_harm(tmp_path, writer):

@@ -104,6 +104,7 @@ def test_the_package_of_a_user(index, drive, tmp_path):
     assert index.requests == []
 
 
+@pytest.mark.slow
 def test_what_a_package_needs_is_imported_for_a_package_alone():
     program = (
         "import sys, converter.__main__, converter.convert_file, converter.hub.download, reference; print("

@@ -77,6 +77,7 @@ def test_a_backend_is_made_and_checked_once_and_then_the_default(
     assert json.loads(stored)["backend"] == "torch"
 
 
+@pytest.mark.slow
 def test_the_default_makes_a_file_for_many_images(cache, exported, embed, monkeypatch):
     cache.file = exported
     monkeypatch.setattr(choose, "MANY_IMAGES", 5)
@@ -85,6 +86,7 @@ def test_the_default_makes_a_file_for_many_images(cache, exported, embed, monkey
     assert embed().origin.backend == "onnxruntime"
 
 
+@pytest.mark.slow
 def test_on_another_machine_it_is_checked_again(cache, exported, embed, monkeypatch):
     cache.file = exported
     embed("--backend", "onnxruntime")
@@ -93,6 +95,7 @@ def test_on_another_machine_it_is_checked_again(cache, exported, embed, monkeypa
     assert (cache.made, cache.checks) == (1, 2)
 
 
+@pytest.mark.slow
 def test_a_backend_that_differs_is_named_and_not_used(cache, changed, embed, capsys):
     cache.file = changed
     assert embed("--backend", "onnxruntime") == 1
@@ -105,6 +108,7 @@ def test_a_backend_that_differs_is_named_and_not_used(cache, changed, embed, cap
     )
 
 
+@pytest.mark.slow
 def test_a_damaged_file_in_the_cache_is_not_used(cache, exported, embed, tmp_path):
     cache.file = exported
     embed("--backend", "onnxruntime")
@@ -117,6 +121,7 @@ def test_a_damaged_file_in_the_cache_is_not_used(cache, exported, embed, tmp_pat
     assert cache.made == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("problem", [OSError(errno.EROFS, "Read-only file system"), UsageError("read-only")])
 def test_a_check_that_cannot_be_stored_counts(problem, cache, exported, embed, monkeypatch, tmp_path, capsys):
     cache.file = exported
@@ -158,12 +163,14 @@ def test_an_exported_file_is_a_model(cache, exported, changed, embed, network, c
     assert cache.made == 0
 
 
+@pytest.mark.slow
 def test_quantised_weights_are_a_model_of_their_own(exported, tmp_path):
     quantize_dynamic(exported, tmp_path / "dynamic.onnx")
     loaded = load_exported(tmp_path / "dynamic.onnx", None, "cpu")
     assert loaded.sha256 == file_digest(tmp_path / "dynamic.onnx")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [
@@ -176,6 +183,7 @@ def test_options_that_do_not_fit_an_exported_file(exported, embed, capsys, optio
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_files_that_are_no_embeddings_are_refused(exported, tmp_path, embed, capsys):
     damaged = tmp_path / "cut.onnx"
     damaged.write_bytes(exported.read_bytes()[: 1 << 20])
@@ -209,6 +217,7 @@ def test_another_network_is_refused_before_it_is_run(size, problem, step, tmp_pa
     assert f"{problem}. {step.format(path)}" in str(refused.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["facenet.txt", "facenet.tflite"])
 def test_an_exported_file_is_recognised_by_its_contents(name, exported, tmp_path):
     path = tmp_path / name
@@ -216,6 +225,7 @@ def test_an_exported_file_is_recognised_by_its_contents(name, exported, tmp_path
     assert load_model(path).backend.name == "onnxruntime"
 
 
+@pytest.mark.slow
 def test_a_runtime_that_does_not_load(exported, embed, monkeypatch, tmp_path, capsys):
     package = tmp_path / "packages" / "onnxruntime"
     package.mkdir(parents=True)

@@ -149,6 +149,7 @@ def test_pairs_of_one_kind_say_what_they_cannot_compute(crops, network, pairs, t
     assert "No decision can be judged: every pair shows the same person." in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_threshold_of_one_list_is_applied_to_another(crops, network, pairs, tmp_path, capsys):
     arguments = (
         crops / "lfw",

@@ -134,6 +134,7 @@ def test_faces_of_another_crop_than_the_trainings_are_refused(best, tmp_path, ca
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_labels_of_a_table_are_those_of_the_training(best, crops, tmp_path, capsys):
     """A table of some of the people numbers them anew, which would give wrong figures."""
     rows = [f"{crops / f'{number}.png'},{PEOPLE[number]},{number}" for number in range(3)]

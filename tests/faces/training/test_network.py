@@ -104,6 +104,7 @@ def test_frozen_batch_norm_keeps_every_bit_and_one_that_is_trained_does_not(netw
         assert changed == (set() if frozen else moved)  # never the weight, which the checkpoints do not have
 
 
+@pytest.mark.slow
 def test_the_weights_at_the_start_are_those_of_the_file(single_files):
     config = replace(TUNED, weights=str(single_files / "weights.pt"), standardisation="fixed")
     network, standardisation, _ = build_network(config, 3, offline=True)
