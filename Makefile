@@ -32,7 +32,7 @@ real: $(STAMP)
 docs: $(STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
-# Mutated files of each format (100,000; 10,000 of .h5 and .keras), damaged networks, flipped bits, killed writers and trainings: an hour or two.
+# Mutated files of each format (100,000 each), damaged networks, flipped bits, killed writers and trainings: two hours or three.
 fuzz: $(STAMP)
 	$(BIN)/python -m tests.fuzz
 

@@ -46,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
         "--count",
         type=int,
         default=FULL_RUN,
-        help="mutants of each format; for h5 and keras a tenth (%(default)s)",
+        help="mutants of each format (%(default)s)",
     )
     add("--conversions", type=int, default=100, help="damaged networks of each format (%(default)s)")
     add("--flips", type=int, default=10_000, help="flipped bits of a .data file (%(default)s)")
@@ -128,7 +128,7 @@ def _inputs(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     )
     figures: dict[str, Any] = {"found": 0}
     for name in arguments.target or TARGETS:
-        count = TARGETS[name].share_of(arguments.count)
+        count = arguments.count
         result = run_target(
             TARGETS[name], count, folder, arguments.findings,
             seed=arguments.seed, workers=arguments.workers,

@@ -19,6 +19,7 @@ from random import Random
 import numpy as np
 
 from converter.errors import PortError
+from tests.fuzz.forked_child import fork_children
 from tests.fuzz.seeds import Seed
 from tests.fuzz.targets import Target
 
@@ -233,6 +234,7 @@ class _Worker:
     def _work(self) -> None:
         # Mutants hold members of the same name on purpose.
         warnings.filterwarnings("ignore", "Duplicate name", module="zipfile")
+        fork_children()
         folders = self._copy_seeds()
         shared, target = self.shared, self._target
         limit_memory(max(map(len, self._contents)))
