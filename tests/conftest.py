@@ -212,14 +212,20 @@ def checkpoint(tensors, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def archive(checkpoint, tmp_path_factory):
-    """The checkpoint zipped as the published ones are."""
+    """The checkpoint zipped as the published ones are, without the frozen graph, which is half of them."""
 
     def write(folder):
         with zipfile.ZipFile(folder / f"{MODEL}.zip", "w") as file:
-            for member in sorted(checkpoint.prefix.parent.iterdir()):
+            for member in (checkpoint.data, checkpoint.index, checkpoint.meta):
                 file.write(member, f"{MODEL}/{member.name}")
 
     return shared_folder(tmp_path_factory, "archive", write) / f"{MODEL}.zip"
+
+
+@pytest.fixture(scope="session")
+def archive_digest(archive):
+    """The SHA-256 of the archive."""
+    return hashlib.sha256(archive.read_bytes()).hexdigest()
 
 
 @pytest.fixture(scope="session")

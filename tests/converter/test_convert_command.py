@@ -20,6 +20,8 @@ from converter.convert import to_numpy_state_dict
 from converter.formats.detect import open_source
 from converter.formats.tensorflow.bundle_writer import write_tensor_bundle
 from converter.hub import catalog
+from converter.hub.catalog import find_entry
+from converter.hub.download import model_folder
 from converter.hub.locate import locate
 from reference import InceptionResnetV1
 from tests.conftest import MODEL, STEP, same_bits
@@ -34,11 +36,11 @@ ID = "1FacesFacesFacesFacesFacesFaces01"
 
 
 @pytest.fixture
-def home(archive, tmp_path, monkeypatch):
+def home(archive_digest, tmp_path, monkeypatch):
     """Empty caches, a catalog with the archive on Drive, and a current folder of its own."""
-    digest = hashlib.sha256(archive.read_bytes()).hexdigest()
     (tmp_path / "catalog.toml").write_text(
-        f'["{MODEL}"]\ndataset = "faces"\naliases = ["faces"]\ndrive_id = "{ID}"\nsha256 = "{digest}"\n'
+        f'["{MODEL}"]\ndataset = "faces"\naliases = ["faces"]\ndrive_id = "{ID}"\n'
+        f'sha256 = "{archive_digest}"\n'
     )
     monkeypatch.setenv("FACENET_PORT_CATALOG", str(tmp_path / "catalog.toml"))
     monkeypatch.setenv("FACENET_PORT_CACHE", str(tmp_path / "cache"))
@@ -55,13 +57,12 @@ def assert_converted(path, tensors):
     assert all(same_bits(actual[key].numpy(), expected[key]) for key in expected)
 
 
-def test_from_a_name_to_a_state_dict(home, archive, tensors, tmp_path_factory, monkeypatch):
+def test_from_a_name_to_a_state_dict(home, archive, archive_digest, tensors, tmp_path_factory, monkeypatch):
     """The whole way of a user: Drive's warning page, gdown, hashes, zip, checkpoint, .pt."""
     with google_drive_server.running_server(tmp_path_factory.mktemp("authority")) as server:
         server.answers[ID] = [scan_page, file(archive.read_bytes())]
         command = [sys.executable, "-m", "converter"]
         environment = {**os.environ, **server.environment, "PYTHONPATH": str(ROOT)}
-        digest = hashlib.sha256(archive.read_bytes()).hexdigest()
         first = subprocess.run([*command, "faces"], env=environment, capture_output=True, text=True)
         assert first.returncode == 0, first.stderr
         asked = len(server.requests)
@@ -79,7 +80,7 @@ def test_from_a_name_to_a_state_dict(home, archive, tensors, tmp_path_factory, m
     shutil.rmtree(home / "cache")
     model = InceptionResnetV1(pretrained="faces", offline=True)
     assert same_bits(model.logits.bias.detach().numpy(), tensors["Logits/biases"])
-    assert str(home / "cache" / "models" / f"{MODEL}-{digest[:16]}") in first.stdout
+    assert str(home / "cache" / "models" / f"{MODEL}-{archive_digest[:16]}") in first.stdout
 
 
 def test_an_archive_from_a_browser(home, archive, tensors):
@@ -109,7 +110,7 @@ def test_list(home, archive, capsys):
     mine = next(line for line in shown.splitlines() if line.startswith(MODEL))
     assert mine.split() == [MODEL, "faces", "faces", "-", "-", "-", "-", "no"]
     assert listed[MODEL]["sources"][0]["cached"] is None
-    assert main(["faces", "--archive", str(archive), "-o", "w.pt", "--quiet"]) == 0
+    model_folder(find_entry("faces"), archive=archive)
     assert main(["list"]) == 0
     mine = next(line for line in capsys.readouterr().out.splitlines() if line.startswith(MODEL))
     assert mine.split()[-1] == "zip"
@@ -125,7 +126,7 @@ def test_list_takes_no_other_option(home, capsys, options):
 
 def test_a_comparison_takes_a_name(home, archive, monkeypatch):
     monkeypatch.setattr(TAKEN_FROM, lambda *network_and_seed: first_images(*network_and_seed)[:1])
-    assert main(["faces", "--archive", str(archive), "-o", "w.pt", "--quiet"]) == 0
+    model_folder(find_entry("faces"), archive=archive)
     report = compare(locate("faces", offline=True))
     assert report.passed
     assert report.own_graph == f"model-{MODEL}.meta"

@@ -33,10 +33,9 @@ FILE = f"{MODEL}-faces.pt"
 ROOT = Path(__file__).parents[3]
 
 
-def environment(folder, archive):
+def environment(folder, digest):
     """Empty caches, and a catalog with the archive, whose address does not answer."""
     catalog = folder / "catalog.toml"
-    digest = hashlib.sha256(archive.read_bytes()).hexdigest()
     catalog.write_text(
         f'["{MODEL}"]\ndataset = "faces"\naliases = ["faces"]\nembedding_size = 512\n'
         f'num_classes = {CLASSES}\nstandardisation = "fixed"\nurl = "http://127.0.0.1:9/{MODEL}.zip"\n'
@@ -55,6 +54,12 @@ def archive(tensors, tmp_path_factory):
     return zip_checkpoint(tmp_path_factory.mktemp("archive"), tensors)
 
 
+@pytest.fixture(scope="module")
+def digest(archive):
+    """The SHA-256 of the archive."""
+    return hashlib.sha256(archive.read_bytes()).hexdigest()
+
+
 def zip_checkpoint(folder, tensors):
     """Write a checkpoint as a zip that does not compress."""
     files = write_tensor_bundle(folder / f"model-{MODEL}.ckpt-{STEP}", tensors)
@@ -66,11 +71,11 @@ def zip_checkpoint(folder, tensors):
 
 
 @pytest.fixture(scope="module")
-def made(archive, tmp_path_factory):
+def made(archive, digest, tmp_path_factory):
     """The torch folder after the first model by name was converted from a local archive."""
     folder = tmp_path_factory.mktemp("made")
     with pytest.MonkeyPatch.context() as patch:
-        for variable, value in environment(folder, archive).items():
+        for variable, value in environment(folder, digest).items():
             patch.setenv(variable, value)
         model_folder(find_entry("faces"), archive=archive)
         InceptionResnetV1(pretrained="faces", offline=True)
@@ -78,9 +83,9 @@ def made(archive, tmp_path_factory):
 
 
 @pytest.fixture
-def cache(made, archive, tmp_path, monkeypatch):
+def cache(made, digest, tmp_path, monkeypatch):
     """Caches for one test, with the state_dict but not the archive."""
-    for variable, value in environment(tmp_path, archive).items():
+    for variable, value in environment(tmp_path, digest).items():
         monkeypatch.setenv(variable, value)
     hub = tmp_path / "torch" / "hub" / "checkpoints"
     shutil.copytree(made / "torch" / "hub" / "checkpoints", hub)
@@ -458,8 +463,8 @@ sys.exit(any([os.waitpid(child, 0)[1] for child in children]))
 """
 
 
-def test_two_processes_at_once_make_the_file_once(sandbox, made, archive, tmp_path, monkeypatch):
-    for variable, value in environment(tmp_path, archive).items():
+def test_two_processes_at_once_make_the_file_once(sandbox, made, digest, tmp_path, monkeypatch):
+    for variable, value in environment(tmp_path, digest).items():
         monkeypatch.setenv(variable, value)
     shutil.copytree(made / "cache", tmp_path / "cache")
     done = sandbox.run_program(TWICE, folder=tmp_path)
