@@ -130,8 +130,10 @@ def test_other_image_sizes(rebuilt: RebuiltNetwork, height: int, width: int, las
     assert np.linalg.norm(values["embeddings"]) == pytest.approx(1, abs=1e-6)
 
 
-def training_step(tensors: Tensors, images: NDArray, dtype: Any) -> tuple[NDArray, NDArray, Tensors]:
-    """Embeddings with `phase_train` off and on, then the moving statistics that the latter left."""
+def training_step(
+    tensors: Tensors, images: NDArray, dtype: Any, phases: tuple[bool, ...]
+) -> tuple[list[NDArray], Tensors]:
+    """Embeddings with each value of `phase_train`, then the moving statistics that they left."""
     with legacy_graph() as network:
         source = tf1.placeholder(dtype, (None, None, None, 3))
         phase_train = tf1.placeholder("bool", ())
@@ -140,10 +142,11 @@ def training_step(tensors: Tensors, images: NDArray, dtype: Any) -> tuple[NDArra
         )
         with open_session(network) as session:
             load_variables(session, {k: v for k, v in tensors.items() if not k.startswith("Logits/")})
-            off = session.run(endpoints["embeddings"], {source: images, phase_train: False})
-            on = session.run(endpoints["embeddings"], {source: images, phase_train: True})
+            embeddings = [
+                session.run(endpoints["embeddings"], {source: images, phase_train: phase}) for phase in phases
+            ]
             moving = {v.op.name: v for v in tf1.global_variables() if "/moving_" in v.op.name}
-            return off, on, session.run(moving)
+            return embeddings, session.run(moving)
 
 
 def test_training_branch_normalises_and_updates_as_the_fused_operation(
@@ -151,8 +154,8 @@ def test_training_branch_normalises_and_updates_as_the_fused_operation(
 ) -> None:
     # The last maps have two pixels in each of four images, so that n / (n - 1) is far from one.
     images = np.random.default_rng(3).standard_normal((4, 107, 80, 3), dtype=np.float32)
-    off, on, fused = training_step(tensors, images, graph.tf.float32)
-    _, truth, decomposed = training_step(tensors, images, graph.tf.float64)
+    (off, on), fused = training_step(tensors, images, graph.tf.float32, (False, True))
+    (truth,), decomposed = training_step(tensors, images, graph.tf.float64, (True,))
     np.testing.assert_array_equal(off, rebuilt.run(images, ["embeddings"])["embeddings"])
     assert relative_error(on, off) > 0.1
     assert relative_error(on, truth) < 1e-4

@@ -156,6 +156,8 @@ def test_a_limit_on_the_size_of_files_loses_nothing(sandbox, source, tmp_path, n
         folder=tmp_path, input_size=94 << 20, largest_file=60 << 20, cpu_seconds=20,
     )  # fmt: skip
     refused_to_write(run, [4], *outputs, arguments[1])
+    assert "cannot be written (" in run.err
+    assert "File too large" in run.err
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == dict.fromkeys(outputs, "old")
 
 
