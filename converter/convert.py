@@ -71,20 +71,22 @@ def to_numpy_state_dict(
         SourceError: A tensor of an open source is corrupt.
     """
     if isinstance(tensors, TensorSource):
-        tensors, plan = plan_tensors(tensors, weights)
+        tensors, plan = plan_tensors(tensors, weights, views=True)
     else:
         plan = plan_conversion(describe(tensors), weights=weights)
     return {tensor.row.key: tensor.array for tensor in convert_tensors(tensors, plan)}
 
 
 def plan_tensors(
-    source: TensorSource, weights: Weights = "variable"
+    source: TensorSource, weights: Weights = "variable", *, views: bool = False
 ) -> tuple[Mapping[str, NDArray[Any]], Plan]:
     """Give the tensors of a source TensorFlow's names, and plan their conversion.
 
     Args:
         source: An open source of any format, or `NetworkTensors` of one.
         weights: As in `plan_conversion`.
+        views: Whether the tensors of a state_dict may be views of the open source, whose axes
+            `convert_tensors` moves back.
 
     Raises:
         UsageError: The source holds two networks.
@@ -93,7 +95,8 @@ def plan_tensors(
     """
     named = source if isinstance(source, NetworkTensors) else NetworkTensors(source)
     with named.naming_errors():
-        tensors = tensorflow_tensors(named)
+        is_viewed = views and named.naming == "pytorch"
+        tensors = _tensorflow_views(named) if is_viewed else tensorflow_tensors(named)
         return tensors, plan_conversion(describe(tensors), weights=weights)
 
 
@@ -117,6 +120,14 @@ def to_tensorflow(
         UsageError: The keys of two networks stand under two prefixes.
         MappingError: The state_dict does not belong to this network.
     """
+    views = _tensorflow_views(state_dict, variant)
+    return {name: _detached(np.asarray(view, order="C"), view) for name, view in views.items()}
+
+
+def _tensorflow_views(
+    state_dict: Mapping[str, Tensor] | Mapping[str, NDArray[Any]], variant: Network | None = None
+) -> dict[str, NDArray[Any]]:
+    """Do the work of `to_tensorflow` without its copies: the arrays are views with moved axes."""
     arrays = _as_arrays(state_dict)
     if prefix := find_prefix(arrays, "pytorch"):
         arrays = {network_name(key, prefix): array for key, array in arrays.items()}
@@ -146,12 +157,11 @@ def to_tensorflow(
         is_older = bottleneck == missing and len(missing) >= 4
         summary, hint = NO_BOTTLENECK if is_older else recognise_change(problems) or ("", "")
         raise MappingError(problems, len(info), len(required), hint, summary=summary, network=variant)
-    variables = {}
-    for key, row in rows.items():
-        if isinstance(row, ConvertedRow):
-            array = arrays[key]
-            variables[row.variable] = _detached(row.layout.inverse.apply(array), array)
-    return variables
+    return {
+        row.variable: arrays[key].transpose(row.layout.inverse.permutation)
+        for key, row in rows.items()
+        if isinstance(row, ConvertedRow)
+    }
 
 
 def names_in_file(source: NetworkTensors, plan: Plan) -> dict[str, str]:

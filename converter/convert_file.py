@@ -195,7 +195,7 @@ def _plan(
 ) -> tuple[NetworkTensors, Mapping[str, NDArray[Any]], Plan]:
     named = NetworkTensors(source, ignore)
     check_ignore(ignore, named)
-    return named, *plan_tensors(named, weights)
+    return named, *plan_tensors(named, weights, views=True)
 
 
 def _check_options(

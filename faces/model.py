@@ -193,8 +193,7 @@ def load_model(
         hint = f"Did you mean {close}?" if close else "`facenet-port list` shows the published models."
         raise UsageError(f"{model}: there is no such file or published model. {hint}")
     else:
-        network, entry = _load_file(path)
-        trained = None if entry else _trained_standardisation(path)
+        network, entry, trained = _load_file(path)
     origin = "--standardise" if standardisation else "the manifest" if trained else "the catalog"
     needed = standardisation or trained or (published_standardisation(entry.name) if entry else None)
     if needed is None:
@@ -213,18 +212,12 @@ def published_standardisation(name: str) -> Standardisation | None:
     return None if entry is None else STATED.get(entry.standardisation)
 
 
-def _trained_standardisation(path: Path) -> Standardisation | None:
-    """Return the standardisation in the manifest of weights, such as those that were trained here."""
-    with open_source(path) as opened:
-        digests = {file.name: file_digest(file) for file in opened.files}
-        return STATED.get(stated_standardisation(opened.path, digests))
-
-
-def _load_file(path: Path) -> tuple[InceptionResnetV1, CatalogEntry | None]:
-    """Load the network of a file, and recognise it if it is published."""
+def _load_file(path: Path) -> tuple[InceptionResnetV1, CatalogEntry | None, Standardisation | None]:
+    """Load the network of a file; recognise it if it is published, or else read its manifest."""
     with open_source(path) as opened:
         digests = {file.name: file_digest(file) for file in opened.files}
         published = find_published(opened.path, digests)
+        trained = None if published else STATED.get(stated_standardisation(opened.path, digests))
         if opened.naming == "pytorch":
             network = load(path)
             if not isinstance(network, InceptionResnetV1):
@@ -233,7 +226,7 @@ def _load_file(path: Path) -> tuple[InceptionResnetV1, CatalogEntry | None]:
                 )
         else:
             network = build_network(to_numpy_state_dict(tensorflow_tensors(NetworkTensors(opened))))
-    return network, published
+    return network, published, trained
 
 
 def build_network(state_dict: Arrays) -> InceptionResnetV1:

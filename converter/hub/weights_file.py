@@ -68,7 +68,7 @@ def load_weights_file(path: Path | str, *, ignore: Sequence[str] = ()) -> Weight
         _verify(source.files[0])
         named = NetworkTensors(source, ignore)
         check_ignore(ignore, named)
-        tensors, plan = plan_tensors(named)
+        tensors, plan = plan_tensors(named, views=True)
         arrays: dict[str, NDArray[Any]] = {}
         broken: dict[str, BrokenValues] = {}
         with named.naming_errors():
