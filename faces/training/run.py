@@ -63,7 +63,7 @@ def train(
         data = replace(data, people=people, labels=np.empty(0, np.int64))
     accelerator = _make_accelerator(config)
     check_shares(config, data, accelerator.num_processes, trains_batch_norm=not freezes_batch_norm(config))
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.set_deterministic_debug_mode("warn")  # without importing TorchInductor, which takes a second
     with RunFolder(config.output, writes=accelerator.is_main_process) as folder:
         facts = {"data_sha256": data.digest, "seed": config.seed, "processes": accelerator.num_processes}
         facts |= {"environment": environment(), "people": list(data.people)}

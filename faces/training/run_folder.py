@@ -6,6 +6,7 @@ import csv
 import fcntl
 import io
 import json
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -225,7 +226,7 @@ class RunFolder:
 
     def write_weights(
         self,
-        name: str,
+        names: Sequence[str],
         objective: Objective,
         people: Sequence[str],
         standardisation: Standardisation,
@@ -234,7 +235,7 @@ class RunFolder:
         """Write the folder `best` or `last`: the state_dict, its manifest, and the people of its classifier.
 
         Args:
-            name: Of the folder.
+            names: Of the folders; the weights of all but the first are copies.
             objective: The objective, whose network is written with its classifier.
             people: The people that the classifier tells apart.
             standardisation: Of the images, for the manifest.
@@ -243,23 +244,29 @@ class RunFolder:
         Raises:
             RequirementError: The disk is full; older weights are left.
         """
-        if not self._writes:
+        if not self._writes or not names:
             return
         if isinstance(objective, ArcFaceClassifier):
             objective.write_logits()
         state_dict = {
             key: tensor.cpu().contiguous() for key, tensor in objective.network.state_dict().items()
         }
-        folder = self.path / name
-        folder.mkdir(exist_ok=True)
+        first, *others = folders = [self.path / name for name in names]
         people = people if objective.network.logits is not None else ()
         content = {"crop": crop, "people": list(people)}
-        replace_file(folder / PEOPLE, (json.dumps(content, indent=1) + "\n").encode())
+        for folder in folders:
+            folder.mkdir(exist_ok=True)
+            replace_file(folder / PEOPLE, (json.dumps(content, indent=1) + "\n").encode())
         with self._explain_errors(), HiddenFolder(self.path) as hidden:
             raw = hidden / "trained.pt"
             torch.save(state_dict, raw)
             stated = FIXED if standardisation == "fixed" else PER_IMAGE
-            convert_file(raw, folder / WEIGHTS, standardisation=stated, overwrite=True)
+            written = convert_file(raw, first / WEIGHTS, standardisation=stated, overwrite=True).outputs
+            for folder in others:
+                with AtomicFiles(folder, overwrite=True) as files:
+                    for path in written:  # the manifest last
+                        shutil.copyfile(path, files.stage(path.name))
+                    files.commit()
 
 
 def read_people(weights: Path) -> tuple[tuple[str, ...], CropMethod]:
