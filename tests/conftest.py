@@ -88,6 +88,12 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.real)
 
 
+def pytest_collection_finish():
+    """Leave what is imported by now out of every search for garbage."""
+    gc.collect()
+    gc.freeze()
+
+
 CLASSES = 7
 MODEL = "20990101-000000"
 STEP = 90
