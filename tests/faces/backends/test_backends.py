@@ -304,7 +304,7 @@ def detector_commands(colour_detector, network, figures, tmp_path):
     lines = [f"people/{name},{name[:2]},{name.startswith('Bo'):d}" for name in people]
     table.write_text("\n".join(["image_path,person_name,label", *lines]) + "\n")
     objective = make_objective(load(network), TrainConfig(data="crops"))
-    run.write_weights("best", objective, [str(number) for number in range(CLASSES)], "fixed", "scaled")
+    run.write_weights(["best"], objective, [str(number) for number in range(CLASSES)], "fixed", "scaled")
     first, second = (tmp_path / "people" / name for name in people[:2])
     taken = ("--model", network, "--standardise", "fixed")
     return {

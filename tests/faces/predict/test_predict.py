@@ -27,7 +27,7 @@ def best(network, tmp_path_factory):
     """The folder `best` as a training writes it."""
     folder = RunFolder(tmp_path_factory.mktemp("run"))
     objective = make_objective(load(network), TrainConfig(data="crops"))
-    folder.write_weights("best", objective, PEOPLE, "per-image", "scaled")
+    folder.write_weights(["best"], objective, PEOPLE, "per-image", "scaled")
     return folder.path / "best"
 
 

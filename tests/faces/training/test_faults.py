@@ -16,12 +16,14 @@ from torch.optim.lr_scheduler import LambdaLR
 from faces.training import engine, network
 from faces.training.config import TrainConfig
 from faces.training.data import TrainingData, find_data
-from faces.training.engine import Trainer
+from faces.training.engine import Report, Trainer
 from faces.training.images import Faces
 from faces.training.network import build_network
 from faces.training.objectives import Objective, make_objective
+from faces.training.run import _make_accelerator
 from faces.training.run_folder import RunFolder
 from faces.training.signals import SignalError
+from reference import InceptionResnetV1
 
 pytestmark = pytest.mark.slow
 
@@ -102,31 +104,46 @@ class Observer:
         return found
 
 
-@pytest.fixture
-def tuned(crops: Path, single_files: Path) -> TrainConfig:
+@pytest.fixture(scope="module")
+def tuned(small_crops: Path, single_files: Path) -> TrainConfig:
     """Two steps of the last blocks."""
     return TrainConfig(
-        data=str(crops), weights=str(single_files / "weights.pt"), standardisation="fixed", batch_size=6,
-        epochs=1, head_epochs=0, last_epochs=1, optimiser="sgd", device="cpu", mirror=False,
+        data=str(small_crops), weights=str(single_files / "weights.pt"), standardisation="fixed",
+        batch_size=6, epochs=1, head_epochs=0, last_epochs=1, optimiser="sgd", device="cpu", mirror=False,
     )  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def loaded(tuned: TrainConfig) -> InceptionResnetV1:
+    """The network at the start; each training takes a copy."""
+    return build_network(tuned, 3, offline=True)[0]
+
+
+def build_trainer(
+    config: TrainConfig, data: TrainingData, loaded: InceptionResnetV1, folder: Memory, report: Report
+) -> Trainer:
+    objective = make_objective(copy.deepcopy(loaded), config)
+    return Trainer(config, data, objective, "fixed", folder, _make_accelerator(config), report)
+
+
 def observe(
-    config: TrainConfig, data: TrainingData, folder: Memory, observer: Observer, stop: int | None = None
+    config: TrainConfig,
+    data: TrainingData,
+    loaded: InceptionResnetV1,
+    folder: Memory,
+    observer: Observer,
+    stop: int | None = None,
 ) -> None:
     """Train, or go on from the folder's checkpoint, and stop as after a signal."""
-    from accelerate import Accelerator
-
-    objective = make_objective(build_network(config, 3, offline=True)[0], config)
     received: list[int] = []
 
     def report(step: int, steps: int, figures: Any) -> None:
         received.extend([15] if step == stop else [])
 
-    trainer = Trainer(config, data, objective, "fixed", folder, Accelerator(cpu=True), report)
+    trainer = build_trainer(config, data, loaded, folder, report)
     if hasattr(folder, "state"):
         trainer.load(folder.state)
-    observer.watch(objective, trainer._optimiser)
+    observer.watch(trainer.objective, trainer._optimiser)
     try:
         while trainer.progress.epoch < config.epochs:
             trainer._train_epoch(received)
@@ -135,12 +152,14 @@ def observe(
         assert stop is not None
 
 
-def faults(config: TrainConfig, tmp_path: Path, *, stop: int | None = None) -> set[str]:
+def faults(
+    config: TrainConfig, loaded: InceptionResnetV1, tmp_path: Path, *, stop: int | None = None
+) -> set[str]:
     observer = Observer(find_data(config))
     data, folder = engine_data(config), Memory(tmp_path, writes=False)
-    observe(config, data, folder, observer, stop)
+    observe(config, data, loaded, folder, observer, stop)
     if stop is not None:
-        observe(config, data, folder, observer)
+        observe(config, data, loaded, folder, observer)
     return observer.faults(config, steps=2)
 
 
@@ -148,8 +167,22 @@ engine_data: Callable[[TrainConfig], TrainingData] = find_data
 
 
 @pytest.mark.parametrize("stop", [None, 1])
-def test_a_right_training_has_no_fault(tuned, tmp_path, stop):
-    assert faults(tuned, tmp_path, stop=stop) == set()
+def test_a_right_training_has_no_fault(tuned, loaded, tmp_path, stop):
+    assert faults(tuned, loaded, tmp_path, stop=stop) == set()
+
+
+def test_the_gradients_of_small_batches_add_up_to_those_of_a_large_one(tuned, loaded, tmp_path):
+    """Without dropout and augmentation, which are drawn for each batch."""
+    plain = replace(tuned, dropout=0.0, learning_rate=1e-5, head_learning_rate=1e-3)
+    weights = []
+    for changes in ({"batch_size": 6}, {"batch_size": 3, "accumulate": 2}, {"batch_size": 3}):
+        config = replace(plain, **changes)
+        folder = Memory(tmp_path, writes=False)
+        trainer = build_trainer(config, find_data(config), loaded, folder, lambda step, steps, figures: None)
+        trainer.run()
+        weights.append(trainer.objective.network.logits.weight.detach())
+    assert torch.allclose(weights[0], weights[1], atol=1e-5)
+    assert not torch.allclose(weights[0], weights[2], atol=1e-4)
 
 
 def leave_batch_norm_trained(patch: pytest.MonkeyPatch) -> None:
@@ -236,6 +269,7 @@ def repeat_data_after_a_resume(patch: pytest.MonkeyPatch) -> None:
         ),
     ],
 )  # fmt: skip
-def test_a_fault_is_found_by_its_name(tuned, tmp_path, monkeypatch, plant, names):
+def test_a_fault_is_found_by_its_name(tuned, loaded, tmp_path, monkeypatch, plant, names):
     plant(monkeypatch)
-    assert faults(tuned, tmp_path, stop=1 if plant is repeat_data_after_a_resume else None) == names
+    stop = 1 if plant is repeat_data_after_a_resume else None
+    assert faults(tuned, loaded, tmp_path, stop=stop) == names
