@@ -164,10 +164,10 @@ def test_json_has_no_infinity(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_exit_code_is_the_verdict_though_nobody_reads(source: Path, tmp_path: Path) -> None:
+def test_the_exit_code_is_the_verdict_though_nobody_reads(small_source: Path, tmp_path: Path) -> None:
     reading, writing = os.pipe()
     os.close(reading)
-    command = [sys.executable, "-m", "converter", str(source), "-o", str(tmp_path / "w.pt")]
+    command = [sys.executable, "-m", "converter", str(small_source), "-o", str(tmp_path / "w.pt")]
     result = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True)
     os.close(writing)
     assert result.returncode == 0, result.stderr
@@ -230,8 +230,8 @@ def test_the_endings_that_are_written_and_names_without_one() -> None:
         check_ending(Path(name), "tensorflow")
 
 
-def test_the_ending_chooses_the_format_and_the_umask_the_mode(source: Path, tmp_path: Path) -> None:
-    assert main([str(source), "-o", str(tmp_path / "w.safetensors"), "--quiet"]) == 0
+def test_the_ending_chooses_the_format_and_the_umask_the_mode(small_source: Path, tmp_path: Path) -> None:
+    assert main([str(small_source), "-o", str(tmp_path / "w.safetensors"), "--quiet"]) == 0
     assert (tmp_path / "w.safetensors").read_bytes()[8:9] == b"{"
     (tmp_path / "plain").touch()
     modes = {path.stat().st_mode for path in tmp_path.iterdir()}

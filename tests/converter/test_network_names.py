@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import numpy as np
@@ -343,14 +344,14 @@ def test_a_training_file_with_a_prefix_and_extras_without_counters(
 @pytest.mark.slow
 def test_batch_counters_may_be_any_one_number(state_dict, tmp_path, capsys):
     """PyTorch's load_state_dict takes them too: of shape (1,), as before 0.4, and of any dtype."""
-    for number, counter in enumerate((torch.zeros(1), torch.zeros(1, 1, dtype=torch.uint8))):
-        path, output = tmp_path / f"{number}.pt", tmp_path / f"{number}-again.pt"
-        torch.save({key: counter if key.endswith("tracked") else state_dict[key] for key in KEYS}, path)
-        assert main([str(path), "-o", str(output)]) == 0
-        for loaded in (torch.load(output, weights_only=True), reference.load(path).state_dict()):
-            assert all(same_bits(loaded[key], state_dict[key]) for key in KEYS)
+    path, output = tmp_path / "w.pt", tmp_path / "again.pt"
+    counters = itertools.cycle((torch.zeros(1), torch.zeros(1, 1, dtype=torch.uint8)))
+    torch.save({key: next(counters) if key.endswith("tracked") else state_dict[key] for key in KEYS}, path)
+    assert main([str(path), "-o", str(output)]) == 0
+    for loaded in (torch.load(output, weights_only=True), reference.load(path).state_dict()):
+        assert all(same_bits(loaded[key], state_dict[key]) for key in KEYS)
     torch.save({**state_dict, "last_bn.num_batches_tracked": torch.zeros(2)}, path)
-    assert main([str(path), "-o", str(tmp_path / "w.pt")]) == 3
+    assert main([str(path), "-o", str(tmp_path / "refused.pt")]) == 3
     assert "last_bn.num_batches_tracked: (2,), expected ()" in capsys.readouterr().err
 
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from safetensors.numpy import save_file
 
 from converter.convert import tensorflow_tensors
 from converter.errors import SourceError, UsageError
 from converter.formats.detect import open_source
-from tests.conftest import MODEL, STEP, same_bits
+from converter.formats.tensorflow.protos import GraphDef
+from tests.conftest import MODEL, STEP, same_bits, write_keras
 
 PREFIX = f"model-{MODEL}.ckpt-{STEP}"
 TABLE = "TensorFlow checkpoint (TensorBundle)"
@@ -74,16 +78,31 @@ def test_single_files(single_files, tensors, tmp_path, name, source_format):
     assert_holds(tmp_path / "folder", tensors, source_format)
 
 
+@pytest.fixture(scope="module")
+def small_files(tmp_path_factory):
+    """Format to a file with one tensor."""
+    folder = tmp_path_factory.mktemp("small")
+    kernel = np.ones((2, 3), np.float32)
+    graph = GraphDef()
+    tensor = graph.node.add(name="Logits/weights", op="Const").attr["value"].tensor
+    tensor.dtype = 1  # DT_FLOAT
+    for size in kernel.shape:
+        tensor.tensor_shape.dim.add(size=size)
+    tensor.tensor_content = kernel.tobytes()
+    (folder / "graph").write_bytes(graph.SerializeToString())
+    write_keras(folder / "keras", {"Logits/weights": kernel})
+    torch.save({"logits.weight": torch.from_numpy(kernel)}, folder / "torch")
+    save_file({"logits.weight": kernel}, folder / "safetensors")
+    formats = (GRAPH, "Keras HDF5", "PyTorch state_dict", "safetensors")
+    return dict(
+        zip(formats, (folder / name for name in ("graph", "keras", "torch", "safetensors")), strict=True)
+    )
+
+
 @pytest.mark.parametrize("name", ["x.pb", "x.h5", "x.pt", "x.safetensors", "x.zip", "x", "x.ckpt"])
-def test_a_misleading_name_does_not_matter(checkpoint, single_files, tmp_path, name):
+def test_a_misleading_name_does_not_matter(small_files, tmp_path, name):
     """This test checks the source's description only; other tests check the tensors."""
-    files = {
-        GRAPH: checkpoint.frozen,
-        "Keras HDF5": single_files / "weights.h5",
-        "PyTorch state_dict": single_files / "weights.pt",
-        "safetensors": single_files / "weights.safetensors",
-    }
-    for number, (source_format, file) in enumerate(files.items()):
+    for number, (source_format, file) in enumerate(small_files.items()):
         with open_source(link(file, tmp_path / str(number) / name)) as source:
             assert source.format == source_format
             assert source.path == tmp_path / str(number) / name
