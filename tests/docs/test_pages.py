@@ -18,7 +18,7 @@ from tests.docs.blocks import Block, read_blocks, stable
 from tests.support.first_images import (
     AUDIT_TAKES_FROM,
     TAKEN_FROM,
-    five_images_of_noise,
+    five_small_images_of_noise,
     keep_first_images,
     noise_audited,
 )
@@ -49,6 +49,7 @@ EXPLAINED = {
     "export": "deploy.md",
     "benchmark": "benchmarks.md",
 }
+PYTEST = "python -m pytest "
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]+")
 
 
@@ -90,7 +91,7 @@ def _run_as_a_user(block: Block, folder: Path, environment: dict[str, str]) -> t
 def _run_here(
     block: Block, folder: Path, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> tuple[int, str]:
-    """Run Python or calls of `facenet-port` in this process, which has PyTorch and TensorFlow."""
+    """Run Python, pytest or calls of `facenet-port` in this process, which has PyTorch and TensorFlow."""
     monkeypatch.chdir(folder)
     for name in os.environ.keys() - environment.keys():
         monkeypatch.delenv(name)
@@ -100,6 +101,8 @@ def _run_here(
     with contextlib.redirect_stdout(io.StringIO()) as printed, contextlib.redirect_stderr(printed):
         if block.language == "python":
             exec(compile(block.code, "block", "exec"), {"__name__": "__main__"})
+        if block.code.startswith(PYTEST):
+            exit_code = pytest.main(block.code.removeprefix(PYTEST).split())
         for words in block.commands:
             exit_code = exit_code or facenet_port.main(
                 [re.sub("^~/", f"{environment['HOME']}/", word) for word in words[1:]]
@@ -111,14 +114,14 @@ def _runs_here(page: Path, block: Block) -> bool:
     """Whether a block needs no process of its own, as README's have."""
     if page.name == "README.md":
         return False
-    return block.language == "python" or bool(block.commands)
+    return block.language == "python" or bool(block.commands) or block.code.startswith(PYTEST)
 
 
 @pytest.fixture(scope="module")
 def one_tensorflow(environment: dict[str, str]) -> Iterator[None]:
     """One set of graphs for the pages' comparisons with the built-in checkpoint, and fewer images."""
     with shared_tensorflow(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(TAKEN_FROM, five_images_of_noise)
+        patch.setattr(TAKEN_FROM, five_small_images_of_noise)
         for name in AUDIT_TAKES_FROM:
             patch.setattr(name, noise_audited)
         yield
@@ -155,7 +158,6 @@ def test_a_block_runs_and_shows_what_the_page_shows(
         keep_first_images(folders[page] / "activations.h5")
 
 
-@pytest.mark.slow
 def test_a_line_that_is_no_output_of_the_command_is_noticed() -> None:
     shown = "holds  tensors  492 converted, 1.3e-06 apart"
     assert stable(shown) == stable("holds tensors 492 converted, 1.4e-06 apart")

@@ -42,6 +42,16 @@ def five_images_of_noise(network: Network, seed: int) -> list[InputBatch]:
     return [noise, *(InputBatch(batch.name, batch.images[:1]) for batch in others)]
 
 
+def five_small_images_of_noise(network: Network, seed: int) -> list[InputBatch]:
+    """The same with images of 139x139 pixels, the fewest whose last map a published graph's pool covers."""
+    return [
+        InputBatch(batch.name, batch.images[:, :139, :139])
+        if batch.images.shape[1:3] == (160, 160)
+        else batch
+        for batch in five_images_of_noise(network, seed)
+    ]
+
+
 def four_images(network: Network, seed: int) -> list[InputBatch]:
     """The built-in inputs, each with at most four images: those of MTCNN's networks have 32."""
     return [InputBatch(batch.name, batch.images[:4]) for batch in inputs_of(network, seed)]
