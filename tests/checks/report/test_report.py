@@ -21,6 +21,7 @@ from checks.benchmark.result import BenchmarkResult, Figure
 from checks.compare import __main__ as compare
 from checks.controls import __main__ as controls
 from checks.core.activations import STAGES
+from checks.core.inputs import InputBatch
 from checks.core.judgement import Judgement
 from checks.core.rounding import LayerRounding
 from checks.diagnosis.causes import Cause
@@ -238,6 +239,12 @@ class Pages:
         return self.folder / f"{name}.html"
 
 
+def small_images(network, seed: int) -> list[InputBatch]:
+    """One image of each built-in input; all but noise are smaller than the checkpoint's own graph takes."""
+    noise, *others = first_images(network, seed)
+    return [noise, *(InputBatch(batch.name, batch.images[:, :107, :107]) for batch in others)]
+
+
 @pytest.fixture(scope="module")
 def pages(checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Pages:
     folder = tmp_path_factory.mktemp("reports")
@@ -257,7 +264,7 @@ def pages(checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Pages:
         "audit": (audit, [graph, "--against", source]),
     }
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(TAKEN_FROM, first_images)
+        patch.setattr(TAKEN_FROM, small_images)
         for name in AUDIT_TAKES_FROM:
             patch.setattr(name, first_audited)
         exit_codes = {
