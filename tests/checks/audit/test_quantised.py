@@ -242,16 +242,22 @@ def change_by_one(integers):
     return changed
 
 
-def test_weights_rounded_down_and_one_integer_that_is_the_second_nearest_are_named(
+def test_wrong_integers_of_weights_and_a_relu_that_lets_negative_numbers_through_are_named(
     int8, folded, source, tmp_path
 ):
+    """Weights rounded down, one integer that is the second nearest, and the zero point behind a ReLU."""
     edit = Integers(int8)
     floored, single = edit.kernels[7], edit.kernels[60]
     scale = edit.array(edit.scales(floored)).reshape(-1, 1, 1, 1)
     edit.put(floored, np.floor(float32_of(folded, floored) / scale).astype(np.int8))
     edit.put(single, change_by_one(edit.array(single)))
+    first = edit.node("Conv").output[0]
+    node = next(each for each in edit.graph.node if each.op_type == "QuantizeLinear" and first in each.input)
+    zero_point = edit.array(node.input[2])
+    assert zero_point == 0
+    edit.put(node.input[2], zero_point + np.uint8(1))
     result = audit(edit.save(tmp_path / "faults.onnx"), source, standardisation=FIXED)
-    assert failed(result) == {"tensors"}
+    assert failed(result) == {"tensors", "structure"}
     faults = {each.name: each for each in result.tensors if not each.is_faithful}
     assert set(faults) == {floored, single}
     assert faults[floored].detail.startswith("rounded down, not to the nearest")
@@ -259,6 +265,8 @@ def test_weights_rounded_down_and_one_integer_that_is_the_second_nearest_are_nam
     one = faults[single]
     assert (one.differing, one.max_ulp, one.index) == (1, 1, (3, 1, 0, 0))
     assert one.quantisation.excess > 2
+    (detail,) = judgement(result, "structure").details
+    assert detail.endswith("ends without a ReLU")
 
 
 @pytest.fixture(scope="module")
@@ -283,29 +291,6 @@ def test_a_zero_point_that_is_off_by_one_and_bgr_weights_are_named(int8, expecte
     assert set(faults) == {first, kernel}
     assert faults[first].startswith("its input channels are reversed, for BGR images")
     assert faults[kernel].startswith("quantised with a zero point that is 1 lower")
-
-
-def test_a_zero_point_that_differs_between_quantising_and_dequantising_is_named(int8, source, tmp_path):
-    edit = Integers(int8)
-    node = edit.node("DequantizeLinear", -30)
-    name = node.input[2]
-    edit.graph.initializer.append(numpy_helper.from_array(edit.array(name) + np.uint8(1), "off_by_one"))
-    node.input[2] = "off_by_one"
-    result = audit(edit.save(tmp_path / "pair.onnx"), source, standardisation=FIXED)
-    assert "structure" in failed(result)
-    assert any("but dequantised with" in detail for detail in judgement(result, "structure").details)
-
-
-def test_a_zero_point_that_lets_negative_numbers_through_a_relu_is_named(int8, source, tmp_path):
-    edit = Integers(int8)
-    first = edit.node("Conv").output[0]
-    node = next(each for each in edit.graph.node if each.op_type == "QuantizeLinear" and first in each.input)
-    zero_point = edit.array(node.input[2])
-    assert zero_point == 0
-    edit.put(node.input[2], zero_point + np.uint8(1))
-    result = audit(edit.save(tmp_path / "relu.onnx"), source, standardisation=FIXED)
-    assert failed(result) == {"structure"}
-    assert judgement(result, "structure").details[0].endswith("ends without a ReLU")
 
 
 @pytest.mark.parametrize(("name", "trained"), [("other.onnx", FIXED), ("int8.onnx", PER_IMAGE)])
@@ -354,15 +339,6 @@ def test_scales_that_do_not_suit_their_tensors_are_named(int8, folded, expected,
         assert any(f"{changed[factor]}: {channel}" in detail for detail in details)
 
 
-def test_a_bias_with_another_scale_is_named(int8, source, tmp_path):
-    edit = Integers(int8)
-    name = next(each for each in edit.constants if each.endswith("_quantized_scale"))
-    edit.put(name, edit.array(name) * np.float32(1.001))
-    result = audit(edit.save(tmp_path / "bias.onnx"), source, standardisation=FIXED)
-    assert "scales" in failed(result)
-    assert judgement(result, "scales").share > 2
-
-
 def test_a_saturating_kernel_shows_in_the_arithmetic(int8, source, monkeypatch):
     """One integer of 30 million that is a step off, as a kernel without VNNI may give."""
     from checks.audit.graphs.onnx_tflite_session import OnnxTfliteSession
@@ -409,33 +385,46 @@ def test_a_change_between_layers_that_are_quantised_as_they_run_is_refused(
         audit(edit.save(tmp_path / "changed.onnx"), source, standardisation=FIXED)
 
 
-def test_images_that_are_all_dark_are_named_though_the_faces_are_dark_too(int8, source, tmp_path):
+def test_dark_images_though_the_faces_are_dark_too_and_a_zero_point_that_differs_are_named(
+    int8, source, tmp_path
+):
+    """One zero point differs between quantising and dequantising."""
     edit = Integers(int8)
     node = edit.node("QuantizeLinear")
     edit.put(node.input[1], np.float32(1 / 255))  # from -1 to 0
     edit.put(node.input[2], np.uint8(255))
+    node = edit.node("DequantizeLinear", -30)
+    edit.graph.initializer.append(
+        numpy_helper.from_array(edit.array(node.input[2]) + np.uint8(1), "off_by_one")
+    )
+    node.input[2] = "off_by_one"
     crops = tmp_path / "crops"
     crops.mkdir()
     for number in range(2):
         Image.fromarray(np.full((160, 160, 3), 30 * number, np.uint8)).save(crops / f"{number}.png")
     result = audit(edit.save(tmp_path / "dark.onnx"), source, faces=crops, standardisation=FIXED)
-    assert "range" in failed(result)
+    assert {"range", "structure"} <= failed(result)
     assert judgement(result, "range").share > 2
     assert "all dark" in judgement(result, "range").details[0]
+    (detail,) = judgement(result, "structure").details
+    assert "but dequantised with" in detail
 
 
-def test_an_activation_with_too_small_a_range_shows_in_the_embeddings_of_faces_and_without_any(
+def test_too_small_a_range_shows_in_the_embeddings_with_faces_and_without_any_and_a_wrong_scale_of_a_bias(
     int8, pixels, source, tmp_path
 ):
     edit = Integers(int8)
     last = edit.maker(edit.node("MatMul", -1).input[0])
     edit.put(last.input[1], edit.array(last.input[1]) / np.float32(100))
+    bias = next(each for each in edit.constants if each.endswith("_quantized_scale"))
+    edit.put(bias, edit.array(bias) * np.float32(1.001))
     path = edit.save(tmp_path / "range.onnx")
     save_crops(pixels, tmp_path / "crops")
     for name, crops in (("faces", tmp_path / "crops"), ("embeddings", None)):
         result = audit(path, source, faces=crops, standardisation=FIXED)
-        assert name in failed(result)
-        assert judgement(result, name).share > 2
+        for each in (name, "scales"):
+            assert each in failed(result)
+            assert judgement(result, each).share > 2
 
 
 @pytest.mark.parametrize("with_logits", [False, True])
