@@ -174,10 +174,13 @@ def test_a_checkpoint_written_holds_the_variables_and_no_more(converted, origina
 
 
 @pytest.mark.slow
-def test_there_and_back_again(converted, original, tmp_path):
-    convert_file(folder_of(converted["tensorflow"]) / "again", tmp_path / "w.pt")
+def test_there_and_back_again(converted, tmp_path, monkeypatch):
     back = folder_of(converted["pt"])
-    assert (tmp_path / "w.pt").read_bytes() == (back / "w.pt").read_bytes()
+    for end in (".index", ".data-00000-of-00001"):
+        (tmp_path / f"mine.ckpt-5{end}").hardlink_to(back / f"again{end}")
+    monkeypatch.chdir(tmp_path)
+    assert main(["mine.ckpt-5", "--quiet"]) == 0  # under the default name
+    assert (tmp_path / "mine.ckpt-5.pt").read_bytes() == (back / "w.pt").read_bytes()
     convert_file(back / "w.safetensors", tmp_path / "x", output_format="tensorflow")
     assert_same = [(tmp_path / f"x{end}", back / f"again{end}") for end in (".index", ".data-00000-of-00001")]
     assert all(one.read_bytes() == other.read_bytes() for one, other in assert_same)
@@ -213,17 +216,6 @@ def test_averages_when_asked_for(source, original, tmp_path):
 
 
 # Names
-
-
-@pytest.mark.slow
-def test_default_names_of_own_files(source, single_files, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    for end in (".index", ".data-00000-of-00001"):
-        (tmp_path / f"mine.ckpt-5{end}").hardlink_to(f"{source}{end}")
-    (tmp_path / "facenet_keras.h5").hardlink_to(single_files / "weights.h5")
-    for name in ("mine.ckpt-5", "facenet_keras.h5"):
-        assert main([name, "--quiet"]) == 0
-    assert {path.name for path in tmp_path.glob("*.pt")} == {"mine.ckpt-5.pt", "facenet_keras.pt"}
 
 
 def test_only_digests_prove_a_published_checkpoint(converted):
@@ -360,10 +352,11 @@ def test_a_frozen_graph_in_half_precision(tensors, tmp_path):
 
 
 @pytest.mark.slow
-def test_keras_weights_in_float64(tensors, tmp_path):
-    write_keras(tmp_path / "w.h5", {name: array.astype(np.float64) for name, array in tensors.items()})
-    conversion = convert_file(tmp_path / "w.h5", tmp_path / "w.safetensors", output_format="safetensors")
-    assert_converted(load_file(tmp_path / "w.safetensors"), tensors)
+def test_keras_weights_in_float64_under_the_default_name(tensors, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_keras("facenet_keras.h5", {name: array.astype(np.float64) for name, array in tensors.items()})
+    conversion = convert_file("facenet_keras.h5", output_format="safetensors")
+    assert_converted(load_file(tmp_path / "facenet_keras.safetensors"), tensors)
     assert len(conversion.casts) == 492
     assert conversion.cast_statements[0].startswith(
         "492 tensors of float64 rounded to the nearest float32: none"
