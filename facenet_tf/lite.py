@@ -217,6 +217,6 @@ def _add_metadata(content: bytes, metadata: Mapping[str, str]) -> bytes:
     entry.name, entry.buffer = METADATA, len(model.buffers)
     model.buffers.append(buffer)
     model.metadata.append(entry)
-    builder = _Builder(len(content))
+    builder = _Builder(len(content) + (1 << 20))  # room for the metadata too: to grow, it copies all
     builder.Finish(model.Pack(builder), _IDENTIFIER)
     return bytes(builder.Output())
