@@ -10,12 +10,12 @@ from checks.audit.run import audit
 from tests.support.graph_exports import SIZE
 
 
-def assert_named(faulty, source, expected):
-    """Assert that an audit finds the faults of a file: judgement to the words that name its fault."""
+def assert_named(faulty, source, *expected):
+    """Assert that an audit finds the faults of a file: for each the judgement, and the words that name it."""
     result = audit(faulty, source)
     assert result.exit_code == 1
     failed = {each.name: f"{each.statement} {each.details}" for each in result.judgements if not each.passed}
-    for judgement, words in expected.items():
+    for judgement, words in expected:
         assert words in failed[judgement]
 
 

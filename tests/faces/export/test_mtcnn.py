@@ -107,8 +107,8 @@ def leave_the_rest_out(edit):
 )
 def test_a_fault_of_a_graph_of_mtcnn_is_found_and_named(fault, p_net, small_source, tmp_path):
     edit = Edit(p_net)
-    judgement, words = fault(edit)
-    assert_named(edit.save(tmp_path / "faulty.onnx"), small_source, {judgement: words})
+    expected = fault(edit)
+    assert_named(edit.save(tmp_path / "faulty.onnx"), small_source, expected)
 
 
 def test_a_graph_without_softmax_is_refused_by_name(p_net, small_source, tmp_path):
