@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from converter.__main__ import main
+from converter.atomic import replace_file
 from converter.convert import to_numpy_state_dict
 from converter.errors import RequirementError, SourceError, UsageError
 from converter.formats.tensorflow.bundle_writer import write_tensor_bundle
@@ -84,18 +85,18 @@ def made(archive, digest, tmp_path_factory):
 
 @pytest.fixture
 def cache(made, digest, tmp_path, monkeypatch):
-    """Caches for one test, with the state_dict but not the archive."""
+    """Caches for one test, with the state_dict but not the archive; whoever changes a file replaces it."""
     for variable, value in environment(tmp_path, digest).items():
         monkeypatch.setenv(variable, value)
     hub = tmp_path / "torch" / "hub" / "checkpoints"
-    shutil.copytree(made / "torch" / "hub" / "checkpoints", hub)
+    shutil.copytree(made / "torch" / "hub" / "checkpoints", hub, copy_function=os.link)
     return hub
 
 
 @pytest.fixture
 def with_archive(made, cache, tmp_path):
     """The same with the unpacked archive."""
-    shutil.copytree(made / "cache", tmp_path / "cache", dirs_exist_ok=True)
+    shutil.copytree(made / "cache", tmp_path / "cache", dirs_exist_ok=True, copy_function=os.link)
     return cache
 
 
@@ -114,7 +115,7 @@ def assert_same(model, expected, but=()):
 def flip(path, position):
     content = bytearray(path.read_bytes())
     content[position] ^= 1
-    path.write_bytes(content)
+    replace_file(path, content)
 
 
 def test_the_first_model_makes_the_file_with_its_manifest(made, expected):
@@ -297,7 +298,7 @@ def test_a_damaged_file_without_its_archive_is_refused_and_stays(cache, place):
 
 
 def test_a_file_that_was_cut_short(with_archive, expected):
-    os.truncate(with_archive / FILE, 1000)
+    replace_file(with_archive / FILE, (with_archive / FILE).read_bytes()[:1000])
     assert_same(InceptionResnetV1(pretrained="faces", offline=True), expected)
 
 
@@ -323,13 +324,14 @@ def test_a_manifest_of_another_source_proves_nothing(with_archive, expected, mon
 def test_a_file_saved_on_a_gpu_loads_on_the_cpu(cache, expected, monkeypatch):
     loaded = torch.load(cache / FILE, weights_only=True)
     monkeypatch.setattr(torch.serialization, "location_tag", lambda storage: "cuda:0")
+    (cache / FILE).unlink()
     torch.save(loaded, cache / FILE)
     monkeypatch.undo()
     content = (cache / FILE).read_bytes()
     assert b"cuda:0" in content
     manifest = json.loads((cache / f"{FILE}.json").read_text())
     manifest["output"][FILE] = hashlib.sha256(content).hexdigest()
-    (cache / f"{FILE}.json").write_text(json.dumps(manifest))
+    replace_file(cache / f"{FILE}.json", json.dumps(manifest).encode())
     for variable, value in (
         ("TORCH_HOME", cache.parents[1]),
         ("FACENET_PORT_CATALOG", cache.parents[2] / "catalog.toml"),
@@ -399,7 +401,7 @@ def rename_tensors(folder, change):
         entries["last_linear.weight"]["shape"].reverse()
     else:
         manifest["network"]["num_classes"] = CLASSES + 1
-    path.write_text(json.dumps(manifest))
+    replace_file(path, json.dumps(manifest).encode())
 
 
 def test_a_sound_file_in_the_second_folder_counts(cache, expected):
