@@ -11,12 +11,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 from facenet_tf import import_tensorflow
-from facenet_tf.session import legacy_graph
-from facenet_tf.variables import (
-    BOTTLENECK,
-    SCOPE,
-    graph_shapes,
-)
+from facenet_tf.variables import BOTTLENECK, SCOPE
 
 tf = import_tensorflow()
 tf1 = tf.compat.v1
@@ -324,21 +319,3 @@ def _average_pool(layers: _Layers, net: Any) -> Any:
         else:
             net = tf.nn.avg_pool2d(net, [height, width], strides=1, padding="VALID")
         return tf.reshape(layers.activation(net), [-1, channels])
-
-
-def variable_shapes(
-    embedding_size: int = 512,
-    num_classes: int | None = None,
-    gamma: bool = False,
-    bottleneck_scope: str = BOTTLENECK,
-) -> dict[str, tuple[int, ...]]:
-    """Map the name of every variable of the network to its shape, in the order of creation."""
-    with legacy_graph():
-        build(
-            tf1.placeholder(tf.float32, (None, None, None, 3)),
-            embedding_size=embedding_size,
-            num_classes=num_classes,
-            gamma=gamma,
-            bottleneck_scope=bottleneck_scope,
-        )
-        return graph_shapes()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import pytest
 
@@ -10,6 +12,7 @@ from converter.layer_map import CONVOLUTIONS, ConvertedRow, SynthesisedRow, Vari
 from reference import InceptionResnetV1
 
 PUBLISHED = Variant(embedding_size=512, num_classes=8631)
+OLDER = Variant(128, None, gamma=True, bottleneck_scope="Bottleneck")
 
 
 def converted(variant):
@@ -34,6 +37,15 @@ def test_counts_of_the_published_network():
     ones = [row for row in synthesised(PUBLISHED) if (row.dtype, row.fill) == ("float32", 1)]
     zeros = [row for row in synthesised(PUBLISHED) if (row.dtype, row.fill, row.shape) == ("int64", 0, ())]
     assert len(ones) == len(zeros) == 112
+    leaves = Counter(row.variable.rpartition("/")[2] for row in converted(PUBLISHED))
+    assert leaves == {"weights": 134, "biases": 22, "beta": 112, "moving_mean": 112, "moving_variance": 112}
+
+
+def test_an_older_variant_has_its_own_names():
+    shapes = {row.variable: row.shape for row in converted(OLDER)}
+    assert shapes["Bottleneck/weights"] == (1792, 128)
+    assert "InceptionResnetV1/Block8/Branch_0/Conv2d_1x1/BatchNorm/gamma" in shapes
+    assert not any(name.startswith(("InceptionResnetV1/Bottleneck", "Logits")) for name in shapes)
 
 
 @pytest.mark.parametrize(
@@ -114,21 +126,22 @@ def test_the_module_has_the_keys_of_the_table_in_its_order(variant):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "variant",
-    [PUBLISHED, Variant(128, None, gamma=True, bottleneck_scope="Bottleneck")],
-)
+@pytest.mark.parametrize("variant", [PUBLISHED, OLDER])
 def test_the_tensorflow_graph_has_the_variables_of_the_table(variant):
     pytest.importorskip("tensorflow")
-    from facenet_tf.graph import variable_shapes
+    from facenet_tf.graph import build, tf1
+    from facenet_tf.session import legacy_graph
+    from facenet_tf.variables import graph_shapes
 
-    shapes = variable_shapes(
-        variant.embedding_size,
-        variant.num_classes,
-        gamma=variant.gamma,
-        bottleneck_scope=variant.bottleneck_scope,
-    )
-    assert shapes == {row.variable: row.shape for row in converted(variant)}
+    with legacy_graph():
+        build(
+            tf1.placeholder("float32", (None, None, None, 3)),
+            embedding_size=variant.embedding_size,
+            num_classes=variant.num_classes,
+            gamma=variant.gamma,
+            bottleneck_scope=variant.bottleneck_scope,
+        )
+        assert graph_shapes() == {row.variable: row.shape for row in converted(variant)}
 
 
 def test_a_wrong_row_fails_on_import(monkeypatch):

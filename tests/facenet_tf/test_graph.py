@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 import os
-from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -14,7 +12,6 @@ from numpy.typing import NDArray
 pytest.importorskip("tensorflow")
 
 from facenet_tf import LEGACY_KERAS, graph, import_tensorflow
-from facenet_tf.graph import variable_shapes
 from facenet_tf.rebuilt_network import RebuiltNetwork
 from facenet_tf.session import legacy_graph, open_session
 from facenet_tf.variables import BOTTLENECK, load_variables
@@ -37,36 +34,6 @@ def test_keras_is_there_for_a_program_that_uses_it_after_the_import():
 
 
 tf1 = graph.tf1
-
-
-def test_the_graph_has_the_published_variables() -> None:
-    shapes = variable_shapes(512, 7)
-    assert len(shapes) == 492
-    leaves = Counter(name.rpartition("/")[2] for name in shapes)
-    assert leaves == {"weights": 134, "biases": 22, "beta": 112, "moving_mean": 112, "moving_variance": 112}
-    for name, shape in {
-        "InceptionResnetV1/Conv2d_1a_3x3/weights": (3, 3, 3, 32),
-        "InceptionResnetV1/Repeat/block35_1/Branch_1/Conv2d_0b_3x3/BatchNorm/beta": (32,),
-        "InceptionResnetV1/Repeat_1/block17_10/Branch_1/Conv2d_0c_7x1/weights": (7, 1, 128, 128),
-        "InceptionResnetV1/Repeat_2/block8_5/Conv2d_1x1/biases": (1792,),
-        "InceptionResnetV1/Block8/Branch_1/Conv2d_0b_1x3/weights": (1, 3, 192, 192),
-        "InceptionResnetV1/Mixed_6a/Branch_0/Conv2d_1a_3x3/weights": (3, 3, 256, 384),
-        "InceptionResnetV1/Bottleneck/weights": (1792, 512),
-        "Logits/weights": (512, 7),
-    }.items():
-        assert shapes[name] == shape, name
-    sizes = {leaf: sum(math.prod(s) for n, s in shapes.items() if n.endswith(leaf)) for leaf in leaves}
-    # facenet-pytorch counts 23,482,624 parameters: these, without the head, and a weight beside every beta.
-    head = 512 * 7 + 7
-    assert sizes["weights"] + sizes["biases"] + 2 * sizes["beta"] - head == 23_482_624
-
-
-def test_variants_have_their_own_variables() -> None:
-    names = variable_shapes(128, None, True, "Bottleneck")
-    assert len(names) == 490 + 112
-    assert names["Bottleneck/weights"] == (1792, 128)
-    assert f"{SCOPE}/Block8/Branch_0/Conv2d_1x1/BatchNorm/gamma" in names
-    assert not any(name.startswith((BOTTLENECK, "Logits")) for name in names)
 
 
 def test_activations_are_the_stages_and_the_convolutions(
