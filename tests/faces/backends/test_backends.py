@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import json
 import sys
 
@@ -48,12 +49,17 @@ def embed(network, crops, tmp_path, monkeypatch):
     return run
 
 
-def expected_rows(network, crops):
-    files = sorted(crops.glob("*/*.png"))
-    images = (np.stack([np.asarray(Image.open(file)) for file in files]).astype(np.float64) - 127.5) / 128
+@functools.cache
+def _embedded(network, *crops):
+    images = np.frombuffer(b"".join(crops), np.uint8).reshape(-1, 160, 160, 3)
+    images = (images.transpose(0, 3, 1, 2).astype(np.float64) - 127.5) / 128
     with torch.inference_mode():
-        rows = load(network).double()(torch.from_numpy(images.transpose(0, 3, 1, 2)))
-    return rows.numpy()
+        return load(network).double()(torch.from_numpy(images)).numpy()
+
+
+def expected_rows(network, crops):
+    """The embeddings of crops in float64; those of the same pixels are computed once."""
+    return _embedded(network, *(Image.open(file).tobytes() for file in sorted(crops.glob("*/*.png"))))
 
 
 @pytest.mark.slow

@@ -35,29 +35,32 @@ loaded = functools.cache(load)
 
 
 @functools.cache
-def embedded(path, network, *, mirrored=False):
-    """The embedding of a crop, computed apart from the command."""
+def prelogits(path, network, *, mirrored=False):
+    """The embedding of a crop before it is normalised, computed apart from the command."""
     pixels = np.asarray(Image.open(path).convert("RGB"), np.float32)
     edge = (len(pixels) - 160) // 2
     pixels = pixels[edge : edge + 160, edge : edge + 160]
-    images = [pixels, pixels[:, ::-1]] if mirrored else [pixels]
+    image = pixels[:, ::-1] if mirrored else pixels
     with torch.inference_mode():
-        rows = [
-            network(torch.from_numpy(((image - 127.5) / 128).transpose(2, 0, 1).copy())[None])[0]
-            for image in images
-        ]
-    return torch.cat(rows).double().numpy()
+        return loaded(network).prelogits(
+            torch.from_numpy(((image - 127.5) / 128).transpose(2, 0, 1).copy())[None]
+        )
+
+
+def embedded(path, network, *, mirrored=False):
+    """The embedding of a crop, with that of its mirror image behind it if that is asked for."""
+    rows = [prelogits(path, network, mirrored=flip)[0] for flip in ((False, True) if mirrored else (False,))]
+    return torch.cat([row / row.norm() for row in rows]).double().numpy()
 
 
 def distances_of_pairs(folder, network, *, mirrored=False):
     """The distances of the pairs whose files exist, and whether they are the same person's."""
-    model = loaded(network)
     distances, same = [], []
     for line in PAIRS.splitlines()[1:-1]:
         name, number, *other = line.split("\t")
         second = other if len(other) == 2 else [name, other[0]]
         first, last = (
-            embedded(folder / who / f"{who}_{int(which):04d}.png", model, mirrored=mirrored)
+            embedded(folder / who / f"{who}_{int(which):04d}.png", network, mirrored=mirrored)
             for who, which in ((name, number), second)
         )
         distances.append(np.sum((first - last) ** 2))
@@ -246,8 +249,7 @@ def test_an_image_of_two_people_is_noted(crops, network, tmp_path):
 def test_of_the_originals_crops_the_central_part_is_embedded(original_crops, network, tmp_path):
     result = evaluated(tmp_path, original_crops, "--model", network, *FIXED)
     assert result["crop"] == result["measured_threshold"]["crop"] == "facenet"
-    model = load(network)
-    rows = np.array([embedded(file, model) for file in sorted(tmp_path.glob("*.png"))])
+    rows = np.array([embedded(file, network) for file in sorted(tmp_path.glob("*.png"))])
     first, second = np.triu_indices(len(rows), 1)
     distances = ((rows[first] - rows[second]) ** 2).sum(axis=1)
     person = np.arange(len(rows)) // EACH
@@ -502,13 +504,12 @@ def test_a_table_without_answers_needs_a_classifier(crops, capsys):
 def test_the_logits_of_a_network(crops, network, tmp_path):
     arguments = ("--classify", "--model", network, *FIXED)
     result = evaluated(tmp_path, crops / "faces.csv", *arguments)
-    model = load(network)
-    model.classify = True
+    classifier = loaded(network).logits
     expected = np.zeros((len(PEOPLE), 7), int)
     for label, person in enumerate(PEOPLE):
         for number in range(1, EACH + 1):
-            logits = embedded(crops / "lfw" / person / f"{person}_{number:04d}.png", model)
-            expected[label, np.argmax(logits)] += 1
+            row = prelogits(crops / "lfw" / person / f"{person}_{number:04d}.png", network)
+            expected[label, classifier(row).argmax()] += 1
     labels = [int(item["label"]) for item in result["classes"]]
     confusion = np.array(result["confusion"])
     assert (confusion[[labels.index(label) for label in range(3)]] == expected[:, labels]).all()
