@@ -300,17 +300,24 @@ def test_evaluate_shows_every_decision_that_an_exported_file_changes(
     assert results[changed]["passed"] is None
 
 
+@pytest.fixture(scope="module")
+def trained(network, tmp_path_factory):
+    """The folder of a training."""
+    run = RunFolder(tmp_path_factory.mktemp("run"))
+    objective = make_objective(load(network), TrainConfig(data="crops"))
+    run.write_weights(["best"], objective, [str(number) for number in range(CLASSES)], "fixed", "scaled")
+    return run.path
+
+
 @pytest.fixture
-def detector_commands(colour_detector, network, figures, tmp_path):
+def detector_commands(colour_detector, network, figures, trained, tmp_path):
     """Each command that finds faces in photographs and computes with them, with the options that it needs."""
     colour_detector.backend = BackendFacts("onnxruntime", distance=2e-6)
     people = ("Ana/1.png", "Ana/2.png", "Bo/1.png")
     write(tmp_path / "people", *people)
-    table, gallery, run = tmp_path / "t.csv", tmp_path / "e.parquet", RunFolder(tmp_path)
+    table, gallery = tmp_path / "t.csv", tmp_path / "e.parquet"
     lines = [f"people/{name},{name[:2]},{name.startswith('Bo'):d}" for name in people]
     table.write_text("\n".join(["image_path,person_name,label", *lines]) + "\n")
-    objective = make_objective(load(network), TrainConfig(data="crops"))
-    run.write_weights(["best"], objective, [str(number) for number in range(CLASSES)], "fixed", "scaled")
     first, second = (tmp_path / "people" / name for name in people[:2])
     taken = ("--model", network, "--standardise", "fixed")
     return {
@@ -320,7 +327,7 @@ def detector_commands(colour_detector, network, figures, tmp_path):
         "cluster": ("cluster", tmp_path / "people", *taken, "--threshold", figures(1.0)),
         "evaluate": ("evaluate", table, *taken, "--folds", 2),
         "evaluate --classify": ("evaluate", table, *taken, "--classify"),
-        "predict": ("predict", first, "--weights", run.path / "best"),
+        "predict": ("predict", first, "--weights", trained / "best"),
     }
 
 
