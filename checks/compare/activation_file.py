@@ -2,8 +2,8 @@
 
 float64 activations are stored whole: the mapping judgement measures 1e-13, and float32 resolves 6e-8 only.
 float32 activations are stored as steps from the rounded float64 ones, which are small numbers. Everything
-is compressed without loss. For the built-in checkpoint, every layer takes 361.7 MB (654.8 MB as plain
-arrays), and the stages alone take 188.2 MB. The stages are enough for the four judgements and, with the
+is compressed without loss. For the built-in checkpoint, every layer takes 357.3 MB (654.8 MB as plain
+arrays), and the stages alone take 188.3 MB. The stages are enough for the four judgements and, with the
 checkpoint, for the cause.
 
 The file depends on the checkpoint, not on the port. Keep it outside the repository, as an asset of a
@@ -13,6 +13,7 @@ release or in the cache of the CI, together with the SHA-256 that `--save-activa
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import astuple
@@ -85,11 +86,24 @@ def _add(file: h5py.File, activations: Activations) -> None:
 
 
 def _store(group: h5py.Group, name: str, array: Array) -> h5py.Dataset:
-    # A chunk holds the activations of one image, with a Fletcher-32 checksum that HDF5 verifies.
+    # A chunk holds the activations of one image, with zlib's Adler-32 checksum that HDF5 verifies.
     chunk = (1, *array.shape[1:])
-    return group.create_dataset(
-        name, data=array, chunks=chunk, shuffle=True, compression="gzip", compression_opts=1, fletcher32=True
+    dataset = group.create_dataset(
+        name, array.shape, array.dtype, chunks=chunk, shuffle=True, compression="gzip", compression_opts=1
     )
+    for number, image in enumerate(array):
+        dataset.id.write_direct_chunk((number, *[0] * (array.ndim - 1)), _compress(image))
+    return dataset
+
+
+def _compress(image: Array) -> bytes:
+    """Compress a chunk as HDF5's filters do, but look for runs alone: of floats, little else repeats.
+
+    It takes three fifths of the time that HDF5 itself takes, and as many bytes.
+    """
+    shuffled = np.ascontiguousarray(image).reshape(-1, 1).view(np.uint8).T.tobytes()
+    compressor = zlib.compressobj(1, strategy=zlib.Z_RLE)
+    return compressor.compress(shuffled) + compressor.flush()
 
 
 def _steps(exact: Array, single: Array) -> Array:
