@@ -17,6 +17,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 from safetensors.numpy import save_file
 
 from converter.convert import tensorflow_tensors, to_numpy_state_dict
@@ -42,6 +43,10 @@ from tests.support.shared_files import shared_folder
 for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
     if signal.getsignal(number) is signal.SIG_IGN:
         signal.signal(number, handler)
+
+# An example that takes long on a busy machine is no failure.
+settings.register_profile("any machine", deadline=None)
+settings.load_profile("any machine")
 
 # TensorFlow makes millions of objects: looking for garbage among them as often as Python does by default
 # takes a tenth of the time of the tests that build graphs.

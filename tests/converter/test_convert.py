@@ -77,7 +77,7 @@ def has(error, kind, name):
 
 
 @pytest.mark.slow
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(variants, st.integers(0, 1000))
 @example(Variant(512, 8, gamma=False), 0)
 @example(Variant(128, None, gamma=True, bottleneck_scope="Bottleneck"), 1)

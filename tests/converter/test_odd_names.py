@@ -113,6 +113,7 @@ def test_an_audit_reads_them_and_writes_its_page(checkpoint, single_files, odd: 
     assert os.fsencode(json.loads(result.read_text())["port"]) == os.fsencode(port)
 
 
+@pytest.mark.slow
 def test_tensorflow_reads_them(checkpoint, odd: Path) -> None:
     from checks.core.tensorflow_side import open_own_graph
 

@@ -251,7 +251,7 @@ def test_files_equal_tensorflows(tf, tmp_path, count):
 
 
 @pytest.mark.slow
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.sets(
         st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=50),
@@ -296,7 +296,7 @@ ARRAYS = st.builds(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.dictionaries(
         st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=20), ARRAYS
@@ -687,6 +687,7 @@ def test_slices_that_contradict_the_table_are_refused(tmp_path):
         assert tensor is None or error.value.tensor == tensor
 
 
+@pytest.mark.slow
 def test_mutations_behind_right_checksums_raise_nothing_else(tmp_path):
     """Any bytes as keys and messages give tensors or a SourceError."""
     rng = random.Random(11)
@@ -714,7 +715,8 @@ def test_mutations_behind_right_checksums_raise_nothing_else(tmp_path):
     assert min(outcomes.values()) > 10
 
 
-@settings(max_examples=200, deadline=None)
+@pytest.mark.slow
+@settings(max_examples=200)
 @given(st.binary(min_size=4, max_size=60), st.integers(0, 6))
 def test_any_bytes_as_strings_raise_nothing_else(tmp_path_factory, data, count):
     prefix = hostile(

@@ -64,7 +64,7 @@ def test_round_trip():
     assert list(Table(table_bytes([]))) == []
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.dictionaries(st.binary(max_size=40), st.binary(max_size=300), max_size=80),
     st.sampled_from([1, 64, 1000, 262_144]),

@@ -253,7 +253,8 @@ def test_no_zip_an_empty_one_and_a_part_of_one(tmp_path) -> None:
 WHOLE = zipped(*((f"{NAME}/{name}", data) for name, data in FILES.items()))
 
 
-@settings(max_examples=300, deadline=None)
+@pytest.mark.slow
+@settings(max_examples=300)
 @given(st.data())
 def test_any_flipped_byte_is_refused_or_changes_nothing(tmp_path_factory, data) -> None:
     position = data.draw(st.integers(0, len(WHOLE) - 1))

@@ -331,6 +331,7 @@ def detector_commands(colour_detector, network, figures, trained, tmp_path):
     }
 
 
+@pytest.mark.slow
 def test_every_command_says_what_ran_the_detector(detector_commands, tmp_path, capsys):
     for name, command in detector_commands.items():
         report = tmp_path / "r.json"

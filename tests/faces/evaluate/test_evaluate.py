@@ -81,7 +81,7 @@ def refused(capsys, code, *arguments):
     return printed.err.removeprefix("python -m faces.evaluate: error: ").rstrip()
 
 
-@pytest.mark.parametrize("mirrored", [False, True])
+@pytest.mark.parametrize("mirrored", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_folder_with_a_list_of_pairs(mirrored, crops, network, pairs, tmp_path, capsys):
     options = ["--mirrored"] if mirrored else []
     folder = crops / "lfw"
@@ -198,6 +198,7 @@ def test_a_threshold_of_one_list_is_applied_to_another(crops, network, pairs, tm
     assert error.startswith(f"{tmp_path / 'list.json'}: it holds no measured threshold. Give a file that")
 
 
+@pytest.mark.slow
 def test_a_threshold_fits_every_file_of_the_same_weights(crops, network, single_files, pairs, tmp_path):
     arguments = (crops / "lfw", "--pairs", pairs, *FIXED, "--model")
     evaluated(tmp_path, *arguments, network)

@@ -73,6 +73,7 @@ def test_the_people_of_photographs(colour_detector, best, crops, tmp_path, capsy
     assert "standardised per image (from the manifest)" in screen
 
 
+@pytest.mark.slow
 def test_what_has_no_face_is_listed_and_the_others_are_named(colour_detector, best, tmp_path, capsys):
     (tmp_path / "photographs").mkdir()
     picture(ONE).save(tmp_path / "photographs/red.png")

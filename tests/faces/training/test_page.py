@@ -176,6 +176,7 @@ def test_a_person_too_many_for_the_colours(result, tmp_path, files):
     assert "<span>other people</span>" in text
 
 
+@pytest.mark.slow
 def test_the_command_writes_it(crops, tmp_path):
     page, figures = tmp_path / "r.html", tmp_path / "r.json"
     words = (
