@@ -60,10 +60,3 @@ def crops(tmp_path_factory):
             Image.fromarray(pixels.astype(np.uint8)).save(person / f"{number}.png")
 
     return shared_folder(tmp_path_factory, "crops-of-two-people", write)
-
-
-@pytest.fixture(scope="session")
-def int8_tflite(weights, crops, tmp_path_factory):
-    """TFLite in int8 that takes the pixels of one image and standardises them by (x - 127.5) / 128."""
-    options = {"precision": "int8", "bake": True, "standardisation": "fixed", "calibrate": crops}
-    return _exported(tmp_path_factory, weights, "int8.tflite", **options)

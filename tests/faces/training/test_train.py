@@ -132,6 +132,8 @@ def test_a_run_leaves_its_configuration_facts_figures_and_weights(settings, run)
     assert network.logits.out_features == 3
     assert read_people(run / "best") == (PEOPLE, "scaled")
     assert read_manifest(run / "best" / "weights.pt.json").standardisation == "(x - 127.5) / 128"
+    for name in ("people.json", "weights.pt", "weights.pt.json"):  # the one epoch is the best and the last
+        assert (run / "last" / name).read_bytes() == (run / "best" / name).read_bytes()
     assert not list(run.glob(".*"))
 
 
