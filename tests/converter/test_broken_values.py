@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 
 import numpy as np
@@ -38,6 +40,16 @@ def saved_by_tensorflow(tensors, tmp_path_factory):
     return prefix
 
 
+@pytest.fixture(scope="module")
+def converted(saved_by_tensorflow, tmp_path_factory):
+    """The folder of its state_dict, w.pt, with report.json, and what the command said of it."""
+    folder = tmp_path_factory.mktemp("converted")
+    report = str(folder / "report.json")
+    with contextlib.redirect_stderr(io.StringIO()) as error:
+        assert main([str(saved_by_tensorflow), "-o", str(folder / "w.pt"), "--json", report]) == 0
+    return folder, error.getvalue()
+
+
 def write(folder, tensors, **changed):
     """Write the tensors with some of them replaced, without TensorFlow."""
     prefix = folder / "model-x.ckpt-1"
@@ -52,27 +64,25 @@ def replaced(tensors, name, index, value):
 
 
 def test_one_nan_is_counted_and_named_on_the_screen_in_the_manifest_and_in_the_json(
-    saved_by_tensorflow, tmp_path, capsys
+    saved_by_tensorflow, converted
 ):
-    output, report = tmp_path / "w.pt", tmp_path / "report.json"
-    assert main([str(saved_by_tensorflow), "-o", str(output), "--json", str(report)]) == 0
-    error = capsys.readouterr().err
+    folder, error = converted
     assert f"warning: {saved_by_tensorflow}: 1 of 492 tensors holds values that are not finite" in error
     assert f"{VARIANCE} (1 of 32 values is NaN)" in error
     assert "Adam" not in error
     assert "take an earlier checkpoint" in error
     counts = {"values": 32, "nan": 1, "infinite": 0, "negative": 0}
     key = "conv2d_1a.bn.running_var"
-    manifest = json.loads((tmp_path / "w.pt.json").read_text())
+    manifest = json.loads((folder / "w.pt.json").read_text())
     assert manifest["broken_values"] == [{"name": VARIANCE, "key": key, **counts}]
-    assert json.loads(report.read_text())["broken_values"] == {VARIANCE: counts}
+    assert json.loads((folder / "report.json").read_text())["broken_values"] == {VARIANCE: counts}
 
 
-def test_the_bits_of_a_nan_are_kept(saved_by_tensorflow, tmp_path):
-    convert_file(saved_by_tensorflow, tmp_path / "w.pt")
-    again = convert_file(tmp_path / "w.pt", tmp_path / "again", output_format="tensorflow")
+def test_the_bits_of_a_nan_are_kept(converted, tmp_path):
+    state_dict = converted[0] / "w.pt"
+    again = convert_file(state_dict, tmp_path / "again", output_format="tensorflow")
     assert list(again.broken) == ["conv2d_1a.bn.running_var"]  # as the source calls it
-    variance = torch.load(tmp_path / "w.pt", weights_only=True)["conv2d_1a.bn.running_var"].numpy()
+    variance = torch.load(state_dict, weights_only=True)["conv2d_1a.bn.running_var"].numpy()
     assert same_bits(variance[3:4].view(np.uint32), np.array([PAYLOAD]))
 
 
