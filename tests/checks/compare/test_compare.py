@@ -1,6 +1,7 @@
 """The main job from the command line: proof of a clean port, place of a planted fault."""
 
 import hashlib
+import importlib.util
 import json
 import re
 import shutil
@@ -124,13 +125,19 @@ def test_stored_activations_prove_a_port_without_tensorflow(tables: str) -> None
     assert "716 tensors have the dtype, shape and SHA-256" in tables
 
 
-def test_without_tensorflow_the_message_says_what_to_install(main_job: MainJob) -> None:
-    command = [sys.executable, "-c", WITHOUT_TENSORFLOW, str(main_job.checkpoint)]
-    result = subprocess.run(command, env=main_job.environment, capture_output=True, text=True)
-    assert result.returncode == 4
-    assert "pip install 'facenet-port[tensorflow]'" in result.stderr
-    assert "--activations" in result.stderr
-    assert "Traceback" not in result.stderr
+def test_without_tensorflow_the_message_says_what_to_install(
+    main_job: MainJob, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setitem(sys.modules, "tensorflow", None)
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == "tensorflow" else find(name, *rest)
+    )
+    assert compare_command.main([str(main_job.checkpoint)]) == 4
+    error = capsys.readouterr().err
+    assert "pip install 'facenet-port[tensorflow]'" in error
+    assert "--activations" in error
+    assert "Traceback" not in error
 
 
 def _one_step(state_dict: dict[str, torch.Tensor]) -> None:
