@@ -429,6 +429,8 @@ def test_too_small_a_range_shows_in_the_embeddings_with_faces_and_without_any_an
         for each in (name, "scales"):
             assert each in failed(result)
             assert judgement(result, each).share > 2
+        (detail,) = judgement(result, "scales").details
+        assert detail.endswith("times that of the weights")
 
 
 @pytest.mark.parametrize("with_logits", [False, True])

@@ -421,9 +421,9 @@ def test_a_comparison_without_some_of_the_inputs_is_refused(
         compare(state_dict=clean, activations=shortened)
 
 
-def test_damaged_activations_are_refused(stored: Path, clean: Path, tmp_path: Path) -> None:
+def test_damaged_activations_are_refused(main_job: MainJob, clean: Path, tmp_path: Path) -> None:
     damaged = tmp_path / "damaged.h5"
-    damaged.write_bytes(stored.read_bytes())
+    shutil.copyfile(main_job.activations, damaged)  # as it was written, with the checksums of its writer
     with h5py.File(damaged) as file:
         offset = file["000/float64/000"].id.get_chunk_info(0).byte_offset
     with damaged.open("r+b") as raw:

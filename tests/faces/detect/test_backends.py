@@ -123,6 +123,8 @@ def test_onnxruntime_gives_what_the_file_gives_as_it_was_written(cache):
         graphs = onnx.load(path).graph, onnx.load_from_string(rewrite_detector(path)).graph
         before, after = (sum(node.op_type == "PRelu" for node in graph.node) for graph in graphs)
         assert before > after == 0
+        softmax = [node.op_type for node in graphs[1].node].count("Softmax")
+        assert softmax == (0 if stem == "pnet" else 1)
         images = np.random.default_rng(0).uniform(-1, 1, shapes[stem]).astype(np.float32)
         rewritten, written = (open_onnxruntime(path, 1, is_detector=flag)(images) for flag in (True, False))
         assert len(written) == len(rewritten) > 1
