@@ -232,17 +232,17 @@ class RunFolder:
         standardisation: Standardisation,
         crop: CropMethod,
     ) -> None:
-        """Write the folder `best` or `last`: the state_dict, its manifest, and the people of its classifier.
+        """Write `best`, `last` or both: the state_dict, its manifest, and the people of its classifier.
 
         Args:
-            names: Of the folders; the weights of all but the first are copies.
+            names: Of the folders, or empty to write nothing; the weights of all but the first are copies.
             objective: The objective, whose network is written with its classifier.
             people: The people that the classifier tells apart.
             standardisation: Of the images, for the manifest.
             crop: Of the faces.
 
         Raises:
-            RequirementError: The disk is full; older weights are left.
+            RequirementError: The disk is full. Each folder holds its older weights or the new ones, whole.
         """
         if not self._writes or not names:
             return
