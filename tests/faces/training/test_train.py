@@ -15,7 +15,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -39,14 +39,16 @@ STEPS = 4
 
 
 @pytest.fixture(scope="module")
-def settings(small_crops: Path, single_files: Path) -> TrainConfig:
+def settings(small_crops: Path, single_files: Path) -> Iterator[TrainConfig]:
     """Four steps of the whole network, with everything that is random."""
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the threads of OpenMP would not be there in a fork
-    return TrainConfig(
+    yield TrainConfig(
         data=str(small_crops), weights=str(single_files / "weights.pt"), standardisation="fixed",
         batch_size=3, epochs=1, head_epochs=0, last_epochs=0, device="cpu", checkpoint_steps=1,
         optimiser="sgd", learning_rate=1e-5, rotation=10.0,
     )  # fmt: skip
+    torch.set_num_threads(threads)
 
 
 def weights(folder: Path, name: str = "last") -> bytes:
