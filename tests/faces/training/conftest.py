@@ -46,14 +46,19 @@ SMALL = 80
 """Height and width of small crops in pixels. The network takes a quarter of the time for one."""
 
 
+def take_crops_of(size: int, patch: pytest.MonkeyPatch) -> None:
+    """Let the commands, in this process, take images of another height and width for whole crops."""
+    for module in ("faces.crops", "faces.training.images"):
+        patch.setattr(f"{module}.IMAGE_SIZE", size)
+    patch.setitem(CROP_SIZES, "scaled", size)
+    patch.setattr("faces.crops._METHODS", {size: "scaled"})
+
+
 @pytest.fixture(scope="module")
 def small_crops(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The same faces in small, which the commands take for whole crops while a module's tests run."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("faces.crops", "faces.training.images"):
-            patch.setattr(f"{module}.IMAGE_SIZE", SMALL)
-        patch.setitem(CROP_SIZES, "scaled", SMALL)
-        patch.setattr("faces.crops._METHODS", {SMALL: "scaled"})
+        take_crops_of(SMALL, patch)
         yield write_faces(tmp_path_factory.mktemp("small-crops"), SMALL)
 
 

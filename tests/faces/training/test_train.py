@@ -31,7 +31,8 @@ from faces.training.config import TrainConfig, format_config, read_config
 from faces.training.engine import Trainer
 from faces.training.run import train
 from faces.training.run_folder import RunFolder, read_people
-from tests.faces.training.conftest import PEOPLE
+from tests.faces.conftest import LIMIT, torchrun
+from tests.faces.training.conftest import PEOPLE, take_crops_of
 
 pytestmark = pytest.mark.slow
 
@@ -230,52 +231,60 @@ def fill_the_disk(config: TrainConfig, at: int) -> list[float]:
     return seen
 
 
-def test_two_processes_give_the_weights_of_one(settings, tmp_path, monkeypatch):
-    """Those of the network, and those that the centre loss and ArcFace have beside it."""
-    beside = {"centre": "centres", "arcface": "arcface.W"}
-    settings = replace(settings, checkpoint_steps=100)  # and one at the end
-    changes = {
+def fork_two(folder: Path, path: Path) -> str:
+    """Train in two processes that are forks; return what the first prints, and the second prints nothing."""
+    programs = start_two(folder, lambda rank: main([str(path)]))
+    assert [exit_code(pid) for pid, _ in programs] == [0, 0]
+    first, second = ((own / "stdout").read_text() for _, own in programs)
+    assert second == ""
+    return first
+
+
+def launch_two(folder: Path, path: Path) -> str:
+    """Train by the command of the documentation; return what it prints."""
+    done = torchrun("faces.training", path)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize(
+    ("head", "beside", "start_both", "changes"),
+    [
         # The centre loss comes on top of softmax. Of 5 and 2 faces the processes have 3 and 2, and 1 and 1.
-        "centre": {"batch_size": 5, "centre_factor": 1.0, "centre_rate": 0.5},
-        "arcface": {"batch_size": 6, "last_epochs": 1},
-    }
-    configs = {
-        processes: [
-            replace(settings, head=head, output=str(tmp_path / processes / head), **changes[head])
-            for head in beside
-        ]
-        for processes in ("one", "two")
-    }
-    first, start = {}, Trainer.start
+        ("centre", "centres", fork_two, {"batch_size": 5, "centre_factor": 1.0, "centre_rate": 0.5}),
+        ("arcface", "arcface.W", launch_two, {"batch_size": 6, "last_epochs": 1}),
+    ],
+)
+def test_two_processes_give_the_weights_of_one(
+    settings, crops, tmp_path, monkeypatch, head, beside, start_both, changes
+):
+    """Those of the network, and those that the centre loss and ArcFace have beside it."""
+    if start_both is launch_two:  # whose processes take crops of 160 pixels
+        take_crops_of(160, monkeypatch)
+        changes = {**changes, "data": str(crops)}
+    settings = replace(settings, head=head, checkpoint_steps=100, **changes)  # and a checkpoint at the end
+    first, start = [], Trainer.start
 
     def start_and_look(trainer: Trainer, **options: object) -> None:
         start(trainer, **options)
-        head = trainer._config.head
-        first[head] = trainer.objective.state_dict()[beside[head]].clone()
+        first.append(trainer.objective.state_dict()[beside].clone())
 
-    monkeypatch.setattr(Trainer, "start", start_and_look)
-    for config in configs["one"]:
-        train(config)
-    paths = []
-    for config in configs["two"]:
-        paths.append(tmp_path / f"{config.head}.toml")
-        paths[-1].write_text(format_config(config))
-    programs = start_two(tmp_path, lambda rank: sum(main([str(path)]) for path in paths))
-    assert [exit_code(pid) for pid, _ in programs] == [0, 0]
-    printed = [(folder / "stdout").read_text() for _, folder in programs]
-    assert printed[0].count("Trained on 12 faces of 3 people") == len(paths)
-    assert printed[1] == ""
-    for head, other in beside.items():
-        one, two = (
-            torch.load(path, weights_only=True)["objective"]
-            for each in configs
-            for path in (tmp_path / each / head / "checkpoints").iterdir()  # the one of the end
-        )
-        assert one.keys() == two.keys()
-        apart = {key: float((one[key] - two[key]).abs().max()) for key in one}
-        assert max(apart.values()) <= 1e-5, max(apart, key=apart.get)
-        assert (one[other] - first[head]).abs().max() > 1e-3  # what is compared has been trained
-    assert json.loads((tmp_path / "two" / "centre" / "run.json").read_text())["processes"] == 2
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "start", start_and_look)
+        train(replace(settings, output=str(tmp_path / "one")))
+    path = tmp_path / "config.toml"
+    path.write_text(format_config(replace(settings, output=str(tmp_path / "two"))))
+    assert start_both(tmp_path, path).count("Trained on 12 faces of 3 people") == 1
+    one, two = (
+        torch.load(path, weights_only=True)["objective"]
+        for each in ("one", "two")
+        for path in (tmp_path / each / "checkpoints").iterdir()
+    )
+    assert one.keys() == two.keys()
+    apart = {key: float((one[key] - two[key]).abs().max()) for key in one}
+    assert max(apart.values()) <= 1e-5, max(apart, key=apart.get)
+    assert (one[beside] - first[0]).abs().max() > 1e-3  # what is compared has been trained
+    assert json.loads((tmp_path / "two" / "run.json").read_text())["processes"] == 2
 
 
 @pytest.mark.parametrize(
