@@ -78,13 +78,14 @@ def start_program(folder: Path, work: Callable[[], int], **environment: str) -> 
     """Start work as a program, in a session of its own; return its process id.
 
     It is a fork of this process, which has imported what a training needs. What it prints stands in the
-    files `stdout` and `stderr` of the folder.
+    files `stdout` and `stderr` of the folder. If it takes longer than the limit, SIGALRM ends it.
     """
     pid = os.fork()
     if pid == 0:
         code = 70
         try:
             os.setsid()
+            signal.alarm(LIMIT)
             os.environ |= environment
             sys.stdout, sys.stderr = ((folder / name).open("w") for name in ("stdout", "stderr"))
             code = work()
