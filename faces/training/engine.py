@@ -332,19 +332,16 @@ class Trainer:
         self._epoch_report(row)
         progress.epoch, progress.batch, progress.sums = progress.epoch + 1, 0, {}
         rank = validation.rank
-        names = []
+        folders = []
         if not progress.best or rank is None or list(rank) < progress.best:
             progress.best, progress.best_epoch = list(rank or (math.inf,)), progress.epoch
-            names.append("best")
+            folders.append("best")
         if progress.epoch == config.epochs:
-            names.append("last")
-        self._write_weights(*names)
+            folders.append("last")
+        data = self._data
+        self._folder.write_weights(folders, self.objective, data.people, self._standardisation, data.crop)
         self._folder.write_metrics(progress.rows)
         self.save()
-
-    def _write_weights(self, *names: str) -> None:
-        data = self._data
-        self._folder.write_weights(names, self.objective, data.people, self._standardisation, data.crop)
 
     def _warn_of_collapse(self, epoch: int, spread: float) -> None:
         self.progress.warnings.append(
