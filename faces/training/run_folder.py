@@ -254,10 +254,10 @@ class RunFolder:
         first, *others = folders = [self.path / name for name in names]
         people = people if objective.network.logits is not None else ()
         content = {"crop": crop, "people": list(people)}
-        for folder in folders:
-            folder.mkdir(exist_ok=True)
-            replace_file(folder / PEOPLE, (json.dumps(content, indent=1) + "\n").encode())
         with self._explain_errors(), HiddenFolder(self.path) as hidden:
+            for folder in folders:
+                folder.mkdir(exist_ok=True)
+                replace_file(folder / PEOPLE, (json.dumps(content, indent=1) + "\n").encode())
             raw = hidden / "trained.pt"
             torch.save(state_dict, raw)
             stated = FIXED if standardisation == "fixed" else PER_IMAGE
