@@ -19,7 +19,7 @@ compare: $(STAMP)
 test: $(STAMP)
 	$(PYTEST) -m "not real"
 
-# The tests for the loop while writing: two to two and a half minutes on two cores.
+# The tests for the loop while writing: some two and a half minutes on two cores.
 test-fast: $(STAMP)
 	$(PYTEST) -m "not slow and not real"
 
@@ -32,7 +32,7 @@ real: $(STAMP)
 docs: $(STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
-# Mutated files of each format (100,000 each), damaged networks, flipped bits, killed writers and trainings: two hours or three.
+# Mutated files of each format (100,000 each), damaged networks, flipped bits, killed writers and trainings: it takes hours.
 fuzz: $(STAMP)
 	$(BIN)/python -m tests.fuzz
 
