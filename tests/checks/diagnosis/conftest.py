@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from checks.core.builtin_checkpoint import built_in_tensors
 from converter.convert import to_numpy_state_dict
 from converter.layer_map import Variant
-from facenet_tf.rebuilt_network import RebuiltNetwork
 from tests.checks.diagnosis.faulty_ports import ACTIVATIONS, CLASSES, IMAGES, Arrays
 
 
@@ -41,5 +40,7 @@ def averages(clean: Arrays) -> Arrays:
 
 @pytest.fixture(scope="package")
 def reference(tensors: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
+    from facenet_tf.rebuilt_network import RebuiltNetwork
+
     with RebuiltNetwork(tensors, "float64") as network:
         return network.run(IMAGES, ACTIVATIONS)
