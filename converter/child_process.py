@@ -38,6 +38,10 @@ class ChildError(Exception):
     """The child ended without an answer; the message is a clause, such as "crashes (SIGSEGV)"."""
 
 
+class NoAnswerError(ChildError):
+    """The child gives no answer in time, though it may only wait for a disk or a processor."""
+
+
 class AnswerError(Exception):
     """The child refuses a request and goes on; raised in the child, and again in the parent.
 
@@ -200,7 +204,7 @@ class ChildProcess:
             yield
         except TimeoutError as error:
             self.close()
-            raise ChildError(f"gives no answer within {self._seconds:g} s") from error
+            raise NoAnswerError(f"gives no answer within {self._seconds:g} s") from error
         except (OSError, EOFError) as error:
             if self.is_open:
                 self._wait_until_ready(time.monotonic() + self._seconds)

@@ -19,7 +19,7 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
-from converter.errors import SourceError
+from converter.errors import RequirementError, SourceError
 from converter.formats.hdf5.keras import KerasHdf5
 from converter.formats.numpy_arrays import NumpyPickle
 from converter.formats.safetensors import SafetensorsFile
@@ -106,6 +106,13 @@ def test_a_file_on_which_libhdf5_never_ends_is_refused(tmp_path):
     content[free : free + 8] = bytes(8)
     path.write_bytes(content)
     refuses(lambda: KerasHdf5(path), r"this HDF5 file is damaged \(libhdf5 does not come to an end")
+
+
+def test_a_busy_machine_does_not_make_a_file_damaged(tmp_path, monkeypatch):
+    path = keras(tmp_path / "k.h5")
+    monkeypatch.setattr("converter.formats.hdf5.keras._SECONDS", 1e-3)  # a process needs longer to start
+    with pytest.raises(RequirementError, match=r"k\.h5: libhdf5 gives no answer .* too busy\."):
+        KerasHdf5(path)
 
 
 def unstored(group):

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from converter.child_process import AnswerError, ChildError, ChildProcess
-from converter.errors import SourceError
+from converter.child_process import AnswerError, ChildError, ChildProcess, NoAnswerError
+from converter.errors import RequirementError, SourceError
 from converter.formats.limits import check_claims, open_regular
 from converter.formats.source import DOWNLOAD_AGAIN, Naming, TensorInfo, TensorSource
 
@@ -41,7 +41,7 @@ class KerasHdf5(TensorSource):
             claims more data than its size justifies; or a weight is missing, named twice, kept outside the
             file, not stored whole, not of a standard integer or float type, or stored with a filter other
             than gzip, shuffle and fletcher32.
-        RequirementError: The process that reads HDF5 cannot be started.
+        RequirementError: The process that reads HDF5 cannot be started, or gives no answer in time.
     """
 
     format = "Keras HDF5"
@@ -132,7 +132,7 @@ class KerasHdf5(TensorSource):
 
     @contextmanager
     def _errors(self, tensor: str | None = None) -> Iterator[None]:
-        """Turn the errors of the child process into a SourceError."""
+        """Turn the errors of the child into a SourceError, and its silence into a RequirementError."""
         try:
             yield
         except AnswerError as error:
@@ -142,6 +142,10 @@ class KerasHdf5(TensorSource):
                 str(error),
                 tensor=None if tensor is None else str(tensor)[:200],
                 next_step=str(error.details.get("next_step") or DOWNLOAD_AGAIN),
+            ) from error
+        except NoAnswerError as error:  # of work without end, the limit on its processor time tells
+            raise RequirementError(
+                f"{self.path}: libhdf5 {error}: the disk or the processor is too busy. Run it again."
             ) from error
         except ChildError as error:
             raise self._damaged(f"libhdf5 {error}", tensor) from error
