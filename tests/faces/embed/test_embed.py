@@ -317,6 +317,7 @@ def test_two_threads_load_one_detector(colour_detector, tmp_path, network, monke
     loaded = []
     monkeypatch.setattr(Embedder, "detector", Cached())
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(torch, "set_num_threads", lambda number: None)  # which would restore the 2
     write(tmp_path / "photos", *(f"{number}.png" for number in range(32)))
     images = [FaceImage(file) for file in sorted((tmp_path / "photos").iterdir())]
     embedder = Embedder(network, standardisation="fixed")
