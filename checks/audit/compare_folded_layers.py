@@ -131,9 +131,12 @@ def holds_residual_scale(layer: Layer, tensors: Tensors, source: SourceWeights, 
 
 
 def _typical_size(weights: Array) -> float | None:
-    """The median of all finite magnitudes, which a damaged value does not move; None without one."""
-    finite = weights[np.isfinite(weights)].astype(np.float32)
-    # NumPy sorts faster than its median partitions.
+    """The median of the finite magnitudes, which a damaged value does not move; None without one.
+
+    Of some 4,000 weights, at the same places in equal shapes.
+    """
+    sample = weights.reshape(-1)[:: max(1, weights.size >> 12)]
+    finite = sample[np.isfinite(sample)].astype(np.float32)
     return float(np.sort(np.abs(finite))[finite.size // 2]) if finite.size else None
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -124,14 +124,13 @@ def find_published_port(sha256: str) -> PublishedPort | None:
     return None
 
 
-def training_standardisation(path: Path, files: Sequence[Path]) -> str | None:
+def training_standardisation(path: Path, digests: Mapping[str, str]) -> str | None:
     """Find the standardisation of images in the training of a checkpoint; None if it is not known.
 
     Args:
         path: The checkpoint, whose manifest may state it.
-        files: Its files, whose SHA-256 identify a published checkpoint.
+        digests: The name of each of its files to its SHA-256, which identify a published checkpoint.
     """
-    digests = {file.name: file_digest(file) for file in files}
     stated = stated_standardisation(path, digests)
     if stated is not None:
         return stated

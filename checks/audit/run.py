@@ -136,10 +136,13 @@ def audit(
         source = NetworkTensors(closing.enter_context(open_source(source_path, step=step)), ignore)
         named = (source,) if isinstance(opened, Graph) else (opened, source)
         check_ignore(ignore, *named)
-        trained = standardisation or training_standardisation(source.path, source.files)
+        digests = {file: file_digest(file) for file in (*opened.files, *source.files)}
+        trained = standardisation or training_standardisation(
+            source.path, {file.name: digests[file] for file in source.files}
+        )
         crops = _read_faces(Path(faces), opened, trained) if isinstance(faces, str | Path) else faces
         findings = _find(opened, source, weights, trained, seed, say, crops)
-        files = {str(file): file_digest(file) for file in (*opened.files, *source.files)}
+    files = {str(file): digest for file, digest in digests.items()}
     return _make_result(findings, opened, str(source_path), named, files, seed)
 
 

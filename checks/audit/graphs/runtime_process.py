@@ -8,7 +8,6 @@ from __future__ import annotations
 import struct
 import sys
 from collections.abc import Callable, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any, Self
 
@@ -58,9 +57,14 @@ class RuntimeProcess:
         Raises:
             SourceError: The runtime refuses the graph, crashes or does not finish.
         """
+        declared = {output.name for output in self._graph.outputs}
         request = {
-            "input": self._graph.inputs[0].name, "outputs": list(outputs), "as_written": as_written,
-        }  # fmt: skip
+            "input": self._graph.inputs[0].name,
+            "outputs": list(outputs),
+            "undeclared": [name for name in outputs if name not in declared],
+            "in_one_file": len(self._graph.files) == 1,
+            "as_written": as_written,
+        }
         try:
             _, arrays = self._child.ask(request, [images])
         except AnswerError as error:
@@ -115,14 +119,14 @@ def run_child(kind: str, path: Path) -> None:
     def answer(request: Any, arrays: list[Array]) -> tuple[None, list[Array]]:
         outputs, as_written = tuple(request["outputs"]), bool(request["as_written"])
         if (outputs, as_written) not in sessions:
-            sessions[outputs, as_written] = open_session(path, outputs, as_written)
+            sessions[outputs, as_written] = open_session(path, request)
         return None, sessions[outputs, as_written](request["input"], arrays[0])
 
     limit_memory(MEMORY)
     serve(answer)
 
 
-def _open_onnx(path: Path, outputs: Sequence[str], as_written: bool) -> Session:
+def _open_onnx(path: Path, request: Any) -> Session:
     """Open a file in onnxruntime, on one thread."""
     import onnx
     import onnxruntime
@@ -130,29 +134,21 @@ def _open_onnx(path: Path, outputs: Sequence[str], as_written: bool) -> Session:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 4
-    content, known = _read_onnx(path)
-    if as_written:
+    content = path.read_bytes() if request["in_one_file"] else load_onnx(path)[0].SerializeToString()
+    if request["as_written"]:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     # onnxruntime fetches only the outputs that the model declares. Protobuf appends repeated fields.
-    more = [onnx.ValueInfoProto(name=name) for name in outputs if name not in known]
+    more = [onnx.ValueInfoProto(name=name) for name in request["undeclared"]]
     content += onnx.ModelProto(graph=onnx.GraphProto(output=more)).SerializeToString()
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
     def run(input_name: str, images: Array) -> list[Array]:
-        return [np.asarray(array) for array in session.run(list(outputs), {input_name: images})]
+        return [np.asarray(array) for array in session.run(request["outputs"], {input_name: images})]
 
     return run
 
 
-@cache
-def _read_onnx(path: Path) -> tuple[bytes, frozenset[str]]:
-    """Read a model with the weights from the files beside it, and the names of its outputs."""
-    model, files = load_onnx(path)
-    content = path.read_bytes() if len(files) == 1 else model.SerializeToString()
-    return content, frozenset(output.name for output in model.graph.output)
-
-
-def _open_tflite(path: Path, outputs: Sequence[str], as_written: bool) -> Session:
+def _open_tflite(path: Path, request: Any) -> Session:
     """Open a file in LiteRT's interpreter, on one thread; by default LiteRT runs it with XNNPACK.
 
     XNNPACK keeps only the outputs that the model declares.
@@ -160,8 +156,9 @@ def _open_tflite(path: Path, outputs: Sequence[str], as_written: bool) -> Sessio
     from ai_edge_litert import interpreter as litert
 
     kinds = litert.OpResolverType
-    numbers = [_tensor_number(name) for name in outputs]
-    is_declared = as_written or set(numbers) <= set(_declared_outputs(path))
+    numbers = [_tensor_number(name) for name in request["outputs"]]
+    as_written = request["as_written"]
+    is_declared = as_written or not request["undeclared"]
     by_path = is_declared and is_utf_8(path)
     interpreter = litert.Interpreter(
         str(path) if by_path else None,
@@ -182,14 +179,6 @@ def _open_tflite(path: Path, outputs: Sequence[str], as_written: bool) -> Sessio
     return run
 
 
-def _declared_outputs(path: Path) -> list[int]:
-    """The numbers of the tensors that a TFLite model declares as its outputs."""
-    from ai_edge_litert import schema_py_generated as schema
-
-    graph = schema.Model.GetRootAs(path.read_bytes(), 0).Subgraphs(0)
-    return [graph.Outputs(place) for place in range(graph.OutputsLength())]
-
-
 def _declare_outputs(path: Path, numbers: Sequence[int]) -> bytes:
     """Return a TFLite model with other outputs: the new list is appended, and the graph refers to it."""
     from ai_edge_litert import schema_py_generated as schema
@@ -202,11 +191,11 @@ def _declare_outputs(path: Path, numbers: Sequence[int]) -> bytes:
     return bytes(content + struct.pack(f"<I{len(numbers)}i", len(numbers), *numbers))
 
 
-def _open_tensorflow(path: Path, outputs: Sequence[str], as_written: bool) -> Session:
+def _open_tensorflow(path: Path, request: Any) -> Session:
     """Open a frozen graph in TensorFlow."""
     from facenet_tf.frozen import open_frozen
 
-    return open_frozen(path, outputs, as_written=as_written)
+    return open_frozen(path, request["outputs"], as_written=request["as_written"])
 
 
 def _tensor_number(name: str) -> int:

@@ -15,6 +15,7 @@ from converter.convert_file import convert_file
 from converter.formats.detect import open_source
 from converter.hub.catalog_entry import FIXED
 from converter.hub.locate import require_entry
+from converter.manifest import file_digest
 from faces.export.weights import read_weights
 
 
@@ -33,7 +34,7 @@ def converted(small_source, tmp_path):
 def test_a_manifest_of_these_very_bytes_names_the_published_model(converted):
     read = read_weights(converted)
     assert (read.name, read.standardisation, read.licence[:3]) == ("mtcnn", FIXED, "MIT")
-    assert training_standardisation(converted, [converted]) == FIXED
+    assert training_standardisation(converted, {"m.pt": file_digest(converted)}) == FIXED
 
 
 def test_a_manifest_of_other_bytes_names_nothing(converted):
@@ -42,7 +43,7 @@ def test_a_manifest_of_other_bytes_names_nothing(converted):
     torch.save({key: tensor + 1 for key, tensor in state_dict.items()}, converted)
     read = read_weights(converted)
     assert (read.name, read.standardisation, read.licence) == ("m.pt", None, None)
-    assert training_standardisation(converted, [converted]) is None
+    assert training_standardisation(converted, {"m.pt": file_digest(converted)}) is None
 
 
 def test_neither_a_shape_nor_the_name_of_a_folder_is_an_identity(small_source, tmp_path):
@@ -52,7 +53,7 @@ def test_neither_a_shape_nor_the_name_of_a_folder_is_an_identity(small_source, t
     own = shutil.copy(small_source, folder / "p-net.npy")
     read = read_weights(own)
     assert (read.name, read.standardisation, read.licence) == ("p-net.npy", None, None)
-    assert training_standardisation(own, [own]) is None
+    assert training_standardisation(own, {"p-net.npy": file_digest(own)}) is None
 
 
 def test_a_name_that_is_no_text_is_escaped(small_source, tmp_path):
