@@ -24,6 +24,17 @@ CLASSES = 7
 ACTIVATIONS = activation_names(every_layer=True, logits=True)
 UNIT = "repeat_1.2.branch1.1"  # a 3x3 convolution of 32 channels, with as many inputs
 UNIT_ACTIVATION = "Repeat/block35_3/Branch_1/Conv2d_0b_3x3"
+UNITS = {
+    f"repeat_1.{block}.{module}": f"Repeat/block35_{block + 1}/{layer}"
+    for block in (0, 2, 4)
+    for module, layer in (
+        ("branch1.1", "Branch_1/Conv2d_0b_3x3"),
+        ("branch2.1", "Branch_2/Conv2d_0b_3x3"),
+        ("branch2.2", "Branch_2/Conv2d_0c_3x3"),
+    )
+}
+"""Each unit that is as `UNIT`, which is one of them, to its activation."""
+
 PIXELS = np.random.default_rng(7).integers(0, 256, (2, 123, 107, 3)).astype(np.uint8)
 IMAGES = ((PIXELS - 127.5) / 128).astype(np.float32)
 
@@ -58,6 +69,19 @@ def _swapped(*pairs: tuple[str, str]) -> Callable[[Arrays], None]:
             state_dict[first], state_dict[second] = state_dict[second], state_dict[first]
 
     return fault
+
+
+def weights_in(unit: str, fault: Callable[[Arrays], None]) -> Callable[[Arrays], None]:
+    """Move a fault from the weights of `UNIT` to those of another unit."""
+
+    def moved(state_dict: Arrays) -> None:
+        keys = [key for key in state_dict if key.startswith(f"{UNIT}.") and unit != UNIT]
+        swap = _swapped(*((key, key.replace(UNIT, unit)) for key in keys))
+        swap(state_dict)
+        fault(state_dict)
+        swap(state_dict)
+
+    return moved
 
 
 def _mean_for_variance(state_dict: Arrays) -> None:
@@ -165,6 +189,25 @@ WEIGHTS = {
 
 def unit_of(port: InceptionResnetV1) -> Any:
     return port.get_submodule(UNIT)
+
+
+def module_in(
+    path: str, other: str, fault: Callable[[InceptionResnetV1], None]
+) -> Callable[[InceptionResnetV1], None]:
+    """Move a fault from a module to another one."""
+
+    def swap(port: InceptionResnetV1) -> None:
+        modules = [port.get_submodule(each) for each in (other, path)]
+        for each, module in zip((path, other), modules, strict=True):
+            parent, _, name = each.rpartition(".")
+            setattr(port.get_submodule(parent), name, module)
+
+    def moved(port: InceptionResnetV1) -> None:
+        swap(port)
+        fault(port)
+        swap(port)
+
+    return moved
 
 
 def computing(path: str, forward: Callable[..., Tensor]) -> Callable[[InceptionResnetV1], None]:

@@ -53,8 +53,10 @@ def stored(tensors: Mapping[str, NDArray[Any]], tmp_path_factory: pytest.TempPat
             activation_writer(folder / "activations.h5", stated) as store,
         ):
             for name in SEEDED:
-                # Large enough for a last map of 2x2: on a single pixel a 1x3 kernel is its middle alone.
-                images = random.standard_normal((2 if name == SEEDED[0] else 1, 111, 111, 3))
+                # The input of the diagnosis is large enough for a last map of 2x2: on a single pixel a 1x3
+                # kernel is its middle alone.
+                shape = (2, 111, 111, 3) if name == SEEDED[0] else (1, 75, 75, 3)
+                images = random.standard_normal(shape)
                 store(side.run(InputBatch(name, images.astype(np.float32)), ACTIVATIONS))
     return folder / "activations.h5"
 

@@ -47,8 +47,9 @@ INPUTS: dict[str, tuple[Callable[[NDArray[Any]], NDArray[Any]], Cause, str]] = {
 def test_another_input_is_named(name: str, clean: Arrays, reference: Mapping[str, NDArray[Any]]) -> None:
     prepare, cause, text = INPUTS[name]
     given = prepare(PIXELS).astype(np.float32)
+    most = None if name == "BGR" else 1  # the layers behind the first take the same inputs in every case
     (finding,) = diagnose(
-        port_of(clean), reference, IMAGES, given=given, pixels=PIXELS, source=clean
+        port_of(clean), reference, IMAGES, given=given, pixels=PIXELS, source=clean, most_layers=most
     ).findings
     assert finding.cause == cause
     assert finding.activation.endswith("Conv2d_1a_3x3")

@@ -25,28 +25,51 @@ from tests.checks.diagnosis.faulty_ports import (
     KERNEL,
     UNIT,
     UNIT_ACTIVATION,
+    UNITS,
     WEIGHTS,
     Arrays,
     port_of,
     same_bytes,
+    weights_in,
 )
 
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize("name", WEIGHTS)
-def test_a_fault_in_the_weights_is_named_placed_and_put_right(
-    name: str, clean: Arrays, reference: Mapping[str, NDArray[Any]]
+OF_A_UNIT = [name for name, (_, _, activation) in WEIGHTS.items() if activation == UNIT_ACTIVATION]
+"""The faults of one unit; of each kind there are units enough for half of them in one port."""
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        [*OF_A_UNIT[: len(UNITS)], *(name for name in WEIGHTS if name not in (*OF_A_UNIT, "two blocks"))],
+        [*OF_A_UNIT[len(UNITS) :], "two blocks"],  # whose blocks have no other fault
+    ],
+)
+def test_faults_in_the_weights_are_named_placed_and_put_right_each_by_itself(
+    names: list[str], clean: Arrays, reference: Mapping[str, NDArray[Any]]
 ) -> None:
-    fault, cause, activation = WEIGHTS[name]
-    state_dict = dict(clean)
-    fault(state_dict)
+    state_dict, units = dict(clean), iter(UNITS.items())
+    planted = []
+    for name in names:
+        fault, cause, activation = WEIGHTS[name]
+        if name in OF_A_UNIT:
+            unit, activation = next(units)
+            fault = weights_in(unit, fault)
+        before = dict(state_dict)
+        fault(state_dict)
+        planted.append((activation, cause, {key for key in clean if state_dict[key] is not before[key]}))
     diagnosis = diagnose(port_of(state_dict), reference, IMAGES, source=clean)
-    assert diagnosis.findings[0].cause == cause, diagnosis.findings
-    assert diagnosis.findings[0].activation.endswith(activation)
-    assert diagnosis.findings[0].in_weights
-    assert {finding.cause for finding in diagnosis.findings} == {cause}
-    assert {str(cause) in line for line in diagnosis.summary} == {True}
+    explained = 0
+    for activation, cause, keys in planted:
+        findings = [finding for finding in diagnosis.findings if keys & set(finding.repair)]
+        assert {finding.cause for finding in findings} == {cause}, activation
+        assert findings[0].activation.endswith(activation)
+        assert all(finding.in_weights for finding in findings)
+        explained += len(findings)
+    assert explained == len(diagnosis.findings)
+    assert {line.partition(" at ")[0] for line in diagnosis.summary} == {str(each[1]) for each in planted}
     repaired = {**state_dict, **diagnosis.repair}
     assert all(same_bytes(repaired[key], clean[key]) for key in clean)
 
