@@ -24,8 +24,9 @@ def network(state_dict: Arrays) -> InceptionResnetV1:
     """Build the network in evaluation mode, with logits where the state_dict has them."""
     classes = len(state_dict["logits.bias"]) if "logits.bias" in state_dict else None
     size = len(state_dict["last_linear.weight"])
-    model = InceptionResnetV1(num_classes=classes, embedding_size=size)
-    model.load_state_dict({key: torch.from_numpy(array) for key, array in state_dict.items()})
+    with torch.device("meta"):  # no initial values, which the weights replace
+        model = InceptionResnetV1(num_classes=classes, embedding_size=size)
+    model.load_state_dict({key: torch.tensor(array) for key, array in state_dict.items()}, assign=True)
     return model.eval()
 
 
@@ -98,7 +99,7 @@ def export_tflite(
     halved: Path | None = None,
     dynamic: Path | None = None,
     int8: tuple[Path, NDArray[Any]] | None = None,
-    from_bytes: bool = False,
+    from_bytes: Path | None = None,
     size: int = SIZE,
 ) -> Path:
     """Convert the rebuilt TensorFlow graph, with these variables, by TensorFlow's own converter.
@@ -109,7 +110,7 @@ def export_tflite(
         halved: A second file to write, with the weights in half precision.
         dynamic: A third file to write, with weights of integers and activations that the runtime quantises.
         int8: A fourth file to write, with every operation in 8 bits, and images to calibrate it on.
-        from_bytes: Whether the graph takes bytes and standardises them as (x - 127.5) / 128.
+        from_bytes: A fifth file to write, which takes bytes and standardises them as (x - 127.5) / 128.
         size: Height and width of the images.
     """
     from facenet_tf import import_tensorflow
@@ -120,14 +121,16 @@ def export_tflite(
     tf = import_tensorflow()
     features = {name: array for name, array in tensors.items() if not name.startswith("Logits/")}
     with legacy_graph() as graph:
-        dtype = tf.uint8 if from_bytes else tf.float32
-        placeholder = tf.compat.v1.placeholder(dtype, (None, size, size, 3), name="input")
-        images = (tf.cast(placeholder, tf.float32) - 127.5) / 128.0 if from_bytes else placeholder
+        pixels = tf.compat.v1.placeholder(tf.uint8, (None, size, size, 3), name="pixels")
+        images = tf.identity((tf.cast(pixels, tf.float32) - 127.5) / 128.0, name="input")
         embeddings = build(images, **infer_options(features)._asdict())["embeddings"]
     with open_session(graph) as session:
         load_variables(session, features)
-        converter = tf.compat.v1.lite.TFLiteConverter.from_session(session, [placeholder], [embeddings])
+        converter = tf.compat.v1.lite.TFLiteConverter.from_session(session, [images], [embeddings])
         path.write_bytes(converter.convert())
+        if from_bytes is not None:
+            whole = tf.compat.v1.lite.TFLiteConverter.from_session(session, [pixels], [embeddings])
+            from_bytes.write_bytes(whole.convert())
         if halved is not None:
             converter.optimizations = [tf.lite.Optimize.DEFAULT]
             converter.target_spec.supported_types = [tf.float16]

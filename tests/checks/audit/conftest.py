@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from checks.core.inputs import prewhiten, standardise
+from checks.core.inputs import standardise
 from converter.convert import to_numpy_state_dict
 from converter.formats.tensorflow.bundle_writer import write_tensor_bundle
 from tests.support.first_images import AUDIT_TAKES_FROM, first_audited
@@ -53,7 +53,7 @@ def plain(tensors, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tflite(tensors, pixels, tmp_path_factory):
-    """A TFLite graph by TensorFlow; beside it `half.tflite`, `dynamic.tflite` and `int8.tflite`."""
+    """A TFLite graph by TensorFlow; beside it those in `half`, `dynamic`, `int8` and from `bytes`."""
 
     def write(folder):
         export_tflite(
@@ -62,6 +62,7 @@ def tflite(tensors, pixels, tmp_path_factory):
             halved=folder / "half.tflite",
             dynamic=folder / "dynamic.tflite",
             int8=(folder / "int8.tflite", standardise(pixels)),
+            from_bytes=folder / "bytes.tflite",
         )
 
     return shared_folder(tmp_path_factory, "tflite", write) / "single.tflite"
@@ -78,11 +79,10 @@ def pixels():
 
 @pytest.fixture(scope="session")
 def int8(folded, pixels, tmp_path_factory):
-    """The folded graph in int8, calibrated on images standardised as in 2018; `other.onnx` as in 2017."""
+    """The folded graph in int8, calibrated on images standardised as in 2018."""
 
     def write(folder):
         export_int8(folded, folder / "int8.onnx", standardise(pixels))
-        export_int8(folded, folder / "other.onnx", prewhiten(pixels))
 
     return shared_folder(tmp_path_factory, "int8-onnx", write) / "int8.onnx"
 

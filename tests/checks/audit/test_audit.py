@@ -22,8 +22,8 @@ from converter.convert_file import convert_file
 from converter.errors import PortError, SourceError, UsageError
 from converter.formats.tensorflow.bundle_writer import write_tensor_bundle
 from converter.layer_map import Variant, table
-from reference import InceptionResnetV1
 from tests.conftest import CLASSES, MODEL, write_keras
+from tests.support.graph_exports import network
 
 pytestmark = pytest.mark.slow
 
@@ -72,8 +72,8 @@ def test_a_checkpoint_is_audited_against_a_state_dict_and_paths_may_be_strings(s
     assert audit(str(source), str(single_files / "weights.pt")).verdict == EXACT
 
 
-@pytest.mark.parametrize("prefix", ["module.", "model.", "encoder.backbone."])
-def test_a_prefix_is_found_and_stated(source, state_dict, tmp_path, prefix):
+def test_a_prefix_is_found_and_stated(source, state_dict, tmp_path):
+    prefix = "encoder.backbone."
     port = save(tmp_path / "port.safetensors", {prefix + key: array for key, array in state_dict.items()})
     result = audit(port, source)
     assert result.verdict == EXACT
@@ -273,11 +273,12 @@ def test_averages_in_place_of_the_variables_are_named(tensors, state_dict, tmp_p
     moved = {name: array * np.float32(1.001) for name, array in tensors.items()}
     averages = {f"{name}/ExponentialMovingAverage": array for name, array in moved.items()}
     write_tensor_bundle(tmp_path / "model.ckpt-1", {**tensors, **averages})
-    port = save(tmp_path / "port.safetensors", {**state_dict, KERNEL: to_numpy_state_dict(moved)[KERNEL]})
+    average = to_numpy_state_dict(moved)
+    port = save(tmp_path / "port.safetensors", {**state_dict, KERNEL: average[KERNEL]})
     result = audit(port, tmp_path / "model.ckpt-1")
     assert not result.passed
     assert "average" in with_status(result, "differs")[KERNEL].detail
-    whole = save(tmp_path / "averages.safetensors", to_numpy_state_dict(moved))
+    whole = save(tmp_path / "averages.safetensors", average)
     assert audit(whole, tmp_path / "model.ckpt-1", weights="average").verdict == EXACT
 
 
@@ -297,22 +298,24 @@ def test_another_embedding_size_and_a_batch_counter_above_zero_are_differences(s
 # Half precision.
 
 
-@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
-def test_half_precision_is_rounded_to_the_bit_or_named(source, state_dict, tmp_path, dtype):
-    halves = {k: a if a.dtype == np.int64 else a.astype(dtype) for k, a in state_dict.items()}
+def test_half_precision_is_rounded_to_the_bit_or_named(source, state_dict, tmp_path):
+    """Of either kind: the first part of the network in float16, and the other in bfloat16."""
+    late = ("repeat_2", "mixed_7", "last")
+    halves = dict(state_dict)
+    for key, array in state_dict.items():
+        if array.dtype == np.float32:
+            halves[key] = array.astype(ml_dtypes.bfloat16 if key.startswith(late) else np.float16)
     result = audit(save(tmp_path / "port.safetensors", halves), source)
     assert result.passed
     assert len(with_status(result, "rounded")) == 716 - 112
     assert result.verdict == (
         "The port is faithful: its weights are the source's rounded to half precision, bit for bit."
     )
-    halves[KERNEL] = flip(halves[KERNEL], 5, 0)
-    result = audit(save(tmp_path / "flipped.safetensors", halves), source)
-    assert set(with_status(result, "differs")) == {KERNEL}
-    assert (
-        with_status(result, "differs")[KERNEL].differing,
-        with_status(result, "differs")[KERNEL].max_ulp,
-    ) == (1, 1)
+    flipped = {KERNEL: "float16", "last_linear.weight": "bfloat16"}
+    halves |= {key: flip(halves[key], 5, 0) for key in flipped}
+    wrong = with_status(audit(save(tmp_path / "flipped.safetensors", halves), source), "differs")
+    assert {key: tensor.dtype for key, tensor in wrong.items()} == flipped
+    assert {(tensor.differing, tensor.max_ulp) for tensor in wrong.values()} == {(1, 1)}
 
 
 # Folding.
@@ -320,9 +323,7 @@ def test_half_precision_is_rounded_to_the_bit_or_named(source, state_dict, tmp_p
 
 def fused(state_dict, *, epsilon=0.001):
     """The state_dict of the network with PyTorch's own fusion applied to every unit."""
-    model = InceptionResnetV1(num_classes=CLASSES)
-    model.load_state_dict({key: torch.from_numpy(array) for key, array in state_dict.items()})
-    model.eval()
+    model = network(state_dict)
     with torch.no_grad():
         for module in list(model.modules()):
             if hasattr(module, "bn"):
@@ -364,10 +365,17 @@ def test_one_bit_of_a_folded_tensor_is_found_and_named(source, folded, tmp_path)
     }
 
 
-def test_folding_with_pytorchs_epsilon_is_named(source, state_dict, tmp_path):
-    result = audit(save(tmp_path / "port.safetensors", fused(state_dict, epsilon=1e-5)), source)
+def test_folding_with_pytorchs_epsilon_is_named(source, folded, state_dict, tmp_path):
+    """Of layers of which the others are folded as they should be."""
+    layers = ("conv2d_1a.conv", "repeat_2.3.branch1.1.conv", "last_linear")
+    other = fused(state_dict, epsilon=1e-5)
+    changed = {f"{layer}.{leaf}": other[f"{layer}.{leaf}"] for layer in layers for leaf in ("weight", "bias")}
+    result = audit(save(tmp_path / "port.safetensors", folded | changed), source)
     assert not result.passed
-    assert "folded with an epsilon of 1e-05" in with_status(result, "differs")["conv2d_1a.conv.weight"].detail
+    wrong = with_status(result, "differs")
+    assert set(wrong) == set(changed)
+    for layer in layers:
+        assert "folded with an epsilon of 1e-05" in wrong[f"{layer}.weight"].detail
 
 
 def test_folding_in_half_precision_is_recognised(source, folded, tmp_path):

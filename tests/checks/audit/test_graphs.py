@@ -32,7 +32,7 @@ from converter.hub.catalog_entry import FIXED, PER_IMAGE
 from converter.plan import describe, infer_variant
 from tests.conftest import CLASSES
 from tests.fuzz.sandbox import ROOT
-from tests.support.graph_exports import SIZE, export_onnx, export_tflite, network
+from tests.support.graph_exports import SIZE, export_onnx, network
 from tests.support.onnx_edit import Edit
 
 pytestmark = pytest.mark.slow
@@ -80,16 +80,6 @@ def test_pytorchs_export_is_faithful(folded, source):
     assert {layer.activation for layer in run.inputs[0].layers} == ACTIVATIONS
     assert judgement(result, "arithmetic").share <= 0.5
     assert "without the source's classifier" in judgement(result, "tensors").statement
-
-
-def test_a_graph_that_folds_nothing_is_exact(plain, source):
-    result = audit(plain, source)
-    assert result.passed, result.judgements
-    assert result.verdict == (
-        "The port is exact: every tensor is the source's, bit for bit, and its graph computes what the "
-        "network does."
-    )
-    assert {tensor.status for tensor in result.tensors} == {"equal"}
 
 
 @pytest.mark.whole_inputs
@@ -183,7 +173,7 @@ def test_pixels_that_the_graph_standardises_itself_and_otherwise_than_in_trainin
         assert all(each.passed for each in judge_run(result.run, trained))
 
 
-def test_bgr_bytes_and_another_range_are_detected(plain, source, tmp_path):
+def test_bgr_bytes_and_another_range_are_detected_in_a_graph_that_folds_nothing(plain, source, tmp_path):
     edit = Edit(plain)
     edit.prepend(
         helper.make_node("Cast", ["pixels"], ["numbers"], to=TensorProto.FLOAT),
@@ -198,15 +188,11 @@ def test_bgr_bytes_and_another_range_are_detected(plain, source, tmp_path):
     result = audit(edit.save(tmp_path / "bgr.onnx"), source)
     assert result.passed, result.judgements
     assert result.run.preprocessing == "x / 127.5 - 1 is baked in: it takes BGR pixels of 0 to 255"
-
-
-def test_unknown_preprocessing_fails(plain, source, tmp_path):
-    edit = Edit(plain)
-    edit.prepend(helper.make_node("Abs", ["pixels"], ["images"]))
-    result = audit(edit.save(tmp_path / "absolute.onnx"), source)
-    assert "preprocessing" in failed(result)
-    assert result.run.preprocessing.startswith("unknown")
-    assert "Abs before the first layer, which a run cannot judge" in judgement(result, "structure").details
+    assert result.verdict == (
+        "The port is exact: every tensor is the source's, bit for bit, and its graph computes what the "
+        "network does."
+    )
+    assert {tensor.status for tensor in result.tensors} == {"equal"}
 
 
 @pytest.mark.whole_inputs
@@ -226,8 +212,8 @@ def test_per_image_whitening_is_detected_and_its_rounding_is_not_a_fault(plain, 
     assert result.run.preprocessing == "per image (prewhiten) is baked in: it takes RGB images of any scale"
 
 
-def test_standardisation_folded_into_the_first_layer_is_detected(tensors, source, tmp_path):
-    result = audit(export_tflite(tensors, tmp_path / "bytes.tflite", from_bytes=True), source)
+def test_standardisation_folded_into_the_first_layer_is_detected(tflite, source):
+    result = audit(tflite.with_name("bytes.tflite"), source)
     assert result.passed, result.judgements
     assert result.run.preprocessing == "(x - 127.5) / 128 is baked in: it takes RGB pixels of 0 to 255"
     first = [tensor for tensor in result.tensors if tensor.stage == "Conv2d_1a_3x3"]
@@ -390,14 +376,17 @@ FAULTS = {
 """Each fault, in the order of evaluation, with its place and its message."""
 
 
-def test_faults_in_a_graph_are_found_each_at_its_layer(plain, source, tmp_path):
+def test_faults_in_a_graph_are_found_each_at_its_layer_behind_unknown_preprocessing(plain, source, tmp_path):
     edit = Edit(plain)
     for fault in FAULTS:
         fault(edit)
+    edit.prepend(helper.make_node("Abs", ["pixels"], ["images"]))
     result = audit(edit.save(tmp_path / "faults.onnx"), source)
     assert judgement(result, "tensors").passed
-    assert {"structure", "arithmetic"} <= failed(result)
+    assert {"structure", "preprocessing", "arithmetic"} <= failed(result)
+    assert result.run.preprocessing.startswith("unknown")
     messages = [f"{place} {message}" for place, message in FAULTS.values()]
+    messages.append("Abs before the first layer, which a run cannot judge")
     assert sorted(judgement(result, "structure").details) == sorted(messages)
     # A wrong order of concatenation shows in the block's last convolution. No layer without a fault diverges.
     first, *_ = places = [place for place, _ in FAULTS.values()]

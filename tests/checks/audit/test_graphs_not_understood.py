@@ -9,6 +9,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from checks.audit.__main__ import main
+from checks.audit.graphs.find_layers import find_layers
+from checks.audit.graphs.graph import NotUnderstoodError
+from checks.audit.graphs.onnx_file import read_onnx
 from checks.audit.run import audit
 from checks.core.network import MAX_POOL, short_name
 from tests.support.graph_exports import SIZE
@@ -52,7 +55,21 @@ def change_a_weight(edit):
 
 
 def test_the_weaker_proof_has_its_own_verdict_exit_code_json_and_page(plain, source, tmp_path, capsys):
-    path = sum_instead_of_mean(Edit(plain)).save(tmp_path / "port.onnx")
+    """Of a graph whose preprocessing is found from its embeddings."""
+    edit = sum_instead_of_mean(Edit(plain))
+    edit.prepend(
+        helper.make_node("Transpose", ["pixels"], ["planes"], perm=[0, 3, 1, 2]),
+        helper.make_node("Cast", ["planes"], ["numbers"], to=TensorProto.FLOAT),
+        helper.make_node("Gather", ["numbers", "order"], ["turned"], axis=1),
+        helper.make_node("Sub", ["turned", "grey"], ["centred"]),
+        helper.make_node("Div", ["centred", "range"], ["images"]),
+        dtype=TensorProto.UINT8,
+        shape=("N", SIZE, SIZE, 3),
+        order=np.array([2, 1, 0]),
+        grey=np.float32(127.5),
+        range=np.float32(128),
+    )
+    path = edit.save(tmp_path / "port.onnx")
     report, page = tmp_path / "result.json", tmp_path / "page.html"
     options = ["--against", str(source), "--json", str(report), "--report", str(page), "--verbose"]
     assert main([str(path), *options]) == 5
@@ -66,6 +83,9 @@ def test_the_weaker_proof_has_its_own_verdict_exit_code_json_and_page(plain, sou
     assert (result["passed"], result["exit_code"], result["verdict"]) == (False, 5, VERDICT)
     assert "where the average pool should be" in result["not_understood"]
     assert result["tensors"] == []
+    assert result["run"]["preprocessing"] == (
+        "(x - 127.5) / 128 is baked in: it takes BGR pixels of 0 to 255"
+    )
     html = page.read_text()
     assert "<title>Weaker proof: " in html
     assert '<div class="verdict weaker">' in html
@@ -83,25 +103,10 @@ def test_other_embeddings_are_a_difference(plain, source, tmp_path, capsys):
     assert "FAILS  embeddings " in out
 
 
-def test_the_preprocessing_is_found_from_the_embeddings(plain, source, tmp_path):
-    edit = maximum_instead_of_relu(Edit(plain))
-    edit.prepend(
-        helper.make_node("Transpose", ["pixels"], ["planes"], perm=[0, 3, 1, 2]),
-        helper.make_node("Cast", ["planes"], ["numbers"], to=TensorProto.FLOAT),
-        helper.make_node("Gather", ["numbers", "order"], ["turned"], axis=1),
-        helper.make_node("Sub", ["turned", "grey"], ["centred"]),
-        helper.make_node("Div", ["centred", "range"], ["images"]),
-        dtype=TensorProto.UINT8,
-        shape=("N", SIZE, SIZE, 3),
-        order=np.array([2, 1, 0]),
-        grey=np.float32(127.5),
-        range=np.float32(128),
-    )
-    result = audit(edit.save(tmp_path / "pixels.onnx"), source)
-    assert result.exit_code == 5, result.judgements
-    assert not result.passed
-    assert "Max '" in result.not_understood
-    assert result.run.preprocessing == "(x - 127.5) / 128 is baked in: it takes BGR pixels of 0 to 255"
+def test_a_maximum_in_the_place_of_a_relu_is_not_understood(plain, tmp_path):
+    path = maximum_instead_of_relu(Edit(plain)).save(tmp_path / "maximum.onnx")
+    with pytest.raises(NotUnderstoodError, match="Max '"):
+        find_layers(read_onnx(path))
 
 
 def test_another_standardisation_than_a_known_one_is_a_difference(plain, source, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -17,13 +18,15 @@ from checks.audit.compare_tensors import compare_tensors
 from checks.audit.faces import compare_faces
 from checks.audit.graphs.find_layers import find_layers
 from checks.audit.graphs.onnx_file import read_onnx
+from checks.audit.graphs.quantisation import refuse_reordering
 from checks.audit.graphs.run_graph import normalise
-from checks.audit.judge_quantised import judge_faces, judge_scales
+from checks.audit.graphs.wiring import Wiring
+from checks.audit.judge_quantised import judge_faces, judge_integers, judge_scales
 from checks.audit.result import QuantisedRun
 from checks.audit.run import audit
 from checks.audit.source_weights import source_weights
 from checks.core import thresholds
-from checks.core.network import EMBEDDINGS
+from checks.core.network import BOTTLENECK, EMBEDDINGS
 from checks.diagnosis.explain_tensor import SourceTensors
 from converter.convert import to_numpy_state_dict
 from converter.counts import counted
@@ -151,11 +154,16 @@ def test_a_right_file_is_faithfully_quantised(int8, source, tmp_path, capsys):
     assert {each["quantisation"]["scales"] for each in kernels} == {each["shape"][0] for each in kernels}
 
 
-def test_other_ways_to_quantise_are_faithful(folded, pixels, source, tmp_path):
-    """Signed, symmetric activations, a layer left out, weights of 7 bits or one scale for all channels."""
+def test_other_ways_to_quantise_are_faithful_and_another_standardisation_of_the_calibration_is_named(
+    folded, pixels, source, tmp_path
+):
+    """Signed, symmetric activations, a layer left out, weights of 7 bits or one scale for all channels.
+
+    The images of the calibration are standardised as in 2017.
+    """
     from onnxruntime.quantization import QuantType
 
-    from checks.core.inputs import standardise
+    from checks.core.inputs import prewhiten
 
     nodes = onnx.load(folded).graph.node
     (bottleneck,) = [node.name for node in nodes if node.op_type in ("Gemm", "MatMul")]
@@ -163,7 +171,7 @@ def test_other_ways_to_quantise_are_faithful(folded, pixels, source, tmp_path):
     path = export_int8(
         folded,
         tmp_path / "int8.onnx",
-        standardise(pixels[:2]),
+        prewhiten(pixels[:2]),
         reduce_range=True,
         activation_type=QuantType.QInt8,
         nodes_to_exclude=[bottleneck],
@@ -172,14 +180,22 @@ def test_other_ways_to_quantise_are_faithful(folded, pixels, source, tmp_path):
             "TensorQuantOverrides": {kernel: [{"reduce_range": False}] for kernel in whole},
         },
     )
-    result = audit(path, source, seed=1, standardisation=FIXED)
+    result = audit(path, source, seed=1, standardisation=PER_IMAGE)
     assert result.passed, result.judgements
     assert excess(result) < 0.5
     assert all(each.share < 0.5 for each in result.judgements if each.share is not None)
+    other = audit(path, source, standardisation=FIXED)
+    assert failed(other) == {"range"}
+    assert_another_standardisation_is_named(other)
     assert "scales for each channel of 66 of 132 tensors" in judgement(result, "scales").statement
     for stated in (judgement(result, "scales").statement, result.verdict):
         assert "weights of 7 bits in 66 of 133 layers" in stated
         assert "weights of float32 in 1 of 133 layers" in stated
+
+
+def assert_another_standardisation_is_named(result):
+    assert judgement(result, "range").share > 2
+    assert "another standardisation" in judgement(result, "range").details[0]
 
 
 def test_tensorflows_conversion_with_every_operation_in_integers_is_faithful(tflite, source):
@@ -301,17 +317,6 @@ def test_a_zero_point_that_is_off_by_one_and_bgr_weights_are_named(int8, expecte
     assert faults[kernel].startswith("quantised with a zero point that is 1 lower")
 
 
-@pytest.mark.parametrize(("name", "trained"), [("other.onnx", FIXED), ("int8.onnx", PER_IMAGE)])
-def test_another_standardisation_of_the_calibration_is_named(int8, source, name, trained):
-    path = int8.with_name(name)
-    result = audit(path, source, standardisation=trained)
-    assert failed(result) == {"range"}
-    assert judgement(result, "range").share > 2
-    assert "another standardisation" in judgement(result, "range").details[0]
-    if trained == FIXED:  # the first test of this file judges the other one by its own standardisation
-        assert judgement(audit(path, source, standardisation=PER_IMAGE), "range").share < 0.5
-
-
 def test_scales_that_do_not_suit_their_tensors_are_named(int8, folded, expected, tmp_path):
     """One for all channels, too large a one, one with which values are beyond it, and that of a bias."""
     edit = Integers(int8)
@@ -347,22 +352,42 @@ def test_scales_that_do_not_suit_their_tensors_are_named(int8, folded, expected,
         assert any(f"{changed[factor]}: {channel}" in detail for detail in details)
 
 
-def test_a_saturating_kernel_shows_in_the_arithmetic(int8, source, monkeypatch):
-    """One integer of 30 million that is a step off, as a kernel without VNNI may give."""
+def change_fetched(monkeypatch, *, saturates):
+    """Give another first output than its runtime does, and an integer that is a step off.
+
+    Args:
+        monkeypatch: pytest's.
+        saturates: Whether one integer of 30 million is off, as a kernel without VNNI may give it.
+    """
     from checks.audit.graphs.onnx_tflite_session import OnnxTfliteSession
 
     fetch = OnnxTfliteSession.fetch
 
-    def saturate(self, images, names, *, as_written):
+    def change(self, images, names, *, as_written):
         arrays = fetch(self, images, names, as_written=as_written)
         if not as_written and len(arrays) > 50:
-            arrays[50].reshape(-1)[7] ^= 1
+            arrays[0] = arrays[0] + 3e-5 * np.linalg.norm(arrays[0][0]) * np.eye(*arrays[0].shape)
+            if saturates:
+                arrays[50].reshape(-1)[7] ^= 1
         return arrays
 
-    monkeypatch.setattr(OnnxTfliteSession, "fetch", saturate)
-    result = audit(int8, source, standardisation=FIXED)
-    assert "arithmetic" in failed(result)
-    assert judgement(result, "arithmetic").share > 2
+    monkeypatch.setattr(OnnxTfliteSession, "fetch", change)
+
+
+def test_a_saturating_kernel_another_embedding_and_another_standardisation_show_each_by_itself(
+    int8, source, monkeypatch
+):
+    change_fetched(monkeypatch, saturates=True)
+    result = audit(int8, source, standardisation=PER_IMAGE)
+    assert failed(result) == {"arithmetic", "range"}
+    assert_another_standardisation_is_named(result)
+    integer, *_, embedding = judgement(result, "arithmetic").details
+    assert integer.endswith("steps from the float64 result of its own integers")
+    assert embedding.startswith("embeddings: ")
+    for alone in (replace(result.quantised, embedding=0.0), replace(result.quantised, quantisers=())):
+        judged = judge_integers(alone)
+        assert not judged.passed
+        assert judged.share > 2
 
 
 @pytest.mark.parametrize(
@@ -389,8 +414,14 @@ def test_a_change_between_layers_that_are_quantised_as_they_run_is_refused(
     place = list(edit.graph.node).index(edit.maker(relu)) + 1
     for node in reversed(nodes):
         edit.graph.node.insert(place, node)
+    path = edit.save(tmp_path / "changed.onnx")
     with pytest.raises(SourceError, match=problem):
-        audit(edit.save(tmp_path / "changed.onnx"), source, standardisation=FIXED)
+        if kind == "Transpose":  # as an audit calls it; that it does, the other two show
+            graph = read_onnx(path)
+            layers = find_layers(graph)
+            refuse_reordering(Wiring(graph), layers.input, layers.activations[BOTTLENECK])
+        else:
+            audit(path, source, standardisation=FIXED)
 
 
 def test_dark_images_though_the_faces_are_dark_too_and_a_zero_point_that_differs_are_named(
@@ -437,28 +468,19 @@ def test_too_small_a_range_shows_in_the_embeddings_with_faces_and_without_any_an
         assert detail.endswith("times that of the weights")
 
 
-@pytest.mark.parametrize("with_logits", [False, True])
-def test_another_output_than_the_last_integers_give_is_found(int8, tensors, source, monkeypatch, with_logits):
-    """Of an embedding, and of logits, whose size is another."""
-    from checks.audit.graphs.onnx_tflite_session import OnnxTfliteSession
+@pytest.fixture(scope="module")
+def with_logits(int8, tensors, tmp_path_factory):
+    """The graph with logits in place of embeddings."""
+    return add_logits(int8, tensors, tmp_path_factory.mktemp("logits") / "logits.onnx")
 
-    path = int8
-    if with_logits:  # the first test of this file judges the file without
-        path = add_logits(int8, tensors, int8.with_name("logits.onnx"))
-        whole = audit(path, source, standardisation=FIXED)
-        assert whole.passed, whole.judgements
-        assert "give crops with --faces" not in whole.verdict
-        assert judgement(whole, "arithmetic").share < 0.5
-    fetch = OnnxTfliteSession.fetch
 
-    def change(self, images, names, *, as_written):
-        arrays = fetch(self, images, names, as_written=as_written)
-        if not as_written and len(arrays) > 50:
-            arrays[0] = arrays[0] + 3e-5 * np.linalg.norm(arrays[0][0]) * np.eye(*arrays[0].shape)
-        return arrays
-
-    monkeypatch.setattr(OnnxTfliteSession, "fetch", change)
-    result = audit(path, source, standardisation=FIXED)
+def test_other_logits_than_the_last_integers_give_are_found(with_logits, source, monkeypatch):
+    whole = audit(with_logits, source, standardisation=FIXED)
+    assert whole.passed, whole.judgements
+    assert "give crops with --faces" not in whole.verdict
+    assert judgement(whole, "arithmetic").share < 0.5
+    change_fetched(monkeypatch, saturates=False)
+    result = audit(with_logits, source, standardisation=FIXED)
     assert failed(result) == {"arithmetic"}
     assert judgement(result, "arithmetic").share > 2
     assert judgement(result, "arithmetic").details[0].startswith("embeddings: ")
@@ -496,10 +518,9 @@ def test_faces_fail_by_a_cosine_and_by_their_decisions(monkeypatch, cosine, move
 # What is refused.
 
 
-def test_faces_need_embeddings(int8, tensors, pixels, source, tmp_path, capsys):
-    path = add_logits(int8, tensors, tmp_path / "logits.onnx")
+def test_faces_need_embeddings(with_logits, pixels, source, tmp_path, capsys):
     save_crops(pixels[:2], tmp_path / "crops")
-    arguments = [str(path), "--against", str(source), "--standardise", "fixed"]
+    arguments = [str(with_logits), "--against", str(source), "--standardise", "fixed"]
     assert main([*arguments, "--faces", str(tmp_path / "crops")]) == 2
     assert "gives logits and no embeddings. Leave out --faces." in capsys.readouterr().err
 
