@@ -25,6 +25,7 @@ from checks.audit.judge import judge_run
 from checks.audit.run import audit
 from checks.audit.source_weights import source_weights
 from checks.core.activations import LAYERS, STAGES
+from checks.core.network import short_name
 from checks.diagnosis.explain_tensor import SourceTensors
 from converter.convert import to_numpy_state_dict
 from converter.errors import SourceError
@@ -399,8 +400,8 @@ def test_faults_in_a_graph_are_found_each_at_its_layer_behind_unknown_preprocess
     )
 
 
-def test_a_fault_that_only_a_run_shows_is_found(plain, source, tmp_path):
-    """The search ignores a cast to half precision, which changes values."""
+def test_faults_that_only_a_run_shows_are_found(plain, source, tmp_path):
+    """The search passes over a cast to half precision, which changes values, and a Gather that moves them."""
     edit = Edit(plain)
     relu = edit.node("Relu", 40)
     to_half = helper.make_node("Cast", [relu.output[0]], ["half"], to=TensorProto.FLOAT16)
@@ -410,11 +411,25 @@ def test_a_fault_that_only_a_run_shows_is_found(plain, source, tmp_path):
     place = list(edit.graph.node).index(relu) + 1
     edit.graph.node.insert(place, to_half)
     edit.graph.node.insert(place + 1, back)
+    pool = edit.node("GlobalAveragePool")
+    order = np.arange(1792)
+    order[:2] = [1, 0]
+    edit.graph.initializer.append(numpy_helper.from_array(order, "order"))
+    gather = helper.make_node("Gather", [pool.output[0], "order"], ["reordered"], axis=1)
+    for node in edit.graph.node:
+        node.input[:] = ["reordered" if name == pool.output[0] else name for name in node.input]
+    edit.graph.node.insert(list(edit.graph.node).index(pool) + 1, gather)
     result = audit(edit.save(tmp_path / "cast.onnx"), source)
+    assert result.exit_code == 1
     assert failed(result) >= {"arithmetic"}
     assert judgement(result, "structure").passed
-    assert result.run.first_divergence is not None
-    # It is found with a margin, at the layers that take the rounded values and nowhere else.
+    assert [short_name(layer.activation) for layer in result.run.inputs[0].diverging] == [
+        "Mixed_6a/Branch_0/Conv2d_1a_3x3",
+        "Mixed_6a/Branch_1/Conv2d_0a_1x1",
+        "Mixed_6a",
+        "Bottleneck",
+    ]
+    # Each is found with a margin, at the layers that take the rounded values and nowhere else.
     for batch in result.run.inputs:
         shares = sorted(layer.share for layer in batch.layers)
         assert shares[-1] >= 2

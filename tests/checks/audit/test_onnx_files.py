@@ -124,23 +124,6 @@ def test_half_precision_within_a_float32_wrapper(tensors, source, tmp_path):
     assert (result.run.weights, result.run.arithmetic) == ("float16", "float16")
 
 
-@pytest.mark.slow
-def test_values_that_a_gather_reorders_are_found_when_it_is_run(plain, source, tmp_path):
-    """The search passes over a Gather; the run does not."""
-    edit = Edit(plain)
-    pool = edit.node("GlobalAveragePool")
-    order = np.arange(1792)
-    order[:2] = [1, 0]
-    edit.graph.initializer.append(numpy_helper.from_array(order, "order"))
-    gather = helper.make_node("Gather", [pool.output[0], "order"], ["reordered"], axis=1)
-    for node in edit.graph.node:
-        node.input[:] = ["reordered" if name == pool.output[0] else name for name in node.input]
-    edit.graph.node.insert(list(edit.graph.node).index(pool) + 1, gather)
-    result = audit(edit.save(tmp_path / "reordered.onnx"), source)
-    assert result.exit_code == 1
-    assert result.run.first_divergence == "InceptionResnetV1/Bottleneck"
-
-
 @pytest.mark.parametrize(
     ("kind", "name"), [(TensorProto.DOUBLE, "float64"), (TensorProto.BFLOAT16, "bfloat16")]
 )
