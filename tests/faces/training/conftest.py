@@ -25,14 +25,14 @@ def draw_face(person: int, number: int, size: int = 160) -> np.ndarray:
     return np.clip(stripes + drawn.normal(0, 20, (size, size, 3)), 0, 255).astype(np.uint8)
 
 
-def write_faces(folder: Path, size: int = 160) -> Path:
+def write_faces(folder: Path, size: int = 160, trained: int = TRAINED, validated: int = VALIDATED) -> Path:
     rows = ["image_path,person_name,split_type,crop_path"]
     for person, name in enumerate(PEOPLE):
         (folder / name).mkdir(parents=True)
-        for number in range(TRAINED + VALIDATED):
+        for number in range(trained + validated):
             path = f"{name}/{number}.png"
             Image.fromarray(draw_face(person, number, size)).save(folder / path)
-            rows.append(f"{path},{name},{'train' if number < TRAINED else 'val'},{path}")
+            rows.append(f"{path},{name},{'train' if number < trained else 'val'},{path}")
     (folder / "faces.csv").write_text("\n".join(rows) + "\n")
     return folder
 

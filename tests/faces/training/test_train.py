@@ -32,7 +32,7 @@ from faces.training.engine import Trainer
 from faces.training.run import train
 from faces.training.run_folder import RunFolder, read_people
 from tests.faces.conftest import LIMIT, torchrun
-from tests.faces.training.conftest import PEOPLE, take_crops_of
+from tests.faces.training.conftest import PEOPLE, take_crops_of, write_faces
 
 pytestmark = pytest.mark.slow
 
@@ -72,6 +72,20 @@ def run(settings: TrainConfig, losses: list[float], tmp_path_factory: pytest.Tem
     )
     gc.freeze()  # what a training imports: a fork need not search it for garbage, and copy it
     return folder
+
+
+def losses_of(config: TrainConfig, steps: int) -> list[float]:
+    """Train, stop in a step before its checkpoint, and return the loss of each."""
+    seen = []
+
+    def stop(step: int, total: int, figures: Mapping[str, float]) -> None:
+        seen.append(figures["loss"])
+        if step == steps:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        train(config, report=stop)
+    return seen
 
 
 def start_program(folder: Path, work: Callable[[], int], **environment: str) -> int:
@@ -143,15 +157,8 @@ def test_a_run_leaves_its_configuration_facts_figures_and_weights(settings, run)
 
 def test_another_seed_trains_otherwise(settings, run, losses, tmp_path):
     """The network starts the same, and the first batch is another or is augmented otherwise."""
-    first = []
-
-    def stop(step: int, steps: int, figures: Mapping[str, float]) -> None:
-        first.append(figures["loss"])
-        raise InterruptedError
-
-    with pytest.raises(InterruptedError):
-        train(replace(settings, output=str(tmp_path / "other"), seed=1), report=stop)
-    assert abs(first[0] - losses[0]) > 1e-4
+    (first,) = losses_of(replace(settings, output=str(tmp_path / "other"), seed=1), steps=1)
+    assert abs(first - losses[0]) > 1e-4
 
 
 def test_a_training_that_is_stopped_again_and_again_ends_as_if_nothing_had_happened(
@@ -253,16 +260,19 @@ def launch_two(folder: Path, path: Path) -> str:
     [
         # The centre loss comes on top of softmax. Of 5 and 2 faces the processes have 3 and 2, and 1 and 1.
         ("centre", "centres", fork_two, {"batch_size": 5, "centre_factor": 1.0, "centre_rate": 0.5}),
-        ("arcface", "arcface.W", launch_two, {"batch_size": 6, "last_epochs": 1}),
+        # Of batches of 4 and 2 faces the processes have 2 and 2, and 1 and 1.
+        ("arcface", "arcface.W", launch_two, {"batch_size": 4, "last_epochs": 1}),
     ],
 )
 def test_two_processes_give_the_weights_of_one(
-    settings, crops, tmp_path, monkeypatch, head, beside, start_both, changes
+    settings, tmp_path, monkeypatch, head, beside, start_both, changes
 ):
     """Those of the network, and those that the centre loss and ArcFace have beside it."""
-    if start_both is launch_two:  # whose processes take crops of 160 pixels
+    faces = 12
+    if start_both is launch_two:  # whose processes take crops of 160 pixels: half of the faces will do
         take_crops_of(160, monkeypatch)
-        changes = {**changes, "data": str(crops)}
+        faces = 6
+        changes = {**changes, "data": str(write_faces(tmp_path / "crops", trained=2, validated=1))}
     settings = replace(settings, head=head, checkpoint_steps=100, **changes)  # and a checkpoint at the end
     first, start = [], Trainer.start
 
@@ -275,7 +285,7 @@ def test_two_processes_give_the_weights_of_one(
         train(replace(settings, output=str(tmp_path / "one")))
     path = tmp_path / "config.toml"
     path.write_text(format_config(replace(settings, output=str(tmp_path / "two"))))
-    assert start_both(tmp_path, path).count("Trained on 12 faces of 3 people") == 1
+    assert start_both(tmp_path, path).count(f"Trained on {faces} faces of 3 people") == 1
     one, two = (
         torch.load(path, weights_only=True)["objective"]
         for each in ("one", "two")
@@ -452,14 +462,12 @@ def test_weights_are_measured_without_training(settings, run, tmp_path, capsys):
 
 
 def test_mixed_precision_rounds_the_loss_and_keeps_the_weights_in_float32(run, losses, settings, tmp_path):
-    rounded: list[float] = []
-    result = train(
-        replace(settings, output=str(tmp_path / "run"), checkpoint_steps=100, precision="bf16"),
-        report=lambda step, steps, figures: rounded.append(figures["loss"]),
-    )
-    assert len(rounded) == len(losses) == 4
+    """The training is stopped in its second step, and leaves the checkpoint of the first."""
+    config = replace(settings, output=str(tmp_path / "run"), precision="bf16")
+    rounded = losses_of(config, steps=2)
     # bfloat16 has 8 bits, and the statistics of a batch of 3 enlarge their rounding: 0.11 of the loss.
     assert 1e-4 < abs(rounded[0] / losses[0] - 1) < 0.25
-    weights = torch.load(result.folder / "last" / "weights.pt", weights_only=True)
-    assert weights["last_linear.weight"].dtype == torch.float32
-    assert torch.isfinite(weights["last_linear.weight"]).all()
+    (path,) = (tmp_path / "run" / "checkpoints").iterdir()
+    weights = torch.load(path, weights_only=True)["objective"]["network.last_linear.weight"]
+    assert weights.dtype == torch.float32
+    assert torch.isfinite(weights).all()
