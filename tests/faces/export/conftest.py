@@ -6,6 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from checks.audit.compare_tensors import compare_tensors
+from checks.audit.graphs.find_layers import find_layers
+from checks.audit.run import _read_source
+from converter.formats.detect import open_source
+from converter.network_names import NetworkTensors
 from faces.export.run import export
 from tests.support.first_images import AUDIT_TAKES_FROM, first_audited
 from tests.support.shared_files import shared_folder
@@ -23,6 +28,13 @@ def make_cheap(monkeypatch):
     for name in AUDIT_TAKES_FROM:
         monkeypatch.setattr(name, first_audited)
     monkeypatch.setattr("faces.export.interface.IMAGE_SIZE", SIZE)
+
+
+def compared(graph, weights):
+    """The results of an audit for each tensor, without running the graph."""
+    with open_source(weights) as opened:
+        source = _read_source(NetworkTensors(opened), "variable")
+        return compare_tensors(find_layers(graph).weights, source)
 
 
 @pytest.fixture(scope="session")

@@ -112,10 +112,10 @@ def state_another_source(edit):
 
 FAULTS = (
     # An audit finds all faults of a file, each by the words of its judgement.
-    (flip_a_bit, round_the_pool_up, state_another_source, leave_the_l2_out),
-    (take_bgr, count_the_padding, divide_by_127_5, freeze_the_batch),
-    (exchange_height_and_width, leave_the_classifier_on),
-    (reverse_channels,), (reinterpret,),
+    (reverse_channels, flip_a_bit, round_the_pool_up, state_another_source, leave_the_l2_out,
+     divide_by_127_5),
+    (reinterpret, take_bgr, count_the_padding),
+    (exchange_height_and_width, leave_the_classifier_on, freeze_the_batch),
 )  # fmt: skip
 
 

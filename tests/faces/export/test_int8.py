@@ -17,18 +17,16 @@ from PIL import Image
 import faces.export.run
 from checks.audit.graphs.onnx_file import read_onnx
 from checks.audit.graphs.tflite_file import read_tflite
-from checks.audit.run import audit
 from checks.core import thresholds
 from checks.core.inputs import IMAGE_SIZE, standardise
 from converter.errors import DifferenceError
-from converter.hub.catalog_entry import FIXED
 from facenet_port import main
 from faces.export.calibration import plan_calibration, read_calibration
 from faces.export.interface import plan_interface
 from faces.export.quantise import quantise_onnx
 from faces.export.weights import read_weights
 from reference import load
-from tests.faces.export.conftest import SIZE
+from tests.faces.export.conftest import SIZE, compared
 from tests.support.onnx_edit import Edit
 
 
@@ -57,7 +55,7 @@ def test_int8_appears_faithfully_quantised_and_embeds_as_the_weights_do(weights,
     assert not {"BatchNormalization", "Mul", "Relu"} & {node.op_type for node in written.graph.node}
     assert [each.domain for each in written.opset_import] == [""]
     assert {path.name for path in tmp_path.iterdir()} == {"int8.onnx", "e.json"}
-    # In the file as it is exported, an audit finds faults in folded layers too.
+    # In the file as it is exported, a comparison finds faults in folded layers too.
     edit = Edit(out)
     projection = edit.maker(edit.maker(edit.maker(edit.node("Add").input[1]).input[0]).input[0])
     for place in (1, 2):  # a residual scale of 0.1 in place of 0.17
@@ -66,8 +64,8 @@ def test_int8_appears_faithfully_quantised_and_embeds_as_the_weights_do(weights,
         edit.maker(edit.node("Conv").input[2]).input[0], lambda bias: bias + 2 * (np.arange(bias.size) == 5)
     )
     edit.change(edit.maker(edit.node("Gemm").input[2]).input[0], lambda bias: 0 * bias)
-    faulty = audit(edit.save(tmp_path / "faulty.onnx"), weights, standardisation=FIXED)
-    wrong = {tensor.key for tensor in faulty.tensors if not tensor.is_faithful}
+    results = compared(read_onnx(edit.save(tmp_path / "faulty.onnx")), weights)
+    wrong = {tensor.key for tensor in results if not tensor.is_faithful}
     assert wrong == {"conv2d_1a.bn", "repeat_1.0.conv2d.weight", "repeat_1.0.conv2d.bias", "last_bn"}
 
 

@@ -11,21 +11,18 @@ from PIL import Image
 
 pytest.importorskip("ai_edge_litert")
 
-from checks.audit.compare_tensors import compare_tensors
-from checks.audit.graphs.find_layers import find_layers
 from checks.audit.graphs.onnx_tflite_session import OnnxTfliteSession
 from checks.audit.graphs.tflite_file import read_tflite
-from checks.audit.run import _read_source, audit
+from checks.audit.judge_quantised import judge_scales
+from checks.audit.run import audit
 from checks.core import thresholds
-from converter.formats.detect import open_source
 from converter.hub.catalog_entry import FIXED
 from converter.manifest import file_digest
-from converter.network_names import NetworkTensors
 from facenet_tf import stderr_aside
 from faces.backends.exported_model import load_exported
 from faces.export.run import export
 from reference import load
-from tests.faces.export.conftest import SIZE, make_cheap
+from tests.faces.export.conftest import SIZE, compared, make_cheap
 from tests.support.tflite_edit import TfliteEdit
 
 pytestmark = pytest.mark.slow
@@ -33,8 +30,9 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def exported(weights, crops, tmp_path_factory):
-    """The result of an export to TFLite in int8 that takes the pixels of one image and standardises them."""
+    """The result of an export to TFLite in int8 that takes the pixels of images and standardises them."""
     options = {"precision": "int8", "bake": True, "standardisation": "fixed", "calibrate": crops}
+    options["batch"] = "dynamic"
     with pytest.MonkeyPatch.context() as patch:
         make_cheap(patch)
         return export(weights, tmp_path_factory.mktemp("int8") / "int8.tflite", **options)
@@ -45,30 +43,26 @@ def int8_tflite(exported):
     return exported.output
 
 
-def audited(path, weights):
-    result = audit(path, weights, standardisation=FIXED)
-    return result, {each.name: each for each in result.judgements}
-
-
 def test_int8_embeds_pixels_as_the_weights_do_and_is_faithfully_quantised(
     exported, int8_tflite, weights, crops
 ):
     from ai_edge_litert.interpreter import Interpreter
 
     interpreter = Interpreter(str(int8_tflite))
-    interpreter.allocate_tensors()
     (taken,), (given,) = interpreter.get_input_details(), interpreter.get_output_details()
     assert (taken["name"], list(taken["shape"]), taken["dtype"]) == ("pixels", [1, SIZE, SIZE, 3], np.uint8)
     assert given["dtype"] == np.float32
-    network = load(weights)
-    for file in sorted(crops.rglob("*.png"))[:3]:
-        pixels = np.asarray(Image.open(file))[:SIZE, :SIZE]
-        interpreter.set_tensor(taken["index"], pixels[None])
-        interpreter.invoke()
-        images = torch.from_numpy((pixels[None].transpose(0, 3, 1, 2) - np.float32(127.5)) / 128)
-        with torch.inference_mode():
-            expected = network(images).numpy()
-        assert (interpreter.get_tensor(given["index"]) * expected).sum() > 0.98
+    files = sorted(crops.rglob("*.png"))[:3]
+    pixels = np.stack([np.asarray(Image.open(file))[:SIZE, :SIZE] for file in files])
+    interpreter.resize_tensor_input(taken["index"], pixels.shape)
+    interpreter.allocate_tensors()
+    interpreter.set_tensor(taken["index"], pixels)
+    interpreter.invoke()
+    with torch.inference_mode():
+        images = torch.from_numpy((pixels.transpose(0, 3, 1, 2) - np.float32(127.5)) / 128)
+        expected = load(weights)(images).numpy()
+    assert (interpreter.get_tensor(given["index"]) * expected).sum(axis=1).min() > 0.98
+    assert exported.metadata["input"].startswith("uint8 (N, 96, 96, 3): RGB pixels")
     assert int8_tflite.stat().st_size < 0.27 * weights.stat().st_size
     result = exported.audit  # which the file has passed on faces that it is not calibrated on
     judged = {each.name: each for each in result.judgements}
@@ -110,16 +104,15 @@ def test_faults_of_weights_are_named_each_at_its_layer(int8_tflite, weights, tmp
     single.quantization.scale = np.full_like(scales, scales.max())
     integers[:] = np.rint(numbers / scales.max())
 
-    result, judged = audited(edit.save(tmp_path / "faults.tflite"), weights)
-    assert {"tensors", "scales"} <= {name for name, each in judged.items() if not each.passed}
-    faults = {each.name: each for each in result.tensors if not each.is_faithful}
+    results = compared(read_tflite(edit.save(tmp_path / "faults.tflite")), weights)
+    faults = {each.name: each for each in results if not each.is_faithful}
     names = {role: edit.weights(place).name.decode() for role, place in (("one", 60), ("floor", 7))}
     fault = faults[names["one"]]
     assert (fault.differing, fault.max_ulp, fault.index) == (1, 1, (3, 0, 0, 1))
     assert faults[names["floor"]].detail.startswith("rounded down, not to the nearest")
     assert any(
         f"{single.name.decode()}: each of its {len(scales)} channels has the same scale" in detail
-        for detail in judged["scales"].details
+        for detail in judge_scales(results).details
     )
 
 
@@ -128,10 +121,8 @@ def test_a_zero_point_of_weights_that_is_off_by_one_is_named(int8_tflite, weight
     edit = TfliteEdit(int8_tflite)
     kernel = edit.weights(20)
     kernel.quantization.zeroPoint = np.ones_like(kernel.quantization.zeroPoint)
-    layers = find_layers(read_tflite(edit.save(tmp_path / "zero.tflite")))
-    with open_source(weights) as opened:
-        source = _read_source(NetworkTensors(opened), "variable")
-        (fault,) = (each for each in compare_tensors(layers.weights, source) if not each.is_faithful)
+    results = compared(read_tflite(edit.save(tmp_path / "zero.tflite")), weights)
+    (fault,) = (each for each in results if not each.is_faithful)
     assert fault.name == kernel.name.decode()
     assert fault.detail.startswith("quantised with a zero point that is 1 lower")
 
@@ -146,7 +137,8 @@ def test_an_integer_of_the_runtime_that_is_a_step_off_fails_the_arithmetic(int8_
         return arrays
 
     monkeypatch.setattr(OnnxTfliteSession, "fetch", step)
-    _, judged = audited(int8_tflite, weights)
+    result = audit(int8_tflite, weights, standardisation=FIXED)
+    judged = {each.name: each for each in result.judgements}
     assert {name for name, each in judged.items() if not each.passed} == {"arithmetic"}
     assert judged["arithmetic"].share > 2
 

@@ -81,6 +81,16 @@ def test_p_net_as_tflite_takes_any_size_and_the_usual_order_of_axes(small_source
             assert np.allclose(actual, other, rtol=0, atol=2e-5 * np.abs(other).max())
 
 
+def test_p_net_as_tflite_in_half_precision_is_the_nearest(small_source, tmp_path):
+    sizes = {}
+    for precision, status in (("float32", "equal"), ("float16", "rounded")):
+        result = export(small_source, tmp_path / f"{precision}.tflite", precision=precision)
+        assert result.audit.passed
+        assert {tensor.status for tensor in result.audit.tensors} == {status}
+        sizes[precision] = result.size
+    assert sizes["float16"] < 0.8 * sizes["float32"]  # which has 26 kB of weights
+
+
 def flip_a_bit(edit):
     """The lowest bit of one factor of a PReLU."""
     edit.flip(edit.node("PRelu").input[1], 3, 0)
