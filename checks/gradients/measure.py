@@ -86,7 +86,7 @@ def measure_step_distances(
         if before is None or after is None or expected is None or not _same_shape(before, after, expected):
             change.append(measure_distance(key, None, expected))
         else:
-            floor = thresholds.CHANGE_FLOOR * l2_norm(expected)
+            floor = thresholds.CHANGE_FLOOR * state[-1].norm
             change.append(measure_distance(key, after - before, expected - before, floor))
     losses = reference_steps.losses
     distance = max(map(_loss_distance, actual.losses, losses))

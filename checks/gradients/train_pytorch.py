@@ -118,8 +118,7 @@ def train_pytorch(
         make: Makes the optimiser for the parameters.
     """
     images = _images(batch)
-    with _left_as_it_was(model), _shared_mask(model, batch):
-        before = _float_tensors(model)
+    with _left_as_it_was(model) as before, _shared_mask(model, batch):
         model.train()
         parameters = [parameter for key, parameter in model.named_parameters() if key in trained]
         optimiser = make(training, parameters)
@@ -130,13 +129,16 @@ def train_pytorch(
             value.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
             losses.append(value.item())
-        return PyTorchTraining(before, _float_tensors(model), tuple(losses))
+        return PyTorchTraining(_floats(before), _floats(_copy(model)), tuple(losses))
 
 
-def _float_tensors(model: InceptionResnetV1) -> dict[str, Array]:
-    """Copies of all tensors but the counters of batches."""
-    state_dict = model.state_dict()
-    return {key: tensor.numpy().copy() for key, tensor in state_dict.items() if tensor.is_floating_point()}
+def _copy(model: InceptionResnetV1) -> dict[str, Tensor]:
+    return {key: value.clone() for key, value in model.state_dict().items()}
+
+
+def _floats(state_dict: Mapping[str, Tensor]) -> dict[str, Array]:
+    """All tensors but the counters of batches, without copies."""
+    return {key: tensor.numpy() for key, tensor in state_dict.items() if tensor.is_floating_point()}
 
 
 def _images(batch: TrainingBatch) -> Tensor:
@@ -145,13 +147,13 @@ def _images(batch: TrainingBatch) -> Tensor:
 
 
 @contextmanager
-def _left_as_it_was(model: InceptionResnetV1) -> Iterator[None]:
-    """Restore weights, statistics and modes at the end, and drop the gradients."""
-    state = {key: value.clone() for key, value in model.state_dict().items()}
+def _left_as_it_was(model: InceptionResnetV1) -> Iterator[dict[str, Tensor]]:
+    """Restore weights, statistics and modes at the end, and drop the gradients; gives the state_dict."""
+    state = _copy(model)
     modes = {module: module.training for module in model.modules()}
     was_classifying = model.classify
     try:
-        yield
+        yield state
     finally:
         model.load_state_dict(state)
         model.zero_grad()
