@@ -11,7 +11,6 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx2
@@ -80,9 +79,9 @@ def gallery(single_files, rows, tmp_path_factory):
     return file
 
 
-@contextmanager
-def running(gallery):
-    """Start a server; give its address and its process, which is ended if the test has not."""
+@pytest.fixture(scope="module")
+def started(gallery):
+    """The address of a server and its process, which the last test ends."""
     command = [sys.executable, EXAMPLES / "server.py", "--gallery", gallery, *OPTIONS]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
@@ -99,9 +98,8 @@ def running(gallery):
 
 
 @pytest.fixture(scope="module")
-def server(gallery):
-    with running(gallery) as (address, _):
-        yield address
+def server(started):
+    return started[0]
 
 
 def post(address, bodies, path="embed"):
@@ -217,35 +215,6 @@ def test_a_slow_request_is_given_up_while_others_are_answered(server, crops):
     assert status(endless) == 413  # and the connection has been closed
 
 
-def test_the_end_answers_what_was_accepted(gallery, crops, rows):
-    with running(gallery) as (address, process):
-
-        async def stop_under_load():
-            async with httpx2.AsyncClient(timeout=60, trust_env=False) as client:
-                requests = [
-                    asyncio.create_task(client.post(f"{address}/embed", content=encode(crop)))
-                    for crop in crops
-                ]
-                while not any(request.done() for request in requests):
-                    await asyncio.sleep(0.01)
-                waiting = sum(not request.done() for request in requests)
-                process.send_signal(signal.SIGTERM)
-                return waiting, await asyncio.gather(*requests)
-
-        half = connect(address)
-        half.sendall(b"POST /embed HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n")
-        waiting, responses = asyncio.run(stop_under_load())
-        assert waiting
-        assert [response.status_code for response in responses] == [200] * 6
-        actual = np.array([response.json()["embedding"] for response in responses])
-        assert np.linalg.norm(actual - rows, axis=1).max() < TOLERANCE
-        with pytest.raises(ConnectionRefusedError):
-            connect(address)
-        assert status(half) == 408
-        assert process.wait(30) == 0
-        assert process.stdout.read() == ""
-
-
 def test_a_photograph_is_searched_and_its_face_embedded(single_files, monkeypatch):
     from starlette.testclient import TestClient
 
@@ -280,3 +249,33 @@ def test_the_load_test_measures_and_counts_errors(server, crops, tmp_path, capsy
         with pytest.raises(SystemExit) as ended:
             load_test.main([server, str(crop), *wrong])
         assert ended.value.code == 2
+
+
+def test_the_end_answers_what_was_accepted(started, crops, rows):
+    """The last test of the file: it ends the server of all."""
+    address, process = started
+
+    async def stop_under_load():
+        async with httpx2.AsyncClient(timeout=60, trust_env=False) as client:
+            requests = [
+                asyncio.create_task(client.post(f"{address}/embed", content=encode(crop))) for crop in crops
+            ]
+            while not any(request.done() for request in requests):
+                await asyncio.sleep(0.01)
+            waiting = sum(not request.done() for request in requests)
+            process.send_signal(signal.SIGTERM)
+            return waiting, await asyncio.gather(*requests)
+
+    half = connect(address)
+    half.sendall(b"POST /embed HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n")
+    waiting, responses = asyncio.run(stop_under_load())
+    assert waiting
+    assert [response.status_code for response in responses] == [200] * 6
+    actual = np.array([response.json()["embedding"] for response in responses])
+    assert np.linalg.norm(actual - rows, axis=1).max() < TOLERANCE
+    with pytest.raises(ConnectionRefusedError):
+        connect(address)
+    assert status(half) == 408
+    assert process.wait(30) == 0
+    printed = process.stdout.read().splitlines()
+    assert set(printed) <= {"WARNING:  Invalid HTTP request received."}  # of what was refused before

@@ -19,7 +19,13 @@ from tests.support.shared_files import shared_folder
 
 
 @pytest.fixture(scope="session")
-def exported(network, tmp_path_factory):
+def network_sha256(network):
+    """The digest of the weights of `network`."""
+    return weights_digest(load(network))
+
+
+@pytest.fixture(scope="session")
+def exported(network, network_sha256, tmp_path_factory):
     """The ONNX file of `network`, not audited, with the metadata of an export."""
 
     def write(folder):
@@ -29,7 +35,7 @@ def exported(network, tmp_path_factory):
             input_names=["images"], output_names=["embeddings"], dynamic_axes={"images": {0: "N"}},
         )  # fmt: skip
         model = onnx.load(path)
-        metadata = {"standardisation": FIXED, "weights_sha256": weights_digest(load(network))}
+        metadata = {"standardisation": FIXED, "weights_sha256": network_sha256}
         onnx.helper.set_model_props(model, metadata)
         path.write_bytes(model.SerializeToString())
 
@@ -57,7 +63,7 @@ def changed(exported, network, tmp_path_factory):
 
 
 @pytest.fixture
-def cache(tmp_path, monkeypatch, network):
+def cache(tmp_path, monkeypatch, network, network_sha256):
     """An empty cache. Its `made` counts the exports, each of which is a copy of its `file`."""
     monkeypatch.setenv("FACENET_PORT_CACHE", str(tmp_path / "cache"))
     state = SimpleNamespace(file=None, made=0, checks=0)
@@ -66,8 +72,7 @@ def cache(tmp_path, monkeypatch, network):
         assert source == str(network)
         state.made += 1
         output.write_bytes(state.file.read_bytes())
-        digest = weights_digest(load(network))
-        return SimpleNamespace(sha256=file_digest(output), metadata={"weights_sha256": digest})
+        return SimpleNamespace(sha256=file_digest(output), metadata={"weights_sha256": network_sha256})
 
     measure = choose.measure_distance
 
