@@ -109,6 +109,14 @@ def pytest_collection_finish():
     gc.freeze()
 
 
+@pytest.fixture(autouse=True)
+def no_more_threads():
+    """A test leaves PyTorch no more threads: those of two processes of tests would wait for each other."""
+    before = torch.get_num_threads()
+    yield
+    assert torch.get_num_threads() <= before
+
+
 CLASSES = 7
 MODEL = "20990101-000000"
 STEP = 90

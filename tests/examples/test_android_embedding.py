@@ -51,17 +51,17 @@ def crops(tmp_path_factory):
     return [folder / "0.png", folder / "1.png"]
 
 
-def expected(weights, crops, standardisation):
-    """The embeddings by PyTorch in float64, of pixels that are standardised here."""
-    images = []
+@pytest.fixture(scope="session")
+def expected(single_files, crops):
+    """Standardisation to the embeddings by PyTorch in float64, of pixels that are standardised here."""
+    images = {"fixed": [], "per-image": []}
     for crop in crops:
         pixels = torch.from_numpy(np.array(Image.open(crop))).permute(2, 0, 1).double()
-        if standardisation == "fixed":
-            images.append((pixels - 127.5) / 128)
-        else:
-            images.append((pixels - pixels.mean()) / pixels.std(unbiased=False))
+        images["fixed"].append((pixels - 127.5) / 128)
+        images["per-image"].append((pixels - pixels.mean()) / pixels.std(unbiased=False))
+    network = load(single_files / "weights.pt").double()
     with torch.inference_mode():
-        return load(weights).double()(torch.stack(images)).numpy()
+        return {name: network(torch.stack(each)).numpy() for name, each in images.items()}
 
 
 @pytest.mark.parametrize(
@@ -72,16 +72,13 @@ def expected(weights, crops, standardisation):
         ("float", ("--standardise", "fixed"), "fixed"),
     ],
 )
-def test_the_embeddings_are_pytorchs(single_files, exports, crops, name, options, standardisation, capsys):
+def test_the_embeddings_are_pytorchs(exports, crops, expected, name, options, standardisation, capsys):
     example = import_example("android_embedding")
     interpreter = example.Interpreter(model_path=str(exports / f"{name}.tflite"))
     interpreter.allocate_tensors()
     actual = [example.embed(interpreter, crop, options[1] if options else None) for crop in crops]
-    right = expected(single_files / "weights.pt", crops, standardisation)
+    right, other = (expected[each] for each in sorted(expected, key=lambda each: each != standardisation))
     assert np.linalg.norm(actual - right) < thresholds.GRAPH_DISTANCE["float32"] / 2
-    other = expected(
-        single_files / "weights.pt", crops, "fixed" if standardisation != "fixed" else "per-image"
-    )
     assert np.linalg.norm(actual - other) > 2 * thresholds.GRAPH_DISTANCE["float32"]
 
     distance = float(np.sum((right[0] - right[1]) ** 2))
