@@ -20,11 +20,13 @@ from checks.audit.graphs import onnx_file, tflite_file
 from checks.audit.graphs.find_layers import find_layers
 from checks.audit.graphs.graph import NotUnderstoodError
 from checks.audit.graphs.graph_formats import find_graph_format
+from checks.audit.graphs.run_graph import audited_batches
 from checks.audit.graphs.runtime_process import RuntimeProcess
 from checks.audit.judge import judge_run
 from checks.audit.run import audit
 from checks.audit.source_weights import source_weights
 from checks.core.activations import LAYERS, STAGES
+from checks.core.inputs import InputBatch
 from checks.core.network import short_name
 from checks.diagnosis.explain_tensor import SourceTensors
 from converter.convert import to_numpy_state_dict
@@ -196,8 +198,12 @@ def test_bgr_bytes_and_another_range_are_detected_in_a_graph_that_folds_nothing(
     assert {tensor.status for tensor in result.tensors} == {"equal"}
 
 
-@pytest.mark.whole_inputs
-def test_per_image_whitening_is_detected_and_its_rounding_is_not_a_fault(plain, source, tmp_path):
+def test_per_image_whitening_is_detected_and_its_rounding_is_not_a_fault(
+    plain, source, tmp_path, monkeypatch
+):
+    """Nor on images of a few levels, of which each input has the first."""
+    batches = [InputBatch(batch.name, batch.images[:1]) for batch in audited_batches(0)]
+    monkeypatch.setattr("checks.audit.audit_graph.audited_batches", lambda seed: batches)
     edit = Edit(plain)
     edit.prepend(
         helper.make_node("ReduceMean", ["pixels", "axes"], ["mean"]),
@@ -210,6 +216,7 @@ def test_per_image_whitening_is_detected_and_its_rounding_is_not_a_fault(plain, 
     )
     result = audit(edit.save(tmp_path / "whitened.onnx"), source)
     assert result.passed, result.judgements
+    assert len(result.run.inputs) == 4
     assert result.run.preprocessing == "per image (prewhiten) is baked in: it takes RGB images of any scale"
 
 
