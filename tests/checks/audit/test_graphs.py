@@ -140,25 +140,24 @@ class Heads(torch.nn.Module):
         return embeddings, self.network.logits(prelogits)
 
 
-def test_logits_are_judged_beside_the_embeddings(heads, source, tmp_path):
+def test_wrong_logits_are_found_beside_the_embeddings(heads, source, tmp_path):
     """Correct logits come from the embedding before normalisation."""
     edit = Edit(heads)
     embeddings, logits = (output.name for output in edit.graph.output)
     edit.maker(logits).input[0] = embeddings
-    wrong = edit.save(tmp_path / "wrong.onnx")
-    for path, divergence in ((heads, None), (wrong, "Logits")):
-        result = audit(path, source)
-        assert result.passed is (path == heads), result.judgements
-        assert result.run.feed.endswith("gives embeddings of length one and logits")
-        assert result.run.first_divergence == divergence
-        assert "is not judged" not in judgement(result, "tensors").statement
+    result = audit(edit.save(tmp_path / "wrong.onnx"), source)
+    assert not result.passed
+    assert result.run.feed.endswith("gives embeddings of length one and logits")
+    assert result.run.first_divergence == "Logits"
+    assert "is not judged" not in judgement(result, "tensors").statement
 
 
 # Preprocessing.
 
 
-def test_pixels_that_the_graph_standardises_itself_and_otherwise_than_in_training(plain, source, tmp_path):
-    edit = Edit(plain)
+def test_pixels_that_the_graph_standardises_itself_and_otherwise_than_in_training(heads, source, tmp_path):
+    """With logits beside the embeddings, which are judged as well and have no fault."""
+    edit = Edit(heads)
     edit.prepend(
         helper.make_node("Transpose", ["pixels"], ["planes"], perm=[0, 3, 1, 2]),
         helper.make_node("Sub", ["planes", "grey"], ["centred"]),
@@ -169,7 +168,10 @@ def test_pixels_that_the_graph_standardises_itself_and_otherwise_than_in_trainin
     )
     result = audit(edit.save(tmp_path / "pixels.onnx"), source, standardisation=PER_IMAGE)
     assert result.run.preprocessing == "(x - 127.5) / 128 is baked in: it takes RGB pixels of 0 to 255"
-    assert result.run.feed.startswith("pixels of 0 to 255, NHWC float32")
+    gives = "embeddings of length one and logits"
+    assert result.run.feed == f"pixels of 0 to 255, NHWC float32; gives {gives}"
+    assert result.run.first_divergence is None
+    assert "is not judged" not in judgement(result, "tensors").statement
     assert failed(result) == {"preprocessing"}
     assert "in training it was per image (prewhiten)" in judgement(result, "preprocessing").statement
     for trained in (None, FIXED):
