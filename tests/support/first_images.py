@@ -9,6 +9,7 @@ import h5py
 from checks.audit.graphs.run_graph import audited_batches
 from checks.core.inputs import InputBatch, inputs_of, seeded_inputs
 from checks.core.network import Network
+from reference.inception_resnet_v1 import MINIMUM_IMAGE_SIZE
 
 TAKEN_FROM = "checks.compare.expected_from_tensorflow.inputs_of"
 """The name that a test replaces by `first_images`: a comparison with TensorFlow takes its inputs there."""
@@ -29,6 +30,10 @@ AUDIT_TAKES_FROM = (
     "checks.audit.graphs.run_whole.audited_batches",
 )
 """The names that a test replaces by `first_audited`: an audit takes its inputs there."""
+
+
+OVERFLOW_TAKES_FROM = "checks.audit.audit_graph.seeded_inputs"
+"""The name that a test replaces by `small_noise`: an audit looks there for a source that overflows."""
 
 
 def first_images(network: Network, seed: int) -> list[InputBatch]:
@@ -86,6 +91,12 @@ def keep_first_images(path: Path) -> None:
 
         given.visititems(copy)
     whole.unlink()
+
+
+def small_noise(seed: int) -> list[InputBatch]:
+    """One image of noise, of the fewest pixels that the network takes."""
+    noise = seeded_inputs(seed)[0]
+    return [InputBatch(noise.name, noise.images[:1, :MINIMUM_IMAGE_SIZE, :MINIMUM_IMAGE_SIZE])]
 
 
 def noise_audited(seed: int) -> list[InputBatch]:

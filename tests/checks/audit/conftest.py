@@ -8,7 +8,7 @@ import pytest
 from checks.core.inputs import standardise
 from converter.convert import to_numpy_state_dict
 from converter.formats.tensorflow.bundle_writer import write_tensor_bundle
-from tests.support.first_images import AUDIT_TAKES_FROM, first_audited
+from tests.support.first_images import AUDIT_TAKES_FROM, OVERFLOW_TAKES_FROM, first_audited, small_noise
 from tests.support.graph_exports import SIZE, export_int8, export_onnx, export_tflite, network
 from tests.support.shared_files import shared_folder
 
@@ -19,6 +19,7 @@ def few_images(request, monkeypatch):
     if request.node.get_closest_marker("whole_inputs") is None:
         for name in AUDIT_TAKES_FROM:
             monkeypatch.setattr(name, first_audited)
+        monkeypatch.setattr(OVERFLOW_TAKES_FROM, small_noise)
 
 
 @pytest.fixture(scope="session")
