@@ -110,11 +110,12 @@ def pytest_collection_finish():
 
 
 @pytest.fixture(autouse=True)
-def no_more_threads():
-    """A test leaves PyTorch no more threads: those of two processes of tests would wait for each other."""
+def pytorch_as_it_was():
+    """A test leaves PyTorch no more threads, for which another process would wait, and no slower mode."""
     before = torch.get_num_threads()
     yield
     assert torch.get_num_threads() <= before
+    assert torch.get_deterministic_debug_mode() == 0
 
 
 CLASSES = 7

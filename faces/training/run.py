@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -63,8 +65,7 @@ def train(
         data = replace(data, people=people, labels=np.empty(0, np.int64))
     accelerator = _make_accelerator(config)
     check_shares(config, data, accelerator.num_processes, trains_batch_norm=not freezes_batch_norm(config))
-    torch.set_deterministic_debug_mode("warn")  # without importing TorchInductor, which takes a second
-    with RunFolder(config.output, writes=accelerator.is_main_process) as folder:
+    with _deterministic(), RunFolder(config.output, writes=accelerator.is_main_process) as folder:
         facts = {"data_sha256": data.digest, "seed": config.seed, "processes": accelerator.num_processes}
         facts |= {"environment": environment(), "people": list(data.people)}
         network, standardisation, weights = build_network(
@@ -97,6 +98,17 @@ def train(
         warnings=tuple(trainer.progress.warnings),
         environment=facts["environment"],
     )
+
+
+@contextmanager
+def _deterministic() -> Iterator[None]:
+    """Have PyTorch give the same bits in every run, or warn, while open."""
+    before = torch.get_deterministic_debug_mode()
+    torch.set_deterministic_debug_mode("warn")  # without importing TorchInductor, which takes a second
+    try:
+        yield
+    finally:
+        torch.set_deterministic_debug_mode(before)
 
 
 def _start(trainer: Trainer, folder: RunFolder, *, resume: bool, at_means: bool) -> None:
