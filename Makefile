@@ -19,7 +19,7 @@ compare: $(STAMP)
 test: $(STAMP)
 	$(PYTEST) -m "not real"
 
-# The tests for the loop while writing: some two and a half minutes on two cores.
+# The tests for the loop while writing: under two minutes on two cores.
 test-fast: $(STAMP)
 	$(PYTEST) -m "not slow and not real"
 
