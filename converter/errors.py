@@ -61,6 +61,6 @@ class SourceError(PortError):
 
 
 class RequirementError(PortError):
-    """A requirement is missing, such as a package or the network (exit code 4)."""
+    """A requirement is missing, such as a package, the network or time of the processor (exit code 4)."""
 
     exit_code = 4

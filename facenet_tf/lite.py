@@ -169,23 +169,23 @@ def _convert(
     return content
 
 
-class _Quantiser(tf.lite.experimental.QuantizationDebugger):  # type: ignore[misc, name-defined]
-    """Does not quantise the network a second time, for statistics that nobody reads."""
-
-    def _init_from_converter(self, *arguments: Any, **options: Any) -> None:
-        pass
-
-    def _initialize_stats(self) -> None:
-        pass
-
-
 def _quantise(converter: Any, batches: Sequence[NDArray[Any]]) -> bytes:
     """Quantise all operations but `_FLOAT_OPERATIONS`, which no other part of the converter can leave out."""
+
+    class Quantiser(tf.lite.experimental.QuantizationDebugger):  # type: ignore[misc, name-defined]
+        """Does not quantise the network a second time, for statistics that nobody reads."""
+
+        def _init_from_converter(self, *arguments: Any, **options: Any) -> None:
+            pass
+
+        def _initialize_stats(self) -> None:
+            pass
+
     converter.representative_dataset = lambda: ([batch] for batch in batches)
     options = tf.lite.experimental.QuantizationDebugOptions(denylisted_ops=list(_FLOAT_OPERATIONS))
     with stderr_aside(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of its interpreter's successor
-        debugger = _Quantiser(
+        debugger = Quantiser(
             converter=converter, debug_dataset=converter.representative_dataset, debug_options=options
         )
         content: bytes = debugger.get_nondebug_quantized_model()

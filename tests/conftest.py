@@ -89,8 +89,8 @@ def pytest_ignore_collect(collection_path, config):
     if collection_path.suffix != ".py" or not re.fullmatch(r"not \w+( and not \w+)*", config.option.markexpr):
         return None
     marks = re.search(r"^pytestmark = .*", collection_path.read_text(), re.MULTILINE)
-    left_out = re.findall(r"not (\w+)", config.option.markexpr)
-    return True if marks and any(f"mark.{mark}" in marks[0] for mark in left_out) else None
+    left_out = "|".join(re.findall(r"not (\w+)", config.option.markexpr))
+    return True if marks and re.search(rf"mark\.({left_out})\b", marks[0]) else None
 
 
 def pytest_collection_modifyitems(items):
@@ -112,10 +112,13 @@ def pytest_collection_finish():
 @pytest.fixture(autouse=True)
 def pytorch_as_it_was():
     """A test leaves PyTorch no more threads, for which another process would wait, and no slower mode."""
-    before = torch.get_num_threads()
+    threads, mode = torch.get_num_threads(), torch.get_deterministic_debug_mode()
     yield
-    assert torch.get_num_threads() <= before
-    assert torch.get_deterministic_debug_mode() == 0
+    left, left_mode = torch.get_num_threads(), torch.get_deterministic_debug_mode()
+    torch.set_num_threads(min(left, threads))  # for the tests after it
+    torch.set_deterministic_debug_mode(mode)
+    assert left <= threads
+    assert left_mode == mode
 
 
 CLASSES = 7

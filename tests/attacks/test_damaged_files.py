@@ -108,10 +108,10 @@ def test_a_file_on_which_libhdf5_never_ends_is_refused(tmp_path):
     refuses(lambda: KerasHdf5(path), r"this HDF5 file is damaged \(libhdf5 does not come to an end")
 
 
-def test_a_busy_machine_does_not_make_a_file_damaged(tmp_path, monkeypatch):
+def test_a_file_on_a_busy_machine_is_not_called_damaged_alone(tmp_path, monkeypatch):
     path = keras(tmp_path / "k.h5")
     monkeypatch.setattr("converter.formats.hdf5.keras._SECONDS", 1e-3)  # a process needs longer to start
-    with pytest.raises(RequirementError, match=r"k\.h5: libhdf5 gives no answer .* too busy\."):
+    with pytest.raises(RequirementError, match=r"k\.h5: libhdf5 gives no answer .* too busy, or"):
         KerasHdf5(path)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import struct
 import sys
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, Self
 
@@ -134,7 +135,7 @@ def _open_onnx(path: Path, request: Any) -> Session:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 4
-    content = path.read_bytes() if request["in_one_file"] else load_onnx(path)[0].SerializeToString()
+    content = path.read_bytes() if request["in_one_file"] else _read_with_files(path)
     if request["as_written"]:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     # onnxruntime fetches only the outputs that the model declares. Protobuf appends repeated fields.
@@ -146,6 +147,13 @@ def _open_onnx(path: Path, request: Any) -> Session:
         return [np.asarray(array) for array in session.run(request["outputs"], {input_name: images})]
 
     return run
+
+
+@cache
+def _read_with_files(path: Path) -> bytes:
+    """Read a model with the weights from the files beside it."""
+    content: bytes = load_onnx(path)[0].SerializeToString()
+    return content
 
 
 def _open_tflite(path: Path, request: Any) -> Session:

@@ -102,6 +102,7 @@ class KerasHdf5(TensorSource):
         Raises:
             KeyError: There is no weight of this name.
             SourceError: HDF5 cannot read it, or the file has become shorter.
+            RequirementError: The process that reads HDF5 gives no answer in time.
             ValueError: The source is closed.
         """
         info = self.info[name]
@@ -143,9 +144,10 @@ class KerasHdf5(TensorSource):
                 tensor=None if tensor is None else str(tensor)[:200],
                 next_step=str(error.details.get("next_step") or DOWNLOAD_AGAIN),
             ) from error
-        except NoAnswerError as error:  # of work without end, the limit on its processor time tells
+        except NoAnswerError as error:  # unless the file is large, work without end meets its limit before
             raise RequirementError(
-                f"{self.path}: libhdf5 {error}: the disk or the processor is too busy. Run it again."
+                f"{self.path}: libhdf5 {error}: the disk or the processor is too busy, or the file is "
+                "damaged. Run it again when the machine is idle."
             ) from error
         except ChildError as error:
             raise self._damaged(f"libhdf5 {error}", tensor) from error

@@ -197,11 +197,11 @@ def test_dropout_behind_phase_train_is_passed_over(folded, tensors, tmp_path):
     graph = read_folded_graph(path)
     assert [value.name for value in graph.inputs] == ["input"]
     assert find_layers(graph).remarks == ()
-    # The function with which an audit runs a graph; that of the test above rewrites it as well.
+    # The function with which an audit runs a graph.
     image = np.random.default_rng(0).standard_normal((1, SIZE, SIZE, 3)).astype(np.float32)
     expected, actual = (
-        open_frozen(each, ["embeddings"], as_written=True)("input", image)[0]
-        for each in (save(folded, tmp_path / "plain.pb"), path)
+        open_frozen(each, ["embeddings"], as_written=as_written)("input", image)[0]
+        for each, as_written in ((save(folded, tmp_path / "plain.pb"), True), (path, False))
     )
     np.testing.assert_allclose(actual, expected, atol=1e-6)
 

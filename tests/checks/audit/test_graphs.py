@@ -438,7 +438,7 @@ def test_faults_that_only_a_run_shows_are_found(plain, source, tmp_path):
         "Mixed_6a",
         "Bottleneck",
     ]
-    # Each is found with a margin, at the layers that take the rounded values and nowhere else.
+    # Each is found with a margin, at the layers that take the rounded or the moved values and nowhere else.
     for batch in result.run.inputs:
         shares = sorted(layer.share for layer in batch.layers)
         assert shares[-1] >= 2

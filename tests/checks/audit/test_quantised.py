@@ -275,7 +275,7 @@ def shrink_the_last_range(edit):
 def test_wrong_integers_of_weights_a_relu_that_lets_negative_numbers_through_and_too_small_a_range_are_named(
     int8, folded, source, tmp_path
 ):
-    """Weights rounded down, one integer that is the second nearest, and the zero point behind a ReLU."""
+    """Weights rounded down, an integer that is the second nearest, a zero point behind a ReLU, and a range."""
     edit = Integers(int8)
     shrink_the_last_range(edit)
     floored, single = edit.kernels[7], edit.kernels[60]
@@ -424,7 +424,7 @@ def test_a_change_between_layers_that_are_quantised_as_they_run_is_refused(
         edit.graph.node.insert(place, node)
     path = edit.save(tmp_path / "changed.onnx")
     with pytest.raises(SourceError, match=problem):
-        if kind == "Transpose":  # as an audit calls it; that it does, the other two show
+        if kind == "Transpose":  # as an audit calls it; that it does, the Gather shows
             graph = read_onnx(path)
             layers = find_layers(graph)
             refuse_reordering(Wiring(graph), layers.input, layers.activations[BOTTLENECK])

@@ -1,11 +1,13 @@
 """The measures, against closed forms and against NumPy's own notion of neighbouring floats."""
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from checks.core.metrics import cosine, difference, relative_l2, ulp_distance, ulp_histogram
+from checks.core.metrics import cosine, difference, l2_norm, relative_l2, ulp_distance, ulp_histogram
 
 FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
 
@@ -84,3 +86,13 @@ def test_the_figures_of_a_difference_are_those_of_its_steps() -> None:
         steps, measured = ulp_distance(array, reference), difference(array, reference)
         assert (measured.max_ulp, measured.median_ulp) == (steps.max(), np.median(steps))
         assert measured.ulp_histogram == ulp_histogram(steps)
+
+
+def test_a_norm_is_that_of_all_elements_in_any_order_of_memory() -> None:
+    values = np.random.default_rng(0).standard_normal((3, 70_001)).astype(np.float32)
+    exact = math.sqrt(math.fsum(float(value) ** 2 for value in values.ravel()))
+    assert l2_norm(values) == pytest.approx(exact, rel=1e-14)
+    assert l2_norm(values.T) == pytest.approx(exact, rel=1e-14)
+    assert l2_norm(values[:, :0]) == 0
+    values[-1, -1] = np.nan
+    assert l2_norm(values) == math.inf
