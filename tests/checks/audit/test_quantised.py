@@ -275,7 +275,7 @@ def shrink_the_last_range(edit):
 def test_wrong_integers_of_weights_a_relu_that_lets_negative_numbers_through_and_too_small_a_range_are_named(
     int8, folded, source, tmp_path
 ):
-    """Weights rounded down, an integer that is the second nearest, a zero point behind a ReLU, and a range."""
+    """Weights rounded down, an integer that is the second nearest, a zero point behind a ReLU, a range."""
     edit = Integers(int8)
     shrink_the_last_range(edit)
     floored, single = edit.kernels[7], edit.kernels[60]
