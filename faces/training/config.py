@@ -71,7 +71,7 @@ def _option(name: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class TrainConfig:
-    """What to train, on what, from what and how. The fields are those of the file; `FIELDS` explains each.
+    """The configuration of a training. The fields are those of the file; `FIELDS` explains each.
 
     Raises:
         FieldError: A value is outside its range, or two values exclude each other.

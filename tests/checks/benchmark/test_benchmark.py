@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import json
 import subprocess
 import sys
-from contextlib import redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +12,13 @@ import pytest
 import torch
 from PIL import Image
 
-from checks.benchmark import face_figures, run, training_figures
+from checks.benchmark import face_figures, run
 from checks.benchmark.__main__ import main
 from checks.benchmark.deploy_figures import make_figures
 from checks.benchmark.peer import PEER, embed, load_network, load_peer
 from checks.benchmark.processes import ProcessCost, run_timed
 from checks.benchmark.result import BenchmarkResult, summarise
+from checks.benchmark.training_figures import measure_training
 from converter.errors import RequirementError
 from reference import load
 from tests.conftest import fetch
@@ -200,19 +199,8 @@ def test_our_sides_code_runs(colour_detector, network, monkeypatch, tmp_path, ca
 
 
 @pytest.mark.slow
-def test_a_training_is_measured_against_a_bare_loop(tmp_path, monkeypatch):
-    """Both sides run in this process, which has imported what a training needs."""
-
-    def run_here(command):
-        _, _, code, *arguments = command
-        monkeypatch.setattr("sys.argv", ["-c", *arguments])
-        with redirect_stdout(io.StringIO()) as printed:
-            exec(code, {})
-        return float(printed.getvalue() or 0)
-
-    monkeypatch.setattr(training_figures, "run_process", run_here)
-    monkeypatch.setattr(training_figures, "run_timed", run_here)
-    ratio, waited = training_figures.measure_training(tmp_path, 1, faces=4, batch=2)
+def test_a_training_is_measured_against_a_bare_loop(tmp_path):
+    ratio, waited = measure_training(tmp_path, 1, faces=4, batch=2)
     assert ratio.name == "train / a bare loop, faces a second at batch 2"
     assert ratio.at_least
     assert 0.1 < ratio.value < 10

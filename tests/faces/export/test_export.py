@@ -61,6 +61,36 @@ def test_onnx_computes_the_embeddings_for_any_number_of_images(weights, tmp_path
 
 
 @pytest.mark.slow
+def test_tflite_in_half_precision_takes_the_pixels_of_any_number_of_images(weights, tmp_path):
+    from ai_edge_litert.interpreter import Interpreter
+
+    out = tmp_path / "facenet.tflite"
+    result = write(weights, out, precision="float16", bake=True, standardisation="per-image", batch="dynamic")
+    assert result.audit.passed
+    assert {tensor.status for tensor in result.audit.tensors} <= {"folded", "rounded", "approximate"}
+    assert result.size < 0.51 * weights.stat().st_size
+    assert json.loads(stated_in(out)) == result.metadata
+    assert result.metadata["input"].startswith("uint8 (N, 96, 96, 3): RGB pixels")
+    assert result.metadata["output"] == "float32 (N, 512): embeddings of length one"
+    interpreter = Interpreter(str(out))
+    (taken,), (given,) = interpreter.get_input_details(), interpreter.get_output_details()
+    assert (taken["name"], list(taken["shape"]), taken["dtype"]) == ("pixels", [1, SIZE, SIZE, 3], np.uint8)
+    interpreter.resize_tensor_input(taken["index"], [2, SIZE, SIZE, 3])
+    interpreter.allocate_tensors()
+    brightest = np.reshape([60, 250], (2, 1, 1, 1))
+    pixels = np.random.default_rng(1).integers(0, brightest, (2, SIZE, SIZE, 3)).astype(np.uint8)
+    interpreter.set_tensor(taken["index"], pixels)
+    interpreter.invoke()
+    # facenet's prewhiten, written down here independently
+    images = np.stack(
+        [(image - image.mean()) / max(image.std(), 1 / np.sqrt(image.size)) for image in pixels]
+    )
+    with torch.inference_mode():
+        expected = load(weights).double()(torch.from_numpy(images.transpose(0, 3, 1, 2))).numpy()
+    assert np.linalg.norm(interpreter.get_tensor(given["index"]) - expected) < 1e-2
+
+
+@pytest.mark.slow
 def test_the_classifier_as_tflite_takes_the_pixels_of_two_images_at_a_time(weights, tmp_path):
     from ai_edge_litert.interpreter import Interpreter
 
