@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from checks.core.weights_digest import weights_digest
 from converter.errors import PortError
@@ -17,7 +17,9 @@ from faces.backends.choose import ENDINGS, FORMATS, check_backend_device, descri
 from faces.backends.export_cache import find_export, make_export
 from faces.backends.facts import TORCH, BackendFacts
 from faces.backends.graph_backend import GraphFile
-from faces.backends.onnxruntime_backend import REWRITTEN
+from faces.backends.rewrite_detector import REWRITTEN
+from faces.detect.cascade import standardise
+from faces.detect.network import Network, in_pytorch
 from faces.options import MANY_PHOTOGRAPHS
 from reference.mtcnn import O_NET_SIZE, R_NET_SIZE
 from reference.weights import load_mtcnn
@@ -26,38 +28,37 @@ GraphRuntime = Literal["onnxruntime", "litert"]
 
 _OUTPUTS = ("offsets", "landmarks", "probabilities")  # in PyTorch's order
 _CHECKED = {  # the shapes of the images on which each is checked
-    "P-Net": (1, 3, 90, 77),
-    "R-Net": (16, 3, R_NET_SIZE, R_NET_SIZE),
-    "O-Net": (16, 3, O_NET_SIZE, O_NET_SIZE),
+    "P-Net": (1, 90, 77, 3),
+    "R-Net": (16, R_NET_SIZE, R_NET_SIZE, 3),
+    "O-Net": (16, O_NET_SIZE, O_NET_SIZE, 3),
 }
 
 
-class GraphNetwork(nn.Module):
-    """An exported network of the detector, which takes and gives the tensors that PyTorch's does.
+class GraphNetwork:
+    """An exported network of the detector.
 
     Args:
         file: The file.
     """
 
     def __init__(self, file: GraphFile) -> None:
-        super().__init__()
         self._file = file
 
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Compute the outputs of the network of images, (N, 3, H, W), on the CPU."""
+    def __call__(self, images: NDArray[np.float32]) -> tuple[NDArray[np.float32], ...]:
+        """Compute the outputs of the network of images, (N, H, W, 3), on the CPU."""
         if self._file.name == "onnxruntime":
-            outputs = self._file.run(np.ascontiguousarray(images.numpy()))
+            outputs = self._file.run(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
         else:  # its channels are last
-            run = self._file.run(np.ascontiguousarray(images.permute(0, 2, 3, 1).numpy()))
+            run = self._file.run(np.ascontiguousarray(images))
             outputs = {name: _channels_first(output) for name, output in run.items()}
-        return tuple(torch.from_numpy(outputs[name]) for name in _OUTPUTS if name in outputs)
+        return tuple(outputs[name] for name in _OUTPUTS if name in outputs)
 
 
 def _channels_first(output: NDArray[Any]) -> NDArray[Any]:
     return output.transpose(0, 3, 1, 2) if output.ndim == 4 else output
 
 
-Networks = tuple[tuple[nn.Module, ...], BackendFacts]
+Networks = tuple[Sequence[nn.Module | Network], BackendFacts]
 """P-Net, R-Net and O-Net, and what runs them."""
 
 
@@ -136,15 +137,12 @@ def _open(
     difference = export.check(
         f"{key}; {REWRITTEN}" if backend == "onnxruntime" else key,
         f"{network.name} in {backend} gives results",
-        lambda: measure_difference(pytorch, opened, _CHECKED[network.name]),
+        lambda: measure_difference(in_pytorch(pytorch), opened, _CHECKED[network.name]),
     )
     return opened, difference
 
 
-@torch.inference_mode()
-def measure_difference(pytorch: nn.Module, other: nn.Module, shape: tuple[int, ...]) -> float:
-    """Measure the largest difference of two networks' outputs on seeded images of a shape (N, 3, H, W)."""
-    pixels = np.random.default_rng(0).integers(0, 256, shape)
-    images = torch.from_numpy(((pixels - 127.5) / 128).astype(np.float32))
-    pairs = zip(pytorch(images), other(images), strict=True)
-    return max(float((expected - actual).abs().max()) for expected, actual in pairs)
+def measure_difference(one: Network, other: Network, shape: tuple[int, ...]) -> float:
+    """Measure the largest difference of two networks' outputs on seeded images of a shape (N, H, W, 3)."""
+    images = standardise(np.random.default_rng(0).integers(0, 256, shape))
+    return max(float(np.abs(a - b).max()) for a, b in zip(one(images), other(images), strict=True))

@@ -10,11 +10,12 @@ from typing import Any, get_args
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from faces.backends.facts import TORCH, BackendName
 from faces.detect import cascade
 from faces.detect.cascade import Boxes
+from faces.detect.network import Network, in_pytorch
 from faces.detect.result import Face
 from faces.images import ImageLike, to_rgb
 from faces.options import FACTOR, SMALLEST_FACE, THRESHOLDS
@@ -85,20 +86,23 @@ class FaceDetector:
         self.smallest_face = smallest_face
         self.thresholds = thresholds
         self.factor = factor
-        loaded: tuple[nn.Module, ...]
-        self.backend = TORCH
+        pytorch: tuple[nn.Module, ...] = ()
         if backend in (None, "torch"):
-            loaded = networks or load_mtcnn(offline=offline)
+            pytorch = networks or load_mtcnn(offline=offline)
+        loaded: Sequence[nn.Module | Network] = pytorch
+        self.backend = TORCH
         if networks is None and backend != "torch":
             from faces.backends.detector_networks import choose_networks, open_networks
 
             if backend is None:
-                loaded, self.backend = choose_networks(loaded, str(device), images=images, offline=offline)
+                loaded, self.backend = choose_networks(pytorch, str(device), images=images, offline=offline)
             else:
                 loaded, self.backend = open_networks(backend, str(device), offline=offline)
-        self._p_net, self._r_net, self._o_net = (network.to(device).eval() for network in loaded)
+        self._p_net, self._r_net, self._o_net = (
+            in_pytorch(network, device) if isinstance(network, nn.Module) else network for network in loaded
+        )
         self._crops = _CROPS if self.backend.name == "torch" else _FEW_CROPS
-        self.device = next(self._p_net.parameters(), torch.empty(0)).device  # which GPU, too
+        self.device = torch.empty(0, device=device).device  # which GPU, too
 
     def detect(self, images: Sequence[ImageLike]) -> list[tuple[Face, ...]]:
         """Find the faces of photographs.
@@ -142,7 +146,6 @@ class FaceDetector:
         boxes = cascade.windows_above(*self._run_p_net(level), scale, self.thresholds[0])
         return boxes[cascade.suppress(boxes, _LEVEL_OVERLAP)]
 
-    @torch.inference_mode()
     def _run_p_net(self, level: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Run P-Net over a level, (height, width, 3), in strips if it is large.
 
@@ -156,10 +159,10 @@ class FaceDetector:
         for start in range(0, rows, at_once):
             end = min(start + at_once, rows)
             strip = level[2 * start : height if end == rows else 2 * (end + _LOST_ROWS)]
-            offsets, probabilities = self._p_net(self._to_device(cascade.standardise(strip[None])))
-            strips.append((probabilities[0, 1].cpu().numpy(), offsets[0].cpu().numpy()))
-        probabilities, offsets = zip(*strips, strict=True)
-        return np.concatenate(probabilities), np.concatenate(offsets, axis=1)
+            offsets, probabilities = self._p_net(cascade.standardise(strip[None]))
+            strips.append((probabilities[0, 1], offsets[0]))
+        maps, their_offsets = zip(*strips, strict=True)
+        return np.concatenate(maps), np.concatenate(their_offsets, axis=1)
 
     def _refine(
         self, photographs: Sequence[NDArray[np.uint8]], proposals: Sequence[Boxes], pool: Executor
@@ -193,7 +196,7 @@ class FaceDetector:
 
     def _run_on_crops(
         self,
-        network: nn.Module,
+        network: Network,
         photographs: Sequence[NDArray[np.uint8]],
         boxes: Sequence[Boxes],
         size: int,
@@ -207,22 +210,17 @@ class FaceDetector:
         at_once = self._crops[size]
         places = [(photographs[number], box) for number, rows in enumerate(boxes) for box in rows]
 
-        @torch.inference_mode()
         def run(start: int) -> list[NDArray[np.float32]]:
             chunk = places[start : start + at_once]
             pixels = np.zeros((at_once, size, size, 3))
             for crop, (photograph, box) in zip(pixels, chunk, strict=False):
                 crop[:] = cascade.crop(photograph, box, size)
-            crops = self._to_device(cascade.standardise(pixels))
-            return [output[: len(chunk)].cpu().numpy() for output in network(crops)]
+            return [output[: len(chunk)] for output in network(cascade.standardise(pixels))]
 
         outputs = list(pool.map(run, range(0, len(places), at_once)))
         ends = np.cumsum([len(rows) for rows in boxes])[:-1]
         split = [np.split(np.concatenate(output), ends) for output in zip(*outputs, strict=True)]
         return list(zip(*split, strict=True))
-
-    def _to_device(self, images: NDArray[np.float32]) -> Tensor:
-        return torch.from_numpy(images).to(self.device).permute(0, 3, 1, 2)
 
 
 def _merge_levels(levels: Sequence[Boxes]) -> Boxes:

@@ -18,7 +18,8 @@ from converter.manifest import file_digest
 from faces.backends import detector_networks
 from faces.backends.choose import describe_machine
 from faces.backends.facts import TORCH
-from faces.backends.onnxruntime_backend import open_onnxruntime, rewrite_detector
+from faces.backends.onnxruntime_backend import open_onnxruntime
+from faces.backends.rewrite_detector import rewrite_detector
 from faces.detect import detector as detector_module
 from faces.detect.detector import FaceDetector
 from tests.faces.detect.comparison import LEAST_EQUAL, as_arrays, compare_faces
