@@ -13,7 +13,12 @@ from checks.audit.graphs.find_layers import GraphLayers, find_layers
 from checks.audit.graphs.graph import Graph, NotUnderstoodError
 from checks.audit.graphs.network_from_graph import network_from_graph
 from checks.audit.graphs.onnx_tflite_session import OnnxTfliteSession
-from checks.audit.graphs.quantisation import is_quantised, refuse_quantised, remarks_on_pairs
+from checks.audit.graphs.quantisation import (
+    is_quantised,
+    refuse_quantised,
+    remarks_on_pairs,
+    with_ends_of_numbers,
+)
 from checks.audit.graphs.run_graph import (
     Networks,
     audited_batches,
@@ -83,6 +88,7 @@ def audit_graph(
         SourceError: The graph is quantised in a way that is not audited, or does not run.
     """
     refuse_quantised(graph)
+    graph = with_ends_of_numbers(graph)
     try:
         layers = find_layers(graph)
     except NotUnderstoodError as error:

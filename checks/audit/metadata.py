@@ -44,9 +44,9 @@ def describe_input(shape: _Shape, dtype: str, *, baked: bool, order: str = "RGB"
     return f"{dtype} {_extents(shape)}: {order} {images}"
 
 
-def describe_output(shape: _Shape, gives: str) -> str:
+def describe_output(shape: _Shape, gives: str, dtype: str = "float32") -> str:
     """Describe the output of a graph; `gives` is one of `EMBEDDINGS` and `LOGITS`."""
-    return f"float32 {_extents(shape)}: {gives}"
+    return f"{dtype} {_extents(shape)}: {gives}"
 
 
 def find_facts(graph: Graph, run: GraphRun, trained: str | None, weights: Arrays) -> Mapping[str, str | None]:
@@ -59,11 +59,12 @@ def find_facts(graph: Graph, run: GraphRun, trained: str | None, weights: Arrays
         weights: The source's state_dict.
     """
     taken, given = graph.inputs[0], graph.outputs[0]
+    fed, got = map(graph.dtype_in_file, (taken, given))
     return {
         WEIGHTS: weights_digest(weights),
         STANDARDISATION: run.baked or trained,
-        INPUT: describe_input(taken.shape, taken.dtype, baked=run.baked is not None, order=run.order),
-        OUTPUT: describe_output(given.shape, run.gives),
+        INPUT: describe_input(taken.shape, fed, baked=run.baked is not None, order=run.order),
+        OUTPUT: describe_output(given.shape, run.gives, got),
     }
 
 

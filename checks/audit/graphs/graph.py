@@ -99,6 +99,8 @@ class Graph:
         channels_last: Whether its maps are NHWC; NCHW otherwise.
         metadata: Key to value, as the file states them.
         quantised: Name to the integers of the constants that are quantised; `constants` has their numbers.
+        ends: The name of an input or an output of numbers, to the name of the file's own, which has integers,
+            and their quantisation.
     """
 
     path: Path
@@ -112,6 +114,11 @@ class Graph:
     channels_last: bool
     metadata: Mapping[str, str] = field(default_factory=dict)
     quantised: Mapping[str, QuantisedTensor] = field(default_factory=dict)
+    ends: Mapping[str, tuple[str, Quantisation]] = field(default_factory=dict)
+
+    def dtype_in_file(self, value: Value) -> str:
+        """The dtype of an input or an output in the file."""
+        return str(self.ends[value.name][1].zero_point.dtype) if value.name in self.ends else value.dtype
 
     def description(self) -> str:
         """Describe the graph for a message."""

@@ -61,7 +61,10 @@ class OnnxTfliteSession(GraphSession):
         self._layout = _image_layout(graph)
         self.runtime = format_of(graph).runtime_version()
         self.input_dtype = graph.inputs[0].dtype
-        self.input_description = f"{'NHWC' if self._layout.channels_last else 'NCHW'} {self.input_dtype}"
+        dtype = graph.dtype_in_file(graph.inputs[0])
+        self.input_description = f"{'NHWC' if self._layout.channels_last else 'NCHW'} {dtype}"
+        if graph.inputs[0].name in graph.ends:
+            self.input_description += ", quantised by its scale"
         dtypes = {array.dtype for array in graph.constants.values() if array.ndim > 1}
         self.weights_dtype = next((str(dtype) for dtype in HALVES if dtype in dtypes), "float32")
         self.computes_in_half = layers.computes_in_half

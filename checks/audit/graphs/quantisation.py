@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from checks.audit.graphs.graph import Graph, Node
+from dataclasses import replace
+
+from checks.audit.graphs.graph import Graph, Node, Value
 from checks.audit.graphs.wiring import Wiring, label, plain_name
+from checks.audit.quantisation import Quantisation
 from converter.errors import SourceError
 
 _DYNAMIC = frozenset(
@@ -37,13 +40,41 @@ def is_dynamic(graph: Graph) -> bool:
     return False
 
 
+def with_ends_of_numbers(graph: Graph) -> Graph:
+    """Give a graph numbers for an input and for outputs that are integers with a scale in the file.
+
+    Images are quantised for such an input, and such outputs dequantised, as an app that runs the file has to.
+    """
+    takes = {node.inputs[0]: node for node in graph.nodes if node.dequantises}
+    gives = {node.output: node for node in graph.nodes if node.quantises}
+    ends: dict[str, tuple[str, Quantisation]] = {}
+    inputs, outputs, nodes = [], [], list(graph.nodes)
+    for value in graph.inputs:
+        quantisation = takes[value.name].quantisation if value.name in takes else None
+        if quantisation is not None:
+            exact = f"{value.name} exact"
+            ends[exact] = value.name, quantisation
+            nodes.insert(0, Node("same", "QUANTIZE", (exact,), value.name, quantisation=quantisation))
+            value = Value(exact, value.shape, "float32")
+        inputs.append(value)
+    for value in graph.outputs:
+        quantisation = gives[value.name].quantisation if value.name in gives else None
+        if quantisation is not None:
+            numbers = takes[value.name].output if value.name in takes else f"{value.name} dequantised"
+            ends[numbers] = value.name, quantisation
+            if value.name not in takes:
+                nodes.append(Node("same", "DEQUANTIZE", (value.name,), numbers, quantisation=quantisation))
+            value = Value(numbers, value.shape, "float32")
+        outputs.append(value)
+    return replace(graph, nodes=tuple(nodes), inputs=tuple(inputs), outputs=tuple(outputs), ends=ends)
+
+
 def refuse_quantised(graph: Graph) -> None:
     """Refuse a graph with integer weights or integer arithmetic that is not audited.
 
     Raises:
         SourceError: The graph is quantised in such a way.
     """
-    _refuse_integer_ends(graph)
     quantised = [node for node in graph.nodes if _is_refused(node, graph)]
     if not quantised:
         return
@@ -98,26 +129,6 @@ def refuse_reordering(wiring: Wiring, first: str, last: str) -> None:
                 f"facenet-port audit FLOAT32{graph.path.suffix} --against SOURCE",
             )
         waiting += node.inputs[:1] if node.op == "same" else node.inputs
-
-
-def _refuse_integer_ends(graph: Graph) -> None:
-    """Refuse a graph whose input or output has a scale.
-
-    Raises:
-        SourceError: There is such an end.
-    """
-    takes = {node.inputs[0] for node in graph.nodes if node.dequantises}
-    gives = {node.output for node in graph.nodes if node.quantises}
-    ends = [value.name for value in graph.inputs if value.name in takes]
-    ends += [value.name for value in graph.outputs if value.name in gives]
-    if ends:
-        raise SourceError(
-            graph.path,
-            f"{' and '.join(repr(plain_name(name)) for name in ends)}: integers with a scale, which an audit "
-            "can neither feed nor read",
-            next_step="Convert it with an input and an output of float32, and audit that: in TensorFlow's "
-            "converter leave out inference_input_type and inference_output_type",
-        )
 
 
 def _is_refused(node: Node, graph: Graph) -> bool:

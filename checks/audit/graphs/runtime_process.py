@@ -49,7 +49,7 @@ class RuntimeProcess:
         """Run the graph.
 
         Args:
-            images: Images in the graph's own layout and dtype.
+            images: Images in the graph's own layout and the dtype of its input.
             outputs: The names of the tensors to fetch.
             as_written: Whether to run every node as written, so that every tensor inside the graph can be
                 fetched. Otherwise the runtime optimises the graph, as by default; the outputs of a node that
@@ -58,11 +58,17 @@ class RuntimeProcess:
         Raises:
             SourceError: The runtime refuses the graph, crashes or does not finish.
         """
-        declared = {output.name for output in self._graph.outputs}
+        ends = self._graph.ends
+        given = self._graph.inputs[0].name
+        if given in ends:
+            given, quantisation = ends[given]
+            images = quantisation.quantise(images).astype(quantisation.zero_point.dtype)
+        fetched = [ends[name][0] if name in ends else name for name in outputs if name != given]
+        declared = {ends[each.name][0] if each.name in ends else each.name for each in self._graph.outputs}
         request = {
-            "input": self._graph.inputs[0].name,
-            "outputs": list(outputs),
-            "undeclared": [name for name in outputs if name not in declared],
+            "input": given,
+            "outputs": fetched,
+            "undeclared": [name for name in fetched if name not in declared],
             "in_one_file": len(self._graph.files) == 1,
             "as_written": as_written,
         }
@@ -72,9 +78,14 @@ class RuntimeProcess:
             raise self._refusal(f"it does not run ({error})") from error
         except ChildError as error:
             raise self._refusal(f"its runtime {error}") from error
-        if len(arrays) != len(outputs):
-            raise self._refusal(f"its runtime gives {len(arrays)} outputs, not {len(outputs)}")
-        return arrays
+        if len(arrays) != len(fetched):
+            raise self._refusal(f"its runtime gives {len(arrays)} outputs, not {len(fetched)}")
+        found = iter(arrays)
+        given_or_found = [images if name == given else next(found) for name in outputs]
+        return [
+            ends[name][1].dequantise(array) if name in ends else array
+            for name, array in zip(outputs, given_or_found, strict=True)
+        ]
 
     def run_in_batches(
         self, images: Array, outputs: Sequence[str], size: int | None, *, as_written: bool

@@ -40,22 +40,37 @@ class Simulation:
         Raises:
             NotUnderstoodError: A node is not one of those that a network of integers consists of.
         """
+        values: dict[str, Tensor] = {}
+        waiting = [name]
+        while waiting:
+            each = waiting[-1]
+            node = self._wiring.producers.get(each)
+            if (stored := self._stored(each)) is not None:
+                values[each] = stored
+            elif node is None:
+                raise NotUnderstoodError(self._graph, f"{each!r} is neither computed nor quantised")
+            elif missing := [taken for taken in _taken(node) if taken not in values]:
+                waiting += missing
+                continue
+            else:
+                computed = self._compute(node, [values[taken] for taken in _taken(node)])
+                values[each] = F.relu(computed) if node.relu else computed
+            waiting.pop()
+        return values[name]
+
+    def _stored(self, name: str) -> Tensor | None:
+        """The values of a tensor that was fetched or is a constant; None if it is computed."""
         if name in self._known:
             return self._known[name]
         if name in self._graph.quantised:
             return torch.from_numpy(self._graph.quantised[name].dequantise())
         if name in self._graph.constants:
             return torch.from_numpy(self._graph.constants[name].copy()).double()
-        node = self._wiring.producers.get(name)
-        if node is None:
-            raise NotUnderstoodError(self._graph, f"{name!r} is neither computed nor quantised")
-        values = self._compute(node)
-        return F.relu(values) if node.relu else values
+        return None
 
-    def _compute(self, node: Node) -> Tensor:
-        if node.op == "same" and node.kind in KEEP_ORDER:
-            return self.evaluate(node.inputs[0])  # its shape is that of the integers behind it
-        inputs = [self.evaluate(each) for each in node.inputs if each]
+    def _compute(self, node: Node, inputs: Sequence[Tensor]) -> Tensor:
+        if _keeps_order(node):
+            return inputs[0]  # its shape is that of the integers behind it
         if node.quantisation is not None:  # one that dequantises: the others are known
             scale, zero_point = node.quantisation.scale, node.quantisation.zero_point
             return (inputs[0] - float(zero_point.reshape(-1)[0])) * float(scale.reshape(-1)[0])
@@ -92,7 +107,7 @@ class Simulation:
             case "multiply":
                 return inputs[0] * inputs[1]
             case "concat":
-                return torch.cat(inputs, dim=-1 if self._graph.channels_last else 1)
+                return torch.cat(list(inputs), dim=-1 if self._graph.channels_last else 1)
             case "relu":
                 return F.relu(inputs[0])
             case "other" if node.kind == "L2_NORMALIZATION":
@@ -127,3 +142,12 @@ class Simulation:
         if not is_known:
             raise NotUnderstoodError(self._graph, f"the padding of {label(node)} cannot be simulated")
         return F.pad(x, (left, right, above, below), value=value)
+
+
+def _keeps_order(node: Node) -> bool:
+    return node.op == "same" and node.kind in KEEP_ORDER
+
+
+def _taken(node: Node) -> Sequence[str]:
+    """The tensors that a node computes with."""
+    return node.inputs[:1] if _keeps_order(node) else [name for name in node.inputs if name]

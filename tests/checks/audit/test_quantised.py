@@ -532,6 +532,24 @@ def test_an_activation_with_a_scale_for_each_channel_is_refused(int8, source, tm
     assert "its integers are of a kind that is not audited" in capsys.readouterr().err
 
 
+def test_integers_that_go_in_are_fed_by_their_scale_also_where_nothing_else_is_of_integers(
+    folded, source, tmp_path
+):
+    """Each tensor behind them is computed once: with sums and branches in float32 there are 10^11 paths."""
+    edit = Edit(folded)
+    name, edit.graph.input[0].name = edit.graph.input[0].name, "integers"
+    edit.graph.input[0].type.tensor_type.elem_type = TensorProto.UINT8
+    zero_point = numpy_helper.from_array(np.uint8(127), "zero_point")
+    edit.graph.initializer.extend([numpy_helper.from_array(np.float32(1 / 128), "scale"), zero_point])
+    taken = ["integers", "scale", "zero_point"]
+    edit.graph.node.insert(0, helper.make_node("DequantizeLinear", taken, [name]))
+    result = audit(edit.save(tmp_path / "integers.onnx"), source, standardisation=FIXED)
+    assert result.passed, result.verdict
+    assert result.run.feed.startswith("standardised images, NCHW uint8, quantised by its scale")
+    assert (result.quantised.input_range.lowest, result.quantised.input_range.highest) == (-127 / 128, 1.0)
+    assert result.quantised.embedding < 1e-5  # from the simulated one
+
+
 def test_faces_need_a_graph_of_integers(folded, source, tmp_path, capsys):
     assert main([str(folded), "--against", str(source), "--faces", str(tmp_path)]) == 2
     assert "is no graph of integers. Leave out --faces." in capsys.readouterr().err

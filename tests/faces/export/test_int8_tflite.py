@@ -19,8 +19,12 @@ from checks.core import thresholds
 from converter.hub.catalog_entry import FIXED
 from converter.manifest import file_digest
 from facenet_tf import stderr_aside
+from facenet_tf.graph import build
+from facenet_tf.session import legacy_graph, open_session
+from facenet_tf.variables import infer_options, load_variables
 from faces.backends.exported_model import load_exported
 from faces.export.run import export
+from faces.export.weights import read_weights
 from reference import load
 from tests.faces.export.conftest import SIZE, compared, make_cheap
 from tests.support.tflite_edit import TfliteEdit
@@ -143,6 +147,71 @@ def test_an_integer_of_the_runtime_that_is_a_step_off_fails_the_arithmetic(int8_
     judged = {each.name: each for each in result.judgements}
     assert {name for name, each in judged.items() if not each.passed} == {"arithmetic"}
     assert judged["arithmetic"].share > 2
+
+
+@pytest.fixture(scope="module")
+def integer_ends(weights, crops, tmp_path_factory):
+    """TensorFlow's converter with its documented options for integers from the input to the output."""
+    import tensorflow as tf
+
+    variables = {
+        name: array for name, array in read_weights(weights).variables.items() if "Logits" not in name
+    }
+    pixels = np.stack([np.asarray(Image.open(file))[:SIZE, :SIZE] for file in sorted(crops.rglob("*.png"))])
+    images = ((pixels - 127.5) / 128).astype(np.float32)
+    with legacy_graph() as graph:
+        taken = tf.compat.v1.placeholder(tf.float32, (1, SIZE, SIZE, 3), name="images")
+        given = build(taken, **infer_options(variables)._asdict())["embeddings"]
+    with open_session(graph) as session, stderr_aside():
+        load_variables(session, variables)
+        converter = tf.compat.v1.lite.TFLiteConverter.from_session(session, [taken], [given])
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        converter.representative_dataset = lambda: ([image[None]] for image in images)
+        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+        converter.inference_input_type = converter.inference_output_type = tf.int8
+        path = tmp_path_factory.mktemp("ends") / "integers.tflite"
+        path.write_bytes(converter.convert())
+    return path
+
+
+def test_integers_that_go_in_and_come_out_are_those_that_an_app_feeds_and_reads(
+    integer_ends, weights, crops, tmp_path
+):
+    from ai_edge_litert.interpreter import Interpreter
+
+    result = audit(integer_ends, weights, standardisation=FIXED, faces=crops)
+    assert result.verdict.startswith("The port is faithfully quantised: ")
+    assert result.run.feed.startswith("standardised images, NHWC int8, quantised by its scale; gives ")
+    interpreter = Interpreter(str(integer_ends))
+    interpreter.allocate_tensors()
+    (taken,), (given,) = interpreter.get_input_details(), interpreter.get_output_details()
+    network, cosines = load(weights), []
+    for file in sorted(crops.rglob("*.png")):
+        image = ((np.asarray(Image.open(file))[None, :SIZE, :SIZE] - 127.5) / 128).astype(np.float32)
+        scale, zero_point = taken["quantization"]
+        integers = np.clip(np.rint(image / scale) + zero_point, -128, 127)
+        interpreter.set_tensor(taken["index"], integers.astype(np.int8))
+        interpreter.invoke()
+        scale, zero_point = given["quantization"]
+        row = (interpreter.get_tensor(given["index"])[0].astype(np.float64) - zero_point) * scale
+        with torch.inference_mode():
+            expected = network(torch.from_numpy(image.transpose(0, 3, 1, 2)))[0].numpy()
+        cosines.append(row @ expected / np.linalg.norm(row))
+    assert result.quantised.faces.cosine == pytest.approx(min(cosines), abs=1e-6)
+    assert result.quantised.faces.mean_cosine == pytest.approx(np.mean(cosines), abs=1e-6)
+
+
+def test_another_scale_of_the_integers_that_go_in_does_not_fit_those_of_the_biases(
+    integer_ends, weights, tmp_path
+):
+    edit = TfliteEdit(integer_ends)
+    stated = edit.graph.tensors[edit.graph.inputs[0]].quantization
+    stated.scale = stated.scale * 2
+    judged = judge_scales(compared(read_tflite(edit.save(tmp_path / "scale.tflite")), weights))
+    assert not judged.passed
+    (detail,) = judged.details
+    assert "Conv2d_1a_3x3" in detail
+    assert detail.endswith("its scale is not that of the input times that of the weights")
 
 
 def test_lines_of_the_converter_are_printed_only_if_it_fails(capfd):
