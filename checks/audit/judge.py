@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+from checks.audit.metadata import EMBEDDINGS
 from checks.audit.result import GraphRun, Status, TensorResult
 from checks.core import thresholds
 from checks.core.inputs import NOISE
@@ -205,6 +206,16 @@ def judge_embeddings(run: GraphRun) -> Judgement:
 def _distance_limit(run: GraphRun) -> float:
     is_single = (run.weights, run.arithmetic) == ("float32", "float32")
     return thresholds.GRAPH_DISTANCE["float32" if is_single else "float16"]
+
+
+def warn_of_interface(run: GraphRun) -> list[str]:
+    """Say in sentences what the user of a right port must know: channels in another order, another output."""
+    sentences = []
+    if run.order == "BGR":
+        sentences.append("It takes BGR images.")
+    if EMBEDDINGS not in run.gives:
+        sentences.append(f"It gives {run.gives}.")
+    return sentences
 
 
 def write_embeddings_verdict(judgements: Sequence[Judgement]) -> str:

@@ -136,7 +136,7 @@ def judge_faces(run: QuantisedRun) -> Judgement | None:
 
 
 def judge_cosine(run: QuantisedRun) -> Judgement | None:
-    """Judge the embeddings of seeded images; None with faces, or without embeddings."""
+    """Judge the embeddings of seeded images; None without embeddings."""
     if run.cosine is None:
         return None
     limit = thresholds.SEEDED_COSINE

@@ -41,12 +41,12 @@ def describe_input(shape: _Shape, dtype: str, *, baked: bool, order: str = "RGB"
         order: The order of the channels.
     """
     images = "pixels of 0 to 255, which the graph standardises" if baked else "images, standardised before"
-    return f"{dtype} {_extents(shape)}: {order} {images}"
+    return f"{dtype} {describe_shape(shape)}: {order} {images}"
 
 
 def describe_output(shape: _Shape, gives: str, dtype: str = "float32") -> str:
     """Describe the output of a graph; `gives` is one of `EMBEDDINGS` and `LOGITS`."""
-    return f"{dtype} {_extents(shape)}: {gives}"
+    return f"{dtype} {describe_shape(shape)}: {gives}"
 
 
 def find_facts(graph: Graph, run: GraphRun, trained: str | None, weights: Arrays) -> Mapping[str, str | None]:
@@ -87,7 +87,8 @@ def judge_metadata(graph: Graph, find_facts: Callable[[], Mapping[str, str | Non
     return Judgement("metadata", not details, statement, details)
 
 
-def _extents(shape: _Shape) -> str:
+def describe_shape(shape: _Shape) -> str:
+    """Write the extents of a shape: N for a variable number of images, "any" for another variable extent."""
     if not shape:
         return "of a shape that the file does not state"
     batch, *others = ("any" if extent is None else str(extent) for extent in shape)

@@ -239,10 +239,10 @@ class InputRange:
         lowest: The lowest number that it holds.
         highest: The highest.
         standardisation: The standardisation of the training.
-        basis: The pixels that are counted, a clause: those of the faces that were given, or without any what
-            the standardisation allows.
+        basis: The pixels of which most are beyond the interval, a clause: those of the faces that were given,
+            or what the standardisation allows.
         clipped: The share of these pixels beyond the interval.
-        unused: The share of the interval that the standardisation never reaches.
+        unused: The share of the interval that neither reaches.
     """
 
     lowest: float
@@ -291,8 +291,8 @@ class QuantisedRun:
         faces: The embeddings of faces; None if none were given.
         is_dynamic: Whether the runtime quantises activations by scales that change with each image. Then the
             arithmetic is not judged: there are no quantisers.
-        cosine: Without faces, the least cosine with the source's of an embedding of the inputs of many
-            values; None with faces, and of a graph that gives logits.
+        cosine: The least cosine with the source's of an embedding of the inputs of many values; None of a
+            graph that gives logits.
     """
 
     inputs: tuple[str, ...]

@@ -35,6 +35,7 @@ from checks.audit.graphs.tensorflow_session import TensorFlowSession
 from checks.audit.judge import (
     judge_run,
     judge_tensors,
+    warn_of_interface,
     write_embeddings_verdict,
     write_verdict,
 )
@@ -185,6 +186,8 @@ def _make_result(
             findings.broken,
             is_not_run=bool(findings.not_run),
         )
+    if findings.run is not None and not findings.broken and all(each.passed for each in findings.judgements):
+        verdict += "".join(f" {sentence}" for sentence in warn_of_interface(findings.run))
     return AuditResult(
         port=str(port.path),
         format=port.format,

@@ -76,6 +76,8 @@ def print_result(result: AuditResult, *, verbose: bool = False) -> None:
     console.print(f"  against  {from_home(result.source)} ({result.network})", markup=False)
     for statement in result.names:
         console.print(f"  {statement}", markup=False)
+    if result.run is not None:
+        console.print(f"  takes    {result.run.feed}", markup=False)
     if result.recognised:
         console.print(f"  {result.recognised}", markup=False)
     if result.not_understood:
@@ -125,7 +127,7 @@ def _print_details(console: Console, result: AuditResult) -> None:
         print_table(console, _stage_table(result.tensors))
     if result.run is not None:
         run = result.run
-        console.print(f"\nRun by {run.runtime} in {run.arithmetic}; it takes {run.feed}:", markup=False)
+        console.print(f"\nRun by {run.runtime} in {run.arithmetic}:", markup=False)
         quantised = result.quantised
         print_table(console, run_table(run) if quantised is None else quantiser_table(quantised))
 

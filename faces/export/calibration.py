@@ -151,9 +151,12 @@ def read_calibration(
     images = [each.image for each in labelled]
     found = find_faces(images, "scaled", lambda: FaceDetector(offline=offline), finding)
     faces = [(face, each.person) for face, each in zip(found, labelled, strict=True) if face is not None]
-    if len(faces) < LEAST_FACES:
+    crops = {
+        pixels.tobytes(): (pixels, person) for face, person in faces for pixels in [read_face(face, "scaled")]
+    }
+    if len(crops) < LEAST_FACES:
         where = Path(source) if source is not None else images[0].file.parent
-        problem = f"it has {counted(len(faces), 'face')} to calibrate on, fewer than {LEAST_FACES}"
+        problem = f"it has {counted(len(crops), 'different face')} to calibrate on, fewer than {LEAST_FACES}"
         raise SourceError(where, problem, next_step="Give more photographs with faces, or crops of faces")
-    pixels = np.stack([read_face(face, "scaled") for face, _ in faces])
-    return pixels, tuple(person for _, person in faces), of
+    pixels, people = zip(*crops.values(), strict=True)
+    return np.stack(pixels), people, of

@@ -13,6 +13,7 @@ from checks.audit.graphs.graph_formats import format_of
 from checks.audit.graphs.preprocessing import fit_size
 from checks.audit.graphs.run_graph import GraphSession
 from checks.audit.graphs.runtime_process import RuntimeProcess
+from checks.audit.metadata import describe_shape
 from checks.core.activations import activation_names
 from checks.core.inputs import IMAGE_SIZE
 from checks.core.network import BOTTLENECK, EMBEDDINGS, LOGITS
@@ -60,10 +61,11 @@ class OnnxTfliteSession(GraphSession):
         self._graph, self._layers, self._process = graph, layers, process
         self._layout = _image_layout(graph)
         self.runtime = format_of(graph).runtime_version()
-        self.input_dtype = graph.inputs[0].dtype
-        dtype = graph.dtype_in_file(graph.inputs[0])
-        self.input_description = f"{'NHWC' if self._layout.channels_last else 'NCHW'} {dtype}"
-        if graph.inputs[0].name in graph.ends:
+        taken = graph.inputs[0]
+        self.input_dtype = taken.dtype
+        order = "NHWC" if self._layout.channels_last else "NCHW"
+        self.input_description = f"{order} {graph.dtype_in_file(taken)} {describe_shape(taken.shape)}"
+        if taken.name in graph.ends:
             self.input_description += ", quantised by its scale"
         dtypes = {array.dtype for array in graph.constants.values() if array.ndim > 1}
         self.weights_dtype = next((str(dtype) for dtype in HALVES if dtype in dtypes), "float32")
@@ -141,7 +143,8 @@ def _image_layout(graph: Graph) -> _ImageLayout:
             next_step="Export the model in float32 or in half precision: model.float() or model.half()",
         )
     shape = value.shape if len(value.shape) == 4 else (None, None, None, None)
-    channels_last = shape[3] == 3 if shape.count(3) == 1 else graph.channels_last
+    is_told = (shape[1] == 3) != (shape[3] == 3)  # the first extent is the number of images
+    channels_last = shape[3] == 3 if is_told else graph.channels_last
     channels, *extents = (shape[3], *shape[1:3]) if channels_last else shape[1:]
     fits = all(extent is None or MINIMUM_IMAGE_SIZE <= extent <= _MOST_PIXELS for extent in extents)
     if len(graph.inputs) != 1 or channels not in (3, None) or value.dtype not in _INPUT_DTYPES or not fits:

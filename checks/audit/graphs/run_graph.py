@@ -136,6 +136,7 @@ def describe_run(
     session: GraphSession, preprocessing: Preprocessing, is_prepared_exactly: bool, inputs: Sequence[InputRun]
 ) -> GraphRun:
     """Describe the run of a graph: its runtime, its preprocessing, and each input."""
+    order = "BGR" if preprocessing.reverses else "RGB"
     return GraphRun(
         runtime=session.runtime,
         weights=session.weights_dtype,
@@ -144,9 +145,9 @@ def describe_run(
         baked=preprocessing.baked if preprocessing.is_known and preprocessing.is_baked_in else None,
         is_prepared_exactly=is_prepared_exactly,
         resized=preprocessing.resized,
-        order="BGR" if preprocessing.reverses else "RGB",
+        order=order,
         gives=session.output_description,
-        feed=f"{preprocessing.feed}, {session.input_description}; gives {session.output_description}",
+        feed=f"{order} {preprocessing.feed}, {session.input_description}; gives {session.output_description}",
         inputs=tuple(inputs),
     )
 
@@ -240,16 +241,19 @@ def run_batch(
     ]
     roundoff = thresholds.HALF_ROUNDOFF if session.computes_in_half else thresholds.UNIT_ROUNDOFF
     layers = measure_rounding(networks.exact, *first_image(prepared, actual), roundoff)
-    names = tuple(dict.fromkeys(name for name, _ in outputs))
-    expected = networks.run(prepared, names)
+    # PyTorch adds up the products of a classifier in blocks, and others one by one, which shows where all of
+    # them have one sign: training turns the weights along the embeddings.
+    sums = max((each.bound / thresholds.ROUNDING for each in layers if each.activation == LOGITS), default=0)
+    expected = networks.run(prepared, tuple(dict.fromkeys(name for name, _ in outputs)))
+    floors = {
+        name: max(
+            _floor(expected.rounded[name], expected.exact[name], session.computes_in_half),
+            sums if name == LOGITS else 0,
+        )
+        for name, _ in outputs
+    }
     error, floor = max(
-        (
-            (
-                _error(array, expected.exact[name]),
-                _floor(expected.rounded[name], expected.exact[name], session.computes_in_half),
-            )
-            for name, array in outputs
-        ),
+        ((_error(array, expected.exact[name]), floors[name]) for name, array in outputs),
         key=lambda pair: pair[0] / pair[1],
     )
     vectors = [array for name, array in outputs if name != LOGITS] or [actual[BOTTLENECK]]

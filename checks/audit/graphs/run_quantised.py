@@ -97,7 +97,7 @@ class QuantisedGraph:
             activations = self._layers.activations
             last = activations.get(LOGITS, activations[BOTTLENECK])
             refuse_reordering(self._wiring, self._layers.input, last)
-            compared, cosine = self._compare(faces, source, say), self._cosine(faces, batches, source)
+            compared, cosine = self._compare(faces, source, say), self._cosine(batches, source)
             return QuantisedRun(names, (), 0.0, None, compared, is_dynamic=True, cosine=cosine)
         say("simulating")
         batched = [self._feed_standardised(self._session.fit_images(batch.images[:1])) for batch in batches]
@@ -115,17 +115,15 @@ class QuantisedGraph:
             embedding=embedding,
             input_range=self._input_range(trained, faces),
             faces=self._compare(faces, source, say),
-            cosine=self._cosine(faces, batches, source),
+            cosine=self._cosine(batches, source),
         )
 
-    def _cosine(
-        self, faces: Faces | None, batches: Sequence[InputBatch], source: InceptionResnetV1
-    ) -> float | None:
+    def _cosine(self, batches: Sequence[InputBatch], source: InceptionResnetV1) -> float | None:
         """The least cosine with the source's embedding of the first image of each input of many values.
 
-        None with faces, which show more, and of a graph that gives logits.
+        None of a graph that gives logits.
         """
-        if faces is not None or not self._layers.embeddings:
+        if not self._layers.embeddings:
             return None
         cosines = []
         for batch in batches:
@@ -238,16 +236,20 @@ class QuantisedGraph:
         if first is None or first.quantisation is None or trained not in (FIXED, PER_IMAGE):
             return None
         lowest, highest = map(float, self._fold.apply(np.array(first.quantisation.interval)))
-        # The second rule gives every image the mean 0 and the standard deviation 1, but no distribution.
-        pixels = standardise(np.arange(256.0)) if trained == FIXED else _normal_quantiles()
-        reached = min(highest, float(pixels.max())) - max(lowest, float(pixels.min()))
-        basis = "the 256 values of a pixel" if trained == FIXED else "a normal distribution"
-        if faces is not None and trained == PER_IMAGE:
-            pixels, basis = faces.images, f"the pixels of {len(faces.pixels)} faces"
+        if trained == FIXED:
+            samples = {"the 256 values of a pixel": standardise(np.arange(256.0))}
+        else:  # every image gets the mean 0 and the standard deviation 1, but no distribution
+            samples = {"a normal distribution": _normal_quantiles()}
+            if faces is not None:  # they may all be alike, as those of the calibration were
+                samples[f"the pixels of {len(faces.pixels)} faces"] = faces.images
         half = (highest - lowest) / 510  # of a step
-        clipped = float(np.mean((pixels < lowest - half) | (pixels > highest + half)))
-        unused = 1.0 - max(reached, 0.0) / (highest - lowest)
-        return InputRange(lowest, highest, trained, basis, clipped, unused)
+        clipped, unused = {}, []
+        for basis, pixels in samples.items():
+            clipped[basis] = float(np.mean((pixels < lowest - half) | (pixels > highest + half)))
+            reached = min(highest, float(pixels.max())) - max(lowest, float(pixels.min()))
+            unused.append(1.0 - max(reached, 0.0) / (highest - lowest))
+        basis = max(clipped, key=lambda each: clipped[each])
+        return InputRange(lowest, highest, trained, basis, clipped[basis], min(unused))
 
 
 def _normal_quantiles() -> Array:

@@ -78,7 +78,8 @@ def test_pytorchs_export_is_faithful(folded, source):
     assert (run.weights, run.arithmetic) == ("float32", "float32")
     assert run.runtime.startswith("onnxruntime ")
     assert run.preprocessing == "none baked in: it takes standardised RGB images"
-    assert run.feed == "standardised images, NCHW float32; gives embeddings of length one"
+    feed = "RGB standardised images, NCHW float32 (N, 3, 107, 107); gives embeddings of length one"
+    assert run.feed == feed
     assert [batch.name for batch in run.inputs] == ["standard normal", "smooth", "constant", "near-black"]
     assert {layer.activation for layer in run.inputs[0].layers} == ACTIVATIONS
     assert judgement(result, "arithmetic").share <= 0.5
@@ -95,7 +96,8 @@ def test_tensorflows_conversion_is_faithful(tflite, source):
         "bit for bit", "within rounding" if names(result, "approximate") else "bit for bit"
     )
     assert result.run.runtime.startswith("LiteRT ")
-    assert result.run.feed == "standardised images, NHWC float32; gives embeddings of length one"
+    feed = "RGB standardised images, NHWC float32 (N, 107, 107, 3); gives embeddings of length one"
+    assert result.run.feed == feed
     assert {layer.activation for layer in result.run.inputs[0].layers} == ACTIVATIONS
     scaled = [tensor for tensor in result.tensors if "residual scale 0.17 folded in" in tensor.detail]
     assert len(scaled) == 2 * 5
@@ -169,7 +171,7 @@ def test_pixels_that_the_graph_standardises_itself_and_otherwise_than_in_trainin
     result = audit(edit.save(tmp_path / "pixels.onnx"), source, standardisation=PER_IMAGE)
     assert result.run.preprocessing == "(x - 127.5) / 128 is baked in: it takes RGB pixels of 0 to 255"
     gives = "embeddings of length one and logits"
-    assert result.run.feed == f"pixels of 0 to 255, NHWC float32; gives {gives}"
+    assert result.run.feed == f"RGB pixels of 0 to 255, NHWC float32 (N, 107, 107, 3); gives {gives}"
     assert result.run.first_divergence is None
     assert "is not judged" not in judgement(result, "tensors").statement
     assert failed(result) == {"preprocessing"}
@@ -195,7 +197,7 @@ def test_bgr_bytes_and_another_range_are_detected_in_a_graph_that_folds_nothing(
     assert result.run.preprocessing == "x / 127.5 - 1 is baked in: it takes BGR pixels of 0 to 255"
     assert result.verdict == (
         "The port is exact: every tensor is the source's, bit for bit, and its graph computes what the "
-        "network does."
+        "network does. It takes BGR images."
     )
     assert {tensor.status for tensor in result.tensors} == {"equal"}
 

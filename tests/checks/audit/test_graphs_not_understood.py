@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 
 VERDICT = (
     "Weaker proof: the port gives the source's embeddings on a few images. Its weights were not compared, "
-    "because its graph is not understood."
+    "because its graph is not understood. It takes BGR images."
 )
 
 

@@ -218,7 +218,7 @@ def test_dynamic_quantisation_by_onnxruntime_is_a_weaker_proof_of_every_weight(
     assert "but the arithmetic was not judged: its runtime quantises activations" in capsys.readouterr().out
     result = json.loads(data.read_text())
     assert (result["passed"], result["quantised"]["is_dynamic"]) == (False, True)
-    assert [each["passed"] for each in result["judgements"]] == [True] * 5
+    assert [each["passed"] for each in result["judgements"]] == [True] * 6
     assert "arithmetic" not in {each["name"] for each in result["judgements"]}
     kernels = [each for each in result["tensors"] if len(each["shape"]) > 1]
     assert [each["status"] for each in kernels] == ["quantised"] * 133
@@ -449,6 +449,23 @@ def test_dark_images_though_the_faces_are_dark_too_and_a_zero_point_that_differs
     assert "but dequantised with" in detail
 
 
+def test_a_range_that_holds_the_given_faces_alone_fails(int8, source, tmp_path):
+    """All their pixels are at -1 or 1, as those of a calibration on one face may be near each other."""
+    edit = Integers(int8)
+    node = edit.node("QuantizeLinear")
+    edit.put(node.input[1], np.float32(2.4 / 255))  # from -1.2 to 1.2
+    edit.put(node.input[2], np.uint8(127))
+    crops = tmp_path / "crops"
+    crops.mkdir()
+    for number in range(2):
+        pixels = np.repeat([[[40 + number]], [[200]]], 80, axis=0).repeat(160, axis=1).repeat(3, axis=2)
+        Image.fromarray(pixels.astype(np.uint8)).save(crops / f"{number}.png")
+    result = audit(edit.save(tmp_path / "narrow.onnx"), source, faces=crops, standardisation=PER_IMAGE)
+    assert "range" in failed(result)
+    assert result.quantised.input_range.basis == "a normal distribution"
+    assert judgement(result, "range").share > 2
+
+
 def test_too_small_a_range_shows_in_faces_and_a_wrong_scale_of_a_bias_is_named(
     int8, pixels, source, tmp_path
 ):
@@ -545,7 +562,7 @@ def test_integers_that_go_in_are_fed_by_their_scale_also_where_nothing_else_is_o
     edit.graph.node.insert(0, helper.make_node("DequantizeLinear", taken, [name]))
     result = audit(edit.save(tmp_path / "integers.onnx"), source, standardisation=FIXED)
     assert result.passed, result.verdict
-    assert result.run.feed.startswith("standardised images, NCHW uint8, quantised by its scale")
+    assert result.run.feed.startswith("RGB standardised images, NCHW uint8 (N, 3, 107, 107), quantised by")
     assert (result.quantised.input_range.lowest, result.quantised.input_range.highest) == (-127 / 128, 1.0)
     assert result.quantised.embedding < 1e-5  # from the simulated one
 

@@ -92,11 +92,19 @@ def test_tflite_in_half_precision_takes_the_pixels_of_any_number_of_images(weigh
 
 @pytest.mark.slow
 def test_the_classifier_as_tflite_takes_the_pixels_of_two_images_at_a_time(weights, tmp_path):
+    """All products of a logit have one sign, as training makes them, and LiteRT adds them up one by one."""
     from ai_edge_litert.interpreter import Interpreter
 
-    out = tmp_path / "facenet.tflite"
+    state_dict = torch.load(weights)
+    with torch.inference_mode():
+        embeddings = load(weights)(torch.randn((7, 3, SIZE, SIZE), generator=torch.manual_seed(0)))
+    state_dict["logits.weight"] += 3 * embeddings.mean(dim=0)
+    weights, out = tmp_path / "weights.pt", tmp_path / "facenet.tflite"
+    torch.save(state_dict, weights)
     result = write(weights, out, bake=True, standardisation="per-image", classify=True, batch=2)
     assert result.audit.passed
+    (run,) = result.audit.run.inputs
+    assert run.error < 4.4 * run.floor  # 5.2 times PyTorch's error of the logits, of 8
     assert {tensor.status for tensor in result.audit.tensors} <= {"equal", "folded", "approximate"}
     classifier = {each.variable: each.status for each in result.audit.tensors if each.stage == "Logits"}
     assert classifier == {"Logits/weights": "equal", "Logits/biases": "equal"}
@@ -162,16 +170,19 @@ def stated_in(path):
 
 
 @pytest.mark.slow
-def test_the_classifier_in_half_precision_for_two_images_at_a_time(weights, tmp_path):
-    result = write(weights, tmp_path / "c.onnx", precision="float16", classify=True, batch=2)
+def test_the_classifier_in_half_precision_for_three_images_at_a_time(weights, tmp_path):
+    """Three images are not taken for the three channels."""
+    options = {"bake": True, "standardisation": "fixed", "classify": True, "batch": 3}
+    result = write(weights, tmp_path / "c.onnx", precision="float16", **options)
     counts = Counter(tensor.status for tensor in result.audit.tensors)
     assert counts == {"equal": 491, "rounded": 134}  # 132 kernels, the Bottleneck and the classifier
     assert (result.audit.run.weights, result.audit.run.arithmetic) == ("float16", "float32")
-    assert result.metadata["output"] == "float32 (2, 7): logits"
-    images = np.random.default_rng(1).standard_normal((2, 3, SIZE, SIZE), np.float32)
-    session, logits = run_onnx(tmp_path / "c.onnx", images)
-    assert session.get_outputs()[0].shape == [2, 7]
-    expected = logits_of(weights, images)
+    assert result.metadata["output"] == "float32 (3, 7): logits"
+    assert result.audit.verdict.endswith(" It gives logits.")
+    pixels = np.random.default_rng(1).integers(0, 256, (3, SIZE, SIZE, 3), np.uint8)
+    session, logits = run_onnx(tmp_path / "c.onnx", pixels)
+    assert session.get_outputs()[0].shape == [3, 7]
+    expected = logits_of(weights, (pixels.transpose(0, 3, 1, 2) - 127.5) / 128)
     assert np.linalg.norm(logits - expected) < 1e-2 * np.linalg.norm(expected)
 
 

@@ -96,9 +96,11 @@ def test_a_download_of_photographs_shows_its_progress_and_keeps_their_people(cro
 def test_too_few_faces_are_one_message(weights, crops, tmp_path, capsys):
     few = tmp_path / "few"
     shutil.copytree(crops / "a", few)
+    for file in list(few.iterdir()):
+        shutil.copy(file, few / f"again {file.name}")  # the same faces show no other range
     options = ("--precision", "int8", "--standardise", "fixed", "--calibrate", few)
     assert export(weights, "-o", tmp_path / "int8.onnx", *options) == 3
-    assert f"{few}: it has 6 faces to calibrate on, fewer than 10" in capsys.readouterr().err
+    assert f"{few}: it has 6 different faces to calibrate on, fewer than 10" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == [few]
 
 

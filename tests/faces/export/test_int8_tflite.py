@@ -72,7 +72,8 @@ def test_int8_embeds_pixels_as_the_weights_do_and_is_faithfully_quantised(
     judged = {each.name: each for each in result.judgements}
     assert result.verdict.startswith("The port is faithfully quantised: ")
     assert set(judged) == {
-        "tensors", "structure", "scales", "preprocessing", "arithmetic", "range", "faces", "metadata",
+        "tensors", "structure", "scales", "preprocessing", "arithmetic", "range", "faces",
+        "embeddings", "metadata",
     }  # fmt: skip
     assert max(each.share for name, each in judged.items() if each.share and name != "faces") < 0.5
     assert 1 - result.quantised.faces.cosine < 0.5 * thresholds.QUANTISED_COSINE
@@ -181,7 +182,9 @@ def test_integers_that_go_in_and_come_out_are_those_that_an_app_feeds_and_reads(
 
     result = audit(integer_ends, weights, standardisation=FIXED, faces=crops)
     assert result.verdict.startswith("The port is faithfully quantised: ")
-    assert result.run.feed.startswith("standardised images, NHWC int8, quantised by its scale; gives ")
+    assert result.run.feed.startswith(
+        "RGB standardised images, NHWC int8 (1, 96, 96, 3), quantised by its scale; gives "
+    )
     interpreter = Interpreter(str(integer_ends))
     interpreter.allocate_tensors()
     (taken,), (given,) = interpreter.get_input_details(), interpreter.get_output_details()
