@@ -301,6 +301,8 @@ def _read_file(path: Path, folder: Path) -> tuple[Embeddings, Part | None]:
 
     try:
         table = pyarrow.parquet.read_table(path)
+    except FileNotFoundError as error:
+        raise SourceError(path, "there is no such file", next_step=_WRITE) from error
     except (pyarrow.ArrowException, OSError) as error:
         problem = f"cannot be read as a Parquet table ({str(error).splitlines()[0]})"
         raise SourceError(path, problem, next_step=_WRITE) from error

@@ -249,6 +249,7 @@ def _change(path, column=None, **metadata):
             lambda path: _change(path, lambda table: table.drop_columns(["person_name"])),
             "column person_name",
         ),
+        (lambda path: path.unlink(), r"parquet: there is no such file\. `facenet-port embed"),
         (lambda path: _change(path, lambda table: table.slice(0, 0)), "it holds no faces"),
         (
             lambda path: _change(path, lambda table: table.set_column(3, "embedding", [[[0.5, 0.5]] * 3])),
