@@ -9,7 +9,7 @@ The body of a request is a photograph, or a crop of `facenet-port align`, as JPE
 gallery, as `facenet-port embed` writes it. `/metrics` has counters for Prometheus.
 
     200  the embedding, or the person        413  too many bytes or pixels
-    400  no image                            422  no face, or a crop of another kind than the gallery's
+    400  no image, or no HTTP                422  no face, or a crop of another kind than the gallery's
     408  it did not arrive in time           503  too many requests wait; Retry-After says for how long
 
 The service has no passwords and no TLS: put it behind a proxy that has. It needs `pip install '.[examples]'`.
@@ -38,12 +38,12 @@ import torch
 import uvicorn
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
+from server_protocol import make_protocol
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from converter.errors import PortError
 from faces.crops import CROP_SIZES, CropMethod, central_part, choose_face, crop_face
@@ -264,7 +264,7 @@ async def _read_body(request: Request, most: int) -> bytes:
         HTTPException: It is longer.
     """
     body = bytearray()
-    if int(request.headers.get("content-length", 0)) <= most:
+    if float(request.headers.get("content-length", 0)) <= most:  # Python limits the digits of an int
         async for chunk in request.stream():
             body += chunk
             if len(body) > most:
@@ -306,49 +306,14 @@ async def _nobody_listens(request: Request, error: Exception) -> Response:
     return Response(status_code=408)  # it is never sent
 
 
-def with_deadline(seconds: float, metrics: Metrics) -> type[HttpToolsProtocol]:
-    """Make a protocol that answers 408 to a request that does not arrive, head and body, within a time.
-
-    The time counts from the connection, or from the answer before.
-    """
-
-    class DeadlineProtocol(HttpToolsProtocol):
-        deadline: asyncio.TimerHandle | None = None
-
-        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-            super().connection_made(transport)
-            self._start()
-
-        def connection_lost(self, exc: Exception | None) -> None:
-            super().connection_lost(exc)
-            self._stop()
-
-        def on_response_complete(self) -> None:
-            super().on_response_complete()
-            self._start()
-
-        def _start(self) -> None:
-            self._stop()
-            self.deadline = self.loop.call_later(seconds, self._give_up)
-
-        def _stop(self) -> None:
-            if self.deadline is not None:
-                self.deadline.cancel()
-
-        def _give_up(self) -> None:
-            cycle = self.cycle
-            has_arrived = cycle is not None and not cycle.response_complete and not cycle.more_body
-            if has_arrived or self.transport.is_closing():
-                return
-            if cycle is None or cycle.response_complete or not cycle.response_started:
-                metrics.responses[408] += 1
-                body = b'{"error":"the request did not arrive in time"}'
-                head = "HTTP/1.1 408 Request Timeout\r\ncontent-type: application/json\r\n"
-                head += f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
-                self.transport.write(head.encode() + body)
-            self.transport.close()
-
-    return DeadlineProtocol
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
+    return seconds
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -360,7 +325,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--max-delay", type=positive_number, default=5, help="milliseconds (default: 5)")
     parser.add_argument("--max-waiting", type=positive_number, default=256, help="requests (default: 256)")
     parser.add_argument("--max-bytes", type=positive_number, default=8 << 20, help="body (default: 8 MiB)")
-    parser.add_argument("--arrival", type=float, default=10.0, help="seconds for a request (default: 10)")
+    parser.add_argument("--arrival", type=_seconds, default=10.0, help="seconds for a request (default: 10)")
     add_threshold_option(parser, "that of the gallery, or the one measured for the default model")
     add_embedder_options(parser)
     return parser.parse_args(arguments)
@@ -383,7 +348,8 @@ def main(arguments: list[str] | None = None) -> int:
     except (PortError, OSError, OverflowError) as error:  # the last two are of the address
         print(f"server.py: error: {error}", file=sys.stderr)
         return error.exit_code if isinstance(error, PortError) else 2
-    application, protocol = service.application(), with_deadline(options.arrival, service.metrics)
+    Image.MAX_IMAGE_PIXELS = None  # Pillow would refuse, or warn, before MAX_PIXELS is looked at
+    application, protocol = service.application(), make_protocol(options.arrival, service.metrics.responses)
     config = uvicorn.Config(application, http=protocol, log_level="warning", timeout_keep_alive=KEEP_ALIVE)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)  # uvicorn handles it, and then raises it once more

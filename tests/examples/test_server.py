@@ -8,9 +8,11 @@ import os
 import re
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 
 import httpx2
@@ -43,6 +45,16 @@ def encode(pixels, kind="PNG"):
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, kind)
     return file.getvalue()
+
+
+def png_head(side):
+    """Encode the head of a PNG whose pixels are missing."""
+    head = b"IHDR" + struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    chunks = (head, b"IDAT" + zlib.compress(bytes(100)))
+    encoded = (
+        struct.pack(">I", len(each) - 4) + each + struct.pack(">I", zlib.crc32(each)) for each in chunks
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(encoded)
 
 
 @pytest.fixture(scope="session")
@@ -123,10 +135,15 @@ def connect(address):
     return socket.create_connection((host, int(port)), timeout=30)
 
 
-def status(connection):
-    """Read to the end of a connection, and return the status."""
-    answer = b"".join(iter(lambda: connection.recv(1 << 16), b""))
-    return int(answer.split()[1]) if answer else None
+def statuses(connection):
+    """Read to the end of a connection, and return the statuses of all answers."""
+    answers = b"".join(iter(lambda: connection.recv(1 << 16), b""))
+    return [int(status) for status in re.findall(rb"HTTP/1\.1 (\d+)", answers)]
+
+
+def request(body, size=None):
+    head = f"POST /embed HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body) if size is None else size}\r\n\r\n"
+    return head.encode() + body
 
 
 def test_requests_that_wait_are_one_batch_and_each_gets_its_own_answer(server, crops, rows):
@@ -176,12 +193,15 @@ def test_what_is_refused_does_not_hurt_the_others(server, crops):
         png[: len(png) // 2]: 400,
         encode(crops[0], "BMP"): 400,
         many_pixels.getvalue(): 413,
+        png_head(12_000): 413,
+        png_head(60_000): 413,
         b"x" * (MOST_BYTES + 1): 413,
         encode(crops[0].repeat(2, axis=0)[:182, :182].repeat(2, axis=1)[:, :182]): 422,
         png: 200,
     }
-    some = WAITING - 2  # so that nobody is put off
-    responses = [*post(server, list(bodies)[:some]), *post(server, list(bodies)[some:])]
+    responses, some = [], WAITING - 2  # so that nobody is put off
+    for start in range(0, len(bodies), some):
+        responses += post(server, list(bodies)[start : start + some])
     assert [response.status_code for response in responses] == list(bodies.values())
     assert "no JPEG or PNG" in responses[0].json()["error"]
 
@@ -196,7 +216,7 @@ def test_what_is_refused_does_not_hurt_the_others(server, crops):
     assert asyncio.run(send_chunks()).status_code == 413
     with connect(server) as connection:
         connection.sendall(b"nonsense\r\n\r\n")
-        assert status(connection) == 400
+        assert statuses(connection) == [400]
 
 
 def test_a_slow_request_is_given_up_while_others_are_answered(server, crops):
@@ -208,11 +228,87 @@ def test_a_slow_request_is_given_up_while_others_are_answered(server, crops):
         connection.sendall(slow[number % 3])
     (response,) = post(server, [encode(crops[0])])
     assert response.status_code == 200
-    assert [status(connection) for connection in connections] == [408] * len(connections)
+    assert [statuses(connection) for connection in connections] == [[408]] * len(connections)
     assert time.monotonic() - start >= ARRIVAL * 0.9
     endless = connect(server)  # it was refused by its length, and goes on sending
     endless.sendall(head + b"Content-Length: 9999999\r\n\r\n" + b"x" * 1000)
-    assert status(endless) == 413  # and the connection has been closed
+    assert statuses(endless) == [413]  # and the connection has been closed
+
+
+def test_an_idle_connection_is_closed_without_an_answer(server, crops):
+    whole = request(encode(crops[0]))
+    sent = {
+        whole * 3: [200] * 3,
+        whole + b"\r\n": [200],
+        whole + b"POST /em": [200, 408],
+        whole + whole[:-10]: [200, 408],
+        request(b"some", MOST_BYTES + 1): [413],  # its body does not come
+        request(bytes(MOST_BYTES + 1)): [413],
+        request(bytes(MOST_BYTES + 1)) + whole[:9]: [413, 408],
+    }
+    before = metrics(server)
+    connections = [connect(server) for _ in sent]
+    for connection, content in zip(connections, sent, strict=True):
+        connection.sendall(content)
+    assert [statuses(connection) for connection in connections] == list(sent.values())
+    name = 'facenet_responses_total{status="408"}'
+    assert metrics(server)[name] - before.get(name, 0) == 3
+
+
+def test_a_pause_between_requests_takes_no_time_of_the_next(server, crops):
+    whole = request(encode(crops[0]))
+    with connect(server) as connection:
+        for part in (whole, whole[:9], whole[9:]):
+            connection.sendall(part)
+            time.sleep(0.6 * ARRIVAL)
+        assert statuses(connection) == [200, 200]
+
+
+def test_a_client_that_has_sent_all_and_closed_its_side_is_answered(server, crops):
+    whole = request(encode(crops[0]))
+    for content, expected in ((whole, [200]), (whole * 2, [200, 200]), (whole[:-1], []), (whole[:9], [])):
+        with connect(server) as connection:
+            connection.sendall(content)
+            connection.shutdown(socket.SHUT_WR)
+            start = time.monotonic()
+            assert statuses(connection) == expected
+            assert time.monotonic() - start < ARRIVAL
+
+
+def test_a_client_that_goes_away_leaves_nothing_behind(server, crops):
+    """The last test sees what the server printed."""
+    for number in range(6):
+        with connect(server) as connection:
+            connection.sendall(request(encode(crops[0])) * (1 + number % 3))
+            time.sleep(0.01)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    time.sleep(1)
+    assert metrics(server)["facenet_waiting"] == 0
+
+
+def test_a_long_head_is_refused_at_once(server):
+    head = b"POST /embed HTTP/1.1\r\nHost: x\r\n"
+    chunked = head + b"Transfer-Encoding: chunked\r\n\r\n"
+    for content in (head + b"X: ", chunked + b"3;", chunked + b"3\r\nabc\r\n0\r\nX: "):
+        with connect(server) as connection:
+            connection.sendall(content)
+            time.sleep(0.1)
+            connection.sendall(b"y" * 66_000)
+            assert statuses(connection) == [400]
+    with connect(server) as connection:
+        connection.sendall(head + b"Connection: close\r\nContent-Length: " + b"0" * 5000 + b"4\r\n\r\nsome")
+        assert statuses(connection) == [400]  # the body is no image
+
+
+def test_wrong_options_are_refused(tmp_path, capsys):
+    server = import_example("server")
+    for seconds in ("nan", "0", "-1", "inf", "some"):
+        with pytest.raises(SystemExit) as ended:
+            server.main(["--arrival", seconds])
+        assert ended.value.code == 2
+        assert f"{seconds!r} is not a number of seconds above 0" in capsys.readouterr().err
+    assert server.main(["--port", "0", "--gallery", str(tmp_path / "none.parquet")]) == 3
+    assert "none.parquet: there is no such file" in capsys.readouterr().err
 
 
 def test_a_photograph_is_searched_and_its_face_embedded(single_files, monkeypatch):
@@ -275,7 +371,7 @@ def test_the_end_answers_what_was_accepted(started, crops, rows):
     assert np.linalg.norm(actual - rows, axis=1).max() < TOLERANCE
     with pytest.raises(ConnectionRefusedError):
         connect(address)
-    assert status(half) == 408
+    assert statuses(half) == [408]
     assert process.wait(30) == 0
     printed = process.stdout.read().splitlines()
     assert set(printed) <= {"WARNING:  Invalid HTTP request received."}  # of what was refused before
