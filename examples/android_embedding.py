@@ -30,11 +30,14 @@ def standardise_per_image(pixels: NDArray[Any]) -> NDArray[Any]:
 
 
 STANDARDISE = {"fixed": standardise_fixed, "per-image": standardise_per_image}
+NO_EMBEDDINGS = "the file gives no embeddings: export a model of faces, without --classify"
 
 
 def embed(interpreter: Interpreter, crop: Path, standardisation: str | None) -> NDArray[np.float32]:
     """Embed a crop: (E,), of length one."""
-    (taken,), (given,) = interpreter.get_input_details(), interpreter.get_output_details()
+    (taken,), (given, *others) = interpreter.get_input_details(), interpreter.get_output_details()
+    if others:
+        raise ValueError(NO_EMBEDDINGS)
     _, height, width, _ = taken["shape"]  # of one image, the channels last
     image = Image.open(crop).convert("RGB")
     if image.size != (width, height):
@@ -48,6 +51,8 @@ def embed(interpreter: Interpreter, crop: Path, standardisation: str | None) -> 
     interpreter.set_tensor(taken["index"], pixels[None])
     interpreter.invoke()
     embedding: NDArray[np.float32] = interpreter.get_tensor(given["index"])[0]
+    if not abs(np.linalg.norm(embedding) - 1) < 0.01:  # so NaN is refused too
+        raise ValueError(NO_EMBEDDINGS)
     return embedding
 
 

@@ -36,6 +36,14 @@ def exports(single_files, tmp_path_factory):
             write_tflite(
                 folder / f"{name}.tflite", variables, images=(1, SIZE, SIZE), baked=baked, metadata={}
             )
+        write_tflite(
+            folder / "logits.tflite",
+            variables,
+            images=(1, SIZE, SIZE),
+            baked="fixed",
+            classify=True,
+            metadata={},
+        )
 
     return shared_folder(tmp_path_factory, "android-exports", write)
 
@@ -102,11 +110,27 @@ def test_what_the_network_does_not_take_is_refused(exports, crops, tmp_path, cap
         (baked, missing, "none.png"),
         (missing, crops[0], "none.png"),
         (exports / "float.tflite", crops[0], "give --standardise, or export with --bake"),
+        (exports / "logits.tflite", crops[0], "the file gives no embeddings"),
     ):
         assert example.main([str(model), str(first), str(crops[1]), "--threshold", "1"]) == 2
         error = capsys.readouterr().err
         assert message in error
         assert error.count("\n") == 1
+
+
+def test_a_file_with_several_outputs_is_refused(crops, tmp_path, capsys):
+    import tensorflow as tf
+
+    @tf.function(input_signature=[tf.TensorSpec((1, SIZE, SIZE, 3), tf.uint8)])
+    def boxes_and_scores(pixels):
+        return tf.reduce_mean(tf.cast(pixels, tf.float32), (1, 2)), tf.constant([[1.0]])
+
+    file = tmp_path / "detector.tflite"
+    file.write_bytes(
+        tf.lite.TFLiteConverter.from_concrete_functions([boxes_and_scores.get_concrete_function()]).convert()
+    )
+    assert import_example("android_embedding").main([str(file), *map(str, crops), "--threshold", "1"]) == 2
+    assert "the file gives no embeddings" in capsys.readouterr().err
 
 
 def test_the_page_has_the_measured_threshold():
