@@ -67,6 +67,12 @@ def measure(options: argparse.Namespace) -> int:
     load = Load(server, options.path, [image.read_bytes() for image in options.images])
     rate = options.rate or options.share * capacity
     seconds = load.run(rate, options.seconds)
+    if not load.outcomes:
+        problem = (
+            f"no request was due in {options.seconds:g} s at {rate:g}/s: give more seconds or a higher rate"
+        )
+        print(f"load_test.py: error: {problem}", file=sys.stderr)
+        return 2
     latencies = [latency for outcome, latency in load.outcomes if outcome == "200"]
     errors = Counter(outcome for outcome, _ in load.outcomes if outcome != "200")
     sent, answered = len(load.outcomes), len(latencies)
@@ -90,9 +96,12 @@ def _read_capacity(server: urllib3.HTTPConnectionPool) -> float:
 
 
 def _positive(text: str) -> float:
-    number = float(text)
+    try:
+        number = float(text)
+    except ValueError:
+        number = float("nan")
     if not 0 < number < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+        raise argparse.ArgumentTypeError(f"{text} is not a finite number above 0")
     return number
 
 

@@ -341,6 +341,15 @@ def test_the_load_test_measures_and_counts_errors(server, crops, tmp_path, capsy
     assert "{'400': " in capsys.readouterr().out
     assert load_test.main(["http://127.0.0.1:1", str(crop)]) == 2
     assert "error: http://127.0.0.1:1: " in capsys.readouterr().err
+    assert load_test.main([server, str(crop), "--rate", "1e-9", "--seconds", "1"]) == 2
+    assert capsys.readouterr() == (
+        "",
+        "load_test.py: error: no request was due in 1 s at 1e-09/s: give more seconds or a higher rate\n",
+    )
+    for seconds in ("inf", "nan", "0", "some"):
+        with pytest.raises(SystemExit):
+            load_test.main([server, str(crop), "--seconds", seconds])
+        assert f"{seconds} is not a finite number above 0" in capsys.readouterr().err
     for wrong in (["--share", "-1"], ["--seconds", "0"], [str(tmp_path / "none.png")]):
         with pytest.raises(SystemExit) as ended:
             load_test.main([server, str(crop), *wrong])
