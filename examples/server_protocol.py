@@ -7,7 +7,7 @@ from collections import Counter, deque
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-MOST_HEAD = 64 << 10  # bytes that a head, or a trailer, may go on for; the parser copies them again and again
+MOST_HEAD = 64 << 10  # bytes that a head or trailer may go on for: the parser copies them with each new piece
 
 
 class LimitedProtocol(HttpToolsProtocol):
