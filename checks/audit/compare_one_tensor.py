@@ -84,7 +84,7 @@ def compare_exactly(tensor: PortTensor, expected: Array, place: TensorPlace) -> 
         return replace(result, status="approximate", detail="float64 that rounds to the source's float32")
     if actual.dtype in HALVES and _is_raised(actual, nearest, exact):
         return replace(result, status="approximate", detail=_RAISED)
-    return result
+    return replace(result, detail=_find_other_rounding(actual, exact)) if actual.dtype in HALVES else result
 
 
 def compare_with_prediction(
@@ -118,7 +118,8 @@ def compare_with_prediction(
     is_near = (np.abs(actual.astype(np.float64) - exact) <= prediction.margin()) | hits
     is_other_formula = hits.mean() < KNOWN_SHARE or not prediction.is_unique
     if is_other_formula and is_near.all():
-        return measure(tensor, nearest, place, "approximate", f"{detail}, by an unknown formula")
+        way = _find_other_rounding(actual, exact) if actual.dtype in HALVES else ""
+        return measure(tensor, nearest, place, "approximate", f"{detail}, {way or 'by an unknown formula'}")
     result = measure(tensor, values, place, "differs")
     return replace(result, detail=f"{detail}, except in {result.differing} of {result.values} values")
 
@@ -228,6 +229,32 @@ def _with_nans_of(actual: Array, expected: Array) -> Array:
     """Give computed NaNs the bits of the port's: a tool and NumPy may make NaNs of other bits."""
     both = np.isnan(actual) & np.isnan(expected)
     return np.where(both, actual, expected) if both.any() else expected
+
+
+def _find_other_rounding(actual: Array, exact: Array) -> str:
+    """Find the way to round to half precision that gives most of a tensor, and more than the nearest values.
+
+    Args:
+        actual: The port's tensor, in half precision.
+        exact: The exact values.
+
+    Returns:
+        A clause, such as "rounded down, not to the nearest"; empty if there is none.
+    """
+    with np.errstate(all="ignore"):
+        nearest = exact.astype(actual.dtype)
+        wide = nearest.astype(np.float64)
+        ways = {
+            "rounded down": (wide > exact, -np.inf),
+            "rounded towards zero": (np.abs(wide) > np.abs(exact), 0.0),
+        }
+        needed, best = max(KNOWN_SHARE * actual.size, int((nearest == actual).sum()) + 1), ""
+        for way, (is_beyond, end) in ways.items():
+            rounded = np.where(is_beyond, np.nextafter(nearest, actual.dtype.type(end)), nearest)
+            agreeing = int((rounded == actual).sum())
+            if agreeing >= needed:
+                best, needed = f"{way}, not to the nearest", agreeing + 1
+    return best
 
 
 def _is_raised(actual: Array, nearest: Array, exact: Array) -> bool:

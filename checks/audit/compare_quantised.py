@@ -8,6 +8,7 @@ close to the middle of two integers, either is right; such ties are counted.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
@@ -277,44 +278,44 @@ def _explain(
     source: SourceWeights,
     expected: _Expected,
 ) -> TensorResult:
-    """Name the cause if most weights of a tensor are another rounding or other values."""
+    """Name the cause that explains most weights of a tensor, if it explains more than the right rule does."""
     if result.is_faithful:
         return result
-    quantisation, actual = quantised.quantisation, quantised.integers.astype(np.int64)
-
-    def explains(integers: Array) -> bool:
-        return bool(np.mean(integers == actual) >= KNOWN_SHARE)
-
-    steps = quantisation.steps(expected.values)
+    actual = quantised.integers.astype(np.int64)
+    needed = max(math.ceil(KNOWN_SHARE * actual.size), actual.size - result.differing + 1)
     cause = ""
-    if explains(np.floor(steps)):
-        cause = "rounded down, not to the nearest"
-    elif explains(np.trunc(steps)):
-        cause = "rounded towards zero, not to the nearest"
-    elif offset := _find_offset(quantisation, expected.values, actual):
-        cause = f"quantised with a zero point that is {abs(offset)} {'higher' if offset > 0 else 'lower'}"
-    elif layer.inputs == 3 and explains(quantisation.quantise(_reverse_inputs(tensor, expected.values))):
-        cause = "its input channels are reversed, for BGR images"
-    elif layer.batch_norm and expected.folded:
+    for clause, integers in _other_rules(layer, quantised.quantisation, tensor, source, expected):
+        agreeing = int((integers == actual).sum())
+        if agreeing >= needed:
+            cause, needed = clause, agreeing + 1
+    return replace(result, detail="; ".join(filter(None, (cause, result.detail))))
+
+
+def _other_rules(
+    layer: Layer,
+    quantisation: Quantisation,
+    tensor: PortTensor,
+    source: SourceWeights,
+    expected: _Expected,
+) -> Iterator[tuple[str, Array]]:
+    """Yield a clause on each known wrong rule, with the integers that it gives for the weights."""
+    steps, nearest = quantisation.steps(expected.values), quantisation.quantise(expected.values)
+    zero_point = quantisation.along(quantisation.zero_point, steps.ndim).astype(np.int64)
+    yield "rounded down, not to the nearest", np.floor(steps)
+    yield "rounded towards zero, not to the nearest", np.trunc(steps - zero_point) + zero_point
+    for offset, direction in ((1, "higher"), (-1, "lower")):
+        shifted = np.clip(nearest + offset, quantisation.lowest, quantisation.highest)
+        yield f"quantised with a zero point that is 1 {direction}", shifted
+    if layer.inputs == 3:
+        reversed_inputs = quantisation.quantise(_reverse_inputs(tensor, expected.values))
+        yield "its input channels are reversed, for BGR images", reversed_inputs
+    if layer.batch_norm and expected.folded:
         weights = source.tensor(layer.scope, "weights")
         assert weights is not None
         rows = (CONVOLUTION if weights.ndim == 4 else FULLY_CONNECTED).apply(weights).astype(np.float64)
         for epsilon in OTHER_EPSILONS:
             other = tensor.as_stored(_fold(rows, source.batch_norm(layer.scope), epsilon))
-            if explains(quantisation.quantise(other)):
-                cause = f"folded with an epsilon of {epsilon:g}"
-                break
-    return replace(result, detail="; ".join(filter(None, (cause, result.detail))))
-
-
-def _find_offset(quantisation: Quantisation, values: Array, actual: Array) -> int:
-    """The offset of the zero point that most integers show; 0 if there is none."""
-    nearest = quantisation.quantise(values)
-    for offset in (1, -1):
-        shifted = np.clip(nearest + offset, quantisation.lowest, quantisation.highest)
-        if np.mean(shifted == actual) >= KNOWN_SHARE:
-            return offset
-    return 0
+            yield f"folded with an epsilon of {epsilon:g}", quantisation.quantise(other)
 
 
 def _reverse_inputs(tensor: PortTensor, values: Array) -> Array:

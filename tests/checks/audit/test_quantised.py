@@ -323,6 +323,26 @@ def test_a_zero_point_that_is_off_by_one_and_bgr_weights_are_named(int8, expecte
     assert faults[kernel].startswith("quantised with a zero point that is 1 lower")
 
 
+def test_a_wrong_bit_has_no_cause_although_another_epsilon_gives_most_integers_too(
+    int8, tensors, expected, tmp_path
+):
+    """Of another layer the epsilon is wrong: the source's variances are larger by the difference."""
+    edit = Integers(int8)
+    kernel = edit.kernels[60]
+    integers = edit.array(kernel).copy()
+    integers[0, 0, 0, 0] ^= 1
+    edit.put(kernel, integers)
+    name = "InceptionResnetV1/Conv2d_2a_3x3/BatchNorm/moving_variance"
+    larger = {**tensors, name: tensors[name] + np.float32(1e-3 - 1e-5)}
+    source = source_weights(larger, expected.variant, expected.state_dict)
+    results = compare(edit, tmp_path / "faults.onnx", source)
+    faults = {each.name: each for each in results if not each.is_faithful}
+    assert (faults[kernel].differing, faults[kernel].detail) == (1, "")
+    other = faults[edit.kernels[1]]
+    assert 0 < other.differing < 0.1 * other.values  # so that the right epsilon gives most of them, too
+    assert other.detail == "folded with an epsilon of 1e-05"
+
+
 def test_scales_that_do_not_suit_their_tensors_are_named(int8, folded, expected, tmp_path):
     """One for all channels, too large a one, one with which values are beyond it, and that of a bias."""
     edit = Integers(int8)
