@@ -11,7 +11,7 @@ from checks.audit.faces import Faces
 from checks.audit.folded_standardisation import find_folded_standardisation
 from checks.audit.graphs.find_layers import GraphLayers, find_layers
 from checks.audit.graphs.graph import Graph, NotUnderstoodError
-from checks.audit.graphs.network_from_graph import network_from_graph
+from checks.audit.graphs.network_from_graph import embedding_size_of, network_from_graph
 from checks.audit.graphs.onnx_tflite_session import OnnxTfliteSession
 from checks.audit.graphs.quantisation import (
     is_quantised,
@@ -31,6 +31,7 @@ from checks.audit.graphs.run_quantised import QuantisedGraph
 from checks.audit.graphs.run_whole import run_whole
 from checks.audit.graphs.runtime_process import RuntimeProcess
 from checks.audit.judge import (
+    judge_distance,
     judge_embeddings,
     judge_preprocessing,
     judge_run,
@@ -116,6 +117,7 @@ def audit_graph(
             judged = (
                 judge_preprocessing(run, trained),
                 *judge_quantised(quantised),
+                *(() if run.sizes is None else (judge_distance(run),)),
                 *_judge_statements(graph, run, trained, source),
             )
             return Findings(network, results, (*judgements, *judged), run, quantised)
@@ -153,7 +155,9 @@ def _run_quantised(
     fold = find_folded_standardisation(layers.weights, source)
     preprocessing = find_preprocessing(session, fold, batches)
     described = run_batches(session, Networks(network, network, network), preprocessing, ())
-    run = replace(described, weights="int8", arithmetic="int8")
+    own, expected = embedding_size_of(layers), source.variant.embedding_size
+    sizes = None if own == expected else (own, expected)
+    run = replace(described, weights="int8", arithmetic="int8", sizes=sizes)
     opened = QuantisedGraph(graph, layers, session, preprocessing, fold)
     return run, opened.run(batches, network, trained, faces, say)
 

@@ -177,6 +177,8 @@ def judge_run(run: GraphRun, trained: str | None) -> tuple[Judgement, ...]:
 
 def judge_distance(run: GraphRun) -> Judgement:
     """Judge the distance of a graph's embeddings from the source's in float64, on five images of noise."""
+    if run.sizes is not None:
+        return Judgement("distance", False, f"not computed: {describe_sizes(run.sizes)}")
     batch = next(batch for batch in run.inputs if batch.name == NOISE)
     limit = _distance_limit(run)
     statement = (
@@ -184,6 +186,12 @@ def judge_distance(run: GraphRun) -> Judgement:
         f"the farthest single one {figure(batch.row_distance)}"
     )
     return Judgement("distance", batch.distance <= limit, statement, share=batch.distance / limit)
+
+
+def describe_sizes(sizes: tuple[int, int]) -> str:
+    """Describe embeddings of another size than the source's in a clause; `sizes` is that of `GraphRun`."""
+    own, source = sizes
+    return f"its embeddings have {own} numbers, the source's {source}"
 
 
 def judge_embeddings(run: GraphRun) -> Judgement:
@@ -245,6 +253,8 @@ def write_verdict(
 def _write_port_verdict(
     results: Sequence[TensorResult], judgements: Sequence[Judgement], run: GraphRun | None, is_not_run: bool
 ) -> str:
+    if run is not None and run.sizes is not None:
+        return f"The port differs: {describe_sizes(run.sizes)}."
     faults = [result for result in results if not result.is_faithful]
     if len(faults) > 1:
         others = counted(len(faults) - 1, "more tensor")

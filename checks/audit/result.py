@@ -188,6 +188,7 @@ class GraphRun:
             only embeddings are compared.
         order: The order of the channels that it takes, RGB or BGR.
         gives: A clause on its outputs.
+        sizes: The size of its embeddings and that of the source's, if they differ; None if they are equal.
     """
 
     runtime: str
@@ -202,6 +203,7 @@ class GraphRun:
     prepared: float | None = None
     order: str = "RGB"
     gives: str = ""
+    sizes: tuple[int, int] | None = None
 
     @property
     def first_divergence(self) -> str | None:
@@ -288,11 +290,11 @@ class QuantisedRun:
         embedding: The largest distance of an embedding from the float64 result of the last integers.
         input_range: The range of the first quantisation; None if the first layer is not quantised, or the
             standardisation of the training is not known.
-        faces: The embeddings of faces; None if none were given.
+        faces: The embeddings of faces; None if none were given, or the source's have another size.
         is_dynamic: Whether the runtime quantises activations by scales that change with each image. Then the
             arithmetic is not judged: there are no quantisers.
         cosine: The least cosine with the source's of an embedding of the inputs of many values; None of a
-            graph that gives logits.
+            graph that gives logits, and if the source's have another size.
     """
 
     inputs: tuple[str, ...]

@@ -171,9 +171,10 @@ def run_table(run: GraphRun) -> Table:
     rows = []
     for batch in run.inputs:
         worst = max(batch.layers, key=lambda layer: layer.share, default=None)
-        figures = (batch.error, batch.floor, batch.distance, batch.row_distance)
+        distances = map(figure, (batch.distance, batch.row_distance))
         cells = (
-            *map(figure, figures),
+            *map(figure, (batch.error, batch.floor)),
+            *(distances if run.sizes is None else "--"),
             "-" if worst is None else describe_share(worst.share),
             "" if worst is None else short_name(worst.activation),
         )

@@ -32,14 +32,19 @@ class _Affine(nn.Module):
         return x * self.scale + self.shift
 
 
+def embedding_size_of(graph_layers: GraphLayers) -> int:
+    """The size of a graph's embeddings, by the weights of its Bottleneck."""
+    kernel = graph_layers.weights.layers[BOTTLENECK]["weights"]
+    return kernel.layout.inverse.shape(kernel.array.shape)[-1]
+
+
 def network_from_graph(graph_layers: GraphLayers) -> InceptionResnetV1:
     """Build the network in evaluation mode; it computes in float64.
 
     Only the weights are the graph's. A fault in the graph's structure makes the two results differ.
     """
     layers = graph_layers.weights.layers
-    kernel = layers[BOTTLENECK]["weights"]
-    embedding_size = kernel.layout.inverse.shape(kernel.array.shape)[-1]
+    embedding_size = embedding_size_of(graph_layers)
     classes = len(layers[LOGITS]["biases"].array) if LOGITS in layers else None
     with torch.device("meta"):  # no memory and no initial values, which the weights replace
         model = InceptionResnetV1(num_classes=classes, embedding_size=embedding_size)

@@ -124,7 +124,12 @@ def run_batches(
     is_exact = (
         preprocessing.is_known and preprocessing.distance <= thresholds.PREPARED[arithmetic_of(session)]
     )
-    return replace(describe_run(session, preprocessing, is_exact, runs), prepared=preprocessing.distance)
+    own, source = (each.last_linear.out_features for each in (networks.exact, networks.source))
+    return replace(
+        describe_run(session, preprocessing, is_exact, runs),
+        prepared=preprocessing.distance,
+        sizes=None if own == source else (own, source),
+    )
 
 
 def arithmetic_of(session: GraphSession) -> str:

@@ -12,6 +12,7 @@ from checks.audit.faces import Faces, compare_faces
 from checks.audit.folded_standardisation import NOTHING_FOLDED, FoldedStandardisation
 from checks.audit.graphs.find_layers import GraphLayers
 from checks.audit.graphs.graph import Graph, Node, NotUnderstoodError
+from checks.audit.graphs.network_from_graph import embedding_size_of
 from checks.audit.graphs.onnx_tflite_session import OnnxTfliteSession
 from checks.audit.graphs.preprocessing import Preprocessing, to_pixels
 from checks.audit.graphs.quantisation import is_dynamic, refuse_reordering
@@ -121,9 +122,9 @@ class QuantisedGraph:
     def _cosine(self, batches: Sequence[InputBatch], source: InceptionResnetV1) -> float | None:
         """The least cosine with the source's embedding of the first image of each input of many values.
 
-        None of a graph that gives logits.
+        None of a graph that gives logits, and if the source's have another size.
         """
-        if not self._layers.embeddings:
+        if not self._layers.embeddings or self._has_other_size(source):
             return None
         cosines = []
         for batch in batches:
@@ -141,11 +142,15 @@ class QuantisedGraph:
 
     def _compare(self, faces: Faces | None, source: InceptionResnetV1, say: Say) -> FacesRun | None:
         """Embed the faces, and compare with the source's embeddings."""
-        if faces is None:
+        if faces is None or self._has_other_size(source):
             return None
         say("embedding the faces")
         images = self._session.fit_images(faces.images)
         return compare_faces(self._embed(self._feed_faces(faces)), source, images, faces.people)
+
+    def _has_other_size(self, source: InceptionResnetV1) -> bool:
+        """Return True if the source's embeddings have another size, so that they cannot be compared."""
+        return embedding_size_of(self._layers) != source.last_linear.out_features
 
     def _feed_faces(self, faces: Faces) -> Array:
         """The faces as the graph takes them: pixels, or images standardised as the source was trained."""

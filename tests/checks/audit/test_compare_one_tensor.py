@@ -1,4 +1,4 @@
-"""Values of a narrower type: an infinity is no rounding of a finite value, and other ways to round are named."""
+"""Values of a narrower type: an infinity is no rounding of a finite value; other ways to round are named."""
 
 from __future__ import annotations
 

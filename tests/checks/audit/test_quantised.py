@@ -29,6 +29,7 @@ from checks.diagnosis.explain_tensor import SourceTensors
 from converter.convert import to_numpy_state_dict
 from converter.counts import counted
 from converter.errors import SourceError
+from converter.formats.tensorflow.bundle_writer import write_tensor_bundle
 from converter.hub.catalog_entry import FIXED, PER_IMAGE
 from converter.plan import describe, infer_variant
 from tests.support.graph_exports import export_int8
@@ -548,6 +549,33 @@ def test_faces_fail_by_a_cosine_and_by_their_decisions(monkeypatch, cosine, move
     assert judged.passed == (not fails)
     assert judged.share > 2 if fails else judged.share < 0.5
     assert (found.otherwise > 2 * thresholds.QUANTISED_DECISIONS * found.pairs) == (fails == "decisions")
+
+
+@pytest.fixture(scope="module")
+def narrower(tensors, tmp_path_factory):
+    """The prefix of a checkpoint whose embeddings have 128 numbers."""
+    cut = {**tensors, "Logits/weights": tensors["Logits/weights"][:128]}
+    for name in tensors:
+        if "Bottleneck" in name:
+            cut[name] = tensors[name][..., :128]
+    path = tmp_path_factory.mktemp("narrower") / "model.ckpt-1"
+    write_tensor_bundle(path, cut)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["int8", "dynamic", "folded"])
+def test_embeddings_of_another_size_are_named_and_not_compared(
+    kind, narrower, pixels, tmp_path, request, capsys
+):
+    arguments = [str(request.getfixturevalue(kind)), "--against", str(narrower), "--standardise", "fixed"]
+    if kind == "dynamic":
+        save_crops(pixels[:2], tmp_path / "crops")
+        arguments += ["--faces", str(tmp_path / "crops")]
+    assert main([*arguments, "--verbose"]) == 1
+    printed = capsys.readouterr().out
+    assert printed.startswith("The port differs: its embeddings have 512 numbers, the source's 128.\n")
+    assert "not computed: its embeddings have 512 numbers, the source's 128" in printed
+    assert "not finite" not in printed
 
 
 # What is refused.
