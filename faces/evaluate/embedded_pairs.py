@@ -115,7 +115,7 @@ class PairEmbedder:
             found: The pairs.
 
         Raises:
-            UsageError: There are crops of several kinds.
+            UsageError: There are crops of several kinds, or `against` has embeddings of another size.
             SourceError, MappingError: A file is unreadable, or no pair is left.
             RequirementError: A package or weights are missing.
         """
@@ -134,11 +134,22 @@ class PairEmbedder:
         return EmbeddedPairs(found, boxes, crop, network.facts, embeddings, expected, graph, weights)
 
     def _load_reference(self, network: Model) -> Model | None:
-        """Load the weights that an exported file is compared with; None for no such comparison."""
+        """Load the weights that an exported file is compared with; None for no such comparison.
+
+        Raises:
+            UsageError: Their embeddings have another size.
+        """
         if self.against is None or network.pytorch is not None:
             return None
         stated = self.embedder.stated_standardisation
-        return load_model(self.against, standardisation=stated, offline=self.embedder.offline).unfolded
+        reference = load_model(self.against, standardisation=stated, offline=self.embedder.offline).unfolded
+        own, expected = network.backend.embedding_size, reference.backend.embedding_size
+        if own != expected:
+            raise UsageError(
+                f"the embeddings of {network.name} have {own} numbers, and those of {reference.name} "
+                f"{expected}. Give the weights that the file was made from."
+            )
+        return reference
 
     def _run(
         self, faces: Sequence[FaceImage], crop: CropMethod, network: Model, reference: Model | None

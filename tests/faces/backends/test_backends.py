@@ -364,3 +364,24 @@ def test_real_weights_are_exported_audited_and_decide_alike(keras, monkeypatch, 
     assert again.checked == model.checked
     images = model.standardise(crops)
     assert np.abs(model.embed(images) - model.unfolded.embed(images)).max() < 2e-6
+
+
+@pytest.mark.slow
+def test_evaluate_refuses_weights_with_embeddings_of_another_size_before_faces_are_read(
+    exported, network, tmp_path, capsys
+):
+    weights = torch.load(network, weights_only=True)
+    for key, tensor in weights.items():
+        if key.startswith(("last_linear.", "last_bn.")) and tensor.dim():
+            weights[key] = tensor[:128]
+    weights["logits.weight"] = weights["logits.weight"][:, :128]
+    torch.save(weights, tmp_path / "narrow.pt")
+    table = tmp_path / "faces.csv"
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_text("no photograph")
+    table.write_text("image_path,person_name\na.png,Ana\nb.png,Bo\n")
+    against = ["--against", tmp_path / "narrow.pt", "--standardise", "fixed"]
+    assert main(list(map(str, ["evaluate", table, "--model", exported, *against]))) == 2
+    printed = capsys.readouterr().err
+    assert f"the embeddings of {exported} have 512 numbers, and those of " in printed
+    assert "narrow.pt 128. Give the weights that the file was made from." in printed
