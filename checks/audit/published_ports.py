@@ -14,6 +14,7 @@ from converter.hub import catalog
 from converter.hub.cache import hub_checkpoints
 from converter.hub.identify import find_published
 from converter.manifest import file_digest, stated_standardisation
+from converter.mtcnn_layer_map import NETWORKS, MtcnnNetwork
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,9 +106,19 @@ def find_source(port: Path) -> str:
 
 
 def _stated_source(port: Path) -> str:
-    """Read what the metadata of a graph state as its source; empty for none."""
+    """Read what the metadata of a graph state as its source; empty for none.
+
+    Of a model of several networks it is the file of the one that the metadata name.
+    """
     graph_format = find_graph_format(port)
-    return "" if graph_format is None else graph_format.read(port).metadata.get("source", "")
+    metadata = {} if graph_format is None else graph_format.read(port).metadata
+    stated = metadata.get("source", "")
+    entry = catalog.find_entry(stated)
+    if entry is None or not entry.networks:
+        return stated
+    files = {f"{name} of MTCNN": MtcnnNetwork(name).npy_name for name in NETWORKS}
+    file = files.get(metadata.get("network", ""))
+    return f"{entry.name}/{file}" if file in entry.networks else ""
 
 
 def find_published_port(sha256: str) -> PublishedPort | None:

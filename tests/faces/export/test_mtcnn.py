@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from checks.audit.graphs.graph import NotUnderstoodError
+from checks.audit.published_ports import find_source
 from checks.audit.run import audit
 from converter.convert import to_numpy_state_dict
 from converter.errors import DifferenceError, UsageError
@@ -134,6 +135,20 @@ def test_what_is_for_the_embeddings_is_refused(small_source, tmp_path, capsys):
     assert main(["export", str(small_source), "-o", str(tmp_path / "p.onnx"), "--bake"]) == 2
     assert "--bake and --classify are for the network of embeddings" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("network", "advice"),
+    [("P-Net of MTCNN", "--against mtcnn/det1.npy."), ("another", "--against SOURCE.")],
+)
+def test_an_audit_without_a_source_names_that_of_the_network(p_net, tmp_path, network, advice):
+    edit = Edit(p_net)
+    stated = {"source": "mtcnn", "network": network}
+    onnx.helper.set_model_props(edit.model, stated)
+    path = edit.save(tmp_path / "of_mtcnn.onnx")
+    with pytest.raises(UsageError) as caught:
+        find_source(path)
+    assert str(caught.value).endswith(f"facenet-port audit {path} {advice}")
 
 
 @pytest.mark.real
