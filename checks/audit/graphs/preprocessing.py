@@ -62,6 +62,7 @@ class Preprocessing:
         resized: A clause on the sizes, such as "from 224x224 to 160x160"; empty if the size stays.
         misreading: A clause on the mistake in the order of axes that explains the input of the first
             convolution; empty if none does.
+        takes_integers: Whether the input of the graph is of integers, which hold no other scale.
     """
 
     feed: str
@@ -70,6 +71,7 @@ class Preprocessing:
     distance: float
     resized: str = ""
     misreading: str = ""
+    takes_integers: bool = False
 
     @property
     def is_known(self) -> bool:
@@ -105,7 +107,7 @@ class Preprocessing:
         order = "BGR" if self.reverses else "RGB"
         if not self.is_baked_in:
             return f"none baked in: it takes standardised {order} images"
-        if self.baked == PER_IMAGE:
+        if self.baked == PER_IMAGE and not self.takes_integers:
             return f"{self.baked} is baked in: it takes {order} images of any scale"
         return f"{self.baked} is baked in: it takes {order} {self.feed}"
 
@@ -149,7 +151,7 @@ def detect_preprocessing(
                     continue  # a graph that leaves its input alone: the first row of both tables covers it
                 distance = relative_l2(prepared, expected) if prepared.shape == expected.shape else np.inf
                 if best is None or distance < best.distance:
-                    best = Preprocessing(feed, baked, reverses, distance)
+                    best = Preprocessing(feed, baked, reverses, distance, takes_integers=takes_integers)
     assert best is not None
     return best
 

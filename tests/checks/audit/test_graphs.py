@@ -20,13 +20,14 @@ from checks.audit.graphs import onnx_file, tflite_file
 from checks.audit.graphs.find_layers import find_layers
 from checks.audit.graphs.graph import NotUnderstoodError
 from checks.audit.graphs.graph_formats import find_graph_format
+from checks.audit.graphs.preprocessing import detect_preprocessing
 from checks.audit.graphs.run_graph import audited_batches
 from checks.audit.graphs.runtime_process import RuntimeProcess
 from checks.audit.judge import judge_run
 from checks.audit.run import audit
 from checks.audit.source_weights import source_weights
 from checks.core.activations import LAYERS, STAGES
-from checks.core.inputs import InputBatch
+from checks.core.inputs import InputBatch, prewhiten
 from checks.core.network import short_name
 from checks.diagnosis.explain_tensor import SourceTensors
 from converter.convert import to_numpy_state_dict
@@ -222,6 +223,12 @@ def test_per_image_whitening_is_detected_and_its_rounding_is_not_a_fault(
     assert result.passed, result.judgements
     assert len(result.run.inputs) == 4
     assert result.run.preprocessing == "per image (prewhiten) is baked in: it takes RGB images of any scale"
+
+
+def test_integers_that_the_graph_whitens_are_pixels_of_no_other_scale():
+    pixels = np.random.default_rng(0).integers(0, 256, (1, 8, 8, 3)).astype(np.float64)
+    found = detect_preprocessing(pixels, prewhiten, "uint8")
+    assert found.statement == "per image (prewhiten) is baked in: it takes RGB pixels of 0 to 255"
 
 
 def test_standardisation_folded_into_the_first_layer_is_detected(tflite, source):
