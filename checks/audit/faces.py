@@ -49,7 +49,7 @@ def read_faces(folder: Path, standardisation: str) -> Faces:
         UsageError: There is no such folder.
         SourceError: It holds no images, or one that cannot be read or is no crop.
     """
-    files = find_photographs(folder)
+    files = find_photographs(folder, wanted="the folder of crops that `facenet-port align` writes")
     pixels = np.stack([_read_crop(file) for file in files])
     images = (prewhiten if standardisation == PER_IMAGE else standardise)(pixels)
     return Faces(pixels, images, tuple(file.parent.name for file in files))

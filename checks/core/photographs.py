@@ -61,8 +61,12 @@ def walk(folder: Path, within: tuple[Path, ...] = ()) -> Iterator[Path]:
             yield path
 
 
-def find_photographs(folder: str | Path) -> list[Path]:
+def find_photographs(folder: str | Path, *, wanted: str = "") -> list[Path]:
     """Find all photographs of a folder and its subfolders, sorted by name, as `walk` does.
+
+    Args:
+        folder: The folder.
+        wanted: The folder that a message asks for, if it is not any folder of photographs.
 
     Raises:
         UsageError: There is no such folder.
@@ -70,11 +74,14 @@ def find_photographs(folder: str | Path) -> list[Path]:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise UsageError(f"{folder}: there is no such folder. Give a folder of photographs.")
+        problem = "this is a file" if folder.exists() else "there is no such folder"
+        raise UsageError(f"{folder}: {problem}. Give {wanted or 'a folder of photographs'}.")
     files = sorted(file for file in walk(folder) if file.suffix.lower() in PHOTOGRAPH_ENDINGS)
     if not files:
         kinds = ", ".join(sorted(PHOTOGRAPH_ENDINGS))
-        raise SourceError(folder, "it holds no photographs", next_step=f"Give a folder with {kinds} files")
+        raise SourceError(
+            folder, "it holds no photographs", next_step=f"Give {wanted or f'a folder with {kinds} files'}"
+        )
     return files
 
 

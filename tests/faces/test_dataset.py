@@ -149,6 +149,10 @@ def test_bad_tables_and_files_are_named(folder):
         FaceDataset(table, standardisation="fixed")[0]
     with pytest.raises(UsageError, match="there is no such folder, and it is no "):
         FaceDataset(folder / "none", standardisation="fixed")
+    with pytest.raises(
+        UsageError, match=r"wide\.png: this is neither a folder nor a \.csv or \.parquet table"
+    ):
+        FaceDataset(folder / "wide.png", standardisation="fixed")
 
 
 def test_photographs_of_a_table_without_crops_are_cropped_around_their_box(folder):

@@ -620,6 +620,25 @@ def test_faces_need_a_graph_of_integers(folded, source, tmp_path, capsys):
     assert "is no graph of integers. Leave out --faces." in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("name", "code", "problem"),
+    [
+        ("faces.csv", 2, "this is a file"),
+        ("none", 2, "there is no such folder"),
+        ("empty", 3, "it holds no photographs"),
+    ],
+)
+def test_faces_that_are_no_folder_of_crops_are_refused_by_what_they_are(
+    tmp_path, int8, source, capsys, name, code, problem
+):
+    (tmp_path / "faces.csv").write_text("image_path\n")
+    (tmp_path / "empty").mkdir()
+    arguments = [str(int8), "--against", str(source), "--standardise", "fixed"]
+    assert main([*arguments, "--faces", str(tmp_path / name)]) == code
+    asked = "Give the folder of crops that `facenet-port align` writes."
+    assert f"{tmp_path / name}: {problem}. {asked}" in capsys.readouterr().err
+
+
 def test_faces_need_a_standardisation(int8, source, tmp_path, capsys):
     assert main([str(int8), "--against", str(source), "--faces", str(tmp_path)]) == 2
     assert "Give --standardise fixed" in capsys.readouterr().err

@@ -364,6 +364,11 @@ def test_a_file_beside_the_crops_is_kept(detector, folder, out):
         (lambda root: None, ("photos", "photos"), "its crops would be taken for photographs"),
         (lambda root: (root / "file").touch(), ("photos", "file/new/out"), "is a file, not a folder. Give a"),
         (lambda root: None, ("none", "out"), "there is no such folder. Give a folder of photographs"),
+        (
+            lambda root: (root / "a.jpg").touch(),
+            ("a.jpg", "out"),
+            "this is a file. Give a folder of photographs",
+        ),
         (lambda root: (root / "empty").mkdir(), ("empty", "out"), "it holds no photographs"),
         (lambda root: write(root, "flat/a.png"), ("flat", "out", "--split", "0.5"), "--split divides people"),
     ],
