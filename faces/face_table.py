@@ -128,10 +128,10 @@ def find_table(source: Path) -> Path | None:
         tables = (source / f"faces{ending}" for ending in ENDINGS)
         return next((table for table in tables if table.is_file()), None)
     if source.suffix.lower() not in ENDINGS:
-        tables = " or ".join(ENDINGS)
+        endings = " or ".join(ENDINGS)
         if source.exists():
-            raise UsageError(f"{source}: this is neither a folder nor a {tables} table.")
-        raise UsageError(f"{source}: there is no such folder, and it is no {tables} table.")
+            raise UsageError(f"{source}: this is neither a folder nor a {endings} table.")
+        raise UsageError(f"{source}: there is no such folder, and it is no {endings} table.")
     return source
 
 

@@ -35,7 +35,8 @@ class _Affine(nn.Module):
 def embedding_size_of(graph_layers: GraphLayers) -> int:
     """The size of a graph's embeddings, by the weights of its Bottleneck."""
     kernel = graph_layers.weights.layers[BOTTLENECK]["weights"]
-    return kernel.layout.inverse.shape(kernel.array.shape)[-1]
+    size: int = kernel.layout.inverse.shape(kernel.array.shape)[-1]
+    return size
 
 
 def network_from_graph(graph_layers: GraphLayers) -> InceptionResnetV1:
