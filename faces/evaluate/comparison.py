@@ -50,10 +50,10 @@ class ChangedPair:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """An exported file beside the weights, run by PyTorch on the same faces.
+    """An exported file beside the weights, run by PyTorch on the same faces, or beside another exported file.
 
     Attributes:
-        weights: The weights.
+        weights: The weights, or the other file.
         states_others: Whether the exported file says that it was made from other weights.
         figures: The figures of both.
         worst_cosine: The smallest cosine of a face's two embeddings, 1 for equal ones.
@@ -104,9 +104,10 @@ def compare_export(
         decided = [side.distances < expected.threshold for side in measured]
         changed = np.flatnonzero(decided[0] != decided[1]).tolist()
     images, pairs = found.images, found.pairs
+    made_from = weights.backend.stated_weights or weights.sha256  # of another exported file, and of weights
     return Comparison(
         weights=weights,
-        states_others=export.backend.stated_weights not in (None, weights.sha256),
+        states_others=export.backend.stated_weights not in (None, made_from),
         figures=tuple(FigureChange(name, of(expected), of(actual)) for name, of in FIGURES.items()),
         worst_cosine=float(cosines[worst]),
         worst_file=str(images[worst].file),

@@ -142,7 +142,9 @@ class PairEmbedder:
         if self.against is None or network.pytorch is not None:
             return None
         stated = self.embedder.stated_standardisation
-        reference = load_model(self.against, standardisation=stated, offline=self.embedder.offline).unfolded
+        reference = load_model(self.against, standardisation=stated, offline=self.embedder.offline)
+        if reference.pytorch is not None:
+            reference = reference.unfolded
         own, expected = network.backend.embedding_size, reference.backend.embedding_size
         if own != expected:
             raise UsageError(

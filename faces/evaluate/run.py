@@ -63,8 +63,8 @@ def evaluate(
         settings: The options of the protocol.
         threshold: A result of `--json` whose threshold is applied to every pair.
         against: A TensorFlow source: its graph is run on the same crops, and the network is judged by it. If
-            the model is an exported file, the weights that it was made from, of any format: PyTorch runs them
-            on the same crops, and the result has what the file changes.
+            the model is an exported file, the weights that it was made from, of any format, which PyTorch
+            runs on the same crops, or their export in float32: the result has what the file changes.
         embedder: The model and the crop of photographs; an image of the size of a crop is taken as it is.
             None takes the defaults, with the network of `against`. A model or standardisation that it states
             has to be that of the embeddings, if these are the source.

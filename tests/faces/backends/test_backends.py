@@ -300,6 +300,13 @@ def test_evaluate_shows_every_decision_that_an_exported_file_changes(
     assert other["worst_cosine"] == pytest.approx(cosines.min(), abs=1e-5)
     assert f"{len(expected)} of 6 pairs are decided otherwise:" in screen
     assert results[changed]["against"] == f"the weights {network}"
+    # The file in place of its weights.
+    command = ["evaluate", table, "--model", changed, *shared[:-1], exported, "--json", out]
+    assert main(list(map(str, command))) == 0
+    by_file = json.loads(out.read_text())["comparison"]
+    assert [pair["files"] for pair in by_file["changed"]] == [pair["files"] for pair in other["changed"]]
+    assert by_file["worst_cosine"] == pytest.approx(other["worst_cosine"], abs=1e-5)
+    assert by_file["states_others"]
     assert results[changed]["passed"] is None
 
 
