@@ -119,7 +119,8 @@ def compare_with_prediction(
     is_other_formula = hits.mean() < KNOWN_SHARE or not prediction.is_unique
     if is_other_formula and is_near.all():
         way = _find_other_rounding(actual, exact) if actual.dtype in HALVES else ""
-        return measure(tensor, nearest, place, "approximate", f"{detail}, {way or 'by an unknown formula'}")
+        status: Status = "differs" if way else "approximate"
+        return measure(tensor, nearest, place, status, f"{detail}, {way or 'by an unknown formula'}")
     result = measure(tensor, values, place, "differs")
     return replace(result, detail=f"{detail}, except in {result.differing} of {result.values} values")
 
