@@ -38,6 +38,8 @@ def embed(interpreter: Interpreter, crop: Path, standardisation: str | None) -> 
     (taken,), (given, *others) = interpreter.get_input_details(), interpreter.get_output_details()
     if others:
         raise ValueError(NO_EMBEDDINGS)
+    if taken["quantization"][0] or given["quantization"][0]:
+        raise ValueError("the file takes or gives integers with a scale, which this example does not use")
     _, height, width, _ = taken["shape"]  # of one image, the channels last
     image = Image.open(crop).convert("RGB")
     if image.size != (width, height):

@@ -350,7 +350,9 @@ def main(arguments: list[str] | None = None) -> int:
         return error.exit_code if isinstance(error, PortError) else 2
     Image.MAX_IMAGE_PIXELS = None  # Pillow would refuse, or warn, before MAX_PIXELS is looked at
     application, protocol = service.application(), make_protocol(options.arrival, service.metrics.responses)
-    config = uvicorn.Config(application, http=protocol, log_level="warning", timeout_keep_alive=KEEP_ALIVE)
+    config = uvicorn.Config(
+        application, http=protocol, ws="none", log_level="warning", timeout_keep_alive=KEEP_ALIVE
+    )
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)  # uvicorn handles it, and then raises it once more
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # else a body waits for the head's ACK

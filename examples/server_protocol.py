@@ -93,7 +93,8 @@ class LimitedProtocol(HttpToolsProtocol):
         if self._is_answering() or self.transport.is_closing():
             return
         last = self.cycle
-        if last is None or not last.response_started or last.scope is not self.scope:  # of a new head
+        has_begun = self.scope is not None if last is None else last.scope is not self.scope  # a new head
+        if has_begun or (last is not None and not last.response_started):
             self.responses[408] += 1
             body = b'{"error":"the request did not arrive in time"}'
             head = "HTTP/1.1 408 Request Timeout\r\ncontent-type: application/json\r\n"

@@ -14,10 +14,10 @@ from checks.audit.graphs.graph import Graph, NotUnderstoodError
 from checks.audit.graphs.network_from_graph import embedding_size_of, network_from_graph
 from checks.audit.graphs.onnx_tflite_session import OnnxTfliteSession
 from checks.audit.graphs.quantisation import (
+    dequantise_ends,
     is_quantised,
     refuse_quantised,
     remarks_on_pairs,
-    with_ends_of_numbers,
 )
 from checks.audit.graphs.run_graph import (
     Networks,
@@ -89,7 +89,7 @@ def audit_graph(
         SourceError: The graph is quantised in a way that is not audited, or does not run.
     """
     refuse_quantised(graph)
-    graph = with_ends_of_numbers(graph)
+    graph = dequantise_ends(graph)
     try:
         layers = find_layers(graph)
     except NotUnderstoodError as error:

@@ -136,7 +136,7 @@ def judge_faces(run: QuantisedRun) -> Judgement | None:
 
 
 def judge_cosine(run: QuantisedRun) -> Judgement | None:
-    """Judge the embeddings of seeded images; None without embeddings."""
+    """Judge the embeddings of seeded images; None if they cannot be compared."""
     if run.cosine is None:
         return None
     limit = thresholds.SEEDED_COSINE
@@ -149,8 +149,8 @@ def judge_cosine(run: QuantisedRun) -> Judgement | None:
     return Judgement("embeddings", share <= 1, statement, () if share <= 1 else (cause,), share)
 
 
-def write_quantised_verdict(results: Sequence[TensorResult], run: QuantisedRun, gives: str) -> str:
-    """Write the verdict on a graph of integers that holds, a few sentences; `gives` is that of `GraphRun`."""
+def write_quantised_verdict(results: Sequence[TensorResult], run: QuantisedRun) -> str:
+    """Write the verdict on a graph of integers that holds, a few sentences."""
     integers = sum(result.values for result in results if result.status == "quantised")
     claim = f"{integers:,} integers are the nearest to the source's weights"
     verdict = f"The port is faithfully quantised: {claim}, and its graph computes what they say."
@@ -160,6 +160,6 @@ def write_quantised_verdict(results: Sequence[TensorResult], run: QuantisedRun, 
             "scales that change with the images."
         )
     verdict += "".join(f" It has {clause}." for clause in _coarser_parts(results))
-    if run.faces is None and "embeddings" in gives:
+    if run.faces is None:
         verdict += " Its embeddings were compared on seeded images alone: give crops with --faces."
     return verdict

@@ -293,8 +293,8 @@ class QuantisedRun:
         faces: The embeddings of faces; None if none were given, or the source's have another size.
         is_dynamic: Whether the runtime quantises activations by scales that change with each image. Then the
             arithmetic is not judged: there are no quantisers.
-        cosine: The least cosine with the source's of an embedding of the inputs of many values; None of a
-            graph that gives logits, and if the source's have another size.
+        cosine: The least cosine with the source's of an embedding of the inputs of many values; None if the
+            source's have another size.
     """
 
     inputs: tuple[str, ...]

@@ -176,8 +176,7 @@ def _make_result(
     if findings.not_understood:
         verdict = write_embeddings_verdict(findings.judgements)
     elif findings.quantised is not None and all(judgement.passed for judgement in findings.judgements):
-        assert findings.run is not None
-        verdict = write_quantised_verdict(findings.tensors, findings.quantised, findings.run.gives)
+        verdict = write_quantised_verdict(findings.tensors, findings.quantised)
     else:
         verdict = write_verdict(
             findings.tensors,
@@ -186,7 +185,8 @@ def _make_result(
             findings.broken,
             is_not_run=bool(findings.not_run),
         )
-    if findings.run is not None and not findings.broken and all(each.passed for each in findings.judgements):
+    holds = not findings.broken and all(judgement.passed for judgement in findings.judgements)
+    if isinstance(port, Graph) and findings.run is not None and holds:
         verdict += "".join(f" {sentence}" for sentence in warn_of_interface(findings.run))
     return AuditResult(
         port=str(port.path),

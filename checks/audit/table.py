@@ -76,7 +76,7 @@ def print_result(result: AuditResult, *, verbose: bool = False) -> None:
     console.print(f"  against  {from_home(result.source)} ({result.network})", markup=False)
     for statement in result.names:
         console.print(f"  {statement}", markup=False)
-    if result.run is not None:
+    if result.run is not None and result.run.is_prepared_exactly:
         console.print(f"  takes    {result.run.feed}", markup=False)
     if result.recognised:
         console.print(f"  {result.recognised}", markup=False)
@@ -174,7 +174,7 @@ def run_table(run: GraphRun) -> Table:
         distances = map(figure, (batch.distance, batch.row_distance))
         cells = (
             *map(figure, (batch.error, batch.floor)),
-            *(distances if run.sizes is None else "--"),
+            *(distances if run.sizes is None else ("-", "-")),
             "-" if worst is None else describe_share(worst.share),
             "" if worst is None else short_name(worst.activation),
         )

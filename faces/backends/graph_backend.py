@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from checks.audit.graphs.graph import Graph
 from checks.audit.graphs.graph_formats import find_graph_format
+from checks.audit.graphs.quantisation import dequantise_ends
 from checks.audit.graphs.runtime_process import RuntimeProcess
 from checks.core.inputs import IMAGE_SIZE
 from converter.errors import SourceError
@@ -151,7 +152,14 @@ def try_file(path: Path) -> tuple[Graph, int]:
     graph_format = find_graph_format(path)
     if graph_format is None or graph_format.name not in ("ONNX", "TFLite"):
         raise SourceError(path, "it is no ONNX or TFLite file")
-    graph = graph_format.read(path)
+    graph = dequantise_ends(graph_format.read(path))
+    if graph.ends:
+        raise SourceError(
+            path,
+            "its input or output has integers with a scale, which an audit feeds and reads, and no other "
+            "command",
+            next_step="Convert it without inference_input_type and inference_output_type",
+        )
     taken, given = graph.inputs[0], graph.outputs[0]
     fits = len(taken.shape) == 4 and 3 in (taken.shape[1], taken.shape[3])
     if not fits or taken.dtype not in ("float32", "uint8"):

@@ -42,6 +42,7 @@ def rewrite_detector(path: Path) -> bytes:
         return output
 
     maps: set[str] = set()
+    pooled: set[str] = set()
     for node in model.graph.node:
         taken, (output,) = list(node.input), node.output
         follower = followers.get(output)
@@ -67,6 +68,7 @@ def rewrite_detector(path: Path) -> bytes:
             if follower is None or follower.op_type != "MaxPool":
                 add("Add", add("Mul", x, filled), add("Mul", add("Relu", x), 1 - filled), output=output)
                 continue
+            pooled.add(follower.output[0])
             window = {each.name: helper.get_attribute_value(each) for each in follower.attribute}
             largest = add("MaxPool", x, **window)
             if (copied := _copied_channels(slope)).size:
@@ -81,8 +83,10 @@ def rewrite_detector(path: Path) -> bytes:
             add("Add", add("Mul", add("Relu", difference), sign), scaled, output=follower.output[0])
         elif node.op_type == "Softmax" and taken[0] in maps:
             add("Sigmoid", *taken, output=output)
-        elif node.op_type != "MaxPool":  # each has a PReLU before it
+        elif node.op_type != "MaxPool":
             nodes.append(node)
+        else:
+            assert output in pooled, "a max pool without a PReLU before it"
     used = dict.fromkeys(name for node in nodes for name in node.input if name in values)
     for old, new in (
         (model.graph.node, nodes),

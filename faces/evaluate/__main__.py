@@ -85,7 +85,8 @@ def _add_protocol_options(group: argparse._ArgumentGroup) -> None:
         metavar="SOURCE",
         type=command_line.path,
         help="run this checkpoint's TensorFlow graph on the same images, and judge the network by it; for an "
-        "exported file as --model run these weights, and show what the file changes",
+        "exported file as --model run these weights, or their export in float32, and show what the file "
+        "changes",
     )
 
 

@@ -104,10 +104,9 @@ def compare_export(
         decided = [side.distances < expected.threshold for side in measured]
         changed = np.flatnonzero(decided[0] != decided[1]).tolist()
     images, pairs = found.images, found.pairs
-    made_from = weights.backend.stated_weights or weights.sha256  # of another exported file, and of weights
     return Comparison(
         weights=weights,
-        states_others=export.backend.stated_weights not in (None, made_from),
+        states_others=export.backend.stated_weights not in (None, weights.sha256),
         figures=tuple(FigureChange(name, of(expected), of(actual)) for name, of in FIGURES.items()),
         worst_cosine=float(cosines[worst]),
         worst_file=str(images[worst].file),

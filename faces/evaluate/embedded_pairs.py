@@ -145,6 +145,12 @@ class PairEmbedder:
         reference = load_model(self.against, standardisation=stated, offline=self.embedder.offline)
         if reference.pytorch is not None:
             reference = reference.unfolded
+        elif reference.checked.file_sha256 == network.checked.file_sha256:
+            raise UsageError(f"{reference.name}: a file shows no change beside itself. Give its weights.")
+        elif reference.checked.stated_weights != reference.sha256:
+            raise UsageError(
+                f"{reference.name}: this is no `facenet-port export` in float32. Give its weights."
+            )
         own, expected = network.backend.embedding_size, reference.backend.embedding_size
         if own != expected:
             raise UsageError(

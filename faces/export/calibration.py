@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -77,19 +78,13 @@ def plan_calibration(
         say: Progress callback.
 
     Raises:
-        UsageError: Faces are given for another precision, the output is logits, or the
-            standardisation is not known.
+        UsageError: Faces are given for another precision, or the standardisation is not known.
         SourceError, RequirementError: As for `read_calibration`.
     """
     if precision != "int8":
         if source is not None:
             raise UsageError("--calibrate is for --precision int8. Leave it out.")
         return None
-    if interface.classifies:
-        raise UsageError(
-            "--precision int8 is for embeddings, which its audit compares, and --classify exports logits. "
-            "Give --precision float16."
-        )
     if interface.standardisation == NOT_STATED:
         raise UsageError(
             "int8 is calibrated on faces, and nothing tells how those of these weights are standardised. "
@@ -151,9 +146,10 @@ def read_calibration(
     images = [each.image for each in labelled]
     found = find_faces(images, "scaled", lambda: FaceDetector(offline=offline), finding)
     faces = [(face, each.person) for face, each in zip(found, labelled, strict=True) if face is not None]
-    crops = {
-        pixels.tobytes(): (pixels, person) for face, person in faces for pixels in [read_face(face, "scaled")]
-    }
+    crops: dict[bytes, tuple[NDArray[np.uint8], str]] = {}
+    for face, person in faces:
+        crop = read_face(face, "scaled")
+        crops.setdefault(sha256(crop.tobytes()).digest(), (crop, person))  # a copy shows no other range
     if len(crops) < LEAST_FACES:
         where = Path(source) if source is not None else images[0].file.parent
         problem = f"it has {counted(len(crops), 'different face')} to calibrate on, fewer than {LEAST_FACES}"

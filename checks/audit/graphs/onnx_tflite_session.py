@@ -143,8 +143,8 @@ def _image_layout(graph: Graph) -> _ImageLayout:
             next_step="Export the model in float32 or in half precision: model.float() or model.half()",
         )
     shape = value.shape if len(value.shape) == 4 else (None, None, None, None)
-    is_told = (shape[1] == 3) != (shape[3] == 3)  # the first extent is the number of images
-    channels_last = shape[3] == 3 if is_told else graph.channels_last
+    is_clear = (shape[1] == 3) != (shape[3] == 3)  # the first extent is the number of images
+    channels_last = shape[3] == 3 if is_clear else graph.channels_last
     channels, *extents = (shape[3], *shape[1:3]) if channels_last else shape[1:]
     fits = all(extent is None or MINIMUM_IMAGE_SIZE <= extent <= _MOST_PIXELS for extent in extents)
     if len(graph.inputs) != 1 or channels not in (3, None) or value.dtype not in _INPUT_DTYPES or not fits:

@@ -40,7 +40,7 @@ def is_dynamic(graph: Graph) -> bool:
     return False
 
 
-def with_ends_of_numbers(graph: Graph) -> Graph:
+def dequantise_ends(graph: Graph) -> Graph:
     """Give a graph numbers for an input and for outputs that are integers with a scale in the file.
 
     Images are quantised for such an input, and such outputs dequantised, as an app that runs the file has to.

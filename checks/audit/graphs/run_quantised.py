@@ -26,7 +26,6 @@ from checks.core.inputs import InputBatch, standardise
 from checks.core.metrics import l2_norm
 from checks.core.network import BOTTLENECK, EMBEDDINGS, LOGITS
 from checks.core.types import Array, Say
-from converter.errors import UsageError
 from converter.hub.catalog_entry import FIXED, PER_IMAGE
 from reference import InceptionResnetV1
 
@@ -87,12 +86,9 @@ class QuantisedGraph:
             say: Progress callback.
 
         Raises:
-            UsageError: There are faces, and the graph gives no embeddings.
             NotUnderstoodError: A part cannot be simulated.
             SourceError: The runtime refuses the graph, crashes or does not finish.
         """
-        if faces is not None and not self._layers.embeddings:
-            raise UsageError(f"{self._graph.path} gives logits and no embeddings. Leave out --faces.")
         names = (*(batch.name for batch in batches), *(("faces",) if faces is not None else ()))
         if is_dynamic(self._graph):
             activations = self._layers.activations
@@ -122,9 +118,9 @@ class QuantisedGraph:
     def _cosine(self, batches: Sequence[InputBatch], source: InceptionResnetV1) -> float | None:
         """The least cosine with the source's embedding of the first image of each input of many values.
 
-        None of a graph that gives logits, and if the source's have another size.
+        None if the source's have another size.
         """
-        if not self._layers.embeddings or self._has_other_size(source):
+        if self._has_other_size(source):
             return None
         cosines = []
         for batch in batches:
@@ -136,9 +132,16 @@ class QuantisedGraph:
         return min(cosines)
 
     def _embed(self, fed: Array) -> Array:
-        """The graph's embeddings, (N, E), of length one."""
-        place = next(n for n, name in enumerate(self._session.outputs) if name != LOGITS)
-        return normalise(self._session.run(fed)[place])
+        """The graph's embeddings, (N, E), of length one, which a graph that gives logits has inside."""
+        if self._layers.embeddings:
+            place = next(n for n, name in enumerate(self._session.outputs) if name != LOGITS)
+            return normalise(self._session.run(fed)[place])
+        name = self._layers.activations[BOTTLENECK]
+        node = next((each for each in self._quantisers if each.inputs[0] == name), None)
+        (rows,) = self._session.fetch(fed, [name if node is None else node.output], as_written=False)
+        if node is not None and node.quantisation is not None:
+            rows = node.quantisation.dequantise(rows)
+        return normalise(rows.reshape(len(rows), -1))
 
     def _compare(self, faces: Faces | None, source: InceptionResnetV1, say: Say) -> FacesRun | None:
         """Embed the faces, and compare with the source's embeddings."""
@@ -248,13 +251,14 @@ class QuantisedGraph:
             if faces is not None:  # they may all be alike, as those of the calibration were
                 samples[f"the pixels of {len(faces.pixels)} faces"] = faces.images
         half = (highest - lowest) / 510  # of a step
-        clipped, unused = {}, []
-        for basis, pixels in samples.items():
-            clipped[basis] = float(np.mean((pixels < lowest - half) | (pixels > highest + half)))
-            reached = min(highest, float(pixels.max())) - max(lowest, float(pixels.min()))
-            unused.append(1.0 - max(reached, 0.0) / (highest - lowest))
+        clipped = {
+            basis: float(np.mean((pixels < lowest - half) | (pixels > highest + half)))
+            for basis, pixels in samples.items()
+        }
         basis = max(clipped, key=lambda each: clipped[each])
-        return InputRange(lowest, highest, trained, basis, clipped[basis], min(unused))
+        least, most = (float(end(list(map(end, samples.values())))) for end in (np.min, np.max))
+        unused = 1.0 - max(min(highest, most) - max(lowest, least), 0.0) / (highest - lowest)
+        return InputRange(lowest, highest, trained, basis, clipped[basis], unused)
 
 
 def _normal_quantiles() -> Array:

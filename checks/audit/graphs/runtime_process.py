@@ -80,11 +80,11 @@ class RuntimeProcess:
             raise self._refusal(f"its runtime {error}") from error
         if len(arrays) != len(fetched):
             raise self._refusal(f"its runtime gives {len(arrays)} outputs, not {len(fetched)}")
-        found = iter(arrays)
-        given_or_found = [images if name == given else next(found) for name in outputs]
+        answers = iter(arrays)
+        tensors = [images if name == given else next(answers) for name in outputs]
         return [
-            ends[name][1].dequantise(array) if name in ends else array
-            for name, array in zip(outputs, given_or_found, strict=True)
+            ends[name][1].dequantise(tensor) if name in ends else tensor
+            for name, tensor in zip(outputs, tensors, strict=True)
         ]
 
     def run_in_batches(

@@ -513,7 +513,7 @@ def with_logits(int8, tensors, tmp_path_factory):
 def test_other_logits_than_the_last_integers_give_are_found(with_logits, source, monkeypatch):
     whole = audit(with_logits, source, standardisation=FIXED)
     assert whole.passed, whole.judgements
-    assert "give crops with --faces" not in whole.verdict
+    assert whole.verdict.endswith("give crops with --faces. It gives logits.")
     assert judgement(whole, "arithmetic").share < 0.5
     change_fetched(monkeypatch, saturates=False)
     result = audit(with_logits, source, standardisation=FIXED)
@@ -581,11 +581,17 @@ def test_embeddings_of_another_size_are_named_and_not_compared(
 # What is refused.
 
 
-def test_faces_need_embeddings(with_logits, pixels, source, tmp_path, capsys):
+def test_a_graph_that_gives_logits_embeds_faces_as_it_does_without_its_classifier(
+    with_logits, int8, pixels, source, tmp_path
+):
     save_crops(pixels[:2], tmp_path / "crops")
-    arguments = [str(with_logits), "--against", str(source), "--standardise", "fixed"]
-    assert main([*arguments, "--faces", str(tmp_path / "crops")]) == 2
-    assert "gives logits and no embeddings. Leave out --faces." in capsys.readouterr().err
+    of_logits, of_embeddings = (
+        audit(path, source, faces=tmp_path / "crops", standardisation=FIXED).quantised
+        for path in (with_logits, int8)
+    )
+    assert of_logits.faces.cosine == pytest.approx(of_embeddings.faces.cosine, abs=1e-6)
+    assert of_logits.cosine == pytest.approx(of_embeddings.cosine, abs=1e-6)
+    assert of_logits.faces.cosine < 1 - 1e-5  # the source's own is not compared with itself
 
 
 def test_an_activation_with_a_scale_for_each_channel_is_refused(int8, source, tmp_path, capsys):

@@ -16,6 +16,7 @@ from checks.audit.graphs.tflite_file import read_tflite
 from checks.audit.judge_quantised import judge_scales
 from checks.audit.run import audit
 from checks.core import thresholds
+from converter.errors import SourceError
 from converter.hub.catalog_entry import FIXED
 from converter.manifest import file_digest
 from facenet_tf import stderr_aside
@@ -202,6 +203,8 @@ def test_integers_that_go_in_and_come_out_are_those_that_an_app_feeds_and_reads(
         cosines.append(row @ expected / np.linalg.norm(row))
     assert result.quantised.faces.cosine == pytest.approx(min(cosines), abs=1e-6)
     assert result.quantised.faces.mean_cosine == pytest.approx(np.mean(cosines), abs=1e-6)
+    with pytest.raises(SourceError, match="which an audit feeds and reads, and no other command"):
+        load_exported(integer_ends, "fixed", "cpu")
 
 
 def test_another_scale_of_the_integers_that_go_in_does_not_fit_those_of_the_biases(
