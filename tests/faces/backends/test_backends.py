@@ -307,6 +307,16 @@ def test_evaluate_shows_every_decision_that_an_exported_file_changes(
     assert [pair["files"] for pair in by_file["changed"]] == [pair["files"] for pair in other["changed"]]
     assert by_file["worst_cosine"] == pytest.approx(other["worst_cosine"], abs=1e-5)
     assert by_file["states_others"]
+    for model in (["--model", exported], []):
+        command = ["evaluate", table, *model, *shared[:-1], exported]
+        assert main(list(map(str, command))) == 2
+        assert f"{exported}: a file shows no change beside itself." in capsys.readouterr().err
+    copy = onnx.load(exported)
+    del copy.metadata_props[:]
+    onnx.save(copy, tmp_path / "nameless.onnx")
+    command = ["evaluate", table, "--model", exported, *shared[:-1], tmp_path / "nameless.onnx"]
+    assert main(list(map(str, command))) == 2
+    assert "this is no `facenet-port export` in float32" in capsys.readouterr().err
     assert results[changed]["passed"] is None
 
 
