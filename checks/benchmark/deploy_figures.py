@@ -22,7 +22,7 @@ from converter.errors import RequirementError
 
 _PACKAGES = {"onnx": "onnx", "onnxruntime": "onnxruntime", "unearth": "unearth"}
 _BATCHES = (16, 1)
-_IMAGES = 64  # at batch 16 two batches for each of two threads
+_IMAGES = 256  # at batch 16 eight batches for each of two threads: of fewer the last one shows
 
 
 def measure_deploy(folder: Path, rounds: int) -> list[Figure]:
