@@ -155,7 +155,7 @@ class PairEmbedder:
         if own != expected:
             raise UsageError(
                 f"the embeddings of {network.name} have {own} numbers, and those of {reference.name} "
-                f"{expected}. Give the weights that the file was made from."
+                f"{expected}. Give the weights that the file was made from, and no file of logits."
             )
         return reference
 

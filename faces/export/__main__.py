@@ -72,7 +72,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "--batch",
         metavar="N|dynamic",
         type=_batch,
-        help="images at a time, of embeddings at most 64 (default: dynamic for ONNX, 1 for TFLite)",
+        help="images at a time, at most 64 (default: dynamic for ONNX, 1 for TFLite)",
     )
     check_options.add_step_option(parser)
     command_line.add_network_options(parser)

@@ -401,4 +401,4 @@ def test_evaluate_refuses_weights_with_embeddings_of_another_size_before_faces_a
     assert main(list(map(str, ["evaluate", table, "--model", exported, *against]))) == 2
     printed = capsys.readouterr().err
     assert f"the embeddings of {exported} have 512 numbers, and those of " in printed
-    assert "narrow.pt 128. Give the weights that the file was made from." in printed
+    assert "narrow.pt 128. Give the weights that the file was made from, and no file of logits." in printed
