@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
@@ -245,17 +247,34 @@ def _find_other_rounding(actual: Array, exact: Array) -> str:
     with np.errstate(all="ignore"):
         nearest = exact.astype(actual.dtype)
         wide = nearest.astype(np.float64)
-        ways = {
-            "rounded down": (wide > exact, -np.inf),
-            "rounded towards zero": (np.abs(wide) > np.abs(exact), 0.0),
-        }
-        needed, best = max(KNOWN_SHARE * actual.size, int((nearest == actual).sum()) + 1), ""
-        for way, (is_beyond, end) in ways.items():
-            rounded = np.where(is_beyond, np.nextafter(nearest, actual.dtype.type(end)), nearest)
-            agreeing = int((rounded == actual).sum())
-            if agreeing >= needed:
-                best, needed = f"{way}, not to the nearest", agreeing + 1
-    return best
+        down, inwards = (np.nextafter(nearest, actual.dtype.type(end)) for end in (-np.inf, 0.0))
+    ways = (
+        ("rounded down, not to the nearest", np.where(wide > exact, down, nearest)),
+        (
+            "rounded towards zero, not to the nearest",
+            np.where(np.abs(wide) > np.abs(exact), inwards, nearest),
+        ),
+    )
+    return find_wrong_rule(actual, int((nearest == actual).sum()), ways)
+
+
+def find_wrong_rule(actual: Array, by_right_rule: int, rules: Iterable[tuple[str, Array]]) -> str:
+    """Find the wrong rule that gives at least `KNOWN_SHARE` of a tensor, and more than the right rule.
+
+    Args:
+        actual: The values.
+        by_right_rule: The number of values that the right rule gives.
+        rules: A clause on each wrong rule, with the values that it gives.
+
+    Returns:
+        The clause of the rule that gives the most, the first of several; empty if there is none.
+    """
+    needed, found = max(math.ceil(KNOWN_SHARE * actual.size), by_right_rule + 1), ""
+    for clause, values in rules:
+        given = int((values == actual).sum())
+        if given >= needed:
+            needed, found = given + 1, clause
+    return found
 
 
 def _is_raised(actual: Array, nearest: Array, exact: Array) -> bool:

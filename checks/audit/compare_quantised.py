@@ -8,14 +8,18 @@ close to the middle of two integers, either is right; such ties are counted.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from checks.audit.compare_folded_layers import compare_scale_and_shift, holds_residual_scale
-from checks.audit.compare_one_tensor import compare_exactly, compare_with_prediction, uncompared
+from checks.audit.compare_one_tensor import (
+    compare_exactly,
+    compare_with_prediction,
+    find_wrong_rule,
+    uncompared,
+)
 from checks.audit.folded_standardisation import (
     NOTHING_FOLDED,
     FoldedStandardisation,
@@ -23,7 +27,7 @@ from checks.audit.folded_standardisation import (
 )
 from checks.audit.folding_formulas import BatchNorm, rounding_margin
 from checks.audit.port_layers import PortTensor, Role
-from checks.audit.predict_folding import KNOWN_SHARE, OTHER_EPSILONS, Prediction
+from checks.audit.predict_folding import OTHER_EPSILONS, Prediction
 from checks.audit.quantisation import Quantisation, QuantisedTensor
 from checks.audit.result import TensorQuantisation, TensorResult
 from checks.audit.source_weights import SourceWeights, TensorPlace
@@ -282,16 +286,12 @@ def _explain(
     if result.is_faithful:
         return result
     actual = quantised.integers.astype(np.int64)
-    needed = max(math.ceil(KNOWN_SHARE * actual.size), actual.size - result.differing + 1)
-    cause = ""
-    for clause, integers in _other_rules(layer, quantised.quantisation, tensor, source, expected):
-        agreeing = int((integers == actual).sum())
-        if agreeing >= needed:
-            cause, needed = clause, agreeing + 1
+    rules = _wrong_rules(layer, quantised.quantisation, tensor, source, expected)
+    cause = find_wrong_rule(actual, actual.size - result.differing, rules)
     return replace(result, detail="; ".join(filter(None, (cause, result.detail))))
 
 
-def _other_rules(
+def _wrong_rules(
     layer: Layer,
     quantisation: Quantisation,
     tensor: PortTensor,

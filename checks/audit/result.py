@@ -241,10 +241,10 @@ class InputRange:
         lowest: The lowest number that it holds.
         highest: The highest.
         standardisation: The standardisation of the training.
-        basis: The pixels of which most are beyond the interval, a clause: those of the faces that were given,
-            or what the standardisation allows.
+        basis: The pixels of which the larger share is beyond the interval, a clause: those of the faces that
+            were given, or those that the standardisation allows.
         clipped: The share of these pixels beyond the interval.
-        unused: The share of the interval that neither reaches.
+        unused: The share of the interval that none of the two reaches.
     """
 
     lowest: float

@@ -88,8 +88,8 @@ with 8 bits come to a quarter; calibrated on images of another standardisation, 
 
 SEEDED_COSINE = 0.1
 """Audit: largest distance from 1 of the cosine of an int8 embedding of a seeded image and the source's.
-Right files with 8 bits come to a seventh, and with 7 bits to less than a half, because
-their scales are not for such images. Where one scale is a twentieth, it comes to four times as much."""
+Right files with 8 bits come to a seventh, and with 7 bits to less than a half, because their scales are not
+for such images. Where one scale is a twentieth, it comes to four times as much."""
 
 QUANTISED_DECISIONS = 0.005
 """Audit: largest share of the pairs of faces that a graph of integers decides otherwise than the source; of

@@ -1,8 +1,8 @@
-"""The networks of the detector, said in operations that ONNX Runtime is faster at.
+"""Rewrite the networks of the detector with operations that ONNX Runtime is faster at.
 
 ONNX Runtime keeps maps in blocks of channels while it can, and leaves them for PReLU, for Softmax over maps,
-and for a number of channels that fills no blocks. So those two are said in other operations, and maps of
-zeros fill the blocks. A PReLU before a max pool comes after it, where a quarter of the numbers is left.
+and for a number of channels that fills no blocks. So other operations replace those two, and maps of zeros
+fill the blocks. A PReLU before a max pool moves behind it, where a quarter of the numbers is left.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Array = NDArray[np.float32]
 
 
 def rewrite_detector(path: Path) -> bytes:
-    """Read a network of the detector as it was exported, and say the same in other operations."""
+    """Read a network of the detector as it was exported, and write the same function in other operations."""
     import onnx
     from onnx import helper, numpy_helper
 

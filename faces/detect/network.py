@@ -14,7 +14,7 @@ Network = Callable[[NDArray[np.float32]], tuple[NDArray[np.float32], ...]]
 
 
 def in_pytorch(module: nn.Module, device: torch.device | str = "cpu") -> Network:
-    """Make one of a module of `reference.mtcnn`, which runs on a device."""
+    """Turn a module of `reference.mtcnn` into a `Network` that runs on a device."""
     module.to(device).eval()
 
     @torch.inference_mode()

@@ -115,7 +115,7 @@ class PairEmbedder:
             found: The pairs.
 
         Raises:
-            UsageError: There are crops of several kinds, or `against` has embeddings of another size.
+            UsageError: There are crops of several kinds, or as for `_load_reference`.
             SourceError, MappingError: A file is unreadable, or no pair is left.
             RequirementError: A package or weights are missing.
         """
@@ -137,7 +137,8 @@ class PairEmbedder:
         """Load the weights that an exported file is compared with; None for no such comparison.
 
         Raises:
-            UsageError: Their embeddings have another size.
+            UsageError: Their embeddings have another size, or it is an exported file: the same one, or one
+                that is not in float32.
         """
         if self.against is None or network.pytorch is not None:
             return None

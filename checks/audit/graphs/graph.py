@@ -116,6 +116,10 @@ class Graph:
     quantised: Mapping[str, QuantisedTensor] = field(default_factory=dict)
     ends: Mapping[str, tuple[str, Quantisation]] = field(default_factory=dict)
 
+    def name_in_file(self, name: str) -> str:
+        """The name in the file of an input, an output or any other tensor."""
+        return self.ends[name][0] if name in self.ends else name
+
     def dtype_in_file(self, value: Value) -> str:
         """The dtype of an input or an output in the file."""
         return str(self.ends[value.name][1].zero_point.dtype) if value.name in self.ends else value.dtype

@@ -246,8 +246,8 @@ def run_batch(
     ]
     roundoff = thresholds.HALF_ROUNDOFF if session.computes_in_half else thresholds.UNIT_ROUNDOFF
     layers = measure_rounding(networks.exact, *first_image(prepared, actual), roundoff)
-    # PyTorch adds up the products of a classifier in blocks, and others one by one, which shows where all of
-    # them have one sign: training turns the weights along the embeddings.
+    # PyTorch adds up the products of a classifier in blocks, LiteRT one by one. Training gives most products
+    # of a logit one sign, and then LiteRT's sum rounds much more.
     sums = max((each.bound / thresholds.ROUNDING for each in layers if each.activation == LOGITS), default=0)
     expected = networks.run(prepared, tuple(dict.fromkeys(name for name, _ in outputs)))
     floors = {

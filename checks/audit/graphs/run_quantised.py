@@ -256,7 +256,8 @@ class QuantisedGraph:
             for basis, pixels in samples.items()
         }
         basis = max(clipped, key=lambda each: clipped[each])
-        least, most = (float(end(list(map(end, samples.values())))) for end in (np.min, np.max))
+        least = min(float(pixels.min()) for pixels in samples.values())
+        most = max(float(pixels.max()) for pixels in samples.values())
         unused = 1.0 - max(min(highest, most) - max(lowest, least), 0.0) / (highest - lowest)
         return InputRange(lowest, highest, trained, basis, clipped[basis], unused)
 

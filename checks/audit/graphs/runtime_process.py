@@ -63,8 +63,8 @@ class RuntimeProcess:
         if given in ends:
             given, quantisation = ends[given]
             images = quantisation.quantise(images).astype(quantisation.zero_point.dtype)
-        fetched = [ends[name][0] if name in ends else name for name in outputs if name != given]
-        declared = {ends[each.name][0] if each.name in ends else each.name for each in self._graph.outputs}
+        fetched = [self._graph.name_in_file(name) for name in outputs if name != given]
+        declared = {self._graph.name_in_file(output.name) for output in self._graph.outputs}
         request = {
             "input": given,
             "outputs": fetched,

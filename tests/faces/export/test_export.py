@@ -79,16 +79,11 @@ def test_tflite_in_half_precision_takes_the_pixels_of_any_number_of_images(weigh
     assert (taken["name"], list(taken["shape"]), taken["dtype"]) == ("pixels", [1, SIZE, SIZE, 3], np.uint8)
     interpreter.resize_tensor_input(taken["index"], [2, SIZE, SIZE, 3])
     interpreter.allocate_tensors()
-    brightest = np.reshape([60, 250], (2, 1, 1, 1))
-    pixels = np.random.default_rng(1).integers(0, brightest, (2, SIZE, SIZE, 3)).astype(np.uint8)
+    pixels, images = two_images()
     interpreter.set_tensor(taken["index"], pixels)
     interpreter.invoke()
-    # facenet's prewhiten, written down here independently
-    images = np.stack(
-        [(image - image.mean()) / max(image.std(), 1 / np.sqrt(image.size)) for image in pixels]
-    )
     with torch.inference_mode():
-        expected = load(weights).double()(torch.from_numpy(images.transpose(0, 3, 1, 2))).numpy()
+        expected = load(weights).double()(torch.from_numpy(images)).numpy()
     assert np.linalg.norm(interpreter.get_tensor(given["index"]) - expected) < 1e-2
 
 
@@ -118,15 +113,10 @@ def test_the_classifier_as_tflite_takes_the_pixels_of_two_images_at_a_time(weigh
     (taken,), (given,) = interpreter.get_input_details(), interpreter.get_output_details()
     assert (taken["name"], list(taken["shape"]), taken["dtype"]) == ("pixels", [2, SIZE, SIZE, 3], np.uint8)
     interpreter.allocate_tensors()
-    brightest = np.reshape([60, 250], (2, 1, 1, 1))
-    pixels = np.random.default_rng(1).integers(0, brightest, (2, SIZE, SIZE, 3)).astype(np.uint8)
+    pixels, images = two_images()
     interpreter.set_tensor(taken["index"], pixels)
     interpreter.invoke()
-    # facenet's prewhiten, written down here independently
-    images = np.stack(
-        [(image - image.mean()) / max(image.std(), 1 / np.sqrt(image.size)) for image in pixels]
-    )
-    expected = logits_of(weights, images.transpose(0, 3, 1, 2))
+    expected = logits_of(weights, images)
     assert np.linalg.norm(interpreter.get_tensor(given["index"]) - expected) < 1e-5 * np.linalg.norm(expected)
     edit = TfliteEdit(out)
     kernel = next(tensor for tensor in edit.graph.tensors if list(tensor.shape) == [7, 512])
@@ -134,6 +124,15 @@ def test_the_classifier_as_tflite_takes_the_pixels_of_two_images_at_a_time(weigh
     faults = [each for each in compared(read_tflite(edit.save(tmp_path / "changed.tflite")), weights)
               if not each.is_faithful]  # fmt: skip
     assert [(each.variable, each.differing, each.max_ulp) for each in faults] == [("Logits/weights", 1, 1)]
+
+
+def two_images():
+    """A dark and a bright image: pixels, NHWC, and the images whitened independently, NCHW in float64."""
+    brightest = np.reshape([60, 250], (2, 1, 1, 1))
+    pixels = np.random.default_rng(1).integers(0, brightest, (2, SIZE, SIZE, 3)).astype(np.uint8)
+    # facenet's prewhiten
+    images = [(image - image.mean()) / max(image.std(), 1 / np.sqrt(image.size)) for image in pixels]
+    return pixels, np.stack(images).transpose(0, 3, 1, 2)
 
 
 def logits_of(weights, images):
